@@ -45,7 +45,7 @@ METHODS = ("random", "hill", "predict", "nsga2")
 AT = (8, 16, 24)
 
 
-def split_cola(source: Path, folder: Path) -> None:
+def write_digit_splits(source: Path, folder: Path) -> None:
     with gzip.open(source, "rt") as file:
         table = torch.tensor([[float(x) for x in line.split(",")] for line in file])
     images = table[:, :-1].view(-1, 1, 8, 8).div(8).sub(1)
@@ -163,7 +163,7 @@ def main() -> None:
         for seed in range(asked.seeds):
             folder = Path(place) / str(seed)
             folder.mkdir()
-            split_cola(asked.digits, folder)
+            write_digit_splits(asked.digits, folder)
             for name, value in compare_methods(folder, seed, asked, areas):
                 found.setdefault(name, []).append(value)
                 print(f"seed {seed}: {name}: {value:.4f}, {time.monotonic() - began:.0f} s", flush=True)

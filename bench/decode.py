@@ -190,17 +190,17 @@ def print_table(title: str, head: list[str], rows: list[list[str]]) -> None:
         print("  ".join([first, *others]))
 
 
-def run_benchmark(folder: Path, asked: argparse.Namespace) -> None:
-    names = available_contestants(asked.only.split(","))
+def run_benchmark(folder: Path, options: argparse.Namespace) -> None:
+    names = available_contestants(options.only.split(","))
     write_contestants(folder, names)
-    loads = {name: [load(folder, name, asked.threads) for _ in range(2)] for name in names}
-    racers = [Racer.start(folder, name, asked.threads) for name in [READ, *names]]
-    race_in_turns(racers, "step", STEPS, asked.seconds)
+    loads = {name: [load(folder, name, options.threads) for _ in range(2)] for name in names}
+    racers = [Racer.start(folder, name, options.threads) for name in [READ, *names]]
+    race_in_turns(racers, "step", STEPS, options.seconds)
     reading, *racers = racers
     for tokens in PROMPTS:
-        race_in_turns(racers, "prompt", tokens, asked.seconds)
+        race_in_turns(racers, "prompt", tokens, options.seconds)
     rate = READ_BYTES / reading.seconds("step")
-    print(f"{asked.threads} threads, read bandwidth {rate / 1e9:.1f} GB/s; medians of samples without pre-emption")
+    print(f"{options.threads} threads, read bandwidth {rate / 1e9:.1f} GB/s; medians of samples without pre-emption")
     fills = [f"prompt {tokens}" for tokens in PROMPTS]
     lines = []
     for r in racers:
@@ -212,7 +212,7 @@ def run_benchmark(folder: Path, asked: argparse.Namespace) -> None:
     head = ["", "tokens/s", "ms", "of bound", *(f"prefill {tokens} t/s" for tokens in PROMPTS), "samples"]
     print_table("SmolLM2-135M-Instruct", head, lines)
     print_goals(racers)
-    if not asked.no_quality:
+    if not options.no_quality:
         quality = [[r.name, f"{r.ask('perplexity')['perplexity']:.3f}"] for r in racers]
         print_table("perplexity, 4 rows of 256 tokens of the zoo's held-out text", ["", "perplexity"], quality)
     for racer in [reading, *racers]:

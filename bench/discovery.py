@@ -35,7 +35,7 @@ def smollm2() -> torch.nn.Module:
         return LlamaForCausalLM(config)
 
 
-def discovery_cost(model: torch.nn.Module) -> tuple[float, float, int]:
+def capture_and_discovery_seconds(model: torch.nn.Module) -> tuple[float, float, int]:
     """CPU seconds of capture and of discovery, and how many branches and groups were found."""
     start = time.process_time()
     program = capture(model)
@@ -50,7 +50,7 @@ def main() -> None:
     print(f"{'':20} {'capture s':>10} {'discover s':>11} {'found':>6}")
     makers = {"SmolLM2, meta device": smollm2, **{name: lambda name=name: table.model(name) for name in table.NAMES}}
     for name, make in makers.items():
-        captured, discovered, found = discovery_cost(make())
+        captured, discovered, found = capture_and_discovery_seconds(make())
         print(f"{name:20} {captured:10.2f} {discovered:11.2f} {found:6}")
 
 

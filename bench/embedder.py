@@ -83,12 +83,12 @@ def vectors(model: nn.Module, rows: Tensor, base: Path) -> Tensor:
     return normalize(torch.cat(made), dim=-1)
 
 
-def print_accuracy(name: str, model: nn.Module, ours: Tensor, known: Tensor) -> None:
-    places = ranks(ours[:PAIRS] @ ours[PAIRS:].T)
+def print_accuracy(name: str, model: nn.Module, embeddings: Tensor, original_embeddings: Tensor) -> None:
+    rank_of_pair = ranks(embeddings[:PAIRS] @ embeddings[PAIRS:].T)
     print(
         f"{name:16} {sum(p.numel() for p in model.parameters()) / 1e6:6.2f} M params  "
-        f"similarity {(ours * known).sum(1).mean():.4f}  "
-        f"recall@1 {(places == 1).double().mean():.3f}  MRR {(1 / places).mean():.3f}",
+        f"similarity {(embeddings * original_embeddings).sum(1).mean():.4f}  "
+        f"recall@1 {(rank_of_pair == 1).double().mean():.3f}  MRR {(1 / rank_of_pair).mean():.3f}",
         flush=True,
     )
 

@@ -63,7 +63,7 @@ class Shape:
     def norm(self, x: int) -> int:
         return self.step("norm", HIDDEN, x=x, kind="rms", weight=self.ones, bias=None, eps=1e-5, group=HIDDEN)
 
-    def turned(self, x: int, heads: int) -> int:
+    def append_rotary(self, x: int, heads: int) -> int:
         return self.step(
             "rotary",
             heads * D,
@@ -84,8 +84,8 @@ class Shape:
         seen = self.step(
             "attention",
             HIDDEN,
-            q=self.turned(q, HEADS),
-            k=self.turned(k, KV),
+            q=self.append_rotary(q, HEADS),
+            k=self.append_rotary(k, KV),
             v=v,
             heads=HEADS,
             slot=len(self.plan["slots"]) - 1,

@@ -70,7 +70,7 @@ def write_native(folder: Path, name: str, steps: int) -> None:
     from effc.compiler.ir.layers.linear import KernelLinear
     from effc.compiler.runtimes.native import plan_files
     from effc.compiler.runtimes.native.emission import native_artifact_facts
-    from effc.compiler.runtimes.native.linears import Numbers
+    from effc.compiler.runtimes.native.linears import NumberFormats
     from effc.compiler.runtimes.native.reader import Reader
 
     made, weights, kernel = NATIVE_VARIANTS[name]
@@ -86,7 +86,7 @@ def write_native(folder: Path, name: str, steps: int) -> None:
     place.mkdir(parents=True)
     program.changed()
     plan_files.write_plan(
-        Reader(program, Numbers(weights, 32)).build_plan(), place, native_artifact_facts(model, weights)
+        Reader(program, NumberFormats(weights, 32)).build_plan(), place, native_artifact_facts(model, weights)
     )
 
 
@@ -273,9 +273,9 @@ def perplexities(folder: Path, name: str, threads: int) -> list[float]:
     return json.loads(kept.read_text())
 
 
-def run_benchmark(folder: Path, names: list[str], asked: argparse.Namespace) -> None:
-    known = {name: perplexities(folder, name, asked.threads) for name in names}
-    seconds = {} if asked.no_speed else race(folder, names, asked.threads, asked.rounds)
+def run_benchmark(folder: Path, names: list[str], options: argparse.Namespace) -> None:
+    known = {name: perplexities(folder, name, options.threads) for name in names}
+    seconds = {} if options.no_speed else race(folder, names, options.threads, options.rounds)
     line = "{:<32}{:>8}{:>9}{:>9}{:>12}{:>20}{:>12}"
     print(line.format("", "MB", *smol.HELD_OUT, "tokens/s", "lowest..highest", "of bf16"), flush=True)
     lines = []
@@ -299,8 +299,8 @@ def run_benchmark(folder: Path, names: list[str], asked: argparse.Namespace) -> 
         best = max(better, key=lambda row: row["tokens_s"], default=None)
         result = "none" if best is None else f"{best['label']}, {best['tokens_s'] / theirs['tokens_s']:.2f}x"
         print(f"no worse than {theirs['engine']} {theirs['label']}: {result} (goal 1.3x)", flush=True)
-    if asked.json and lines:
-        write_json(lines, asked.json, asked.threads)
+    if options.json and lines:
+        write_json(lines, options.json, options.threads)
 
 
 if __name__ == "__main__":

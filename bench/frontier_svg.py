@@ -120,10 +120,10 @@ def box(x: float, y: float, width: float, side: float) -> Box:
     return left, y - FONT + 2, left + width, y + 3
 
 
-def overlap(one: Box, other: Box) -> float:
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    outside = max(0.0, one[2] - (WIDTH - RIGHT)) + max(0.0, LEFT - one[0])
+def overlap(a: Box, b: Box) -> float:
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    outside = max(0.0, a[2] - (WIDTH - RIGHT)) + max(0.0, LEFT - a[0])
     return max(0.0, width) * max(0.0, height) + 100 * outside
 
 

@@ -47,18 +47,18 @@ TARGETS = {"hf": 'hf("out")', "native": 'native("out")', "native int8": 'native(
 
 def write_random_checkpoint(size: str, folder: Path, shard_bytes: int = 2 << 30, seed: int = 0) -> None:
     """A checkpoint folder of these shapes, weights drawn as Llamas begin: normal, 0.02; norms are one."""
-    from effc.compiler.models.checkpoints.tensor_files import Piece, write_safetensors_files
+    from effc.compiler.models.checkpoints.tensor_files import LazyTensor, write_safetensors_files
 
     hidden, layers, heads, kv, mlp, vocabulary, tied = SHAPES[size]
     generator, width = torch.Generator().manual_seed(seed), hidden // heads
 
-    def random_tensor(name: str, *shape: int) -> Piece:
+    def random_tensor(name: str, *shape: int) -> LazyTensor:
         def drawn() -> torch.Tensor:
             if len(shape) == 1:
                 return torch.ones(shape, dtype=torch.bfloat16)
             return torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
 
-        return Piece(name, torch.bfloat16, shape, drawn)
+        return LazyTensor(name, torch.bfloat16, shape, drawn)
 
     pieces = [
         random_tensor("model.embed_tokens.weight", vocabulary, hidden),
@@ -105,7 +105,9 @@ def recipe(model: Path, name: str, rows: int, length: int) -> str:
     )
 
 
-def compile_recipe(model: Path, name: str, work: Path, threads: int, measured: str, rows: int, length: int) -> None:
+def compile_recipe(
+    model: Path, name: str, work_folder: Path, threads: int, speeds_json: str, rows: int, length: int
+) -> None:
     """Compile one recipe in this process, whose plan estimates from speeds in JSON; then print its stages as JSON."""
     from effc.compiler.core.events import StageEnded
     from effc.compiler.core.speed_cache import keep
@@ -113,7 +115,7 @@ def compile_recipe(model: Path, name: str, work: Path, threads: int, measured: s
     from effc.compiler.driver import api
 
     torch.set_num_threads(threads)
-    path = work / f"{name}.effspec"
+    path = work_folder / f"{name}.effspec"
     path.write_text(recipe(model, name, rows, length), encoding="utf-8")
     stages: list[dict] = []
     before = 0.0
@@ -128,15 +130,15 @@ def compile_recipe(model: Path, name: str, work: Path, threads: int, measured: s
         if isinstance(event, StageEnded):
             ended(event.stage, event.seconds, event.peak_bytes)
 
-    (work / "cache").mkdir()
-    keep(work / "cache", Speeds(**json.loads(measured)))
-    options = {"cache_dir": work / "cache", "threads": threads, "seed": 0, "tell": tell}
+    (work_folder / "cache").mkdir()
+    keep(work_folder / "cache", Speeds(**json.loads(speeds_json)))
+    options = {"cache_dir": work_folder / "cache", "threads": threads, "seed": 0, "tell": tell}
     started = time.perf_counter()
     (plan,) = api.plan_all_pipelines(api.open_session(path, **options))
     ended("plan", time.perf_counter() - started, 0)
     foreseen = {s.name: (s.seconds, s.peak_bytes) for s in plan.stages}
     foreseen |= {f"emit {e.call.word}": (e.seconds, e.peak_bytes) for e in plan.emissions}
-    api.compile(path, work / "out", **options)
+    api.compile(path, work_folder / "out", **options)
     for row in stages:
         row["planned"], row["planned_peak"] = foreseen.get(row["stage"], (None, None))
     print(json.dumps({"name": name, "rows": stages, "hwm": peak_resident_bytes()}))
@@ -157,12 +159,12 @@ def peak_resident_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
-def run(model: Path, names: list[str], threads: int, work: Path | None, data: list[str]) -> None:
+def run(model: Path, names: list[str], threads: int, work_folder: Path | None, data: list[str]) -> None:
     from effc.compiler.core.fingerprint import machine_facts
     from effc.compiler.core.speeds import measure_machine_speeds
 
     torch.set_num_threads(threads)
-    measured = json.dumps(asdict(measure_machine_speeds(model.parent / "disk", seconds_each=0.5)))
+    speeds_json = json.dumps(asdict(measure_machine_speeds(model.parent / "disk", seconds_each=0.5)))
     weights = sum(f.stat().st_size for f in model.glob("*.safetensors"))
     print(
         f"{', '.join(f'{k} {v}' for k, v in machine_facts().items())}, seed 0, weights {weights / 2**30:.2f} GiB",
@@ -173,10 +175,10 @@ def run(model: Path, names: list[str], threads: int, work: Path | None, data: li
         flush=True,
     )
     for name in names:
-        folder = Path(tempfile.mkdtemp(dir=work))
+        folder = Path(tempfile.mkdtemp(dir=work_folder))
         try:
             command = [sys.executable, "-m", "bench.giant", "one", str(model), name, str(folder), str(threads)]
-            done = subprocess.run([*command, measured, *data], stdout=subprocess.PIPE, text=True, check=False)
+            done = subprocess.run([*command, speeds_json, *data], stdout=subprocess.PIPE, text=True, check=False)
             if done.returncode:
                 print(f"{name:<11} ended with {done.returncode}", flush=True)
                 continue
@@ -185,13 +187,13 @@ def run(model: Path, names: list[str], threads: int, work: Path | None, data: li
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def print_result(found: dict) -> None:
-    for row in found["rows"]:
+def print_result(result: dict) -> None:
+    for row in result["rows"]:
         seconds = "" if row["planned"] is None else f"{row['planned']:.1f}"
         peak = "" if row["planned_peak"] is None else f"{row['planned_peak'] / 2**30:.2f}"
         print(
-            f"{found['name']:<11} {row['stage']:<14} {row['seconds']:>8.1f} {row['cpu']:>8.1f} {seconds:>8} "
-            f"{row['peak'] / 2**30:>9.2f} {peak:>8} {found['hwm'] / 2**30:>10.2f}",
+            f"{result['name']:<11} {row['stage']:<14} {row['seconds']:>8.1f} {row['cpu']:>8.1f} {seconds:>8} "
+            f"{row['peak'] / 2**30:>9.2f} {peak:>8} {result['hwm'] / 2**30:>10.2f}",
             flush=True,
         )
 

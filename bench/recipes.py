@@ -19,7 +19,7 @@ from pathlib import Path
 from effc.compiler.core.cache import write_atomic
 from effc.compiler.core.fingerprint import machine_facts
 from effc.compiler.driver import api
-from effc.compiler.plugin.library_effects import FORMAT, Effect, Effects, effects_path, short
+from effc.compiler.plugin.library_effects import FORMAT, Effect, Effects, effects_path, short_name
 from effc.compiler.plugin.recipe_library import LibraryFile, library_files
 from effc.dsl.syntax.diagnostics import Reject
 
@@ -88,16 +88,18 @@ def write_effects(effects: Effects) -> None:
     write_atomic(effects_path(), (json.dumps(body, indent=1) + "\n").encode())
 
 
-def recipes_to_measure(asked: argparse.Namespace, effects: Effects) -> list[LibraryFile]:
+def recipes_to_measure(options: argparse.Namespace, effects: Effects) -> list[LibraryFile]:
     """The recipes to measure. On SmolLM2 those that name the embedded decoder."""
-    known = {short(r): r for r in library_files().values() if not r.is_module}
-    if unknown := set(asked.names) - set(known):
+    known = {short_name(r): r for r in library_files().values() if not r.is_module}
+    if unknown := set(options.names) - set(known):
         sys.exit(f"the library has no {', '.join(sorted(unknown))}")
-    found = [known[name] for name in asked.names or known]
-    if asked.on == "smollm2":
+    found = [known[name] for name in options.names or known]
+    if options.on == "smollm2":
         found = [r for r in found if 'zoo("tiny-llama")' in r.text]
     there = [
-        r for r in found if not asked.again and any((e.on == SMOL) == (asked.on == "smollm2") for e in effects.of(r))
+        r
+        for r in found
+        if not options.again and any((e.on == SMOL) == (options.on == "smollm2") for e in effects.of(r))
     ]
     return [r for r in found if r not in there]
 
@@ -112,14 +114,14 @@ def main() -> None:
     asked, began = parser.parse_args(), time.monotonic()
     for recipe in recipes_to_measure(asked, Effects.read()):
         if time.monotonic() - began > 60 * asked.minutes:
-            return print(f"stopped before {short(recipe)}: the minutes are over")
+            return print(f"stopped before {short_name(recipe)}: the minutes are over")
         try:
             effect = measure_recipe(recipe, asked.on)
         except Reject as error:
-            print(f"{short(recipe)}: {error}", flush=True)
+            print(f"{short_name(recipe)}: {error}", flush=True)
             continue
         store_effect(recipe, effect, asked.shared)
-        print(f"{short(recipe)} ({effect.seconds:.0f} s)\n  {effect.text()}", flush=True)
+        print(f"{short_name(recipe)} ({effect.seconds:.0f} s)\n  {effect.text()}", flush=True)
 
 
 if __name__ == "__main__":

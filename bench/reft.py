@@ -210,8 +210,8 @@ def print_report(folder: Path, model: str, train: list, tests: list, args, seeds
         each = train_method(folder, model, method, rates[0], 3, 99)[2] / 3
         steps, scores = max(4, round(args.seconds / each)), []
 
-        def dev(rate: float, method: str = method, steps: int = steps) -> float:
-            return accuracy(train_method(folder, model, method, rate, steps, 99)[0].model, tokenizer, train[-KEPT:])
+        def dev(lr: float, method: str = method, steps: int = steps) -> float:
+            return accuracy(train_method(folder, model, method, lr, steps, 99)[0].model, tokenizer, train[-KEPT:])
 
         lr = max(rates, key=dev) if len(rates) > 1 else rates[0]
         for seed in seeds:

@@ -117,12 +117,12 @@ def arithmetic_rows(data: Path, split: str) -> list[dict[str, str]]:
 TASKS = {"sst2": sst2, "boolq": boolq, "science": science_rows, "sums": arithmetic_rows}
 
 
-def _words(text: str, most: int) -> str:
+def _words(text: str, max_words: int) -> str:
     """The first words of the question itself: LLM-Adapters put a sentence of instruction in front."""
     marks = ("question: ", "question, true or false? ")
     for mark in marks:
         text = text.partition(mark)[2] or text
-    return " ".join(text.split()[:most])
+    return " ".join(text.split()[:max_words])
 
 
 def sample_rows(rows: list[dict[str, str]], count: int, seed: int, tokenizer) -> list[dict[str, str]]:

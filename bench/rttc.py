@@ -98,12 +98,14 @@ def spent(action: Callable[[], Any]) -> tuple[Any, float]:
     return action(), time.process_time() - started
 
 
-def answer_by_every_branch(client: GuidedModel, one: Asked, length: int, trained: bool = True) -> dict[str, Any]:
+def answer_by_every_branch(
+    client: GuidedModel, question: Asked, length: int, includes_ttt: bool = True
+) -> dict[str, Any]:
     """What every branch answers, and the CPU seconds of every part."""
-    message, settings = [{"role": "user", "content": one.sample.question}], Settings(max_tokens=length)
+    message, settings = [{"role": "user", "content": question.sample.question}], Settings(max_tokens=length)
     cost: dict[str, float] = {}
     vector, cost["embed"] = spent(
-        lambda: client.refreshed_base_facts().project(client.embedder.embed([one.sample.question])[0])
+        lambda: client.refreshed_base_facts().project(client.embedder.embed([question.sample.question])[0])
     )
     found, cost["retrieve"] = spent(lambda: client.retriever.retrieve(vector, POLICY.count).matches)
     ids = client.prompts.tokenize_conversation(message)
@@ -125,17 +127,17 @@ def answer_by_every_branch(client: GuidedModel, one: Asked, length: int, trained
     texts = {}
     texts["direct"], cost["direct"] = spent(lambda: say(ids))
     texts["rag"], cost["rag"] = spent(lambda: say(told))
-    if trained:
+    if includes_ttt:
         state, cost["train"] = spent(learn)
         texts["ttt"], cost["ttt"] = spent(lambda: say(ids, state))
     own = {}
     for branch, text in texts.items():
         (own[branch],), cost[f"self {branch}"] = spent(
-            lambda text=text: client.reward.score(one.sample.question, [text])
+            lambda text=text: client.reward.score(question.sample.question, [text])
         )
     return {
         "texts": texts,
-        "right": {branch: one.right(text) for branch, text in texts.items()},
+        "right": {branch: question.right(text) for branch, text in texts.items()},
         "self": own,
         "cost": cost,
         "signals": asdict(shown),

@@ -113,9 +113,9 @@ def bootstrap_interval(differences: Sequence[float]) -> tuple[float, float, floa
     return float(values.mean()), low, high
 
 
-def gaps(mine: Result, theirs: Result) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def gaps(result: Result, baseline: Result) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Of accuracy and of cost."""
-    pairs = ((mine.right, theirs.right), (mine.cost, theirs.cost))
+    pairs = ((result.right, baseline.right), (result.cost, baseline.cost))
     right, cost = ([float(a) - float(b) for a, b in zip(*pair, strict=True)] for pair in pairs)
     return bootstrap_interval(right), bootstrap_interval(cost)
 

@@ -185,8 +185,10 @@ def _generated_questions(name: str, count: int) -> list[Asked]:
     return [Asked(Sample(q, a), "pattern", whole.format(re.escape(a))) for q, a in list(every.items())[:count]]
 
 
-def wrong_answers(asked: Asked, others: Sequence[Asked], rng: random.Random) -> str | None:
+def wrong_answers(question: Asked, other_questions: Sequence[Asked], rng: random.Random) -> str | None:
     """An answer of the same form that is wrong; None where none is found."""
-    told = list(asked.wrong) or [other.sample.answer for other in rng.sample(list(others), min(8, len(others)))]
-    rng.shuffle(told)
-    return next((text for text in told if not asked.right(text)), None)
+    candidates = list(question.wrong) or [
+        other.sample.answer for other in rng.sample(list(other_questions), min(8, len(other_questions)))
+    ]
+    rng.shuffle(candidates)
+    return next((text for text in candidates if not question.right(text)), None)

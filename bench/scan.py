@@ -68,9 +68,13 @@ def race_in_turns(calls: dict[str, Callable[[], object]], rounds: int) -> dict[s
     return {name: statistics.median(seconds) for name, seconds in took.items()}
 
 
-def line(title: str, found: dict[str, float], against: str) -> None:
-    parts = [f"{name} {seconds * 1e3:.2f} ms" for name, seconds in found.items()]
-    ratios = [f"{name} / {against} {found[name] / found[against]:.2f}" for name in found if name != against]
+def line(title: str, seconds_by_name: dict[str, float], baseline: str) -> None:
+    parts = [f"{name} {seconds * 1e3:.2f} ms" for name, seconds in seconds_by_name.items()]
+    ratios = [
+        f"{name} / {baseline} {seconds_by_name[name] / seconds_by_name[baseline]:.2f}"
+        for name in seconds_by_name
+        if name != baseline
+    ]
     print(f"{title:<28}{', '.join(parts)}   {', '.join(ratios)}", flush=True)
 
 

@@ -36,7 +36,7 @@ def rows(folder: Path, name: str, count: int, length: int = 64) -> torch.Tensor:
     return ids[: count * length].view(count, length)
 
 
-def family_of(folder: Path, work: Path, steps: int) -> tuple[Family, object]:
+def family_of(folder: Path, work_folder: Path, steps: int) -> tuple[Family, object]:
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     args = {
         "channels": [Ratio(1.0), Ratio(0.75), Ratio(0.5)],
@@ -48,11 +48,11 @@ def family_of(folder: Path, work: Path, steps: int) -> tuple[Family, object]:
         "lr": 1e-3,
     }
     recipe = recipe_of([("net", "supernet.elastic", {**defaults("pass", "supernet.elastic"), **args})])
-    ctx = context_of(work, model, recipe, rows(folder, "calib.txt", 32))
+    ctx = context_of(work_folder, model, recipe, rows(folder, "calib.txt", 32))
     step = ctx.registry.make("pass", recipe.pipelines["lean"].steps[0].call)
     net = step.result_of(Model(capture(copy.deepcopy(model))), ctx)
     recipe = recipe_of([])
-    ctx = context_of(work, model, recipe, rows(folder, "heldout.txt", 4))
+    ctx = context_of(work_folder, model, recipe, rows(folder, "heldout.txt", 4))
     return net, ctx
 
 

@@ -107,12 +107,12 @@ def method_row(
         return _result_row(program, build, said, seconds, tokens)
 
 
-def _result_row(program, build: Build, said: dict, seconds: float, tokens: int) -> dict[str, float]:
+def _result_row(program, build: Build, recorded: dict, seconds: float, tokens: int) -> dict[str, float]:
     rounds = [note["scores"] for note in program.notes if "scores" in note]
     original = skeleton_of(capture(build.ctx.origin.load()))
     layers, flops = len(original.units), _multiplied(original)
-    run, whole = said.get("layer forwards", float("nan")), said.get(WHOLE, float("nan"))
-    own = said.get("layer forwards to rank and refit", float("nan"))
+    run, whole = recorded.get("layer forwards", float("nan")), recorded.get(WHOLE, float("nan"))
+    own = recorded.get("layer forwards to rank and refit", float("nan"))
     scored = sum(map(len, rounds))
     values = [build.ctx.metric(b.metric).measure(program.model.eval(), build.ctx) for b in build.plan.pipeline.expects]
     return {

@@ -78,18 +78,22 @@ def search_forwards(widths: str, layers: int, tokens: int, search: str, removed_
         }
 
 
-def print_extrapolation(removed_share: float = 0.2, each: float = 0.004, tokens: int = 2048, own: int = 8192) -> None:
+def print_extrapolation(
+    removed_share: float = 0.2, cut_share: float = 0.004, tokens: int = 2048, own_tokens: int = 8192
+) -> None:
     """Layer forwards by formula."""
-    cuts = round(removed_share / each)
-    print(f"\nextrapolated: {removed_share:.0%} of parameters in {cuts} cuts of {each:.1%}, {tokens} tokens scored:")
+    cuts = round(removed_share / cut_share)
+    print(
+        f"\nextrapolated: {removed_share:.0%} of parameters in {cuts} cuts of {cut_share:.1%}, {tokens} tokens scored:"
+    )
     print("  whole   cuts x 3L candidates x L layers")
     print("  exact   cuts x 3L candidates x (L + 1) / 2 layers")
-    print(f"  racing  2 x {own} / {tokens} x L to write and to read its own rows,")
+    print(f"  racing  2 x {own_tokens} / {tokens} x L to write and to read its own rows,")
     print("          first round 4L candidates x (L + 1) / 2, then cuts x 2.5 scores x (L + 1) / 2")
     for name, layers in LAYERS.items():
         half = (layers + 1) / 2
         exact, whole = cuts * 3 * layers * half, cuts * 3 * layers * layers
-        racing = 2 * own / tokens * layers + 4 * layers * half + cuts * 2.5 * half
+        racing = 2 * own_tokens / tokens * layers + 4 * layers * half + cuts * 2.5 * half
         print(
             f"  {name:>4}  L {layers:>3}  whole {whole:>9,}  exact {exact:>11,.0f} ({exact / whole:.0%})  "
             f"racing {racing:>9,.0f} ({racing / whole:.0%})"

@@ -95,7 +95,7 @@ def time_sweeps(program, ids: torch.Tensor) -> tuple[float, float]:
     return layer, behind
 
 
-def scale_to_8b(found: dict[str, float], size: str) -> dict[str, float]:
+def scale_to_8b(seconds_by_step: dict[str, float], size: str) -> dict[str, float]:
     """The steps of an 8B Llama by operations: products of layers, second moments, factors of their width cubed."""
     hidden, _, heads, kv, mlp, _ = SIZES[size]
     wide, _, more_heads, more_kv, more_mlp, _ = EIGHT
@@ -107,21 +107,23 @@ def scale_to_8b(found: dict[str, float], size: str) -> dict[str, float]:
     whole = per_layer * EIGHT[1] / SIZES[size][1]
     square, cube = (more_mlp / mlp) ** 2, (more_mlp / mlp) ** 3
     by = {"write": whole, "read": whole, "moments": square, "rank": cube, "fit": cube, "layer": per_layer}
-    return {name: seconds * by.get(name, whole) for name, seconds in found.items()}
+    return {name: seconds * by.get(name, whole) for name, seconds in seconds_by_step.items()}
 
 
-def total_seconds(found: dict[str, float], layers: int, tokens: int, cuts: int, together: int) -> dict[str, float]:
+def total_seconds(
+    seconds_by_step: dict[str, float], layers: int, tokens: int, cuts: int, cuts_per_round: int
+) -> dict[str, float]:
     """Processor seconds of a whole search with `estimate: taylor`, by what they are spent on."""
     own, half = OWN_ROWS * OWN_LENGTH / tokens, (layers + 1) / (2 * layers)
     first = 4 * layers / 6
     return {
-        "rows of its own": OWN_LENGTH * found["write"],
-        "their moments": own * (found["read"] + layers * found["moments"]),
-        "ranking": layers * found["rank"],
-        "sweep": found["behind"] + layers * found["layer"] + found["read"] * (1 + 4),
-        "first round": first * half * found["read"],
-        "later rounds": math.ceil(cuts / together) * 3 * half * found["read"],
-        "refits": (layers + cuts) * found["fit"],
+        "rows of its own": OWN_LENGTH * seconds_by_step["write"],
+        "their moments": own * (seconds_by_step["read"] + layers * seconds_by_step["moments"]),
+        "ranking": layers * seconds_by_step["rank"],
+        "sweep": seconds_by_step["behind"] + layers * seconds_by_step["layer"] + seconds_by_step["read"] * (1 + 4),
+        "first round": first * half * seconds_by_step["read"],
+        "later rounds": math.ceil(cuts / cuts_per_round) * 3 * half * seconds_by_step["read"],
+        "refits": (layers + cuts) * seconds_by_step["fit"],
     }
 
 

@@ -111,7 +111,7 @@ def pools() -> dict[str, np.ndarray]:
     result = {}
     for name, model in (("int4", rounded(load())), ("one layer less", shortened(load()))):
         for length in (64, 16, 6):
-            nats, divergence = differences(model, original, windows(length))
+            nats, divergence = nats_and_divergence_differences(model, original, windows(length))
             result[f"{name}, {length} tokens, nats"] = nats
             result[f"{name}, {length} tokens, divergence"] = divergence
     return result
@@ -150,7 +150,9 @@ def shortened(model: torch.nn.Module) -> torch.nn.Module:
 
 
 @torch.no_grad()
-def differences(model: torch.nn.Module, original: torch.nn.Module, rows: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+def nats_and_divergence_differences(
+    model: torch.nn.Module, original: torch.nn.Module, rows: torch.Tensor
+) -> tuple[np.ndarray, np.ndarray]:
     nats, divergence = [], []
     for batch in rows.split(max(1, 1024 // rows.shape[1])):
         p, q = (m(input_ids=batch).logits[:, :-1].log_softmax(-1) for m in (original, model))

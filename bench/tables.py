@@ -19,7 +19,7 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 MARKS = re.compile(r"(?<=<!-- table: )(\w+)( -->\n).*?(?=<!-- end of table -->)", re.S)
 
 
-def loads(measured: dict[str, tuple[float, float]]) -> list[tuple]:
+def latency_under_load_rows(measured: dict[str, tuple[float, float]]) -> list[tuple]:
     """95th percentiles in ms, those of the mildest load first."""
     rows = sorted(measured.items(), key=lambda row: row[1][1])
     return [
@@ -28,7 +28,7 @@ def loads(measured: dict[str, tuple[float, float]]) -> list[tuple]:
     ]
 
 
-def tune(measured: dict[str, Any]) -> list[tuple]:
+def tune_rows(measured: dict[str, Any]) -> list[tuple]:
     """A search for each wish beside the best of the matrix."""
     verdicts = {True: "hold", False: "one misses"}
     head = ("wish", "chosen", "best of the matrix", "behind", "share of the matrix's time", "bounds on unread rows")
@@ -45,7 +45,7 @@ def tune(measured: dict[str, Any]) -> list[tuple]:
     ]
 
 
-def mixed(measured: dict[str, dict[str, tuple]]) -> list[tuple]:
+def mixed_format_rows(measured: dict[str, dict[str, tuple]]) -> list[tuple]:
     """Divergences in nats a token; of a mixed point how much lower than the best single format of no more bytes."""
     singles, all_points = measured["singles"], measured["singles"] | measured["mixed"]
     rows: list[tuple] = [("point", "MiB", "like text", "lower", "unlike text", "lower")]
@@ -59,7 +59,7 @@ def mixed(measured: dict[str, dict[str, tuple]]) -> list[tuple]:
     return rows
 
 
-def library(measured: dict[str, Any]) -> list[tuple]:
+def library_effect_rows(measured: dict[str, Any]) -> list[tuple]:
     """Effects on SmolLM2 of recipes that are no teaching recipes."""
     rows: list[tuple] = [("recipe", "share of the bytes", "perplexity before", "after")]
     for name, recipe in measured["recipes"].items():
@@ -80,7 +80,7 @@ def latest(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     )
 
 
-def frontier(measured: dict[str, Any]) -> list[tuple]:
+def frontier_rows(measured: dict[str, Any]) -> list[tuple]:
     """Points of tokens a second against perplexity, each with the day of the race it ran in."""
     head = ("engine", "file", "MB", "docs", "kjv", "geometric mean", "tokens/s", "lowest to highest", "race")
     return [head] + [
@@ -102,7 +102,7 @@ HEADLINE = {
 }
 
 
-def headline(measured: dict[str, Any]) -> list[tuple]:
+def headline_rows(measured: dict[str, Any]) -> list[tuple]:
     """Five points of `frontier`, for README."""
     points = {(row["engine"], row["label"]): row for row in latest(measured["rows"])}
     return [("SmolLM2-135M on two cores of an AMD Zen 4", "MB", "perplexity", "tokens/s")] + [
@@ -111,7 +111,7 @@ def headline(measured: dict[str, Any]) -> list[tuple]:
     ]
 
 
-def frontier_rivals(measured: dict[str, Any]) -> list[tuple]:
+def frontier_rival_rows(measured: dict[str, Any]) -> list[tuple]:
     """For each point of another engine, the fastest of ours of the same race whose perplexity is no higher: a trained
     one only where no other is."""
     rows: list[tuple] = [("no worse than", "the fastest of ours", "times as fast")]
@@ -130,10 +130,14 @@ def frontier_rivals(measured: dict[str, Any]) -> list[tuple]:
 
 
 TABLES: dict[str, tuple[Path, Callable[[Any], list[tuple]]]] = {
-    **{table.__name__: (DATA / f"{table.__name__}.json", table) for table in (loads, tune, mixed)},
-    **{table.__name__: (DATA / "frontier.json", table) for table in (frontier, frontier_rivals, headline)},
-    "tune_amd": (DATA / "tune_amd.json", tune),  # of another machine: `python -m bench.tune --json FILE`
-    "library": (ROOT / "recipes" / "effects.json", library),
+    "loads": (DATA / "loads.json", latency_under_load_rows),
+    "tune": (DATA / "tune.json", tune_rows),
+    "mixed": (DATA / "mixed.json", mixed_format_rows),
+    "frontier": (DATA / "frontier.json", frontier_rows),
+    "frontier_rivals": (DATA / "frontier.json", frontier_rival_rows),
+    "headline": (DATA / "frontier.json", headline_rows),
+    "tune_amd": (DATA / "tune_amd.json", tune_rows),  # of another machine: `python -m bench.tune --json FILE`
+    "library": (ROOT / "recipes" / "effects.json", library_effect_rows),
 }
 
 

@@ -26,7 +26,7 @@ from effc.compiler.driver.tuning.tune import tune
 from effc.compiler.driver.tuning.wish import Wish, read_wish
 
 from bench.tables import markdown
-from bench.tables import tune as table
+from bench.tables import tune_rows as table
 
 PERPLEXITY = "perplexity(text.heldout)"
 WISHES = {

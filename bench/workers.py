@@ -35,20 +35,20 @@ pipeline lean(base) {{
 """
 
 
-def time_messages(hands: WorkerTransport, times: int) -> tuple[float, list[float]]:
+def time_messages(transport: WorkerTransport, n_messages: int) -> tuple[float, list[float]]:
     """Seconds until a worker is there, and milliseconds of every message after that."""
     began, found = time.monotonic(), []
-    hands.start_worker(0)
-    for number in range(times + 1):
+    transport.start_worker(0)
+    for number in range(n_messages + 1):
         sent = time.monotonic()
-        hands.send(0, json.dumps({"hello": True}))
-        while not hands.receive(1.0):
+        transport.send(0, json.dumps({"hello": True}))
+        while not transport.receive(1.0):
             pass
         if number:
             found.append(1000 * (time.monotonic() - sent))
         else:
             ready = time.monotonic() - began
-    hands.end()
+    transport.end()
     return ready, found
 
 

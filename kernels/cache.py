@@ -92,15 +92,15 @@ class Cache:
         native.call("pack_tokens", *arguments, label="the cache")
         self.blocks += count
 
-    def _zero_small_numbers(self, tokens: Tensor, keep_share: float, count: int) -> Tensor:
+    def _zero_small_numbers(self, tokens: Tensor, keep_share: float, n_blocks: int) -> Tensor:
         """Zeros for all but the largest `keep_share` of every head's numbers in every block past the sinks."""
         if keep_share >= 1:
             return tokens.contiguous()
-        blocks = tokens.reshape(len(tokens), count, -1).clone()
+        blocks = tokens.reshape(len(tokens), n_blocks, -1).clone()
         spared = max(0, -(-self.sinks // TOKENS) - self.blocks)
         size = blocks.shape[2]
         dropped = size - max(1, round(keep_share * size))
-        if dropped and spared < count:
+        if dropped and spared < n_blocks:
             magnitude = blocks[:, spared:].abs().float()
             bound = magnitude.kthvalue(dropped, dim=2, keepdim=True).values
             blocks[:, spared:].masked_fill_(magnitude <= bound, 0)

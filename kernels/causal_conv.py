@@ -5,7 +5,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from .kernel import Kernel
-from .sequences import FLOATS, at, checked_live_ranges, fit, inside, layout_of, one_type, plain, rows, run
+from .sequences import (
+    FLOATS,
+    address,
+    as_float32,
+    call_at_level,
+    check_shape,
+    checked_live_ranges,
+    live_mask,
+    pointer_and_strides,
+    with_common_dtype,
+    with_contiguous_rows,
+)
 
 
 class CausalConv(Kernel):
@@ -27,17 +38,17 @@ class CausalConv(Kernel):
         ctx.options = bounds, silu
 
     @staticmethod
-    def fake(x, weight, bias, initial_state, bounds, silu):
+    def fake(x, weight, bias, initial_state, live_ranges, silu):
         return x.new_empty(x.shape[0], x.shape[2], x.shape[1]).mT
 
     @staticmethod
-    def reference(x, weight, bias, initial_state, bounds, silu):
+    def reference(x, weight, bias, initial_state, live_ranges, silu):
         b, c, t = x.shape
         k, wide = weight.shape[1], x.dtype if x.dtype is torch.float64 else torch.float32
-        mask = inside(bounds, b, t).to(x.device)
+        mask = live_mask(live_ranges, b, t).to(x.device)
         inputs = functional.pad((x * mask[:, None]).to(wide), (k - 1, 0))
         if initial_state is not None and k > 1:
-            first = torch.zeros(b, dtype=torch.int64) if bounds is None else bounds[:, 0]
+            first = torch.zeros(b, dtype=torch.int64) if live_ranges is None else live_ranges[:, 0]
             positions = (first[:, None] + torch.arange(k - 1))[:, None].expand(-1, c, -1)
             inputs = inputs.scatter_add(2, positions, initial_state.to(wide))
         bias = None if bias is None else bias.to(wide)
@@ -45,21 +56,23 @@ class CausalConv(Kernel):
         return ((functional.silu(y) if silu else y) * mask[:, None]).to(x.dtype)
 
     @staticmethod
-    def native(x, weight, bias, initial_state, bounds, silu):
+    def native(x, weight, bias, initial_state, live_ranges, silu):
         b, c, t = x.shape
         k = weight.shape[-1]
-        fit("a weight", weight, c, k)
-        fit("a bias", bias, c)
-        fit("what came before", initial_state, b, c, k - 1)
-        bounds = checked_live_ranges(bounds, b, t)
-        (x_rows,) = one_type(x)
-        x_rows = rows(x_rows.mT)  # [b, t, c]
+        check_shape("a weight", weight, c, k)
+        check_shape("a bias", bias, c)
+        check_shape("what came before", initial_state, b, c, k - 1)
+        live_ranges = checked_live_ranges(live_ranges, b, t)
+        (x_rows,) = with_common_dtype(x)
+        x_rows = with_contiguous_rows(x_rows.mT)  # [b, t, c]
         y = torch.empty(b, t, c, dtype=x_rows.dtype)
-        filters, bias = plain(weight.mT), plain(bias)  # [k, c]
+        filters, bias = as_float32(weight.mT), as_float32(bias)  # [k, c]
         initial_state = None if initial_state is None or k == 1 else initial_state.mT.to(x_rows.dtype).contiguous()
-        pointers = map(at, (filters, bias, initial_state, y, bounds))
+        pointers = map(address, (filters, bias, initial_state, y, live_ranges))
         is_float = x_rows.dtype is torch.float32
-        run("causal_conv", *layout_of(x_rows), *pointers, b, t, c, k, is_float, silu, torch.get_num_threads())
+        call_at_level(
+            "causal_conv", *pointer_and_strides(x_rows), *pointers, b, t, c, k, is_float, silu, torch.get_num_threads()
+        )
         return y.mT.to(x.dtype)
 
     @classmethod

@@ -4,7 +4,15 @@ import torch
 
 from .causal_conv import CausalConv
 from .kernel import Kernel
-from .sequences import as_x, at, fit, plain, rows, rows_of, run
+from .sequences import (
+    address,
+    as_float32,
+    call_at_level,
+    check_shape,
+    fake_like_x,
+    pointer_and_stride,
+    with_contiguous_rows,
+)
 
 
 class CausalConvStep(Kernel):
@@ -13,7 +21,7 @@ class CausalConvStep(Kernel):
     name = "causal_conv_step"
     schema = "(Tensor x, Tensor(a!) state, Tensor weight, Tensor? bias, bool silu) -> Tensor"
 
-    fake = staticmethod(as_x)
+    fake = staticmethod(fake_like_x)
 
     @staticmethod
     def reference(x, state, weight, bias, silu):
@@ -27,13 +35,28 @@ class CausalConvStep(Kernel):
     def native(cls, x, state, weight, bias, silu):
         b, c = x.shape
         s, k = state.shape[-1], weight.shape[-1]
-        fit("a state", state, b, c, s)
-        fit("a weight", weight, c, k)
-        fit("a bias", bias, c)
+        check_shape("a state", state, b, c, s)
+        check_shape("a weight", weight, c, k)
+        check_shape("a bias", bias, c)
         if s < k - 1 or state.dtype is not x.dtype or not state.is_contiguous() or x.dtype is torch.float64:
             return cls.reference(x, state, weight, bias, silu)
-        x, weight, bias, y = rows(x), plain(weight), plain(bias), torch.empty(b, c, dtype=x.dtype)
-        run(cls.name, *rows_of(x), *map(at, (state, weight, bias, y)), b, c, s, k, x.dtype is torch.float32, silu)
+        x, weight, bias, y = (
+            with_contiguous_rows(x),
+            as_float32(weight),
+            as_float32(bias),
+            torch.empty(b, c, dtype=x.dtype),
+        )
+        call_at_level(
+            cls.name,
+            *pointer_and_stride(x),
+            *map(address, (state, weight, bias, y)),
+            b,
+            c,
+            s,
+            k,
+            x.dtype is torch.float32,
+            silu,
+        )
         return y
 
     accepts = CausalConv.accepts

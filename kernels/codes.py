@@ -103,7 +103,7 @@ def _recover_codes(weight: Tensor, group: int, codes: _Range) -> Codes | None:
     for extremes, multiple, nearby in ((least, 1, 0), *product((largest,), codes.multiples, range(3))):
         if not len(left):
             break
-        scales = _nearest(extremes[left] / multiple, nearby)
+        scales = _neighbouring_bfloat16(extremes[left] / multiple, nearby)
         likely = _count(sample[left], scales, codes)[1].nonzero().flatten()
         some, scales = left[likely], scales[likely]
         count, fits = _count(groups[some], scales, codes)
@@ -125,9 +125,9 @@ def _count(groups: Tensor, scale: Tensor, codes: _Range) -> tuple[Tensor, Tensor
     return count, ((count * scale[:, None]).to(groups.dtype) == groups).all(1) & codes.holds(low, high)
 
 
-def _nearest(value: Tensor, which: int) -> Tensor:
-    """The bfloat16 number nearest to a positive one, the next above it, or the next below, as float32."""
-    nearest = value.bfloat16().view(torch.int16) + (0, 1, -1)[which]
+def _neighbouring_bfloat16(value: Tensor, neighbour: int) -> Tensor:
+    """The bfloat16 number nearest to a positive one (`neighbour` 0), the next above (1), or below (2), as float32."""
+    nearest = value.bfloat16().view(torch.int16) + (0, 1, -1)[neighbour]
     return nearest.clamp(min=1).view(torch.bfloat16).float()
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from .kernel import Kernel
-from .sequences import at, fit, layout_of, plain, rows, run
+from .sequences import address, as_float32, call_at_level, check_shape, pointer_and_strides, with_contiguous_rows
 
 
 class DeltaRule(Kernel):
@@ -41,17 +41,17 @@ class DeltaRule(Kernel):
     def native(cls, q, k, v, decay, beta, state):
         batches, length, heads, p = v.shape
         groups, n = k.shape[2:]
-        fit("q", q, batches, length, groups, n)
-        fit("a decay", decay, batches, length, heads, *([n] if decay.dim() == 4 else []))
-        fit("beta", beta, batches, length, heads)
-        fit("a state", state, batches, heads, n, p)
+        check_shape("q", q, batches, length, groups, n)
+        check_shape("a decay", decay, batches, length, heads, *([n] if decay.dim() == 4 else []))
+        check_shape("beta", beta, batches, length, heads)
+        check_shape("a state", state, batches, heads, n, p)
         by_channel = decay.dim() == 4
-        operands = [rows(x.float().flatten(2)) for x in (q, k, v, decay, beta)]
-        s = torch.zeros(batches, heads, n, p) if state is None else plain(state).clone()
+        operands = [with_contiguous_rows(x.float().flatten(2)) for x in (q, k, v, decay, beta)]
+        s = torch.zeros(batches, heads, n, p) if state is None else as_float32(state).clone()
         y = torch.empty(batches, length, heads, p)
         sizes = batches, length, heads, groups, n, p
-        layouts = (part for x in operands for part in layout_of(x))
-        run(cls.name, *layouts, at(y), at(s), *sizes, by_channel, torch.get_num_threads())
+        layouts = (part for x in operands for part in pointer_and_strides(x))
+        call_at_level(cls.name, *layouts, address(y), address(s), *sizes, by_channel, torch.get_num_threads())
         return y.to(v.dtype), s
 
     @staticmethod

@@ -59,18 +59,18 @@ class DenseLinearInt4(PackedLinear):
         return (sum(parts) + (0 if bias is None else bias.double())).to(x.dtype)
 
 
-def _int4_sections_of_blocks(grid_codes, zeros: bool, blocks: int) -> list[Tensor]:
+def _int4_sections_of_blocks(grid_codes, has_zero_points: bool, n_blocks: int) -> list[Tensor]:
     """Scales, zeros and codes of all blocks, each [blocks, bytes] uint8, as `packed.h` draws them."""
-    groups, rows = grid_codes.scale.shape[1], 16 * blocks
-    scale = _rows(grid_codes.scale.bfloat16().view(torch.int16), rows).reshape(blocks, 16, groups)
-    sections = [scale.transpose(1, 2).contiguous().view(torch.uint8).reshape(blocks, -1)]
-    if zeros:
-        zero = _rows(grid_codes.zero.to(torch.uint8), rows).reshape(blocks, 2, 8, groups)
-        sections.append((zero[:, 0] | zero[:, 1] << 4).transpose(1, 2).reshape(blocks, -1))
-    sections.append(torch.zeros(blocks, -sum(s.shape[1] for s in sections) % 64, dtype=torch.uint8))
-    lines = _rows(grid_codes.code, rows).reshape(blocks, 16, -1, 2, 4)  # [blocks, outputs, lines, halves, inputs]
+    groups, rows = grid_codes.scale.shape[1], 16 * n_blocks
+    scale = _rows(grid_codes.scale.bfloat16().view(torch.int16), rows).reshape(n_blocks, 16, groups)
+    sections = [scale.transpose(1, 2).contiguous().view(torch.uint8).reshape(n_blocks, -1)]
+    if has_zero_points:
+        zero = _rows(grid_codes.zero.to(torch.uint8), rows).reshape(n_blocks, 2, 8, groups)
+        sections.append((zero[:, 0] | zero[:, 1] << 4).transpose(1, 2).reshape(n_blocks, -1))
+    sections.append(torch.zeros(n_blocks, -sum(s.shape[1] for s in sections) % 64, dtype=torch.uint8))
+    lines = _rows(grid_codes.code, rows).reshape(n_blocks, 16, -1, 2, 4)  # [blocks, outputs, lines, halves, inputs]
     both = lines[..., 0, :] | lines[..., 1, :] << 4
-    return [*sections, both.transpose(1, 2).reshape(blocks, -1)]
+    return [*sections, both.transpose(1, 2).reshape(n_blocks, -1)]
 
 
 def _rows(values: Tensor, count: int) -> Tensor:

@@ -262,9 +262,9 @@ def _refuse_stale_kernels() -> None:
         raise KernelError("the compiled kernels are of other sources than effc's Python; install effc again")
 
 
-def _to_int_array(label: str, numbers: Sequence[int] | Tensor) -> array:
+def _to_int_array(label: str, integers_or_flags: Sequence[int] | Tensor) -> array:
     """Convert whole numbers to an int64 array; of booleans the positions of those that are true."""
-    values = numbers.tolist() if isinstance(numbers, Tensor) else list(numbers)
+    values = integers_or_flags.tolist() if isinstance(integers_or_flags, Tensor) else list(integers_or_flags)
     if values and isinstance(values[0], bool):
         values = [i for i, flag in enumerate(values) if flag]
     try:
@@ -273,9 +273,9 @@ def _to_int_array(label: str, numbers: Sequence[int] | Tensor) -> array:
         raise KernelError(f"the {label} are not a row of whole numbers") from error
 
 
-def _address(numbers: array) -> int:
-    return numbers.buffer_info()[0]
+def _address(integers: array) -> int:
+    return integers.buffer_info()[0]
 
 
-def _array(kind: type[Step | Weight | Slot | ctypes.c_int32], values: list) -> ctypes.Array:
-    return (kind * len(values))(*values)
+def _array(element_type: type[Step | Weight | Slot | ctypes.c_int32], values: list) -> ctypes.Array:
+    return (element_type * len(values))(*values)

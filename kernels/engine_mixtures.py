@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from .engine_plan import _Reader
 
 
-def scores(self: _Reader, step: Mapping, to: int, width: int) -> None:
+def read_scores_step(self: _Reader, step: Mapping, destination: int, width: int) -> None:
     matrix = self.retained.matrix_index(step["weight"], width, self.width(step["x"]))
-    self.emit("scores", to, x=step["x"], weight=matrix, bias=self.retained.vector_index(step["bias"], width))
+    self.emit("scores", destination, x=step["x"], weight=matrix, bias=self.retained.vector_index(step["bias"], width))
 
 
 def read_route_step(self: _Reader, step: Mapping, destination: int, width: int) -> None:

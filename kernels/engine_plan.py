@@ -26,7 +26,7 @@ from .engine_steps import (
     Step,
     Weight,
 )
-from .engine_weights import Weights
+from .engine_weights import WeightTable
 from .native import KernelError
 
 
@@ -58,7 +58,7 @@ def check_plan_and_weights(plan: Mapping, weights: Mapping[str, Tensor], deep: b
 
 class _Reader:
     def __init__(self, plan: Mapping, weights: Mapping[str, Tensor], deep: bool):
-        self.plan, self.retained = plan, Weights(weights, deep, self.refuse)
+        self.plan, self.retained = plan, WeightTable(weights, deep, self.refuse)
         self.location = "the plan"
         self.title = "the plan"
         self.assigned: set[int] = set()
@@ -72,8 +72,8 @@ class _Reader:
     def refuse(self, problem: str) -> KernelError:
         return KernelError(f"the plan can't be run: {self.location}: {problem}")
 
-    def need(self, so: bool, problem: str) -> None:
-        if not so:
+    def need(self, condition: bool, problem: str) -> None:
+        if not condition:
             raise self.refuse(problem)
 
     def read_layout(self) -> Layout:
@@ -197,26 +197,26 @@ class _Reader:
     def width(self, register: int) -> int:
         return self.out.widths[register]
 
-    def emit(self, op: str, to: int, **fields) -> None:
+    def emit(self, op: str, destination: int, **fields) -> None:
         none = dict.fromkeys(("x", "y", "z", "c", "gate", "weight", "bias", "skip"), -1)
         values = {**none, **fields}
-        self.out.steps.append(Step(op=OPS.index(op), to=to, **values))
+        self.out.steps.append(Step(op=OPS.index(op), to=destination, **values))
 
     # -- ops
 
-    def _embedding(self, step, to, width) -> None:
+    def _embedding(self, step, destination, width) -> None:
         number = self.retained.weight_index(step["table"])
         table = self.retained.laid[number]
-        self.need(table.k == width, f"its rows have {table.k} numbers, and register {to} has {width}")
+        self.need(table.k == width, f"its rows have {table.k} numbers, and register {destination} has {width}")
         self.ids.append(table.n)
-        self.emit("embedding", to, weight=number)
+        self.emit("embedding", destination, weight=number)
 
-    def _positions(self, step, to, width) -> None:
+    def _positions(self, step, destination, width) -> None:
         number = self.retained.weight_index(step["table"])
         table = self.retained.laid[number]
         self.need(table.form >= 16 and table.k == width, f"its table is not rows of {width} float32 or bfloat16")
         self.out.context = min(self.out.context, table.n)
-        self.emit("positions", to, weight=number)
+        self.emit("positions", destination, weight=number)
 
     def _norm(self, step, destination, width) -> None:
         group = step["group"]
@@ -227,10 +227,10 @@ class _Reader:
         fields = {"kind": kind, "group": group, "number": step["eps"], "weight": weight, "bias": bias}
         self.emit("norm", destination, x=step["x"], **fields)
 
-    def _mean(self, step, to, width) -> None:
+    def _mean(self, step, destination, width) -> None:
         columns, group = self.width(step["x"]), step["group"]
         self.need(columns == width * group, f"{width} groups of {group} are not {columns} columns")
-        self.emit("mean", to, x=step["x"], group=group)
+        self.emit("mean", destination, x=step["x"], group=group)
 
     def _linear(self, step, destination, width) -> None:
         number = self.retained.weight_index(step["weight"])
@@ -252,11 +252,13 @@ class _Reader:
         )
         self.emit("columns", destination, x=step["x"], start=start, block=block, stride=stride, count=count)
 
-    def _join(self, step, to, width) -> None:
-        self.need(sum(map(self.width, step["from"])) == width, f"its parts do not fill register {to} of {width}")
+    def _join(self, step, destination, width) -> None:
+        self.need(
+            sum(map(self.width, step["from"])) == width, f"its parts do not fill register {destination} of {width}"
+        )
         start = 0
         for register in step["from"]:
-            self.emit("place", to, x=register, start=start)
+            self.emit("place", destination, x=register, start=start)
             start += self.width(register)
 
     def _rotary(self, step, destination, width) -> None:
@@ -315,41 +317,41 @@ class _Reader:
 
     # -- elementwise
 
-    def pointwise(self, step, to, width, **fields) -> None:
+    def pointwise(self, step, destination, width, **fields) -> None:
         both = [step[name] for name in "xy" if name in step]
-        self.need(all(self.width(r) == width for r in both), f"registers {[*both, to]} have different widths")
-        self.emit(step["op"], to, x=both[0], y=both[1] if len(both) > 1 else -1, **fields)
+        self.need(all(self.width(r) == width for r in both), f"registers {[*both, destination]} have different widths")
+        self.emit(step["op"], destination, x=both[0], y=both[1] if len(both) > 1 else -1, **fields)
 
-    def _act(self, step, to, width) -> None:
-        self.pointwise(step, to, width, kind=STEPS["act"]["kind"].split().index(step["kind"]))
+    def _act(self, step, destination, width) -> None:
+        self.pointwise(step, destination, width, kind=STEPS["act"]["kind"].split().index(step["kind"]))
 
-    def _add(self, step, to, width) -> None:
-        self.pointwise(step, to, width)
+    def _add(self, step, destination, width) -> None:
+        self.pointwise(step, destination, width)
 
     _mul = _add
 
-    def _scale(self, step, to, width) -> None:
-        self.pointwise(step, to, width, number=step["by"])
+    def _scale(self, step, destination, width) -> None:
+        self.pointwise(step, destination, width, number=step["by"])
 
     _shift = _scale
 
-    def _softcap(self, step, to, width) -> None:
+    def _softcap(self, step, destination, width) -> None:
         self.need(step["at"] > 0, f"its `at` is {step['at']}")
-        self.pointwise(step, to, width, number=step["at"])
+        self.pointwise(step, destination, width, number=step["at"])
 
-    def _clip(self, step, to, width) -> None:
+    def _clip(self, step, destination, width) -> None:
         self.need(step["least"] <= step["most"], f"its numbers are to be {step['least']} to {step['most']}")
-        self.pointwise(step, to, width, number=step["least"], most=step["most"])
+        self.pointwise(step, destination, width, number=step["least"], most=step["most"])
 
-    def _xielu(self, step, to, width) -> None:
-        self.pointwise(step, to, width, most=step["square"], scale=step["exponential"], number=step["linear"])
+    def _xielu(self, step, destination, width) -> None:
+        self.pointwise(step, destination, width, most=step["square"], scale=step["exponential"], number=step["linear"])
 
-    def _add_vector(self, step, to, width) -> None:
-        self.pointwise(step, to, width, weight=self.retained.vector_index(step["vector"], width))
+    def _add_vector(self, step, destination, width) -> None:
+        self.pointwise(step, destination, width, weight=self.retained.vector_index(step["vector"], width))
 
     _mul_vector = _add_vector
     _scores, _route, _experts = (
-        engine_mixtures.scores,
+        engine_mixtures.read_scores_step,
         engine_mixtures.read_route_step,
         engine_mixtures.read_experts_step,
     )

@@ -10,7 +10,7 @@ from .engine_steps import FORMS, Weight
 from .native import KernelError
 
 
-class Weights:
+class WeightTable:
     """laid   what C++ reads, in the order of the numbers
 
     refuse    makes the error that names the step which asked
@@ -21,8 +21,8 @@ class Weights:
         self.numbers: dict[str, int] = {}
         self.laid: list[Weight] = []
 
-    def need(self, so: bool, problem: str) -> None:
-        if not so:
+    def need(self, condition: bool, problem: str) -> None:
+        if not condition:
             raise self.refuse(problem)
 
     def weight_index(self, name: str | None) -> int:

@@ -5,7 +5,17 @@ from torch.nn import functional
 
 from .kernel import Kernel
 from .native import KernelError
-from .sequences import FLOATS, as_x, at, fit, one_type, plain, rows, rows_of, run
+from .sequences import (
+    FLOATS,
+    address,
+    as_float32,
+    call_at_level,
+    check_shape,
+    fake_like_x,
+    pointer_and_stride,
+    with_common_dtype,
+    with_contiguous_rows,
+)
 
 
 class GatedNorm(Kernel):
@@ -14,7 +24,7 @@ class GatedNorm(Kernel):
     name = "gated_norm"
     schema = "(Tensor x, Tensor? gate, Tensor weight, float eps, int groups) -> Tensor"
 
-    fake = staticmethod(as_x)
+    fake = staticmethod(fake_like_x)
 
     @staticmethod
     def reference(x, gate, weight, eps, groups):
@@ -26,16 +36,23 @@ class GatedNorm(Kernel):
     @classmethod
     def native(cls, x, gate, weight, eps, groups):
         m, width = x.shape
-        fit("a gate", gate, m, width)
-        fit("a weight", weight, width)
+        check_shape("a gate", gate, m, width)
+        check_shape("a weight", weight, width)
         if groups < 1 or width % groups or x.dtype not in FLOATS:
             raise KernelError(f"{width} channels of {x.dtype} do not divide into {groups} groups of floats")
-        x_rows, beside = one_type(x, gate)
+        x_rows, beside = with_common_dtype(x, gate)
         assert x_rows is not None, "no x"
-        x_rows, gate, weight = rows(x_rows), None if beside is None else rows(beside), plain(weight)
+        x_rows, gate, weight = (
+            with_contiguous_rows(x_rows),
+            None if beside is None else with_contiguous_rows(beside),
+            as_float32(weight),
+        )
         y = torch.empty(m, width, dtype=x_rows.dtype)
-        operands, sizes = (*rows_of(x_rows), *rows_of(gate), at(weight), at(y)), (m, groups, width // groups)
-        run(cls.name, *operands, *sizes, eps, x_rows.dtype is torch.float32, torch.get_num_threads())
+        operands, sizes = (
+            (*pointer_and_stride(x_rows), *pointer_and_stride(gate), address(weight), address(y)),
+            (m, groups, width // groups),
+        )
+        call_at_level(cls.name, *operands, *sizes, eps, x_rows.dtype is torch.float32, torch.get_num_threads())
         return y.to(x.dtype)
 
     @staticmethod

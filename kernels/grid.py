@@ -28,13 +28,13 @@ class Grid:
         """The largest code; the least is 0."""
         return 2**self.bits - 1
 
-    def width(self, inside: int) -> int:
-        return self.group or inside
+    def width(self, n_inputs: int) -> int:
+        return self.group or n_inputs
 
-    def bits_per_weight(self, inside: int) -> float:
+    def bits_per_weight(self, n_inputs: int) -> float:
         """Codes, a scale in 16 bits, and a zero where it is not the middle."""
         per_group = 16 + (0 if self.symmetric else self.bits)
-        return self.bits + per_group / self.width(inside)
+        return self.bits + per_group / self.width(n_inputs)
 
     def fit_scales(self, weight: Tensor, squares: Tensor | None = None) -> "Scales":
         """Scales of every group.

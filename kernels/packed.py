@@ -44,7 +44,7 @@ class Header(ctypes.LittleEndianStructure):
 
 
 @dataclass(frozen=True)
-class Facts:
+class PackedFacts:
     """Header of a packed weight. `n_nonzero`: weights stored (of blocks: 16 by 2 each); `group`: int4 inputs that
     share a scale, else 0.
     """
@@ -151,10 +151,10 @@ def _version(packed: Tensor) -> int:
     return 0 if packed.is_inference() else packed._version
 
 
-def facts(packed: Tensor) -> Facts:
+def facts(packed: Tensor) -> PackedFacts:
     """Kernel, sizes and density of a checked buffer."""
     head = Header.from_buffer_copy(bytes(packed[:128].numpy()))
-    return Facts(kernel_of(packed), head.n, head.k, head.kept, head.bytes, head.group & 0xFFFF)
+    return PackedFacts(kernel_of(packed), head.n, head.k, head.kept, head.bytes, head.group & 0xFFFF)
 
 
 def allocate_zero_bytes(count: int) -> Tensor:

@@ -18,28 +18,32 @@ class PackedAttention(Kernel):
     )
 
     @staticmethod
-    def fake(q, stream, offsets, keys, values, blocks, recent, scale):
+    def fake(q, stream, offsets, keys, values, n_blocks, n_recent, scale):
         return torch.empty_like(q, memory_format=torch.contiguous_format)
 
     @classmethod
-    def reference(cls, q, stream, offsets, keys, values, blocks, recent, scale):
+    def reference(cls, q, stream, offsets, keys, values, n_blocks, n_recent, scale):
         sparse, d = cls.name == "sparse_attention", q.shape[-1]
-        stored_heads = [unpack_head_blocks(stream[h], offsets[h, : blocks + 1], d, sparse) for h in range(len(stream))]
-        k = torch.stack([torch.cat([w[0], new[:recent].float()]) for w, new in zip(stored_heads, keys, strict=True)])
-        v = torch.stack([torch.cat([w[1], new[:recent].float()]) for w, new in zip(stored_heads, values, strict=True)])
+        stored_heads = [
+            unpack_head_blocks(stream[h], offsets[h, : n_blocks + 1], d, sparse) for h in range(len(stream))
+        ]
+        k = torch.stack([torch.cat([w[0], new[:n_recent].float()]) for w, new in zip(stored_heads, keys, strict=True)])
+        v = torch.stack(
+            [torch.cat([w[1], new[:n_recent].float()]) for w, new in zip(stored_heads, values, strict=True)]
+        )
         grouped = q.bfloat16().float().reshape(len(stream), -1, d)  # [heads, group, d]
         return ((grouped @ k.mT * scale).softmax(-1) @ v).reshape(q.shape).to(q.dtype)
 
     @classmethod
-    def native(cls, q, stream, offsets, keys, values, blocks, recent, scale):
-        _refuse_mismatched_cache(q, stream, offsets, keys, values, blocks, recent)
+    def native(cls, q, stream, offsets, keys, values, n_blocks, n_recent, scale):
+        _refuse_mismatched_cache(q, stream, offsets, keys, values, n_blocks, n_recent)
         if q.dtype not in (torch.float32, torch.bfloat16):
             q = q.float()
         q = q.contiguous()
         out, heads = torch.empty_like(q), len(stream)
         at = (t.data_ptr() for t in (q, stream, offsets, keys, values, out))
         group, strides = q.shape[0] * q.shape[1] // heads, (stream.stride(0), offsets.stride(0), keys.shape[1])
-        sizes = heads, group, q.shape[2], blocks, recent, *strides
+        sizes = heads, group, q.shape[2], n_blocks, n_recent, *strides
         is_float, threads = q.dtype == torch.float32, torch.get_num_threads()
         native.call(cls.name, levels.code(), *at, *sizes, scale, is_float, threads, label="the cache")
         return out
@@ -64,7 +68,7 @@ class PackedAttention(Kernel):
         ]
 
 
-def _refuse_mismatched_cache(q, stream, offsets, keys, values, blocks, recent) -> None:
+def _refuse_mismatched_cache(q, stream, offsets, keys, values, n_blocks, n_recent) -> None:
     rows = len(stream)
     if q.dim() != 3 or not q.shape[0] or q.shape[0] * q.shape[1] % rows or rows % q.shape[0]:
         raise native.KernelError(f"a query of shape {list(q.shape)} does not fit a cache of {rows} heads")

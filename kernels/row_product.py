@@ -5,7 +5,7 @@ from torch.nn.functional import linear
 
 from .kernel import Kernel
 from .native import KernelError
-from .sequences import FLOATS, at, fit, plain, rows, rows_of, run
+from .sequences import FLOATS, address, as_float32, call_at_level, check_shape, pointer_and_stride, with_contiguous_rows
 
 MAX_ROWS = 8  # from there on torch's own product is as fast
 
@@ -27,12 +27,21 @@ class RowProduct(Kernel):
     @classmethod
     def native(cls, x, w, bias):
         (m, k), n = x.shape, w.shape[0]
-        fit("a weight", w, n, k)
-        fit("a bias", bias, n)
+        check_shape("a weight", w, n, k)
+        check_shape("a bias", bias, n)
         if x.dtype is not w.dtype or x.dtype not in FLOATS:
             raise KernelError(f"rows of {x.dtype} do not fit a weight of {w.dtype}")
-        x, w, bias, y = rows(x), w.contiguous(), plain(bias), torch.empty(m, n, dtype=x.dtype)
-        run(cls.name, *rows_of(x), *map(at, (w, bias, y)), m, n, k, x.dtype is torch.float32, torch.get_num_threads())
+        x, w, bias, y = with_contiguous_rows(x), w.contiguous(), as_float32(bias), torch.empty(m, n, dtype=x.dtype)
+        call_at_level(
+            cls.name,
+            *pointer_and_stride(x),
+            *map(address, (w, bias, y)),
+            m,
+            n,
+            k,
+            x.dtype is torch.float32,
+            torch.get_num_threads(),
+        )
         return y
 
     @staticmethod

@@ -5,7 +5,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from .kernel import Kernel
-from .sequences import at, checked_live_ranges, fit, inside, layout_of, one_type, plain, rows, run
+from .sequences import (
+    address,
+    as_float32,
+    call_at_level,
+    check_shape,
+    checked_live_ranges,
+    live_mask,
+    pointer_and_strides,
+    with_common_dtype,
+    with_contiguous_rows,
+)
 
 
 def keep(ctx, inputs, output) -> None:
@@ -24,14 +34,19 @@ def backward(ctx, grad, grad_state) -> tuple:
     grad = torch.zeros(x.shape) if grad is None else grad
     # [b, t, c] and [b, t, n]
     wide = [None if t is None else t.mT.float().contiguous() for t in (x, dt, z, grad, b, c)]
-    inputs = [plain(t) for t in (a, d, bias, state, grad_state)]
+    inputs = [as_float32(t) for t in (a, d, bias, state, grad_state)]
     of_x, of_dt, of_z = (torch.zeros(batches, length, channels) for _ in range(3))
     of_b, of_c = (torch.zeros(batches, -(-channels // 16), length, n) for _ in range(2))
     of_a, of_state = (torch.zeros(batches, channels, n) for _ in range(2))
     of_d, of_bias = (torch.zeros(batches, channels) for _ in range(2))
     outputs = (of_x, of_dt, of_z, of_b, of_c, of_a, of_state, of_d, of_bias)
-    pointers = *map(at, wide), *map(at, inputs), *map(at, outputs), at(checked_live_ranges(bounds, batches, length))
-    run("selective_scan_backward", *pointers, batches, length, channels, n, softplus, torch.get_num_threads())
+    pointers = (
+        *map(address, wide),
+        *map(address, inputs),
+        *map(address, outputs),
+        address(checked_live_ranges(bounds, batches, length)),
+    )
+    call_at_level("selective_scan_backward", *pointers, batches, length, channels, n, softplus, torch.get_num_threads())
     last_axis_first = of_x.mT, of_dt.mT, of_a.sum(0), of_b.sum(1).mT, of_c.sum(1).mT
     grads = *last_axis_first, of_d.sum(0), of_z.mT, of_bias.sum(0), of_state
     x_, dt_, a_, b_, c_, d_, z_, bias_, state_ = (
@@ -59,19 +74,19 @@ class SelectiveScan(Kernel):
     keep, backward = staticmethod(keep), staticmethod(backward)
 
     @staticmethod
-    def fake(x, dt, a, b, c, d, z, bias, softplus, state, bounds):
+    def fake(x, dt, a, b, c, d, z, bias, softplus, state, live_ranges):
         return (
             x.new_empty(x.shape[0], x.shape[2], x.shape[1]).mT,
             x.new_empty(x.shape[0], *a.shape, dtype=torch.float32),
         )
 
     @staticmethod
-    def reference(x, dt, a, b, c, d, z, bias, softplus, state, bounds):
+    def reference(x, dt, a, b, c, d, z, bias, softplus, state, live_ranges):
         wide = torch.float64 if x.dtype is torch.float64 else torch.float32
         wide_x, dt, a, b, c = (t.to(wide) for t in (x, dt, a, b, c))
         dt = dt if bias is None else dt + bias.to(wide)[:, None]
         dt = functional.softplus(dt) if softplus else dt
-        mask = inside(bounds, len(x), x.shape[2])
+        mask = live_mask(live_ranges, len(x), x.shape[2])
         h = torch.zeros(len(x), *a.shape, dtype=wide) if state is None else state.to(wide)
         steps = []
         for t in range(x.shape[2]):
@@ -84,20 +99,32 @@ class SelectiveScan(Kernel):
         return torch.where(mask[:, None], y, 0.0).to(x.dtype), h
 
     @classmethod
-    def native(cls, x, dt, a, b, c, d, z, bias, softplus, state, bounds):
+    def native(cls, x, dt, a, b, c, d, z, bias, softplus, state, live_ranges):
         (batches, channels, length), n = x.shape, a.shape[-1]
         _refuse_mismatched_shapes(x, dt, a, b, c, d, z, bias, state)
-        bounds = checked_live_ranges(bounds, batches, length)
-        x_rows, dt, b, c, z = one_type(x, dt, b, c, z)
-        x_rows, b, c, dt = rows(x_rows.mT), rows(b.mT), rows(c.mT), dt.mT  # [b, t, c] and [b, t, n]
-        z = None if z is None else rows(z.mT)
+        live_ranges = checked_live_ranges(live_ranges, batches, length)
+        x_rows, dt, b, c, z = with_common_dtype(x, dt, b, c, z)
+        x_rows, b, c, dt = (
+            with_contiguous_rows(x_rows.mT),
+            with_contiguous_rows(b.mT),
+            with_contiguous_rows(c.mT),
+            dt.mT,
+        )  # [b, t, c] and [b, t, n]
+        z = None if z is None else with_contiguous_rows(z.mT)
         y = torch.empty(batches, length, channels, dtype=x_rows.dtype)
         h = torch.zeros(batches, channels, n) if state is None else state.float().contiguous().clone()
-        a, d, bias = plain(a), plain(d), plain(bias)
-        layouts = *layout_of(x_rows), *layout_of(dt), dt.stride(2), *layout_of(z), *layout_of(b), *layout_of(c)
-        pointers, sizes = map(at, (a, d, bias, y, h, bounds)), (batches, length, channels, n)
+        a, d, bias = as_float32(a), as_float32(d), as_float32(bias)
+        layouts = (
+            *pointer_and_strides(x_rows),
+            *pointer_and_strides(dt),
+            dt.stride(2),
+            *pointer_and_strides(z),
+            *pointer_and_strides(b),
+            *pointer_and_strides(c),
+        )
+        pointers, sizes = map(address, (a, d, bias, y, h, live_ranges)), (batches, length, channels, n)
         is_float = x_rows.dtype is torch.float32
-        run(cls.name, *layouts, *pointers, *sizes, is_float, softplus, torch.get_num_threads())
+        call_at_level(cls.name, *layouts, *pointers, *sizes, is_float, softplus, torch.get_num_threads())
         return y.mT.to(x.dtype), h
 
     @staticmethod
@@ -112,11 +139,11 @@ class SelectiveScan(Kernel):
 
 def _refuse_mismatched_shapes(x, dt, a, b, c, d, z, bias, state) -> None:
     (batches, channels, length), n = x.shape, a.shape[-1]
-    fit("a time step", dt, batches, channels, length)
-    fit("A", a, channels, n)
-    fit("B", b, batches, n, length)
-    fit("C", c, batches, n, length)
-    fit("D", d, channels)
-    fit("a gate", z, batches, channels, length)
-    fit("the time step's bias", bias, channels)
-    fit("a state", state, batches, channels, n)
+    check_shape("a time step", dt, batches, channels, length)
+    check_shape("A", a, channels, n)
+    check_shape("B", b, batches, n, length)
+    check_shape("C", c, batches, n, length)
+    check_shape("D", d, channels)
+    check_shape("a gate", z, batches, channels, length)
+    check_shape("the time step's bias", bias, channels)
+    check_shape("a state", state, batches, channels, n)

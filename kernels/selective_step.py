@@ -4,7 +4,16 @@ import torch
 
 from .kernel import Kernel
 from .selective_scan import SelectiveScan
-from .sequences import as_second, at, fit, one_type, plain, rows, rows_of, run
+from .sequences import (
+    address,
+    as_float32,
+    call_at_level,
+    check_shape,
+    fake_like_state,
+    pointer_and_stride,
+    with_common_dtype,
+    with_contiguous_rows,
+)
 
 
 class SelectiveStep(Kernel):
@@ -19,7 +28,7 @@ class SelectiveStep(Kernel):
         "Tensor? bias, bool softplus, bool a_is_log) -> Tensor"
     )
 
-    fake = staticmethod(as_second)
+    fake = staticmethod(fake_like_state)
 
     @staticmethod
     def reference(state, x, dt, a, b, c, d, z, bias, softplus, a_is_log):
@@ -32,21 +41,34 @@ class SelectiveStep(Kernel):
     @classmethod
     def native(cls, state, x, dt, a, b, c, d, z, bias, softplus, a_is_log):
         (batches, channels), n = x.shape, a.shape[-1]
-        fit("a state", state, batches, channels, n)
-        fit("a time step", dt, batches, channels)
-        fit("B", b, batches, n)
-        fit("C", c, batches, n)
-        fit("a gate", z, batches, channels)
-        fit("A", a, channels, n)
-        fit("D", d, channels)
-        fit("the time step's bias", bias, channels)
-        x_rows, dt, b, c, z = one_type(x, dt, b, c, z)
-        x_rows, dt, b, c, z = (None if t is None else rows(t) for t in (x_rows, dt, b, c, z))
-        h = plain(state)
-        a, d, bias, y = plain(a), plain(d), plain(bias), torch.empty(batches, channels, dtype=x_rows.dtype)
-        operands = *rows_of(x_rows), *rows_of(dt), *rows_of(z), *rows_of(b), *rows_of(c)
-        pointers, is_float = map(at, (a, d, bias, y, h)), x_rows.dtype is torch.float32
-        run(cls.name, *operands, *pointers, batches, channels, n, is_float, softplus, a_is_log, torch.get_num_threads())
+        check_shape("a state", state, batches, channels, n)
+        check_shape("a time step", dt, batches, channels)
+        check_shape("B", b, batches, n)
+        check_shape("C", c, batches, n)
+        check_shape("a gate", z, batches, channels)
+        check_shape("A", a, channels, n)
+        check_shape("D", d, channels)
+        check_shape("the time step's bias", bias, channels)
+        x_rows, dt, b, c, z = with_common_dtype(x, dt, b, c, z)
+        x_rows, dt, b, c, z = (None if t is None else with_contiguous_rows(t) for t in (x_rows, dt, b, c, z))
+        h = as_float32(state)
+        a, d, bias, y = (
+            as_float32(a),
+            as_float32(d),
+            as_float32(bias),
+            torch.empty(batches, channels, dtype=x_rows.dtype),
+        )
+        operands = (
+            *pointer_and_stride(x_rows),
+            *pointer_and_stride(dt),
+            *pointer_and_stride(z),
+            *pointer_and_stride(b),
+            *pointer_and_stride(c),
+        )
+        pointers, is_float = map(address, (a, d, bias, y, h)), x_rows.dtype is torch.float32
+        call_at_level(
+            cls.name, *operands, *pointers, batches, channels, n, is_float, softplus, a_is_log, torch.get_num_threads()
+        )
         if h is not state:
             state.copy_(h)
         return y.to(x.dtype)

@@ -5,7 +5,18 @@ from torch.nn import functional
 
 from .kernel import Kernel
 from .selective_scan import keep
-from .sequences import as_x, at, checked_live_ranges, fit, inside, layout_of, one_type, plain, rows, run
+from .sequences import (
+    address,
+    as_float32,
+    call_at_level,
+    check_shape,
+    checked_live_ranges,
+    fake_like_x,
+    live_mask,
+    pointer_and_strides,
+    with_common_dtype,
+    with_contiguous_rows,
+)
 
 
 def backward(ctx, grad, grad_state) -> tuple:
@@ -14,16 +25,16 @@ def backward(ctx, grad, grad_state) -> tuple:
     batches, length, heads, p = x.shape
     groups, n = b.shape[2:]
     grad = torch.zeros(x.shape) if grad is None else grad
-    inputs = [plain(t) for t in (x, grad, dt, b, c, a, d, bias, state, grad_state)]
+    inputs = [as_float32(t) for t in (x, grad, dt, b, c, a, d, bias, state, grad_state)]
     of_x, of_dt = torch.zeros(x.shape), torch.zeros(dt.shape)
     of_b, of_c = (torch.zeros(batches, length, heads, n) for _ in range(2))
     of_state = torch.zeros(batches, heads, p, n)
     of_a, of_d, of_bias = (torch.zeros(batches, heads) for _ in range(3))
     outputs = (of_x, of_dt, of_b, of_c, of_state, of_a, of_d, of_bias)
     softplus, least, upper = ctx.options
-    pointers = *map(at, inputs), *map(at, outputs), at(checked_live_ranges(bounds, batches, length))
+    pointers = *map(address, inputs), *map(address, outputs), address(checked_live_ranges(bounds, batches, length))
     sizes = batches, length, heads, p, groups, n
-    run("ssd_scan_backward", *pointers, *sizes, least, upper, softplus, torch.get_num_threads())
+    call_at_level("ssd_scan_backward", *pointers, *sizes, least, upper, softplus, torch.get_num_threads())
     of_b, of_c = (t.unflatten(2, (groups, -1)).sum(3) for t in (of_b, of_c))
     grads = (of_x, of_dt, of_a.sum(0), of_b, of_c, of_d.sum(0), of_bias.sum(0), of_state)
     *before, last = (None if t is None else g.to(t.dtype) for t, g in zip(saved[:8], grads, strict=True))
@@ -50,18 +61,18 @@ class SsdScan(Kernel):
     keep, backward = staticmethod(keep), staticmethod(backward)
 
     @staticmethod
-    def fake(x, dt, a, b, c, d, bias, softplus, min_dt, upper, state, bounds):
+    def fake(x, dt, a, b, c, d, bias, softplus, min_dt, upper, state, live_ranges):
         shape = x.shape[0], *x.shape[2:], b.shape[3]
-        return as_x(x), x.new_empty(shape, dtype=torch.float32)
+        return fake_like_x(x), x.new_empty(shape, dtype=torch.float32)
 
     @staticmethod
-    def reference(x, dt, a, b, c, d, bias, softplus, min_dt, upper, state, bounds):
+    def reference(x, dt, a, b, c, d, bias, softplus, min_dt, upper, state, live_ranges):
         wide = torch.float64 if x.dtype is torch.float64 else torch.float32
         wide_x, dt, a, b, c = (t.to(wide) for t in (x, dt, a, b, c))
         b, c = (t.repeat_interleave(x.shape[2] // t.shape[2], 2) for t in (b, c))
         dt = dt if bias is None else dt + bias.to(wide)
         dt = (functional.softplus(dt) if softplus else dt).clamp(min_dt, upper)
-        mask = inside(bounds, *x.shape[:2])
+        mask = live_mask(live_ranges, *x.shape[:2])
         shape = x.shape[0], *x.shape[2:], b.shape[3]
         h = torch.zeros(shape, dtype=wide) if state is None else state.to(wide)
         steps = []
@@ -75,21 +86,26 @@ class SsdScan(Kernel):
         return torch.where(mask[:, :, None, None], y, 0.0).to(x.dtype), h
 
     @classmethod
-    def native(cls, x, dt, a, b, c, d, bias, softplus, min_dt, upper, state, bounds):
+    def native(cls, x, dt, a, b, c, d, bias, softplus, min_dt, upper, state, live_ranges):
         batches, length, heads, p = x.shape
         groups, n = b.shape[2:]
         _refuse_mismatched_shapes(x, dt, a, b, c, d, bias, state)
-        bounds = checked_live_ranges(bounds, batches, length)
-        x_rows, dt, b, c = one_type(x, dt, b, c)
+        live_ranges = checked_live_ranges(live_ranges, batches, length)
+        x_rows, dt, b, c = with_common_dtype(x, dt, b, c)
         x_rows, b, c = (flat(t) for t in (x_rows, b, c))  # [b, t, h * p] and [b, t, g * n]
-        dt = rows(dt)
+        dt = with_contiguous_rows(dt)
         y = torch.empty(batches, length, heads, p, dtype=x_rows.dtype)
         h = torch.zeros(batches, heads, p, n) if state is None else state.float().contiguous().clone()
-        a, d, bias = plain(a), plain(d), plain(bias)
-        layouts = *layout_of(x_rows), *layout_of(dt), *layout_of(b), *layout_of(c)
-        pointers, sizes = map(at, (a, d, bias, y, h, bounds)), (batches, length, heads, p, groups, n)
+        a, d, bias = as_float32(a), as_float32(d), as_float32(bias)
+        layouts = (
+            *pointer_and_strides(x_rows),
+            *pointer_and_strides(dt),
+            *pointer_and_strides(b),
+            *pointer_and_strides(c),
+        )
+        pointers, sizes = map(address, (a, d, bias, y, h, live_ranges)), (batches, length, heads, p, groups, n)
         is_float = x_rows.dtype is torch.float32
-        run(cls.name, *layouts, *pointers, *sizes, min_dt, upper, is_float, softplus, torch.get_num_threads())
+        call_at_level(cls.name, *layouts, *pointers, *sizes, min_dt, upper, is_float, softplus, torch.get_num_threads())
         return y.to(x.dtype), h
 
     @staticmethod
@@ -111,16 +127,16 @@ class SsdScan(Kernel):
 
 def flat(x: torch.Tensor) -> torch.Tensor:
     """[b, t, h, w] as [b, t, h * w], a copy only where that is no view with a contiguous last axis."""
-    return rows(x.flatten(2))
+    return with_contiguous_rows(x.flatten(2))
 
 
 def _refuse_mismatched_shapes(x, dt, a, b, c, d, bias, state) -> None:
     batches, length, heads, p = x.shape
     groups, n = b.shape[2:]
-    fit("a time step", dt, batches, length, heads)
-    fit("A", a, heads)
-    fit("B", b, batches, length, groups, n)
-    fit("C", c, batches, length, groups, n)
-    fit("D", d, heads)
-    fit("the time step's bias", bias, heads)
-    fit("a state", state, batches, heads, p, n)
+    check_shape("a time step", dt, batches, length, heads)
+    check_shape("A", a, heads)
+    check_shape("B", b, batches, length, groups, n)
+    check_shape("C", c, batches, length, groups, n)
+    check_shape("D", d, heads)
+    check_shape("the time step's bias", bias, heads)
+    check_shape("a state", state, batches, heads, p, n)

@@ -3,7 +3,16 @@
 import torch
 
 from .kernel import Kernel
-from .sequences import as_second, at, fit, one_type, plain, rows, rows_of, run
+from .sequences import (
+    address,
+    as_float32,
+    call_at_level,
+    check_shape,
+    fake_like_state,
+    pointer_and_stride,
+    with_common_dtype,
+    with_contiguous_rows,
+)
 from .ssd_scan import SsdScan
 
 
@@ -19,7 +28,7 @@ class SsdStep(Kernel):
         "Tensor? bias, bool softplus, bool a_is_log) -> Tensor"
     )
 
-    fake = staticmethod(as_second)
+    fake = staticmethod(fake_like_state)
 
     @staticmethod
     def reference(state, x, dt, a, b, c, d, bias, softplus, a_is_log):
@@ -33,20 +42,25 @@ class SsdStep(Kernel):
     def native(cls, state, x, dt, a, b, c, d, bias, softplus, a_is_log):
         batches, heads, p = x.shape
         groups, n = b.shape[1:]
-        fit("a state", state, batches, heads, p, n)
-        fit("a time step", dt, batches, heads)
-        fit("C", c, batches, groups, n)
-        fit("A", a, heads)
-        fit("D", d, heads)
-        fit("the time step's bias", bias, heads)
-        x_rows, dt, b, c = one_type(x, dt, b, c)
-        x_rows, dt, b, c = (rows(t.flatten(1)) for t in (x_rows, dt, b, c))
-        h = plain(state)
-        a, d, bias, y = plain(a), plain(d), plain(bias), torch.empty(batches, heads, p, dtype=x_rows.dtype)
-        operands = *rows_of(x_rows), *rows_of(dt), *rows_of(b), *rows_of(c)
-        pointers, sizes = map(at, (a, d, bias, y, h)), (batches, heads, p, groups, n)
+        check_shape("a state", state, batches, heads, p, n)
+        check_shape("a time step", dt, batches, heads)
+        check_shape("C", c, batches, groups, n)
+        check_shape("A", a, heads)
+        check_shape("D", d, heads)
+        check_shape("the time step's bias", bias, heads)
+        x_rows, dt, b, c = with_common_dtype(x, dt, b, c)
+        x_rows, dt, b, c = (with_contiguous_rows(t.flatten(1)) for t in (x_rows, dt, b, c))
+        h = as_float32(state)
+        a, d, bias, y = (
+            as_float32(a),
+            as_float32(d),
+            as_float32(bias),
+            torch.empty(batches, heads, p, dtype=x_rows.dtype),
+        )
+        operands = *pointer_and_stride(x_rows), *pointer_and_stride(dt), *pointer_and_stride(b), *pointer_and_stride(c)
+        pointers, sizes = map(address, (a, d, bias, y, h)), (batches, heads, p, groups, n)
         is_float = x_rows.dtype is torch.float32
-        run(cls.name, *operands, *pointers, *sizes, is_float, softplus, a_is_log, torch.get_num_threads())
+        call_at_level(cls.name, *operands, *pointers, *sizes, is_float, softplus, a_is_log, torch.get_num_threads())
         if h is not state:
             state.copy_(h)
         return y.to(x.dtype)

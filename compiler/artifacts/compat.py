@@ -42,7 +42,7 @@ from ..ir.program import Program
 from ..ir.unit import Unit
 from ..ir.weights import distinct_tensors
 from ..models.checkpoints.pretrained import pretrained
-from ..models.checkpoints.tensor_files import Piece
+from ..models.checkpoints.tensor_files import LazyTensor
 from ..transforms.editing.rewrite import Rewriter
 from ..transforms.editing.scan_removal import drop_scan
 from .stock import empty_model_or_reason, stock_config, stock_model
@@ -74,16 +74,16 @@ class Padding:
         """Number of parameters in the checkpoint."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
-    def padded_tensor_pieces(self, program: Program) -> Iterator[Piece]:
+    def padded_tensor_pieces(self, program: Program) -> Iterator[LazyTensor]:
         """Yield every tensor of the stock model, padded with zeros when it is written."""
         tensors = program.model.state_dict(keep_vars=True)
         for name, shape in self.shapes.items():
             tensor = None if name in self.dead else tensors.get(name)
             if tensor is not None and tuple(tensor.shape) == shape:
-                yield Piece.of(name, tensor)
+                yield LazyTensor.of(name, tensor)
             else:
                 dtype = tensor.dtype if tensor is not None else pretrained(program.model).dtype
-                yield Piece(name, dtype, shape, partial(self._padded_tensor, name, tensor, dtype))
+                yield LazyTensor(name, dtype, shape, partial(self._padded_tensor, name, tensor, dtype))
 
     def _padded_tensor(self, name: str, tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
         shape = self.shapes[name]
@@ -195,9 +195,9 @@ def _padding_to_config(program: Program, config: Any, max_numbers: int | None = 
     return plan
 
 
-def _reason_against_narrowing(model: nn.Module, narrower: nn.Module, max_numbers: int) -> str:
+def _reason_against_narrowing(model: nn.Module, narrow_model: nn.Module, max_numbers: int) -> str:
     """Why a narrower model is not worth a capture, which takes much longer than this look at its shapes."""
-    shapes = {name: tuple(t.shape) for name, t in distinct_tensors(narrower)}
+    shapes = {name: tuple(t.shape) for name, t in distinct_tensors(narrow_model)}
     if sum(map(math.prod, shapes.values())) >= max_numbers:
         return "it is no smaller"
     old_shapes = {name: tuple(t.shape) for name, t in model.state_dict(keep_vars=True).items() if name in shapes}
@@ -348,9 +348,9 @@ def _used(unit: Unit) -> list[str]:
     return [f"{prefix}{node.target}" for node in ancestors(output) if node.op in ("call_module", "get_attr")]
 
 
-def _is_dead(name: str, branch: Branch, used: Iterable[str]) -> bool:
+def _is_dead(name: str, branch: Branch, live: Iterable[str]) -> bool:
     """Whether a tensor is of a lost branch, and not of what that shared, as parallel branches share a norm."""
-    return any(is_submodule(name, part) for part in branch.parts) and not any(is_submodule(name, path) for path in used)
+    return any(is_submodule(name, part) for part in branch.parts) and not any(is_submodule(name, path) for path in live)
 
 
 def _removed_scans(current: Skeleton, stock: Skeleton) -> list[Scan]:

@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 from ...dsl.syntax.render import on_a_line
 from ..core.quantity import measurement_text, size
-from ..models.checkpoints.safetensors_header import Slot, read_safetensors_header
+from ..models.checkpoints.safetensors_header import TensorSlot, read_safetensors_header
 from .load import forms_of
 from .manifest import Manifest, read_manifest
 
@@ -104,7 +104,7 @@ def shapes_of(path: Path, manifest: Manifest) -> dict[str, tuple[int, ...]]:
     return {name: slot.shape for name, slot in stored_tensor_slots(path, manifest).items()}
 
 
-def stored_tensor_slots(path: Path, manifest: Manifest) -> dict[str, Slot]:
+def stored_tensor_slots(path: Path, manifest: Manifest) -> dict[str, TensorSlot]:
     """Tensors in files of safetensors, of the truest form where there are several."""
     names = [n for n in manifest.files if n.endswith(".safetensors")]
     for form in forms_of(manifest.kind):

@@ -45,7 +45,7 @@ _LOCAL = struct.Struct("<4s5H3L2H")  # the header before each file of a zip arch
 
 
 @dataclass(frozen=True)
-class Entry:
+class ArchiveMember:
     """Position of a file in the archive."""
 
     at: int
@@ -98,7 +98,7 @@ def _need(condition: bool, content: str) -> None:
         raise Unlisted(content)
 
 
-def _checked_zip_entries(path: Path, file: Any) -> dict[str, Entry]:
+def _checked_zip_entries(path: Path, file: Any) -> dict[str, ArchiveMember]:
     size = path.stat().st_size
     try:
         infos = zipfile.ZipFile(file).infolist()
@@ -106,7 +106,7 @@ def _checked_zip_entries(path: Path, file: Any) -> dict[str, Entry]:
         raise Unlisted("a file that is no archive") from error
     _need(0 < len(infos) <= _MAX_FILES, "no files, or far too many")
     root = infos[0].filename.partition("/")[0] + "/"
-    entries: dict[str, Entry] = {}
+    entries: dict[str, ArchiveMember] = {}
     for item in infos:
         name = item.filename.removeprefix(root)
         _need(
@@ -121,14 +121,14 @@ def _checked_zip_entries(path: Path, file: Any) -> dict[str, Entry]:
             f"the file {name} packed or locked",
         )
         _need(name not in _PLAIN or item.file_size <= _MAX_TEXT, f"the file {name} of {item.file_size} bytes")
-        entries[name] = Entry(_data_offset(file, item.header_offset, size), item.file_size)
+        entries[name] = ArchiveMember(_data_offset(file, item.header_offset, size), item.file_size)
         _need(entries[name].at + item.file_size <= size, f"the file {name} beyond the archive's end")
     return entries
 
 
-def _data_offset(file: Any, offset: int, size: int) -> int:
+def _data_offset(file: Any, offset: int, archive_size: int) -> int:
     """Offset of a file's bytes: after its local header, which alone states its length."""
-    _need(0 <= offset <= size - _LOCAL.size, "a file beyond the archive's end")
+    _need(0 <= offset <= archive_size - _LOCAL.size, "a file beyond the archive's end")
     file.seek(offset)
     head = _LOCAL.unpack(file.read(_LOCAL.size))
     _need(head[0] == b"PK\x03\x04", "a file without a header")
@@ -146,7 +146,9 @@ def _parse_input_names(text: bytes) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _map_tensors(text: bytes, folder: str, entries: dict[str, Entry], buffer: mmap.mmap) -> dict[str, torch.Tensor]:
+def _map_tensors(
+    text: bytes, folder: str, entries: dict[str, ArchiveMember], buffer: mmap.mmap
+) -> dict[str, torch.Tensor]:
     try:
         table = parse_strict_json(text)["config"].items()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -156,7 +158,12 @@ def _map_tensors(text: bytes, folder: str, entries: dict[str, Entry], buffer: mm
 
 
 def _map_tensor(
-    name: str, meta: Any, folder: str, entries: dict[str, Entry], buffer: mmap.mmap, rows: dict[Any, torch.Tensor]
+    name: str,
+    meta: Any,
+    folder: str,
+    entries: dict[str, ArchiveMember],
+    buffer: mmap.mmap,
+    rows: dict[Any, torch.Tensor],
 ) -> torch.Tensor:
     """A tensor over its file's bytes; those that share a file share memory, and those that are tied are one.
 

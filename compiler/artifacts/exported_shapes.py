@@ -43,7 +43,7 @@ def check_module(module: fx.GraphModule) -> None:
     or where the program states another shape or type than there is."""
     with quiet_fake_tensor_mode():
         values = [concrete(node.meta.get("val")) for node in module.graph.nodes if node.op == "placeholder"]
-        _Shapes(module, stated=True).run(*values, enable_io_processing=False)
+        _Shapes(module, checks_declared=True).run(*values, enable_io_processing=False)
 
 
 def check_shapes_on_call(module: fx.GraphModule, make_error: Callable[[Unlisted], Exception]) -> None:
@@ -58,7 +58,7 @@ def check_shapes_on_call(module: fx.GraphModule, make_error: Callable[[Unlisted]
         try:
             with quiet_fake_tensor_mode():
                 values = [concrete(leaf) for leaf in leaves]
-                _Shapes(module, stated=False).run(*values, enable_io_processing=False)
+                _Shapes(module, checks_declared=False).run(*values, enable_io_processing=False)
         except Unlisted as error:
             raise make_error(error) from error
         if len(known) < _MAX_SIGNATURES:
@@ -70,12 +70,12 @@ def check_shapes_on_call(module: fx.GraphModule, make_error: Callable[[Unlisted]
 class _Shapes(fx.Interpreter):
     """A run of a graph over fake tensors.
 
-    stated   whether results are held against what the program says of them
+    checks_declared   whether results are held against what the program says of them
     """
 
-    def __init__(self, module: fx.GraphModule, stated: bool):
+    def __init__(self, module: fx.GraphModule, checks_declared: bool):
         super().__init__(module)
-        self.stated = stated
+        self.checks_declared = checks_declared
 
     def run_node(self, n: fx.Node) -> Any:
         try:
@@ -84,7 +84,7 @@ class _Shapes(fx.Interpreter):
             raise
         except Exception as error:  # operators refuse what they are given by errors of many kinds
             raise Unlisted(f"a call of {n.target} that does not fit: {first_line(error)}") from error
-        if self.stated and n.op == "call_function" and "val" in n.meta:
+        if self.checks_declared and n.op == "call_function" and "val" in n.meta:
             _compare(n, value)
         return value
 
@@ -145,17 +145,17 @@ def _compare(node: fx.Node, value: Any) -> None:
         raise Unlisted(f"another shape or type of {node.name} than {node.target} gives")
 
 
-def _shapes_agree(stated: Any, actual: Any) -> bool:
-    if isinstance(stated, Tensor) != isinstance(actual, Tensor):
+def _shapes_agree(declared: Any, actual: Any) -> bool:
+    if isinstance(declared, Tensor) != isinstance(actual, Tensor):
         return False
-    if not isinstance(stated, Tensor):
+    if not isinstance(declared, Tensor):
         return True  # a number follows from shapes, which are compared
-    if stated.dtype != actual.dtype or stated.dim() != actual.dim():
+    if declared.dtype != actual.dtype or declared.dim() != actual.dim():
         return False
-    return all(_same(a, b) for a, b in zip(stated.shape, actual.shape, strict=True))
+    return all(_same(a, b) for a, b in zip(declared.shape, actual.shape, strict=True))
 
 
-def _same(stated: Any, actual: Any) -> bool:
+def _same(declared: Any, actual: Any) -> bool:
     """Whether two sizes agree; one that follows from what is in a tensor agrees with any."""
-    symbolic = [n for n in (stated, actual) if isinstance(n, torch.SymInt) and not n.node.has_hint()]
-    return bool(symbolic) or _number(stated) == _number(actual)
+    symbolic = [n for n in (declared, actual) if isinstance(n, torch.SymInt) and not n.node.has_hint()]
+    return bool(symbolic) or _number(declared) == _number(actual)

@@ -98,7 +98,7 @@ def export_decode_step(model: nn.Module, context: int, fault: Fault) -> tuple[An
 
 
 @dataclass(frozen=True)
-class Facts:
+class StepFacts:
     """past   heads and size of each of keys and values, in turns"""
 
     context: int
@@ -107,7 +107,7 @@ class Facts:
     dtype: torch.dtype
 
 
-def read_step_facts(folder: Path) -> Facts:
+def read_step_facts(folder: Path) -> StepFacts:
     """Raises ValueError where the file beside a program does not say what it must."""
     data = parse_strict_json(read_regular_file(folder / STEP_FACTS, _MAX_FACTS))
     try:
@@ -116,7 +116,7 @@ def read_step_facts(folder: Path) -> Facts:
         fits = all(type(n) is int and 0 < n < 1 << 24 for n in integers) and past and all(len(p) == 2 for p in past)
         if not fits or not set(names) <= {"input_ids", "attention_mask", "position_ids"}:
             raise ValueError("numbers or names that no program has")
-        return Facts(context, tuple(names), tuple(map(tuple, past)), _DTYPES[data["dtype"]])
+        return StepFacts(context, tuple(names), tuple(map(tuple, past)), _DTYPES[data["dtype"]])
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError("it lacks something") from error
 
@@ -124,7 +124,7 @@ def read_step_facts(folder: Path) -> Facts:
 class Stepper:
     """The program with arrays of the length that there is, instead of all places."""
 
-    def __init__(self, program: nn.Module, facts: Facts):
+    def __init__(self, program: nn.Module, facts: StepFacts):
         self.program, self.facts = program, facts
         self.past = [f"past.{number}" for number in range(len(facts.past))]
         self.shapes = {n: (None, heads, None, d) for n, (heads, d) in zip(self.past, facts.past, strict=True)}
@@ -159,7 +159,7 @@ class Continued(PaddedModel):
         self,
         prefill: Exported,
         program: nn.Module,
-        facts: Facts,
+        facts: StepFacts,
         model_facts: dict[str, Any],
         generation: dict[str, Any] | None,
     ):

@@ -183,20 +183,20 @@ def _shelf() -> Registry:
     return Registry()
 
 
-def facts(kind: str) -> Mapping[str, Any]:
+def facts(target_name: str) -> Mapping[str, Any]:
     """Header of a target; {} for a word that is no target's, whatever a manifest calls itself."""
-    word = _shelf().vocabulary.word("target", kind)
+    word = _shelf().vocabulary.word("target", target_name)
     return word.facts if word else {}
 
 
-def target_class(kind: str) -> "type[Target]":
+def target_class(target_name: str) -> "type[Target]":
     """Target of a manifest's kind. Raises Reject (artifact-broken) where effc has none of that name."""
-    if not facts(kind):
+    if not facts(target_name):
         raise artifact_broken(
-            f"an artifact names the target `{kind}`, which effc does not have",
+            f"an artifact names the target `{target_name}`, which effc does not have",
             help="use the effc that wrote it or a newer one, and install the package that has its target",
         ).rejection()
-    return _shelf().import_plugin_class("target", kind)
+    return _shelf().import_plugin_class("target", target_name)
 
 
 def target_of_artifact(path: Path) -> "type[Target] | None":
@@ -204,20 +204,20 @@ def target_of_artifact(path: Path) -> "type[Target] | None":
     return target_class(read_manifest(path).kind) if (path / NAME).is_file() else None
 
 
-def handling_of(kind: str, folder: str) -> str:
+def handling_of(target_name: str, folder: str) -> str:
     """Sentence about what effc does with a folder of an artifact; "" where no target says."""
     writer = kind_of(folder)
-    return next((text for k in (kind, writer) if k and (text := facts(k).get("does", {}).get(folder))), "")
+    return next((text for k in (target_name, writer) if k and (text := facts(k).get("does", {}).get(folder))), "")
 
 
-def forms_of(kind: str) -> tuple[str, ...]:
+def forms_of(target_name: str) -> tuple[str, ...]:
     """Folders of a target that load as models, the best first."""
-    return tuple(facts(kind).get("loads", {}))
+    return tuple(facts(target_name).get("loads", {}))
 
 
-def marks(kind: str, form: str) -> tuple[str, ...]:
+def marks(target_name: str, form: str) -> tuple[str, ...]:
     """The files by any of which a form is known, relative to the artifact."""
-    return tuple(f"{form}/{file}" for file in facts(kind).get("marks", {}).get(form, "config.json").split())
+    return tuple(f"{form}/{file}" for file in facts(target_name).get("marks", {}).get(form, "config.json").split())
 
 
 def is_marked(artifact: Path, kind: str, form: str) -> bool:

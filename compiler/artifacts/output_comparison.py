@@ -22,13 +22,13 @@ def compare_outputs(
     dtype: torch.dtype,
     rounding: float | None = None,
     *,
-    routes: bool = False,
+    has_routed_experts: bool = False,
 ) -> list[Check]:
     """One check per output. Tokens count as different only where the two best logits are not a near tie.
 
-    rounding   the share of root mean squares for a form that rounds
-    routes    it chooses experts, which a token with a nearly undecided router chooses otherwise once numbers are
-              rounding: then `MOST` of the tokens are compared, and where such a token parts a generation is not
+    rounding             the share of root mean squares for a form that rounds
+    has_routed_experts   a token with a nearly undecided router takes other experts once numbers are rounded: then
+                         `MOST` of the tokens are compared, and steps of generation behind such a token are not
     """
     share = (PADDED if form.padded else SAME).get(dtype, HALF["padded" if form.padded else "same"])
     reason = "zeros change the order of sums" if form.padded else "equal shapes; memory alignment may round sums"
@@ -52,13 +52,13 @@ def compare_outputs(
                     float((got - reference)[:, :until].abs().max()),
                     share * max(1.0, float(reference.abs().max())),
                 )
-            elif routes:
+            elif has_routed_experts:
                 worst, limit = majority_error(got - reference, reference, parting_steps), rounding * spread(reference)
             else:
                 worst, limit = spread((got - reference)[:, :until]), rounding * spread(reference)
             checks.append(Check(label, worst, limit, reason))
         else:
-            gap = _largest_top2_gap_at_divergence(name, expected, actual, rounding if routes else None)
+            gap = _largest_top2_gap_at_divergence(name, expected, actual, rounding if has_routed_experts else None)
             tolerance = share * _largest(expected) if rounding is None else _FAR * rounding * _widest(expected)
             checks.append(Check(label, gap, 2 * tolerance, _TIES))
     return checks

@@ -125,16 +125,18 @@ def _read_fields(path: Path) -> dict[str, Any]:
     return {name: config.get(name, kind()) for name, kind in _FIELDS.items()}
 
 
-def _check_removed_numbers(numbers: Sequence[Any], kind: str, layers: Sequence[Layer], path: Path) -> None:
-    for number in numbers:
-        if type(number) is not int or not 0 <= number < len(layers):
+def _check_removed_numbers(removed_layers: Sequence[Any], kind: str, layers: Sequence[Layer], path: Path) -> None:
+    for layer_index in removed_layers:
+        if type(layer_index) is not int or not 0 <= layer_index < len(layers):
             raise invalid_pruning_config(
-                f"{path} removes {kind} {number}, the model has {len(layers)} layers",
+                f"{path} removes {kind} {layer_index}, the model has {len(layers)} layers",
                 help="take the config of a run on this model",
             ).rejection()
-        if _ROLES[kind] not in layers[number].branches:
-            raise invalid_pruning_config(f"{path} removes {kind} {number}, and layer {number} has none").rejection()
-    if len(set(numbers)) != len(numbers):
+        if _ROLES[kind] not in layers[layer_index].branches:
+            raise invalid_pruning_config(
+                f"{path} removes {kind} {layer_index}, and layer {layer_index} has none"
+            ).rejection()
+    if len(set(removed_layers)) != len(removed_layers):
         raise invalid_pruning_config(f"{path} removes a layer's {kind} twice").rejection()
 
 
@@ -213,7 +215,10 @@ def _removed_branch_numbers(
 
 
 def _order_removed(
-    removed_branches: Sequence[tuple[str, int]], before: Skeleton, dropped: Collection[str], removed: Sequence[str]
+    removed_branches: Sequence[tuple[str, int]],
+    before: Skeleton,
+    removed_layer_paths: Collection[str],
+    removed: Sequence[str],
 ) -> list[tuple[str, int]]:
     """Sort removed branches by the order of removal, or layer by layer where that can't be told.
 
@@ -224,7 +229,7 @@ def _order_removed(
         (_short(branch.role), before.units.index(branch.unit))
         for path in removed
         for branch in before.branches
-        if branch.site == path or (branch.unit == path and path in dropped)
+        if branch.site == path or (branch.unit == path and path in removed_layer_paths)
     )
     return list(named) if set(named) == set(removed_branches) else list(removed_branches)
 

@@ -57,7 +57,7 @@ def write_reft_folder(program: "Program", folder: Path, base_facts: Mapping[str,
     from ..ir.edits import Edits
     from ..ir.layers.reft import interventions
     from ..ir.weights import distinct_tensors
-    from ..models.checkpoints.tensor_files import Piece, write_safetensors_files
+    from ..models.checkpoints.tensor_files import LazyTensor, write_safetensors_files
 
     paths = [path for path, _ in interventions(program.model)]
     units = [path.rpartition(".")[0] for path in paths]
@@ -66,7 +66,7 @@ def write_reft_folder(program: "Program", folder: Path, base_facts: Mapping[str,
         graphs={unit: program.edits.graphs[unit] for unit in units},
     )
     write_safetensors_files(
-        folder, [Piece.of(name, t) for name, t in distinct_tensors(program.model) if _is_reft(name)], 1 << 62
+        folder, [LazyTensor.of(name, t) for name, t in distinct_tensors(program.model) if _is_reft(name)], 1 << 62
     )
     edits_json = edits.to_json()
     graphs = list({canonical(graph): graph for graph in edits_json["graphs"].values()}.values())  # layers are alike

@@ -97,6 +97,7 @@ def _best_explaining_change(
 
 
 def _pairs_of_equal_ratio(config: Any, guesses: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Changes of two values of the config that scale both by one ratio."""
     scaled = [
         (name, value, value / getattr(config, name))
         for guess in guesses
@@ -104,10 +105,10 @@ def _pairs_of_equal_ratio(config: Any, guesses: list[dict[str, Any]]) -> Iterato
         if len(guess) == 1 and getattr(config, name)
     ]
     yield from (
-        {name: value, other: also}
-        for i, (name, value, share) in enumerate(scaled)
-        for other, also, same in scaled[i + 1 :]
-        if share == same and name != other
+        {name: value, other: other_value}
+        for i, (name, value, ratio) in enumerate(scaled)
+        for other, other_value, other_ratio in scaled[i + 1 :]
+        if ratio == other_ratio and name != other
     )
 
 
@@ -150,22 +151,22 @@ def stock_differences(model: nn.Module, candidate_config: Any, untouched: Mappin
     return result + list(_differing_modules(model, stock_module, untouched))
 
 
-def stock_model(kind: "type[PreTrainedModel]", config: Any, dtype: Any) -> nn.Module:
+def stock_model(model_class: "type[PreTrainedModel]", config: Any, dtype: Any) -> nn.Module:
     """The model that a class makes of a config, in evaluation mode. Raises one of `_REFUSALS`."""
     from ..models.checkpoints.checkpoint import without_library_logs
 
     with without_library_logs():
         type(config).from_dict(config.to_dict())  # as from_pretrained reads it, which refuses some numbers
-        return kind._from_config(copy.deepcopy(config), dtype=dtype).eval()
+        return model_class._from_config(copy.deepcopy(config), dtype=dtype).eval()
 
 
-def empty_model_or_reason(kind: "type[PreTrainedModel]", config: Any, dtype: Any) -> nn.Module | str:
+def empty_model_or_reason(model_class: "type[PreTrainedModel]", config: Any, dtype: Any) -> nn.Module | str:
     """The model without weights, or why its class does not make one of that config."""
     try:
         with torch.device("meta"):
-            return stock_model(kind, config, dtype)
+            return stock_model(model_class, config, dtype)
     except _REFUSALS as error:
-        return f"{kind.__name__} makes no model of the config: {(str(error).splitlines() or [''])[0]}"
+        return f"{model_class.__name__} makes no model of the config: {(str(error).splitlines() or [''])[0]}"
 
 
 def _differing_modules(
@@ -190,11 +191,11 @@ def _differing_modules(
 
 
 @cache
-def attribute_names_read(kind: type) -> frozenset[str]:
+def attribute_names_read(cls: type) -> frozenset[str]:
     """Names that methods of a class read of `self` or of anything else, its constructor left out."""
     methods = (
         inspect.unwrap(v)
-        for c in kind.__mro__
+        for c in cls.__mro__
         if c is not nn.Module and issubclass(c, nn.Module)
         for n, v in vars(c).items()
         if n != "__init__" and inspect.isfunction(v)
@@ -270,7 +271,7 @@ def _candidate_config_changes(model: nn.Module, config: Any) -> Iterator[dict[st
     stated_names = {n for module in model.modules() for n in numbers(module) if n in _reads(module)}
     n_guesses = 0
     for name, value in sorted(vars(config).items()):
-        if name in stated_names:  # `_said` has heard it: shapes do not decide it
+        if name in stated_names:  # `_agreed_config_values` reads it: shapes do not decide it
             continue
         if not _WIDTHS.search(name) or _FIXED.search(name) or (value is not None and type(value) is not int):
             continue

@@ -18,7 +18,7 @@ _MAX_BYTES = 1 << 20  # of a config that is read
 
 
 @dataclass(frozen=True)
-class Check:
+class TrustCheck:
     """One thing looked at. `state` is "ok", "note" or "bad"."""
 
     topic: str
@@ -26,7 +26,7 @@ class Check:
     state: str = "ok"
 
 
-def all_trust_checks(path: Path, check_forms: Callable[[Path, Manifest], list[str]]) -> list[Check]:
+def all_trust_checks(path: Path, check_forms: Callable[[Path, Manifest], list[str]]) -> list[TrustCheck]:
     """Run every check of an artifact: hashes, forms, signatures, files, config, recipe and folders. Raises Reject where
     there is no manifest to go by.
 
@@ -46,53 +46,57 @@ def all_trust_checks(path: Path, check_forms: Callable[[Path, Manifest], list[st
     return [replace(check, topic=short(check.topic), fact=short(check.fact)) for check in checks]
 
 
-def _hashes(path: Path, manifest: Manifest) -> Check:
+def _hashes(path: Path, manifest: Manifest) -> TrustCheck:
     try:
         verify_files(path, manifest)
     except Reject as rejection:
-        return Check("files", rejection.diagnostics[0].message, "bad")
-    return Check("files", f"{len(manifest.files)} have the content that the manifest records, and there are no others")
+        return TrustCheck("files", rejection.diagnostics[0].message, "bad")
+    return TrustCheck(
+        "files", f"{len(manifest.files)} have the content that the manifest records, and there are no others"
+    )
 
 
-def _form_checks(path: Path, manifest: Manifest, check_forms: Callable[[Path, Manifest], list[str]]) -> Iterator[Check]:
+def _form_checks(
+    path: Path, manifest: Manifest, check_forms: Callable[[Path, Manifest], list[str]]
+) -> Iterator[TrustCheck]:
     try:
         forms = check_forms(path, manifest)
     except Reject as rejection:
-        yield Check("forms", rejection.diagnostics[0].message, "bad")
+        yield TrustCheck("forms", rejection.diagnostics[0].message, "bad")
         return
     message = f"{', '.join(forms)} hold nothing that effc would refuse" if forms else "it has none that effc loads"
-    yield Check("forms", message, "ok" if forms else "note")
+    yield TrustCheck("forms", message, "ok" if forms else "note")
 
 
-def _signature_checks(path: Path) -> Iterator[Check]:
+def _signature_checks(path: Path) -> Iterator[TrustCheck]:
     """A signature says something to those alone who know its key."""
     try:
         present = read_signatures(path)
     except Reject as rejection:
-        yield Check("signature", rejection.diagnostics[0].message, "bad")
+        yield TrustCheck("signature", rejection.diagnostics[0].message, "bad")
         return
     if not present:
-        yield Check("signature", "nobody signed it", "note")
+        yield TrustCheck("signature", "nobody signed it", "note")
     for one in present:
         valid = is_valid_signature(one, path)
         time = f" at {one.signed}" if one.signed else ""
         fact = (
             f"by {one.key}{time}: whose key that is, you must know" if valid else f"of {one.key} is of something else"
         )
-        yield Check("signature", fact, "note" if valid else "bad")
+        yield TrustCheck("signature", fact, "note" if valid else "bad")
         if valid and one.provenance:
             try:
-                yield Check("provenance", origin_text(one.provenance), "note")
+                yield TrustCheck("provenance", origin_text(one.provenance), "note")
             except MALFORMED:
-                yield Check("provenance", "it is of another form than effc writes", "note")
+                yield TrustCheck("provenance", "it is of another form than effc writes", "note")
 
 
-def _file_checks(path: Path) -> Iterator[Check]:
+def _file_checks(path: Path) -> Iterator[TrustCheck]:
     names = hashed_files(path)
     pickles = [name for name, file in names.items() if has_pickle_content(file)]
     code = [name for name in names if name.lower().endswith(_CODE)]
     for kind, file_names, state in (("pickles", pickles, "bad"), ("code", code, "note")):  # apps bring code
-        yield Check(
+        yield TrustCheck(
             kind,
             f"{', '.join(file_names[:3])}: effc would not read it" if file_names else "none among the files",
             state if file_names else "ok",
@@ -113,18 +117,18 @@ def has_pickle_content(file: Path) -> bool:
     return start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
 
 
-def _config_checks(path: Path) -> Iterator[Check]:
+def _config_checks(path: Path) -> Iterator[TrustCheck]:
     asking = []
     for name, file in hashed_files(path).items():
         if file.name.endswith("config.json") and file.stat().st_size <= _MAX_BYTES:
             try:
                 body = read_json(file, _MAX_BYTES)
             except (ValueError, RecursionError):
-                yield Check("config", f"{name} is not JSON", "bad")
+                yield TrustCheck("config", f"{name} is not JSON", "bad")
                 continue
             if isinstance(body, dict) and "auto_map" in body:
                 asking.append(name)
-    yield Check(
+    yield TrustCheck(
         "own code",
         f"{', '.join(asking)} asks for code of its author, which is refused"
         if asking
@@ -133,16 +137,18 @@ def _config_checks(path: Path) -> Iterator[Check]:
     )
 
 
-def _recipe(manifest: Manifest) -> Iterator[Check]:
+def _recipe(manifest: Manifest) -> Iterator[TrustCheck]:
     """Loading never reads the recipe; compiling it again may run what it names."""
     models = manifest.recipe.get("resolved", {}).get("models", {}) if isinstance(manifest.recipe, dict) else {}
     modules = [name for name, call in models.items() if isinstance(call, dict) and call.get("word") == "module"]
     if modules:
-        yield Check("recipe", f"model {modules[0]} is a Python file: `effc test` and `compile` would run it", "note")
+        yield TrustCheck(
+            "recipe", f"model {modules[0]} is a Python file: `effc test` and `compile` would run it", "note"
+        )
 
 
-def _folders(manifest: Manifest) -> Iterator[Check]:
+def _folders(manifest: Manifest) -> Iterator[TrustCheck]:
     folders = dict.fromkeys(name.partition("/")[0] for name in manifest.files if "/" in name)
     for folder in folders:
         handling = handling_of(manifest.kind, folder)
-        yield Check(folder, handling or "is nothing that effc loads", "ok" if handling else "note")
+        yield TrustCheck(folder, handling or "is nothing that effc loads", "ok" if handling else "note")

@@ -116,7 +116,11 @@ def verify_forms(
             rounded = form.rounds(model) if form.rounds else None
             routes = rounded is not None and form.routes(folder)
             compare_form = partial(
-                compare_outputs, expected=reference, actual=actual, dtype=next(model.parameters()).dtype, routes=routes
+                compare_outputs,
+                expected=reference,
+                actual=actual,
+                dtype=next(model.parameters()).dtype,
+                has_routed_experts=routes,
             )
             form_checks = compare_form(form, rounding=rounded)
             if rounded is not None and not routes and not all(check.holds for check in form_checks):

@@ -157,10 +157,10 @@ def first_output(output) -> Tensor:
     return output.float().contiguous()
 
 
-def inputs_for_config(config, seed: int = 0, images: bool = False, pad_right: bool = False) -> dict[str, Tensor]:
+def inputs_for_config(config, seed: int = 0, with_images: bool = False, pad_right: bool = False) -> dict[str, Tensor]:
     """Fixed inputs for a model of that config: token rows, the later ones padded at the left, or pixels.
 
-    images      the model reads pixels, whatever its config counts (BEiT's has a vocabulary of picture tokens)
+    with_images      the model reads pixels, whatever its config counts (BEiT's has a vocabulary of picture tokens)
     pad_right   rows are padded behind their texts, as encoders' are: some say what a text is by its first token
     """
     generator = torch.Generator().manual_seed(seed)
@@ -168,7 +168,7 @@ def inputs_for_config(config, seed: int = 0, images: bool = False, pad_right: bo
     sizes = [getattr(part, "vocab_size", None) for part in (*parts, config)]
     sizes += [getattr(config, side, None) for side in VOCABULARY_SIZES]
     words = min((size for size in sizes if size), default=0)  # ids that both sides know
-    if images or not words:
+    if with_images or not words:
         if not hasattr(config, "num_channels"):  # it stands with the part that looks
             config = getattr(config, "vision_config", None) or getattr(config, "backbone_config", config)
         size = getattr(config, "image_size", 64)

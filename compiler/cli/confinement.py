@@ -43,9 +43,11 @@ def confine_verb(argv: Sequence[str]) -> None:
     cache = Path(_last(options, "--cache-dir", str(default_cache())))
     bases = [base for folder in folders for base in _base_of_interventions(folder)]
     results = [path for folder in folders if not (path := Path(f"{folder}-result")).is_symlink()]  # of a federation
-    roots = [root for root in map(_root, bases) if _kind(root)]  # a manifest.json is not always an artifact's
-    readable = [*paths, *map(_root, folders), *bases, *roots, *results, _hub_cache()]
-    writable = [cache, _temporary_folder(cache), *_access_log(options)]
+    roots = [
+        root for root in map(_artifact_or_repository_root, bases) if _kind(root)
+    ]  # a manifest.json is not always an artifact's
+    readable = [*paths, *map(_artifact_or_repository_root, folders), *bases, *roots, *results, _hub_cache()]
+    writable = [cache, _make_process_temporary_folder(cache), *_access_log(options)]
     asks = "--knowledge" in options
     confine_process(readable, writable, "any" if asks else "listen" if argv[0] == "serve" else "none")
 
@@ -64,7 +66,7 @@ def _kind(folder: Path) -> str:
     return ""
 
 
-def _temporary_folder(cache: Path) -> Path:
+def _make_process_temporary_folder(cache: Path) -> Path:
     """Folder of this process's temporary files: in the cache, where that can be written and others can't, as `effc
     cache gc` finds there what a killed process left."""
     from ..core.sealed_json import refuse_writable_by_others
@@ -124,11 +126,11 @@ def _base_of_interventions(folder: Path) -> list[Path]:
     return []
 
 
-def _root(folder: Path) -> Path:
+def _artifact_or_repository_root(model_folder: Path) -> Path:
     """Folder of whatever a folder of a model belongs to: an artifact, or a repository in the hub's cache."""
-    folder = folder.resolve()
-    above, top = folder.parent, folder.parent.parent
+    model_folder = model_folder.resolve()
+    above, top = model_folder.parent, model_folder.parent.parent
     is_point = above.name == "points" and (top / "manifest.json").is_file()
     if is_point or (above.name == "snapshots" and top.is_relative_to(_hub_cache().resolve())):
         return top
-    return above if (above / "manifest.json").is_file() else folder
+    return above if (above / "manifest.json").is_file() else model_folder

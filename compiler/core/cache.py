@@ -104,7 +104,7 @@ def fsync_path(path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Entry:
+class CachedStep:
     """One finished step as `effc cache ls` lists it. `bytes` counts tensors that may be shared with others."""
 
     key: str
@@ -153,7 +153,10 @@ class Cache:
         return self.read_complete_step(key) is not None
 
     def read_complete_step(self, key: str) -> dict | None:
-        """A finished step, or None; one whose tensors are not all there counts as unfinished."""
+        """A finished step, or None; one whose tensors are not all there counts as unfinished.
+
+        Sets the time of last use, by which old steps are deleted.
+        """
         path = self.folder / "steps" / f"{key}.json"
         body = self._read_checked_step_record(path)
         if body is None or not all(self.blob(h).is_file() for h in body["tensors"].values() if h):
@@ -259,7 +262,7 @@ class Cache:
         )
 
     # -- care -------------------------------------------------------------------------------------------------
-    def finished_steps(self) -> list[Entry]:
+    def finished_steps(self) -> list[CachedStep]:
         """Finished steps, last used first."""
         entries = []
         for path in (self.folder / "steps").glob("*.json"):
@@ -271,7 +274,7 @@ class Cache:
                 continue
             blobs = [self.blob(h) for h in set(body["tensors"].values()) if h]
             size = sum(b.stat().st_size for b in blobs if b.is_file())
-            entries.append(Entry(path.stem, body["parts"], body, size, path.stat().st_mtime))
+            entries.append(CachedStep(path.stem, body["parts"], body, size, path.stat().st_mtime))
         return sorted(entries, key=lambda e: -e.used)
 
     def count_unreadable(self) -> int:
@@ -340,10 +343,10 @@ class Cache:
         return freed
 
 
-def _rejected(path: Path, read: Callable[[], Any]) -> Iterator[tuple[Path, str]]:
+def _rejected(path: Path, read_file: Callable[[], Any]) -> Iterator[tuple[Path, str]]:
     """The path and the reason where a file is refused."""
     try:
-        read()
+        read_file()
     except Reject as reject:
         yield path, reject.diagnostics[0].message.removeprefix(f"{path} ")
 

@@ -55,9 +55,9 @@ def required_packages_with_state() -> list[Package]:
     left out."""
     result = []
     for text in metadata.requires("effc") or ():
-        name, spread, group = _name_range_and_extra(text)
+        name, version_range, group = _name_range_and_extra(text)
         if group not in ("test", "dev"):
-            result.append(Package(name, spread, group, installed(name)))
+            result.append(Package(name, version_range, group, installed(name)))
     return sorted(result, key=lambda p: p.group != "")
 
 
@@ -129,9 +129,9 @@ def installed(name: str) -> str:
         return ""
 
 
-def _version_in_range(version: str, spread: str) -> bool:
+def _version_in_range(version: str, version_range: str) -> bool:
     """Whether `2.13.0+cpu` lies in `>=2.8,<3`. Enough of PEP 440 for what pyproject.toml says."""
-    at = _release(version)
+    release = _release(version)
     tests = {
         ">=": lambda a, b: a >= b,
         "<=": lambda a, b: a <= b,
@@ -140,11 +140,11 @@ def _version_in_range(version: str, spread: str) -> bool:
         ">": lambda a, b: a > b,
         "<": lambda a, b: a < b,
     }
-    for clause in filter(None, spread.split(",")):
+    for clause in filter(None, version_range.split(",")):
         op = next(o for o in tests if clause.startswith(o))
         bound = _release(clause[len(op) :])
-        width = max(len(at), len(bound))
-        if not tests[op](at + (0,) * (width - len(at)), bound + (0,) * (width - len(bound))):
+        width = max(len(release), len(bound))
+        if not tests[op](release + (0,) * (width - len(release)), bound + (0,) * (width - len(bound))):
             return False
     return True
 

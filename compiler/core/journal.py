@@ -20,9 +20,10 @@ class Journal:
         self.known: dict[str, Any] = {}
         self.replayed = 0
         if path.exists():
-            self._load_valid_lines()
+            self._load_and_truncate_at_torn_line()
 
-    def _load_valid_lines(self) -> None:
+    def _load_and_truncate_at_torn_line(self) -> None:
+        """Load lines up to the first that is torn or changed, and cut the file there."""
         sound_bytes = 0
         for line in self.path.read_bytes().splitlines(keepends=True):
             record = _parse_checked_line(line)

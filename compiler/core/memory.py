@@ -83,17 +83,17 @@ def keep_in_memory_budget(limit: int | None, share: float = 0.5, max_bytes: int 
     return max(0, min(int(share * spare), max_bytes))
 
 
-def fits_in_memory(weights: int) -> bool:
+def fits_in_memory(weight_bytes: int) -> bool:
     """Whether the machine's memory holds so many bytes of weights at once, with room for what else there is."""
     total = memory()
-    return total is None or weights < SHARE * total
+    return total is None or weight_bytes < SHARE * total
 
 
-def is_large(weights: int) -> bool:
+def is_large(weight_bytes: int) -> bool:
     """Whether a file of weights is left where it lies, though a copy may be read faster: a copy takes seconds, and room
     that the system needs to hold the file."""
     total = memory()
-    return total is not None and weights > LARGE * total
+    return total is not None and weight_bytes > LARGE * total
 
 
 def available() -> int:

@@ -118,12 +118,12 @@ def _restrict_files(version: int, readable: Iterable[Path], writable: Iterable[P
     os.close(ruleset)
 
 
-def _allow(ruleset: int, path: Path, access: int) -> None:
+def _allow(ruleset: int, path: Path, access_flags: int) -> None:
     """Allow access to what lies at or below a path; one that is a link allows nothing."""
     beneath = os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        access &= -1 if os.path.isdir(path) else _FILE_ACCESS
-        _system_call(_ADD_RULE, ruleset, 1, struct.pack("<Qi", access, beneath), 0)
+        access_flags &= -1 if os.path.isdir(path) else _FILE_ACCESS
+        _system_call(_ADD_RULE, ruleset, 1, struct.pack("<Qi", access_flags, beneath), 0)
     finally:
         os.close(beneath)
 
@@ -171,10 +171,10 @@ def _refuse_if(offset: int, values: Sequence[int]) -> list[_Instruction]:
     return [_load(offset), *jumps, (0x05, 0, 0, 1), _REFUSE]
 
 
-def _system_call(number: int, *arguments: object) -> int:
+def _system_call(syscall_number: int, *arguments: object) -> int:
     library = ctypes.CDLL(None, use_errno=True)
     library.syscall.restype = ctypes.c_long
-    return library.syscall(number, *(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments))
+    return library.syscall(syscall_number, *(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments))
 
 
 def _raise_on_error(result: int) -> int:

@@ -46,14 +46,14 @@ def _seal(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical({k: v for k, v in body.items() if k != SEAL}).encode()).hexdigest()
 
 
-def read_sealed_record(path: Path, folder: Path) -> dict[str, Any] | None:
-    """A record of the cache in `folder`; None where there is none.
+def read_sealed_record(path: Path, cache_folder: Path) -> dict[str, Any] | None:
+    """A record of the cache in `cache_folder`; None where there is none.
 
     Raises Reject (cache-damaged) where it is no object or was changed since it was written. What effc wrote before
     there were seals has none.
     """
     try:
-        body = read_json(path, MANIFEST, folder)
+        body = read_json(path, MANIFEST, cache_folder)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -89,13 +89,13 @@ def sealed_hash(name: str, content: str) -> bytes:
     return f"{content} {_seal_of_hash(name, content)}".encode()
 
 
-def read_sealed_hash(path: Path, folder: Path) -> str | None:
-    """A file's hash that the cache in `folder` keeps; None where there is none, or one of before there were seals.
+def read_sealed_hash(path: Path, cache_folder: Path) -> str | None:
+    """A file's hash that the cache keeps; None where there is none, or one of before there were seals.
 
     Raises Reject (cache-damaged) where it was changed, or is another name's.
     """
     try:
-        content, space, seal = read_regular_file(path, 1 << 10, folder).decode().partition(" ")
+        content, space, seal = read_regular_file(path, 1 << 10, cache_folder).decode().partition(" ")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, UnicodeDecodeError) as error:

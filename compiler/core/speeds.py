@@ -53,9 +53,11 @@ class Speeds:
     def product(self, dtype: str) -> float:
         return {"bfloat16": self.bfloat16, "float16": self.bfloat16, "float64": self.float64}.get(dtype, self.float32)
 
-    def seconds(self, work: Mapping[str, float]) -> float:
+    def seconds(self, amount_by_speed: Mapping[str, float]) -> float:
         """Of amounts by the names of speeds; "seconds" are themselves."""
-        return sum(amount if name == "seconds" else amount / getattr(self, name) for name, amount in work.items())
+        return sum(
+            amount if name == "seconds" else amount / getattr(self, name) for name, amount in amount_by_speed.items()
+        )
 
 
 def measure_machine_speeds(folder: Path | None = None, seconds_each: float = 0.02) -> Speeds:

@@ -24,7 +24,7 @@ from ..core.journal import Journal
 from ..core.quantity import measurement_text
 from ..plugin.context import Context
 from .judging.comparison import measure_beside_original
-from .judging.gate import Known, Outcome, bound_text, measure_and_judge_bounds, metric_label
+from .judging.gate import BoundVerdict, Known, bound_text, measure_and_judge_bounds, metric_label
 from .pipeline import Build
 
 broken_by = Fault(
@@ -44,7 +44,7 @@ class Measurement:
 
     step: str
     word: str
-    verdict: Outcome
+    verdict: BoundVerdict
 
 
 @dataclass(frozen=True)
@@ -131,14 +131,14 @@ class Bisection:
             name = by_name[name].source
         return chain[::-1]
 
-    def _verdict_of_step(self, key: str) -> Outcome:
+    def _verdict_of_step(self, key: str) -> BoundVerdict:
         outcome = self.build.load_outcome(key)
         assert outcome.in_place and outcome.program, f"{key} gives {outcome.kind}"
         verdict = self._judged(outcome.program.model)
         self.ctx.emit_event(Said(f"{metric_label(self.bound)} {_text(verdict.value, verdict.unit)}, {verdict.state}"))
         return verdict
 
-    def _judged(self, model: Any) -> Outcome:
+    def _judged(self, model: Any) -> BoundVerdict:
         """The bound alone on a model; of a clock beside the original, in turns."""
         pipeline = replace(self.plan.pipeline, expects=(self.bound,))
         if self.ctx.metric(self.bound.metric).timed:

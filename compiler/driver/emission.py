@@ -31,8 +31,7 @@ from ..plugin.context import Context
 from ..plugin.target import Form, Target
 from .judging.accounting import Accounting, RecordedLogits
 from .judging.comparison import Comparison
-from .judging.gate import Outcome as Verdict
-from .judging.gate import bound_text, unmet_bound_diagnostics
+from .judging.gate import BoundVerdict, bound_text, unmet_bound_diagnostics
 from .judging.verdicts import Verdicts
 
 
@@ -255,8 +254,8 @@ def resolved_recipe(recipe: Recipe) -> dict[str, Any]:
     return calls | ({"profiles": profiles} if profiles else {})
 
 
-def expectation(outcome: Verdict) -> Expectation:
-    state = {"ok": "holds", "missed": "fails"}.get(outcome.state, outcome.state)
-    line = outcome.bound.span.line if outcome.bound.span else 0
-    note = outcome.skipped or outcome.undecided or outcome.uncertain or outcome.decided_by
-    return Expectation(bound_text(outcome.bound), outcome.value, outcome.limit, state, line, note)
+def expectation(verdict: BoundVerdict) -> Expectation:
+    state = {"ok": "holds", "missed": "fails"}.get(verdict.state, verdict.state)
+    line = verdict.bound.span.line if verdict.bound.span else 0
+    note = verdict.skipped or verdict.undecided or verdict.uncertain or verdict.decided_by
+    return Expectation(bound_text(verdict.bound), verdict.value, verdict.limit, state, line, note)

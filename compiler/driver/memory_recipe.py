@@ -107,11 +107,11 @@ def with_rows(expr: Any, kind: str, rows: str) -> Any:
     return replace(node, args=tuple(sorted(args, key=lambda a: a.name != ""))) if args else expr
 
 
-def _step_name(step: Value, used: set[str]) -> str:
+def _step_name(step: Value, used_names: set[str]) -> str:
     """Name of a step, after its pass."""
     node = checked_call(step, "step", 'effc.prune.multi(remove="15% of params")')
     stem = node.name.path.rpartition(".")[2]
-    return next(n for n in _numbered(stem) if n not in used)
+    return next(n for n in _numbered(stem) if n not in used_names)
 
 
 def _numbered(stem: str) -> Iterable[str]:

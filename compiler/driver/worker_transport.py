@@ -1,4 +1,4 @@
-"""Workers as the one who asks sees them: something that is sent lines, answers with lines, and may be lost."""
+"""Transports of lines of JSON to workers, which answer with lines and may be lost; and one of local processes."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ WORKER = "effc.compiler.driver.workers"
 
 
 class WorkerTransport(ABC):
-    """A number of workers, each in a place of its own, from 0."""
+    """Transport to a number of workers, each with an index from 0. A worker has one message at a time to answer."""
 
     @property
     @abstractmethod
@@ -24,27 +24,30 @@ class WorkerTransport(ABC):
 
     @abstractmethod
     def start_worker(self, index: int) -> None:
-        """Start a worker in a place that has none."""
+        """Start a worker at an index that has none."""
 
     @abstractmethod
     def send(self, index: int, line: str) -> None:
-        """Ask a worker that owes no answer."""
+        """Send a line to a worker that has answered all before it."""
 
     @abstractmethod
     def receive(self, seconds: float) -> Sequence[tuple[int, str, bool]]:
-        """(place, answer, True), or (place, why it was lost, False), as soon as there are some; at last none."""
+        """Answers (index, line, True) and lost workers (index, reason, False), as soon as there are some.
+
+        Waits `seconds` at most; empty where none came.
+        """
 
     @abstractmethod
     def stop_worker(self, index: int) -> None:
-        """Let one go that may hear nothing any more; nothing is received of it from then on."""
+        """Kill a worker that may hang; nothing is received of it from then on."""
 
     def is_stopped(self, index: int) -> bool:
-        """Whether a worker is seen to do nothing until somebody lets it go on; false where that can't be seen."""
+        """Whether a signal has suspended a worker; false where that can't be read."""
         return False
 
     @abstractmethod
     def end(self) -> None:
-        """Let all go."""
+        """Kill all workers."""
 
 
 @dataclass
@@ -86,7 +89,7 @@ class LocalProcesses(WorkerTransport):
             index = pipes[number]
             part = os.read(number, 1 << 16)
             if not part:
-                replies.append((index, _end_of(self.workers.pop(index)), False))
+                replies.append((index, _stop_reason(self.workers.pop(index)), False))
                 continue
             *lines, self.buffers[index] = (self.buffers[index] + part).split(b"\n")
             replies += [(index, line.decode(), True) for line in lines]
@@ -121,7 +124,7 @@ def _close(worker: "subprocess.Popen[bytes]") -> None:
                 pipe.close()
 
 
-def _end_of(worker: "subprocess.Popen[bytes]") -> str:
+def _stop_reason(worker: "subprocess.Popen[bytes]") -> str:
     worker.kill()  # one that closed its answers and lives on is of no use
     code = worker.wait()
     return f"killed by {signal.Signals(-code).name}" if code < 0 else f"it ended with {code}"

@@ -32,7 +32,7 @@ def max_logit_difference(
     seed    chooses the ids
     """
     vocab = vocab or _vocabulary(reference)
-    return distance(
+    return max_difference(
         record_logits_of_sample_calls(reference, vocab=vocab, seed=seed),
         record_logits_of_sample_calls(candidate, vocab=vocab, seed=seed),
     )
@@ -60,7 +60,7 @@ def record_logits_of_sample_calls(model: nn.Module, *, vocab: int | None = None,
         return observed
 
 
-def distance(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
+def max_difference(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
     """The worst absolute difference of two observations; inf where shapes differ or a value isn't finite."""
     if [t.shape for t in before] != [t.shape for t in after]:
         return math.inf
@@ -73,10 +73,10 @@ def _logits(model: nn.Module, names: set[str], inputs: dict[str, torch.Tensor]) 
     padded = bool((inputs["attention_mask"] == 0).any())
     passed = inputs if padded else {"input_ids": inputs["input_ids"]}
     out = main_tensor_of_output(model(**{name: value for name, value in passed.items() if name in names}))
-    return _read(out, inputs["attention_mask"])
+    return _without_padding(out, inputs["attention_mask"])
 
 
-def _read(out: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def _without_padding(out: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Without what is said at padding; all of what is said of rows as a whole."""
     return out[mask.bool()] if out.shape[:2] == mask.shape else out
 
@@ -121,7 +121,7 @@ def _prefill_and_decode_logits(
         cache = out.get("cache")
         if cache is None:
             return []
-        observed.append(_read(main_tensor_of_output(out), inputs["attention_mask"][:, start:end]))
+        observed.append(_without_padding(main_tensor_of_output(out), inputs["attention_mask"][:, start:end]))
     return observed
 
 

@@ -9,7 +9,7 @@ from ...dsl.syntax.diagnostics import Fault
 from ..ir.capture.sample import knows_inputs
 from ..models.rows.forward import in_eval_mode, main_tensor_of_output
 from ..plugin.interfaces import Close
-from .equivalence import distance, record_logits_of_sample_calls
+from .equivalence import max_difference, record_logits_of_sample_calls
 
 if TYPE_CHECKING:
     from ..ir.program import Program
@@ -29,7 +29,7 @@ class OutputPromise:
 
     def check(self, program: "Program", logit_tolerance: Close) -> None:
         """Raise Reject (promise-broken) where outputs differ by more than was promised, or are no numbers."""
-        worst = distance(self.outputs, observed(program))
+        worst = max_difference(self.outputs, observed(program))
         tolerance = self._allowed(program, logit_tolerance)
         if not worst <= tolerance:
             raise promise_broken(

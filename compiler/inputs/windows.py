@@ -143,13 +143,13 @@ def choose_rows(rows: "torch.Tensor", samples: int | None, seed: int) -> "Iterat
     return iter(rows[torch.randperm(len(rows), generator=generator)[:samples]])
 
 
-def _too_little_text_remedy(tokens: int, count: int, needed: int, length: int, body: int) -> str:
+def _too_little_text_remedy(tokens: int, count: int, n_needed: int, length: int, n_body_tokens: int) -> str:
     """Remedy for too little text: fewer rows, shorter ones if long enough, or the amount of text needed."""
     if count:
         return f"give more text, or `samples: {count}`"
-    longest = tokens // needed + length - body
+    longest = tokens // n_needed + length - n_body_tokens
     shorter = f", or `length: {longest}`" if longest >= _SHORTEST else ""
-    return f"give {body * needed} tokens of text{shorter}"
+    return f"give {n_body_tokens * n_needed} tokens of text{shorter}"
 
 
 def content_identity(word: str, files: Iterable[Path], facts: dict[str, Any], ctx: Context) -> str:

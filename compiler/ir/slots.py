@@ -101,6 +101,6 @@ def layer_index_lists(config: Any, layers: int) -> dict[str, list[int]]:
     return lists
 
 
-def renumbered(indices: list[int], dropped: int) -> list[int]:
+def renumbered(indices: list[int], removed_index: int) -> list[int]:
     """Layer numbers after one layer is gone."""
-    return [i - (i > dropped) for i in indices if i != dropped]
+    return [i - (i > removed_index) for i in indices if i != removed_index]

@@ -106,10 +106,10 @@ def _fit_convolution(module: _ConvNd, shape: tuple[int, ...]) -> None:
     module.kernel_size = shape[2:]
 
 
-def _groups_left(groups: int, channels: int, remaining: int) -> int:
-    """Number of groups that `remaining` channels form, if whole groups were removed; else as before."""
-    each = channels // groups
-    return remaining // each if remaining % each == 0 else groups
+def _groups_left(n_groups: int, n_channels: int, n_remaining: int) -> int:
+    """Number of groups that `n_remaining` channels form, if whole groups were removed; else as before."""
+    each = n_channels // n_groups
+    return n_remaining // each if n_remaining % each == 0 else n_groups
 
 
 def narrow_tensor(model: nn.Module, path: str, axis: int, keep: torch.Tensor) -> list[str]:

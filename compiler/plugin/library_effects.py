@@ -20,7 +20,7 @@ _DOC = re.compile(r'^""".*?"""', re.S | re.M)
 _COMMENT = re.compile(r"^\s*#.*$", re.M)
 
 
-class Value(NamedTuple):
+class MetricValue(NamedTuple):
     """A metric of something that was compiled, and the original's where it was measured."""
 
     unit: str
@@ -28,7 +28,7 @@ class Value(NamedTuple):
     compiled: float
 
 
-Points = dict[str, dict[str, Value]]  # a point of a front, "" of what is no front -> metric -> its value
+Points = dict[str, dict[str, MetricValue]]  # a point of a front, "" of what is no front -> metric -> its value
 
 
 @dataclass(frozen=True)
@@ -82,19 +82,19 @@ class Effect:
             if not point:
                 artifact, _, point = artifact.partition("/")
             values = by_artifact.setdefault(artifact, {}).setdefault(point, {})
-            values.setdefault(metric, Value(unit, original, compiled))
+            values.setdefault(metric, MetricValue(unit, original, compiled))
         distinct: list[tuple[str, Points]] = []
         for name, points in by_artifact.items():
-            if not any(_match(points, other) for _, other in distinct):
+            if not any(_are_equal_fronts(points, other) for _, other in distinct):
                 distinct.append((name, points))
         return distinct
 
 
-def _match(points: Points, other: Points) -> bool:
+def _are_equal_fronts(points: Points, other: Points) -> bool:
     return _front_table_rows(points, "") == _front_table_rows(other, "") and set(points) != {""}
 
 
-def _metric_changes_line(values: Mapping[str, Value]) -> str:
+def _metric_changes_line(values: Mapping[str, MetricValue]) -> str:
     """`params 1.84 M -> 1.55 M (-15.4 %), ...`."""
     parts = []
     for metric, (unit, original, compiled) in values.items():
@@ -108,7 +108,7 @@ def _metric_changes_line(values: Mapping[str, Value]) -> str:
 
 def _front_range_line(points: Points) -> str:
     """`4 choices: params 428.4 k to 1.84 M (was 1.84 M), ...`."""
-    by_metric: dict[str, list[Value]] = {}
+    by_metric: dict[str, list[MetricValue]] = {}
     for values in points.values():
         for metric, value in values.items():
             by_metric.setdefault(metric, []).append(value)
@@ -136,7 +136,7 @@ def _front_table_rows(points: Points, name: str) -> list[list[str]]:
     return [[name, *metrics], *(lines if first else lines[1:])]
 
 
-def _metric_table_rows(values: Mapping[str, Value], name: str) -> list[list[str]]:
+def _metric_table_rows(values: Mapping[str, MetricValue], name: str) -> list[list[str]]:
     """A line for each metric: the original's, the compiled one's, how far they are apart."""
     rows = [[name, "original", "compiled", ""]]
     for metric, (unit, original, compiled) in values.items():
@@ -166,8 +166,8 @@ class Effects:
 
     def of(self, recipe: LibraryFile) -> tuple[Effect, ...]:
         """Effects of a recipe in its current text; none where it was changed since."""
-        entry = self.stored.get(short(recipe))
-        if entry is None or entry["of"] != meaning(recipe):
+        entry = self.stored.get(short_name(recipe))
+        if entry is None or entry["of"] != meaning_hash(recipe):
             return ()
         return tuple(Effect(**row | {"rows": tuple(map(tuple, row["rows"]))}) for row in entry["effects"])
 
@@ -175,9 +175,10 @@ class Effects:
         """Keep an effect, in the place of an older one on the same model."""
         remaining = [e for e in self.of(recipe) if e.on != effect.on]
         rows = [asdict(e) for e in sorted([*remaining, effect], key=lambda e: (not e.on.startswith("tiny"), e.on))]
-        self.stored[short(recipe)] = {"of": meaning(recipe), "effects": rows}
+        self.stored[short_name(recipe)] = {"of": meaning_hash(recipe), "effects": rows}
 
     def machine(self, facts: Mapping[str, Any]) -> int:
+        """Index of a machine in the file, which gets it where it has not."""
         if facts not in self.machines:
             self.machines.append(facts)
         return self.machines.index(facts)
@@ -196,11 +197,11 @@ def effects_path() -> Path:
     return folders()[0] / FILE
 
 
-def short(recipe: LibraryFile) -> str:
+def short_name(recipe: LibraryFile) -> str:
     return recipe.name.removesuffix(".effspec")
 
 
-def meaning(recipe: LibraryFile) -> str:
+def meaning_hash(recipe: LibraryFile) -> str:
     """A hash of what a recipe says, without its docstring, comments and spaces: those change no result."""
     text = _COMMENT.sub("", _DOC.sub("", recipe.text, count=1))
     return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:16]

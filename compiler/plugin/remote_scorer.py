@@ -49,5 +49,5 @@ class TaskSource(ABC):
         """Let `next` give a task again."""
 
     @abstractmethod
-    def answer(self, value: Any, work: float = 0.0) -> None:
+    def answer(self, value: Any, layer_forwards: float = 0.0) -> None:
         """Answer the task that `next` gave last; JSON."""

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class SequenceCache:
     """Sequences of an engine, one for each row of a batch; they are free again with the last reference to the cache.
 
-    numbers   of the sequences, row by row; none before the first call that extends it
-    tokens    that each holds, without padding
+    sequences   of the engine, row by row; none before the first call that extends it
+    tokens      that each holds, without padding
     """
 
     is_linear = (False,)  # layer by layer; transformers then counts the tokens before
@@ -24,14 +24,14 @@ class SequenceCache:
 
     def __init__(self, model: "DecoderModel"):
         self._model, self._width = model, 0
-        self.numbers: list[int] = []
+        self.sequences: list[int] = []
         self.tokens: list[list[int]] = []
 
     def open(self, rows: int) -> bool:
         """Open a sequence for each row; False where they are open."""
-        if self.numbers:
+        if self.sequences:
             return False
-        self.numbers, self.tokens = self._model.take(rows), [[] for _ in range(rows)]
+        self.sequences, self.tokens = self._model.take(rows), [[] for _ in range(rows)]
         return True
 
     def append(self, ids: Tensor, mask: Tensor) -> None:
@@ -56,9 +56,9 @@ class SequenceCache:
         n_removed = -length if length <= 0 else max(0, self._width - length)
         if n_removed:
             self._width -= n_removed
-            for number, tokens in zip(self.numbers, self.tokens, strict=True):
+            for sequence, tokens in zip(self.sequences, self.tokens, strict=True):
                 del tokens[-n_removed:]
-                self._model.forget(number, len(tokens))
+                self._model.forget(sequence, len(tokens))
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Let row i go on from what row `beam_idx[i]` holds. Beams stay within their source.
@@ -70,13 +70,13 @@ class SequenceCache:
         heir = {source: row for row, source in reversed(list(enumerate(sources)))}
         unclaimed = [row for row in range(len(sources)) if row not in heir]
         tokens = [list(self.tokens[source]) for source in sources]
-        numbers, missing = [], {}
+        sequences, missing = [], {}
         for row, source in enumerate(sources):
             old = source if heir[source] == row else unclaimed.pop(0)
-            numbers.append(self.numbers[old])
+            sequences.append(self.sequences[old])
             if old != source and (suffix := tokens[row][self._crop_to_common_prefix(old, tokens[row]) :]):
-                missing[self.numbers[old]] = torch.tensor(suffix)
-        self.numbers, self.tokens = numbers, tokens
+                missing[self.sequences[old]] = torch.tensor(suffix)
+        self.sequences, self.tokens = sequences, tokens
         if missing:
             self._model.append_tokens(missing, "last")
 
@@ -85,12 +85,12 @@ class SequenceCache:
         common = common_prefix(self.tokens[row], target_ids)
         if common < len(self.tokens[row]):
             common *= self.is_croppable
-            self._model.forget(self.numbers[row], common)
+            self._model.forget(self.sequences[row], common)
         return common
 
     def close(self) -> None:
-        numbers, self.numbers = self.numbers, []
-        self._model.release(numbers)
+        sequences, self.sequences = self.sequences, []
+        self._model.release(sequences)
 
     def __del__(self):
         if sys is not None and not sys.is_finalizing():  # when the interpreter ends, modules are gone

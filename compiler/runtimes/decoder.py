@@ -77,25 +77,25 @@ class BatchedRun(ABC):
         """Cut a sequence back to its first tokens."""
 
     @abstractmethod
-    def extend(self, numbers: list[int], ids: Tensor) -> Tensor:
+    def extend(self, sequences: list[int], ids: Tensor) -> Tensor:
         """Append a row of `ids` [b, t] to each sequence; logits [b, t, vocabulary]."""
 
     def cancel(self) -> None:  # noqa: B027 (an engine that can break off says how)
         """A call goes on to its end: nothing breaks it off."""
 
-    def run(self, ids: Sequence[int], numbers: Sequence[int], outputs: Sequence[int] | Sequence[bool]) -> Tensor:
+    def run(self, ids: Sequence[int], sequences: Sequence[int], outputs: Sequence[int] | Sequence[bool]) -> Tensor:
         """Append tokens to their sequences; logits [wanted, vocabulary] of some, given by place or one by one."""
         by_position = not all(isinstance(flag, bool) for flag in outputs)
         positions = list(outputs) if by_position else [position for position, flag in enumerate(outputs) if flag]
         rows: dict[int, list[int]] = {}
-        for position, number in enumerate(numbers):
-            rows.setdefault(number, []).append(position)
+        for position, sequence in enumerate(sequences):
+            rows.setdefault(sequence, []).append(position)
         groups: dict[int, list[int]] = {}
-        for number, row_positions in rows.items():
-            groups.setdefault(len(row_positions), []).append(number)
+        for sequence, row_positions in rows.items():
+            groups.setdefault(len(row_positions), []).append(sequence)
         logits_at: dict[int, Tensor] = {}
         for group in groups.values():
             logits = self.extend(group, torch.tensor([[ids[p] for p in rows[n]] for n in group]))
-            for row, number in zip(logits, group, strict=True):
-                logits_at |= dict(zip(rows[number], row, strict=True))
+            for row, sequence in zip(logits, group, strict=True):
+                logits_at |= dict(zip(rows[sequence], row, strict=True))
         return torch.stack([logits_at[position] for position in positions])

@@ -51,24 +51,24 @@ class Generation:
         self._ends = any(hasattr(one, "eos_token_id") for one in criteria)
 
     def __call__(self, ids: Tensor, mask: Tensor, begin: Callable[[Sequence[int]], None] = lambda _: None) -> Tensor:
-        """The sequences [b, t + new] of prompts [b, t]; `begin` is called with the numbers of the open sequences."""
+        """The sequences [b, t + new] of prompts [b, t]; `begin` is called with the open sequences."""
         prompts = [row[is_token.bool()] for row, is_token in zip(ids, mask, strict=True)]
         if not all(len(prompt) for prompt in prompts):
             raise invalid_sampling(
                 "a prompt has no token", help="begin it with the tokenizer's first token"
             ).rejection()
         slots = self.model.start_sequences([prompt.tolist() for prompt in prompts])
-        numbers, self._sequences = [number for number, _ in slots], ids
+        sequences, self._sequences = [sequence for sequence, _ in slots], ids
         self._start_lookup(prompts)
         try:
-            begin(numbers)
-            fresh = {number: prompt[known:] for (number, known), prompt in zip(slots, prompts, strict=True)}
-            self._generate_until_done(numbers, fresh, [len(prompt) for prompt in prompts])
+            begin(sequences)
+            fresh = {sequence: prompt[known:] for (sequence, known), prompt in zip(slots, prompts, strict=True)}
+            self._generate_until_done(sequences, fresh, [len(prompt) for prompt in prompts])
         finally:
             new_ids = self._sequences[:, ids.shape[1] :]
             rows = [torch.cat(pair).tolist() for pair in zip(prompts, new_ids, strict=True)]
-            lengths = map(self.model.engine.length, numbers)
-            self.model.release(numbers, [row[:length] for row, length in zip(rows, lengths, strict=True)])
+            lengths = map(self.model.engine.length, sequences)
+            self.model.release(sequences, [row[:length] for row, length in zip(rows, lengths, strict=True)])
         if self.streamer is not None:
             self.streamer.end()
         return self._sequences
@@ -84,13 +84,13 @@ class Generation:
             self._lookup = PromptLookup(self._text, self.model.call_costs, longest)
 
     def _generate_until_done(
-        self, numbers: Sequence[int], new_tokens: dict[int, Tensor], lengths: Sequence[int]
+        self, sequences: Sequence[int], new_tokens: dict[int, Tensor], lengths: Sequence[int]
     ) -> None:
         """Append tokens until each row has ended, or has no position for its next token.
 
         new_tokens     tokens that sequences have not read yet; `lengths` are those of the prompts
         """
-        live, self._n_new = list(range(len(numbers))), 0
+        live, self._n_new = list(range(len(sequences))), 0
         self._positions = [self.model.plan["context"] - length for length in lengths]
         while live:
             draft = self._draft()
@@ -98,32 +98,34 @@ class Generation:
             logits = self._logits_of(new_tokens, draft)
             seconds = time.thread_time() - start
             try:
-                live = self._accept(draft, logits, live)
+                live = self._append_accepted_tokens(draft, logits, live)
             finally:
                 if draft and self._n_new <= n_before + len(draft):  # tokens behind the text's last but one are rejected
                     start = time.thread_time()
-                    self.model.forget(numbers[0], lengths[0] + self._n_new - 1)
+                    self.model.forget(sequences[0], lengths[0] + self._n_new - 1)
                     seconds += time.thread_time() - start
             if self._lookup is not None and n_before:
                 self.model.call_costs.observe(len(draft) + 1, seconds)
             if self._lookup is not None and draft:
                 self._lookup.observe(draft, self._n_new - n_before - 1, seconds)
-            new_tokens = {numbers[row]: self._sequences[row, -1:] for row in live}
+            new_tokens = {sequences[row]: self._sequences[row, -1:] for row in live}
 
-    def _accept(self, draft: list[int], logits: Tensor, live: list[int]) -> list[int]:
+    def _append_accepted_tokens(self, draft: list[int], logits: Tensor, live_rows: list[int]) -> list[int]:
         """Append the next token of each live row and, while it is the draft's, those behind it; the rows that are to
         have another.
 
         logits   [live, vocabulary], with a draft [draft + 1, vocabulary] of one row
         """
         for position, expected in enumerate((*draft, None)):
-            finished = self._append_step(logits[position : position + 1] if draft else logits, live)
-            live = [row for row in live if self._n_new <= self._positions[row] and not (self._ends and finished[row])]
-            if all(finished[row] for row in live):
+            finished = self._append_step(logits[position : position + 1] if draft else logits, live_rows)
+            live_rows = [
+                row for row in live_rows if self._n_new <= self._positions[row] and not (self._ends and finished[row])
+            ]
+            if all(finished[row] for row in live_rows):
                 return []
             if draft and self._text[-1] != expected:
                 break
-        return live
+        return live_rows
 
     def _draft(self) -> list[int]:
         """Tokens that may follow the only row's last one; none behind its prompt, which is read alone."""
@@ -141,14 +143,14 @@ class Generation:
         row = torch.cat([ids, ids.new_tensor(draft)]) if draft else ids
         return self.model.append_tokens({number: row}, len(draft) + 1)
 
-    def _append_step(self, logits: Tensor, live: Sequence[int]) -> list[bool]:
+    def _append_step(self, logits: Tensor, live_rows: Sequence[int]) -> list[bool]:
         """Choose the next token of each live row by logits [live, vocabulary]; whether rows are finished by it."""
         rows = len(self._sequences)
-        if len(live) < rows:
-            logits = logits.new_zeros(rows, logits.shape[1]).index_copy(0, torch.tensor(live), logits)
+        if len(live_rows) < rows:
+            logits = logits.new_zeros(rows, logits.shape[1]).index_copy(0, torch.tensor(live_rows), logits)
         chosen = self._next_tokens(logits)
-        if len(live) < rows:
-            chosen = torch.full_like(chosen, self._pad).index_copy(0, torch.tensor(live), chosen[live])
+        if len(live_rows) < rows:
+            chosen = torch.full_like(chosen, self._pad).index_copy(0, torch.tensor(live_rows), chosen[live_rows])
         self._sequences = torch.cat([self._sequences, chosen[:, None]], 1)
         self._n_new += 1
         if self._lookup is not None:

@@ -38,13 +38,13 @@ def check_ids(ids: Any, name: str = "input_ids") -> None:
     raise invalid_inputs(fact, help='tokenize with `return_tensors="pt"`, or write torch.tensor([[5, 9]])').rejection()
 
 
-def check_mask(mask: Any, ids: Tensor, before: int = 0, name: str = "attention_mask") -> None:
-    """Raises Reject (unfit-inputs) unless a mask is of ids [b, t], or of them and the tokens `before` them."""
+def check_mask(mask: Any, ids: Tensor, past_length: int = 0, name: str = "attention_mask") -> None:
+    """Raises Reject (unfit-inputs) unless a mask is of ids [b, t], or of them and the tokens `past_length` them."""
     shape = tuple(ids.shape[:2])
-    if mask is None or (isinstance(mask, Tensor) and tuple(mask.shape) in (shape, (shape[0], before + shape[1]))):
+    if mask is None or (isinstance(mask, Tensor) and tuple(mask.shape) in (shape, (shape[0], past_length + shape[1]))):
         return
     tokens = f"`{name}` is {_kind(mask)}, and the tokens are {list(shape)}"
-    fact = f"{tokens} behind {before} of the cache" if before else tokens
+    fact = f"{tokens} behind {past_length} of the cache" if past_length else tokens
     raise invalid_inputs(
         fact, help="give the mask that the tokenizer gave with the tokens, or leave it out"
     ).rejection()

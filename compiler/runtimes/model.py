@@ -172,11 +172,11 @@ class DecoderModel(GenerationMixin, nn.Module):
                 ).rejection()
             return [self._pool.acquire_slot(prompt, self.owner) for prompt in prompts]
 
-    def release(self, numbers: Sequence[int], token_ids: Sequence[Sequence[int]] = ()) -> None:
+    def release(self, sequences: Sequence[int], token_ids: Sequence[Sequence[int]] = ()) -> None:
         """Free sequences; `token_ids` are the tokens that each has, where they may be gone on with."""
         with self._exclusive():
-            for number, ids in zip(numbers, token_ids or [()] * len(numbers), strict=True):
-                self._pool.release(number, ids, self.owner)
+            for sequence, ids in zip(sequences, token_ids or [()] * len(sequences), strict=True):
+                self._pool.release(sequence, ids, self.owner)
 
     def forget(self, sequence: int, length: int = 0) -> None:
         """Cut an open sequence back to its first tokens."""
@@ -185,11 +185,11 @@ class DecoderModel(GenerationMixin, nn.Module):
 
     @contextmanager
     def sequences_of(self, count: int) -> Iterator[list[int]]:
-        numbers = self.take(count)
+        sequences = self.take(count)
         try:
-            yield numbers
+            yield sequences
         finally:
-            self.release(numbers)
+            self.release(sequences)
 
     @property
     def spare(self) -> int:
@@ -199,8 +199,8 @@ class DecoderModel(GenerationMixin, nn.Module):
     def append_tokens(self, rows: Mapping[int, Tensor], positions_to_return: str | int) -> Tensor:
         """Extend sequences by tokens; logits of the last or the first of each row, of so many of its last, or of "all",
         row by row."""
-        for number, ids in rows.items():
-            length = self.engine.length(number) + len(ids)
+        for sequence, ids in rows.items():
+            length = self.engine.length(sequence) + len(ids)
             if length > self.plan["context"]:
                 raise context_full(
                     f"a sequence of {length} tokens is longer than the model's context of {self.plan['context']}",
@@ -208,7 +208,7 @@ class DecoderModel(GenerationMixin, nn.Module):
                 ).rejection()
         ids = torch.cat(list(rows.values()))
         check_token_ids(ids, self.plan["vocabulary"])
-        numbers = [number for number, ids in rows.items() for _ in range(len(ids))]
+        sequences = [sequence for sequence, ids in rows.items() for _ in range(len(ids))]
         if positions_to_return == "first":
             mask = [i == 0 for ids in rows.values() for i in range(len(ids))]
         else:
@@ -219,7 +219,7 @@ class DecoderModel(GenerationMixin, nn.Module):
             )
             mask = [i >= len(ids) - count for ids in rows.values() for i in range(len(ids))]
         with self._exclusive():
-            return self.engine.run(ids.tolist(), numbers, mask)
+            return self.engine.run(ids.tolist(), sequences, mask)
 
     def _text(self, ids: Tensor, mask: Tensor | None) -> Tensor:
         """Mask of text tokens; all where the original model treats padding as text."""
@@ -259,7 +259,7 @@ class DecoderModel(GenerationMixin, nn.Module):
             cache = SequenceCache(self)
         if cache is not None:
             cache.open(len(input_ids))
-            logits = self._last_logits(cache.numbers, input_ids, mask, keep)
+            logits = self._last_logits(cache.sequences, input_ids, mask, keep)
             cache.append(input_ids, mask)
             return Output(logits=logits, cache=cache)
         logits = torch.zeros((len(input_ids), keep, self.plan["vocabulary"]))
@@ -274,17 +274,19 @@ class DecoderModel(GenerationMixin, nn.Module):
                 self.release([number], [final_ids])
         return Output(logits=logits)
 
-    def _last_logits(self, numbers: Sequence[int], ids: Tensor, mask: Tensor, keep: int, n_cached: int = 0) -> Tensor:
+    def _last_logits(
+        self, sequences: Sequence[int], ids: Tensor, mask: Tensor, n_last: int, n_cached: int = 0
+    ) -> Tensor:
         """The last logits [b, keep, vocabulary] of rows, of which the sequences hold the first `n_cached` tokens."""
-        logits = torch.zeros((len(ids), keep, self.plan["vocabulary"]))
+        logits = torch.zeros((len(ids), n_last, self.plan["vocabulary"]))
         is_token = mask.bool()
         rows = [row for row in range(len(ids)) if is_token[row].any()]
-        fresh = {numbers[row]: ids[row][is_token[row]][n_cached:] for row in rows}
+        fresh = {sequences[row]: ids[row][is_token[row]][n_cached:] for row in rows}
         if not fresh:
             return logits
-        values = self.append_tokens(fresh, keep).split([min(keep, len(tokens)) for tokens in fresh.values()])
+        values = self.append_tokens(fresh, n_last).split([min(n_last, len(tokens)) for tokens in fresh.values()])
         for row, row_values in zip(rows, values, strict=True):
-            last = is_token[row].nonzero()[-keep:, 0] - (ids.shape[1] - keep)
+            last = is_token[row].nonzero()[-n_last:, 0] - (ids.shape[1] - n_last)
             last = last[last >= 0]
             logits[row, last] = row_values[len(row_values) - len(last) :]
         return logits
@@ -321,7 +323,7 @@ class DecoderModel(GenerationMixin, nn.Module):
     ) -> Any:
         """Greedy search and sampling: the engine's own loop, but where tokens are in a cache."""
         cache = kwargs.get("cache")
-        if (cache is not None and cache.numbers) or generation_config.is_assistant:
+        if (cache is not None and cache.sequences) or generation_config.is_assistant:
             steps = (input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer)
             return super()._sample(*steps, **kwargs)  # type: ignore[misc, arg-type]  # it names PreTrainedModel
         self.refuse_states(**{n: getattr(generation_config, n) for n in ("output_hidden_states", "output_attentions")})
@@ -343,7 +345,7 @@ class DecoderModel(GenerationMixin, nn.Module):
         """Drafts of the prompt: the engine's own loop. Those of an assistant, and from a cache: transformers'."""
         steps: Any = (input_ids, logits_processor, stopping_criteria, generation_config)
         cache = kwargs.get("cache")
-        if generation_config.prompt_lookup_num_tokens is None or (cache is not None and cache.numbers):
+        if generation_config.prompt_lookup_num_tokens is None or (cache is not None and cache.sequences):
             return super()._assisted_decoding(*steps, inputs_tensor=inputs_tensor, **kwargs)  # type: ignore[misc]
         if not self.engine.backward:
             raise ValueError("drafts are for models that can be cut back, and this one keeps states of all tokens")

@@ -45,7 +45,7 @@ class Seq2SeqModel(DecoderModel):
             refuse_visible_padding(sources, mask, self.uncounted)
         return rows_of(sources, mask)
 
-    def encode(self, numbers: Sequence[int], sources: Sequence[Tensor]) -> None:
+    def encode(self, sequences: Sequence[int], sources: Sequence[Tensor]) -> None:
         """Read sources, each into an open sequence that has none yet."""
         longest = max(len(ids) for ids in sources)
         if longest > self.engine.sources:
@@ -58,15 +58,15 @@ class Seq2SeqModel(DecoderModel):
         ids = torch.cat(list(sources))
         check_token_ids(ids, self.engine.source_vocabulary)
         with self._exclusive():
-            owners = [number for number, ids in zip(numbers, sources, strict=True) for _ in range(len(ids))]
+            owners = [sequence for sequence, ids in zip(sequences, sources, strict=True) for _ in range(len(ids))]
             self.engine.encode(ids.tolist(), owners)
 
-    def _read(self, numbers: Sequence[int], encoder_outputs: Mapping[str, Any]) -> None:
+    def _read(self, sequences: Sequence[int], encoder_outputs: Mapping[str, Any]) -> None:
         """Read the sources that `generate` hands on, each into an open sequence."""
         if "sources" not in encoder_outputs:
             problem = "the engine keeps what its encoder makes of a source, and takes none from elsewhere"
             raise no_target(problem, help="hand it the source in place of `encoder_outputs`").rejection()
-        self.encode(numbers, self.unbind_sources(encoder_outputs["sources"], encoder_outputs["attention_mask"]))
+        self.encode(sequences, self.unbind_sources(encoder_outputs["sources"], encoder_outputs["attention_mask"]))
 
     # -- what transformers' models have ----------------------------------------------------------------------
 
@@ -101,7 +101,7 @@ class Seq2SeqModel(DecoderModel):
         if input_ids is not None:
             self.check_inputs(input_ids, attention_mask)
         ids = decoder_input_ids
-        if ids is None or (input_ids is None and encoder_outputs is None and (cache is None or not cache.numbers)):
+        if ids is None or (input_ids is None and encoder_outputs is None and (cache is None or not cache.sequences)):
             raise no_target("a source and `decoder_input_ids` are what it computes logits of").rejection()
         check_ids(ids, "decoder_input_ids")
         before = 0 if cache is None else cache.get_seq_length()
@@ -113,8 +113,8 @@ class Seq2SeqModel(DecoderModel):
         if use_cache or cache is not None:
             cache = SequenceCache(self) if cache is None else cache
             if cache.open(len(ids)):
-                self._read(cache.numbers, encoder_outputs)
-            logits = self._last_logits(cache.numbers, ids, mask, ids.shape[1])
+                self._read(cache.sequences, encoder_outputs)
+            logits = self._last_logits(cache.sequences, ids, mask, ids.shape[1])
             cache.append(ids, mask)
             return Output(logits=logits, cache=cache)
         logits, step = torch.zeros((*ids.shape, self.plan["vocabulary"])), max(1, self.spare)

@@ -37,21 +37,27 @@ _REASON = "weights are rounded as the file's type has them, and sums are taken i
 _REASON_OF_STORED = "sums are taken in another order than by the file's weights in transformers"
 
 
-def share_of(kind: str, model: "nn.Module") -> float:
-    """Of the types that llama.cpp rounds, compared with a model that has the file's weights."""
+def rounding_tolerance(file_type: str, model: "nn.Module") -> float:
+    """Error of logits that a file's type may cause, as a share of root mean squares.
+
+    Types that llama.cpp rounds are compared with a model that has the file's weights.
+    """
     import torch
 
     halves = any(p.dtype != torch.float32 for p in model.parameters())
-    return max(SHARES["f32" if kind in FILE_TYPES else kind], SHARES["bf16"] if halves else 0.0)
+    return max(SHARES["f32" if file_type in FILE_TYPES else file_type], SHARES["bf16"] if halves else 0.0)
 
 
-def share_in_llama(kind: str, model: "nn.Module") -> float:
-    """llama.cpp looks GELU up in a table of halves, and multiplies weights in blocks with inputs in 8 bits."""
+def rounding_tolerance_in_llama(file_type: str, model: "nn.Module") -> float:
+    """Error of logits that llama.cpp may cause over the file's type.
+
+    It looks GELU up in a table of halves, and multiplies weights in blocks with inputs in 8 bits.
+    """
     from ..runtimes.gguf.families import FAMILIES
 
-    table = FAMILIES[pretrained(model).config.model_type].of.activation == "gelu"
-    rounds_inputs = SHARES["q8_0"] if kind in FILE_TYPES else 0.0
-    return max(share_of(kind, model), SHARES["f16"] if table else 0.0, rounds_inputs)
+    is_gelu = FAMILIES[pretrained(model).config.model_type].of.activation == "gelu"
+    rounds_inputs = SHARES["q8_0"] if file_type in FILE_TYPES else 0.0
+    return max(rounding_tolerance(file_type, model), SHARES["f16"] if is_gelu else 0.0, rounds_inputs)
 
 
 class Gguf(Target):
@@ -206,11 +212,11 @@ class Gguf(Target):
         from ..runtimes.gguf.stored_weights import stored_weights
 
         as_stored, reason = (stored_weights, _REASON_OF_STORED) if self.type in FILE_TYPES else (None, _REASON)
-        rounds = partial(share_of, self.type)
+        rounds = partial(rounding_tolerance, self.type)
         native_form = Form(FOLDER, "engine", rounds=rounds, as_stored=as_stored, reason=reason, steps=32)
         if find_spec("llama_cpp") is None:
             return (native_form,)
-        in_llama, reason = partial(share_in_llama, self.type), "llama.cpp: " + reason
+        in_llama, reason = partial(rounding_tolerance_in_llama, self.type), "llama.cpp: " + reason
         return (
             native_form,
             Form(FOLDER, "llama", rounds=in_llama, as_stored=as_stored, reason=reason, generates=False),

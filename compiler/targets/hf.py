@@ -22,7 +22,7 @@ from ..models.checkpoints.mamba_rescale import NOTE, as_stored, rescales
 from ..models.checkpoints.meta_init import cut_tables
 from ..models.checkpoints.pack_quantized import Scheme
 from ..models.checkpoints.sidecar_files import copy_sidecar_files
-from ..models.checkpoints.tensor_files import Piece, write_safetensors_files
+from ..models.checkpoints.tensor_files import LazyTensor, write_safetensors_files
 from ..plugin.context import Context
 from ..plugin.interfaces import Pass, param
 from ..plugin.target import Form
@@ -183,7 +183,7 @@ def write_stock_checkpoint(
     if packed is not None:
         tensors, config = packed.replace_weights(tensors), copy.deepcopy(config)
         config.quantization_config = packed.config(model)
-    write_safetensors_files(folder, [Piece.of(*item) for item in tensors], shard_bytes)
+    write_safetensors_files(folder, [LazyTensor.of(*item) for item in tensors], shard_bytes)
     copy_sidecar_files(program.model, ctx.origin, folder)
     write_config_json(config, model, folder)
 
@@ -201,7 +201,7 @@ def write_compact_checkpoint(program: Program, destination: Path, ctx: Context, 
     folder, model = destination / "compact", program.model
     folder.mkdir()
     tensors = [*distinct_tensors(model), *cut_tables(model, program.edits.shapes).items()]
-    write_safetensors_files(folder, [Piece.of(*item) for item in tensors], shard_bytes)
+    write_safetensors_files(folder, [LazyTensor.of(*item) for item in tensors], shard_bytes)
     copy_sidecar_files(program.model, ctx.origin, folder)
     write_config_json(
         model.config,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..ir.program import Program
-    from ..runtimes.native.linears import Numbers
+    from ..runtimes.native.linears import NumberFormats
 
 FOLDER = "native"
 PAGE = 4096  # at which entries of that size or more begin in `weights.bin`
@@ -35,14 +35,14 @@ SHARE_OF_BFLOAT16 = 0.06
 _REASON = "root mean squares: weights, what linear layers read, keys and values are rounded over all layers"
 
 
-def native_logit_tolerance(stored: frozenset[str], model: "nn.Module") -> float:
+def native_logit_tolerance(packed_formats: frozenset[str], model: "nn.Module") -> float:
     """For int8 and int4 wherever they are: as the target's weights or its head's, or in layers that a pass lowered."""
     import torch
 
     from ..ir.layers.linear import lowered
 
     kernels = {module.kernel for _, module in lowered(model)}
-    numbers = {name for name in stored if name} | {BY_KERNEL[kernel].numbers for kernel in kernels}
+    numbers = {name for name in packed_formats if name} | {BY_KERNEL[kernel].numbers for kernel in kernels}
     coarsest = max((DENSE[name] for name in numbers), key=lambda format: format.tolerance)
     if coarsest.grid:
         return SHARES[coarsest.numbers]
@@ -140,17 +140,17 @@ class Native(Target):
 
         folder = destination / FOLDER
         folder.mkdir()
-        emit_native(program, folder, ctx, self._numbers())
+        emit_native(program, folder, ctx, self._formats())
 
     def foresee(self, ctx: Context) -> None:
         from ..runtimes.native.engine_support import refuse_unsupported_model
 
-        refuse_unsupported_model(ctx, self._numbers())
+        refuse_unsupported_model(ctx, self._formats())
 
-    def _numbers(self) -> "Numbers":
-        from ..runtimes.native.linears import Numbers
+    def _formats(self) -> "NumberFormats":
+        from ..runtimes.native.linears import NumberFormats
 
-        return Numbers.of_words(self.weights, self.inputs, self.group, self.head, self.kv_cache)
+        return NumberFormats.of_words(self.weights, self.inputs, self.group, self.head, self.kv_cache)
 
     def files(self, weights: Weights) -> tuple[int, dict[str, float]]:
         """Large entries begin at pages, and the plan has a record of each."""
@@ -185,14 +185,18 @@ class Native(Target):
             group = self.group if size % self.group == 0 else next((g for g in (128, 64, 32) if size % g == 0), group)
             zero_codes = not middle
         *experts, n, k = weight.shape
-        return prod(experts) * packed_bytes(format.kernel, n, k, group=group, zero_codes=zero_codes)
+        return prod(experts) * packed_bytes(format.kernel, n, k, group=group, has_zero_codes=zero_codes)
 
     def forms(self) -> tuple[Form, ...]:
-        numbers = self._numbers()
+        formats = self._formats()
         # Keys and values of 8 bits lose about as much as weights of 8 bits do.
         cached = "int8_int16" if self.kv_cache == "int8" else ""
-        stored = frozenset((numbers.weights, numbers.head, cached))
-        return (Form(FOLDER, "engine", rounds=partial(native_logit_tolerance, stored), routes=_routes, reason=_REASON),)
+        packed_formats = frozenset((formats.weights, formats.head, cached))
+        return (
+            Form(
+                FOLDER, "engine", rounds=partial(native_logit_tolerance, packed_formats), routes=_routes, reason=_REASON
+            ),
+        )
 
     @classmethod
     def check_folder(cls, folder: Path) -> None:

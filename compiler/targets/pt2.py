@@ -201,11 +201,11 @@ def _export_and_save_decode_step(model: "nn.Module", context: int, folder: Path)
     return facts
 
 
-def _free(x: Any, axes: int) -> Any:
+def _free(x: Any, n_axes: int) -> Any:
     """The first axes are of any size."""
     from torch.export import Dim
 
-    return dict.fromkeys(range(axes), Dim.AUTO) if x.dim() else None
+    return dict.fromkeys(range(n_axes), Dim.AUTO) if x.dim() else None
 
 
 def _runs_on_longer_inputs(exported: Any, inputs: dict[str, Any]) -> bool:

@@ -10,7 +10,7 @@ from . import profiles
 from .calls import check_plugin_call
 from .modules import declare_used_module
 from .params import declare_param
-from .scope import POISON, Entry, Scope, duplicate_name
+from .scope import POISON, Scope, ScopeEntry, duplicate_name
 from .typed import typed_value
 from .vocabulary import Param
 
@@ -44,18 +44,18 @@ def _declare_statement_name(statement: ast.Statement, scope: Scope, file: ast.Fi
             declare_param(statement, scope)
         case ast.Declare(kind, name, call):
             _, invocation = check_plugin_call(kind, call, scope)
-            _add(Entry(kind, scope.prefix + name.path, name.span, invocation, statement), name, scope)
+            _add(ScopeEntry(kind, scope.prefix + name.path, name.span, invocation, statement), name, scope)
         case ast.Profile(name, entries):
             _add(
-                Entry("profile", scope.prefix + name.path, name.span, _read_profile_entries(entries, scope)),
+                ScopeEntry("profile", scope.prefix + name.path, name.span, _read_profile_entries(entries, scope)),
                 name,
                 scope,
             )
         case ast.Pipeline(name):
-            scope.declare(name, Entry("pipeline", scope.prefix + name.path, name.span, None, statement, scope))
+            scope.declare(name, ScopeEntry("pipeline", scope.prefix + name.path, name.span, None, statement, scope))
 
 
-def _add(entry: Entry, name: ast.Name, scope: Scope) -> None:
+def _add(entry: ScopeEntry, name: ast.Name, scope: Scope) -> None:
     """Define a name; what the recipe itself declares is a part of it, what a module declares once reached."""
     scope.declare(name, entry)
     if not scope.prefix and entry.value is not None and scope.names.get(name.path) is entry:

@@ -47,7 +47,7 @@ def report_incompatible_module_widths(
     if isinstance(rank, list | tuple) and rank and (fault := rank_too_large_diagnostic(parts, rank)):
         build.report(stage, fault.at(stage.call.where(facts["rank_param"])))
     if type(rank) is int and (width := skeleton.facts.get("hidden")) and rank > width:
-        build.report(stage, wide_rank(rank, width, "").at(stage.call.where(facts["rank_param"])))
+        build.report(stage, wide_rank_diagnostic(rank, width, "").at(stage.call.where(facts["rank_param"])))
 
 
 def group_size_diagnostic(parts: Sequence[Part], group: int) -> Diagnostic | None:
@@ -123,9 +123,9 @@ def _excluding_selector(misfits: Sequence[Part], parts: Sequence[Part]) -> str:
     return f"; or leave {them} out: `on: {chosen}`"
 
 
-def wide_rank(rank: int, width: int, where: str) -> Diagnostic:
+def wide_rank_diagnostic(rank: int, width: int, subject_suffix: str) -> Diagnostic:
     return rank_too_large(
-        f"`rank` is {rank}, and hidden states{where} are {width} wide",
+        f"`rank` is {rank}, and hidden states{subject_suffix} are {width} wide",
         help=f"at most `rank: {width}`; 4 to 32 are usual",
         argument="rank",
     )
@@ -150,5 +150,5 @@ def inputs(part: Part) -> int:
     return shape[0] if part.kind == "Conv1D" else shape[1]
 
 
-def _inside(part: Part, skeleton: Skeleton) -> bool:
-    return any(part.path.startswith(f"{unit}.") for unit in skeleton.units)
+def _inside(module: Part, skeleton: Skeleton) -> bool:
+    return any(module.path.startswith(f"{unit}.") for unit in skeleton.units)

@@ -76,10 +76,10 @@ def _faults(bound: Bound, ref: DataRef, reader: _Reader, line: PipelineBuild) ->
             yield known_rows(message, span, related=related, help=help)
 
 
-def _may_share_rows(one: Invocation, other: Invocation) -> bool:
+def _may_share_rows(first: Invocation, second: Invocation) -> bool:
     """Whether two data sets are drawn from one file, or from one part of a data set."""
-    sources = [{part: call.args[part] for part in _PARTS if part in call.args} for call in (one, other)]
-    return one.word == other.word and sources[0] == sources[1] != {} and one.folder == other.folder
+    sources = [{part: call.args[part] for part in _PARTS if part in call.args} for call in (first, second)]
+    return first.word == second.word and sources[0] == sources[1] != {} and first.folder == second.folder
 
 
 def _reference_span(bound: Bound, ref: DataRef) -> Span | None:

@@ -7,7 +7,7 @@ from ..syntax import ast
 from ..syntax.diagnostics import Diagnostic, Fault, Reject
 from ..syntax.source import Span
 from .package_paths import paths_outside_package
-from .scope import Entry, Scope
+from .scope import Scope, ScopeEntry
 
 unknown_module = Fault("unknown-module", "A `use` names a file that isn't there.")
 circular_use = Fault("circular-use", "A file uses itself, directly or through others.")
@@ -36,7 +36,7 @@ def declare_used_module(node: ast.Use, scope: Scope, file_name: str) -> None:
             )
         )
         return
-    entry = Entry("module", alias.path, alias.span)
+    entry = ScopeEntry("module", alias.path, alias.span)
     scope.declare(alias, entry)
     name = module_name(node.target, file_name)
     if file := _parse_module(node, name, scope):

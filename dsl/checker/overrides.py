@@ -161,6 +161,6 @@ def parse_unquoted_value(text: str, span: Span) -> ast.Expr:
     return ast.Text(text, span=span)
 
 
-def _pairs(named: Iterable[tuple[str, ast.Expr]], span: Span) -> ast.Pairs:
-    entries = (ast.Entry(ast.Name(name, span=span), value, span=span) for name, value in named)
+def _pairs(values_by_name: Iterable[tuple[str, ast.Expr]], span: Span) -> ast.Pairs:
+    entries = (ast.Entry(ast.Name(name, span=span), value, span=span) for name, value in values_by_name)
     return ast.Pairs(tuple(entries), span=span)

@@ -11,7 +11,7 @@ from ..syntax.source import Span
 from .limits import is_allowed_or_report
 from .literals import InvalidLiteral, parse_range_limits
 from .overrides import Override, incompatible_override, unknown_override
-from .scope import POISON, CheckState, Entry, Scope, Variant, unknown_name, use_before_definition
+from .scope import POISON, CheckState, Scope, ScopeEntry, Variant, unknown_name, use_before_definition
 from .typed import typed_value
 from .value_text import plain
 from .vocabulary import Param
@@ -38,7 +38,7 @@ class Argument:
 def declare_param(node: ast.Param, scope: Scope) -> None:
     """Add a param with its value: the one given from elsewhere, else its default."""
     name = node.name.path
-    entry = Entry("param", name, node.name.span, POISON, node)
+    entry = ScopeEntry("param", name, node.name.span, POISON, node)
     scope.declare(node.name, entry)
     param = param_of_declaration(node, scope)
     if param is None:

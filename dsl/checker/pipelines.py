@@ -10,7 +10,7 @@ from .calls import check_plugin_call_partially
 from .modules import instantiate_module, module_call_arguments
 from .recipe import Invocation
 from .rules import Rules
-from .scope import LABELS, Entry, Scope
+from .scope import LABELS, Scope, ScopeEntry
 from .typed import type_mismatch
 from .values import StepRef, references_in
 from .vocabulary import Word
@@ -73,7 +73,7 @@ def read_pipeline(pipeline: ast.Pipeline, scope: Scope) -> PipelineBuild | None:
     return line if model else None
 
 
-def _model_entry_of_pipeline(pipeline: ast.Pipeline, scope: Scope) -> Entry | None:
+def _model_entry_of_pipeline(pipeline: ast.Pipeline, scope: Scope) -> ScopeEntry | None:
     name = pipeline.model
     entry = scope.resolve_name(name.path)
     if entry is None:
@@ -108,7 +108,7 @@ def _append_steps(
             build.stages.append(Stage(name, source, step.span, word, call, caller, sound, _origin(step)))
             result = name
         scope.later.pop(step.name.path, None)
-        scope.declare(step.name, Entry("step", result, step.name.span))
+        scope.declare(step.name, ScopeEntry("step", result, step.name.span))
         source = result
     return source
 
@@ -153,7 +153,7 @@ def resolve_from_argument(arg: ast.Arg, scope: Scope, pipeline: ast.Pipeline, st
     return entry.name
 
 
-def _module_pipeline(path: str, scope: Scope) -> Entry | None:
+def _module_pipeline(path: str, scope: Scope) -> ScopeEntry | None:
     """The pipeline that `mine.slimming` names, where `mine` is a module that has it."""
     alias, dot, name = path.partition(".")
     module = scope.local_entry(alias) if dot else None
@@ -164,7 +164,7 @@ def _module_pipeline(path: str, scope: Scope) -> Entry | None:
 
 
 def _inline_module_pipeline(
-    step: ast.Step, callee: Entry, scope: Scope, build: PipelineBuild, source: str, name: str, caller: Span
+    step: ast.Step, callee: ScopeEntry, scope: Scope, build: PipelineBuild, source: str, name: str, caller: Span
 ) -> str:
     """Add the steps of a module's pipeline under the step's name."""
     alias = step.call.name.path.partition(".")[0]
@@ -181,7 +181,7 @@ def _inline_module_pipeline(
     if model is None:
         opened.report_unknown_name(pipeline.model, ("model",), noun="model")
     kind = "step" if any(s.name == source for s in build.stages) else "model"
-    inner.names[pipeline.model.path] = Entry(kind, source, pipeline.model.span, None)
+    inner.names[pipeline.model.path] = ScopeEntry(kind, source, pipeline.model.span, None)
     return _append_steps(pipeline, inner, build, source, f"{name}.", caller)
 
 

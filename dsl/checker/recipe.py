@@ -83,9 +83,9 @@ class Pipeline:
             name = by_name[name].source
         return tuple(path[::-1])
 
-    def step_and_ancestors(self, last: str) -> tuple[Step, ...]:
+    def step_and_ancestors(self, step_name: str) -> tuple[Step, ...]:
         """A step and those that it followed or named, in the pipeline's order; none where it names no step."""
-        by_name, led, waiting = {s.name: s for s in self.steps}, set(), [last]
+        by_name, led, waiting = {s.name: s for s in self.steps}, set(), [step_name]
         while waiting:
             name = waiting.pop()
             if name in by_name and name not in led:

@@ -90,9 +90,9 @@ def report_unknown_bound_parts(bounds: Iterable[Bound], emits: Iterable[Emit], b
             )
 
 
-def _span_naming_result(stage: Stage, name: str, named: bool) -> Span:
+def _span_naming_result(stage: Stage, name: str, is_explicit: bool) -> Span:
     """Span that names the result: `from:`, or an argument; else the next word."""
-    if named:
+    if is_explicit:
         arguments = (
             p for p, v in stage.call.args.items() if any(ref.name == name for ref in references_in(v, StepRef))
         )
@@ -127,20 +127,20 @@ def _results_in_model(plugin: Word) -> bool:
     return MODEL in plugin.facts.get("results", (MODEL,))
 
 
-def _either(kinds: tuple[str, ...]) -> str:
-    return " or ".join(map(label, kinds))
+def _either(result_kinds: tuple[str, ...]) -> str:
+    return " or ".join(map(label, result_kinds))
 
 
 def _where(line: PipelineBuild, name: str) -> tuple[tuple[Span, str], ...]:
     return tuple((s.span, f"gives {label(s.rules.result_kind())}") for s in line.stages if s.name == name)
 
 
-def _suitable_result_remedy(build: PipelineBuild, accepted: tuple[str, ...], end: str, named: bool) -> str:
+def _suitable_result_remedy(build: PipelineBuild, accepted: tuple[str, ...], end: str, is_explicit: bool) -> str:
     """The last result before the step `end` that would do."""
     names = [s.name for s in build.stages]
     earlier = build.stages[: names.index(end)] if end else build.stages
     fit = [s.name for s in earlier if s.rules.result_kind() in accepted]
-    if named:
+    if is_explicit:
         return f"name steps that give {_either(accepted)}" + (f": {', '.join(fit)}" if fit else "")
     if fit:
         return f"write `from: {fit[-1]}`"

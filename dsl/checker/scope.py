@@ -34,7 +34,7 @@ LABELS = {
 
 
 @dataclass
-class Entry:
+class ScopeEntry:
     """Entry of a name. `name` is that in the checked recipe: `mine.calib` of a module."""
 
     kind: str
@@ -77,7 +77,7 @@ class Variant:
         tables: dict[str, dict[str, Any]] = {"model": self.models, "data": self.data, "profile": self.profiles}
         return tables[kind]
 
-    def add_module_entry(self, entry: Entry, instance: str = "") -> str:
+    def add_module_entry(self, entry: ScopeEntry, instance: str = "") -> str:
         """Take an entry of a module into the recipe; the name it has there.
 
         Two calls of one module with other params may make other data of one name: the later is then
@@ -108,7 +108,7 @@ class Scope:
     parent: "Scope | None" = None
     prefix: str = ""
     instance: str = ""
-    names: dict[str, Entry] = field(default_factory=dict)
+    names: dict[str, ScopeEntry] = field(default_factory=dict)
     later: dict[str, Span] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
@@ -117,10 +117,12 @@ class Scope:
     def report(self, fault: Diagnostic) -> None:
         self.session.report(fault)
 
-    def inner(self, later: dict[str, Span]) -> "Scope":
-        return Scope(self.session, self.variant, self, self.prefix, self.instance, later=later, early=self.early)
+    def inner(self, declared_later: dict[str, Span]) -> "Scope":
+        return Scope(
+            self.session, self.variant, self, self.prefix, self.instance, later=declared_later, early=self.early
+        )
 
-    def declare(self, name: ast.Name, entry: Entry) -> None:
+    def declare(self, name: ast.Name, entry: ScopeEntry) -> None:
         """Add a name; the first declaration stays where there are two."""
         if name.path == "":
             return  # the parser reported that it is missing
@@ -136,11 +138,11 @@ class Scope:
         else:
             self.names[name.path] = entry
 
-    def local_entry(self, path: str) -> Entry | None:
+    def local_entry(self, path: str) -> ScopeEntry | None:
         """The entry of a name without following modules."""
         return self.names.get(path) or (self.parent.local_entry(path) if self.parent else None)
 
-    def resolve_name(self, path: str) -> Entry | None:
+    def resolve_name(self, path: str) -> ScopeEntry | None:
         """The entry of a name, `alias.name` in a module included; marks it as used."""
         entry = self.local_entry(path)
         if entry is None and "." in path:
@@ -161,7 +163,7 @@ class Scope:
             module.used = True
         return is_unread
 
-    def entries_by_usable_name(self) -> dict[str, Entry]:
+    def entries_by_usable_name(self) -> dict[str, ScopeEntry]:
         """Every name that may be used here, those of modules included."""
         out = self.parent.entries_by_usable_name() if self.parent else {}
         for name, entry in self.names.items():
@@ -174,10 +176,19 @@ class Scope:
         return self.later.get(path) or (self.parent.declared_later(path) if self.parent else None)
 
     def report_unknown_name(
-        self, name: ast.Name, kinds: Iterable[str], also: Iterable[str] = (), noun: str = "name", quotes: bool = False
+        self,
+        name: ast.Name,
+        accepted_kinds: Iterable[str],
+        other_words: Iterable[str] = (),
+        noun: str = "name",
+        is_string_accepted: bool = False,
     ) -> None:
-        """Report a name that stands for nothing. `kinds` are those that would fit, `also` other words; `quotes`
-        where a text would do."""
+        """Report a name that stands for nothing.
+
+        accepted_kinds        of entries that would fit; the nearest of them is suggested
+        other_words           names that are no entries, and would fit as well
+        is_string_accepted    whether the name in quotes would do
+        """
         if name.path == "" or self.is_in_unreadable_module(name.path) or name.path in self.session.unparsed:
             return
         if span := self.declared_later(name.path):
@@ -191,17 +202,22 @@ class Scope:
                 )
             )
             return
-        kinds, known = tuple(kinds), self.entries_by_usable_name()
-        fitting = [n for n, e in known.items() if e.kind in kinds]
+        accepted_kinds, known = tuple(accepted_kinds), self.entries_by_usable_name()
+        fitting = [n for n, e in known.items() if e.kind in accepted_kinds]
         if entry := known.get(nearest_name(name.path, fitting)):
             entry.used = True  # or the typo would be reported a second time, as unused
-        closest = nearest_name(name.path, [*fitting, *also])
-        text = f'write `"{name.path}"`' if quotes else ""
+        closest = nearest_name(name.path, [*fitting, *other_words])
+        text = f'write `"{name.path}"`' if is_string_accepted else ""
         self.report(
             unknown_name(
                 f"no {noun} is called `{name.path}`",
                 name.span,
-                help=nearest_name_help(name.path, [*fitting, *also], "" if quotes else "there is") or text,
-                offer=Fix(name.span, closest) if closest else Fix(name.span, f'"{name.path}"') if quotes else None,
+                help=nearest_name_help(name.path, [*fitting, *other_words], "" if is_string_accepted else "there is")
+                or text,
+                offer=Fix(name.span, closest)
+                if closest
+                else Fix(name.span, f'"{name.path}"')
+                if is_string_accepted
+                else None,
             )
         )

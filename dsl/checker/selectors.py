@@ -33,7 +33,7 @@ class UnmatchedPart:
 
 
 @dataclass(frozen=True)
-class Choice:
+class BraceAlternatives:
     """A braced part of a glob with the offset of each alternative."""
 
     options: tuple[str, ...]
@@ -53,9 +53,9 @@ _COUNT = re.compile(r"(\d+)\.\.(\d+)\Z")
 
 
 @lru_cache(maxsize=1024)
-def parse_glob(glob: str) -> tuple[str | Choice, ...]:
+def parse_glob(glob: str) -> tuple[str | BraceAlternatives, ...]:
     """The parts of a glob in order; raises BadGlob."""
-    parts: list[str | Choice] = []
+    parts: list[str | BraceAlternatives] = []
     at = 0
     while at < len(glob):
         match = _TOKEN.match(glob, at)
@@ -79,26 +79,26 @@ def _strange(glob: str, offset: int) -> str:
     return "`}` closes nothing" if glob[offset] == "}" else f"`{glob[offset]}` has no meaning in a selector"
 
 
-def combinations(parts: Iterable[str | Choice]) -> int:
+def combinations(parts: Iterable[str | BraceAlternatives]) -> int:
     count = 1
     for part in parts:
-        count *= len(part.options) if isinstance(part, Choice) else 1
+        count *= len(part.options) if isinstance(part, BraceAlternatives) else 1
     return count
 
 
-def _parse_braces(body: str, start: int) -> Choice:
+def _parse_braces(body: str, start: int) -> BraceAlternatives:
     if match := _COUNT.match(body):
         low, high = int(match[1]), int(match[2])
         if low > high or high - low >= MAX_LENGTH:
             raise InvalidGlob(f"`{body}` counts from {low} to {high}", start, start + len(body))
-        return Choice(tuple(str(i) for i in range(low, high + 1)), (start,) * (high - low + 1))
+        return BraceAlternatives(tuple(str(i) for i in range(low, high + 1)), (start,) * (high - low + 1))
     options, starts, at = body.split(","), [], start
     for option in options:
         starts.append(at + len(option) - len(option.lstrip()))
         if not re.fullmatch(r"[A-Za-z0-9_.*-]*", option.strip()):
             raise InvalidGlob(f"`{option.strip()}` has no meaning in a selector", at, at + len(option))
         at += len(option) + 1
-    return Choice(tuple(o.strip() for o in options), tuple(starts))
+    return BraceAlternatives(tuple(o.strip() for o in options), tuple(starts))
 
 
 @lru_cache(maxsize=4096)
@@ -123,13 +123,13 @@ def _matches_plain(glob: str, path: str) -> bool:
     return len(components) in reached
 
 
-def _with_positions_past_double_star(reached: set[int], components: tuple[str, ...]) -> set[int]:
+def _with_positions_past_double_star(positions: set[int], components: tuple[str, ...]) -> set[int]:
     """Add the positions behind a `**` that stands for no name."""
-    for at in sorted(reached):
+    for at in sorted(positions):
         while at < len(components) and components[at] == "**":
             at += 1
-            reached.add(at)
-    return reached
+            positions.add(at)
+    return positions
 
 
 def _matches_component(component: str, name: str) -> bool:
@@ -150,7 +150,7 @@ def _matches_component(component: str, name: str) -> bool:
 
 def matches(glob: str, path: str) -> bool:
     """Whether a glob, braces included, matches a path or an end of it."""
-    options = [p.options if isinstance(p, Choice) else (p,) for p in parse_glob(glob)]
+    options = [p.options if isinstance(p, BraceAlternatives) else (p,) for p in parse_glob(glob)]
     return any(_matches_plain("".join(pick), path) for pick in product(*options))
 
 
@@ -158,11 +158,13 @@ def matches(glob: str, path: str) -> bool:
 def _expand_braces(glob: str) -> tuple[tuple[tuple[int, ...], str], ...]:
     """Every combination of a glob's alternatives: (index into each brace, plain glob)."""
     parts = parse_glob(glob)
-    ranges = [range(len(p.options)) for p in parts if isinstance(p, Choice)]
+    ranges = [range(len(p.options)) for p in parts if isinstance(p, BraceAlternatives)]
     expanded = []
     for pick in product(*ranges):
         picks = iter(pick)
-        expanded.append((pick, "".join(p.options[next(picks)] if isinstance(p, Choice) else p for p in parts)))
+        expanded.append(
+            (pick, "".join(p.options[next(picks)] if isinstance(p, BraceAlternatives) else p for p in parts))
+        )
     return tuple(expanded)
 
 
@@ -203,7 +205,7 @@ def unmatched_parts(selector: Selector, paths: Iterable[str]) -> tuple[Unmatched
         if not matched:
             out.append(UnmatchedPart(term, glob, glob, 0))
         else:
-            braces = [p for p in parse_glob(glob) if isinstance(p, Choice)]
+            braces = [p for p in parse_glob(glob) if isinstance(p, BraceAlternatives)]
             out += [
                 UnmatchedPart(term, glob, option, brace.starts[j])
                 for i, brace in enumerate(braces)

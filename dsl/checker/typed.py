@@ -11,7 +11,7 @@ from ..syntax.quotes import quotes_for
 from .limits import keeps_bounds_or_report
 from .list_bounds import keeps_list_bounds_or_report
 from .literals import InvalidLiteral, literal_value, parse_range_limits, parse_selector
-from .scope import LABELS, POISON, Entry, Scope
+from .scope import LABELS, POISON, Scope, ScopeEntry
 from .type_phrases import PHRASES, expected_phrase, like, sample_value
 from .value_text import number, plain, value_text
 from .values import Bytes, DataRef, Duration, MetricRef, ModelRef, ProfileRef, Range, Ratio, Selector, Shares, StepRef
@@ -253,7 +253,7 @@ def _first_phrase(param: Param) -> str:
     return expected_phrase(replace(param, types=param.types[:1])).removeprefix("a ")
 
 
-def _from_param(expr: ast.Name, entry: Entry, param: Param) -> Any:
+def _from_param(expr: ast.Name, entry: ScopeEntry, param: Param) -> Any:
     try:
         return coerce_to_param_type(expr, entry.value, param)
     except InvalidLiteral as error:
@@ -265,12 +265,19 @@ def _fitting(param: Param) -> tuple[str, ...]:
 
 
 def _report_not_a_value(
-    expr: ast.Name, entry: Entry | None, scope: Scope, kinds: tuple[str, ...], expected: str, param: Param | None = None
+    expr: ast.Name,
+    entry: ScopeEntry | None,
+    scope: Scope,
+    accepted_kinds: tuple[str, ...],
+    expected: str,
+    param: Param | None = None,
 ) -> None:
     """Report a name that is unknown, or one that stands for something without a value."""
     if entry is None:
         metrics = scope.session.vocabulary.words("metric") if param and "metric" in param.types else ()
-        scope.report_unknown_name(expr, kinds, metrics, expected, quotes=param is not None and "string" in param.types)
+        scope.report_unknown_name(
+            expr, accepted_kinds, metrics, expected, is_string_accepted=param is not None and "string" in param.types
+        )
     else:
         scope.report(
             type_mismatch(

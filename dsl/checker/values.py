@@ -118,13 +118,13 @@ def is_value_json(data: Any) -> bool:
     return True
 
 
-def references_in(value: Any, kind: type) -> list[Any]:
-    """Every handle of a kind inside an argument, in order, those in a metric's own arguments included."""
-    direct = [value] if isinstance(value, kind) else []
+def references_in(value: Any, reference_class: type) -> list[Any]:
+    """Every handle of a class inside an argument, in order, those in a metric's own arguments included."""
+    direct = [value] if isinstance(value, reference_class) else []
     if isinstance(value, MetricRef):
-        return direct + references_in(dict(value.args), kind)
+        return direct + references_in(dict(value.args), reference_class)
     if isinstance(value, Mapping):
-        return [h for v in value.values() for h in references_in(v, kind)]
+        return [h for v in value.values() for h in references_in(v, reference_class)]
     if isinstance(value, (list, tuple)):
-        return [h for v in value for h in references_in(v, kind)]
+        return [h for v in value for h in references_in(v, reference_class)]
     return direct

@@ -105,8 +105,10 @@ class ErrorSite:
     def first_on_line(self, i: int) -> bool:
         return i == 0 or self.tokens[i - 1].end_line < self.tokens[i].line
 
-    def _follow(self, i: int, kinds) -> bool:
-        return all(i + k + 1 < len(self.tokens) and self.tokens[i + k + 1].type == kind for k, kind in enumerate(kinds))
+    def _follow(self, i: int, token_types) -> bool:
+        return all(
+            i + k + 1 < len(self.tokens) and self.tokens[i + k + 1].type == kind for k, kind in enumerate(token_types)
+        )
 
     def begins_statement(self, i: int) -> bool:
         """Whether a statement begins here, as far as layout and the next words tell."""
@@ -161,12 +163,12 @@ class ErrorSite:
         return self.first_on_line(i) and following.type not in ("RPAR", "RSQB", "COMMA")
 
     @staticmethod
-    def _update_brackets(open: list[str], kind: str) -> None:
+    def _update_brackets(open_brackets: list[str], token_type: str) -> None:
         """Open or close a bracket; one that closes also closes what was left open inside it."""
-        if kind in OPENERS:
-            open.append(kind)
-        elif CLOSERS.get(kind) in open:
-            while open.pop() != CLOSERS[kind]:
+        if token_type in OPENERS:
+            open_brackets.append(token_type)
+        elif CLOSERS.get(token_type) in open_brackets:
+            while open_brackets.pop() != CLOSERS[token_type]:
                 pass
 
     def closes_block(self, i: int) -> bool:

@@ -97,9 +97,9 @@ def _visible_columns(columns: list[int], low: int, high: int) -> tuple[int, int]
     return left, left + WIDTH
 
 
-def _crop_to_columns(text: str, columns: list[int], left: int, right: int) -> tuple[str, int]:
+def _crop_to_columns(text: str, columns: list[int], first_column: int, last_column: int) -> tuple[str, int]:
     """The text between two display columns with ellipses, and how many columns stand before it."""
-    if (left, right) == (0, columns[-1]):
+    if (first_column, last_column) == (0, columns[-1]):
         return text, 0
     visible, at = [], 0
     for c in text:
@@ -108,10 +108,10 @@ def _crop_to_columns(text: str, columns: list[int], left: int, right: int) -> tu
             if unicodedata.category(c) in ("Mn", "Me", "Cf") and c not in BIDI
             else (2 if unicodedata.east_asian_width(c) in "WF" else 1)
         )
-        if left <= at and at + wide <= right:
+        if first_column <= at and at + wide <= last_column:
             visible.append(c)
-        elif at < left < at + wide or at < right < at + wide:
+        elif at < first_column < at + wide or at < last_column < at + wide:
             visible.append(" ")  # half of a wide character
         at += wide
-    before = ELLIPSIS if left > 0 else ""
-    return before + "".join(visible) + (ELLIPSIS if right < columns[-1] else ""), len(before)
+    before = ELLIPSIS if first_column > 0 else ""
+    return before + "".join(visible) + (ELLIPSIS if last_column < columns[-1] else ""), len(before)

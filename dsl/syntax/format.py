@@ -93,9 +93,9 @@ class _Writer:
         between = self.source.text[end : comment.span.start]
         return not comment.own_line and comment.span.start >= end and between.strip(" \t,") == ""
 
-    def write_comments_before(self, until: int, indent: str) -> None:
+    def write_comments_before(self, offset: int, indent: str) -> None:
         """Write the comments before an offset, each on its own line."""
-        while self._left() and self.comments[self.next].span.start < until:
+        while self._left() and self.comments[self.next].span.start < offset:
             comment = self.comments[self.next]
             self.next += 1
             self.gap(comment.span.start)
@@ -270,14 +270,14 @@ def _opening_text_and_closing_bracket(value: ast.Call | ast.Items | ast.Pairs) -
     return "{", value.span.start, "}"
 
 
-def _label_and_value(part: ast.Arg | ast.Entry | ast.Expr) -> tuple[str, ast.Expr]:
+def _label_and_value(node: ast.Arg | ast.Entry | ast.Expr) -> tuple[str, ast.Expr]:
     """Label of a part, and its value."""
-    match part:
+    match node:
         case ast.Arg():
-            return f"{part.name}: " if part.name else "", part.value
+            return f"{node.name}: " if node.name else "", node.value
         case ast.Entry():
-            return f"{part.name.path}: ", part.value
-    return "", part
+            return f"{node.name.path}: ", node.value
+    return "", node
 
 
 def _comment(comment: ast.Comment) -> str:

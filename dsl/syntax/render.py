@@ -148,13 +148,13 @@ def _github_command(diagnostic: Diagnostic) -> str:
     properties["title"] = diagnostic.slug
     lines = [short(diagnostic.message)]
     lines += [f"{kind}: {text}" for kind, text in (("note", diagnostic.note), ("help", diagnostic.help)) if text]
-    listed = ",".join(f"{key}={_escaped(str(value), property=True)}" for key, value in properties.items())
+    listed = ",".join(f"{key}={_escaped(str(value), is_property=True)}" for key, value in properties.items())
     return f"::{command} {listed}::{_escaped(chr(10).join(lines))}"
 
 
-def _escaped(text: str, property: bool = False) -> str:
+def _escaped(text: str, is_property: bool = False) -> str:
     text = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-    return text.replace(":", "%3A").replace(",", "%2C") if property else text
+    return text.replace(":", "%3A").replace(",", "%2C") if is_property else text
 
 
 # Fixes

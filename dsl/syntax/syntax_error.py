@@ -67,12 +67,12 @@ def spaced_unit_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
     return join_unit_mistake(error_site, number, unit, repairs=True)
 
 
-def join_unit_mistake(error_site: ErrorSite, number, unit, repairs: bool) -> SyntaxMistake:
+def join_unit_mistake(error_site: ErrorSite, number_token, unit_token, repairs: bool) -> SyntaxMistake:
     gap, both = (
         Span(error_site.source, *offsets)
-        for offsets in ((number.end_pos, unit.start_pos), (number.start_pos, unit.end_pos))
+        for offsets in ((number_token.end_pos, unit_token.start_pos), (number_token.start_pos, unit_token.end_pos))
     )
     fault = unexpected_sign(
-        "a unit follows its number without a space", both, help=f"write `{number}{unit}`", fix=Fix(gap, "")
+        "a unit follows its number without a space", both, help=f"write `{number_token}{unit_token}`", fix=Fix(gap, "")
     )
     return SyntaxMistake(fault, repairs, None, repairs)

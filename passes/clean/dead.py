@@ -66,8 +66,8 @@ class Dead(Pass):
                 help="leave the step out; prune.* remove what matters least",
             ).rejection()
 
-    def _remove_dead_items(self, program: Program, kinds: tuple[str, ...], ctx: Context) -> None:
-        groups = [g for g in skeleton_of(program).groups if g.kind in kinds]
+    def _remove_dead_items(self, program: Program, group_kinds: tuple[str, ...], ctx: Context) -> None:
+        groups = [g for g in skeleton_of(program).groups if g.kind in group_kinds]
         silent = _reader_items_always_zero(program, groups)
         cuts = [
             (

@@ -109,7 +109,7 @@ class Mixed(Pass):
         with Rewriter(program) as rewrite:
             for path, option in ctx.each(list(chosen.items()), "packing", len(chosen)):
                 rewrite.swap_module(path, packer.pack(path, option))
-        prediction_error.forget(ctx.workdir)
+        prediction_error.delete_original_outputs(ctx.workdir)
         self._record(program, ctx, chosen, history)
 
     def _parts(self, skeleton: Skeleton) -> tuple[Part, ...]:

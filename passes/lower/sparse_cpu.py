@@ -21,7 +21,7 @@ from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, Lossy, Pass, param
 from ...compiler.transforms.editing.rewrite import Rewriter
 from ...compiler.transforms.lowering import choice, prediction_error
-from ...compiler.transforms.lowering.choice import Choice, Site
+from ...compiler.transforms.lowering.choice import KernelChoice, Site
 from ...compiler.transforms.lowering.racing import bytes_of_copies
 from ...compiler.transforms.lowering.speed import (
     ROUNDED,
@@ -114,10 +114,10 @@ class SparseCpu(Pass):
         with Rewriter(program) as rewrite:
             for site in ctx.each(sites, "packing", len(sites)):
                 kernels, refusal = able[site.path]
-                trial = choice.Trial(site.path, modules.pop(site.path), samples.get(site.path))
+                trial = choice.KernelTrial(site.path, modules.pop(site.path), samples.get(site.path))
                 if site.path in unsuitable or not kernels:
                     reason = unsuitable.get(site.path) or refusal or "no kernel is worth a try"
-                    choices.append(Choice(site, "", reason, site.bytes, None, {}))
+                    choices.append(KernelChoice(site, "", reason, site.bytes, None, {}))
                     continue
                 kernel, reason = kernels[0], "as the recipe says"
                 if self.format == "auto":
@@ -126,7 +126,7 @@ class SparseCpu(Pass):
                     )
                 packed = trial.pack(kernel) if kernel else None
                 size, error = (packed.packed.numel(), trial.relative_error(kernel)) if packed else (site.bytes, None)
-                choices.append(Choice(site, kernel, reason, size, error, times.get(site.case, {})))
+                choices.append(KernelChoice(site, kernel, reason, size, error, times.get(site.case, {})))
                 if packed:
                     rewrite.swap_module(site.path, packed)
                 if kernel in ROUNDED and self.format == "auto":
@@ -138,8 +138,8 @@ class SparseCpu(Pass):
         self,
         program: Program,
         ctx: Context,
-        choices: list[Choice],
-        trials: Mapping[str, choice.Trial],
+        choices: list[KernelChoice],
+        trials: Mapping[str, choice.KernelTrial],
         before: prediction_error.OutputsBefore,
     ) -> prediction_error.Accuracy:
         """Accuracy after modules with large errors were given a finer grid, if needed."""
@@ -165,7 +165,7 @@ class SparseCpu(Pass):
         self,
         program: Program,
         ctx: Context,
-        choices: Sequence[Choice],
+        choices: Sequence[KernelChoice],
         times: Mapping[KernelCase, Mapping[str, float]],
         cost: prediction_error.Accuracy | None,
     ) -> None:
@@ -177,7 +177,7 @@ class SparseCpu(Pass):
             ).rejection()
         if cost is not None:
             choice.refuse_inaccurate(cost, self.divergence, choices)
-        prediction_error.forget(ctx.workdir)
+        prediction_error.delete_original_outputs(ctx.workdir)
         for sentence in choice.choice_summary(choices):
             ctx.emit_event(Said(sentence))
         program.note(

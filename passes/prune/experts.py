@@ -62,7 +62,7 @@ class Experts(Pass):
         rewrite = rewrite or Rewriter(program)
         slice_all(program, rewrite, cuts)
         expert_groups = [g for g in skeleton_of(program).groups if g.kind == "experts"]
-        for name, count in routing.expert_counts_in_parents(program, [group for group, _ in cuts], expert_groups):
+        for name, count in routing.expert_count_attributes(program, [group for group, _ in cuts], expert_groups):
             rewrite.set_attr(name, Amount(self.keep).remaining_count(count))
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:

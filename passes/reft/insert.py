@@ -12,7 +12,7 @@ from ...compiler.plugin.interfaces import Lossy, Pass, param
 from ...compiler.transforms.editing.interventions import insert_interventions, make_interventions
 from ...compiler.transforms.editing.position_spec import parse_first_last_counts
 from ...compiler.transforms.training.schedule import seed_of
-from ...dsl.checker.inputs import wide_rank
+from ...dsl.checker.inputs import wide_rank_diagnostic
 from ...dsl.checker.skeleton import Part, Skeleton
 from ...dsl.checker.values import Selector
 from ...dsl.syntax.diagnostics import Fault
@@ -97,7 +97,7 @@ class Insert(Pass):
         self._refuse_identity_start_of_form()
         (first, last), width = parse_first_last_counts(self.positions), skeleton.facts.get("hidden") or 0
         if width and self.rank > width:
-            raise wide_rank(self.rank, width, "").rejection()
+            raise wide_rank_diagnostic(self.rank, width, "").rejection()
         names = ("both",) if self.tied and first and last else ("prefix",) * bool(first) + ("suffix",) * bool(last)
         matrix, form = (self.rank, width), FORMS[self.form]
         tensors = (("project", matrix), *((("aim", matrix),) if form.aims else ()), ("bias", (self.rank,)))

@@ -166,9 +166,9 @@ class Elastic(Learner):
         refuse_same_rows(self.data, self.held_out, ctx)
         adapts = self.train == "adapters" and self.steps > 0
         paths = adaptable_modules(program, None) if adapts else ()
-        space, first = self._search_space_and_orders(program, paths, ctx)
+        space, orders = self._search_space_and_orders(program, paths, ctx)
         family = Family(program, None, space, Shape(self.ranks[0], self.alpha, self.dropout) if adapts else None)
-        family.orders = first
+        family.orders = orders
         if batch_norms(program.model):
             family.norms = ctx.rows(self.data)[: self.adapt].clone()
         if self.steps:

@@ -135,15 +135,15 @@ class Heal(Learner):
         self._note_training_in_program(program, course, weights, merged)
 
     def _note_training_in_program(
-        self, program: Program, course: TrainingState, weights: dict[str, nn.Parameter], merged: float | None
+        self, program: Program, training_state: TrainingState, weights: dict[str, nn.Parameter], merged: float | None
     ) -> None:
         program.note(
             method=self.method,
             trained=sum(p.numel() for p in weights.values()),
-            steps=course.step,
-            best=course.best,
-            loss=course.curve,
-            held_out=course.held_out,
+            steps=training_state.step,
+            best=training_state.best,
+            loss=training_state.curve,
+            held_out=training_state.held_out,
             merged=merged,
         )
 
@@ -234,11 +234,11 @@ class Heal(Learner):
             verb="healing",
         )
 
-    def _judge_merged(self, program: Program, ctx: Context, course: TrainingState) -> float:
+    def _judge_merged(self, program: Program, ctx: Context, training_state: TrainingState) -> float:
         """Measured with adapters beside the weights, and now again with their sum, which is rounded."""
-        start, merged = course.held_out[0][1], self._validation_loss(program.model, ctx)
+        start, merged = training_state.held_out[0][1], self._validation_loss(program.model, ctx)
         if not merged < start:
-            raise no_gain_diagnostic(start, [(course.best, merged)]).rejection()
+            raise no_gain_diagnostic(start, [(training_state.best, merged)]).rejection()
         return merged
 
     def _validation_loss(self, model: nn.Module, ctx: Context) -> float:

@@ -135,7 +135,7 @@ Sampled (temperature 0.7, top-k 50, seed {seed}) after "{prompt}":
 WHAT = {"tiny-mamba2": "A Mamba-2", "tiny-hybrid": "A hybrid of Mamba-2 and attention layers, each with an MLP,"}
 
 
-def parts_of(name: str, config: BambaConfig | Mamba2Config) -> str:
+def micro_batches(name: str, config: BambaConfig | Mamba2Config) -> str:
     if name == "tiny-mamba2":
         return (
             f"{config.num_heads} scan heads of {config.head_dim},\n  state {config.state_size}, "
@@ -169,7 +169,7 @@ def write_card(
             what=WHAT[args.name],
             before=first,
             parameters=model.num_parameters(),
-            parts=parts_of(args.name, model.config),
+            parts=micro_batches(args.name, model.config),
             held_books=", ".join(HELD_OUT),
             window=WINDOW,
             uniform=math.log(len(tokenizer)),

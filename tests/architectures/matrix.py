@@ -225,7 +225,7 @@ def off(w: ScorePairs, form: Form) -> str:
     rounded = form.rounds(w.model) if form.rounds else None
     routes = rounded is not None and form.routes(w.folder / form.folder)
     dtype = next(w.model.parameters()).dtype
-    checks = compare_outputs(form, w.expected, load_file(place), dtype, rounded, routes=routes)
+    checks = compare_outputs(form, w.expected, load_file(place), dtype, rounded, has_routed_experts=routes)
     return next((f"{c.what} differ by {c.worst:.3g}, allowed is {c.tolerance:.3g}" for c in checks if not c.holds), "")
 
 

@@ -197,7 +197,7 @@ def pruned(name: str, word: str, folder: Path) -> tuple[Program, Context] | Cell
     for unit in program.units.values():
         if not unit.edited:
             unit.unbind(model)
-    assert equivalence.distance(equivalence.record_logits_of_sample_calls(model), bound) == 0.0, (
+    assert equivalence.max_difference(equivalence.record_logits_of_sample_calls(model), bound) == 0.0, (
         f"{name}: {word} left graphs that differ"
     )
     return program, ctx

@@ -87,7 +87,7 @@ def check(name: str, seed: int) -> None:
         equivalence.record_logits_of_sample_calls(program.model),
     )
     largest = max(float(x.abs().max()) for x in expected)
-    assert equivalence.distance(expected, found) <= SHARE * max(1.0, largest)
+    assert equivalence.max_difference(expected, found) <= SHARE * max(1.0, largest)
 
 
 @pytest.mark.parametrize("name", KINDS.values(), ids=KINDS)
@@ -185,7 +185,7 @@ def test_a_layer_that_is_a_torch_layer_but_for_its_forward_is_looked_into():
     with Rewriter(program) as rewrite:
         slice_all(program, rewrite, [(group, {1, 7})])
     assert (
-        equivalence.distance(
+        equivalence.max_difference(
             equivalence.record_logits_of_sample_calls(silenced),
             equivalence.record_logits_of_sample_calls(program.model),
         )

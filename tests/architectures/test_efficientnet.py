@@ -45,7 +45,7 @@ def test_graphs_and_groups_of_all_its_blocks_are_found(net):
     program = capture(copy.deepcopy(net))
     for unit in program.units.values():
         unit.bind(program.model)
-    assert equivalence.distance(reference, equivalence.record_logits_of_sample_calls(program.model)) == 0.0
+    assert equivalence.max_difference(reference, equivalence.record_logits_of_sample_calls(program.model)) == 0.0
     assert len(program.units) == 16 and not program.opaque
     assert len(skeleton_of(program).branches) == 9, "inverted residuals that keep their shape"
     assert len(skeleton_of(program).groups) == 24 and not skeleton_of(program).facts["refused"]
@@ -62,7 +62,7 @@ def test_a_tenth_of_every_width_can_go(net):
         equivalence.record_logits_of_sample_calls(silenced),
         equivalence.record_logits_of_sample_calls(program.model),
     )
-    assert equivalence.distance(expected, found) <= SHARE * float(expected[0].abs().max())
+    assert equivalence.max_difference(expected, found) <= SHARE * float(expected[0].abs().max())
     before, after = (sum(p.numel() for p in m.parameters()) for m in (net, program.model))
     assert after < 0.87 * before
 

@@ -63,8 +63,8 @@ def test_the_graphs_say_what_the_model_says_token_by_token(name):
     expected, said = generated(reference), equivalence.record_logits_of_sample_calls(reference)
     for unit in program.units.values():
         unit.bind(program.model)
-    assert equivalence.distance(said, equivalence.record_logits_of_sample_calls(program.model)) == 0.0
-    assert equivalence.distance(expected, generated(program.model)) == 0.0
+    assert equivalence.max_difference(said, equivalence.record_logits_of_sample_calls(program.model)) == 0.0
+    assert equivalence.max_difference(expected, generated(program.model)) == 0.0
 
 
 @pytest.mark.heavy
@@ -87,7 +87,7 @@ def test_without_any_branch_the_caches_stay_right(name):
                 for parameter in silenced.get_submodule(part).parameters(recurse=False):
                     parameter.zero_()
         assert equivalence.max_logit_difference(silenced, program.model) < 1e-5
-        assert equivalence.distance(generated(silenced), generated(program.model)) < 1e-5
+        assert equivalence.max_difference(generated(silenced), generated(program.model)) < 1e-5
     assert removed >= 7
 
 
@@ -116,7 +116,7 @@ def test_a_model_that_hears_says_the_same_of_sounds_token_by_token():
     for unit in program.units.values():
         unit.bind(program.model)
     assert len(program.units) == 4 and not program.opaque
-    assert equivalence.distance(said, equivalence.record_logits_of_sample_calls(program.model)) == 0.0
+    assert equivalence.max_difference(said, equivalence.record_logits_of_sample_calls(program.model)) == 0.0
     probed = probe_model(reference, make_probe_inputs(reference))["logits of a batch, and of decode steps"]
     assert torch.allclose(probed[:, :8], probed[:, 12:20], atol=1e-5), "the first steps, and the whole"
 
@@ -173,7 +173,7 @@ def test_a_model_that_hears_says_the_same_of_any_sounds_token_by_token(kind):
     for unit in program.units.values():
         unit.bind(program.model)
     assert len(program.units) >= 4 and not program.opaque
-    assert equivalence.distance(said, equivalence.record_logits_of_sample_calls(program.model)) == 0.0
+    assert equivalence.max_difference(said, equivalence.record_logits_of_sample_calls(program.model)) == 0.0
     probed = probe_model(reference, make_probe_inputs(reference))["logits of a batch, and of decode steps"]
     assert torch.allclose(probed[:, :8], probed[:, 12:20], atol=1e-5), "the first steps, and the whole"
 

@@ -66,7 +66,7 @@ def assert_sliced_is_silenced(program: Program, kind: str) -> None:
         equivalence.record_logits_of_sample_calls(silenced),
         equivalence.record_logits_of_sample_calls(trial.model),
     )
-    assert equivalence.distance(expected, found) <= SHARE * max(1.0, *(float(x.abs().max()) for x in expected))
+    assert equivalence.max_difference(expected, found) <= SHARE * max(1.0, *(float(x.abs().max()) for x in expected))
 
 
 def written(model: nn.Module, origin: Origin, folder: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_branch_that_the_model_asks_for_by_name_is_refused_before_anything_cha
     with pytest.raises(Reject) as refused:
         Rewriter(program).drop_branch(branch.unit, branch.join, staying(program.units[branch.unit].graph, branch))
     assert refused.value.diagnostics[0].fault is layer_needed
-    assert equivalence.distance(before, equivalence.record_logits_of_sample_calls(program.model)) == 0.0
+    assert equivalence.max_difference(before, equivalence.record_logits_of_sample_calls(program.model)) == 0.0
 
 
 def test_branches_of_a_layer_have_sites_of_their_own():

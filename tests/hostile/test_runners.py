@@ -14,7 +14,7 @@ from effc.compiler.driver import api
 from effc.compiler.driver.judging import retest
 from effc.compiler.driver.judging.baseline import Drift
 from effc.compiler.driver.judging.comparison import Comparison
-from effc.compiler.driver.judging.gate import Outcome
+from effc.compiler.driver.judging.gate import BoundVerdict
 from effc.dsl.syntax.diagnostics import Fault
 from effc.dsl.syntax.render import visible
 from effc.dsl.syntax.source import Source, Span
@@ -82,7 +82,7 @@ def results(tmp_path_factory):
     session = api.open_session(recipe)
     (plan,) = api.plan_all_pipelines(session)
     (bound,) = plan.pipeline.expects
-    missed = Outcome(bound, 2.0, 1.0, ODD, passed=False, high=1.0)
+    missed = BoundVerdict(bound, 2.0, 1.0, ODD, passed=False, high=1.0)
     drifts = (Drift(ODD, ODD, "worse", 1.0, 2.0, 1.5), Drift(ODD, ODD, "gone", 1.0, None))
     return [retest.Tested(Path(f"out/{ODD}"), "out", plan, Comparison((missed,), ()), (), drifts)]
 

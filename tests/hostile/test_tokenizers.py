@@ -181,7 +181,7 @@ def test_a_piece_that_would_be_cut_in_all_ways_for_days_is_refused(folder, name)
 
 def test_vocabularies_of_ordinary_pieces_are_taken():
     lines = b"".join(base64.b64encode(bytes([n])) + b" %d\n" % n for n in range(256))
-    tokenizer_pieces.check_tiktoken(lines)
+    tokenizer_pieces.refuse_unbounded_tiktoken(lines)
     tokenizer_pieces.refuse_unbounded_tekken(
         {
             "config": {"pattern": r"\s+"},

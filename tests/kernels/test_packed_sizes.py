@@ -42,4 +42,4 @@ def test_int4_has_a_scale_and_a_zero_for_each_group(group, middle):
     w = torch.randn(96, 384, generator=generator)
     w = Grid(4, group, middle, False).fit_scales(w).round(w)
     packed = LINEARS["dense_linear_int4"].pack(w, group=group)
-    assert packed_bytes("dense_linear_int4", 96, 384, group=group, zero_codes=not middle) == packed.numel()
+    assert packed_bytes("dense_linear_int4", 96, 384, group=group, has_zero_codes=not middle) == packed.numel()

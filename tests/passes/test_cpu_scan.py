@@ -9,7 +9,7 @@ import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.driver import api
 from effc.compiler.driver.models import resolve_origin
-from effc.compiler.evaluation.equivalence import distance, record_logits_of_sample_calls
+from effc.compiler.evaluation.equivalence import max_difference, record_logits_of_sample_calls
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.edits import Edits, replay_edits
 from effc.compiler.ir.layers import decode_steps, fast_mixers, scan_chunks
@@ -82,7 +82,8 @@ def assert_generates_alike(one, other):
 def test_outputs_are_kept_on_all_shapes_padded_and_while_decoding(tmp_path, name):
     model = mixers.model(name)
     program = lowered(tmp_path, model)
-    assert distance(record_logits_of_sample_calls(model), record_logits_of_sample_calls(program.model)) <= TOLERANCE
+    expected, actual = (record_logits_of_sample_calls(m) for m in (model, program.model))
+    assert max_difference(expected, actual) <= TOLERANCE
     assert_generates_alike(model, program.model)
     assert scans(program.model) and all(is_quick(program.model.get_submodule(path)) for path in scans(program.model))
     assert not any(is_quick(module) for module in model.modules())
@@ -185,7 +186,7 @@ def test_a_mixer_that_computes_otherwise_is_not_stepped_and_still_right(name):
         model = mixers.model(name, mamba_expand=2, ssm_in_multiplier=0.7, ssm_multipliers=[0.9, 1.2, 0.8, 1.1, 0.7])
     quick = copy.deepcopy(model)
     assert use_mixer_kernels(quick) and scans(quick)
-    assert distance(record_logits_of_sample_calls(model), record_logits_of_sample_calls(quick)) <= TOLERANCE
+    assert max_difference(record_logits_of_sample_calls(model), record_logits_of_sample_calls(quick)) <= TOLERANCE
     assert_generates_alike(model, quick)
     assert {decode_steps._proven[quick.get_submodule(path)] for path in scans(quick)} == {None}
 
@@ -197,7 +198,7 @@ def test_bfloat16_keeps_outputs_within_its_rounding(name):
     use_mixer_kernels(quick)
     wide = record_logits_of_sample_calls(copy.deepcopy(model).float())
     # to the same model in float32 it is no further off than the library's own bfloat16
-    assert distance(wide, record_logits_of_sample_calls(quick)) <= 1.5 * distance(
+    assert max_difference(wide, record_logits_of_sample_calls(quick)) <= 1.5 * max_difference(
         wide, record_logits_of_sample_calls(model)
     )
     ids = torch.randint(3, 128, (2, 90), generator=torch.Generator().manual_seed(2))
@@ -255,16 +256,16 @@ def test_a_model_that_lost_a_scan_and_states_runs_on_kernels_and_reloads_so(tmp_
     recipe = recipe_of([("fast", "lower.cpu_scan", {})])
     ctx = context_of(tmp_path, program.model, recipe)
     ctx.registry.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
-    assert distance(before, record_logits_of_sample_calls(program.model)) <= TOLERANCE
+    assert max_difference(before, record_logits_of_sample_calls(program.model)) <= TOLERANCE
 
     fresh = mixers.blank(name)
     replay_edits(fresh, Edits.from_json(json.loads(json.dumps(program.edits.to_json()))))
     load_weights(fresh, weights_of(program.model))
     with without_mixer_kernels(program.model) as differs, without_mixer_kernels(fresh) as differs_too:
         assert differs and differs_too
-        assert distance(before, record_logits_of_sample_calls(program.model)) == 0
+        assert max_difference(before, record_logits_of_sample_calls(program.model)) == 0
     assert (
-        distance(record_logits_of_sample_calls(fresh), record_logits_of_sample_calls(program.model)) <= 1e-5
+        max_difference(record_logits_of_sample_calls(fresh), record_logits_of_sample_calls(program.model)) <= 1e-5
     )  # its first step was the library's
     assert scans(fresh) == scans(program.model) == [s.site for s in skeleton_of(program).scans]
     assert_generates_alike(fresh, program.model)
@@ -315,7 +316,7 @@ def test_an_artifact_is_stock_where_shapes_allow_and_loads_with_kernels(tmp_path
     assert all(is_quick(plain.get_submodule(path)) for path in scans(plain)) == (form == "compact")
     remove_mixer_kernels(plain)
     assert not any(is_quick(module) for module in plain.modules())
-    assert distance(record_logits_of_sample_calls(plain), record_logits_of_sample_calls(loaded)) <= TOLERANCE
+    assert max_difference(record_logits_of_sample_calls(plain), record_logits_of_sample_calls(loaded)) <= TOLERANCE
     assert_generates_alike(plain, loaded)
     # what a loaded model saves is loaded again, and transformers itself knows nothing of kernels
     loaded.save_pretrained(tmp_path / "again")
@@ -324,7 +325,7 @@ def test_an_artifact_is_stock_where_shapes_allow_and_loads_with_kernels(tmp_path
         if form == "compact"
         else AutoModelForCausalLM.from_pretrained(tmp_path / "again").eval()
     )
-    assert distance(record_logits_of_sample_calls(again), record_logits_of_sample_calls(loaded)) <= TOLERANCE
+    assert max_difference(record_logits_of_sample_calls(again), record_logits_of_sample_calls(loaded)) <= TOLERANCE
     if form == "model":
         stock = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model").eval()
         assert not any(is_quick(module) or MARK in vars(module) for module in stock.modules())
@@ -343,7 +344,7 @@ def test_the_zoo_keeps_its_outputs(tmp_path):
         model = resolve_origin(f"zoo:{name}", context(tmp_path).settings).load().eval()
         quick = copy.deepcopy(model)
         assert use_mixer_kernels(quick)
-        assert distance(record_logits_of_sample_calls(model), record_logits_of_sample_calls(quick)) <= TOLERANCE
+        assert max_difference(record_logits_of_sample_calls(model), record_logits_of_sample_calls(quick)) <= TOLERANCE
         assert_generates_alike(model, quick)
 
 
@@ -376,11 +377,11 @@ def test_what_the_kernels_can_not_take_goes_to_the_library():
     model = mixers.model("mamba").double()
     quick = copy.deepcopy(model)
     use_mixer_kernels(quick)
-    assert distance(record_logits_of_sample_calls(model), record_logits_of_sample_calls(quick)) == 0
+    assert max_difference(record_logits_of_sample_calls(model), record_logits_of_sample_calls(quick)) == 0
     odd = mixers.model("mamba", hidden_act="gelu")
     quick = copy.deepcopy(odd)
     use_mixer_kernels(quick)
-    assert distance(record_logits_of_sample_calls(odd), record_logits_of_sample_calls(quick)) <= TOLERANCE
+    assert max_difference(record_logits_of_sample_calls(odd), record_logits_of_sample_calls(quick)) <= TOLERANCE
     packed = mixers.model("mamba2")
     use_mixer_kernels(packed)
     with pytest.raises(ValueError, match="packed sequences"):

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from effc.compiler.evaluation.equivalence import distance, record_logits_of_sample_calls
+from effc.compiler.evaluation.equivalence import max_difference, record_logits_of_sample_calls
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.transforms.search.savings import model_total
 from effc.dsl.checker.values import DataRef, MetricRef, Ratio, Selector
@@ -70,7 +70,7 @@ def assert_runs(program):
     before = record_logits_of_sample_calls(program.model)
     for unit in program.units.values():
         unit.bind(program.model)
-    assert distance(before, record_logits_of_sample_calls(program.model)) == 0.0
+    assert max_difference(before, record_logits_of_sample_calls(program.model)) == 0.0
     ids, mask = mixers.rows()[:2, :6], torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])
     one, two = (
         program.model.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False, use_cache=use)

@@ -73,7 +73,7 @@ def test_scaled_models_compute_what_they_did_bit_for_bit(tmp_path, name, dtype):
     program, note = run(tmp_path, model, ("quantize.scale", FOUR))
     assert note["scaled"] and note["folds"] >= len(note["scaled"])
     assert (
-        equivalence.distance(
+        equivalence.max_difference(
             equivalence.record_logits_of_sample_calls(model), equivalence.record_logits_of_sample_calls(program.model)
         )
         == 0
@@ -91,7 +91,7 @@ def test_norms_that_multiply_by_one_more_than_their_weight_are_scaled_where_that
         equivalence.record_logits_of_sample_calls(model),
         equivalence.record_logits_of_sample_calls(program.model),
     )
-    assert equivalence.distance(before, after) <= 1e-4 * max(float(x.abs().max()) for x in before)
+    assert equivalence.max_difference(before, after) <= 1e-4 * max(float(x.abs().max()) for x in before)
 
 
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -8,7 +8,7 @@ import torch
 from effc.compiler.analysis.discovery.bypass import staying
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.analysis.planning.shrink import params, with_narrowed_group, without_scan
-from effc.compiler.evaluation.equivalence import distance, record_logits_of_sample_calls
+from effc.compiler.evaluation.equivalence import max_difference, record_logits_of_sample_calls
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.edits import Edits, replay_edits
 from effc.compiler.transforms.editing.rewrite import Rewriter
@@ -76,7 +76,7 @@ def test_a_removed_scan_is_the_identity_and_takes_its_weights_along(name):
         drop_scan(program, rewrite, scan)
     mixers.identity(model.get_submodule(scan.site))
     assert (
-        distance(record_logits_of_sample_calls(model), record_logits_of_sample_calls(program.model)) < 2e-5
+        max_difference(record_logits_of_sample_calls(model), record_logits_of_sample_calls(program.model)) < 2e-5
     )  # sums in another order
     kept = {n for n in program.model.state_dict() if n.startswith(f"{scan.site}.")}
     gone = ("A_log", "D", "dt_bias", "x_proj.weight", "dt_proj.weight", "dt_proj.bias", "b_layernorm.weight")
@@ -86,7 +86,9 @@ def test_a_removed_scan_is_the_identity_and_takes_its_weights_along(name):
     assert scan.site not in {s.site for s in skeleton_of(program).scans}
     assert_decodes(program.model)
     assert (
-        distance(record_logits_of_sample_calls(program.model), record_logits_of_sample_calls(reloaded(program, name)))
+        max_difference(
+            record_logits_of_sample_calls(program.model), record_logits_of_sample_calls(reloaded(program, name))
+        )
         == 0.0
     )
 
@@ -145,7 +147,7 @@ def test_blocks_go_in_the_order_of_an_exhaustive_oracle(tmp_path, name, seed):
     for site in expected:
         with torch.no_grad():
             model.get_submodule(site).out_proj.weight.zero_()
-    assert distance(record_logits_of_sample_calls(model), record_logits_of_sample_calls(program.model)) < 1e-5
+    assert max_difference(record_logits_of_sample_calls(model), record_logits_of_sample_calls(program.model)) < 1e-5
     assert_decodes(program.model)
 
 
@@ -168,10 +170,10 @@ def test_of_parallel_branches_either_may_go(role):
         with torch.no_grad():
             (part.out_proj if role == "ssm" else part.o_proj).weight.zero_()
         assert not any(n.startswith(f"{branch.site}.") for n in program.model.state_dict())
-    assert distance(record_logits_of_sample_calls(model), record_logits_of_sample_calls(program.model)) < 1e-5
+    assert max_difference(record_logits_of_sample_calls(model), record_logits_of_sample_calls(program.model)) < 1e-5
     assert_decodes(program.model)
     assert (
-        distance(
+        max_difference(
             record_logits_of_sample_calls(program.model), record_logits_of_sample_calls(reloaded(program, "falcon_h1"))
         )
         == 0.0
@@ -193,7 +195,9 @@ def test_a_hybrid_decodes_rightly_when_the_first_branch_of_a_kind_is_gone(name, 
     assert gone and all(any(n.startswith(f"{part}.") for part in branch.parts) for n in gone)
     assert_decodes(program.model)
     assert (
-        distance(record_logits_of_sample_calls(program.model), record_logits_of_sample_calls(reloaded(program, name)))
+        max_difference(
+            record_logits_of_sample_calls(program.model), record_logits_of_sample_calls(reloaded(program, name))
+        )
         == 0.0
     )
 
@@ -224,18 +228,18 @@ def assert_masked_is_sliced(data, name, kind, mask):
     expected, untouched = record_logits_of_sample_calls(model), record_logits_of_sample_calls(program.model)
     with with_narrowed_group_temporarily(program, group, dead):
         tried = record_logits_of_sample_calls(program.model)
-    assert distance(untouched, record_logits_of_sample_calls(program.model)) == 0.0
+    assert max_difference(untouched, record_logits_of_sample_calls(program.model)) == 0.0
     with Rewriter(program) as rewrite:
         slice_out(program, rewrite, group, dead)
-    assert distance(tried, record_logits_of_sample_calls(program.model)) == 0.0
-    assert distance(expected, tried) < 1e-4  # 1e-4: float32 sums in another order
+    assert max_difference(tried, record_logits_of_sample_calls(program.model)) == 0.0
+    assert max_difference(expected, tried) < 1e-4  # 1e-4: float32 sums in another order
     assert foreseen.shapes() == skeleton_of(program).shapes()
     assert {g.site: g.count for g in foreseen.groups if g.kind == kind} == {
         g.site: g.count for g in skeleton_of(program).groups if g.kind == kind
     }
     assert {s.site: dict(s.cuts) for s in foreseen.scans} == {s.site: dict(s.cuts) for s in skeleton_of(program).scans}
     assert_decodes(program.model)
-    assert distance(tried, record_logits_of_sample_calls(reloaded(program, name))) == 0.0
+    assert max_difference(tried, record_logits_of_sample_calls(reloaded(program, name))) == 0.0
 
 
 @pytest.mark.parametrize("name", wide(mixers.MAMBA2, ["mamba2", "bamba"]))
@@ -298,7 +302,7 @@ def test_a_model_whose_scans_went_can_be_captured_and_shed_again(tmp_path, name)
     assert len(skeleton_of(again).scans) == len(skeleton_of(program).scans)
     for unit in again.units.values():
         unit.bind(model)
-    assert distance(before, record_logits_of_sample_calls(model)) == 0.0
+    assert max_difference(before, record_logits_of_sample_calls(model)) == 0.0
 
 
 @pytest.mark.parametrize(

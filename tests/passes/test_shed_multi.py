@@ -10,7 +10,7 @@ from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.artifacts.compat import plan_padding_to_stock
 from effc.compiler.artifacts.stock import stock_config
 from effc.compiler.core.events import Recorded
-from effc.compiler.evaluation.equivalence import distance, record_logits_of_sample_calls
+from effc.compiler.evaluation.equivalence import max_difference, record_logits_of_sample_calls
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.transforms.editing.rewrite import Rewriter
 from effc.compiler.transforms.editing.scan_removal import drop_scan
@@ -93,7 +93,7 @@ def test_an_exact_search_over_blocks_and_scans_decides_as_a_naive_oracle(tmp_pat
     program = shed(tmp_path, model, remove=4, search="exact", order=("blocks", "scans"))
     assert cuts(program) == oracle(model, 4)
     assert (
-        distance(
+        max_difference(
             record_logits_of_sample_calls(without(model, cuts(program))), record_logits_of_sample_calls(program.model)
         )
         < 2e-5
@@ -238,7 +238,7 @@ def test_halves_that_a_config_can_say_make_a_stock_checkpoint(name, kind):
     assert not why
     stock = type(program.model)(type(config).from_dict(config.to_dict())).eval()
     stock.load_state_dict(program.model.state_dict())
-    assert distance(record_logits_of_sample_calls(stock), record_logits_of_sample_calls(program.model)) < 1e-5
+    assert max_difference(record_logits_of_sample_calls(stock), record_logits_of_sample_calls(program.model)) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_a_lost_scan_is_an_identity_in_stock_shapes(name):
     state = {piece.name: piece.make() for piece in filled.padded_tensor_pieces(program)}
     missing, odd = stock.load_state_dict(state, strict=False)
     assert not odd and all("lm_head" in name for name in missing)
-    assert distance(record_logits_of_sample_calls(stock), record_logits_of_sample_calls(program.model)) < 2e-5
+    assert max_difference(record_logits_of_sample_calls(stock), record_logits_of_sample_calls(program.model)) < 2e-5
 
 
 def test_every_parameter_of_the_pass_has_a_value_here():

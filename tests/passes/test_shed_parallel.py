@@ -8,7 +8,7 @@ import pytest
 import torch
 from effc.compiler.analysis.discovery.bypass import staying
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from effc.compiler.evaluation.equivalence import distance, record_logits_of_sample_calls
+from effc.compiler.evaluation.equivalence import max_difference, record_logits_of_sample_calls
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.edits import Edits, replay_edits
 from effc.compiler.transforms.editing.rewrite import Rewriter
@@ -55,7 +55,7 @@ def test_either_side_can_go_and_takes_its_weights_along(fused, role):
     mixer, silenced = program.model.layers[1].mixer, copy.deepcopy(original)
     with torch.no_grad():
         getattr(silenced.layers[1].mixer, f"{role}_weight").zero_()
-    assert distance(record_logits_of_sample_calls(silenced), record_logits_of_sample_calls(program.model)) < 1e-5
+    assert max_difference(record_logits_of_sample_calls(silenced), record_logits_of_sample_calls(program.model)) < 1e-5
     left = mixer.attention_width if role == "ssm" else 2 * hymba.INNER + 2 * hymba.STATES + hymba.HEADS
     if fused:
         assert mixer.in_proj.weight.shape == (left, hymba.WIDTH) and mixer.in_proj.bias.shape == (left,)
@@ -66,7 +66,7 @@ def test_either_side_can_go_and_takes_its_weights_along(fused, role):
     fresh = hymba.Hymba(fused).eval()
     replay_edits(fresh, Edits.from_json(json.loads(json.dumps(program.edits.to_json()))))
     load_weights(fresh, weights_of(program.model))
-    assert distance(record_logits_of_sample_calls(program.model), record_logits_of_sample_calls(fresh)) == 0.0
+    assert max_difference(record_logits_of_sample_calls(program.model), record_logits_of_sample_calls(fresh)) == 0.0
 
 
 @pytest.mark.parametrize("first", ["attention", "ssm"])
@@ -79,7 +79,7 @@ def test_the_other_side_goes_with_the_whole_mixer(first):
     with torch.no_grad():
         silenced.layers[1].mixer.out_proj.weight.zero_()
         silenced.layers[1].mixer.out_proj.bias.zero_()
-    assert distance(record_logits_of_sample_calls(silenced), record_logits_of_sample_calls(program.model)) < 1e-5
+    assert max_difference(record_logits_of_sample_calls(silenced), record_logits_of_sample_calls(program.model)) < 1e-5
     assert not any(n.startswith("layers.1.mixer.") for n in program.model.state_dict())
 
 

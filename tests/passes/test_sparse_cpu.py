@@ -242,7 +242,7 @@ def test_a_profile_of_another_machine_is_no_reason_to_refuse_the_step(tmp_path):
 def test_weights_that_no_kernel_can_pack_are_refused_with_their_path(tmp_path):
     module = torch.nn.Linear(4, 4)
     module.weight.data[0, 0] = float("nan")
-    found = refused(lambda: choice.Trial("up", module, None).pack("sparse_linear")).diagnostics[0]
+    found = refused(lambda: choice.KernelTrial("up", module, None).pack("sparse_linear")).diagnostics[0]
     assert found.slug == "cant-pack" and found.message.startswith("up: ") and "NaN or infinite" in found.message
 
 

@@ -90,8 +90,8 @@ class _Search:
             return "a norm or a mixing function runs over several heads"
         return None
 
-    def add_channel_groups(self, free: np.ndarray) -> None:
-        for roots in self.roots_of_equal_footprint(free):
+    def add_channel_groups(self, is_free: np.ndarray) -> None:
+        for roots in self.roots_of_equal_footprint(is_free):
             members = [index for index, owner in self.owner.items() if np.isin(owner, roots).any()]
             if not members:
                 continue
@@ -115,9 +115,9 @@ class _Search:
         """Whether several channels are all coupled, and not because they are one attention head."""
         return len(roots) == 1 and (columns == roots[0]).sum() > 1 and self.weighed.isdisjoint(roots.tolist())
 
-    def roots_of_equal_footprint(self, free: np.ndarray) -> Iterator[np.ndarray]:
+    def roots_of_equal_footprint(self, is_free: np.ndarray) -> Iterator[np.ndarray]:
         """Sets of roots that hold the same number of indices of the same tensors."""
-        roots = np.flatnonzero(free & (self.root == np.arange(len(self.root))))
+        roots = np.flatnonzero(is_free & (self.root == np.arange(len(self.root))))
         if not len(roots) or not self.owner:
             return
         size = len(self.root)
@@ -169,7 +169,10 @@ class _Search:
 
 
 def member_segments(item_of_index: np.ndarray, n_items: int, tensor: str) -> tuple[tuple[int, int], ...]:
-    """The segments of a `Member` from the item of each index (-1: none). Raises Uneven."""
+    """Segments (start, length) of a `Member` in one item, from the item of each index (-1: none).
+
+    Raises IrregularLayout where items have other numbers of indices, or lie in no regular pattern.
+    """
     sizes = np.bincount(item_of_index[item_of_index >= 0], minlength=n_items)
     if (sizes != sizes[0]).any():
         raise IrregularLayout(f"its items own unequal numbers of indices of {tensor}")

@@ -56,7 +56,7 @@ def _expert_group(node: fx.Node, root: nn.Module, labelling: Labelling) -> Group
         raise UnknownRouter("their weights are not packed into one tensor each")
     count = counts.pop()
     index = next((x for x in node.all_input_nodes if "int" in str(x.meta.get("dtype"))), None)
-    router, read = _find_router(index, root, count)
+    router, read = _find_router_and_per_expert_attributes(index, root, count)
     rows = [
         f"{router}.{name}"
         for name, x in (*root.get_submodule(router).named_parameters(), *root.get_submodule(router).named_buffers())
@@ -74,7 +74,9 @@ def _expert_group(node: fx.Node, root: nn.Module, labelling: Labelling) -> Group
     return Group(site, "experts", count, tuple(members), attributes, per_block if per_block < count else 0, len(packed))
 
 
-def _find_router(index: fx.Node | None, root: nn.Module, num_experts: int) -> tuple[str, list[str]]:
+def _find_router_and_per_expert_attributes(
+    index: fx.Node | None, root: nn.Module, num_experts: int
+) -> tuple[str, list[str]]:
     """The module that makes a score for each expert, and what has an entry for each on the way from it to the numbers
     of those that were chosen."""
     waiting, visited = [index] if index is not None else [], set()

@@ -36,58 +36,58 @@ _POOLINGS = (
 )
 
 
-def convolve(step: "NodeRules", x: Tensor, module: _ConvNd) -> Tensor:
+def convolve(rules: "NodeRules", x: Tensor, module: _ConvNd) -> Tensor:
     """[b, c, ...] -> [b, rows, ...]: as `contract`, but each group of rows reads its own group of channels."""
-    rows = step.out.fresh(len(module.weight))
+    rows = rules.out.fresh(len(module.weight))
     if module.bias is not None:
-        step.claim("bias", 0, rows)
-    return label_convolution(step, x, rows, step.submodule_path(f"{step.node.target}.weight"), module.groups)
+        rules.claim("bias", 0, rows)
+    return label_convolution(rules, x, rows, rules.submodule_path(f"{rules.node.target}.weight"), module.groups)
 
 
-def label_convolution(step: "NodeRules", x: Tensor, output_labels: Tensor, weight_path: str, groups: int) -> Tensor:
+def label_convolution(rules: "NodeRules", x: Tensor, output_labels: Tensor, weight_path: str, groups: int) -> Tensor:
     """Labels of a convolution's output: x with the weight at that path, whose rows have those labels."""
-    channels = channels_of(step, x)
+    channels = channels_of(rules, x)
     if groups == 1:
-        step.out.claim_axis(weight_path, 1, channels, is_read=True)
+        rules.out.claim_axis(weight_path, 1, channels, is_read=True)
     else:
         # A group goes as a whole: the width of one is a number that all of them share.
         inputs, outputs = channels.view(groups, -1), output_labels.view(groups, -1)
-        step.out.couple(inputs, inputs.amax(1, keepdim=True))
-        step.out.couple(outputs, inputs.amax(1, keepdim=True))
-    step.out.claim_axis(weight_path, 0, output_labels)
-    return spread(step, output_labels)
+        rules.out.couple(inputs, inputs.amax(1, keepdim=True))
+        rules.out.couple(outputs, inputs.amax(1, keepdim=True))
+    rules.out.claim_axis(weight_path, 0, output_labels)
+    return expand_to_result(rules, output_labels)
 
 
-def channels_of(step: "NodeRules", x: Tensor) -> Tensor:
+def channels_of(rules: "NodeRules", x: Tensor) -> Tensor:
     """One label per channel of [b, c, ...], coupled over all places."""
     by_channel = x.movedim(1, 0).flatten(1)
-    step.out.couple_along(by_channel, 1)
+    rules.out.couple_along(by_channel, 1)
     return by_channel.amax(1)
 
 
-def spread(step: "NodeRules", channels: Tensor) -> Tensor:
+def expand_to_result(rules: "NodeRules", channels: Tensor) -> Tensor:
     """Labels of channels in the shape of this node's result."""
-    shape = step.node.meta["shape"]
+    shape = rules.node.meta["shape"]
     return channels.view(-1, *(1 for _ in shape[2:])).expand(shape)
 
 
-def pool(step: "NodeRules", x: Tensor) -> Tensor:
+def pool(rules: "NodeRules", x: Tensor) -> Tensor:
     """Places of a channel are drawn together, channels stay apart."""
-    return spread(step, channels_of(step, x))
+    return expand_to_result(rules, channels_of(rules, x))
 
 
-def label_channel_norm(step: "NodeRules", x: Tensor, module: nn.Module) -> Tensor:
+def label_channel_norm(rules: "NodeRules", x: Tensor, module: nn.Module) -> Tensor:
     """Statistics of each channel of [b, c, ...], or of a group of them; running ones follow the weight."""
-    channels = channels_of(step, x)
+    channels = channels_of(rules, x)
     if module.weight is not None:
-        step.claim("weight", 0, channels)
-        step.claim("bias", 0, channels)
+        rules.claim("weight", 0, channels)
+        rules.claim("bias", 0, channels)
     elif getattr(module, "running_mean", None) is not None:
-        step.out.block(channels, f"{step.path} keeps statistics of them and has no weight")
+        rules.out.block(channels, f"{rules.path} keeps statistics of them and has no weight")
     if isinstance(module, nn.GroupNorm):
         groups = channels.view(module.num_groups, -1)
-        step.out.couple(groups, groups.amax(1, keepdim=True))
-    return spread(step, channels)
+        rules.out.couple(groups, groups.amax(1, keepdim=True))
+    return expand_to_result(rules, channels)
 
 
-RULES = dict.fromkeys(_POOLINGS, lambda step: pool(step, step.args[0]))
+RULES = dict.fromkeys(_POOLINGS, lambda rules: pool(rules, rules.args[0]))

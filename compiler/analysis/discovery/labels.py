@@ -69,12 +69,12 @@ class GraphRun:
         for node in graph.nodes:
             if node.op == "output":
                 return fx.map_arg(node.args[0], self.out.values.__getitem__)
-            step = NodeRules(self.out, self.root, node, self)
+            rules = NodeRules(self.out, self.root, node, self)
             try:
-                self.out.values[node] = step.label_node(self.stream)
+                self.out.values[node] = rules.label_node(self.stream)
             except _MISFITS:
                 # The arguments have another form than the rule for this name expects: it is some other function.
-                self.out.values[node] = step.block_unknown_operation(f"`{name_of(node)}`")
+                self.out.values[node] = rules.block_unknown_operation(f"`{name_of(node)}`")
         raise AssertionError("a graph without an output")
 
     def inside(self, graph: fx.Graph, module: nn.Module, path: str, args: tuple, kwargs: Mapping) -> Any:

@@ -22,14 +22,14 @@ _TURNED = frozenset(("T", "mT", "H", "mH", "data"))  # properties that are the p
 _PRODUCTS = frozenset(("matmul", "bmm", "mm", "linear"))
 
 
-def label_weight(step: "NodeRules", parameter: Tensor) -> Weight:
+def label_weight(rules: "NodeRules", parameter: Tensor) -> Weight:
     """Fresh labels along each axis; claimed once a product or a sum reads them."""
-    rows = tuple(step.out.fresh(size) for size in parameter.shape)
+    rows = tuple(rules.out.fresh(size) for size in parameter.shape)
     axes = (
         labels.view(-1, *(1 for _ in parameter.shape[axis + 1 :])).expand(parameter.shape)
         for axis, labels in enumerate(rows)
     )
-    return Weight(step.path, rows, tuple(axes))
+    return Weight(rules.path, rows, tuple(axes))
 
 
 def weights_in(tree: Any) -> list[Weight]:
@@ -40,39 +40,39 @@ def weights_in(tree: Any) -> list[Weight]:
     return [weight for item in tree for weight in weights_in(item)] if isinstance(tree, (tuple, list)) else []
 
 
-def label_function_of_weight(step: "NodeRules", name: str) -> Any:
+def label_function_of_weight(rules: "NodeRules", name: str) -> Any:
     """A function that is given such a parameter."""
-    parameters = weights_in((step.args, step.kwargs))
-    if name == "getattr" and step.args[1] in _TURNED:
-        return label_weight_view(step, parameters[0])
+    parameters = weights_in((rules.args, rules.kwargs))
+    if name == "getattr" and rules.args[1] in _TURNED:
+        return label_weight_view(rules, parameters[0])
     if name == "getattr" or name in ("size", "dim", "numel"):
         return (
-            getattr(parameters[0].axes[0], step.args[1])
+            getattr(parameters[0].axes[0], rules.args[1])
             if name == "getattr"
-            else getattr(parameters[0].axes[0], name)(*step.args[1:])
+            else getattr(parameters[0].axes[0], name)(*rules.args[1:])
         )
-    if len(parameters) == 1 and step.args[0] is parameters[0]:
+    if len(parameters) == 1 and rules.args[0] is parameters[0]:
         if name in _SAME:
             return parameters[0]
         if name in MOVES:
-            return label_weight_view(step, parameters[0])
+            return label_weight_view(rules, parameters[0])
     if len(parameters) == 1 and name in _PRODUCTS:
-        return label_product(step, name)
+        return label_product(rules, name)
     if name in POINTWISE:
-        return label_elementwise(step, parameters)
-    return block_weights(step, parameters, name)
+        return label_elementwise(rules, parameters)
+    return block_pruning_of_parameters(rules, parameters, name)
 
 
-def label_weight_view(step: "NodeRules", w: Weight) -> Any:
+def label_weight_view(rules: "NodeRules", w: Weight) -> Any:
     """A view, transposition or choice of a parameter, done along all of its axes' labels."""
-    target = step.node.target
-    if target is operator.getitem and picks(step.args[1]):
-        parts = [couple_indexed_axes(step, axis, step.args[1]) for axis in w.axes]
-    elif step.node.op == "call_method":
-        parts = [getattr(axis, str(target))(*step.args[1:], **step.kwargs) for axis in w.axes]
+    target = rules.node.target
+    if target is operator.getitem and picks(rules.args[1]):
+        parts = [couple_indexed_axes(rules, axis, rules.args[1]) for axis in w.axes]
+    elif rules.node.op == "call_method":
+        parts = [getattr(axis, str(target))(*rules.args[1:], **rules.kwargs) for axis in w.axes]
     else:
         assert not isinstance(target, str), f"{target} is no function"
-        parts = [target(axis, *step.args[1:], **step.kwargs) for axis in w.axes]
+        parts = [target(axis, *rules.args[1:], **rules.kwargs) for axis in w.axes]
     if isinstance(parts[0], Tensor):
         return w.transformed(parts)
     return tuple(w.transformed(axes) for axes in zip(*parts, strict=True))  # chunk, split, unbind
@@ -83,32 +83,32 @@ def picks(index: Any) -> bool:
     return isinstance(index, Tensor) or (isinstance(index, tuple) and any(isinstance(i, Tensor) for i in index))
 
 
-def couple_indexed_axes(step: "NodeRules", x: Tensor, index: Any) -> Tensor:
+def couple_indexed_axes(rules: "NodeRules", x: Tensor, index: Any) -> Tensor:
     """Any position along the axes that are chosen from: the first stands for all."""
     parts = index if isinstance(index, tuple) else (index,)
     for axis, part in enumerate(parts):
         if isinstance(part, Tensor) and x.ndim > axis:
-            step.out.couple_along(x, axis)
+            rules.out.couple_along(x, axis)
     return x[tuple(torch.zeros_like(p) if isinstance(p, Tensor) else p for p in parts)]
 
 
-def label_product(step: "NodeRules", name: str) -> Tensor:
+def label_product(rules: "NodeRules", name: str) -> Tensor:
     """x @ w, w @ x, or a linear layer's function."""
-    left, right, *further = [*step.args, *step.kwargs.values()]
+    left, right, *further = [*rules.args, *rules.kwargs.values()]
     if name == "linear":
-        result = label_contraction(step, left, transposed(right))
+        result = label_contraction(rules, left, transposed(right))
         bias = further[0] if further else None
-        return result if bias is None else step.label_pointwise([result, bias])
+        return result if bias is None else rules.label_pointwise([result, bias])
     if isinstance(right, Weight):
-        return label_contraction(step, left, right)
-    return label_contraction(step, right.transpose(-1, -2), transposed(left)).transpose(-1, -2)
+        return label_contraction(rules, left, right)
+    return label_contraction(rules, right.transpose(-1, -2), transposed(left)).transpose(-1, -2)
 
 
 def transposed(w: Weight) -> Weight:
     return w.transformed([axis.transpose(-1, -2) for axis in w.axes])
 
 
-def label_contraction(step: "NodeRules", x: Tensor, w: Weight) -> Tensor:
+def label_contraction(rules: "NodeRules", x: Tensor, w: Weight) -> Tensor:
     """x [..., n, k] @ w [..., k, m] -> [..., n, m]"""
     result = torch.full((), NO_LABEL, dtype=torch.int64)
     rows = x.unsqueeze(-2) if x.ndim == 1 else x
@@ -117,22 +117,22 @@ def label_contraction(step: "NodeRules", x: Tensor, w: Weight) -> Tensor:
         if inner and outer:
             raise ValueError("one axis of a parameter lies along two")
         if inner:
-            claim(step, w, axis, is_read=True)
-            step.out.couple(rows, labels.amax(-1).unsqueeze(-2))
+            claim(rules, w, axis, is_read=True)
+            rules.out.couple(rows, labels.amax(-1).unsqueeze(-2))
         elif outer:
-            claim(step, w, axis)
+            claim(rules, w, axis)
             result = labels.amax(-2, keepdim=True)
     shape = torch.broadcast_shapes(rows.shape[:-2], w.axes[0].shape[:-2])
     expanded = result.expand(*shape, rows.shape[-2], w.axes[0].shape[-1])
     return expanded.squeeze(-2) if x.ndim == 1 else expanded
 
 
-def label_elementwise(step: "NodeRules", parameters: list[Weight]) -> Tensor | Weight:
+def label_elementwise(rules: "NodeRules", parameters: list[Weight]) -> Tensor | Weight:
     """A sum or a product place by place."""
-    activations = list(tensors_in((step.args, step.kwargs)))
+    activations = list(tensors_in((rules.args, rules.kwargs)))
     if not activations:
-        return block_weights(step, parameters, "arithmetic")
-    x = step.label_pointwise(activations)
+        return block_pruning_of_parameters(rules, parameters, "arithmetic")
+    x = rules.label_pointwise(activations)
     if len(parameters) == 1 and not (x > NO_LABEL).any():  # a mask and the like: the parameter goes on
         shape = torch.broadcast_shapes(x.shape, parameters[0].axes[0].shape)
         return parameters[0].transformed([labels.expand(shape) for labels in parameters[0].axes])
@@ -142,17 +142,17 @@ def label_elementwise(step: "NodeRules", parameters: list[Weight]) -> Tensor | W
         for axis, labels in enumerate(w.axes):
             labels = labels.expand(shape)
             if any(varies(labels, i) and varies(x, i) for i in range(len(shape))):
-                claim(step, w, axis)
-                step.out.couple(x, labels)
+                claim(rules, w, axis)
+                rules.out.couple(x, labels)
     return x
 
 
-def couple_weights_along(step: "NodeRules", w: Weight, axis: int, labels: Tensor) -> None:
+def couple_weights_along(rules: "NodeRules", w: Weight, axis: int, labels: Tensor) -> None:
     """Couple the labels at each position along an axis with the parameter there."""
     for position, axis_labels in enumerate(w.axes):
         if axis_labels.ndim > axis and axis_labels.shape[axis] == len(labels) and varies(axis_labels, axis):
-            claim(step, w, position)
-            step.out.couple(axis_labels.movedim(axis, -1), labels)
+            claim(rules, w, position)
+            rules.out.couple(axis_labels.movedim(axis, -1), labels)
 
 
 def varies(labels: Tensor, axis: int) -> bool:
@@ -160,57 +160,57 @@ def varies(labels: Tensor, axis: int) -> bool:
     return labels.shape[axis] > 1 and bool((labels != labels.narrow(axis, 0, 1)).any())
 
 
-def claim(step: "NodeRules", w: Weight, axis: int, is_read: bool = False) -> None:
-    step.out.claim_axis(w.tensor, axis, w.rows[axis], is_read)
+def claim(rules: "NodeRules", w: Weight, axis: int, is_read: bool = False) -> None:
+    rules.out.claim_axis(w.tensor, axis, w.rows[axis], is_read)
 
 
-def block_weights(step: "NodeRules", parameters: list[Weight], name: str) -> Any:
+def block_pruning_of_parameters(rules: "NodeRules", parameters: list[Weight], operation: str) -> Any:
     """No rule: what meets the parameter is blocked."""
-    labels = step.out.fresh(1)
+    labels = rules.out.fresh(1)
     read = f"the parameter {parameters[0].tensor} is read" if parameters else "something is read"
-    step.out.block(labels, f"{read} outside of a module, by `{name}`")
-    for x in tensors_in((step.args, step.kwargs)):
-        step.out.couple(x, labels)
-    shape = step.node.meta.get("shape")
+    rules.out.block(labels, f"{read} outside of a module, by `{operation}`")
+    for x in tensors_in((rules.args, rules.kwargs)):
+        rules.out.couple(x, labels)
+    shape = rules.node.meta.get("shape")
     return (
         labels.expand(shape)
         if shape is not None and all(isinstance(n, int) for n in shape)
-        else step.block_unknown_operation(name)
+        else rules.block_unknown_operation(operation)
     )
 
 
-def label_topk(step: "NodeRules") -> Any:
+def label_topk(rules: "NodeRules") -> Any:
     """Selection of the largest is by index, so that none of them can go as a channel does."""
-    x = step.args[0]
-    axis = step.kwargs.get("dim", step.args[2] if len(step.args) > 2 else -1)
-    step.out.couple_along(x, axis)
-    step.out.chosen.append((x.unique().numpy(), x.shape[axis]))
-    return tuple(torch.full(shape, NO_LABEL, dtype=torch.int64) for shape in step.node.meta["shape"])
+    x = rules.args[0]
+    axis = rules.kwargs.get("dim", rules.args[2] if len(rules.args) > 2 else -1)
+    rules.out.couple_along(x, axis)
+    rules.out.chosen.append((x.unique().numpy(), x.shape[axis]))
+    return tuple(torch.full(shape, NO_LABEL, dtype=torch.int64) for shape in rules.node.meta["shape"])
 
 
-def label_convolution(step: "NodeRules") -> Any:
+def label_convolution(rules: "NodeRules") -> Any:
     """torch's function, as modules call it that pad in a way of their own."""
     names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    arguments = {**dict(zip(names, step.args, strict=False)), **step.kwargs}
+    arguments = {**dict(zip(names, rules.args, strict=False)), **rules.kwargs}
     w = arguments["weight"]
     if not isinstance(w, Weight) or w.axes[0].shape != tuple(map(len, w.rows)):
-        return block_weights(step, weights_in((step.args, step.kwargs)), "convolution")
+        return block_pruning_of_parameters(rules, weights_in((rules.args, rules.kwargs)), "convolution")
     if isinstance(arguments.get("bias"), Tensor):
-        step.out.couple(arguments["bias"], w.rows[0])
-    return image_rules.label_convolution(step, arguments["input"], w.rows[0], w.tensor, arguments.get("groups", 1))
+        rules.out.couple(arguments["bias"], w.rows[0])
+    return image_rules.label_convolution(rules, arguments["input"], w.rows[0], w.tensor, arguments.get("groups", 1))
 
 
-def couple_gathered_axis(step: "NodeRules") -> Any:
+def couple_gathered_axis(rules: "NodeRules") -> Any:
     """Labels of a gather: entries along the axis are coupled, since indices choose any of them."""
-    arguments = {**dict(zip(("input", "dim", "index"), step.args, strict=False)), **step.kwargs}
+    arguments = {**dict(zip(("input", "dim", "index"), rules.args, strict=False)), **rules.kwargs}
     x, axis = arguments["input"], arguments["dim"]
-    step.out.couple_along(x, axis)
+    rules.out.couple_along(x, axis)
     shape = [
         min(n, m) if i != axis % x.ndim else n
-        for i, (n, m) in enumerate(zip(x.shape, step.node.meta["shape"], strict=True))
+        for i, (n, m) in enumerate(zip(x.shape, rules.node.meta["shape"], strict=True))
     ]
     x = x.amax(axis, keepdim=True)[tuple(slice(0, n) for n in shape)]
-    return x.expand(step.node.meta["shape"])
+    return x.expand(rules.node.meta["shape"])
 
 
 RULES = {

@@ -74,14 +74,14 @@ def refuse_other_tensors(origin: Origin, skeleton: Skeleton) -> None:
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-def _missing_tensors(origin: Origin, skeleton: Skeleton, stored: set[str]) -> list[str]:
+def _missing_tensors(origin: Origin, skeleton: Skeleton, file_tensors: set[str]) -> list[str]:
     """Tensors that the file lacks by any name: all that it has is known, so nothing of it is to be renamed."""
     from ...models.checkpoints.checkpoint import HARMLESS, config_and_model_class
 
     expected = set(skeleton.shapes())
-    if any(not name.endswith((*_BUFFERS, *HARMLESS)) for name in stored - expected):
+    if any(not name.endswith((*_BUFFERS, *HARMLESS)) for name in file_tensors - expected):
         return []
     same = {name: group for group in skeleton.tied for name in group}
-    missing = [name for name in expected - stored if stored.isdisjoint(same.get(name, ()))]
+    missing = [name for name in expected - file_tensors if file_tensors.isdisjoint(same.get(name, ()))]
     free = (config_and_model_class(origin.config)[1]._keys_to_ignore_on_load_missing or ()) if missing else ()
     return [name for name in missing if not any(re.search(pattern, name) for pattern in free)]

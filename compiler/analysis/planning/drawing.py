@@ -97,11 +97,11 @@ def _module_tree(skeleton: Skeleton) -> _Module:
     return _collapse_module_tree(root)
 
 
-def _annotate(module: _Module, notes: dict[str, list[str]], kinds: dict[str, str]) -> None:
+def _annotate(module: _Module, notes: dict[str, list[str]], type_by_path: dict[str, str]) -> None:
     module.notes = (*notes.get(module.path, ()), *module.notes)
-    module.kind = module.kind or kinds.get(module.path, "")
+    module.kind = module.kind or type_by_path.get(module.path, "")
     for child in module.children:
-        _annotate(child, notes, kinds)
+        _annotate(child, notes, type_by_path)
 
 
 def _module_annotations(skeleton: Skeleton) -> dict[str, list[str]]:
@@ -152,8 +152,8 @@ def _collapse_module_tree(module: _Module) -> _Module:
     return module
 
 
-def _follows(last: _Module, child: _Module) -> bool:
-    end = last.name.split("..")[-1]
+def _follows(previous: _Module, child: _Module) -> bool:
+    end = previous.name.split("..")[-1]
     return end.isdigit() and int(end) + 1 == int(child.name)
 
 
@@ -165,15 +165,15 @@ class _Row:
     count: str
 
 
-def _tree_rows(module: _Module, indent: str, last: bool) -> Iterator[_Row]:
+def _tree_rows(module: _Module, indent: str, is_last: bool) -> Iterator[_Row]:
     """The line of a module and those of what lies below it."""
     kind = f"{module.kind} x{module.n_copies}" if module.n_copies > 1 else module.kind
     kind = ", ".join(x for x in (kind.strip(), *module.notes) if x)
     count = "tied" if module.tied and not module.count() else human_count(module.count())
     count = count if module.n_copies == 1 else f"{module.n_copies} x {count}"
-    tree = f"{indent}{'└─ ' if last else '├─ '}{module.name}"
+    tree = f"{indent}{'└─ ' if is_last else '├─ '}{module.name}"
     yield _Row(tree, kind, _shape_text(module.part) if module.part else "", count)
-    inner_indent = indent + ("   " if last else "│  ")
+    inner_indent = indent + ("   " if is_last else "│  ")
     for i, child in enumerate(module.children):
         yield from _tree_rows(child, inner_indent, i + 1 == len(module.children))
 

@@ -34,11 +34,11 @@ def required_bytes_by_folder(plan: "Plan", out: Path, cache: Path) -> dict[Path,
 
 
 def refuse_insufficient_space(
-    plans: Sequence["Plan"], out: Path, cache: Path, free: Mapping[Path, int] | None = None
+    plans: Sequence["Plan"], out: Path, cache: Path, free_bytes: Mapping[Path, int] | None = None
 ) -> None:
     """Raise Reject (too-large) where a disk has no room for the plans, or memory for the largest step.
 
-    free   bytes by folder, instead of what their disks say
+    free_bytes   bytes by folder, instead of what their disks say
     """
     by_disk: dict[int, tuple[Path, int]] = {}  # by disk
     for plan in plans:
@@ -48,7 +48,7 @@ def refuse_insufficient_space(
             by_disk[disk] = (first, before + amount)
     faults = []
     for folder, amount in by_disk.values():
-        left = free[folder] if free and folder in free else shutil.disk_usage(folder).free
+        left = free_bytes[folder] if free_bytes and folder in free_bytes else shutil.disk_usage(folder).free
         if amount > SPARE * left:
             faults.append(
                 too_large(

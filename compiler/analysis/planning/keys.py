@@ -75,9 +75,9 @@ def data_identity(ref: DataRef, ctx: Context) -> str:
         return ctx.data(ref).identity(ctx.relative_to(call))
 
 
-def word_source(kind: str, name: str, ctx: Context) -> str:
-    word = ctx.registry.vocabulary.word(kind, name)
-    assert word, f"no {kind} {name}"
+def word_source(word_kind: str, name: str, ctx: Context) -> str:
+    word = ctx.registry.vocabulary.word(word_kind, name)
+    assert word, f"no {word_kind} {name}"
     return fingerprint(Path(word.path))
 
 

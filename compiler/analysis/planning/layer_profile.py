@@ -140,6 +140,6 @@ def _bar_cell(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None)
     return f"{bar.ljust(BAR, '░')} {left}{unit}{loss}"
 
 
-def _left(branch: Mapping[str, Any], kind: str) -> int:
+def _left(branch: Mapping[str, Any], group_kind: str) -> int:
     """One query head per KV head is plain attention, whose KV heads aren't counted apart."""
-    return branch.get(kind, branch.get("heads", 0))
+    return branch.get(group_kind, branch.get("heads", 0))

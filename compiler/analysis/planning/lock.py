@@ -60,9 +60,9 @@ class Fact:
     def stored(self) -> Any:
         return self.text if self.value is None or not lockfile.has_toml(self.value) else self.value
 
-    def equals(self, stored: Any) -> bool:
+    def equals(self, locked_value: Any) -> bool:
         """Whether a lock has it: as a value of TOML, or as the JSON text that effc 0.2.0 wrote."""
-        return stored == self.text or canonical(stored) == canonical(self.stored)
+        return locked_value == self.text or canonical(locked_value) == canonical(self.stored)
 
 
 def lock_facts(plans: "Sequence[Plan]", contexts: Sequence[Context]) -> dict[str, Fact]:
@@ -158,11 +158,11 @@ def with_locked_threads(recipe: Path, settings: Settings) -> Settings:
 
 
 def refuse_lock_drift(
-    recipe_path: Path, current: Mapping[str, Fact], settings: Settings, partial: bool = False
+    recipe_path: Path, current: Mapping[str, Fact], settings: Settings, is_partial: bool = False
 ) -> None:
     """Raise Reject (lock-drift) with every fact that is not as the lock has it, each at its place.
 
-    partial   the facts are of some of the recipe's pipelines: the lock speaks of more
+    is_partial   the facts are of some of the recipe's pipelines: the lock speaks of more
     """
     stored = dict(read_lock(recipe_path))
     isa = stored.pop(ISA, "")
@@ -174,18 +174,21 @@ def refuse_lock_drift(
     faults += [
         lock_drift(f"`{name}` is in the lock and not in the recipe", help=HELP)
         for name in stored
-        if name not in current and not partial
+        if name not in current and not is_partial
     ]
     if faults:
         raise Reject(*faults)
 
 
-def _lock_drift(name: str, stored: Any, current: Fact) -> Diagnostic | None:
-    if stored is None:
+def _lock_drift(name: str, locked_value: Any, current: Fact) -> Diagnostic | None:
+    if locked_value is None:
         return lock_drift(f"the lock has no `{name}`", current.span, help=HELP)
-    if current.equals(stored):
+    if current.equals(locked_value):
         return None
-    before, after = _brief(stored if isinstance(stored, str) else canonical(stored)), _brief(current.text)
+    before, after = (
+        _brief(locked_value if isinstance(locked_value, str) else canonical(locked_value)),
+        _brief(current.text),
+    )
     return lock_drift(f"`{name}` was {before} when it was locked and is {after}", current.span, help=HELP)
 
 

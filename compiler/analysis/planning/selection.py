@@ -94,10 +94,10 @@ def is_inside(group: Group, branch: Branch) -> bool:
 
 
 def parts(
-    skeleton: Skeleton, selector: Selector | None, kinds: Sequence[str] = ("Linear", "Conv1D")
+    skeleton: Skeleton, selector: Selector | None, class_names: Sequence[str] = ("Linear", "Conv1D")
 ) -> tuple[Part, ...]:
-    """Modules of the given kinds."""
-    candidates = [p for p in skeleton.parts if p.kind in kinds]
+    """Modules of these classes that `selector` selects; all of them without it."""
+    candidates = [p for p in skeleton.parts if p.kind in class_names]
     return _chosen(candidates, [p.path for p in candidates], selector)
 
 

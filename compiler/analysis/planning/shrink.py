@@ -289,37 +289,37 @@ class _GroupNarrowing:
     def shape(self, tensor: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(n - self.removed_count_before(tensor, axis, math.inf) for axis, n in enumerate(shape))
 
-    def members_after(self, other: Group, count: int) -> tuple[Member, ...]:
+    def members_after(self, group: Group, count: int) -> tuple[Member, ...]:
         """The members of a group that will have `count` items: where they lie, and how wide an item is."""
 
         def renamed(m: Member, start: int, size: int) -> tuple[int, int]:
-            end = start + other.count * size
+            end = start + group.count * size
             front, all_in_all = (self.removed_count_before(m.tensor, m.axis, at) for at in (start, end))
             return start - front, (end - start - all_in_all + front) // count
 
-        return tuple(replace(m, segments=tuple(renamed(m, *segment) for segment in m.segments)) for m in other.members)
+        return tuple(replace(m, segments=tuple(renamed(m, *segment) for segment in m.segments)) for m in group.members)
 
-    def group_after(self, other: Group) -> Group:
+    def group_after(self, group: Group) -> Group:
         """Any group of the model after the cut."""
         mine = {(m.tensor, m.axis) for m in self.group.members}
-        if other == self.group:
-            per_block = self.count * other.per_block // other.count
-            return _sized(other, self.count, self.members_after(other, self.count), other.attributes, per_block)
-        if not any((m.tensor, m.axis) in mine for m in other.members):
-            return other
-        if other.site == self.group.site and {other.kind, self.group.kind} == {"heads", "kv_heads"}:
-            return self.query_or_kv_group_after(other)
-        return replace(other, members=self.members_after(other, other.count))
+        if group == self.group:
+            per_block = self.count * group.per_block // group.count
+            return _sized(group, self.count, self.members_after(group, self.count), group.attributes, per_block)
+        if not any((m.tensor, m.axis) in mine for m in group.members):
+            return group
+        if group.site == self.group.site and {group.kind, self.group.kind} == {"heads", "kv_heads"}:
+            return self.query_or_kv_group_after(group)
+        return replace(group, members=self.members_after(group, group.count))
 
-    def query_or_kv_group_after(self, other: Group) -> Group:
+    def query_or_kv_group_after(self, group: Group) -> Group:
         """Query heads when KV groups go; KV groups when query heads go."""
-        count = self.count * other.per_block if other.kind == "heads" else other.count
+        count = self.count * group.per_block if group.kind == "heads" else group.count
         after = {(path, name): per * self.count for path, name, per in self.group.attributes}
         attributes = tuple(
-            (path, name, round(after.get((path, name), per * other.count)) / count)
-            for path, name, per in other.attributes
+            (path, name, round(after.get((path, name), per * group.count)) / count)
+            for path, name, per in group.attributes
         )
-        return _sized(other, count, self.members_after(other, count), attributes, other.per_block)
+        return _sized(group, count, self.members_after(group, count), attributes, group.per_block)
 
 
 def _sized(group: Group, count: int, members: tuple[Member, ...], attributes: tuple, per_block: int) -> Group:

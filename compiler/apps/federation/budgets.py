@@ -52,21 +52,21 @@ def literal(budget: Budget) -> str:
     return value_text(Ratio(budget) if isinstance(budget, float) else budget)
 
 
-def amount_phrase(kind: str, value: float) -> str:
+def amount_phrase(budget_kind: str, value: float) -> str:
     """An amount of what a budget bounds: `1.2 M parameters`."""
-    if kind == "params":
+    if budget_kind == "params":
         return f"{int(value):,} parameters"
-    if kind == "flops":
+    if budget_kind == "flops":
         return f"{count(value)}FLOP a token"
-    return f"{size(value)} of memory" if kind == "memory" else f"{duration_text(value)} an update"
+    return f"{size(value)} of memory" if budget_kind == "memory" else f"{duration_text(value)} an update"
 
 
-def smallest_fitting_budget_text(kind: str, value: float, full_cost: float) -> str:
+def smallest_fitting_budget_text(budget_kind: str, value: float, full_cost: float) -> str:
     """The least budget that a value fits into, as a recipe writes it."""
-    if kind == "memory":
+    if budget_kind == "memory":
         unit = 1 << (20 if value >= 10 << 20 else 10)
         return value_text(Bytes((int(value) // unit + 1) * unit))
-    if kind == "latency":
+    if budget_kind == "latency":
         return value_text(Duration(int(1000 * value + 1) / 1000))
     return f"{int(100 * value / full_cost) + 1}%"
 

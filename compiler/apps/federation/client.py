@@ -125,7 +125,7 @@ class Participant:
         if not self.learner.examples:
             raise client_refuses(f"it has no rows of the task of round {message.number}").rejection()
         added = self._merge_new_stacks(message, memory)
-        state, mixed = self._starting_state(message, memory, added)
+        state, mixed = self._starting_state_and_mix_share(message, memory, added)
         if self.learner.anchors:
             self._anchor(state, memory)
         before = self.learner.loss(state, added)
@@ -195,8 +195,10 @@ class Participant:
             done.add(number)
         return added
 
-    def _starting_state(self, message: Message, memory: dict[str, Any], merged_delta: State) -> tuple[State, float]:
-        """The state to train from, and the share of the others in it (NaN where that is no question)."""
+    def _starting_state_and_mix_share(
+        self, message: Message, memory: dict[str, Any], merged_delta: State
+    ) -> tuple[State, float]:
+        """The state to train from, and the share of the others in it; NaN where states are not mixed."""
         arrays, config = message.arrays, message.config
         if "fixed" in arrays:
             memory["fixed"] = arrays["fixed"]

@@ -89,7 +89,7 @@ class ClientHost:
             numbers = np.arange(len(known))
             partners = {k: np.stack([np.full(len(known), k), numbers], axis=1) for k in clients}
             return [RetrievalClient(k, self.base, questions_all, known, partners[k], declared.top) for k in clients]
-        questions, documents = (self._dealt(halves, declared.seed + n) for n in (0, 1))
+        questions, documents = (self._record_indices_by_client(halves, declared.seed + n) for n in (0, 1))
         owner_of = {at: (k, n) for k, row_numbers in enumerate(documents) for n, at in enumerate(row_numbers)}
         return [
             RetrievalClient(
@@ -103,7 +103,7 @@ class ClientHost:
             for k in clients
         ]
 
-    def _dealt(self, sizes: list[int], seed: int) -> list[list[int]]:
+    def _record_indices_by_client(self, sizes: list[int], seed: int) -> list[list[int]]:
         """For every client numbers of records, all data sets behind one another."""
         declared, starts = self.declared, [sum(sizes[:n]) for n in range(len(sizes))]
         parts = partition_rows(sizes, declared.clients, declared.split, declared.beta, seed)

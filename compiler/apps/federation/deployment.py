@@ -56,7 +56,8 @@ class Deployment:
     processes: tuple[Process, ...]
     run: str = ""
 
-    def keep(self) -> "Deployment":
+    def save(self) -> "Deployment":
+        """Write deployment.json; the deployment itself."""
         from ...core.cache import write_atomic
 
         body = {"format": FORMAT, "port": self.port, "run": self.run, "processes": [asdict(p) for p in self.processes]}
@@ -146,7 +147,7 @@ def start_deployment(
         run_config |= {"work": str(folder / "checkpoints"), "output": str(folder / "result")}
         config = " ".join(f"{name}={json.dumps(value)}" for name, value in run_config.items())
         run = _run_flwr(commands, env, "run", str(app), ENTRY, "--run-config", config)
-        return replace(deployment, run=str(run["run-id"])).keep()
+        return replace(deployment, run=str(run["run-id"])).save()
     except BaseException:
         terminate_processes(read_deployment(folder).processes if (folder / NAME).is_file() else deployment.processes)
         _remove_state(folder)
@@ -195,11 +196,11 @@ def _start_processes(
     link += ("--database", str(deployment.folder / "state.db"), *secret, "--enable-supernode-auth")
     link += ("--ssl-ca-certfile", str(keys / "ca.crt"), "--ssl-certfile", str(keys / "server.crt"))
     link += ("--ssl-keyfile", str(keys / "server.key"), "--disable-runtime-dependency-installation")
-    deployment = _with(deployment, start_process("superlink", link, env, deployment.folder))
+    deployment = _saved_with_process(deployment, start_process("superlink", link, env, deployment.folder))
     _wait_for_superlink(deployment)
     trust = ("--root-certificates", str(keys / "ca.crt"))
     executor = (str(commands / "flower-superexec"), "--runtime-api-address", address, *trust, *secret)
-    deployment = _with(deployment, start_process("server", executor, env, deployment.folder))
+    deployment = _saved_with_process(deployment, start_process("server", executor, env, deployment.folder))
     for number in range(declaration.clients):
         _run_flwr(commands, env, "supernode", "register", str(keys / f"node{number}.pub"), ENTRY)
         model = json.dumps(str(app / declaration.folder))
@@ -216,12 +217,12 @@ def _start_processes(
         )
         node += ("--auth-supernode-private-key", str(keys / f"node{number}"), "--host", "127.0.0.1")
         node += ("--port", str(ports[number]), "--node-config", config)
-        deployment = _with(deployment, start_process(f"node{number}", node, env, deployment.folder))
+        deployment = _saved_with_process(deployment, start_process(f"node{number}", node, env, deployment.folder))
     return deployment
 
 
-def _with(deployment: Deployment, process: Process) -> Deployment:
-    return replace(deployment, processes=(*deployment.processes, process)).keep()
+def _saved_with_process(deployment: Deployment, process: Process) -> Deployment:
+    return replace(deployment, processes=(*deployment.processes, process)).save()
 
 
 def _wait_for_superlink(deployment: Deployment, timeout_s: float = 60.0) -> None:

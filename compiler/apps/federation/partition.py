@@ -69,15 +69,15 @@ def split_train_and_validation(count: int, validation_share: float, seed: int) -
 
 
 def refuse_small_clients(
-    rows_by_client: Sequence[Sequence[tuple[int, int]]], stream: bool, validation_share: float, batch: int
+    rows_by_client: Sequence[Sequence[tuple[int, int]]], is_per_data_set: bool, validation_share: float, batch: int
 ) -> None:
     """Reject (empty-client) where what a client holds back leaves it less to learn from, and less than an update takes.
 
     rows_by_client   rows of every client, as `partition_rows` has them
-    stream           each data set is learned from by itself
+    is_per_data_set           each data set is learned from by itself
     """
     for client, rows in enumerate(rows_by_client):
-        for count in Counter(number if stream else 0 for number, _ in rows).values():
+        for count in Counter(number if is_per_data_set else 0 for number, _ in rows).values():
             learn, n_validation = (len(part) for part in split_train_and_validation(count, validation_share, 0))
             if learn < min(n_validation, batch):
                 raise empty_client(

@@ -35,12 +35,12 @@ def paths(state: State) -> list[str]:
     )
 
 
-def align_rotation(state: State, towards: State) -> dict[str, np.ndarray]:
-    """Rotated equivalent of a state whose rows of R are as near as possible to those of `towards`."""
+def align_rotation(state: State, reference: State) -> dict[str, np.ndarray]:
+    """Rotated equivalent of a state whose rows of R are as near as possible to those of `reference`."""
     result = dict(state)
     for path in paths(state):
         R = state[f"{path}.R"].astype(np.float64)
-        left, _, right = np.linalg.svd(towards[f"{path}.R"].astype(np.float64) @ R.T)  # [r, r]
+        left, _, right = np.linalg.svd(reference[f"{path}.R"].astype(np.float64) @ R.T)  # [r, r]
         rotation = left @ right
         for part in ("R", "W", "b"):
             array = state[f"{path}.{part}"]
@@ -57,19 +57,19 @@ def projected(state: State) -> dict[str, np.ndarray]:
 
 
 def weighted_intervention_mean(
-    states: Mapping[int, State], shares: Mapping[int, float], towards: State, way: Way
+    states: Mapping[int, State], shares: Mapping[int, float], reference: State, way: Way
 ) -> dict[str, np.ndarray]:
-    """The sum of share * state (shares sum to 1) with orthonormal R, in the basis nearest to that of `towards`."""
+    """The sum of share * state (shares sum to 1) with orthonormal R, in the basis nearest to that of `reference`."""
     used = {k: states[k] for k in sorted(states) if shares.get(k)}
     if way == "project":
         return projected(weighted_sum(used, shares))
-    aligned_states = {k: align_rotation(state, towards) for k, state in used.items()}
+    aligned_states = {k: align_rotation(state, reference) for k, state in used.items()}
     result = weighted_sum(aligned_states, shares)
     if way == "align":
         return projected(result)
     for path in paths(result):
         result |= _best_rank_r_mean([(shares[k], aligned_states[k]) for k in aligned_states], path)
-    return align_rotation(result, towards)
+    return align_rotation(result, reference)
 
 
 def _best_rank_r_mean(weighted_states: list[tuple[float, State]], path: str) -> dict[str, np.ndarray]:

@@ -30,9 +30,9 @@ class Rows:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def select(self, numbers: Sequence[int]) -> "Rows":
-        """The rows of these numbers, in this order."""
-        at = torch.as_tensor(numbers, dtype=torch.int64)
+    def select(self, row_indices: Sequence[int]) -> "Rows":
+        """The rows of these indices, in their order."""
+        at = torch.as_tensor(row_indices, dtype=torch.int64)
         columns: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         selected: dict[str, Any] = {name: None if value is None else value[at] for name, value in columns.items()}
         return Rows(**selected)

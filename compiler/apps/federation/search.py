@@ -146,12 +146,12 @@ class RetrievalFederation(Federation):
         return Round(round_number, {client: result}, faults, spent)
 
     def _exchange_and_count_bytes(
-        self, kind: str, round_number: int, states: Mapping[int, State], byte_counts: list[int]
+        self, message_type: str, round_number: int, states: Mapping[int, State], byte_counts: list[int]
     ) -> dict[int, Reply | None]:
         """The reply of each of these clients to its state, None of one that was late; adds the bytes up and down."""
         config: dict[str, str | int | float | bool] = {"base": self.terms.base, "deadline": self.terms.deadline}
         sent = [
-            Message(self.members[k].node, kind, round_number, {"others": s} if s else {}, config)
+            Message(self.members[k].node, message_type, round_number, {"others": s} if s else {}, config)
             for k, s in states.items()
         ]
         replies = {r.node: r for r in send_and_receive(self.grid, sent, self.terms.deadline, self.terms.every)}

@@ -128,36 +128,40 @@ class Scale:
             self._sizes[step] = _sub_network_at_step(self.program, self.sites, step)
         return self._sizes[step]
 
-    def share_of(self, kind: str, step: int) -> float:
-        """Share that the size uses of a budget of that kind."""
-        if (kind, step) not in self._cost:
-            self._cost[kind, step] = self._compute_cost(kind, self.size(step))
-        return self._cost[kind, step]
+    def cost_of(self, budget_kind: str, step: int) -> float:
+        """Cost of the size at a step, in the unit of that kind of budget."""
+        if (budget_kind, step) not in self._cost:
+            self._cost[budget_kind, step] = self._compute_cost(budget_kind, self.size(step))
+        return self._cost[budget_kind, step]
 
-    def _compute_cost(self, kind: str, size: SubNetwork) -> float:
-        if kind == "params":
+    def _compute_cost(self, budget_kind: str, size: SubNetwork) -> float:
+        if budget_kind == "params":
             return size.params
-        if kind == "latency":
+        if budget_kind == "latency":
             from ...ir.capture.capture import capture
 
             part = capture(copy.deepcopy(self.program.model))
             cut_to_sub_network(part, size)
             return update_seconds(part.model, self.load)
         skeleton = skeleton_of_sub_network(self.program, size)
-        return training_bytes(skeleton, self.load) if kind == "memory" else flops_per_token(skeleton, self.load.length)
+        return (
+            training_bytes(skeleton, self.load)
+            if budget_kind == "memory"
+            else flops_per_token(skeleton, self.load.length)
+        )
 
-    def largest_within(self, budget: Budget, kind: str) -> SubNetwork:
+    def largest_within(self, budget: Budget, budget_kind: str) -> SubNetwork:
         """The largest size within a budget."""
-        full_cost = self.share_of(kind, STEPS)
+        full_cost = self.cost_of(budget_kind, STEPS)
         available = absolute_budget(budget, full_cost)
-        step = bisect_right(range(1, STEPS + 1), available, key=lambda n: self.share_of(kind, n))
+        step = bisect_right(range(1, STEPS + 1), available, key=lambda n: self.cost_of(budget_kind, n))
         if step:
             return self.size(step)
-        least = self.share_of(kind, 1)
+        least = self.cost_of(budget_kind, 1)
         raise budget_too_small(
-            f"a client's budget is {amount_phrase(kind, available)}, "
-            f"and the smallest sub-network takes {amount_phrase(kind, least)}",
-            help=f"give it at least {smallest_fitting_budget_text(kind, least, full_cost)}",
+            f"a client's budget is {amount_phrase(budget_kind, available)}, "
+            f"and the smallest sub-network takes {amount_phrase(budget_kind, least)}",
+            help=f"give it at least {smallest_fitting_budget_text(budget_kind, least, full_cost)}",
             argument="budgets",
         ).rejection()
 

@@ -70,15 +70,15 @@ def _interventions(program: "Program") -> "dict[str, Intervention]":
     return result
 
 
-def refuse_incompatible_intervention_forms(program: "Program", personal: bool, way: str) -> None:
+def refuse_incompatible_intervention_forms(program: "Program", is_personal: bool, way: str) -> None:
     """Reject a way of putting interventions together (rotations.py) that means nothing for their forms."""
     forms = {function.form for function in _interventions(program).values()}
-    if personal and way != "project" and forms - {"loreft", "odireft"}:
+    if is_personal and way != "project" and forms - {"loreft", "odireft"}:
         raise incompatible_strategy(
             f"`way: {way}` rotates R, W and b together, and interventions are {', '.join(sorted(forms))}",
             help="`way: project`, or `reft.insert(form: loreft)`",
         ).rejection()
-    if personal and way == "function" and forms != {"loreft"}:
+    if is_personal and way == "function" and forms != {"loreft"}:
         raise incompatible_strategy(
             "`way: function` averages what `loreft` computes, and other forms compute something else",
             help="`way: align`",

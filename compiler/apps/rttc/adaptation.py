@@ -27,7 +27,8 @@ nothing_to_train = Fault("nothing-to-train-on", "No sample was left to train on.
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """
+    """Settings of test-time training.
+
     kind         of adapters: "lora", or "reft" at every position, whose states are smaller
     batch        samples of a step; `epochs` times over all, so ceil(samples / batch) * epochs steps
     clip         largest norm of a step's gradient

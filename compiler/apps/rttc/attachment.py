@@ -113,16 +113,20 @@ class Residual:
         return hook
 
 
-def attached(kind: str, model: nn.Module, adapters: tuple[str, ...], rank: int, alpha: float, seed: int) -> Attachment:
-    assert kind in KINDS, f"nothing is called {kind}"
-    return Residual(model, adapters, rank, seed) if kind == "reft" else LowRank(model, adapters, rank, alpha, seed)
+def attached(
+    adapter_kind: str, model: nn.Module, adapters: tuple[str, ...], rank: int, alpha: float, seed: int
+) -> Attachment:
+    assert adapter_kind in KINDS, f"nothing is called {adapter_kind}"
+    return (
+        Residual(model, adapters, rank, seed) if adapter_kind == "reft" else LowRank(model, adapters, rank, alpha, seed)
+    )
 
 
-def default_attachment_paths(model: nn.Module, kind: str = "lora") -> tuple[str, ...]:
+def default_attachment_paths(model: nn.Module, adapter_kind: str = "lora") -> tuple[str, ...]:
     """Modules that an attachment is put on: behind every layer (ReFT); on the q, v, up and down projections where the
     layers have such, else on all linear modules (LoRA)."""
     program = capture(model.eval())
-    if kind == "reft":
+    if adapter_kind == "reft":
         return tuple(skeleton_of(program).units)
     modules = adaptable_modules(program, None)
     named = tuple(p for p in modules if p.rpartition(".")[2] in _PROJECTIONS)

@@ -28,7 +28,7 @@ EVICTIONS: tuple[Eviction, ...] = ("lfu", "lru")
 
 
 @dataclass
-class Entry:
+class SemanticCacheEntry:
     """`used` counts hits, `touched` is the turn of the last one, `made` that of its birth."""
 
     number: int
@@ -58,12 +58,12 @@ class StateCache:
     ):
         self.identity, self.threshold, self.max_bytes, self.eviction = identity, threshold, bytes, eviction
         self._folder, self._lock = folder, threading.RLock()
-        self._entries: dict[int, Entry] = {}
+        self._entries: dict[int, SemanticCacheEntry] = {}
         self._counter = 0
         self._version = ""
         self.hits = self.misses = self.evictions = self.unsaved = 0
         if folder is not None:
-            self._restore_entries(folder)
+            self._restore_entries_and_delete_others(folder)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -100,7 +100,7 @@ class StateCache:
         with self._lock:
             self._counter += 1
             number = max(self._entries, default=0) + 1
-            entry = Entry(
+            entry = SemanticCacheEntry(
                 number,
                 vector.detach().clone(),
                 {n: t.detach().clone() for n, t in tensors.items()},
@@ -131,16 +131,16 @@ class StateCache:
         with self._lock:
             self._write_index()
 
-    def _worth(self, entry: Entry) -> tuple[int, int]:
+    def _worth(self, entry: SemanticCacheEntry) -> tuple[int, int]:
         return (entry.used, entry.born) if self.eviction == "lfu" else (entry.touched, entry.born)
 
-    def _drop(self, entry: Entry) -> None:
+    def _drop(self, entry: SemanticCacheEntry) -> None:
         del self._entries[entry.number]
         if self._folder is not None:
             with suppress(OSError):  # what stays is in no index, and is removed by the next process
                 self._file(entry.number).unlink(missing_ok=True)
 
-    def _write_entry(self, entry: Entry) -> None:
+    def _write_entry(self, entry: SemanticCacheEntry) -> None:
         if self._folder is None:
             return
         try:
@@ -162,7 +162,7 @@ class StateCache:
         except OSError:
             self.unsaved += 1
 
-    def _restore_entries(self, folder: Path) -> None:
+    def _restore_entries_and_delete_others(self, folder: Path) -> None:
         """Load what an earlier process left, where it fits; the rest is removed."""
         try:
             body = read_json(folder / _INDEX, MANIFEST)
@@ -178,7 +178,7 @@ class StateCache:
                 tensors = load_file(self._file(number))
                 vector = tensors.pop("vector")
                 state = {name.removeprefix("state."): tensor for name, tensor in tensors.items()}
-                self._entries[number] = Entry(number, vector, state, used, touched, born)
+                self._entries[number] = SemanticCacheEntry(number, vector, state, used, touched, born)
             except (OSError, KeyError, SafetensorError, Reject):
                 continue
         for file in folder.glob("entry-*.safetensors"):

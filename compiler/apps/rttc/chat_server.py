@@ -25,7 +25,7 @@ from ..serving.errors import install_error_handlers, traceback_location, write_d
 from ..serving.guard import client_id
 from ..serving.metrics import TYPE
 from ..serving.protocol import ChatRequest, CompletionRequest
-from ..serving.request import Piece
+from ..serving.request import AnswerChunk
 from ..serving.stream import check_name, leaving, sse_events
 from .generation import Cancelled, Settings
 from .guided import Answered, GuidedModel
@@ -107,7 +107,7 @@ class GuidedServer:
                 media_type="text/event-stream",
                 headers={"Cache-Control": "no-cache", **headers},
             )
-        answer.add(Piece(answered.text, answered.new_tokens, answered.finish))  # type: ignore[arg-type]
+        answer.add(AnswerChunk(answered.text, answered.new_tokens, answered.finish))  # type: ignore[arg-type]
         return JSONResponse({**answer.response_body(False), "effc": answered.decision.to_json()}, headers=headers)
 
     async def _answer_in_thread(self, messages: list[dict[str, str]], settings: Settings, call: Call) -> Answered:
@@ -209,11 +209,11 @@ def _settings(request_body: ChatRequest | CompletionRequest) -> Settings:
     return Settings(request_body.token_limit or 256, temperature, request_body.top_p or 1.0, seed, request_body.stops)
 
 
-async def _pieces(answered: Answered) -> AsyncIterator[Piece]:
+async def _pieces(answered: Answered) -> AsyncIterator[AnswerChunk]:
     text = answered.text
     for start in range(0, max(1, len(text)), _PIECE):
         last = start + _PIECE >= len(text)
-        yield Piece(text[start : start + _PIECE], answered.new_tokens, answered.finish if last else "")  # type: ignore[arg-type]
+        yield AnswerChunk(text[start : start + _PIECE], answered.new_tokens, answered.finish if last else "")  # type: ignore[arg-type]
 
 
 def make_chat_application(server: GuidedServer) -> FastAPI:

@@ -114,7 +114,7 @@ def build_knowledge_base(
         raise invalid_samples("the files hold no sample").rejection()
     draft_folder = draft_folder or folder.with_name(f".{folder.name}.building")
     identity = digest([[s.to_json() for s in samples], embedder.identity])[:32]
-    raw = _embed_samples(samples, embedder, draft_folder / identity, on_progress)
+    raw = _embed_samples_in_shards(samples, embedder, draft_folder / identity, on_progress)
     centre = raw.mean(0)
     vectors = nn.functional.normalize(raw - centre, dim=-1)
     guard_vectors = nn.functional.normalize(embedder.embed(list(evaluation_questions)) - centre, dim=-1)
@@ -135,10 +135,10 @@ def build_knowledge_base(
     return open_knowledge_base(folder)
 
 
-def _embed_samples(
+def _embed_samples_in_shards(
     samples: Sequence[Sample], embedder: Embedder, draft_folder: Path, on_progress: Callable[[int, int], None]
 ) -> Tensor:
-    """Vectors of all samples [n, width]; shards of an earlier run are taken where they are whole."""
+    """Vectors of all samples [n, width], kept in shards in `draft_folder`: whole ones of an earlier run are read."""
     draft_folder.mkdir(parents=True, exist_ok=True)
     parts = []
     for start in range(0, len(samples), _SHARD):
@@ -177,7 +177,7 @@ def _unguarded_sample_indices(
 
 
 def _write_base(
-    folder: Path, samples: Sequence[Sample], vectors: Tensor, centre: Tensor, embedder: str, dropped: int
+    folder: Path, samples: Sequence[Sample], vectors: Tensor, centre: Tensor, embedder: str, n_dropped: int
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / NAME).unlink(missing_ok=True)
@@ -189,7 +189,7 @@ def _write_base(
     body = {
         "format": FORMAT,
         "samples": len(samples),
-        "dropped": dropped,
+        "dropped": n_dropped,
         "embedder": embedder,
         "files": hashes,
         "version": version_of(hashes, embedder),

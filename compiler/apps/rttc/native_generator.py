@@ -121,15 +121,15 @@ class AdaptedEngine:
         return packed_weights
 
 
-def _matrices(kind: str, path: str, state: State) -> tuple[Tensor, Tensor, Tensor | None]:
+def _matrices(adapter_kind: str, path: str, state: State) -> tuple[Tensor, Tensor, Tensor | None]:
     """[rank, in], [out, rank] and [rank] of a place: what is added to y is up (low x + bias)."""
-    if kind == "lora":
+    if adapter_kind == "lora":
         return state[f"{path}.lora_A"], state[f"{path}.lora_B"], None
     return state[f"{path}.aim"], state[f"{path}.project"].T, state[f"{path}.bias"]
 
 
-def _ranks(kind: str, adapters: Sequence[str], state: State) -> dict[str, int]:
-    return {path: len(_matrices(kind, path, state)[0]) for path in adapters}
+def _ranks(adapter_kind: str, adapters: Sequence[str], state: State) -> dict[str, int]:
+    return {path: len(_matrices(adapter_kind, path, state)[0]) for path in adapters}
 
 
 def _blank(shape: Sequence[int]) -> Tensor:
@@ -140,13 +140,13 @@ def _blank(shape: Sequence[int]) -> Tensor:
 
 
 def plan_with_adapters(
-    plan: Plan, kind: str, adapter_paths: Sequence[str], ranks: Mapping[str, int]
+    plan: Plan, adapter_kind: str, adapter_paths: Sequence[str], ranks: Mapping[str, int]
 ) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
     """A plan with steps for adapters behind the places `adapter_paths`, and the shapes of the weights that they read.
 
     Raises Reject (no-place-for-adapters).
     """
-    path_by_step = {_adapted_step_index(plan, kind, path): path for path in adapter_paths}
+    path_by_step = {_adapted_step_index(plan, adapter_kind, path): path for path in adapter_paths}
     steps: list[dict[str, Any]] = []
     widths: list[int] = []
     register_of: dict[int, int] = {}  # a register of the plan -> the one that stands for it
@@ -165,8 +165,8 @@ def plan_with_adapters(
             continue
         path = path_by_step[number]
         base = register_of[old["to"]]
-        x = steps[-1]["x"] if kind == "lora" else base
-        rank, bias = ranks[path], None if kind == "lora" else f"{path}.low.bias"
+        x = steps[-1]["x"] if adapter_kind == "lora" else base
+        rank, bias = ranks[path], None if adapter_kind == "lora" else f"{path}.low.bias"
         shapes[f"{path}.low"], shapes[f"{path}.up"] = (rank, widths[x]), (width, rank)
         if bias:
             shapes[bias] = (rank,)
@@ -176,11 +176,11 @@ def plan_with_adapters(
     return {**plan, "steps": steps, "registers": widths, "logits": register_of[plan["logits"]]}, shapes
 
 
-def _adapted_step_index(plan: Plan, kind: str, path: str) -> int:
+def _adapted_step_index(plan: Plan, adapter_kind: str, path: str) -> int:
     """The number of the step behind which adapters act."""
-    step_index = _linear(plan, path) if kind == "lora" else _layer_output_step_index(plan, path)
+    step_index = _linear(plan, path) if adapter_kind == "lora" else _layer_output_step_index(plan, path)
     if step_index is None:
-        problem = "is no linear step of its own" if kind == "lora" else "has other results than hidden states"
+        problem = "is no linear step of its own" if adapter_kind == "lora" else "has other results than hidden states"
         raise no_place(
             f"`{path}` {problem} in the native engine's plan", help="`generation: torch` lets PyTorch answer"
         ).rejection()

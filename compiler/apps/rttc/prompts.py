@@ -45,7 +45,7 @@ class Prompts:
                 return ids
         return None
 
-    def _messages_with_samples(self, last: Message, samples: Sequence[Sample]) -> list[Message]:
+    def _messages_with_samples(self, question_message: Message, samples: Sequence[Sample]) -> list[Message]:
         """A chat model reads answered questions as turns before its own, which it then answers alike; in one message
         with the question a small model takes them for a part of it."""
         answered = [s for s in reversed(samples) if s.question and self.chats]
@@ -55,4 +55,7 @@ class Prompts:
             for s in answered
             for role, text in (("user", s.question), ("assistant", s.answer))
         ]
-        return [*exchanges, {**last, "content": "\n\n".join([*(s.text for s in passages), last["content"]])}]
+        return [
+            *exchanges,
+            {**question_message, "content": "\n\n".join([*(s.text for s in passages), question_message["content"]])},
+        ]

@@ -43,7 +43,7 @@ def _read_within_limits(answer: Any, deadline: float) -> bytes:
 
 
 @dataclass(frozen=True)
-class Facts:
+class KnowledgeBaseFacts:
     """Facts of a base that a client needs. `centre` is what all its texts share, taken off every vector."""
 
     version: str
@@ -67,7 +67,7 @@ class Retrieved:
 class Retriever(Protocol):
     """Both methods raise Unreachable."""
 
-    def facts(self) -> Facts: ...
+    def facts(self) -> KnowledgeBaseFacts: ...
 
     def retrieve(self, vector: Tensor, count: int) -> Retrieved:
         """Samples for a placed vector, `count` at most."""
@@ -78,8 +78,8 @@ class Local:
     base: KnowledgeBase
     selection: str = "diverse"
 
-    def facts(self) -> Facts:
-        return Facts(self.base.version, self.base.embedder, self.base.centre, len(self.base.samples))
+    def facts(self) -> KnowledgeBaseFacts:
+        return KnowledgeBaseFacts(self.base.version, self.base.embedder, self.base.centre, len(self.base.samples))
 
     def retrieve(self, vector: Tensor, count: int) -> Retrieved:
         return Retrieved(self.base.search(vector, count, self.selection), self.base.version)
@@ -93,7 +93,7 @@ class RemoteRetriever:
     key: str = ""
     seconds: float = 5.0
 
-    def facts(self) -> Facts:
+    def facts(self) -> KnowledgeBaseFacts:
         body, _ = self._request_json("/v1/knowledge", None)
         return _facts(body)
 
@@ -127,9 +127,9 @@ class RemoteRetriever:
             raise Unreachable(f"{self.url} does not answer") from error
 
 
-def _facts(body: Any) -> Facts:
+def _facts(body: Any) -> KnowledgeBaseFacts:
     try:
         centre = torch.tensor([float(v) for v in body["centre"]])
-        return Facts(str(body["version"]), str(body["embedder"]), centre, int(body["samples"]))
+        return KnowledgeBaseFacts(str(body["version"]), str(body["embedder"]), centre, int(body["samples"]))
     except MALFORMED as error:
         raise Unreachable("the server describes no knowledge base") from error

@@ -112,15 +112,15 @@ def last_number(text: str) -> float | None:
 class Verifier:
     """Compares with what is known to be right: 1.0 or 0.0. An oracle, for measuring and for tasks that check.
 
-    kind   "exact": the text but for case and spaces; "choice": the first word that is one of `options`;
-           "number": the last number; "pattern": the truth is a regular expression that is found
+    checker_name   "exact": the text but for case and spaces; "choice": the first word that is one of `options`;
+                   "number": the last number; "pattern": the truth is a regular expression that is found
     """
 
     scale = "1 right, 0 wrong"
 
-    def __init__(self, kind: str, truths: Mapping[str, str], options: Sequence[str] = ()):
-        assert kind in ("exact", "choice", "number", "pattern"), f"no verifier is called {kind}"
-        self.name, self._kind, self._truths, self._options = f"verifier {kind}", kind, truths, options
+    def __init__(self, checker_name: str, truths: Mapping[str, str], options: Sequence[str] = ()):
+        assert checker_name in ("exact", "choice", "number", "pattern"), f"no verifier is called {checker_name}"
+        self.name, self._kind, self._truths, self._options = f"verifier {checker_name}", checker_name, truths, options
 
     def score(self, question: str, answers: Sequence[str]) -> list[float]:
         truth = self._truths.get(question)

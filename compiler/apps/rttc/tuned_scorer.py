@@ -122,13 +122,13 @@ def train_fine_tuned_scorer(
     rank: int = 8,
     seed: int = 0,
     force: bool = False,
-    **how: Any,
+    **training_options: Any,
 ) -> FineTunedScorer:
     """Train one; questions are split, so that none is on both sides. Reject (weak-reward) where the AUC on those held
     out is below 0.55, unless `force`."""
     learned, validation = split_by_question(labelled_answers, seed)
     scorer = FineTunedScorer(embedder, kind, rank, seed)
-    scorer.fit(learned, seed=seed, **how)
+    scorer.fit(learned, seed=seed, **training_options)
     odds = scorer.log_odds([g.question for g in validation], [g.answer for g in validation])
     scorer.auc = auc(odds.tolist(), [g.right for g in validation])
     refuse_weak_auc(scorer.auc, validation, force)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
-from .request import Piece, Token
+from .request import AnswerChunk, Token
 from .tools import CallParser, CallPolicy
 
 DONE = "data: [DONE]\n\n"
@@ -26,7 +26,7 @@ class _Choice:
         self.count = self.n_cached = 0
         self.parser = CallParser(policy) if policy else None
 
-    def add(self, piece: Piece) -> str:
+    def add(self, piece: AnswerChunk) -> str:
         """Take a piece; the text of it that is in no call of a tool."""
         text = piece.text
         if self.parser:
@@ -57,7 +57,7 @@ class AnswerBuilder:
         self._head = {"id": f"{self.prefix}-{uuid4().hex}", "created": int(time.time()), "model": model}
         self._choices = [_Choice(policy) for _ in range(choices)]
 
-    def add(self, piece: Piece) -> str:
+    def add(self, piece: AnswerChunk) -> str:
         """Take a piece of a choice; the text of it that is in no call of a tool."""
         return self._choices[piece.index].add(piece)
 
@@ -81,7 +81,7 @@ class AnswerBuilder:
         """Chunks before the first text."""
         return []
 
-    def chunk(self, piece: Piece, text: str, logprobs: bool) -> dict[str, Any]:
+    def chunk(self, piece: AnswerChunk, text: str, logprobs: bool) -> dict[str, Any]:
         """The chunk of a piece that was added, whose text `add` gave."""
         choice = self._choices[piece.index]
         fields = {

@@ -27,7 +27,7 @@ from .grammar import GrammarCompiler, Matcher
 from .guard import client_id
 from .metrics import TYPE
 from .protocol import ChatRequest, CompletionRequest
-from .request import Job, Piece, Request
+from .request import AnswerChunk, Job, Request
 from .scheduler import QueueFull, Scheduler, Stopped
 from .stream import check_name, leaving, sse_events
 from .text import hidden_tokens
@@ -61,7 +61,7 @@ class Service:
         check_name(request_body.model, *self.adapters)
         async with slot(call, len(await call.body())):
             requests = await asyncio.to_thread(self._requests, request_body, client_id(call.scope))
-        pieces: asyncio.Queue[Piece] = asyncio.Queue()
+        pieces: asyncio.Queue[AnswerChunk] = asyncio.Queue()
         jobs = self._submit(requests, request_body.n or 1, call, pieces)
         is_chat = isinstance(request_body, ChatRequest)
         answer = (ChatAnswer if is_chat else AnswerBuilder)(
@@ -82,12 +82,12 @@ class Service:
         return await self._response_when_complete(answer, request_body, pieces, call, cancel)
 
     def _submit(
-        self, requests: Sequence[Request], choices: int, call: Call, pieces: "asyncio.Queue[Piece]"
+        self, requests: Sequence[Request], choices: int, call: Call, pieces: "asyncio.Queue[AnswerChunk]"
     ) -> list[Job]:
         """A job for each choice of each request, whose pieces go to the queue; none where not all are taken."""
         loop = asyncio.get_running_loop()
 
-        def hear(index: int, piece: Piece) -> None:
+        def hear(index: int, piece: AnswerChunk) -> None:
             if piece.finish == "failed":
                 piece = replace(piece, error=write_down(call, piece.error))
             loop.call_soon_threadsafe(pieces.put_nowait, replace(piece, index=index))
@@ -106,7 +106,7 @@ class Service:
         self,
         answer: AnswerBuilder,
         request_body: Any,
-        pieces: "asyncio.Queue[Piece]",
+        pieces: "asyncio.Queue[AnswerChunk]",
         call: Call,
         cancel: Callable[[], None],
     ) -> Any:
@@ -282,7 +282,7 @@ def _refusal(error: QueueFull | Stopped | KernelError) -> ErrorResponse:
     return ErrorResponse(400, str(error))  # settings that no kernel can draw by
 
 
-async def _stream(pieces: "asyncio.Queue[Piece]") -> AsyncIterator[Piece]:
+async def _stream(pieces: "asyncio.Queue[AnswerChunk]") -> AsyncIterator[AnswerChunk]:
     """Stream pieces; when the client disconnects, the response ends and cancels the job."""
     while True:
         yield await pieces.get()

@@ -168,11 +168,11 @@ def _huge_numbers(schema: Any) -> Iterator[int | float]:
         yield schema
 
 
-def _short(number: int | float) -> str:
+def _short(value: int | float) -> str:
     try:
-        return f"the number {number:.3g}"
+        return f"the number {value:.3g}"
     except OverflowError:
-        return f"a number of {int(number).bit_length()} bits"
+        return f"a number of {int(value).bit_length()} bits"
 
 
 def _one_line(text: str) -> str:

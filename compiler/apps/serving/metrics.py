@@ -33,9 +33,9 @@ class Metrics:
         self.http = self._histogram("effc_http_response_seconds", "From the headers to the end of an answer.")
         self._seconds_text, self._count = 0.0, 0
 
-    def gauge(self, name: str, doc: str, read: Callable[[], float]) -> None:
+    def gauge(self, name: str, doc: str, read_value: Callable[[], float]) -> None:
         """A number that is asked for when someone looks."""
-        Gauge(name, doc, registry=self.registry).set_function(read)
+        Gauge(name, doc, registry=self.registry).set_function(read_value)
 
     def request_finished(self, seconds: float) -> None:
         """A request was answered whole."""

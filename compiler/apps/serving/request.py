@@ -69,7 +69,7 @@ class Token:
 
 
 @dataclass(frozen=True)
-class Piece:
+class AnswerChunk:
     """Some more of an answer. `finish` says that it was the last, `count` how many tokens there are now.
 
     n_cached  tokens of the prompt that were known from a request before
@@ -96,7 +96,9 @@ class Job:
     n_cached  tokens of the prompt that its sequence had from a request before
     """
 
-    def __init__(self, request: Request, on_piece: Callable[[Piece], None], tokenizer: Any, eos_ids: Sequence[int]):
+    def __init__(
+        self, request: Request, on_piece: Callable[[AnswerChunk], None], tokenizer: Any, eos_ids: Sequence[int]
+    ):
         self.request, self.hear = request, on_piece
         self.pending = list(request.ids)
         self.sequence: int | None = None
@@ -148,10 +150,10 @@ class Job:
             self._lookup = PromptLookup(self._history, costs)
         return self._lookup.draft(min(limit, self.request.max_tokens - self.count - 1), rows)
 
-    def observe_draft(self, draft: Sequence[int], accepted: int, seconds: float, rows: int, total: int) -> None:
-        """So many tokens of a draft were accepted, in a call of `rows` answers and `total` tokens of drafts."""
+    def observe_draft(self, draft: Sequence[int], n_accepted: int, seconds: float, n_rows: int, total: int) -> None:
+        """So many tokens of a draft were accepted, in a call of `n_rows` answers and `total` tokens of drafts."""
         assert self._lookup is not None, "a draft is of a lookup"
-        self._lookup.observe(draft, accepted, seconds, rows, total)
+        self._lookup.observe(draft, n_accepted, seconds, n_rows, total)
 
     def has_read(self, drafted: Sequence[int]) -> bool:
         """Whether the answer's last token is this one of a draft: its sequence has read it."""
@@ -165,11 +167,11 @@ class Job:
         assert self._echo is not None, "a prompt is scored where the answer begins with it"
         self._echo.observe(logits)
 
-    def append_next_token(self, logits: Tensor) -> Piece:
+    def append_next_token(self, logits: Tensor) -> AnswerChunk:
         """Choose the next token by logits [vocabulary]; the piece of text that it makes certain."""
         echo, prompt_tokens = self._echo.pop() if self._echo else ("", ())
         if not self.request.max_tokens:
-            return Piece(echo, 0, "length", tokens=prompt_tokens, n_cached=self.n_cached)
+            return AnswerChunk(echo, 0, "length", tokens=prompt_tokens, n_cached=self.n_cached)
         token = self._sampler.sample_next_token(self._edits.apply(logits), self._history)
         is_last = self._edits.push(token)
         self.count += 1
@@ -190,7 +192,7 @@ class Job:
             text += self._stops.end()
         finish = "stop" if self._stops.met else finish
         tokens = (*prompt_tokens, *self._certain())
-        return Piece(echo + text, self.count, finish, tokens=tokens, n_cached=self.n_cached)
+        return AnswerChunk(echo + text, self.count, finish, tokens=tokens, n_cached=self.n_cached)
 
     def _certain(self) -> tuple[Token, ...]:
         """The tokens of text that is out: none that may belong to a stop string."""

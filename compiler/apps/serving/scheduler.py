@@ -16,7 +16,7 @@ from ...runtimes.speculation import CallCosts
 from .errors import traceback_location
 from .grammar import GrammarError
 from .metrics import Metrics
-from .request import Finish, Job, Piece, Request
+from .request import AnswerChunk, Finish, Job, Request
 from .runner import MAX_SEQUENCES
 
 PROMPT_TOKENS = 512  # of prompts in a call that nobody else waits for
@@ -86,12 +86,12 @@ class Scheduler:
         """Whether it answers requests."""
         return self._thread.is_alive() and not self._stopping
 
-    def submit(self, request: Request, on_piece: Callable[[Piece], None]) -> Job:
+    def submit(self, request: Request, on_piece: Callable[[AnswerChunk], None]) -> Job:
         """Take a request; `on_piece` gets its answer piece by piece. Raises QueueFull, or Stopped."""
         (job,) = self.submit_all([(request, on_piece)])
         return job
 
-    def submit_all(self, requests: Sequence[tuple[Request, Callable[[Piece], None]]]) -> list[Job]:
+    def submit_all(self, requests: Sequence[tuple[Request, Callable[[AnswerChunk], None]]]) -> list[Job]:
         """Take all requests of one client, or none, each with what gets its pieces. Raises QueueFull, or Stopped.
 
         A client that has no other request here is never refused: the queue may be full of somebody else's.
@@ -123,7 +123,7 @@ class Scheduler:
             self._stopping = True
             self._changed.notify()
             for job in [*self._running, *self._waiting]:
-                self._notify(job, Piece("", job.count, "cancelled", STOPS))
+                self._notify(job, AnswerChunk("", job.count, "cancelled", STOPS))
         self._runner.cancel()
 
     def join(self, seconds: float) -> None:
@@ -157,7 +157,7 @@ class Scheduler:
                     self._finish_job(job, "cancelled", "nobody waits for the answer")
                 while (admitted := self._next_waiting_job()) is not None:
                     self._waiting.remove(admitted)
-                    sequence = self._allocate(admitted)
+                    sequence = self._acquire_sequence(admitted)
                     admitted.is_complete = self._choose(sequence, admitted.request.adapter)
                     self._running.append(admitted)
                 if self._running:
@@ -172,7 +172,7 @@ class Scheduler:
         limit = self._n_slots - (self._n_slots // OTHERS if are_several else 0)
         return job if job is not None and self._free and places[job.request.owner] < limit else None
 
-    def _allocate(self, job: Job) -> int:
+    def _acquire_sequence(self, job: Job) -> int:
         """A sequence for a request; what it holds of the prompt is not read again."""
         ids = () if job.scores_prompt else job.request.ids  # tokens that are known have no logits
         job.sequence, job.n_cached = sequence, _ = self._free.acquire_slot(ids, job.request.owner)
@@ -222,7 +222,7 @@ class Scheduler:
                 self._score_prompt(job, job_logits)
                 job_logits = job_logits[-1:]
             if is_complete and job.sequence is not None:
-                self._accept(job, job_logits, drafts, len(batch), seconds)
+                self._append_accepted_tokens(job, job_logits, drafts, len(batch), seconds)
 
     def _score_prompt(self, job: Job, logits: Any) -> None:
         try:
@@ -238,11 +238,14 @@ class Scheduler:
         drafts = {job: job.draft(self._costs, limit, len(batch)) for job, _ in batch}
         return {job: draft for job, draft in drafts.items() if draft}
 
-    def _accept(self, job: Job, logits: Any, drafts: Mapping[Job, list[int]], rows: int, seconds: float) -> None:
+    def _append_accepted_tokens(
+        self, job: Job, logits: Any, drafts: Mapping[Job, list[int]], n_rows: int, seconds: float
+    ) -> None:
         """Append the next token of an answer and, while it is the draft's, those behind it.
 
-        logits   [draft + 1, vocabulary]
-        rows     of the call without its drafts; `seconds` are those with them
+        logits    [draft + 1, vocabulary] of the tokens that the job has read in this call
+        n_rows    tokens of the call without all drafts
+        seconds   of the whole call, drafts among them
         """
         draft = drafts.get(job, [])
         for accepted, row in enumerate(logits):
@@ -252,7 +255,7 @@ class Scheduler:
         if draft:
             self.metrics.draft_tokens.inc(len(draft))
             self.metrics.accepted_tokens.inc(accepted)
-            job.observe_draft(draft, accepted, seconds, rows, sum(map(len, drafts.values())))
+            job.observe_draft(draft, accepted, seconds, n_rows, sum(map(len, drafts.values())))
             self._crop(job)
 
     def _crop(self, job: Job) -> None:
@@ -297,7 +300,7 @@ class Scheduler:
         elif piece.text or piece.tokens:
             self._notify(job, piece)
 
-    def _finish_job(self, job: Job, finish: Finish, error: str = "", piece: Piece | None = None) -> None:
+    def _finish_job(self, job: Job, finish: Finish, error: str = "", piece: AnswerChunk | None = None) -> None:
         """Free the place of a request, then say that it has ended."""
         if job in self._running:
             self._running.remove(job)
@@ -313,10 +316,10 @@ class Scheduler:
             self.metrics.request_finished(end_time - job.submitted)
             if job.count > 1:
                 self.metrics.step.observe((end_time - job.first) / (job.count - 1))
-        self._notify(job, piece or Piece("", job.count, finish, error))
+        self._notify(job, piece or AnswerChunk("", job.count, finish, error))
 
     @staticmethod
-    def _notify(job: Job, piece: Piece) -> None:
+    def _notify(job: Job, piece: AnswerChunk) -> None:
         if not job.over:
             job.over = bool(piece.finish)
             job.hear(piece)

@@ -8,23 +8,23 @@ from fastapi import Request as Call
 
 from .answers import DONE, AnswerBuilder, event
 from .error_response import INVALID, ErrorResponse, error_body
-from .request import Piece
+from .request import AnswerChunk
 
 HEARTBEAT = ": \n\n"  # a comment, which readers skip: https://html.spec.whatwg.org/multipage/server-sent-events.html
 SILENCE_S = 15  # without a byte; proxies cut a connection after a minute (nginx: proxy_read_timeout)
 
 
-def check_name(name: str, *known: str) -> None:
+def check_name(name: str, *served_names: str) -> None:
     """Refused where a model of another name is asked for."""
-    if name not in known:
-        those = " and ".join(f"`{one}`" for one in known[:8])
-        does = "does" if len(known) == 1 else "do"
+    if name not in served_names:
+        those = " and ".join(f"`{one}`" for one in served_names[:8])
+        does = "does" if len(served_names) == 1 else "do"
         raise ErrorResponse(404, f"the model `{name:.80}` does not exist, {those} {does}", "model", "model_not_found")
 
 
 async def sse_events(
     answer: AnswerBuilder,
-    pieces: AsyncIterator[Piece],
+    pieces: AsyncIterator[AnswerChunk],
     with_usage: bool,
     logprobs: bool = False,
     extra_fields: Mapping[str, Any] | None = None,

@@ -64,7 +64,7 @@ def score_after_cuts_chart(decisions: Sequence[Mapping[str, Any]]) -> Chart | No
     )
 
 
-def _score_after_cuts_spec(cut_list: Sequence[Cut], by: str) -> dict[str, Any]:
+def _score_after_cuts_spec(cut_list: Sequence[Cut], metric_label: str) -> dict[str, Any]:
     low, high = min(cut.score for cut in cut_list), max(cut.score for cut in cut_list)
     extent = (high - low) or abs(high) or 1.0
     least, upper = low - 0.12 * extent, high + 0.35 * extent
@@ -74,7 +74,7 @@ def _score_after_cuts_spec(cut_list: Sequence[Cut], by: str) -> dict[str, Any]:
             "saved": c.saved,
             "score": c.score,
             "kind": c.kind,
-            "says": f"cut {i}: {c.name} · {by} {significant_digits(c.score)} · {c.saved:.1f} % saved",
+            "says": f"cut {i}: {c.name} · {metric_label} {significant_digits(c.score)} · {c.saved:.1f} % saved",
         }
         for i, c in enumerate(cut_list, 1)
     ]
@@ -82,7 +82,7 @@ def _score_after_cuts_spec(cut_list: Sequence[Cut], by: str) -> dict[str, Any]:
     return {
         "encoding": {
             "x": axis("saved", "saved, % of the whole", axis={"format": "~g"}),
-            "y": axis("score", by, scale={"domain": [least, upper], "nice": False}),
+            "y": axis("score", metric_label, scale={"domain": [least, upper], "nice": False}),
         },
         "layer": [
             {

@@ -14,7 +14,7 @@ CHANGES = 400
 
 
 @dataclass(frozen=True)
-class Step:
+class ReportStep:
     name: str
     word: str
     summary: str
@@ -23,7 +23,7 @@ class Step:
     changes: tuple[str, ...]
 
 
-def step_report_sections(manifest: Manifest) -> list[Step]:
+def step_report_sections(manifest: Manifest) -> list[ReportStep]:
     result = []
     for step in manifest.steps:
         decisions = [table(d) for d in rows(step.get("decisions"))]
@@ -35,5 +35,5 @@ def step_report_sections(manifest: Manifest) -> list[Step]:
         changes = tuple(word(change) for change in rows(step.get("changes"))[:CHANGES])
         name, word_name, summary = (word(step.get(key)) for key in ("name", "word", "summary"))
         warnings = tuple(sentence(table(warning)) for warning in rows(step.get("warnings"))[:CHANGES])
-        result.append(Step(name, word_name, summary, warnings, tuple(charts), changes))
+        result.append(ReportStep(name, word_name, summary, warnings, tuple(charts), changes))
     return result

@@ -50,8 +50,8 @@ def completion_list(reading: Reading, offset: int, documents: OpenDocuments) -> 
 
 
 class _CompletionItems:
-    def __init__(self, where: CursorContext, reading: Reading, documents: OpenDocuments):
-        self.location, self.reading, self.documents = where, reading, documents
+    def __init__(self, location: CursorContext, reading: Reading, documents: OpenDocuments):
+        self.location, self.reading, self.documents = location, reading, documents
         self.vocabulary: Vocabulary = documents.vocabulary
 
     def items(self) -> Iterator[lsp.CompletionItem]:

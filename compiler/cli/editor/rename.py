@@ -32,25 +32,27 @@ def renamable_occurrence(reading: Reading, offset: int, documents: OpenDocuments
 
 
 def rename_everywhere(reading: Reading, offset: int, new_name: str, documents: OpenDocuments) -> lsp.WorkspaceEdit:
-    """Raises Conflict."""
+    """Edits of all files that use the name. Raises InvalidName where it can't be changed so."""
     occurrence = renamable_occurrence(reading, offset, documents)
     declared = find_declaration_of(occurrence, reading, documents) if occurrence else None
     if occurrence is None or declared is None:
         raise InvalidName("only names that a recipe declares can be changed")
     if not re.fullmatch(r"[A-Za-z_]\w*", new_name, re.ASCII) or new_name in RESERVED:
         raise InvalidName(f"`{new_name}` can't be a name: letters, digits and _, no word of the language")
-    home, one = declared
-    if one.kind == "module" and one.span.source.text[one.span.start - 1] == ".":
+    declaring, declaration = declared
+    if declaration.kind == "module" and declaration.span.source.text[declaration.span.start - 1] == ".":
         raise InvalidName("write `as` and a name behind the `use` first")
-    conflicts = [o for o in occurrences(home.file, documents.vocabulary) if o.declares and o.name == new_name]
-    if any(not o.pipeline or not one.pipeline or o.pipeline == one.pipeline for o in conflicts):
+    conflicts = [o for o in occurrences(declaring.file, documents.vocabulary) if o.declares and o.name == new_name]
+    if any(not o.pipeline or not declaration.pipeline or o.pipeline == declaration.pipeline for o in conflicts):
         raise InvalidName(f"`{new_name}` is declared already")
-    changes = {uri_of(home.path): _edits(home, (home.source.name, *one.key[1:]), new_name, documents)}
-    if not one.pipeline and one.kind != "module":
-        for other in readings_that_may_use(home.path, documents):
-            for target in _targets(other, home.path, documents):
+    changes = {
+        uri_of(declaring.path): _edits(declaring, (declaring.source.name, *declaration.key[1:]), new_name, documents)
+    }
+    if not declaration.pipeline and declaration.kind != "module":
+        for other in readings_that_may_use(declaring.path, documents):
+            for target in _targets(other, declaring.path, documents):
                 changes.setdefault(uri_of(other.path), []).extend(
-                    _edits(other, (target, "", one.name), new_name, documents)
+                    _edits(other, (target, "", declaration.name), new_name, documents)
                 )
     return lsp.WorkspaceEdit({uri_of_file: edits for uri_of_file, edits in changes.items() if edits})
 

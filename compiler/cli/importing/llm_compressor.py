@@ -82,7 +82,10 @@ def _import_pruning(modifier: str, args: Mapping[str, Any], imported: Imported) 
     if args.get("owl_m") or args.get("sparsity_profile") == "owl":
         args_out["allocation"] = "owl"
     imported.add(
-        "sps", word, args_out, remarks + _unsaid(args, (*_USUAL, "mask_structure", "sparsity", "final_sparsity", *_OWL))
+        "sps",
+        word,
+        args_out,
+        remarks + _unsupported_arguments(args, (*_USUAL, "mask_structure", "sparsity", "final_sparsity", *_OWL)),
     )
 
 
@@ -119,7 +122,7 @@ def _import_quantization(modifier: str, args: Mapping[str, Any], imported: Impor
             args_out["order"] = "given"
         args_out["damping"] = number(args.get("dampening_frac"), 1e-6, 10)
     known = (*_USUAL, "scheme", "config_groups", "dampening_frac", "actorder", "offload_hessians", *_AWQ)
-    imported.add("q", QUANTIZING[modifier], args_out, remarks + unsaid + _unsaid(args, known))
+    imported.add("q", QUANTIZING[modifier], args_out, remarks + unsaid + _unsupported_arguments(args, known))
 
 
 def _weights(args: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -135,5 +138,7 @@ def _has_activations(args: Mapping[str, Any]) -> bool:
     return any(isinstance(g, dict) and g.get("input_activations") for g in groups.values())
 
 
-def _unsaid(args: Mapping[str, Any], known: tuple[str, ...]) -> list[str]:
-    return [f"`{plain(key)}: {plain(value)}` has no equivalent here" for key, value in args.items() if key not in known]
+def _unsupported_arguments(args: Mapping[str, Any], supported: tuple[str, ...]) -> list[str]:
+    return [
+        f"`{plain(key)}: {plain(value)}` has no equivalent here" for key, value in args.items() if key not in supported
+    ]

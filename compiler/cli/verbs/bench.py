@@ -41,7 +41,7 @@ def register(app: typer.Typer) -> None:
         which the system took a processor away are thrown out. `of read` compares with reading as many bytes;
         a missed target says the most that this allows.
         """
-        shapes = [_parsed(text) for text in shape or ()]
+        shapes = [_parse_shape(text) for text in shape or ()]
         from ...core.fingerprint import cpus
         from ...transforms.lowering.kernel_table import PARTS, SHAPES, Table, goals_summary, table_environment
 
@@ -59,7 +59,7 @@ def register(app: typer.Typer) -> None:
             table.on_line = lambda line: screen.answer(line.text() + "\n")
         where = table_environment(table)
         if plain:
-            screen.answer(_where(where) + "\n")
+            screen.answer(_environment_line(where) + "\n")
         table.measure(parts, shapes or SHAPES)
         missed = [t for t in table.targets if not t.met]
         code = EXITS["gate"] if gate and missed else 0
@@ -79,14 +79,14 @@ def _table_json(table: "Table", environment: dict, code: int) -> dict[str, Any]:
     }
 
 
-def _parsed(text: str) -> tuple[int, int]:
+def _parse_shape(text: str) -> tuple[int, int]:
     numbers = text.lower().split("x")
     if len(numbers) != 2 or not all(n.strip().isdecimal() and 0 < int(n) <= 1 << 20 for n in numbers):
         raise typer.BadParameter(f"`--shape {text}` is no shape: write outputs x inputs, such as 1536x576")
     return int(numbers[0]), int(numbers[1])
 
 
-def _where(machine_facts: dict) -> str:
+def _environment_line(machine_facts: dict) -> str:
     return (
         f"{machine_facts.get('cpu', 'a processor without a name')}, {machine_facts.get('cpus', '?')} processors here; "
         f"torch {machine_facts.get('torch')}; kernels {machine_facts['kernels']}; {machine_facts['threads']} threads; "

@@ -35,7 +35,7 @@ def register(app: typer.Typer) -> None:
             of_result = [
                 (p, b) for p in plans for b in p.pipeline.expects if not b.part
             ]  # of the result, not of a target
-            chosen = [(p, b) for p, b in of_result if _matches_name(b, gate)]
+            chosen = [(p, b) for p, b in of_result if _begins_with(b, gate)]
             if len(chosen) != 1:
                 raise _unknown_or_ambiguous_bound(chosen or of_result, bool(chosen), gate).rejection()
             (plan, bound), blame = chosen[0], api.bisect_bound(session, *chosen[0])
@@ -45,17 +45,21 @@ def register(app: typer.Typer) -> None:
         return print_bisect_result(blame, shared)
 
 
-def _matches_name(bound, gate: str) -> bool:
+def _begins_with(bound, bound_prefix: str) -> bool:
     from ...driver.judging.gate import bound_text
 
-    return "".join(bound_text(bound).split()).startswith("".join(gate.split()))
+    return "".join(bound_text(bound).split()).startswith("".join(bound_prefix.split()))
 
 
-def _unknown_or_ambiguous_bound(bounds, several: bool, gate: str):
+def _unknown_or_ambiguous_bound(bounds, is_ambiguous: bool, bound_prefix: str):
     from ...driver.judging.gate import bound_text
 
     texts = list(dict.fromkeys(f"`{bound_text(b)}`" for _, b in bounds))
-    message = f"{len(bounds)} bounds begin with `{gate}`" if several else f"no bound begins with `{gate}`"
+    message = (
+        f"{len(bounds)} bounds begin with `{bound_prefix}`"
+        if is_ambiguous
+        else f"no bound begins with `{bound_prefix}`"
+    )
     help = f"--gate takes one of {', '.join(texts[:8])}" if texts else "add a bound without `in` to `expect`"
     return unknown_gate(message, help=help)
 
@@ -68,7 +72,12 @@ def print_bisect_result(result: "BisectResult", shared: SharedFlags) -> int:
     cuts = [{"cut": name, "value": value if value == value else None} for name, value in result.cuts]
     if screen.format == "json":
         screen.complain(
-            diagnostics, "bisect", bound=bound_text(result.bound), steps=looks, cuts=cuts, broken_by=_name(result)
+            diagnostics,
+            "bisect",
+            bound=bound_text(result.bound),
+            steps=looks,
+            cuts=cuts,
+            broken_by=_blamed_step_name(result),
         )
         return code_of(diagnostics)
     screen.answer(screen.styled(bound_text(result.bound), "bold"))
@@ -79,7 +88,7 @@ def print_bisect_result(result: "BisectResult", shared: SharedFlags) -> int:
     return code_of(diagnostics)
 
 
-def _name(result: "BisectResult") -> str | None:
+def _blamed_step_name(result: "BisectResult") -> str | None:
     return result.step.name if result.step else None
 
 
@@ -90,7 +99,7 @@ def bisect_rows(result: "BisectResult") -> list[tuple[str, ...]]:
     lines: list[tuple[str, ...]] = []
     for entry in result.looks:
         value = "" if entry.verdict.value is None else measurement_text(entry.verdict.value, entry.verdict.unit)
-        cuts = result.cuts if entry.step == _name(result) else ()
+        cuts = result.cuts if entry.step == _blamed_step_name(result) else ()
         for number, (name, after) in enumerate(cuts, 1):
             broke = "missed" if number == len(cuts) else "ok"
             lines.append((f"  cut {number} of {result.of}", name, measurement_text(after, entry.verdict.unit), broke))

@@ -105,10 +105,10 @@ def _register_gc_and_verify(group: typer.Typer) -> None:
         return _print_verify_result(shared, damaged, delete, len(cache.finished_steps()))
 
 
-def _print_verify_result(shared: SharedFlags, damaged: list, deleted: bool, steps: int) -> int:
+def _print_verify_result(shared: SharedFlags, damaged: list, is_deleted: bool, steps: int) -> int:
     from ...core.quantity import count_text
 
-    if damaged and not deleted:
+    if damaged and not is_deleted:
         from ...core.cache import cache_damaged
 
         named = "\n".join(f"{path}: {reason}" for path, reason in damaged[:NAMED])

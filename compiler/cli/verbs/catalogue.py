@@ -160,12 +160,12 @@ def _print_recipe(name: str, known: "dict[str, LibraryFile]", shared: SharedFlag
     return None
 
 
-def _plugin_table_text(by_kind: "dict[str, list[Word]]", shared: SharedFlags, titled: bool) -> str:
+def _plugin_table_text(by_kind: "dict[str, list[Word]]", shared: SharedFlags, with_title: bool) -> str:
     width = max((len(w.name) for words in by_kind.values() for w in words), default=0)
     blocks = []
     for kind, words in by_kind.items():
         lines = [f"{shared.screen.styled(w.name.ljust(width), 'cyan')}  {w.summary}" for w in words]
-        title = [shared.screen.styled(TITLES[kind], "bold")] if titled else []
+        title = [shared.screen.styled(TITLES[kind], "bold")] if with_title else []
         blocks.append("\n".join([*title, *(lines or ["none"])]))
     return "\n\n".join(blocks)
 

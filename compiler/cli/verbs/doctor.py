@@ -55,7 +55,7 @@ def register(app: typer.Typer) -> None:
     ) -> int:
         """Look at Python, packages, instruction sets, cache and disk."""
         if trust is not None:
-            return _print_trust(trust, shared)
+            return _print_trust_checks(trust, shared)
         if measure:
             return _measure_and_store_speeds(shared)
         if architectures:
@@ -70,7 +70,7 @@ def register(app: typer.Typer) -> None:
         return EXITS["environment"] if missing else 0
 
 
-def _print_trust(path: Path, shared: SharedFlags) -> int:
+def _print_trust_checks(path: Path, shared: SharedFlags) -> int:
     """Print every check of an artifact; the exit code of a broken environment where one fails."""
     from ...artifacts.trust import all_trust_checks
 

@@ -8,29 +8,29 @@ from ....dsl.syntax.render import on_a_line, visible
 
 if TYPE_CHECKING:
     from ...driver.judging.baseline import Drift
-    from ...driver.judging.gate import Outcome
+    from ...driver.judging.gate import BoundVerdict
     from ...driver.judging.retest import Tested
 
 BAR = "¦"  # in place of what ends a cell, which readers of Markdown let escape in different ways
 FAILS = ("missed", "undecided", "worse")
 
 
-def outcome_value_text(outcome: "Outcome") -> str:
+def verdict_value_text(verdict: "BoundVerdict") -> str:
     """The value, the original's, and their ratio with its interval: `5.1 against 4.3, 1.19 (1.12 to 1.25)`."""
     from ...core.quantity import interval_text, measurement_text
 
-    if outcome.value is None:
+    if verdict.value is None:
         return "not measured"
-    text, read = measurement_text(outcome.value, outcome.unit), ""
-    if outcome.bound.confidence is not None:
-        read = f", {outcome.rows}"
-    if outcome.original is None:
-        sure = f"{interval_text(outcome.value, outcome.interval)} {outcome.unit}".rstrip() if outcome.interval else text
+    text, read = measurement_text(verdict.value, verdict.unit), ""
+    if verdict.bound.confidence is not None:
+        read = f", {verdict.rows}"
+    if verdict.original is None:
+        sure = f"{interval_text(verdict.value, verdict.interval)} {verdict.unit}".rstrip() if verdict.interval else text
         return sure + read
-    text += f" against {measurement_text(outcome.original, outcome.unit)}"
-    if not (outcome.interval and outcome.original):
+    text += f" against {measurement_text(verdict.original, verdict.unit)}"
+    if not (verdict.interval and verdict.original):
         return text + read
-    value, low, high = (end / outcome.original for end in (outcome.value, *outcome.interval))
+    value, low, high = (end / verdict.original for end in (verdict.value, *verdict.interval))
     return f"{text}, {interval_text(value, (low, high))}{read}"
 
 
@@ -59,7 +59,7 @@ def markdown_report(results: "Sequence[Tested]") -> str:
     lines = []
     for r in results:
         lines += [f"### {r.pipeline} ({_code(str(r.path))})", "", "| bound | measured | limit | |", "|---|---|---|---|"]
-        lines += [_row(bound_text(o.bound), outcome_value_text(o), str(o.limit), _state(o)) for o in r.outcomes]
+        lines += [_row(bound_text(o.bound), verdict_value_text(o), str(o.limit), _state(o)) for o in r.outcomes]
         if r.drifts:
             lines += ["", "| measure | now against the baseline | at worst | |", "|---|---|---|---|"]
             lines += [_row(d.metric, d.text(), at_worst(d), d.state) for d in r.drifts]
@@ -84,8 +84,8 @@ def _plain(text: str) -> str:
     return re.sub(r"[\\`*_\[\]<>~]", r"\\\g<0>", visible(on_a_line(text)))
 
 
-def _state(outcome: "Outcome") -> str:
-    return f"{outcome.state}, not certain" if outcome.uncertain else outcome.state
+def _state(verdict: "BoundVerdict") -> str:
+    return f"{verdict.state}, not certain" if verdict.uncertain else verdict.state
 
 
 def _mark(state: str) -> str:
@@ -129,22 +129,22 @@ def _case(suite: Any, name: str, span: Any, r: "Tested") -> Any:
     return xml.SubElement(suite, "testcase", {"name": name, "classname": r.pipeline, **where})
 
 
-def _add_bound_case(suite: Any, outcome: "Outcome", result: "Tested") -> None:
+def _add_bound_case(suite: Any, verdict: "BoundVerdict", result: "Tested") -> None:
     from xml.etree import ElementTree as xml
 
     from ...driver.judging.gate import bound_text
 
-    case = _case(suite, bound_text(outcome.bound), outcome.bound.span, result)
-    if outcome.state == "missed":
-        xml.SubElement(case, "failure", message=f"{outcome_value_text(outcome)}, limit {outcome.limit}").text = str(
+    case = _case(suite, bound_text(verdict.bound), verdict.bound.span, result)
+    if verdict.state == "missed":
+        xml.SubElement(case, "failure", message=f"{verdict_value_text(verdict)}, limit {verdict.limit}").text = str(
             result.path
         )
-    elif outcome.state == "undecided":
-        xml.SubElement(case, "failure", message=f"undecided: {outcome.undecided}").text = str(result.path)
-    elif outcome.state == "skipped":
-        xml.SubElement(case, "skipped", message=outcome.skipped)
-    elif outcome.uncertain:
-        xml.SubElement(case, "system-out").text = outcome.uncertain
+    elif verdict.state == "undecided":
+        xml.SubElement(case, "failure", message=f"undecided: {verdict.undecided}").text = str(result.path)
+    elif verdict.state == "skipped":
+        xml.SubElement(case, "skipped", message=verdict.skipped)
+    elif verdict.uncertain:
+        xml.SubElement(case, "system-out").text = verdict.uncertain
 
 
 def _add_drift_case(suite: Any, drift: "Drift", result: "Tested") -> None:

@@ -76,7 +76,7 @@ def _model_source_expression(model: str) -> str:
 def checked_recipe_and_remarks(
     imported: "Imported", model: str, name: str, shared: SharedFlags
 ) -> tuple[str, list[str]]:
-    """The recipe as text, and all that it has no equivalent for."""
+    """The recipe as text, and remarks on all that has no equivalent. Steps are (name, call, remarks)."""
     from ....dsl.syntax.format import format_source
 
     sound: list[tuple[str, str, list[str]]] = []

@@ -85,8 +85,8 @@ def stop_requested() -> bool:
     return _requested.is_set()
 
 
-def _exit_if_stuck(reader: int) -> None:
-    while number := os.read(reader, 1):
+def _exit_if_stuck(read_fd: int) -> None:
+    while number := os.read(read_fd, 1):
         if number[0] == signal.SIGINT and _patient.is_set():
             continue
         time.sleep(PATIENCE)
@@ -94,7 +94,7 @@ def _exit_if_stuck(reader: int) -> None:
             with suppress(OSError):  # nobody reads it
                 os.write(2, f"note[interrupted]: {SENTENCE}\n".encode())
         os._exit(EXITS["interrupted"])
-    os.close(reader)
+    os.close(read_fd)
 
 
 def acknowledge() -> None:

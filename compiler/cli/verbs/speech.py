@@ -29,8 +29,8 @@ class SafeText:
         """The rest."""
         return self._split_and_escape(self._tail, len(self._tail))
 
-    def _split_and_escape(self, text: str, at: int) -> str:
-        free, self._tail = text[:at], text[at:]
+    def _split_and_escape(self, text: str, index: int) -> str:
+        free, self._tail = text[:index], text[index:]
         if not free:
             return ""
         safe = inert(free) if self._is_prefix else inert(f"x{free}")[1:]

@@ -10,7 +10,7 @@ import typer
 
 from ....dsl.syntax.render import diagnostics_as_json
 from .flags import SharedFlags, make_verb
-from .gate_report import at_worst, junit_report, markdown_report, outcome_value_text, results_json
+from .gate_report import at_worst, junit_report, markdown_report, results_json, verdict_value_text
 from .options import argument, option
 from .output import SCHEMA, code_of, json_text
 
@@ -123,7 +123,7 @@ def _result_text(result: "Tested", shared: SharedFlags) -> str:
     screen = shared.screen
     color = {"ok": "green", "missed": "red", "skipped": "yellow", "undecided": "yellow"}
     rows = [
-        (bound_text(o.bound), outcome_value_text(o), f"limit {o.limit}" if o.limit else "") for o in result.outcomes
+        (bound_text(o.bound), verdict_value_text(o), f"limit {o.limit}" if o.limit else "") for o in result.outcomes
     ]
     lines = screen.table(rows, head=False).splitlines()
     body = [

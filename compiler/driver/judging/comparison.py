@@ -17,7 +17,7 @@ from ...core.cache import Cache
 from ...evaluation.timing import WARMUP, InterleavedTimes, measure_interleaved, measure_single, no_cache
 from ...plugin.clock import untimed_reason
 from ...plugin.context import Context
-from .gate import Known, Outcome, measure_and_judge_bounds, metric_label
+from .gate import BoundVerdict, Known, measure_and_judge_bounds, metric_label
 from .scores import Score, measure_score
 from .timed_bounds import SECONDS, interval_decides, undecided_reason
 
@@ -31,7 +31,7 @@ ROUNDS = 100  # of timings that are kept
 
 @dataclass(frozen=True)
 class Comparison:
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[BoundVerdict, ...]
     measures: tuple[Measure, ...]
     run: dict[str, Any] = field(default_factory=dict)
     ratios: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # of each round, of what a clock measured
@@ -97,7 +97,7 @@ def _untimed_row(metric: MetricRef, name: str, reason: str, ctx: Context) -> Mea
 
 
 def original_and_result_values(
-    outcomes: Sequence[Outcome], timed: Mapping[MetricRef, tuple[float, float]]
+    verdicts: Sequence[BoundVerdict], timed: Mapping[MetricRef, tuple[float, float]]
 ) -> dict[MetricRef, tuple[float | None, float]]:
     """Values of each metric for the original and for the result, as its bounds were judged.
 
@@ -105,17 +105,17 @@ def original_and_result_values(
     unless the bound was judged with a profile's threads.
     """
     pairs: dict[MetricRef, tuple[float | None, float]] = {}
-    for o in sorted(outcomes, key=lambda o: o.bound.confidence is not None):  # those that read all rows first
+    for o in sorted(verdicts, key=lambda o: o.bound.confidence is not None):  # those that read all rows first
         if o.value is not None and pairs.get(o.bound.metric, (None,))[0] is None:
             pairs[o.bound.metric] = (o.original, o.value)
-    profiled = {o.bound.metric for o in outcomes if o.bound.profile}
+    profiled = {o.bound.metric for o in verdicts if o.bound.profile}
     unknown = {m for m in timed if pairs.get(m, (None,))[0] is None and not (m in pairs and m in profiled)}
     return {**pairs, **{m: timed[m] for m in unknown}}
 
 
-def result_intervals(outcomes: Sequence[Outcome]) -> dict[MetricRef, tuple[float, float] | None]:
+def result_intervals(verdicts: Sequence[BoundVerdict]) -> dict[MetricRef, tuple[float, float] | None]:
     """Intervals of metrics over rows, by the bounds whose values `original_and_result_values` takes."""
-    first_wins = sorted(outcomes, key=lambda o: (o.original is None, o.bound.confidence is not None))
+    first_wins = sorted(verdicts, key=lambda o: (o.original is None, o.bound.confidence is not None))
     return {o.bound.metric: o.interval for o in reversed(first_wins) if o.value is not None}
 
 
@@ -130,14 +130,14 @@ def stored_rounds(timings: InterleavedTimes, unit: str) -> dict[str, Any]:
     return {"unit": unit} | {name: [float(f"{r[name]:.5g}") for r in rounds] for name in timings.values}
 
 
-def mark_undecided(outcome: Outcome, timings: Mapping[MetricRef, InterleavedTimes], model: str) -> Outcome:
-    """The outcome, marked undecided where it was timed in turns that don't decide it."""
-    bound = outcome.bound
+def mark_undecided(verdict: BoundVerdict, timings: Mapping[MetricRef, InterleavedTimes], model: str) -> BoundVerdict:
+    """The verdict, marked undecided where it was timed in turns that don't decide it."""
+    bound = verdict.bound
     if bound.metric not in timings or bound.profile or bound.baseline not in (None, model):
-        return outcome
+        return verdict
     timing = timings[bound.metric]
-    reason = undecided_reason(bound, timing, timing.values["original"], outcome.unit)
-    return replace(outcome, passed=False, undecided=reason) if reason else outcome
+    reason = undecided_reason(bound, timing, timing.values["original"], verdict.unit)
+    return replace(verdict, passed=False, undecided=reason) if reason else verdict
 
 
 def time_interleaved(
@@ -237,9 +237,9 @@ def cached_original_values(plan: "Plan", cache: Cache, ctx: Context) -> Known:
     return result
 
 
-def remember(known: Known, before: Known, plan: "Plan", cache: Cache, ctx: Context) -> None:
+def remember(scores: Known, cached_scores: Known, plan: "Plan", cache: Cache, ctx: Context) -> None:
     ctx.origin.refuse_changed_files()
-    for (name, metric), score in known.items():
+    for (name, metric), score in scores.items():
         plain = name == plan.pipeline.model and "on" not in dict(metric.args)
-        if plain and (name, metric) not in before and not ctx.metric(metric).timed:
+        if plain and (name, metric) not in cached_scores and not ctx.metric(metric).timed:
             cache.keep(keys.value_key_parts(metric, ctx.origin.identity, ctx), score.to_json())

@@ -74,7 +74,7 @@ Known = dict[tuple[str, MetricRef], Score]  # of baselines by (model name, metri
 
 
 @dataclass(frozen=True)
-class Outcome:
+class BoundVerdict:
     """One bound, judged. `low` and `high` are its limits in the metric's unit, None where open.
 
     value      of the result, in `unit`; None where the bound was skipped
@@ -157,7 +157,7 @@ class Outcome:
         }
 
 
-def judge_bound(bound: Bound, original: float | None, value: float, unit: str = "") -> Outcome:
+def judge_bound(bound: Bound, original: float | None, value: float, unit: str = "") -> BoundVerdict:
     """Whether a value keeps a bound. `original` is the baseline's value where the bound names one.
 
     A value or limit that is not a number keeps no bound.
@@ -169,9 +169,9 @@ def judge_bound(bound: Bound, original: float | None, value: float, unit: str = 
     if bound.op == "in":
         low, high = min(low, high), max(low, high)  # a negative baseline turns the range round
         passed = low <= value <= high
-        return Outcome(bound, value, original, unit, passed, low, high)
+        return BoundVerdict(bound, value, original, unit, passed, low, high)
     passed = _COMPARE[bound.op](value, low)
-    return Outcome(
+    return BoundVerdict(
         bound,
         value,
         original,
@@ -208,7 +208,7 @@ def measure_and_judge_bounds(
     ctx: "Context",
     baseline_values: "Known | None" = None,
     timed_values: "Mapping[MetricRef, float] | None" = None,
-) -> list[Outcome]:
+) -> list[BoundVerdict]:
     """Measure and judge every bound of a pipeline on its result, in the order they are written.
 
     `baseline_values` holds values of baselines by (model name, metric) and is filled with those measured here; pass the
@@ -245,13 +245,13 @@ def measure_and_judge_bounds(
     outcomes = []
     for bound in pipeline.expects:
         if bound in skipped_bounds:
-            outcomes.append(Outcome(bound, None, skipped=skipped_bounds[bound]))
+            outcomes.append(BoundVerdict(bound, None, skipped=skipped_bounds[bound]))
             continue
         if bound in readings:
             outcomes.append(readings[bound])
             continue
         if (bound.metric, bound.profile) in untimed:
-            outcomes.append(Outcome(bound, None, passed=False, undecided=untimed[bound.metric, bound.profile]))
+            outcomes.append(BoundVerdict(bound, None, passed=False, undecided=untimed[bound.metric, bound.profile]))
             continue
         score, unit = scores[bound.metric, bound.profile]
         original = baseline_values[_baseline_key(bound)] if bound.baseline else None
@@ -260,7 +260,7 @@ def measure_and_judge_bounds(
     return outcomes
 
 
-def _judge_by_rows(bound: Bound, model: Any, ctx: "Context") -> Outcome:
+def _judge_by_rows(bound: Bound, model: Any, ctx: "Context") -> BoundVerdict:
     """A bound that a paired sequential test decides; where all rows leave it open it is undecided."""
     metric = ctx.metric(bound.metric)
     origin = baseline_origin(bound.baseline, ctx) if bound.baseline else None
@@ -280,13 +280,13 @@ def _judge_by_rows(bound: Bound, model: Any, ctx: "Context") -> Outcome:
     return replace(outcome, undecided=_open_reason(outcome)) if reading.verdict.outcome == "undecided" else outcome
 
 
-def _open_reason(outcome: Outcome) -> str:
+def _open_reason(verdict: BoundVerdict) -> str:
     """Why rows leave a bound open that they were to decide, as a sentence."""
-    assert outcome.bound.confidence is not None, "rows were to decide it"
-    if outcome.interval is None:
-        return f"{outcome.rows} are too few to say"
-    low_high, limit = outcome.relative_interval
-    return f"{outcome.rows} leave {low_high} with {100 * outcome.bound.confidence:g} % confidence, the limit is {limit}"
+    assert verdict.bound.confidence is not None, "rows were to decide it"
+    if verdict.interval is None:
+        return f"{verdict.rows} are too few to say"
+    low_high, limit = verdict.relative_interval
+    return f"{verdict.rows} leave {low_high} with {100 * verdict.bound.confidence:g} % confidence, the limit is {limit}"
 
 
 def _baseline_key(bound: Bound) -> tuple[str, MetricRef]:
@@ -320,13 +320,13 @@ def baseline_origin(name: str, ctx: "Context") -> Any:
     return origin.located_at(call.span, ctx.settings.device)
 
 
-def unmet_bound_diagnostics(outcomes: Sequence[Outcome], undecided: str = "fail") -> list[Diagnostic]:
+def unmet_bound_diagnostics(verdicts: Sequence[BoundVerdict], undecided: str = "fail") -> list[Diagnostic]:
     """A diagnostic at the recipe line of every bound that was missed or left open, a warning for every one skipped.
 
     undecided   "fail", or "pass" for a warning
     """
     diagnostics = []
-    for o in outcomes:
+    for o in verdicts:
         if o.skipped:
             message = f"`{bound_text(o.bound)}` was not measured"
             diagnostics.append(bound_skipped(message, o.bound.span, note=o.skipped))
@@ -354,32 +354,32 @@ def unmet_bound_diagnostics(outcomes: Sequence[Outcome], undecided: str = "fail"
     return diagnostics
 
 
-def _undecided_remedy(outcome: Outcome) -> str:
-    if outcome.rows:
+def _undecided_remedy(verdict: BoundVerdict) -> str:
+    if verdict.rows:
         return "give more rows, or loosen the bound"
-    if outcome.value is None:
+    if verdict.value is None:
         return "time it where its runtime is installed, or write no bound on its speed"
     return "measure on a machine at rest, or loosen the bound"
 
 
-def _missed_bound_diagnostic(outcome: Outcome) -> Diagnostic:
-    assert outcome.value is not None, "a skipped bound is no miss"
-    name = metric_label(outcome.bound)
-    name += f"` of `{outcome.where}" if outcome.where else ""
-    measured = measurement_text(outcome.value, outcome.unit)
-    message = f"`{name}` is {measured}, {_VERDICT_WORDS[outcome.bound.op]} {outcome.limit}"
-    if math.isnan(outcome.value):
+def _missed_bound_diagnostic(verdict: BoundVerdict) -> Diagnostic:
+    assert verdict.value is not None, "a skipped bound is no miss"
+    name = metric_label(verdict.bound)
+    name += f"` of `{verdict.where}" if verdict.where else ""
+    measured = measurement_text(verdict.value, verdict.unit)
+    message = f"`{name}` is {measured}, {_VERDICT_WORDS[verdict.bound.op]} {verdict.limit}"
+    if math.isnan(verdict.value):
         message = f"`{name}` is not a number"
     notes = (
-        [f"`{outcome.bound.baseline}` measures {measurement_text(outcome.original, outcome.unit)}"]
-        if outcome.original is not None
+        [f"`{verdict.bound.baseline}` measures {measurement_text(verdict.original, verdict.unit)}"]
+        if verdict.original is not None
         else []
     )
-    notes += [reason] if (reason := outcome.uncertain or outcome.decided_by) else []
-    return expectation_missed(message, outcome.bound.span, note="; ".join(notes))
+    notes += [reason] if (reason := verdict.uncertain or verdict.decided_by) else []
+    return expectation_missed(message, verdict.bound.span, note="; ".join(notes))
 
 
-def _where(o: Outcome) -> str:
+def _where(o: BoundVerdict) -> str:
     return f" of `{o.where}`" if o.where else ""
 
 

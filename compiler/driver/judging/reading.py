@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Reading:
+class SequentialReading:
     """Rows of both models that a test has read, and its verdict.
 
     interval  of the value, in its unit; None where there are too few rows
@@ -39,7 +39,9 @@ class Reading:
         return f"{len(self.score.rows.sums)} of {count_text(self.total, self.score.rows.noun)}"
 
 
-def read_until_decided(bound: Bound, limit: float, metric: Any, model: Any, original: Any, ctx: "Context") -> Reading:
+def read_until_decided(
+    bound: Bound, limit: float, metric: Any, model: Any, original: Any, ctx: "Context"
+) -> SequentialReading:
     """Score rows of the result, and of the baseline where there is one, in random order until they decide a bound.
 
     limit   of the value, or the factor where there is a baseline
@@ -56,26 +58,26 @@ def read_until_decided(bound: Bound, limit: float, metric: Any, model: Any, orig
         read += size
         latest = [scores[-1] for scores in parts]
         test = test or _paired_bound(latest[0].form, limit, sign, bound, total)
-        test.add([sign * d for d in _differences(latest, limit)], latest[0].counts)
+        test.add([sign * d for d in _row_differences(latest, limit)], latest[0].counts)
     assert test.verdict is not None, f"{read} of {total} rows are no verdict"
     score, *baselines = (Score(rows.value, rows) for rows in map(_joined, parts))
     baseline, interval = baselines[0] if baselines else None, test.interval()
     if interval is not None:
         interval = _in_unit((min(sign * e for e in interval), max(sign * e for e in interval)), score, baseline, limit)
-    return Reading(score, baseline, test.verdict, interval, total)
+    return SequentialReading(score, baseline, test.verdict, interval, total)
 
 
-def _paired_bound(form: str, limit: float, sign: float, bound: Bound, total: int) -> PairedBound:
+def _paired_bound(score_form: str, limit: float, sign: float, bound: Bound, total: int) -> PairedBound:
     assert bound.confidence is not None, "a bound without confidence reads all rows"
     difference_limit = 0.0
-    if form == "exp":
+    if score_form == "exp":
         difference_limit = sign * math.log(limit) if limit > 0 else -sign * math.inf
     worst, best = (-limit, 1.0) if bound.baseline else (-limit, 1.0 - limit)
-    extremes = (min(sign * worst, sign * best), max(sign * worst, sign * best)) if form == "share" else None
+    extremes = (min(sign * worst, sign * best), max(sign * worst, sign * best)) if score_form == "share" else None
     return PairedBound(total, difference_limit, bound.confidence, extremes)
 
 
-def _differences(scores: Sequence[RowScores], limit: float) -> list[float]:
+def _row_differences(scores: Sequence[RowScores], limit: float) -> list[float]:
     """Of each row: nats more than the original's, or what the score is above the limit."""
     result, *originals = scores
     if result.form == "exp":

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..api import Session
     from .baseline import Drift
     from .comparison import Comparison
-    from .gate import Outcome
+    from .gate import BoundVerdict
 
 not_compiled = Fault(
     "not-compiled",
@@ -70,7 +70,7 @@ class Tested:
         return self.plan.pipeline.name
 
     @property
-    def outcomes(self) -> "tuple[Outcome, ...]":
+    def outcomes(self) -> "tuple[BoundVerdict, ...]":
         return self.compared.outcomes
 
     @property

@@ -17,8 +17,7 @@ from ...artifacts.manifest import Measure
 from ...core.cache import Cache
 from ...plugin.context import Context
 from .comparison import Comparison, measure_beside_original
-from .gate import Outcome as Verdict
-from .gate import judge_bound, metric_label
+from .gate import BoundVerdict, judge_bound, metric_label
 
 if TYPE_CHECKING:
     from ...analysis.planning.plan import Plan
@@ -36,7 +35,7 @@ class Verdicts:
 
     def judge_model(
         self, target: Emit, model: Callable[[], Any], is_rounded: bool
-    ) -> tuple[Comparison, tuple[Verdict, ...]]:
+    ) -> tuple[Comparison, tuple[BoundVerdict, ...]]:
         """All that is to be said of an artifact, and the verdicts among it that are new.
 
         model        makes what is measured: the artifact reopened, or the program in memory
@@ -44,7 +43,9 @@ class Verdicts:
         """
         known = None if is_rounded else self.totals.get(target.source)
         word, later = target.call.word, facts(target.call.word).get("later", "")
-        wait = tuple(Verdict(b, None, skipped=later) for b in self.plan.pipeline.expects if later and b.part == word)
+        wait = tuple(
+            BoundVerdict(b, None, skipped=later) for b in self.plan.pipeline.expects if later and b.part == word
+        )
         bounds = [
             b for b in self.plan.pipeline.expects if (b.part == word and not later) or (not b.part and known is None)
         ]
@@ -63,7 +64,7 @@ class Verdicts:
         new = (*(v for v, old in zip(rejudged, reused, strict=True) if v is not old), *compared.outcomes, *wait)
         return replace(compared, outcomes=(*rejudged, *compared.outcomes, *wait), measures=measures), new
 
-    def judge_front(self, models: Iterator[tuple[str, Any]]) -> tuple[Comparison, tuple[Verdict, ...]]:
+    def judge_front(self, models: Iterator[tuple[str, Any]]) -> tuple[Comparison, tuple[BoundVerdict, ...]]:
         """Judge every point by the bounds that speak of it: one verdict a bound, on the point that decides it."""
         judged = [(name, self._point(name, model)) for name, model in models]
         point_verdicts = [replace(v, where=name) for name, compared in judged for v in compared.outcomes]
@@ -102,7 +103,7 @@ def _names(bound: Bound) -> tuple[str, str]:
     return metric_label(bound), value_text(bound.metric)
 
 
-def _remeasured(verdict: Verdict, measures: Sequence[Measure], artifact: str) -> Verdict:
+def _remeasured(verdict: BoundVerdict, measures: Sequence[Measure], artifact: str) -> BoundVerdict:
     """The same, unless the artifact itself measures something else."""
     value = next((m.compiled for m in measures if m.metric in _names(verdict.bound)), verdict.value)
     if value == verdict.value or verdict.skipped or value is None:
@@ -110,7 +111,7 @@ def _remeasured(verdict: Verdict, measures: Sequence[Measure], artifact: str) ->
     return replace(judge_bound(verdict.bound, verdict.original, value, verdict.unit), where=artifact)
 
 
-def decisive(verdicts: list[Verdict]) -> Verdict:
+def decisive(verdicts: list[BoundVerdict]) -> BoundVerdict:
     """Of a bound's verdicts on several points the one that counts: any that holds will do, or all have to."""
     any_suffices = verdicts[0].bound.part == "any"
     return next((v for v in verdicts if v.passed == any_suffices), verdicts[0])

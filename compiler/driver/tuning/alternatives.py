@@ -84,10 +84,15 @@ UNCHANGED = Alternative("unchanged")
 def candidates_of(wish: Wish) -> list[Candidate]:
     """All combinations that the target can hold and `among` allows; the unchanged model first."""
     native = wish.emit.call.word == "native"
-    _refuse_unmatched_patterns(wish, [*_shapes(wish), *_zeros(wish), *_numbers(wish)])
-    zeros = [UNCHANGED, *(a for a in _zeros(wish) if native and wish.allows(a.words))]
-    shapes = [UNCHANGED, *(a for a in _shapes(wish) if wish.allows(a.words))]
-    numbers = [UNCHANGED_NATIVE if native else UNCHANGED, *(a for a in _numbers(wish) if wish.allows(a.words))]
+    _refuse_unmatched_patterns(
+        wish, [*_pruning_alternatives(wish), *_sparsity_alternatives(wish), *_format_alternatives(wish)]
+    )
+    zeros = [UNCHANGED, *(a for a in _sparsity_alternatives(wish) if native and wish.allows(a.words))]
+    shapes = [UNCHANGED, *(a for a in _pruning_alternatives(wish) if wish.allows(a.words))]
+    numbers = [
+        UNCHANGED_NATIVE if native else UNCHANGED,
+        *(a for a in _format_alternatives(wish) if wish.allows(a.words)),
+    ]
     combinations = (Candidate(*axes) for axes in product(shapes, zeros, numbers))
     return [c for c in combinations if not c.zeros.steps or c.numbers.packs]
 
@@ -130,7 +135,7 @@ def score_text(wish: Wish, ctx: Context) -> str:
     return value_text(MetricRef(metric.name, tuple(sorted(arguments.items()))))
 
 
-def _shapes(wish: Wish) -> Iterator[Alternative]:
+def _pruning_alternatives(wish: Wish) -> Iterator[Alternative]:
     score, word = score_text(wish, wish.context), _pruner(wish)
     for percent in REMOVED:
         step = f"slim = {word}(remove: {percent}% of params, group: 32, score: {score})"
@@ -147,13 +152,13 @@ def _pruner(wish: Wish) -> str:
     return "shed.multi" if skeleton.scans or has_experts else "prune.multi"
 
 
-def _zeros(wish: Wish) -> Iterator[Alternative]:
+def _sparsity_alternatives(wish: Wish) -> Iterator[Alternative]:
     for percent in ZEROS:
         step = f"thin = sparsify.sparsegpt(sparsity: {percent}% of weights, data: {wish.data.name})"
         yield Alternative(f"{percent} % zeros", (step,), words=("sparsify.sparsegpt", "lower.sparse_cpu"))
 
 
-def _numbers(wish: Wish) -> Iterator[Alternative]:
+def _format_alternatives(wish: Wish) -> Iterator[Alternative]:
     """Formats that the target declares, as far as its arguments are not written; of four bits also calibrated."""
     word = wish.session.registry.vocabulary.word("target", wish.emit.call.word)
     assert word is not None, f"no target {wish.emit.call.word}"
@@ -170,10 +175,10 @@ def _numbers(wish: Wish) -> Iterator[Alternative]:
         argument_text = ", ".join(f"{name}: {value}" for name, value in arguments.items())
         yield Alternative(label, texts, argument_text, (*format, *passes), packs)
     if word.name == "native" and "weights" not in spans:
-        yield from _mixed(wish)
+        yield from _mixed_format_alternatives(wish)
 
 
-def _mixed(wish: Wish) -> Iterator[Alternative]:
+def _mixed_format_alternatives(wish: Wish) -> Iterator[Alternative]:
     """Formats of each module for a number of bits on average."""
     skeleton = wish.session.skeleton(wish.recipe.models[wish.pipeline.model])
     width = 16 if skeleton.facts.get("dtype") in ("bfloat16", "float16") else 32

@@ -13,7 +13,7 @@ from ....dsl.syntax.diagnostics import Fault, Reject
 from ...analysis.planning.plan import Plan
 from ...core.events import Said, announcing_stage
 from ...core.quantity import count_text, duration_text
-from ..judging.gate import Outcome
+from ..judging.gate import BoundVerdict
 from .alternatives import Candidate, candidate_named, candidates_of
 from .effects import Effects
 from .journal import Journal
@@ -266,10 +266,10 @@ def _magnitude(seconds: float) -> int:
     return round(math.log2(max(seconds, 1.0)) / 2)
 
 
-def excess(outcome: Outcome) -> float:
+def excess(verdict: BoundVerdict) -> float:
     """Share of its limit by which a value misses a bound; 0 where it keeps it."""
-    if outcome.passed:
+    if verdict.passed:
         return 0.0
-    value, limits = outcome.value, [x for x in (outcome.low, outcome.high) if x is not None]
+    value, limits = verdict.value, [x for x in (verdict.low, verdict.high) if x is not None]
     assert value is not None, "a bound was judged without a value"
     return max(1e-9, min((abs(value - x) / max(abs(x), 1e-12) for x in limits), default=1.0))

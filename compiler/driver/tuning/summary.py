@@ -116,10 +116,10 @@ def _reads_rows(ref: Any) -> bool:
     return any(isinstance(value, DataRef) for _, value in ref.args)
 
 
-def _change(search: Search, trial: Trial, other: Trial, metric: str) -> float:
+def _change(search: Search, trial: Trial, reference: Trial, metric: str) -> float:
     """Relative change against another trial, so that less is better."""
     sign = 1.0 if search.wish.context.metric(search.trials.metrics[metric]).better == "lower" else -1.0
-    before = other.ratio(metric)
+    before = reference.ratio(metric)
     return sign * (trial.ratio(metric) - before) / max(abs(before), 1e-12)
 
 

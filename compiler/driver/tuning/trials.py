@@ -24,7 +24,7 @@ from ...plugin.clock import untimed_reason
 from ...plugin.context import Context
 from ...transforms.editing.rehearsed import load_or_discover_skeleton
 from ..judging.comparison import cached_original_values, remember
-from ..judging.gate import Outcome, judge_bound
+from ..judging.gate import BoundVerdict, judge_bound
 from ..judging.scores import measure_score
 from ..pipeline import Build
 from .alternatives import Candidate
@@ -103,7 +103,7 @@ class Trials:
             for candidate, plan in plans.items():
                 started = time.monotonic()
                 try:
-                    model = stack.enter_context(self._built(self._measured_plan(plan, rows)))
+                    model = stack.enter_context(self._temporary_build(self._measured_plan(plan, rows)))
                 except Reject as rejection:
                     message = "; ".join(d.message for d in rejection.diagnostics)
                     trials[candidate] = Trial(seconds=time.monotonic() - started, refused=message)
@@ -122,7 +122,7 @@ class Trials:
         return replace(plan, recipe=recipe, pipeline=replace(plan.pipeline, expects=bounds))
 
     @contextmanager
-    def _built(self, plan: Plan) -> Iterator[Any]:
+    def _temporary_build(self, plan: Plan) -> Iterator[Any]:
         """The artifact of a plan, written to a folder that goes away, and opened."""
         ctx = self.wish.session.context(plan.recipe, plan.pipeline)
         build = Build(plan, ctx, self.cache, total=len(plan.stages))
@@ -237,7 +237,7 @@ def times_beside_original(original: Any, models: Mapping[str, Any], metric: Any,
     }
 
 
-def judged(wish: Wish, trial: Trial, ctx: Context) -> list[Outcome]:
+def judged(wish: Wish, trial: Trial, ctx: Context) -> list[BoundVerdict]:
     """Bounds of the wish, judged by what a trial measured."""
     outcomes = []
     for bound in wish.bounds:

@@ -72,8 +72,8 @@ class Replica(TaskSource):
     def put_back(self, task: Task) -> None:
         self.message = {"about": self.description, "task": task}
 
-    def answer(self, value: Any, work: float = 0.0) -> None:
-        self.reply(json.dumps({"value": value, "work": work}))
+    def answer(self, value: Any, layer_forwards: float = 0.0) -> None:
+        self.reply(json.dumps({"value": value, "work": layer_forwards}))
 
     # -- the thread ------------------------------------------------------------------------------------------
 

@@ -73,12 +73,12 @@ class Pairs(Data):
             return None
         return (int(row.sum()) for row in self._fill_rows(tokenizer, ctx, lambda pair: (1,) * len(pair.prompt), 0))
 
-    def _fill_rows(self, tokenizer: Any, ctx: Context, row_values_of: Any, pad: int) -> Iterator[Any]:
-        """A row of numbers for each pair that is chosen: what `row_values_of` says of its tokens, then `pad`."""
+    def _fill_rows(self, tokenizer: Any, ctx: Context, row_values_of: Any, pad_id: int) -> Iterator[Any]:
+        """A row of numbers for each pair that is chosen: what `row_values_of` says of its tokens, then `pad_id`."""
         import torch
 
         rows = [row_values_of(pair) for pair in self._read_pairs(tokenizer, ctx)]
-        full = torch.tensor([[*row, *(pad,) * (self.length - len(row))] for row in rows], dtype=torch.int64)
+        full = torch.tensor([[*row, *(pad_id,) * (self.length - len(row))] for row in rows], dtype=torch.int64)
         return choose_rows(full, self.samples, ctx.seed if self.seed is None else self.seed)
 
     def _read_pairs(self, tokenizer: Any, ctx: Context) -> list[_Pair]:

@@ -46,10 +46,10 @@ class Texts(Data):
         facts["seed"] = (ctx.seed if self.seed is None else self.seed) if self.samples else 0
         return content_identity("texts", find_files(self.path, ctx.folder), facts, ctx)
 
-    def _filled(self, ids: list[int], fill: int) -> Any:
+    def _filled(self, ids: list[int], pad_id: int) -> Any:
         import torch
 
-        return torch.tensor([*ids, *[fill] * (self.length - len(ids))])
+        return torch.tensor([*ids, *[pad_id] * (self.length - len(ids))])
 
     def _tokenize_and_sample_records(self, tokenizer: Any, ctx: Context) -> list[tuple[list[int], ...]]:
         """Ids of the texts of each record that is chosen."""

@@ -22,7 +22,7 @@ from ...models.checkpoints.config_bounds import refuse_excessive_config_numbers
 from ...models.checkpoints.gguf_header import check_gguf_header
 from ...models.checkpoints.model_folder import WIDTHS
 from ...models.checkpoints.origin import Origin
-from ...models.checkpoints.safetensors_header import Slot
+from ...models.checkpoints.safetensors_header import TensorSlot
 from ...models.checkpoints.source_files import SourceFiles
 from ...models.checkpoints.weights import no_model, read_weight_headers
 from ...plugin.context import Context
@@ -129,7 +129,7 @@ def _isolated_folder(path: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def read_tensor_shapes(path: Path, label: str) -> dict[str, Slot]:
+def read_tensor_shapes(path: Path, label: str) -> dict[str, TensorSlot]:
     """The file's tensor table, shapes alone; every tensor lies inside the file, else `Reject`."""
     from gguf import GGUFReader
 
@@ -137,7 +137,7 @@ def read_tensor_shapes(path: Path, label: str) -> dict[str, Slot]:
     try:
         check_gguf_header(path)
         tensors = GGUFReader(path).tensors
-        return {str(t.name): Slot("F32", tuple(int(n) for n in t.shape), 0, 0) for t in tensors}
+        return {str(t.name): TensorSlot("F32", tuple(int(n) for n in t.shape), 0, 0) for t in tensors}
     except (*_BREAKS, MemoryError) as error:
         raise invalid_gguf(
             f"{label}: {path} of {path.stat().st_size} bytes is cut or not GGUF",

@@ -28,8 +28,8 @@ from ..surgery import unshare_config
 from ..unit import Unit, argument_names, code_key
 from .dropout import adopt_dropout_probabilities, has_attention_dropout
 from .first_calls import (
-    Call,
     Calls,
+    UnitCall,
     further_unit_calls,
     outermost_list_elements,
     record_first_calls,
@@ -186,7 +186,7 @@ class _Traced:
     """A traced layer: its graph and, below it, what had to stay a leaf and why."""
 
     graph: fx.Graph
-    call: Call
+    call: UnitCall
     opaque: dict[str, str]
     of_this_layer: bool
     optional: frozenset[str] = frozenset()
@@ -199,7 +199,7 @@ class _Traced:
 
 
 def _trace_unit(
-    program: Program, unit_path: str, calls: list[Call], *, optional: frozenset[str] = frozenset()
+    program: Program, unit_path: str, calls: list[UnitCall], *, optional: frozenset[str] = frozenset()
 ) -> _Traced:
     model, layer = program.model, program.model.get_submodule(unit_path)
     known = {
@@ -221,7 +221,7 @@ def _trace_unit(
 def _trace_until_consistent(
     model: nn.Module,
     path: str,
-    calls: list[Call],
+    calls: list[UnitCall],
     opaque: dict[str, str],
     *,
     optional: frozenset[str] = frozenset(),
@@ -263,7 +263,7 @@ def _trace_until_consistent(
     ).rejection()
 
 
-def _most_arguments_first(calls: list[Call]) -> list[Call]:
+def _most_arguments_first(calls: list[UnitCall]) -> list[UnitCall]:
     """The call with most arguments first, where the first one lacks some: a mask is None where it hides nothing, and
     CANINE's hides nothing of a short row. Calls without those arguments are taken as calls of whole rows."""
     fullest = max(calls, key=lambda call: len(call.free))
@@ -274,16 +274,16 @@ def _most_arguments_first(calls: list[Call]) -> list[Call]:
     return [fullest, *(call for call, original in zip(plain_calls, calls, strict=True) if original is not fullest)]
 
 
-def _arguments(call: Call, first: Call) -> dict[str, Any]:
+def _arguments(call: UnitCall, first_call: UnitCall) -> dict[str, Any]:
     """A copy of a call's arguments (a trace writes to the cache that it is given), named as in the first call."""
-    extra = set(call.free) - set(first.free)
+    extra = set(call.free) - set(first_call.free)
     if extra:
         raise Differs("", f"it is given {', '.join(sorted(extra))} in some calls only")
-    return {name: copy.deepcopy(call.free.get(name)) for name in first.free}
+    return {name: copy.deepcopy(call.free.get(name)) for name in first_call.free}
 
 
-def _agree(first: fx.Graph, other: fx.Graph) -> None:
-    for a, b in zip_longest(map(_call_of, first.nodes), map(_call_of, other.nodes), fillvalue=((), "")):
+def _agree(graph: fx.Graph, other_graph: fx.Graph) -> None:
+    for a, b in zip_longest(map(_call_of, graph.nodes), map(_call_of, other_graph.nodes), fillvalue=((), "")):
         if a[1] != b[1]:
             # The one that does more at this point is further inside.
             scope = max(a[0], b[0], key=len)

@@ -44,7 +44,7 @@ _OTHER_SHAPE = (3, 11, 3)  # batch, length, left padding of each further row
 
 
 @dataclass
-class Call:
+class UnitCall:
     """The arguments of a unit's first call: `free` become placeholders, `statics` are baked.
 
     plain   a call for rows without padding and mask: what it lacks of another call's arguments is None then
@@ -59,7 +59,7 @@ class Call:
 class Calls:
     order: list[str] = field(default_factory=list)  # unit paths as they were called
     signatures: dict[str, Any] = field(default_factory=dict)  # unit path -> signature
-    first: dict[Any, Call] = field(default_factory=dict)  # signature -> the first call that had it
+    first: dict[Any, UnitCall] = field(default_factory=dict)  # signature -> the first call that had it
     irregular: dict[str, str] = field(default_factory=dict)  # path -> why a list element is no unit
 
 
@@ -218,12 +218,12 @@ class _Enough(Exception):
     """All layers that were asked for have been called."""
 
 
-def further_unit_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, list[Call]]:
+def further_unit_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, list[UnitCall]]:
     """Calls of some units on another shape and in a decode step: a right graph is equal for all.
 
     Nothing for inputs that were not made by `sample`, and nothing for what the model itself can't run.
     """
-    result: dict[str, list[Call]] = {path: [] for path in paths}
+    result: dict[str, list[UnitCall]] = {path: [] for path in paths}
     if not paths or not knows_inputs(model) or set(inputs) != set(sample_inputs(model)):
         return result
     for calls in (
@@ -239,7 +239,7 @@ def further_unit_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str
     return result
 
 
-def _generation_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, Call]:
+def _generation_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, UnitCall]:
     """Calls of units where a model generates from more than it reads: a second stream of XLNet."""
     if "input_ids" not in inputs or not isinstance(model, PreTrainedModel) or not model.can_generate():
         return {}
@@ -255,7 +255,7 @@ def _generation_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]
     return _record_until_all_called(model, prepared, paths) if set(prepared) - set(inputs) else {}
 
 
-def _unpadded_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, Call]:
+def _unpadded_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, UnitCall]:
     """Calls of units for rows without padding: encoders pass them no mask then."""
     if "attention_mask" not in inputs or not isinstance(model, PreTrainedModel):
         return {}
@@ -267,7 +267,7 @@ def _unpadded_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) 
     return _record_until_all_called(model, unmasked, paths)
 
 
-def _decode_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, Call]:
+def _decode_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, UnitCall]:
     """Calls of units for the token after these inputs, with the cache or the state that they left."""
     if "input_ids" not in inputs or not isinstance(model, PreTrainedModel):
         return {}
@@ -301,13 +301,13 @@ def _returned_state(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _record_until_all_called(
-    model: nn.Module, inputs: dict[str, Any], paths: list[str], caches: list[Cache] | None = None
-) -> dict[str, Call]:
+    model: nn.Module, inputs: dict[str, Any], paths: list[str], recorded_caches: list[Cache] | None = None
+) -> dict[str, UnitCall]:
     """The first calls of these units; the forward is left as soon as the last of them has returned.
 
     Nothing where the model refuses the inputs: what it can't run itself needs no graph.
     """
-    calls: dict[str, Call] = {}
+    calls: dict[str, UnitCall] = {}
 
     def hook(path: str):
         def keep(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -316,8 +316,8 @@ def _record_until_all_called(
             if path in paths and path not in calls:
                 arguments = _arguments(layer, args, kwargs)
                 calls[path] = split_traced_and_constant(arguments)
-                if caches is not None:
-                    caches.extend(value for value in arguments.values() if isinstance(value, Cache))
+                if recorded_caches is not None:
+                    recorded_caches.extend(value for value in arguments.values() if isinstance(value, Cache))
 
         return keep
 
@@ -376,14 +376,14 @@ def is_free(value: Any) -> bool:
     return isinstance(value, (torch.Tensor, Cache, MutableMapping))
 
 
-def split_traced_and_constant(arguments: dict[str, Any]) -> Call:
+def split_traced_and_constant(arguments: dict[str, Any]) -> UnitCall:
     """Free and baked arguments; copied, because the rest of the forward goes on writing to the cache.
 
     `use_cache` is free where no cache says by itself whether it is there: RWKV's state is a list.
     """
     stateful = "use_cache" in arguments and not any(isinstance(value, Cache) for value in arguments.values())
     memo: dict[int, Any] = {}
-    call = Call()
+    call = UnitCall()
     for name, value in arguments.items():
         if is_free(value) or (stateful and name == "use_cache"):
             call.free[name] = copy.deepcopy(value, memo)

@@ -180,7 +180,7 @@ def left_padding_counts(mask: Tensor | None, batch: int, length: int) -> list[in
     return pads
 
 
-def append_and_attend_each(
+def append_and_attend_per_token(
     layer: PackedLayer, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None
 ) -> Tensor:
     """Attention of tokens that come after others: one by one, as each sees what the ones before it left."""

@@ -20,7 +20,7 @@ from ....kernels.selective_step import SelectiveStep
 from ....kernels.ssd_step import SsdStep
 
 if TYPE_CHECKING:
-    from .mixer import Call
+    from .mixer import MixerCall
 
 
 class Filtered(Protocol):
@@ -59,7 +59,7 @@ Step = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
 _proven: "WeakKeyDictionary[nn.Module, Step | None]" = WeakKeyDictionary()
 
 
-def step_or_full_forward(call: "Call") -> Any:
+def step_or_full_forward(call: "MixerCall") -> Any:
     """A mixer's forward for one position: a step where there is one for this call, else the whole."""
     states = _cached_mixer_states(call)
     if states is None:
@@ -70,7 +70,7 @@ def step_or_full_forward(call: "Call") -> Any:
     return call.full_result() if step is None else step(call.mixer, call.hidden, *states)
 
 
-def _full_forward_and_prove_step(call: "Call", states: tuple[Tensor, Tensor]) -> Any:
+def _full_forward_and_prove_step(call: "MixerCall", states: tuple[Tensor, Tensor]) -> Any:
     """The whole, and from then on the step that gives the same."""
     copies = [state.clone() for state in states]
     expected = call.full_result()
@@ -85,7 +85,7 @@ def _full_forward_and_prove_step(call: "Call", states: tuple[Tensor, Tensor]) ->
     return expected
 
 
-def _cached_mixer_states(call: "Call") -> tuple[Tensor, Tensor] | None:
+def _cached_mixer_states(call: "MixerCall") -> tuple[Tensor, Tensor] | None:
     """The states that a step moves on; None where a call is no plain step."""
     index = vars(call.mixer).get("layer_idx")
     if call.cache is None or call.mask is not None or index is None or call.cache.is_recording_past(index):

@@ -118,13 +118,13 @@ def _graph_names(module: nn.Module) -> dict[str, Any] | None:
 
 
 @functools.cache
-def _kernel_functions_called(kind: type[nn.Module]) -> frozenset[str]:
+def _kernel_functions_called(mixer_class: type[nn.Module]) -> frozenset[str]:
     """Names of functions with a kernel that a class's forward calls."""
     from . import functions
 
-    function = _innermost(kind.forward)
+    function = _innermost(mixer_class.forward)
     code, names = getattr(function, "__code__", None), getattr(function, "__globals__", {})
-    if code is None or not kind.__module__.startswith("transformers."):
+    if code is None or not mixer_class.__module__.startswith("transformers."):
         return frozenset()
     return frozenset(name for name in code.co_names if name in functions.QUICK and name in names)
 
@@ -165,16 +165,16 @@ def _norms() -> Callable[..., Any]:
 
 
 @functools.cache
-def _forward_with_kernels(kind: type[nn.Module]) -> Callable[..., Any]:
+def _forward_with_kernels(mixer_class: type[nn.Module]) -> Callable[..., Any]:
     """The class's forward with the names of scans and convolutions leading to kernels."""
     from . import functions
 
-    inner = _innermost(kind.forward)
+    inner = _innermost(mixer_class.forward)
     names = dict(inner.__globals__)
-    cached: type = kind
+    cached: type = mixer_class
     for name in _kernel_functions_called(cached):
         names[name] = functions.wrap_with_kernel(name, names[name])
-    return _with_global_names(kind.forward, inner, names)
+    return _with_global_names(mixer_class.forward, inner, names)
 
 
 def _innermost(function: Any) -> Any:

@@ -127,13 +127,13 @@ def packed_attention(
 
     A prompt attends to itself whole. Without a cache nothing is forgotten.
     """
-    from .attention import append_and_attend_each, get_or_create_packed_layer, left_padding_counts
+    from .attention import append_and_attend_per_token, get_or_create_packed_layer, left_padding_counts
 
     layer = (
         None if cache is None else get_or_create_packed_layer(cache, layer_idx, (keep_keys, keep_values), window, sinks)
     )
     if layer is not None and layer.length:
-        return append_and_attend_each(layer, q, k, v, mask, options.get("scaling")), None
+        return append_and_attend_per_token(layer, q, k, v, mask, options.get("scaling")), None
     if layer is not None:
         layer.append_prompt(k, v, left_padding_counts(mask, k.shape[0], k.shape[2]))
     return attention(module, q, k, v, mask, **options)

@@ -123,11 +123,11 @@ def check_and_copy_packed_weights(model: nn.Module) -> None:
             module.packed = _checked_copy_or_reject(path, module, module.packed)
 
 
-def refuse_damaged_packed_weights(model: nn.Module, stored: Mapping[str, Tensor]) -> None:
+def refuse_damaged_packed_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Reject (packed-damaged) tensors of a file, by name, that a model without storage could not run; one of them at a
     time is read."""
     for path, module in lowered(model):
-        _checked_copy_or_reject(path, module, stored[f"{path}.packed"])
+        _checked_copy_or_reject(path, module, tensors[f"{path}.packed"])
 
 
 def _checked_copy_or_reject(path: str, module: KernelLinear, packed: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from .decode_steps import step_or_full_forward
 from .scan_chunks import scan_in_chunks_or_whole
 
 
-class Call(NamedTuple):
+class MixerCall(NamedTuple):
     """Arguments of a mixer's forward; hidden is [b, t, w]."""
 
     forward: Callable[..., Any]  # the class's, over kernels
@@ -29,9 +29,9 @@ class Call(NamedTuple):
 
 
 @functools.cache
-def _takes_cache_and_mask(kind: type[nn.Module]) -> bool:
+def _takes_cache_and_mask(mixer_class: type[nn.Module]) -> bool:
     """Whether a class's forward takes what steps and chunks are run with: Inkling's convolutions take other things."""
-    names = tuple(inspect.signature(inspect.unwrap(kind.forward)).parameters)
+    names = tuple(inspect.signature(inspect.unwrap(mixer_class.forward)).parameters)
     return names[1:4] == ("hidden_states", "cache", "attention_mask")
 
 
@@ -43,5 +43,5 @@ def run_mixer(forward: Callable[..., Any], mixer: nn.Module, args: tuple[Any, ..
         return forward(mixer, *args, **kwargs)
     cache = args[1] if len(args) > 1 else kwargs.get("cache")
     mask = args[2] if len(args) > 2 else kwargs.get("attention_mask")
-    call = Call(forward, mixer, args, kwargs, hidden, cache, mask)
+    call = MixerCall(forward, mixer, args, kwargs, hidden, cache, mask)
     return step_or_full_forward(call) if hidden.shape[1] == 1 else scan_in_chunks_or_whole(call)

@@ -23,7 +23,7 @@ from .decode_steps import Filtered, Selective, Ssd, allclose, normed
 from .functions import PACKED
 
 if TYPE_CHECKING:
-    from .mixer import Call
+    from .mixer import MixerCall
 
 ROWS = 384  # of a piece: with more of them products are hardly faster, and what they leave is colder
 LEAST = 32  # positions of a piece, and of the proof
@@ -40,7 +40,7 @@ Family = Callable[[Any, Tensor, Tensor | None, ChunkState], tuple[Tensor, ChunkS
 _proven: "WeakKeyDictionary[nn.Module, Family | None]" = WeakKeyDictionary()
 
 
-def scan_in_chunks_or_whole(call: "Call") -> Any:
+def scan_in_chunks_or_whole(call: "MixerCall") -> Any:
     """A mixer's forward: by pieces where it is of a family and nothing came before, else the whole."""
     mixer: Any = call.mixer  # a module of any class, until it has proven to be of a family
     if not _can_scan_in_chunks(call):
@@ -67,7 +67,7 @@ def _size(sequences: int, length: int) -> int:
     return -(-length // -(-length // largest))
 
 
-def _can_scan_in_chunks(call: "Call") -> bool:
+def _can_scan_in_chunks(call: "MixerCall") -> bool:
     if call.hidden.shape[1] < LEAST or not call.hidden.numel():
         return False
     if any(call.kwargs.get(word) is not None for word in PACKED):

@@ -198,13 +198,13 @@ def _configs(config: "transformers.PreTrainedConfig") -> "Iterator[transformers.
 
 
 def attn_implementation_of_class(
-    kind: "type[transformers.PreTrainedModel]", config: "transformers.PreTrainedConfig"
+    model_class: "type[transformers.PreTrainedModel]", config: "transformers.PreTrainedConfig"
 ) -> str | dict[str, Any]:
     """Attention of a class, as `attn_implementation`: torch's fused one wherever it is supported.
 
     Parts that a config names are models of their own: DETR has it, and its ResNet does not.
     """
-    return _attn_by_sub_config("sdpa", config) if kind._supports_sdpa else "eager"
+    return _attn_by_sub_config("sdpa", config) if model_class._supports_sdpa else "eager"
 
 
 def _attn_by_sub_config(implementation: str, config: "transformers.PreTrainedConfig") -> str | dict[str, Any]:

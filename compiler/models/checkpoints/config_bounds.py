@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ....dsl.syntax.diagnostics import Fault
-from .safetensors_header import Slot
+from .safetensors_header import TensorSlot
 
 invalid_config = Fault(
     "bad-config", "A model's config.json can't be read or does not say what the model is.", exit="environment"
@@ -34,7 +34,7 @@ WITHOUT_WEIGHTS = {"layers": 4096, "size": 1 << 24}  # of models with random wei
 
 
 def refuse_excessive_config_numbers(
-    config: Mapping[str, Any], slots: Mapping[str, Slot] | None, label: str, size_factor: int = 1
+    config: Mapping[str, Any], slots: Mapping[str, TensorSlot] | None, label: str, size_factor: int = 1
 ) -> None:
     """Reject (bad-config) where a number is larger than any that the weights have.
 

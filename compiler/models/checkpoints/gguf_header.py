@@ -21,18 +21,18 @@ class Reader:
         self.at += count
         return self.data[self.at - count : self.at]
 
-    def number(self, kind: int) -> Any:
-        code = _SCALARS[kind]
+    def number(self, value_type: int) -> Any:
+        code = _SCALARS[value_type]
         return struct.unpack(f"<{code}", self.take(struct.calcsize(code)))[0]
 
     def text(self) -> str:
         return self.take(self.number(10)).decode("utf-8")
 
-    def read_value(self, kind: int, depth: int = 0) -> Any:
-        if kind == _TEXT:
+    def read_value(self, value_type: int, depth: int = 0) -> Any:
+        if value_type == _TEXT:
             return self.text()
-        if kind != _ARRAY:
-            return self.number(kind)
+        if value_type != _ARRAY:
+            return self.number(value_type)
         inner, count = self.number(4), self.number(10)
         if count > _MAX_ITEMS or depth:
             raise ValueError("an array is too long or holds arrays")

@@ -87,9 +87,9 @@ class LimitedTokenizer:
             if "error" in answer:
                 return answer, b""
 
-    def _encodings(self, lengths: list[list[int]], numbers: "array[int]") -> "list[Encoding]":
+    def _encodings(self, lengths: list[list[int]], columns: "array[int]") -> "list[Encoding]":
         offsets = accumulate((_COLUMNS * n for _, *parts in lengths for n in parts), initial=0)
-        slices = (numbers[start:end] for start, end in pairwise(offsets))
+        slices = (columns[start:end] for start, end in pairwise(offsets))
         encodings = []
         for n_sequences, *parts in lengths:
             first, *overflowing = [Encoding(self._library, n_sequences, next(slices)) for _ in parts]
@@ -105,8 +105,8 @@ class Encoding:
               and ends
     """
 
-    def __init__(self, library: Any, n_sequences: int, numbers: "array[int]"):
-        self._library, self.n_sequences, self._numbers = library, n_sequences, numbers
+    def __init__(self, library: Any, n_sequences: int, columns: "array[int]"):
+        self._library, self.n_sequences, self._numbers = library, n_sequences, columns
         self.overflowing: list[Encoding] = []
 
     def __len__(self) -> int:

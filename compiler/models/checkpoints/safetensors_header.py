@@ -52,7 +52,7 @@ LFS = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
-class Slot:
+class TensorSlot:
     """Position of a tensor: bytes `start` to `end` after the header."""
 
     dtype: str  # as the format spells it: "BF16"
@@ -68,7 +68,7 @@ class Slot:
 @dataclass(frozen=True)
 class Header:
     path: Path
-    slots: Mapping[str, Slot]
+    slots: Mapping[str, TensorSlot]
     metadata: Mapping[str, str]
     begin: int  # offset of the first tensor byte in the file
 
@@ -124,7 +124,7 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, list) and len(value) <= _AXES and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
 
 
-def _parse_tensor_entry(path: Path, name: str, entry: Any) -> Slot:
+def _parse_tensor_entry(path: Path, name: str, entry: Any) -> TensorSlot:
     """One entry, checked for itself: `{"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}`."""
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise _header_error(path, f"describes `{name}` by other fields than dtype, shape and data_offsets").rejection()
@@ -133,7 +133,7 @@ def _parse_tensor_entry(path: Path, name: str, entry: Any) -> Slot:
         raise _header_error(path, f"gives `{name}` a dtype that the format does not have").rejection()
     if not _is_integer(shape) or not _is_integer(offsets) or len(offsets) != 2:
         raise _header_error(path, f"gives `{name}` a shape or place that is not whole numbers").rejection()
-    slot = Slot(dtype, tuple(shape), *offsets)
+    slot = TensorSlot(dtype, tuple(shape), *offsets)
     bits = slot.count * BITS[dtype]
     if bits % 8 or slot.end - slot.start != bits // 8:
         raise _header_error(
@@ -147,7 +147,7 @@ def _bytes(bits: int) -> str:
     return f"{bits / 8:g}" if bits < 1 << 64 else "more than any file has"
 
 
-def _refuse_gaps_and_overlaps(path: Path, slots: Mapping[str, Slot], size: int) -> None:
+def _refuse_gaps_and_overlaps(path: Path, slots: Mapping[str, TensorSlot], size: int) -> None:
     """Tensors follow each other without holes or overlaps and end where the file ends."""
     reached = 0
     for name, slot in sorted(slots.items(), key=lambda item: (item[1].start, item[1].end)):

@@ -41,7 +41,7 @@ _NAMES = {
 
 
 @dataclass(frozen=True)
-class Piece:
+class LazyTensor:
     """A tensor to write: `make` gives it, in this dtype and shape, when its turn comes."""
 
     name: str
@@ -54,11 +54,11 @@ class Piece:
         return math.prod(self.shape) * self.dtype.itemsize
 
     @staticmethod
-    def of(name: str, tensor: torch.Tensor) -> "Piece":
-        return Piece(name, tensor.dtype, tuple(tensor.shape), lambda: tensor)
+    def of(name: str, tensor: torch.Tensor) -> "LazyTensor":
+        return LazyTensor(name, tensor.dtype, tuple(tensor.shape), lambda: tensor)
 
 
-def write_safetensors_files(folder: Path, tensors: Iterable[Piece], shard_bytes: int) -> None:
+def write_safetensors_files(folder: Path, tensors: Iterable[LazyTensor], shard_bytes: int) -> None:
     """Write tensors to one safetensors file, or to shards and their index as transformers reads them. A tensor is never
     split."""
     shards = _split_into_shards(list(tensors), shard_bytes)
@@ -75,8 +75,8 @@ def write_safetensors_files(folder: Path, tensors: Iterable[Piece], shard_bytes:
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _split_into_shards(pieces: list[Piece], max_shard_bytes: int) -> list[list[Piece]]:
-    shards: list[list[Piece]] = [[]]
+def _split_into_shards(pieces: list[LazyTensor], max_shard_bytes: int) -> list[list[LazyTensor]]:
+    shards: list[list[LazyTensor]] = [[]]
     size = 0
     for piece in pieces:
         if shards[-1] and size + piece.bytes > max_shard_bytes:
@@ -87,7 +87,7 @@ def _split_into_shards(pieces: list[Piece], max_shard_bytes: int) -> list[list[P
     return shards
 
 
-def _write_safetensors_file(path: Path, pieces: list[Piece]) -> None:
+def _write_safetensors_file(path: Path, pieces: list[LazyTensor]) -> None:
     pieces = sorted(pieces, key=lambda p: p.bytes % ALIGN != 0)  # stable: odd sizes last
     header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
     at = 0
@@ -106,7 +106,7 @@ def _write_safetensors_file(path: Path, pieces: list[Piece]) -> None:
             file.write(_bytes(piece))
 
 
-def _bytes(piece: Piece) -> memoryview:
+def _bytes(piece: LazyTensor) -> memoryview:
     tensor = piece.make().detach().cpu().contiguous()
     actual = (tensor.dtype, tuple(tensor.shape))
     assert actual == (piece.dtype, piece.shape), f"{piece.name} is {actual}, not {piece.dtype} {piece.shape}"

@@ -69,12 +69,12 @@ def _work_of(kind: str, tokenizers: dict[str, Any]) -> Callable[[dict[str, Any],
 
 
 def _answer_or_error(
-    work: Callable[[dict[str, Any], bytes], Answer], arguments: dict[str, Any], attached: bytes, memory: int
+    compute: Callable[[dict[str, Any], bytes], Answer], arguments: dict[str, Any], attachment: bytes, memory_bytes: int
 ) -> Answer:
     try:
-        return work(arguments, attached)
+        return compute(arguments, attachment)
     except MemoryError:
-        return {"error": f"it takes more than {memory >> 20} MiB of memory", "type": "MemoryError"}, b""
+        return {"error": f"it takes more than {memory_bytes >> 20} MiB of memory", "type": "MemoryError"}, b""
     except RecursionError:
         return {"error": "it calls itself without end", "type": "RecursionError"}, b""
     except BaseException as error:  # a panic of the tokenizers library is no Exception
@@ -135,7 +135,7 @@ def _limit_time(seconds: float) -> None:
         signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
-def _limit_memory(spare: int | None) -> None:
+def _limit_memory(spare_bytes: int | None) -> None:
     """Let the process take so many bytes beyond what it has; None: any number."""
     with contextlib.suppress(ImportError, OSError, ValueError, IndexError):  # a system that counts otherwise
         import resource
@@ -143,7 +143,7 @@ def _limit_memory(spare: int | None) -> None:
         with open("/proc/self/statm") as pages:
             data_bytes = int(pages.read().split()[5]) * resource.getpagesize()
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-        resource.setrlimit(resource.RLIMIT_DATA, (hard if spare is None else data_bytes + spare, hard))
+        resource.setrlimit(resource.RLIMIT_DATA, (hard if spare_bytes is None else data_bytes + spare_bytes, hard))
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ class TextProcess:
         with self._lock:
             return self._exchange(f"{head}\n{text}\n".encode() + attached, seconds, memory)
 
-    def _exchange(self, message: bytes, seconds: float, memory: int) -> tuple[dict[str, Any], bytes]:
+    def _exchange(self, message: bytes, seconds: float, memory_bytes: int) -> tuple[dict[str, Any], bytes]:
         if self._process and self._process.poll() is not None:  # ended by somebody else since the last text
             self._end()
         process = self._process or self._start_child()
@@ -57,10 +57,10 @@ class TextProcess:
             with suppress(BrokenPipeError):
                 process.stdin.write(message)
                 process.stdin.flush()
-            answer = process.stdout.readline(memory)
-            fields = json.loads(answer) if answer.endswith(b"\n") else {"attached": memory + 1}
+            answer = process.stdout.readline(memory_bytes)
+            fields = json.loads(answer) if answer.endswith(b"\n") else {"attached": memory_bytes + 1}
             size = fields.pop("attached")
-            body = process.stdout.read(size) if size <= memory else None
+            body = process.stdout.read(size) if size <= memory_bytes else None
         except BaseException:  # Ctrl-C: the answer would be taken for the next one
             self._end()
             raise

@@ -17,7 +17,7 @@ from .config_classes import is_known_tokenizer_class
 from .limited_tokenizer import LimitedTokenizer, invalid_tokenizer
 from .source_files import root_of
 from .tokenizer_checks import TEMPLATES, refuse_unbounded_tokenizer_json, refuse_unknown_added_token_fields
-from .tokenizer_pieces import check_tiktoken, refuse_unbounded_sentencepiece, refuse_unbounded_tekken
+from .tokenizer_pieces import refuse_unbounded_sentencepiece, refuse_unbounded_tekken, refuse_unbounded_tiktoken
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,7 +61,7 @@ def _tokenizer_files_with_checks(folder: Path) -> Iterator[tuple[Path, Callable[
         elif "tekken" in name and path.suffix == ".json":
             yield path, lambda file: refuse_unbounded_tekken(read_json(file, TOKENIZER))
         elif "tiktoken" in name:
-            yield path, lambda file: check_tiktoken(read_regular_file(file, TOKENIZER))
+            yield path, lambda file: refuse_unbounded_tiktoken(read_regular_file(file, TOKENIZER))
         elif ".model" in name.removeprefix("model") or path.suffix == ".spm":
             yield path, lambda file: refuse_unbounded_sentencepiece(read_regular_file(file, TOKENIZER))
 
@@ -120,8 +120,8 @@ def _with_panics_as_diagnostics(tokenizer: Any, label: str) -> Any:
     return tokenizer
 
 
-def _plain(kind: "type[PreTrainedTokenizerBase]", state: dict[str, Any]) -> Any:
-    tokenizer = kind.__new__(kind)
+def _plain(tokenizer_class: "type[PreTrainedTokenizerBase]", state: dict[str, Any]) -> Any:
+    tokenizer = tokenizer_class.__new__(tokenizer_class)
     tokenizer.__dict__.update(state)
     return tokenizer
 

@@ -84,40 +84,40 @@ def _max_characters_per_character(row: Sequence[Mapping[str, Any]]) -> int:
     """Characters that steps make of one at most: each multiplies what one before it may have put there."""
     factors: list[int] = []
     for step in row:
-        above = [many for many, before in zip(factors, row, strict=False) if _meets(step, before)]
-        factors.append(min(_factor(step) * max(above, default=1), _MAX_GROWTH + 1))
+        above = [many for many, before in zip(factors, row, strict=False) if _matches_output_of(step, before)]
+        factors.append(min(_growth_factor(step) * max(above, default=1), _MAX_GROWTH + 1))
     return max(factors, default=1)
 
 
-def _factor(step: Mapping[str, Any]) -> int:
-    kind = step.get("type")
+def _growth_factor(component: Mapping[str, Any]) -> int:
+    kind = component.get("type")
     if kind == "Replace":
-        text, content = _text(step), len(step["content"])
+        text, content = _text(component), len(component["content"])
         return max(1, -(-content // len(text))) if text else content + 1  # an expression may meet nothing
     return {"Precompiled": _FORMS_GROWTH, "ByteLevel": _BYTES_GROWTH, "Metaspace": 2}.get(str(kind), 1)
 
 
-def _meets(step: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+def _matches_output_of(component: Mapping[str, Any], previous: Mapping[str, Any]) -> bool:
     """Whether a step may act on what one before it wrote."""
-    text = _text(step)
-    return not text or before.get("type") != "Replace" or bool(set(text) & set(before["content"]))
+    text = _text(component)
+    return not text or previous.get("type") != "Replace" or bool(set(text) & set(previous["content"]))
 
 
-def _text(step: Mapping[str, Any]) -> str:
+def _text(component: Mapping[str, Any]) -> str:
     """Text that a step replaces, "" where it is no fixed text."""
-    pattern = step.get("pattern")
-    return str(pattern.get("String") or "") if step.get("type") == "Replace" and isinstance(pattern, dict) else ""
+    pattern = component.get("pattern")
+    return str(pattern.get("String") or "") if component.get("type") == "Replace" and isinstance(pattern, dict) else ""
 
 
-def _refuse_unbounded_step(step: Mapping[str, Any]) -> None:
+def _refuse_unbounded_step(component: Mapping[str, Any]) -> None:
     for name in ("content", "prepend", "replacement", "prefix", "suffix"):
-        _require_max(len(step.get(name) or ""), _MAX_TEXT, f"the length of a `{name}`")
+        _require_max(len(component.get(name) or ""), _MAX_TEXT, f"the length of a `{name}`")
     for name in ("start", "stop"):
-        _require_max(step.get(name) or 0, _MAX_CUT, f"`{name}`")
-    if step.get("type") == "FixedLength" and not step["length"] > 0:
+        _require_max(component.get(name) or 0, _MAX_CUT, f"`{name}`")
+    if component.get("type") == "FixedLength" and not component["length"] > 0:
         raise Unbounded("it cuts texts into pieces of nothing")
-    if step.get("type") == "Precompiled" and step.get("precompiled_charsmap"):
-        check_forms(base64.b64decode(step["precompiled_charsmap"]))
+    if component.get("type") == "Precompiled" and component.get("precompiled_charsmap"):
+        check_forms(base64.b64decode(component["precompiled_charsmap"]))
 
 
 def check_forms(table: bytes) -> None:
@@ -128,18 +128,18 @@ def check_forms(table: bytes) -> None:
     _require_max(max(map(len, table[4 + length :].split(b"\0"))), _MAX_FORM, "the longest form in its table, in bytes,")
 
 
-def _refuse_long_template(step: Mapping[str, Any]) -> None:
+def _refuse_long_template(processor: Mapping[str, Any]) -> None:
     for name in ("single", "pair"):
-        _require_max(len(step.get(name) or ()), _MAX_PIECES, f"the number of pieces of its `{name}` template")
-    special = step.get("special_tokens") or {}
+        _require_max(len(processor.get(name) or ()), _MAX_PIECES, f"the number of pieces of its `{name}` template")
+    special = processor.get("special_tokens") or {}
     for token in special.values() if isinstance(special, dict) else special:
         if isinstance(token, dict):
             _require_max(len(token["ids"]), _MAX_SPECIAL, "the number of tokens that one stands for")
 
 
-def _repeats(step: Mapping[str, Any]) -> int:
+def _repeats(processor: Mapping[str, Any]) -> int:
     """Number of times that a template repeats a text."""
-    pieces = [piece for name in ("single", "pair") for piece in step.get(name) or ()]
+    pieces = [piece for name in ("single", "pair") for piece in processor.get(name) or ()]
     return max(1, sum("Sequence" in piece for piece in pieces))
 
 

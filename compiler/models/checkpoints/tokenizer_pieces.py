@@ -30,8 +30,8 @@ def refuse_unbounded_sentencepiece(data: bytes) -> None:
     _check_lengths(pieces)
 
 
-def check_tiktoken(data: bytes) -> None:
-    """Of lines with a piece in base64 and its rank. Raises Unbounded, or ValueError of another form."""
+def refuse_unbounded_tiktoken(data: bytes) -> None:
+    """Check lines with a piece in base64 and its rank. Raises Unbounded, or ValueError of another form."""
     _check_lengths([_length(line.split()) for line in data.splitlines() if line])
 
 

@@ -22,7 +22,7 @@ def rows_at_once() -> int:
     return min(MAX_ROWS, BatchLimit.fewer or MAX_ROWS)
 
 
-def parts_of(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def micro_batches(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Rows that are learned from together, in as many parts as a device has room for: one, as long as it has."""
     return rows.split(BatchLimit.fewer or len(rows))
 

@@ -150,9 +150,9 @@ def non_padding_mask(rows: Tensor, pad_id: int | None) -> Tensor:
     return behind
 
 
-def _mask(rows: Tensor, fill: int | None) -> dict[str, Tensor]:
+def _mask(rows: Tensor, pad_id: int | None) -> dict[str, Tensor]:
     """A mask where rows are filled up; whole rows go without one."""
-    attended = non_padding_mask(rows, fill)
+    attended = non_padding_mask(rows, pad_id)
     return {} if bool(attended.all()) else {"attention_mask": attended.long()}
 
 

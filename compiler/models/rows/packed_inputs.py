@@ -30,7 +30,7 @@ EXACT = 1 << 24  # integers below it are what they were after float32
 
 
 @dataclass(frozen=True)
-class Part:
+class PackedInput:
     """An input of a stated size: its shape in a row, and whether its numbers are whole."""
 
     name: str
@@ -91,17 +91,19 @@ def is_start(model: Any) -> bool:
     return any(getattr(config, name, None) is not None for name in ("decoder_start_token_id", "bos_token_id"))
 
 
-def packed_input_parts(model: nn.Module) -> tuple[Part, ...]:
+def packed_input_parts(model: nn.Module) -> tuple[PackedInput, ...]:
     """Inputs at the start of a packed row; empty for models with one input."""
     if is_speech_encoder_decoder(model):
-        return (Part(pretrained(model).main_input_name, sound_shape(model), torch.float32),)
+        return (PackedInput(pretrained(model).main_input_name, sound_shape(model), torch.float32),)
     if has_image_and_text_towers(model):
-        return (Part("pixel_values", image_shape(model.config), torch.float32),)
+        return (PackedInput("pixel_values", image_shape(model.config), torch.float32),)
     dummies = None if is_pretrained(model) else getattr(model, "dummy_inputs", None)
     if not isinstance(dummies, Mapping):
         return ()
     inputs = [
-        Part(name, tuple(x.shape[1:]), x.dtype) for name, x in dummies.items() if isinstance(x, Tensor) and x.dim()
+        PackedInput(name, tuple(x.shape[1:]), x.dtype)
+        for name, x in dummies.items()
+        if isinstance(x, Tensor) and x.dim()
     ]
     return tuple(inputs) if len(inputs) > 1 else ()
 
@@ -134,7 +136,7 @@ def packed(inputs: Mapping[str, Tensor], order: tuple[str, ...]) -> Tensor:
     return torch.cat([inputs[name].reshape(len(inputs[name]), -1).float() for name in order], dim=1)
 
 
-def _refuse_rows_of_other_layout(model: nn.Module, layout: tuple[Part, ...], rows: Tensor) -> None:
+def _refuse_rows_of_other_layout(model: nn.Module, layout: tuple[PackedInput, ...], rows: Tensor) -> None:
     size, has_tokens = sum(part.size for part in layout), bool(tokens_of(model))
     fits = (
         rows.is_floating_point() and rows.dim() == 2 and (rows.shape[1] > size if has_tokens else rows.shape[1] == size)

@@ -72,39 +72,42 @@ class Prompts:
             stop = torch.minimum(start + self.mask.to(rows.device), stop)
         return start, torch.maximum(start, stop)
 
-    def first_and_last_prompt_cells(self, hidden: Tensor, first: int, last: int) -> tuple[Cells, Cells] | None:
-        """The first and the last so many positions of the prompts of [b, t, d]; None where none is being read.
+    def first_and_last_prompt_cells(self, hidden: Tensor, n_first: int, n_last: int) -> tuple[Cells, Cells] | None:
+        """The `n_first` first and `n_last` last positions of the prompts of [b, t, d]; None where none is being read.
 
         Layers that run without their model, as a search does it, are given whole rows.
         """
         b, t = hidden.shape[:2]
         if self.shape != (b, t):
             return _cells_at_both_ends(
-                torch.zeros(b, dtype=torch.int64), torch.full((b,), t), first, last, t, hidden.device
+                torch.zeros(b, dtype=torch.int64), torch.full((b,), t), n_first, n_last, t, hidden.device
             )
         if self.extent is None:
             return None
-        if (first, last) not in self._cache:
-            self._cache[first, last] = _cells_at_both_ends(*self.extent, first, last, t, hidden.device)
-        return self._cache[first, last]
+        if (n_first, n_last) not in self._cache:
+            self._cache[n_first, n_last] = _cells_at_both_ends(*self.extent, n_first, n_last, t, hidden.device)
+        return self._cache[n_first, n_last]
 
 
-def edited_counts_at_both_ends(length: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
+def edited_counts_at_both_ends(length: Tensor, n_first: int, n_last: int) -> tuple[Tensor, Tensor]:
     """Number of edited positions at the start and at the end of prompts of these lengths [b], without overlap.
 
     A prompt shorter than both together is halved, the middle one of an odd number behind. Source: LoReFT (Wu et al.
     2024, arXiv 2404.03592), appendix C; where only one side is asked for, it gets all there is: own.
     """
-    if not first or not last:
-        return length.clamp(max=first), length.clamp(max=last)
-    short, half = length < first + last, length // 2
-    return (torch.where(short, half.clamp(max=first), first), torch.where(short, (length - half).clamp(max=last), last))
+    if not n_first or not n_last:
+        return length.clamp(max=n_first), length.clamp(max=n_last)
+    short, half = length < n_first + n_last, length // 2
+    return (
+        torch.where(short, half.clamp(max=n_first), n_first),
+        torch.where(short, (length - half).clamp(max=n_last), n_last),
+    )
 
 
 def _cells_at_both_ends(
-    start: Tensor, stop: Tensor, first: int, last: int, row_length: int, device: torch.device
+    start: Tensor, stop: Tensor, n_first: int, n_last: int, row_length: int, device: torch.device
 ) -> tuple[Cells, Cells]:
-    front, behind = edited_counts_at_both_ends(stop - start, first, last)
+    front, behind = edited_counts_at_both_ends(stop - start, n_first, n_last)
     positions = torch.arange(row_length, device=start.device)  # [t]
     start, stop = start[:, None], stop[:, None]
     prefix = (positions >= start) & (positions < start + front[:, None])  # [b, t]
@@ -172,9 +175,9 @@ def _door(model: nn.Module) -> nn.Module:
     return model.base_model if is_pretrained(model) else model
 
 
-def _names(kind: type[nn.Module]) -> tuple[str, ...]:
+def _names(module_class: type[nn.Module]) -> tuple[str, ...]:
     """Names of what a forward takes, without `self`."""
-    return tuple(inspect.signature(inspect.unwrap(kind.forward)).parameters)[1:]
+    return tuple(inspect.signature(inspect.unwrap(module_class.forward)).parameters)[1:]
 
 
 @contextmanager

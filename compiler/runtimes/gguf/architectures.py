@@ -83,6 +83,8 @@ KINDS = {
 }
 
 
-def pattern(kind: Architecture, layers: int) -> tuple[bool, ...]:
+def pattern(architecture: Architecture, layers: int) -> tuple[bool, ...]:
     """Default pattern of layers with a window, where a file does not state one."""
-    return tuple(bool(kind.period) and number % kind.period < kind.period - 1 for number in range(layers))
+    return tuple(
+        bool(architecture.period) and number % architecture.period < architecture.period - 1 for number in range(layers)
+    )

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from ...models.checkpoints.generation_config import read_generation_config
 from ..decoder import BatchedRun
 from ..model import DecoderModel
-from .facts import FACTORS, Facts, read_facts, read_weights
+from .facts import FACTORS, GgufFacts, read_facts, read_weights
 from .llama_clock import LlamaClock
 from .reading import read_gguf
 
@@ -20,7 +20,7 @@ _SEQUENCES = 64
 class Engine(BatchedRun):
     """Keys and values of a sequence are [kv heads, t, d], layer by layer."""
 
-    def __init__(self, facts: Facts, weights: dict[str, Tensor]):
+    def __init__(self, facts: GgufFacts, weights: dict[str, Tensor]):
         super().__init__(_SEQUENCES, facts.context, facts.vocabulary)
         self.facts, self.kind, self.weights = facts, facts.kind, weights
         self._snapshots: dict[int, list[tuple[Tensor, Tensor] | None]] = {}
@@ -42,9 +42,9 @@ class Engine(BatchedRun):
         self._lengths[sequence] = min(length, self._lengths[sequence])
 
     @torch.no_grad()
-    def extend(self, numbers: list[int], ids: Tensor) -> Tensor:
+    def extend(self, sequences: list[int], ids: Tensor) -> Tensor:
         head = "output" if "output.weight" in self.weights else "token_embd"
-        states = [self._hidden_states(number, row) for number, row in zip(numbers, ids, strict=True)]
+        states = [self._hidden_states(sequence, row) for sequence, row in zip(sequences, ids, strict=True)]
         logits = self._linear(self._norm_if_present(torch.stack(states), "output_norm"), head)
         scale, cap = self.facts.scales[3], self.facts.caps[1]
         if scale:

@@ -15,7 +15,7 @@ FACTORS = "rope_freqs.weight"  # of frequencies; no parameters
 
 
 @dataclass(frozen=True)
-class Facts:
+class GgufFacts:
     """Numbers of the file's head; per layer where it says so.
 
     n_rotated  numbers of a head that rotate
@@ -49,18 +49,18 @@ class Facts:
         return KINDS[self.architecture]
 
 
-def read_facts(stored: GgufFile) -> Facts:
+def read_facts(file: GgufFile) -> GgufFacts:
     """Raises Reject (refused-gguf) where a key is missing, or of another kind."""
-    known: Mapping[str, Any] = stored.facts
+    known: Mapping[str, Any] = file.facts
     name = known.get("general.architecture")
     if not isinstance(name, str) or name not in KINDS:
-        raise unsupported(stored, f"has the architecture `{str(name)[:40]}`, of which effc knows {', '.join(KINDS)}")
+        raise unsupported(file, f"has the architecture `{str(name)[:40]}`, of which effc knows {', '.join(KINDS)}")
     kind = KINDS[name]
 
     def number(key: str, kind: type[int | float] = int, default: Any = None) -> Any:
         value = known.get(f"{name}.{key}", default)
         if type(value) is not kind or not 0 < value < 1 << 31:
-            raise unsupported(stored, f"does not state `{key}`")
+            raise unsupported(file, f"does not state `{key}`")
         return value
 
     def perhaps(key: str) -> float:
@@ -72,17 +72,17 @@ def read_facts(stored: GgufFile) -> Facts:
         value = known.get(f"{name}.{key}")
         values = value if isinstance(value, list) else [value] * min(count, 4096)
         if len(values) != count or not all(type(v) is int and 0 <= v < 1 << 24 for v in values):
-            raise unsupported(stored, f"does not state `{key}` of its {count} layers")
+            raise unsupported(file, f"does not state `{key}` of its {count} layers")
         return tuple(values)
 
     dim, base = number("attention.key_length"), number("rope.freq_base", float)
     rope_dims, stretched = number("rope.dimension_count", default=dim), known.get(f"{name}.rope.scaling.type", "none")
     if rope_dims > dim or rope_dims % 2 or stretched not in ("none", "linear"):
         raise unsupported(
-            stored, f"rotates {rope_dims} of the {dim} numbers of a head, or stretches positions as effc does not"
+            file, f"rotates {rope_dims} of the {dim} numbers of a head, or stretches positions as effc does not"
         )
-    window, windows = _read_window_layers(stored, name, kind, len(each("attention.head_count")))
-    return Facts(
+    window, windows = _read_window_layers(file, name, kind, len(each("attention.head_count")))
+    return GgufFacts(
         name,
         each("attention.head_count"),
         each("attention.head_count_kv"),
@@ -102,32 +102,34 @@ def read_facts(stored: GgufFile) -> Facts:
     )
 
 
-def _read_window_layers(stored: GgufFile, name: str, kind: Architecture, count: int) -> tuple[int, tuple[bool, ...]]:
+def _read_window_layers(
+    file: GgufFile, name: str, architecture: Architecture, count: int
+) -> tuple[int, tuple[bool, ...]]:
     """Number of tokens of a window, and the layers that have one."""
-    window = stored.facts.get(f"{name}.attention.sliding_window", 0)
-    pattern_stored = stored.facts.get(f"{name}.attention.sliding_window_pattern")
+    window = file.facts.get(f"{name}.attention.sliding_window", 0)
+    pattern_stored = file.facts.get(f"{name}.attention.sliding_window_pattern")
     if (
         type(window) is not int
         or not 0 <= window < 1 << 31
         or (pattern_stored is not None and not isinstance(pattern_stored, list))
     ):
-        raise unsupported(stored, "has windows that are no numbers")
-    if not kind.period or not window:
+        raise unsupported(file, "has windows that are no numbers")
+    if not architecture.period or not window:
         return 0, (False,) * count
-    windows = pattern(kind, count) if pattern_stored is None else tuple(pattern_stored)
+    windows = pattern(architecture, count) if pattern_stored is None else tuple(pattern_stored)
     if len(windows) != count or not all(type(flag) is bool for flag in windows):
-        raise unsupported(stored, f"does not state the windows of its {count} layers")
+        raise unsupported(file, f"does not state the windows of its {count} layers")
     return window, windows
 
 
-def read_weights(stored: GgufFile, facts: Facts) -> dict[str, Tensor]:
+def read_weights(file: GgufFile, facts: GgufFacts) -> dict[str, Tensor]:
     """Read every tensor by name and check that it has the shape that the header says. Raises Reject (refused-gguf)."""
-    tensors = {name: stored.read_tensor(name) for name in stored.entries}
+    tensors = {name: file.read_tensor(name) for name in file.entries}
     hidden = tensors["token_embd.weight"].shape[-1] if "token_embd.weight" in tensors else 0
     needed, allowed = _required_and_optional_shapes(facts, hidden)
     for i, (heads, kv, width) in enumerate(zip(facts.heads, facts.kv_heads, facts.widths, strict=True)):
         if heads and (not kv or heads % kv):
-            raise unsupported(stored, f"has {heads} heads over {kv} in layer {i}")
+            raise unsupported(file, f"has {heads} heads over {kv} in layer {i}")
         is_parallel = facts.kind.parallel == "always" or (
             facts.kind.parallel == "some" and f"blk.{i}.ffn_norm.weight" not in tensors
         )
@@ -139,15 +141,15 @@ def read_weights(stored: GgufFile, facts: Facts) -> dict[str, Tensor]:
                 allowed[f"blk.{i}.{name_part}.bias"] = shape[:1]
     for name, shape in needed.items():
         if name not in tensors or tuple(tensors[name].shape) != shape:
-            raise unsupported(stored, f"has no `{name}` of the shape {' x '.join(map(str, shape))}")
+            raise unsupported(file, f"has no `{name}` of the shape {' x '.join(map(str, shape))}")
     for name in tensors.keys() - needed.keys():
         if name not in allowed or tuple(tensors[name].shape) != allowed[name]:
-            raise unsupported(stored, f"has `{name[:80]}`, which `{facts.architecture}` has not, or not of that shape")
+            raise unsupported(file, f"has `{name[:80]}`, which `{facts.architecture}` has not, or not of that shape")
     return tensors
 
 
 def _required_and_optional_shapes(
-    facts: Facts, hidden: int
+    facts: GgufFacts, hidden: int
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
     """Shapes outside the layers: of what must be there, and of what may."""
     table, row = (facts.vocabulary, hidden), (hidden,)
@@ -163,7 +165,7 @@ def _required_and_optional_shapes(
 
 
 def _layer_shapes(
-    facts: Facts, hidden: int, q_width: int, kv_width: int, width: int, is_parallel: bool
+    facts: GgufFacts, hidden: int, q_width: int, kv_width: int, width: int, is_parallel: bool
 ) -> dict[str, tuple[int, ...]]:
     """Shapes of a layer's weights. `is_parallel`: both branches read what one norm gives."""
     kind, row = facts.kind, (hidden,)
@@ -186,5 +188,5 @@ def _layer_shapes(
     return shapes | ({"ffn_gate": (width, hidden)} if kind.gate == "beside" else {})
 
 
-def unsupported(stored: GgufFile, problem: str) -> Reject:
-    return Reject(rejected_gguf(f"{stored.path} {problem}", help="compile it again with this effc"))
+def unsupported(file: GgufFile, problem: str) -> Reject:
+    return Reject(rejected_gguf(f"{file.path} {problem}", help="compile it again with this effc"))

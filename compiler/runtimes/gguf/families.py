@@ -183,8 +183,8 @@ def refuse_config(config: Any) -> None:
         ).rejection()
 
 
-def _positions(kind: Architecture) -> tuple[str, ...]:
-    return ("default", "linear", *(("llama3",) if kind.factors else ()))
+def _positions(architecture: Architecture) -> tuple[str, ...]:
+    return ("default", "linear", *(("llama3",) if architecture.factors else ()))
 
 
 def rope_of(config: Any) -> dict[str, Any]:

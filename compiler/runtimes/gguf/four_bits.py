@@ -19,22 +19,22 @@ def makes_codes(step: Pass) -> bool:
     return isinstance(step, Quantizer) and step.bits <= BITS and step.group % BLOCK == 0
 
 
-def no_codes(kind: str) -> Diagnostic:
+def no_codes(type_name: str) -> Diagnostic:
     return incompatible_type(
-        f"no matrix is on a grid of four bits in groups of {BLOCK}, and `{kind}` rounds none",
+        f"no matrix is on a grid of four bits in groups of {BLOCK}, and `{type_name}` rounds none",
         help=f"quantise first: `quantize.gptq(bits: {BITS}, group: {BLOCK}, zero: middle, data: ...)`",
     )
 
 
-def exact_block_codes(weight: Tensor, name: str, kind: str) -> Codes | None:
+def exact_block_codes(weight: Tensor, name: str, type_name: str) -> Codes | None:
     """The codes of a matrix [n, k] that is on such a grid; None of one that is on none.
 
-    Raises Reject (unfit-type) where the grid is one that `kind` has not.
+    Raises Reject (unfit-type) where the grid is one that `type_name` has not.
     """
     grid_codes = codes_if_on_grid(weight, BLOCK) if weight.shape[1] % BLOCK == 0 else None
     if grid_codes is None:
         return None
-    if kind == "q4_0" and (grid_codes.zero != _MIDDLE).any():
+    if type_name == "q4_0" and (grid_codes.zero != _MIDDLE).any():
         raise incompatible_type(
             f"{name} has blocks whose 0 is not the middle code, and q4_0 has no others",
             help="write `type: q4_1`, or quantise with `zero: middle`",
@@ -44,7 +44,7 @@ def exact_block_codes(weight: Tensor, name: str, kind: str) -> Codes | None:
     return grid_codes
 
 
-def pack_blocks(codes: Codes, kind: str) -> Tensor:
+def pack_blocks(codes: Codes, type_name: str) -> Tensor:
     """Bytes of a matrix, [n, k / 32 * bytes of a block] uint8.
 
     A block is its scale, with q4_1 what code 0 stands for, and 16 bytes: code i below and code i + 16 above.
@@ -54,7 +54,7 @@ def pack_blocks(codes: Codes, kind: str) -> Tensor:
     n = len(codes.code)
     both = codes.code.view(n, -1, 2, BLOCK // 2)  # [n, blocks, halves, 16]
     parts = [_half(codes.scale)]
-    if kind == "q4_1":
+    if type_name == "q4_1":
         parts.append(_half(-codes.scale * codes.zero))
     return torch.cat([*parts, both[:, :, 0] | both[:, :, 1] << 4], 2).flatten(1)
 

@@ -41,7 +41,7 @@ class LlamaQuantizer:
     def __init__(self, process: "subprocess.Popen[bytes]"):
         self.process = process
 
-    def quantize(self, name: str, matrix: np.ndarray, kind: str, importance: np.ndarray | None) -> np.ndarray:
+    def quantize(self, name: str, matrix: np.ndarray, type_name: str, importance: np.ndarray | None) -> np.ndarray:
         """Bytes of a matrix in a type of GGUF, the same for any number of threads.
 
         matrix      [n, k] float32
@@ -52,7 +52,7 @@ class LlamaQuantizer:
         if not np.isfinite(matrix).all():  # which llama.cpp rounds without a word
             raise incompatible_type(f"{name} has numbers that are infinite or none", help=_REMEDY).rejection()
         rows, row = matrix.shape
-        request = {"type": TYPES[kind].number, "rows": rows, "row": row, "weighted": importance is not None}
+        request = {"type": TYPES[type_name].number, "rows": rows, "row": row, "weighted": importance is not None}
         parts = [matrix, *([] if importance is None else [importance])]
         try:
             raw = self._send(json.dumps(request).encode() + b"\n", [np.ascontiguousarray(p, np.float32) for p in parts])
@@ -67,10 +67,10 @@ class LlamaQuantizer:
                     help="close other programs, or compile with fewer threads",
                 ).rejection()
             raise incompatible_type(
-                f"llama.cpp's quantiser ended with status {status} over {name} in `{kind}`", help=_REMEDY
+                f"llama.cpp's quantiser ended with status {status} over {name} in `{type_name}`", help=_REMEDY
             ).rejection()
         if not raw:
-            raise incompatible_type(f"{name} has numbers that `{kind}` has no codes for", help=_REMEDY).rejection()
+            raise incompatible_type(f"{name} has numbers that `{type_name}` has no codes for", help=_REMEDY).rejection()
         return np.frombuffer(raw, np.uint8).reshape(rows, -1)
 
     def _send(self, head: bytes, parts: list[np.ndarray]) -> bytes | None:

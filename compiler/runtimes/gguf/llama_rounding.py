@@ -31,26 +31,26 @@ class RoundedMatrices:
     errors: dict[str, float] = field(default_factory=dict)
 
     def round(
-        self, name: str, matrix: np.ndarray, kind: str, importance: np.ndarray | None, quantizer: LlamaQuantizer
+        self, name: str, matrix: np.ndarray, type_name: str, importance: np.ndarray | None, quantizer: LlamaQuantizer
     ) -> np.ndarray:
         """Bytes of a matrix [n, k], [n, bytes of a row]. Raises Reject (unfit-type) where nothing of it is left."""
         import gguf
 
-        if importance is None and kind in NEED_IMPORTANCE:  # no token reaches it
+        if importance is None and type_name in NEED_IMPORTANCE:  # no token reaches it
             importance = np.ones(matrix.shape[1], np.float32)
-        number_type = getattr(gguf.GGMLQuantizationType, kind.upper())
-        if kind == "f16":
+        number_type = getattr(gguf.GGMLQuantizationType, type_name.upper())
+        if type_name == "f16":
             refuse_beyond_float16(name, matrix)
             raw = gguf.quants.quantize(matrix, number_type)
         else:
-            raw = quantizer.quantize(name, matrix, kind, importance)
+            raw = quantizer.quantize(name, matrix, type_name, importance)
         error = relative_error(matrix, gguf.quants.dequantize(raw, number_type), importance)
         if not error < 1:
             raise incompatible_type(
-                f"{name} in `{kind}` is off by {error:.0%} of its root mean square, so that nothing of it is left",
+                f"{name} in `{type_name}` is off by {error:.0%} of its root mean square, so that nothing of it is left",
                 help="write a type of more bits",
             ).rejection()
-        self.counts[kind] += 1
+        self.counts[type_name] += 1
         self.errors[name] = error
         return raw
 
@@ -67,9 +67,9 @@ class RoundedMatrices:
 
 
 def add_rounded_tensors(
-    writer: Any, tensors: Iterable[tuple[str, Tensor]], count: int, kind: str, tied: bool, importance: Importance
+    writer: Any, tensors: Iterable[tuple[str, Tensor]], count: int, file_type: str, tied: bool, importance: Importance
 ) -> RoundedMatrices:
-    """Add every tensor, vectors in float32 and matrices in llama.cpp's type for each in a file of `kind`.
+    """Add every tensor, vectors in float32 and matrices in llama.cpp's type for each in a file of `file_type`.
 
     count       of tensors, about
     tied        the head is the table of tokens
@@ -78,14 +78,14 @@ def add_rounded_tensors(
     """
     import gguf
 
-    rounded = RoundedMatrices(kind)
+    rounded = RoundedMatrices(file_type)
     with llama_quantizer() as quantizer:
         for name, tensor in follow(tensors, "quantising", count):
             array = tensor.detach().float().contiguous().cpu().numpy()
             if array.ndim == 1:
                 writer.add_tensor(name, array)
             else:
-                matrix_type = type_of_matrix(kind, array.shape[1], role_of(name, tied))
+                matrix_type = type_of_matrix(file_type, array.shape[1], role_of(name, tied))
                 raw = rounded.round(name, array, matrix_type, importance.get(name), quantizer)
                 writer.add_tensor(name, raw, raw_dtype=getattr(gguf.GGMLQuantizationType, matrix_type.upper()))
     return rounded

@@ -65,24 +65,24 @@ _FALLBACKS = {kind: "iq4_nl" for kind in TYPES if kind.startswith("iq")} | {
 }
 
 
-def type_of_matrix(kind: str, row: int, role: Role) -> str:
-    """llama.cpp's type of a matrix in a file of one of `FILE_TYPES`.
+def type_of_matrix(file_type: str, row_length: int, role: Role) -> str:
+    """llama.cpp's type of a matrix in a file of `file_type`, one of `FILE_TYPES`.
 
-    row     numbers of a row of the matrix
-    role    "head" makes the logits, a tied table of tokens too; "table" is an untied one
+    row_length     numbers of a row of the matrix
+    role         "head" makes the logits, a tied table of tokens too; "table" is an untied one
 
     Layers have the file's type, as under `llama-quantize --pure`; the head has more bits, and tables of tokens not
     fewer than two. A row that no blocks of 256 fill takes a type in blocks of 32, one that these don't fill float16.
     Source: `llama_tensor_get_type_impl` and `tensor_type_fallback` of llama.cpp, src/llama-quant.cpp. Its further
     rules, by layer and branch, are those of its mixtures (`Q4_K_M`), which are not written.
     """
-    chosen = kind
+    chosen = file_type
     if role == "head":
-        chosen = "q5_k" if kind in NEED_IMPORTANCE else "q6_k"
-        if row % TYPES[chosen].block:
+        chosen = "q5_k" if file_type in NEED_IMPORTANCE else "q6_k"
+        if row_length % TYPES[chosen].block:
             chosen = "q8_0"
     elif role == "table":
-        chosen = _TABLES.get(kind, kind)
-    if row % TYPES[chosen].block:
+        chosen = _TABLES.get(file_type, file_type)
+    if row_length % TYPES[chosen].block:
         chosen = _FALLBACKS.get(chosen, "f16")
-    return "f16" if row % TYPES[chosen].block else chosen
+    return "f16" if row_length % TYPES[chosen].block else chosen

@@ -18,7 +18,7 @@ _REMEDY = "compile it again with this effc"
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorInfo:
     """A tensor's place: `shape` as torch has it, the last axis the nearest."""
 
     kind: int
@@ -31,7 +31,7 @@ class Entry:
 class GgufFile:
     path: Path
     facts: dict[str, Any]
-    entries: dict[str, Entry]
+    entries: dict[str, TensorInfo]
 
     def read_tensor(self, name: str) -> torch.Tensor:
         """float32, whatever the file has."""
@@ -77,5 +77,5 @@ def _parse_header(path: Path, reader: Reader) -> GgufFile:
         n_bytes = count // number_type.block * number_type.bytes
         if begin + offset + n_bytes > size:
             raise ValueError(f"`{name}` lies beyond its end")
-        entries[name] = Entry(kind, shape, begin + offset, n_bytes)
+        entries[name] = TensorInfo(kind, shape, begin + offset, n_bytes)
     return GgufFile(path, facts, entries)

@@ -40,6 +40,6 @@ def stored_weights(model: Any, folder: Path) -> Iterator[None]:
             parameter.data = original
 
 
-def _refuse_unlike(stored_matrix: Tensor, original: Tensor, name: str, stored: GgufFile) -> None:
+def _refuse_unlike(stored_matrix: Tensor, original: Tensor, name: str, file: GgufFile) -> None:
     if original.any() and not (stored_matrix - original).norm() < original.norm():
-        raise unsupported(stored, f"holds other numbers as `{name}` than those that it was written of")
+        raise unsupported(file, f"holds other numbers as `{name}` than those that it was written of")

@@ -7,13 +7,13 @@ from typing import Any
 from ....dsl.syntax.render import on_a_line
 from ...core.quantity import count, size
 from .engine import FILE
-from .facts import Facts, read_facts
+from .facts import GgufFacts, read_facts
 from .reading import read_gguf
 
 
 @dataclass(frozen=True)
 class GgufSummary:
-    facts: Facts
+    facts: GgufFacts
     params: int
     bytes: int
 

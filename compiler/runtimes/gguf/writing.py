@@ -19,10 +19,12 @@ FILE = "model.gguf"
 _BLOCK = 32  # weights that share a scale in q8_0
 
 
-def write_gguf(model: Any, folder: Path, kind: str, tokenizer: Any, importance: Importance | None = None) -> list[str]:
+def write_gguf(
+    model: Any, folder: Path, file_type: str, tokenizer: Any, importance: Importance | None = None
+) -> list[str]:
     """`model.gguf`, and sentences that a person should know of it.
 
-    kind   of matrices, one of `TYPES`; vectors are float32. With `q4_0` and `q4_1` matrices that are on no grid of four
+    file_type   of matrices, one of `TYPES`; vectors are float32. With `q4_0` and `q4_1` matrices on no grid of four
            bits are `q8_0`; those of `FILE_TYPES` are rounded by llama.cpp, for the columns' `importance`
     """
     import gguf
@@ -30,18 +32,18 @@ def write_gguf(model: Any, folder: Path, kind: str, tokenizer: Any, importance: 
     shape = gguf_shape(model)
     writer = gguf.GGUFWriter(folder / FILE, shape.architecture)
     writer.add_type(gguf.GGUFType.MODEL)
-    writer.add_file_type(getattr(gguf.LlamaFileType, _FILE_TYPES[kind]))
-    if kind in FILE_TYPES:
+    writer.add_file_type(getattr(gguf.LlamaFileType, _FILE_TYPES[file_type]))
+    if file_type in FILE_TYPES:
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     for key, value in shape_metadata(model, shape).items():
         _add_key(writer, f"{shape.architecture}.{key}", value)
     notes = write_vocabulary(writer, tokenizer, model.config.vocab_size)
-    notes += _add_tensors(writer, model, shape, kind, importance or {})
+    notes += _add_tensors(writer, model, shape, file_type, importance or {})
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return resolve_doubt_with_llama(folder / FILE, tokenizer, notes) + _usage_notes(model.config, shape)
+    return resolve_doubt_with_llama(folder / FILE, tokenizer, notes) + _compatibility_notes(model.config, shape)
 
 
 _FILE_TYPES = {
@@ -51,14 +53,14 @@ _FILE_TYPES = {
 }
 
 
-def _add_tensors(writer: Any, model: Any, shape: GgufShape, kind: str, importance: Importance) -> list[str]:
+def _add_tensors(writer: Any, model: Any, shape: GgufShape, file_type: str, importance: Importance) -> list[str]:
     tensors = gguf_named_tensors(model, shape)
-    if kind in FILE_TYPES:
+    if file_type in FILE_TYPES:
         count, tied = len(model.state_dict()), model.config.tie_word_embeddings
-        return [add_rounded_tensors(writer, tensors, count, kind, tied, importance).note()]
-    exact = [_add_tensor_exactly(writer, name, tensor, kind) for name, tensor in tensors]
-    if kind in four_bits.KINDS and not any(exact):
-        raise Reject(four_bits.no_codes(kind))
+        return [add_rounded_tensors(writer, tensors, count, file_type, tied, importance).note()]
+    exact = [_add_tensor_exactly(writer, name, tensor, file_type) for name, tensor in tensors]
+    if file_type in four_bits.KINDS and not any(exact):
+        raise Reject(four_bits.no_codes(file_type))
     return []
 
 
@@ -73,34 +75,34 @@ def _add_key(writer: Any, key: str, value: Any) -> None:
         writer.add_uint32(key, value)
 
 
-def _add_tensor_exactly(writer: Any, name: str, tensor: torch.Tensor, kind: str) -> bool:
+def _add_tensor_exactly(writer: Any, name: str, tensor: torch.Tensor, file_type: str) -> bool:
     """Write it; whether it kept codes that it had."""
     import gguf
 
-    if kind in four_bits.KINDS:
-        codes = four_bits.exact_block_codes(tensor.detach().cpu(), name, kind) if tensor.ndim == 2 else None
+    if file_type in four_bits.KINDS:
+        codes = four_bits.exact_block_codes(tensor.detach().cpu(), name, file_type) if tensor.ndim == 2 else None
         if codes is not None:
-            raw = four_bits.pack_blocks(codes, kind).numpy()
-            writer.add_tensor(name, raw, raw_dtype=getattr(gguf.GGMLQuantizationType, kind.upper()))
+            raw = four_bits.pack_blocks(codes, file_type).numpy()
+            writer.add_tensor(name, raw, raw_dtype=getattr(gguf.GGMLQuantizationType, file_type.upper()))
             return True
-        kind = "q8_0"
+        file_type = "q8_0"
     array = tensor.detach().float().contiguous().cpu().numpy()
-    if array.ndim == 1 or kind == "f32":
+    if array.ndim == 1 or file_type == "f32":
         writer.add_tensor(name, array)
         return False
-    if kind == "q8_0" and array.shape[-1] % _BLOCK:
+    if file_type == "q8_0" and array.shape[-1] % _BLOCK:
         raise incompatible_type(
             f"{name} has rows of {array.shape[-1]}, and q8_0 takes multiples of {_BLOCK}",
             help="prune with `align: 32`, or write `type: f16`",
         ).rejection()
-    if kind == "f16":
+    if file_type == "f16":
         refuse_beyond_float16(name, array)
-    quantised = getattr(gguf.GGMLQuantizationType, kind.upper())
+    quantised = getattr(gguf.GGMLQuantizationType, file_type.upper())
     writer.add_tensor(name, gguf.quants.quantize(array, quantised), raw_dtype=quantised)
     return False
 
 
-def _usage_notes(config: Any, shape: GgufShape) -> list[str]:
+def _compatibility_notes(config: Any, shape: GgufShape) -> list[str]:
     notes = []
     if shape.architecture == "deci":
         notes.append(

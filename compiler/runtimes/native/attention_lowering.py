@@ -8,11 +8,11 @@ from torch import Tensor, fx
 
 from . import attentions, distances, key_score_bias
 from .plan_builder import PlanBuilder
-from .rule import Call
+from .rule import NodeCall
 from .values import CachedRows, KeyScoreBias, Positional, Rows, SourceTokens
 
 
-def lower_cache_update(builder: PlanBuilder, call: Call) -> tuple[CachedRows, CachedRows]:
+def lower_cache_update(builder: PlanBuilder, call: NodeCall) -> tuple[CachedRows, CachedRows]:
     """Keys and values of all tokens that attention reads from the cache."""
     _, k, v, _ = call.args
     if not (isinstance(k, Rows) and isinstance(v, Rows) and k.index.dim() == v.index.dim() == 4):
@@ -21,7 +21,7 @@ def lower_cache_update(builder: PlanBuilder, call: Call) -> tuple[CachedRows, Ca
     return CachedRows(k), CachedRows(v)
 
 
-def lower_attention(builder: PlanBuilder, call: Call) -> tuple[Rows, None]:
+def lower_attention(builder: PlanBuilder, call: NodeCall) -> tuple[Rows, None]:
     node, kwargs, (module, q, k, v, mask) = call.node, call.kwargs, call.args
     recalls = isinstance(k, SourceTokens) and isinstance(v, SourceTokens)
     k, v = (x.rows if isinstance(x, CachedRows) or recalls else x for x in (k, v))  # encoders cache none

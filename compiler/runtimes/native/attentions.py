@@ -29,15 +29,15 @@ class Attention:
     distances: Tensor | None = None  # [heads, columns] that it gains at each, as `distances.table` has them
     bidirectional: bool = False
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, at: int | None = None) -> Tensor:
-        """q [h, d] of position `at`, by default the last, k and v [g, n, d] -> [h, d]."""
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, position: int | None = None) -> Tensor:
+        """q [h, d] of position `position`, by default the last, k and v [g, n, d] -> [h, d]."""
         group = q.shape[0] // k.shape[0]
         k, v = (x.repeat_interleave(group, 0) for x in (k, v))
         scores = torch.einsum("hd,hnd->hn", q, k) * self.scale
         if self.softcap is not None:
             scores = self.softcap * torch.tanh(scores / self.softcap)
         length = scores.shape[1]
-        back = (length - 1 if at is None else at) - torch.arange(length)
+        back = (length - 1 if position is None else position) - torch.arange(length)
         if self.slopes is not None:
             scores = scores - self.slopes[:, None] * back
         if self.distances is not None:

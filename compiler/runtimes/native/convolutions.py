@@ -9,13 +9,13 @@ from transformers.activations import ACT2FN
 from . import shifting
 from .layout import IrregularColumns
 from .plan_builder import PlanBuilder
-from .rule import Call
+from .rule import NodeCall
 from .values import ElementwiseExpr, Rows
 
 _SILU = ("silu", "swish")
 
 
-def lower_convolution(builder: PlanBuilder, call: Call) -> Rows:
+def lower_convolution(builder: PlanBuilder, call: NodeCall) -> Rows:
     if call.name == "causal_conv":
         _, x, weight, bias, activation, _ = call.args
         return _lower_convolution(builder, call.node, x, weight, bias, activation)
@@ -38,7 +38,7 @@ def _lower_convolution(
     )
 
 
-def lower_zero_pad(builder: PlanBuilder, call: Call) -> Any:
+def lower_zero_pad(builder: PlanBuilder, call: NodeCall) -> Any:
     """Zeros around a value, by a function or a module."""
     if not isinstance(call.first, Rows):
         return NotImplemented
@@ -53,7 +53,7 @@ def _padded(builder: PlanBuilder, x: Rows, pads: Any, mode: str = "constant", va
     return Rows(F.pad(builder.materialised(x).index, [*pads], value=shifting.BEFORE))
 
 
-def lower_depthwise_convolution(builder: PlanBuilder, call: Call) -> Any:
+def lower_depthwise_convolution(builder: PlanBuilder, call: NodeCall) -> Any:
     """Depthwise convolution along the sequence of [batch, channels, tokens]."""
     node, module, x_in = call.node, call.module, call.first
     if not isinstance(module, nn.Conv1d) or not isinstance(x_in, Rows) or len(call.args) > 1 or call.kwargs:

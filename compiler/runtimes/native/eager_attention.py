@@ -11,7 +11,7 @@ from . import attention_lowering, attentions, calls, graph_values
 from .attentions import Attention
 from .plan_builder import PlanBuilder
 from .positional import Positions
-from .rule import Call
+from .rule import NodeCall
 from .values import CachedRows, Rows, ScorePairs
 
 PRODUCTS = frozenset({"matmul", "bmm"})
@@ -47,7 +47,7 @@ def _second(node: fx.Node) -> fx.Node:
     return node.args[1]
 
 
-def is_score_product(builder: PlanBuilder, call: Call) -> bool:
+def is_score_product(builder: PlanBuilder, call: NodeCall) -> bool:
     """Whether a product has numbers of two tokens in each of its own, as scores of an attention without a cache."""
     if call.module is not None or call.name not in PRODUCTS or not all(isinstance(x, Rows) for x in call.args):
         return False
@@ -58,13 +58,13 @@ def is_score_product(builder: PlanBuilder, call: Call) -> bool:
     return not torch.equal(token, token[:, :1].expand_as(token))
 
 
-def lower_score_product(builder: PlanBuilder, call: Call) -> ScorePairs:
+def lower_score_product(builder: PlanBuilder, call: NodeCall) -> ScorePairs:
     """Scores of queries and keys; the cache keeps those keys, whether the model itself has one or not."""
     _retained(builder, _second(call.node))
     return ScorePairs(call.node)
 
 
-def mixes_tokens(builder: PlanBuilder, call: Call) -> bool:
+def mixes_tokens(builder: PlanBuilder, call: NodeCall) -> bool:
     """Whether a call combines a token with all tokens before it."""
     return ScorePairs in call.kinds or {Rows, CachedRows} <= call.kinds
 
@@ -74,7 +74,7 @@ def _retained(builder: PlanBuilder, node: fx.Node) -> None:
     builder.values[node] = CachedRows(value) if isinstance(value, Rows) else value
 
 
-def lower_score_operation(builder: PlanBuilder, call: Call) -> Any:
+def lower_score_operation(builder: PlanBuilder, call: NodeCall) -> Any:
     """Scores on their way to weights, or the attention that spends them."""
     node, args, name, inputs = call.node, call.args, call.name, call.node.all_input_nodes
     if name in PRODUCTS and isinstance(args[0], ScorePairs) and isinstance(args[1], Rows):
@@ -209,12 +209,14 @@ def _evaluate_attention(
     return out[0].transpose(0, 1) if out.shape == (1, heads, length, wide) else out.view(length, heads, wide)
 
 
-def _register_as_sample_value(builder: PlanBuilder, node: fx.Node, register: int, heads: int, wide: int) -> Tensor:
+def _register_as_sample_value(
+    builder: PlanBuilder, node: fx.Node, register: int, heads: int, head_width: int
+) -> Tensor:
     """Element numbers of a register in the shape of the sample's result."""
     batch, length = builder.shape
     shape = node.meta["shape"]
-    rows = builder.rows(register).view(batch, length, heads, wide)
-    if tuple(shape) in ((batch, heads, length, wide), (batch * heads, length, wide)):
+    rows = builder.rows(register).view(batch, length, heads, head_width)
+    if tuple(shape) in ((batch, heads, length, head_width), (batch * heads, length, head_width)):
         rows = rows.transpose(1, 2)
     return rows.reshape(shape)
 

@@ -7,15 +7,15 @@ from torch import Tensor, fx, nn
 
 from . import calls, tables
 from .plan_builder import PlanBuilder
-from .rule import Call
+from .rule import NodeCall
 from .values import ElementwiseExpr, Positional, Rows
 
 
-def lower_unary(builder: PlanBuilder, call: Call) -> Rows:
+def lower_unary(builder: PlanBuilder, call: NodeCall) -> Rows:
     return Rows(call.first.index, _compose_pending(call, call.first.pending))
 
 
-def _compose_pending(call: Call, pending: ElementwiseExpr | None) -> ElementwiseExpr:
+def _compose_pending(call: NodeCall, pending: ElementwiseExpr | None) -> ElementwiseExpr:
     """An elementwise function of what is made before it."""
     if call.name == "rsqrt":
         return ElementwiseExpr(torch.reciprocal, (ElementwiseExpr(torch.sqrt, (pending,), call.node),), call.node)
@@ -24,12 +24,12 @@ def _compose_pending(call: Call, pending: ElementwiseExpr | None) -> Elementwise
     return ElementwiseExpr(lambda x: compute(x, *options, **options_kw), (pending,), call.node)
 
 
-def lower_activation(builder: PlanBuilder, call: Call) -> Rows:
+def lower_activation(builder: PlanBuilder, call: NodeCall) -> Rows:
     assert isinstance(call.module, nn.Module), f"{call.node.name} calls no module"
     return Rows(call.first.index, ElementwiseExpr(call.module, (call.first.pending,), call.node))
 
 
-def lower_binary(builder: PlanBuilder, call: Call) -> Rows:
+def lower_binary(builder: PlanBuilder, call: NodeCall) -> Rows:
     return lower_binary_operands(builder, call.node, call.name, *call.args)
 
 
@@ -53,7 +53,7 @@ def lower_binary_operands(builder: PlanBuilder, node: fx.Node, name: str, a: Any
     raise builder.rejection(node, f"`{name}` of these operands is not among the engine's steps")
 
 
-def lower_where(builder: PlanBuilder, call: Call) -> Rows:
+def lower_where(builder: PlanBuilder, call: NodeCall) -> Rows:
     """A choice by a number of what is made of that number."""
     which, a, b = call.args
     parts = [part for part in (which, a, b) if isinstance(part, Rows)]

@@ -14,19 +14,19 @@ from ...models.checkpoints.sidecar_files import copy_sidecar_files
 from ...models.rows.inputs import decoder_start_id, is_encoder_decoder, padding
 from ...plugin.context import Context
 from ..model import READS_PADDING
-from .linears import Numbers
+from .linears import NumberFormats
 from .plan import Output
 from .plan_files import write_plan
 from .reader import Reader
 from .refusal import model_rejection
 
 
-def emit_native(program: Program, folder: Path, ctx: Context, numbers: Numbers) -> None:
+def emit_native(program: Program, folder: Path, ctx: Context, formats: NumberFormats) -> None:
     """Plan, weights and what a tokenizer needs. Rejects a program without a plan before anything is written."""
-    plan = Reader(program, numbers).build_plan()
+    plan = Reader(program, formats).build_plan()
     copy_sidecar_files(program.model, ctx.origin, folder)
     try:
-        write_plan(plan, folder, native_artifact_facts(program.model, numbers.weights, plan.output))
+        write_plan(plan, folder, native_artifact_facts(program.model, formats.weights, plan.output))
     except KernelError as error:  # a weight that is not finite, or no memory for it
         raise model_rejection(program.model, str(error)) from error
 

@@ -12,42 +12,42 @@ from ...ir.capture.meta_capture import capture_on_meta
 from ...models.checkpoints.fake_weights import build_with_random_weights
 from ...models.checkpoints.origin import Origin
 from ...plugin.context import Context
-from .linears import Numbers
+from .linears import NumberFormats
 from .reader import Reader
 from .refusal import cannot_run_natively
 
 
-def refuse_unsupported_model(ctx: Context, numbers: Numbers) -> None:
+def refuse_unsupported_model(ctx: Context, formats: NumberFormats) -> None:
     """Raise Reject where the engine would refuse the recipe's model; what was found is kept by its config."""
-    if numbers.group not in GROUPS:
+    if formats.group not in GROUPS:
         groups = ", ".join(map(str, GROUPS))
         raise cannot_run_natively(
-            f"no kernel has groups of {numbers.group} inputs", help=f"`group:` may be one of {groups}"
+            f"no kernel has groups of {formats.group} inputs", help=f"`group:` may be one of {groups}"
         ).rejection()
     store = Cache(ctx.settings.cache_dir)
     parts = {
         "foreseen": "native",
         "model": ctx.origin.fingerprint,
         "dtype": ctx.origin.dtype,
-        "weights": numbers.weights,
-        "kv_cache": numbers.kv_cache,
+        "weights": formats.weights,
+        "kv_cache": formats.kv_cache,
         "source": fingerprint(Path(__file__)),
         "libraries": versions(),
     }
     known = store.value(parts)
     if known is None:
-        rejection = engine_rejection(ctx.origin, Numbers(numbers.weights, kv_cache=numbers.kv_cache))
+        rejection = engine_rejection(ctx.origin, NumberFormats(formats.weights, kv_cache=formats.kv_cache))
         known = [[d.message, d.help] for d in rejection.diagnostics] if rejection else []
         store.keep(parts, known)
     if known:
         raise Reject(*(cannot_run_natively(message, help=help) for message, help in known))
 
 
-def engine_rejection(origin: Origin, numbers: Numbers) -> Reject | None:
+def engine_rejection(origin: Origin, formats: NumberFormats) -> Reject | None:
     """Why the engine would refuse a model whatever its weights are; None where nothing says that it would."""
     program = capture_on_meta(origin)
     try:
-        Reader(program, numbers, build_with_random_weights(origin.build)).build_plan()
+        Reader(program, formats, build_with_random_weights(origin.build)).build_plan()
     except Reject as rejection:
         return rejection
     return None

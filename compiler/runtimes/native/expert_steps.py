@@ -8,18 +8,18 @@ import torch
 from torch import Tensor, fx, nn
 
 from . import linears, reductions, routers
-from .experts import Experts, Layer
+from .experts import ExpertLayer, Experts
 from .layout import IrregularColumns
-from .plan import Entry
+from .plan import WeightEntry
 from .plan_builder import PlanBuilder
-from .rule import Call
+from .rule import NodeCall
 from .values import Rows
 
 _ROWS = 64  # that a router is tried on, at least
 
 
 @dataclass(frozen=True)
-class Choice:
+class ExpertChoice:
     """Register of a `route`: weights [tokens, count], then numbers of experts."""
 
     register: int
@@ -47,7 +47,7 @@ class Router:
         self.copies = [routers.RandomRouter(module, extra, width, spread) for spread in (1.0, 0.02)]
         self._batches = -(-_ROWS // tokens)
         self.samples = range(self._batches * len(self.copies))
-        self.choice: Choice | None = None
+        self.choice: ExpertChoice | None = None
         self.rule: routers.Routing | None = None
         self.is_weighed = False
         self.slots: list[Tensor] | None = None
@@ -72,17 +72,17 @@ def sample_rows(builder: PlanBuilder, rows: Rows, sample_index: int) -> Tensor:
 
 
 def lower_expert_choice(
-    builder: PlanBuilder, router: Router, numbers: list[Tensor], weights: list[Tensor] | None
-) -> Choice | None:
+    builder: PlanBuilder, router: Router, expert_indices: list[Tensor], weights: list[Tensor] | None
+) -> ExpertChoice | None:
     """The steps of a choice by the first rule that fits all samples of a copy; None where there is none."""
-    if weights is not None and any(w.shape != n.shape for w, n in zip(weights, numbers, strict=True)):
+    if weights is not None and any(w.shape != n.shape for w, n in zip(weights, expert_indices, strict=True)):
         return None
     fits, width, rule = (routers.infer_routing, routers.infer_sequential_routing), router.x.index.shape[-1], None
     for copy, fit in zip(router.copies, fits, strict=True):
         samples = [s for s in router.samples if router.copy(s) is copy]
         x = torch.cat([sample_rows(builder, router.x, s).reshape(-1, width) for s in samples])
         weight = None if weights is None else torch.cat([weights[s] for s in samples]).float()
-        sample = routers.Sample(copy.tensors, x, torch.cat([numbers[s] for s in samples]), weight)
+        sample = routers.RoutingSample(copy.tensors, x, torch.cat([expert_indices[s] for s in samples]), weight)
         rule = rule or fit(router.owner, sample)
     if rule is None:
         return None
@@ -99,7 +99,7 @@ def lower_expert_choice(
     return router.choice
 
 
-def _append_route(builder: PlanBuilder, router: Router, rule: routers.Routing, fields: dict[str, Any]) -> Choice:
+def _append_route(builder: PlanBuilder, router: Router, rule: routers.Routing, fields: dict[str, Any]) -> ExpertChoice:
     plan, path, tensors = builder.plan, router.path, routers.named_tensors(router.module, router.extra)
     weight, experts = plan.add_vector(f"{path}.{rule.weight}", tensors[rule.weight]), len(tensors[rule.weight])
     bias, shift = (
@@ -109,7 +109,7 @@ def _append_route(builder: PlanBuilder, router: Router, rule: routers.Routing, f
     scores = plan.append_step("scores", experts, x=_in_order(builder, router.x), weight=weight, bias=bias)
     groups = {"groups": rule.groups, "kept": rule.n_groups_chosen, "judges": rule.judges}
     register = plan.append_step("route", 2 * rule.count, x=scores, bias=shift, count=rule.count, **groups, **fields)
-    return Choice(register, rule.count, experts)
+    return ExpertChoice(register, rule.count, experts)
 
 
 def _in_order(builder: PlanBuilder, value: Rows) -> int:
@@ -121,7 +121,7 @@ def _in_order(builder: PlanBuilder, value: Rows) -> int:
 
 
 def append_expert_outputs(
-    builder: PlanBuilder, node: fx.Node, experts: Experts, choice: Choice, value: Rows, *, summed: bool
+    builder: PlanBuilder, node: fx.Node, experts: Experts, choice: ExpertChoice, value: Rows, *, summed: bool
 ) -> int:
     """The register of outputs of the chosen experts for a value of each token, or one for each of them."""
     x = _in_order(builder, value)
@@ -134,7 +134,7 @@ def append_expert_outputs(
 
 
 def append_outputs_of_weighted_input(
-    builder: PlanBuilder, node: fx.Node, experts: Experts, choice: Choice, value: Rows
+    builder: PlanBuilder, node: fx.Node, experts: Experts, choice: ExpertChoice, value: Rows
 ) -> int:
     """The register of a sum of the chosen experts, for a value times the weight of each."""
     weights = Rows(builder.rows(choice.register)[:, : choice.count, None])
@@ -144,7 +144,9 @@ def append_outputs_of_weighted_input(
     return builder.register(reductions.total(builder, [Rows(parts[:, i]) for i in range(choice.count)]))[0]
 
 
-def add_identity_experts(builder: PlanBuilder, choice: Choice, n_real_experts: int, x: Rows, output: Rows) -> Rows:
+def add_identity_experts(
+    builder: PlanBuilder, choice: ExpertChoice, n_real_experts: int, x: Rows, output: Rows
+) -> Rows:
     """Outputs of experts on x, plus x times the weights of identity experts."""
     parts = builder.rows(choice.register)
     weights, numbers = parts[:, : choice.count], parts[:, choice.count :]
@@ -156,13 +158,15 @@ def add_identity_experts(builder: PlanBuilder, choice: Choice, n_real_experts: i
     return builder.elementwise_of_two("add", output, builder.product(x, spread))
 
 
-def _append_expert_layer(builder: PlanBuilder, layer: Layer, choice: Choice, register: int, *, summed: bool) -> int:
-    plan, numbers = builder.plan, builder.numbers
+def _append_expert_layer(
+    builder: PlanBuilder, layer: ExpertLayer, choice: ExpertChoice, register: int, *, summed: bool
+) -> int:
+    plan, formats = builder.plan, builder.formats
     names, zero_weights = [], tuple(torch.zeros_like(w[0]) for w in layer.weights)  # of experts that are not there
     for expert in range(choice.experts):
         expert_weights = tuple(w[expert] for w in layer.weights if expert < len(w))
         linear = linears.Stacked(expert_weights or zero_weights)
-        entry = Entry("packed", linear.shape, linear.make(numbers.weights, numbers.group))
+        entry = WeightEntry("packed", linear.shape, linear.make(formats.weights, formats.group))
         names.append(plan.add_weight_entry(f"{layer.name}.{expert}.weight", entry, linear.key))
     width = layer.outputs * (1 if summed else choice.count)
     biases = None if layer.bias is None else plan.add_vector(f"{layer.name}.biases", layer.bias)
@@ -186,5 +190,5 @@ def _lower_expert_activation(builder: PlanBuilder, node: fx.Node, graph: fx.Grap
             part = graph.get_submodule(inner.target) if inner.op == "call_module" else None
             inner.meta = node.meta | inner.meta
             role = None if part is None else "activation"
-            values[inner] = builder.lower(Call(inner, args, kwargs, role, part))
+            values[inner] = builder.lower(NodeCall(inner, args, kwargs, role, part))
     raise AssertionError(f"the middle of {node.target} has no output")

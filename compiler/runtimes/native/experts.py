@@ -19,7 +19,7 @@ _ATOL = 1e-4  # of outputs of size one, in float32
 _ROWS = 3  # that an expert is tried on
 
 
-class Layer(NamedTuple):
+class ExpertLayer(NamedTuple):
     """Linear layer of each expert: weights [experts, out, in], one after another, and a bias [experts, out]."""
 
     name: str
@@ -39,16 +39,16 @@ class Experts:
     idle     so many more that a router may choose give back what they are given
     """
 
-    layers: tuple[Layer, ...]
+    layers: tuple[ExpertLayer, ...]
     middles: tuple[fx.GraphModule, ...] = ()
     idle: int = 0
 
-    def __call__(self, x: Tensor, numbers: Tensor, weights: Tensor) -> Tensor:
-        """Sum [n, out] over the experts of each row x [n, in]; numbers and weights are [n, count]."""
-        inner = x[:, None].expand(-1, numbers.shape[1], -1)
+    def __call__(self, x: Tensor, expert_indices: Tensor, weights: Tensor) -> Tensor:
+        """Sum [n, out] over the experts of each row x [n, in]; `expert_indices` and `weights` are [n, count]."""
+        inner = x[:, None].expand(-1, expert_indices.shape[1], -1)
         for layer, middle in zip(self.layers, (*self.middles, None), strict=True):
-            inner = torch.einsum("tki,tkoi->tko", inner, torch.cat(layer.weights, 1)[numbers])
-            inner = inner if layer.bias is None else inner + layer.bias[numbers]
+            inner = torch.einsum("tki,tkoi->tko", inner, torch.cat(layer.weights, 1)[expert_indices])
+            inner = inner if layer.bias is None else inner + layer.bias[expert_indices]
             inner = inner if middle is None else middle(inner)
         return (inner * weights[..., None]).sum(1)
 
@@ -65,7 +65,9 @@ class Experts:
     def keeps_zeros(self) -> bool:
         """Whether every expert makes zeros of zeros, as far as its first says."""
         x, numbers = torch.zeros(1, self.layers[0].weights[0].shape[2]), torch.zeros(1, 1, dtype=torch.int64)
-        first = replace(self, layers=tuple(Layer(n, tuple(w[:1].float() for w in ws), b) for n, ws, b in self.layers))
+        first = replace(
+            self, layers=tuple(ExpertLayer(n, tuple(w[:1].float() for w in ws), b) for n, ws, b in self.layers)
+        )
         return not first(x, numbers, torch.ones(1, 1)).any()
 
     def under(self, path: str) -> "Experts":
@@ -123,22 +125,22 @@ def _real_experts(module: nn.Module, experts: int) -> int | None:
 
 
 @torch.no_grad()
-def _output(run: Run, light: nn.Module, sample: Assignment) -> Tensor | None:
+def _output(run: Run, module: nn.Module, sample: Assignment) -> Tensor | None:
     try:
-        return run(light, sample).float().view(len(sample.x), -1)
+        return run(module, sample).float().view(len(sample.x), -1)
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # made for something else
         return None
 
 
 @torch.no_grad()
 def _matching_form_index(
-    light: nn.Module, width: int, n_experts: int, sample: Assignment, expected: Tensor | None
+    module: nn.Module, width: int, n_experts: int, sample: Assignment, expected: Tensor | None
 ) -> int | None:
     """Number of the first form that gives the output of a sample, or None."""
     if expected is None:
         return None
-    forms = enumerate(_candidate_experts(light, width, n_experts))
-    return next((number for number, form in forms if _agrees(form, sample, expected)), None)
+    forms = enumerate(_candidate_experts(module, width, n_experts))
+    return next((index for index, form in forms if _agrees(form, sample, expected)), None)
 
 
 def _agrees(form: Experts, sample: Assignment, expected: Tensor) -> bool:
@@ -149,8 +151,8 @@ def _agrees(form: Experts, sample: Assignment, expected: Tensor) -> bool:
     return actual.shape == expected.shape and torch.allclose(actual, expected, rtol=_ATOL, atol=_ATOL)
 
 
-def _form(module: nn.Module, width: int, experts: int, number: int) -> Experts:
-    return next(islice(_candidate_experts(module, width, experts), number, None))
+def _form(module: nn.Module, width: int, experts: int, form_index: int) -> Experts:
+    return next(islice(_candidate_experts(module, width, experts), form_index, None))
 
 
 def _module_of_few_experts(module: nn.Module, n_experts: int, n_real_experts: int) -> tuple[nn.Module, Tensor, int]:
@@ -191,12 +193,12 @@ def _candidate_experts(module: nn.Module, width: int, n_experts: int) -> Iterato
             if any(w.shape[2] != width for w in up) or (up and down.shape[1] != width):
                 continue
             for up_bias, down_bias in product(flat, repeat=2):
-                layers = Layer(".up", up, up_bias), Layer(".down", (down,), down_bias)
+                layers = ExpertLayer(".up", up, up_bias), ExpertLayer(".down", (down,), down_bias)
                 if up and all(layer.bias is None or layer.bias.shape[1] == layer.outputs for layer in layers):
                     yield from (Experts(layers, (middle,)) for middle in _candidate_activation_graphs(module))
     for weight, bias in product(chain.from_iterable((w, w.mT) for w in solid), flat):
         if weight.shape[2] == width and (bias is None or bias.shape == weight.shape[:2]):
-            yield Experts((Layer("", (weight,), bias),))
+            yield Experts((ExpertLayer("", (weight,), bias),))
 
 
 class _ModuleFunction(nn.Module):

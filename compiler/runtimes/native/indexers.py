@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from .plan_builder import PlanBuilder
-from .rule import Call
+from .rule import NodeCall
 from .trees import mapped
 from .values import CACHE, AllPositions, CachedRows, Positional, Rows
 
 _SHORT_LENGTH, _LONG_LENGTH = 4, 7  # tokens
 
 
-def lower_position_choice(builder: PlanBuilder, call: Call) -> Any:
+def lower_position_choice(builder: PlanBuilder, call: NodeCall) -> Any:
     """All positions, where a module chooses among no more than it may."""
     mixed = any(isinstance(x, Rows) for x in call.operands) and any(isinstance(x, Positional) for x in call.operands)
     if (

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from . import calls, graph_values
 from .attentions import Attention
 from .plan_builder import PlanBuilder
-from .rule import Call
+from .rule import NodeCall
 from .trees import index
 from .values import CachedRows, KeyScoreBias, Positional, Rows
 
@@ -29,7 +29,7 @@ class _Enough(Exception):
     """A forward has come to the module that was asked for."""
 
 
-def makes_key_score_bias(builder: PlanBuilder, call: Call) -> bool:
+def makes_key_score_bias(builder: PlanBuilder, call: NodeCall) -> bool:
     """Whether a call has such numbers among its operands, or hides some of those that a token's key gains."""
     if KeyScoreBias in call.kinds:
         return True
@@ -38,7 +38,7 @@ def makes_key_score_bias(builder: PlanBuilder, call: Call) -> bool:
     return known and isinstance(call.first, CachedRows) and isinstance(call.args[1], Positional)
 
 
-def lower_key_score_bias(builder: PlanBuilder, call: Call) -> Any:
+def lower_key_score_bias(builder: PlanBuilder, call: NodeCall) -> Any:
     node, name, first, args, kwargs = call.node, call.name, call.first, call.args, call.kwargs
     if isinstance(first, CachedRows):
         return KeyScoreBias(first.rows, args[1])

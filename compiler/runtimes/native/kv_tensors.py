@@ -30,14 +30,14 @@ def decoder_sample_inputs(
 
 
 def _cached_keys_and_values(
-    model: nn.Module, fault: Fault, instead: str, inputs: dict[str, Any]
+    model: nn.Module, fault: Fault, remedy: str, inputs: dict[str, Any]
 ) -> tuple[list[Tensor], list[int]]:
     """Keys and values after a forward, and the slots that have some; Reject where a layer keeps something else."""
     from transformers import DynamicCache
 
-    refuse_recurrent_layers(model, fault, instead)
+    refuse_recurrent_layers(model, fault, remedy)
     if "cache" not in signature(model.forward).parameters:
-        raise fault(f"{type(model).__name__} keeps no keys and values", help=instead).rejection()
+        raise fault(f"{type(model).__name__} keeps no keys and values", help=remedy).rejection()
     cache = model(**inputs | {"use_cache": True}, cache=DynamicCache()).cache
     if cache is None:
         kind = type(model).__name__
@@ -54,16 +54,16 @@ def _cached_keys_and_values(
         parts = [part for part in layer_tensors if isinstance(part, Tensor) and part.dim() == 4]
         if len(parts) < len(layer_tensors):
             kind = type(layer).__name__
-            raise fault(f"layer {number} of the cache is a {kind}, no keys and values", help=instead).rejection()
+            raise fault(f"layer {number} of the cache is a {kind}, no keys and values", help=remedy).rejection()
         past += parts
         slots.append(number)
     return past, slots
 
 
-def refuse_recurrent_layers(model: nn.Module, fault: Fault, instead: str) -> None:
+def refuse_recurrent_layers(model: nn.Module, fault: Fault, remedy: str) -> None:
     """Raise Reject for models with a layer that goes along the tokens one by one, and keeps a state."""
     for path, module in model.named_modules():
         if any(isinstance(child, nn.Conv1d) for child in module.children()):
             raise fault(
-                f"`{path}` ({type(module).__name__}) keeps a state, as mixers and short convolutions do", help=instead
+                f"`{path}` ({type(module).__name__}) keeps a state, as mixers and short convolutions do", help=remedy
             ).rejection()

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from ...ir.layers import leaves
 from . import norms
 from .plan_builder import PlanBuilder
-from .rule import Call
+from .rule import NodeCall
 from .trees import leaves as leaves_of
 from .trees import mapped
 from .values import CACHE, Positional, Rows
@@ -61,7 +61,7 @@ class LinearAttention:
         return _called(module, self.out, _called(module, self.norm, summed) * _called(module, self.gate, x).sigmoid())
 
 
-def lower_linear_attention(builder: PlanBuilder, call: Call) -> Any:
+def lower_linear_attention(builder: PlanBuilder, call: NodeCall) -> Any:
     """The steps of such a layer, where a module is one."""
     node, module, args, kwargs = call.node, call.module, call.args, call.kwargs
     if module is None:

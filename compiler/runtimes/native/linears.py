@@ -11,11 +11,11 @@ from ....kernels.engine_steps import KV_NUMBERS
 from ....kernels.ops import LINEARS
 from ....kernels.packed_linear import unpack_packed_weight
 from ...ir.layers.number_formats import DENSE
-from .plan import Entry, Plan
+from .plan import Plan, WeightEntry
 
 
 @dataclass(frozen=True)
-class Numbers:
+class NumberFormats:
     """Number formats of linear layers, unless a pass lowered them, and of the cache.
 
     weights   `NumberFormat.numbers` of a dense format; `int8_int16` is int8 whose inputs are rounded to 16 bits
@@ -34,10 +34,12 @@ class Numbers:
         return self.head or DENSE[self.weights].head or self.weights
 
     @staticmethod
-    def of_words(weights: str, inputs: str, group: int, head: str, kv_cache: str = KV_NUMBERS[0]) -> "Numbers":
+    def of_words(weights: str, inputs: str, group: int, head: str, kv_cache: str = KV_NUMBERS[0]) -> "NumberFormats":
         """Of a target's arguments: inputs of 16 bits are those of all layers on int8, its head among them."""
         fine = {"int8": "int8_int16"} if inputs == "int16" else {}
-        return Numbers(fine.get(weights, weights), group, "" if head == "auto" else fine.get(head, head), kv_cache)
+        return NumberFormats(
+            fine.get(weights, weights), group, "" if head == "auto" else fine.get(head, head), kv_cache
+        )
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,9 @@ def has_rows(packed: Tensor, table: Tensor) -> bool:
     return torch.equal(unpack_packed_weight(packed).to(table.dtype), table)
 
 
-def pack_head(plan: Plan, numbers: Numbers, name: str, linear: Linear) -> None:
-    """Let the layer that makes the logits be stored in its own numbers."""
-    plan.entries[name] = Entry("packed", linear.shape, linear.make_packer(numbers.of_head, numbers.group))
+def pack_head(plan: Plan, formats: NumberFormats, name: str, linear: Linear) -> None:
+    """Store the layer that makes the logits in its own number format."""
+    plan.entries[name] = WeightEntry("packed", linear.shape, linear.make_packer(formats.of_head, formats.group))
 
 
 def tie_embedding_weights(plan: Plan, lowered: Mapping[str, Tensor]) -> None:

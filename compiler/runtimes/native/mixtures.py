@@ -19,7 +19,7 @@ from .expert_steps import Router, sample_rows
 from .experts import Assignment, Experts, recognise_dispatched_experts, recognise_experts
 from .plan_builder import PlanBuilder
 from .positional import call_in_float32
-from .rule import Call
+from .rule import NodeCall
 from .values import Routed, Rows
 
 _ATOL = 1e-4  # of numbers of size one
@@ -59,7 +59,7 @@ class Dispatch:
     samples: list[DispatchedRows]
 
 
-def lower_router(builder: PlanBuilder, call: Call) -> Routed:
+def lower_router(builder: PlanBuilder, call: NodeCall) -> Routed:
     value = _evaluate_router_on_samples(builder, call)
     if value is None:
         reason = f"a {type(call.module).__name__} chooses experts in a way that the engine does not have"
@@ -67,7 +67,7 @@ def lower_router(builder: PlanBuilder, call: Call) -> Routed:
     return value
 
 
-def router_outputs_on_samples(builder: PlanBuilder, call: Call) -> Any:
+def router_outputs_on_samples(builder: PlanBuilder, call: NodeCall) -> Any:
     """Outputs of a router that is called something else: of rows [n, width], numbers that are counted among them."""
     is_layer = call.role in ("linear", "norm", "activation")
     if is_layer or len(call.args) != 1 or not isinstance(call.first, Rows) or call.first.index.dim() != 2:
@@ -77,7 +77,7 @@ def router_outputs_on_samples(builder: PlanBuilder, call: Call) -> Any:
     return value if any(isinstance(x, Tensor) and not x.is_floating_point() for x in parts) else NotImplemented
 
 
-def _evaluate_router_on_samples(builder: PlanBuilder, call: Call) -> Routed | None:
+def _evaluate_router_on_samples(builder: PlanBuilder, call: NodeCall) -> Routed | None:
     """Samples of what a router gives, None where it takes something else than rows and constants."""
     if call.module is None or call.kwargs or any(not isinstance(x, Tensor | None) for x in call.args[1:]):
         return None
@@ -90,7 +90,7 @@ def _evaluate_router_on_samples(builder: PlanBuilder, call: Call) -> Routed | No
         return None
 
 
-def lower_function_of_logits(builder: PlanBuilder, call: Call) -> Any:
+def lower_function_of_logits(builder: PlanBuilder, call: NodeCall) -> Any:
     """Value of a function without a step, whose operand may be the logits that a linear layer makes for a choice."""
     reason = f"`{call.name}` of numbers that differ from token to token is not among the engine's steps"
     logits = _router_logits_on_samples(builder, call.node.all_input_nodes[0])
@@ -117,7 +117,7 @@ def _router_logits_on_samples(builder: PlanBuilder, node: fx.Node) -> Routed | N
 
 
 @torch.no_grad()
-def lower_after_router(builder: PlanBuilder, call: Call) -> Any:
+def lower_after_router(builder: PlanBuilder, call: NodeCall) -> Any:
     """Value of a call behind a router, or the rows of tokens that a sum of experts gives."""
     routed = [x for x in call.operands if isinstance(x, Routed)]
     router = routed[0].router
@@ -135,7 +135,7 @@ def lower_after_router(builder: PlanBuilder, call: Call) -> Any:
     return value
 
 
-def _evaluate_on_samples(builder: PlanBuilder, call: Call, router: Router) -> Routed | Rows:
+def _evaluate_on_samples(builder: PlanBuilder, call: NodeCall, router: Router) -> Routed | Rows:
     """Value of a function of values behind a router, computed for each sample."""
     routed = [x for x in call.operands if isinstance(x, Routed)]
 
@@ -157,7 +157,7 @@ def _evaluate_on_samples(builder: PlanBuilder, call: Call, router: Router) -> Ro
 # -- experts -------------------------------------------------------------------------------------------------
 
 
-def _lower_experts(builder: PlanBuilder, call: Call, router: Router) -> Any:
+def _lower_experts(builder: PlanBuilder, call: NodeCall, router: Router) -> Any:
     """Outputs of experts: their sum, where a module is handed numbers and weights, else rows of each."""
     order = [_operand_kind(x) for x in (*call.args, *call.kwargs.values())]
     is_sum = sorted(order) == ["numbers", "weights", "x"]
@@ -177,16 +177,18 @@ def _operand_kind(value: Any) -> str:
     return "sizes" if isinstance(value, Routed) else ""
 
 
-def _lower_weighted_experts(builder: PlanBuilder, call: Call, router: Router, operand_kinds: list[str]) -> Rows | None:
+def _lower_weighted_experts(
+    builder: PlanBuilder, call: NodeCall, router: Router, operand_kinds: list[str]
+) -> Rows | None:
     named = dict(zip(operand_kinds, (*call.args, *call.kwargs.values()), strict=True))
     x, first = named["x"], len(call.args)
     choice = expert_steps.lower_expert_choice(builder, router, named["numbers"].samples, named["weights"].samples)
     if choice is None:
         raise builder.rejection(call.node, router.reason)
 
-    def run(light: nn.Module, batch: Assignment) -> Tensor:
+    def run(module: nn.Module, batch: Assignment) -> Tensor:
         values = [{"x": batch.x, "numbers": batch.numbers, "weights": batch.weights}[name] for name in operand_kinds]
-        return light(*values[:first], **dict(zip(call.kwargs, values[first:], strict=True)))
+        return module(*values[:first], **dict(zip(call.kwargs, values[first:], strict=True)))
 
     assert call.module is not None, f"{call.node.name} calls no module"
     experts = recognise_experts(call.module, x.index.shape[-1], choice.experts, run)
@@ -199,7 +201,7 @@ def _lower_weighted_experts(builder: PlanBuilder, call: Call, router: Router, op
 
 
 def _lower_dispatched_experts(
-    builder: PlanBuilder, call: Call, router: Router, operand_kinds: list[str]
+    builder: PlanBuilder, call: NodeCall, router: Router, operand_kinds: list[str]
 ) -> Routed | Rows | None:
     """Outputs of rows in the order of their experts, with or without how many of them each expert takes."""
     if operand_kinds not in (["weights"], ["weights", "sizes"]) or call.kwargs or call.module is None:
@@ -207,8 +209,8 @@ def _lower_dispatched_experts(
     rows, sizes = (*call.args, None)[:2]
     count = next((len(p) for p in call.module.parameters() if p.dim() == 3), 0)
 
-    def run(light: nn.Module, batch: Assignment) -> Tensor:
-        return light(batch.x, *([] if sizes is None else [batch.numbers.flatten().bincount().tolist()]))
+    def run(module: nn.Module, batch: Assignment) -> Tensor:
+        return module(batch.x, *([] if sizes is None else [batch.numbers.flatten().bincount().tolist()]))
 
     experts = recognise_dispatched_experts(call.module, rows.samples[0].shape[1], count, run) if count else None
     if experts is None:
@@ -236,10 +238,10 @@ def _lower_dispatched_experts(
 
 
 def _first_dispatch(
-    builder: PlanBuilder, node: fx.Node, x: Rows, rows: Routed, experts: Experts, numbers: list[Tensor]
+    builder: PlanBuilder, node: fx.Node, x: Rows, routed: Routed, experts: Experts, expert_indices: list[Tensor]
 ) -> Dispatch | None:
     """Call of experts on rows that are multiples of x's; None where they are something else."""
-    width, tokens = rows.samples[0].shape[1], builder.plan.layout.tokens
+    width, tokens = routed.samples[0].shape[1], builder.plan.layout.tokens
     if x.index.shape[-1] != width:
         return None
     index = builder.materialised(x).index.reshape(-1, width)
@@ -250,42 +252,44 @@ def _first_dispatch(
     by_token = index[order].view(tokens, -1, width)
     is_token = torch.equal(by_token, by_token[:, :1].expand_as(by_token))  # every expert takes the token itself
     generator, samples = torch.Generator().manual_seed(0), []
-    for s, value in enumerate(rows.samples):
+    for s, value in enumerate(routed.samples):
         table = sample_rows(builder, x, s).reshape(-1, width)
         row = (F.normalize(value) @ F.normalize(table).T).abs().argmax(1)
         scale = (value * table[row]).sum(1) / table[row].square().sum(1)
         if not torch.allclose(value, table[row] * scale[:, None], atol=_ATOL):
             return None
-        slots = rows.router.slots
+        slots = routed.router.slots
         expected = None if is_token or slots is None else slots[s].flatten()[order.argsort()[row]]
         active = scale.abs() > _ATOL
-        if not (is_token or (expected is not None and torch.equal(expected, numbers[s]))):
+        if not (is_token or (expected is not None and torch.equal(expected, expert_indices[s]))):
             return None
         if not (bool(active.all()) or experts.keeps_zeros):
             return None
         answers = torch.randn(len(value), experts.outputs, generator=generator) * active[:, None]
-        rows_of, of_experts = active.nonzero()[:, 0], numbers[s][active]
+        rows_of, of_experts = active.nonzero()[:, 0], expert_indices[s][active]
         samples.append(DispatchedRows(rows_of, token[row][active], of_experts, scale[active], answers))
     return Dispatch(node, experts, Rows(by_token[:, 0] if is_token else by_token.flatten(1)), samples)
 
 
 def _chain_expert_layer(
-    builder: PlanBuilder, node: fx.Node, rows: Routed, experts: Experts, numbers: list[Tensor]
+    builder: PlanBuilder, node: fx.Node, routed: Routed, experts: Experts, expert_indices: list[Tensor]
 ) -> Dispatch | None:
     """Call of a layer more of the same experts, behind functions of each row; None where it is something else."""
-    before, generator, samples = rows.dispatch, torch.Generator().manual_seed(1), []
-    middle = _subgraph_between(builder, before.node, node.all_input_nodes[0])
+    last_dispatch, generator, samples = routed.dispatch, torch.Generator().manual_seed(1), []
+    middle = _subgraph_between(builder, last_dispatch.node, node.all_input_nodes[0])
     if middle is None:
         return None
-    for sample, value, number in zip(before.samples, rows.samples, numbers, strict=True):
+    for sample, value, number in zip(last_dispatch.samples, routed.samples, expert_indices, strict=True):
         answers, is_alike = sample.answers, _are_ones(sample.scales) and torch.equal(sample.numbers, number)
         if not is_alike or len(answers) != len(value):
             return None
         if not torch.allclose(middle(answers.flip(0)).flip(0), value, atol=_ATOL):  # each row by itself
             return None
         samples.append(replace(sample, answers=torch.randn(len(value), experts.outputs, generator=generator)))
-    layers = (*before.experts.layers, *experts.layers)
-    return Dispatch(node, Experts(layers, (*before.experts.middles, middle, *experts.middles)), before.x, samples)
+    layers = (*last_dispatch.experts.layers, *experts.layers)
+    return Dispatch(
+        node, Experts(layers, (*last_dispatch.experts.middles, middle, *experts.middles)), last_dispatch.x, samples
+    )
 
 
 def _subgraph_between(builder: PlanBuilder, first: fx.Node, last: fx.Node) -> fx.GraphModule | None:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from . import reductions
 from .layout import IrregularColumns
 from .plan_builder import PlanBuilder
-from .rule import Call
+from .rule import NodeCall
 from .values import Rows
 
 GATES: dict[str, Callable[[Tensor], Tensor]] = {"silu": nn.functional.silu, "sigmoid": torch.sigmoid}
@@ -151,7 +151,7 @@ def _candidate_epsilons(module: nn.Module) -> Iterator[float]:
     return iter(dict.fromkeys([*candidates, 1e-5, 1e-6, torch.finfo(torch.float32).eps, 0.0]))
 
 
-def lower_norm(builder: PlanBuilder, call: Call) -> Rows:
+def lower_norm(builder: PlanBuilder, call: NodeCall) -> Rows:
     assert call.module is not None, f"{call.node.name} calls no module"
     return lower_norm_of(builder, call.node, call.module, call.first)
 

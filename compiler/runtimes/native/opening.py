@@ -52,21 +52,21 @@ def open_native(
     from ....kernels.engine import Engine
 
     threads = threads or torch.get_num_threads()
-    stored = read_plan(folder)
-    weights = load_weights(folder, stored, mapped=mapped, threads=threads)
+    plan_file = read_plan(folder)
+    weights = load_weights(folder, plan_file, mapped=mapped, threads=threads)
     try:
         if not skip_checks:
-            verify_weights(weights, stored.entries, threads)
-        engine = Engine(stored.plan, weights, threads=threads, sequences=sequences, copy=False, steady=steady)
-        _check_vocabulary_size(stored, engine)
+            verify_weights(weights, plan_file.entries, threads)
+        engine = Engine(plan_file.plan, weights, threads=threads, sequences=sequences, copy=False, steady=steady)
+        _check_vocabulary_size(plan_file, engine)
     except KernelError as error:
         raise native_damaged(f"{folder}: {error}", help=_REMEDY).rejection() from error
-    start = stored.facts.get("start")
-    if engine.sources and (type(start) is not int or not 0 <= start < stored.plan["vocabulary"]):
+    start = plan_file.facts.get("start")
+    if engine.sources and (type(start) is not int or not 0 <= start < plan_file.plan["vocabulary"]):
         raise native_damaged("plan.json names no token that a target begins with", help="compile again").rejection()
-    kind = Seq2SeqModel if engine.sources else NativeEncoder if "gives" in stored.facts else DecoderModel
+    kind = Seq2SeqModel if engine.sources else NativeEncoder if "gives" in plan_file.facts else DecoderModel
     generation = read_generation_config(folder)
-    model = kind(engine, stored.plan, weights, stored.facts, sequences, generation, remembers=prefix_tokens)
+    model = kind(engine, plan_file.plan, weights, plan_file.facts, sequences, generation, remembers=prefix_tokens)
     if kind is DecoderModel and steady and engine.backward:
         model.draft_tokens = DRAFT_TOKENS
     model.name_or_path = model.config._name_or_path = str(folder)
@@ -78,21 +78,21 @@ def verify_native_folder(folder: Path, threads: int = 1) -> None:
     Raises Reject (native-damaged)."""
     from ....kernels.engine_plan import check_plan_and_weights
 
-    stored = read_plan(folder)
+    plan_file = read_plan(folder)
     try:
-        weights = load_weights(folder, stored, mapped=True, threads=threads)
-        verify_weights(weights, stored.entries, threads)
-        check_plan_and_weights(stored.plan, weights)
+        weights = load_weights(folder, plan_file, mapped=True, threads=threads)
+        verify_weights(weights, plan_file.entries, threads)
+        check_plan_and_weights(plan_file.plan, weights)
     except KernelError as error:
         raise native_damaged(f"{folder}: {error}", help=_REMEDY).rejection() from error
 
 
-def _check_vocabulary_size(stored: "NativePlanFile", engine: "Engine") -> None:
+def _check_vocabulary_size(plan_file: "NativePlanFile", engine: "Engine") -> None:
     """Raises KernelError where a plan's vocabulary is no number of tokens, or another than its logits are of."""
-    vocabulary = stored.plan.get("vocabulary")
+    vocabulary = plan_file.plan.get("vocabulary")
     if type(vocabulary) is not int or vocabulary < 1:
         raise KernelError("the plan's vocabulary is no number of tokens")
-    if "gives" not in stored.facts and vocabulary != engine.width:
+    if "gives" not in plan_file.facts and vocabulary != engine.width:
         raise KernelError(f"the plan has a vocabulary of {vocabulary} and {engine.width} logits of a token")
 
 
@@ -111,7 +111,7 @@ def verify_weights(weights: "dict[str, Tensor]", entries: Mapping[str, Mapping[s
         else:
             jobs += [(name, job) for job in _hash_checks(tensor, entries[name].get("sha256"))]
 
-    def one(item: "tuple[str, Callable[[], None]]") -> None:
+    def run_job(item: "tuple[str, Callable[[], None]]") -> None:
         name, job = item
         try:
             job()
@@ -119,7 +119,7 @@ def verify_weights(weights: "dict[str, Tensor]", entries: Mapping[str, Mapping[s
             raise KernelError(f"`{name}`: {error}") from error
 
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(one, jobs))
+        list(pool.map(run_job, jobs))
 
 
 def _check_packed(tensor: "Tensor") -> None:
@@ -142,6 +142,6 @@ def _hash_checks(tensor: "Tensor", hashes: Any) -> "list[Callable[[], None]]":
     return [partial(_check_piece, part, expected) for part, expected in zip(parts, hashes, strict=True)]
 
 
-def _check_piece(part: memoryview, expected: Any) -> None:
-    if hashlib.sha256(part).hexdigest() != expected:
+def _check_piece(contents: memoryview, sha256: Any) -> None:
+    if hashlib.sha256(contents).hexdigest() != sha256:
         raise KernelError("the weight's contents do not match their checksum")

@@ -14,7 +14,7 @@ VERSION = 1
 
 
 @dataclass(frozen=True)
-class Entry:
+class WeightEntry:
     """A weight of the file.
 
     kind    "packed" (a linear layer as its kernel reads it), "f32" or "bf16" (rows or vectors)
@@ -59,7 +59,7 @@ class Plan:
     context: int
     steps: list[dict[str, Any]] = field(default_factory=list)
     slots: list[dict[str, Any]] = field(default_factory=list)
-    entries: dict[str, Entry] = field(default_factory=dict)
+    entries: dict[str, WeightEntry] = field(default_factory=dict)
     logits: int = -1
     output: Output = Output()
     encoder: "Plan | None" = None
@@ -95,10 +95,12 @@ class Plan:
         values = values.detach().float().contiguous().cpu()
         name = f"{name}.{len(self.entries)}" if name in self.entries else name  # a node may have several
         return self.add_weight_entry(
-            name, Entry("f32", tuple(values.shape), lambda: values), (tuple(values.shape), values.numpy().tobytes())
+            name,
+            WeightEntry("f32", tuple(values.shape), lambda: values),
+            (tuple(values.shape), values.numpy().tobytes()),
         )
 
-    def add_weight_entry(self, name: str, entry: Entry, key: Any) -> str:
+    def add_weight_entry(self, name: str, entry: WeightEntry, key: Any) -> str:
         """The name under which an entry is kept; entries with one key are one."""
         if key not in self._names:
             assert name not in self.entries, f"two weights are called {name}"
@@ -169,7 +171,7 @@ class Plan:
         behind = {} if self.encoder is None else {"encoder": self.encoder.to_json()}
         return {"version": VERSION, "vocabulary": self.vocabulary, **body, "logits": number[self.logits], **behind}
 
-    def used(self) -> dict[str, Entry]:
+    def used(self) -> dict[str, WeightEntry]:
         """The entries that those steps read."""
         needed_steps = [*self._live_steps(), *(self.encoder._live_steps() if self.encoder else ())]
         names = {name for step in needed_steps for name in weights(step)}
@@ -203,13 +205,13 @@ def weights(step: Mapping[str, Any]) -> list[str]:
     return [*(name for name in names if name is not None), *several]
 
 
-def renumber_registers(step: Mapping[str, Any], number: Mapping[int, int]) -> dict[str, Any]:
+def renumber_registers(step: Mapping[str, Any], new_register: Mapping[int, int]) -> dict[str, Any]:
     """A step with its registers called by their new numbers."""
 
     def value(name: str, old: Any) -> Any:
         kind = "r" if name == "to" else STEPS[step["op"]].get(name)
         if kind == "R":
-            return [number[register] for register in old]
-        return number[old] if kind in ("r", "r?") and old is not None else old
+            return [new_register[register] for register in old]
+        return new_register[old] if kind in ("r", "r?") and old is not None else old
 
     return {name: value(name, old) for name, old in step.items()}

@@ -9,10 +9,10 @@ from torch import Tensor, fx, nn
 from . import activations, calls, linears, shifting
 from .encoder_decoder import Stack
 from .layout import IrregularColumns, RowLayout
-from .plan import Entry, Plan
+from .plan import Plan, WeightEntry
 from .positional import Positions
 from .refusal import rejection
-from .rule import Call, Rule
+from .rule import NodeCall, Rule
 from .values import ElementwiseExpr, Rows, TokenIds
 
 _SPELLINGS = {"iadd": "add", "isub": "sub", "imul": "mul", "multiply": "mul", "itruediv": "truediv", "div": "truediv"}
@@ -36,14 +36,14 @@ class PlanBuilder:
     def __init__(
         self,
         model: nn.Module,
-        numbers: linears.Numbers,
+        formats: linears.NumberFormats,
         plan: Plan,
         shape: torch.Size,
         side: Stack,
         source: "PlanBuilder | None",
         rules: Sequence[Rule],
     ):
-        self.model, self.numbers, self.plan, self.shape, self.side = model, numbers, plan, shape, side
+        self.model, self.formats, self.plan, self.shape, self.side = model, formats, plan, shape, side
         self.source, self.rules = source, rules
         self.ids = TokenIds(plan.layout)
         self.values: dict[fx.Node, Any] = {}
@@ -65,15 +65,15 @@ class PlanBuilder:
 
     # -- rules -----------------------------------------------------------------------------------------------
 
-    def resolve_call(self, node: fx.Node) -> Call:
+    def resolve_call(self, node: fx.Node) -> NodeCall:
         """The call of a node, with the values of its operands."""
         if node.op in ("placeholder", "get_attr") or (self.source is not None and node in self.source.values):
-            return Call(node)
+            return NodeCall(node)
         args, kwargs = (fx.map_arg(part, self.values.__getitem__) for part in (node.args, node.kwargs))
         module = self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
-        return Call(node, args, kwargs, node.meta.get("role"), module)
+        return NodeCall(node, args, kwargs, node.meta.get("role"), module)
 
-    def lower(self, call: Call) -> Any:
+    def lower(self, call: NodeCall) -> Any:
         """Value of a call, by the first rule that matches it and does not pass it on."""
         for rule in self.rules:
             if rule.matches(self, call):
@@ -95,7 +95,9 @@ class PlanBuilder:
         if x.index.shape[-1] != width or self.plan.layout.widths[register] != width:
             reason = "a linear layer over a part of what a token has is not among the engine's steps"
             raise self.rejection(node, reason)
-        entry = Entry("packed", layer.shape, layer.make_packer(weights or self.numbers.weights, self.numbers.group))
+        entry = WeightEntry(
+            "packed", layer.shape, layer.make_packer(weights or self.formats.weights, self.formats.group)
+        )
         weight = self.plan.add_weight_entry(f"{name}.weight", entry, layer.key)
         if layer.packed is not None:
             self.lowered[weight] = layer.packed

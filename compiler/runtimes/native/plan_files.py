@@ -225,7 +225,7 @@ def _damaged(file: Path, problem: str, help: str = _REMEDY) -> Reject:
 
 
 def load_weights(
-    folder: Path, stored: NativePlanFile, *, mapped: bool | None = False, threads: int = 1
+    folder: Path, plan_file: NativePlanFile, *, mapped: bool | None = False, threads: int = 1
 ) -> dict[str, "Tensor"]:
     """The weights by name; `mapped` leaves them on disk, else they are read to where memory is fastest.
 
@@ -247,7 +247,7 @@ def load_weights(
         _read_into_buffer(blob.numpy().data, file, threads)
     kinds = {"packed": torch.uint8, "f32": torch.float32, "bf16": torch.bfloat16}
     result = {}
-    for name, entry in stored.entries.items():
+    for name, entry in plan_file.entries.items():
         part = blob[entry["at"] : entry["at"] + entry["bytes"]]
         numbers = part.view(kinds[entry["kind"]])
         result[name] = part if entry["kind"] == "packed" else numbers.view(entry["shape"])

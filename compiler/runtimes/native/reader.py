@@ -35,19 +35,19 @@ class Reader(PlanBuilder):
     def __init__(
         self,
         program: Program,
-        weights: str | linears.Numbers,
+        weights: str | linears.NumberFormats,
         model: nn.Module | None = None,
         side: encoder_decoder.Stack | None = None,
     ):
         model = model or program.model
-        numbers = linears.Numbers(weights) if isinstance(weights, str) else weights
+        formats = linears.NumberFormats(weights) if isinstance(weights, str) else weights
         _check_inputs(program, model)
         source: Reader | None = None
         if side is None:
             graph = inline_mixers(program)
             if is_encoder_decoder(program.model):
                 source_side, side = encoder_decoder.split_stacks(graph)
-                source = Reader(program, numbers, model, source_side)
+                source = Reader(program, formats, model, source_side)
             else:
                 side = encoder_decoder.single_stack(graph)
         config = pretrained(model).config.get_text_config(**({} if side.ids == "input_ids" else {"decoder": True}))
@@ -60,8 +60,8 @@ class Reader(PlanBuilder):
             raise model_rejection(model, reason)
         words = (source and getattr(config, "decoder_vocab_size", None)) or config.vocab_size
         encoder = source.plan if source else None
-        plan = Plan(Layout(ids.numel()), words, context, encoder=encoder, kv_numbers=numbers.kv_cache)
-        super().__init__(model, numbers, plan, ids.shape, side, source, RULES)
+        plan = Plan(Layout(ids.numel()), words, context, encoder=encoder, kv_numbers=formats.kv_cache)
+        super().__init__(model, formats, plan, ids.shape, side, source, RULES)
         self._encoder = source
 
     def build_plan(self) -> Plan:
@@ -84,14 +84,14 @@ class Reader(PlanBuilder):
         if self._encoder is not None:
             self._encoder.positions.forget()
         if self.last and not self.plan.output.states:
-            linears.pack_head(self.plan, self.numbers, *self.last)
+            linears.pack_head(self.plan, self.formats, *self.last)
         linears.tie_embedding_weights(self.plan, self.lowered)
         self._check_cache()
         return self.plan
 
     def _check_cache(self) -> None:
         """Raise Reject where other numbers are named for a cache that the model has not."""
-        if self.numbers.kv_cache == KV_NUMBERS[0] or (self.plan.output.speaks and self._slots()):
+        if self.formats.kv_cache == KV_NUMBERS[0] or (self.plan.output.speaks and self._slots()):
             return
         reason = "it keeps no keys and values of the tokens before, which `kv_cache` is of"
         raise model_rejection(self.model, reason, help="leave `kv_cache` out")

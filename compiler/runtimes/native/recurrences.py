@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from . import linears
-from .plan import Entry
+from .plan import WeightEntry
 from .plan_builder import PlanBuilder
-from .rule import Call
+from .rule import NodeCall
 from .values import Positional, Rows
 
 _POWER = 8.0  # of the decay, Botev et al. 2024 (arXiv 2404.07839), section 2.1
@@ -92,7 +92,7 @@ def _output_on_sample(module: nn.Module, x: Tensor) -> Tensor | None:
     return output[0].float() if isinstance(output, Tensor) and output.shape == (1, *x.shape) else None
 
 
-def lower_recurrence(builder: PlanBuilder, call: Call) -> Any:
+def lower_recurrence(builder: PlanBuilder, call: NodeCall) -> Any:
     """The steps of a recurrence, where a module computes one of its operands."""
     args = call.args
     if call.kwargs or len(args) != 2 or not isinstance(args[0], Rows) or not isinstance(args[1], Positional):
@@ -135,7 +135,9 @@ def _set_first_token_to_one(builder: PlanBuilder, x: Rows) -> Rows:
     plan = builder.plan
     rows = torch.zeros(plan.context, 1)
     rows[0] = 1.0
-    name = plan.add_weight_entry("first.rows", Entry("f32", tuple(rows.shape), lambda: rows), ("first", plan.context))
+    name = plan.add_weight_entry(
+        "first.rows", WeightEntry("f32", tuple(rows.shape), lambda: rows), ("first", plan.context)
+    )
     first = Rows(builder.rows(plan.append_step("positions", 1, table=name)).view(*builder.shape, 1))
     complement = builder.apply(builder.apply(x, torch.mul, -1.0), torch.add, 1.0)
     return builder.elementwise_of_two("add", x, builder.product(complement, first))

@@ -6,7 +6,7 @@ from torch import fx
 from . import calls
 from .layout import IrregularColumns
 from .plan_builder import PlanBuilder
-from .rule import Call
+from .rule import NodeCall
 from .values import ElementwiseExpr, Rows
 
 KINDS = ("mean", "sum", "std", "var")
@@ -14,7 +14,7 @@ _MAX_SUMMED = 16  # values that are added one by one
 _MAX_PRODUCTS = 64  # of columns of a matrix with numbers of another
 
 
-def lower_reduction(builder: PlanBuilder, call: Call) -> Rows:
+def lower_reduction(builder: PlanBuilder, call: NodeCall) -> Rows:
     """Mean, sum or deviation over one axis, for each token."""
     node, name, x = call.node, call.name, call.first
     names = ("dim", "keepdim") if name in ("mean", "sum") else ("dim",)
@@ -70,7 +70,7 @@ def total(builder: PlanBuilder, terms: list[Rows]) -> Rows:
     return first
 
 
-def lower_matrix_product(builder: PlanBuilder, call: Call) -> Rows:
+def lower_matrix_product(builder: PlanBuilder, call: NodeCall) -> Rows:
     """A token's matrix times another of its own, where one is small: columns times numbers, summed."""
     node, (a, b) = call.node, call.args
     a, b = builder.materialised(a), builder.materialised(b)

@@ -12,11 +12,11 @@ from . import calls, rotations
 from .layout import ColumnRun, split_into_column_runs
 from .plan_builder import PlanBuilder
 from .positional import run_node
-from .rule import Call
+from .rule import NodeCall
 from .values import CachedRows, Positional, Rows
 
 
-def lower_rotary(builder: PlanBuilder, call: Call) -> Any:
+def lower_rotary(builder: PlanBuilder, call: NodeCall) -> Any:
     """Result of a rotary function: rotated queries and keys, or one of them."""
     node, args, kwargs = call.node, call.args, call.kwargs
     positions = [index for index, value in enumerate(args) if isinstance(value, Rows)]
@@ -68,8 +68,8 @@ def _original_context(builder: PlanBuilder) -> int:
     return length if type(length) is int else builder.plan.context
 
 
-def _append_rotation(builder: PlanBuilder, x: Rows, rotation: rotations.Rotation, wide: bool) -> Rows:
-    """`wide`: what was cut off the heads is joined again later, so whole heads are turned at once."""
+def _append_rotation(builder: PlanBuilder, x: Rows, rotation: rotations.Rotation, rotates_full_heads: bool) -> Rows:
+    """`rotates_full_heads`: what was cut off the heads is joined again later, so whole heads are turned at once."""
     if not rotation.width:
         return Rows(_sorted(x.index, rotation), x.pending)
     plan, x = builder.plan, builder.materialised(x)
@@ -83,7 +83,7 @@ def _append_rotation(builder: PlanBuilder, x: Rows, rotation: rotations.Rotation
     lane = plan.layout.row_layout(x.index)
     head_dim = x.index.shape[-1]
     lane_runs = split_into_column_runs(plan.layout, lane.columns)
-    if wide and len(lane_runs) == 1 and _is_part_of_every_head(lane_runs[0], plan.layout.widths):
+    if rotates_full_heads and len(lane_runs) == 1 and _is_part_of_every_head(lane_runs[0], plan.layout.widths):
         run = lane_runs[0]
         full_width = plan.layout.widths[run.register]
         turned_register = plan.append_step(
@@ -158,14 +158,14 @@ class _RotaryCall:
         ]
         output = run_node(self.node, self.builder.model, args, {k: operand(v) for k, v in self.options.items()})
         output = output[self.number] if isinstance(output, tuple | list) else output
-        return self._to_value_axes(output, turned_value, back=True).float()
+        return self._to_value_axes(output, turned_value, is_inverse=True).float()
 
-    def _to_value_axes(self, x: Tensor, like: Rows, back: bool = False) -> Tensor:
-        """[heads, t, width] in the axes of a value of tokens, or back: [b, h, t, d], [b, t, h, d] or [b, t, d]."""
-        if like.index.dim() == 3:
+    def _to_value_axes(self, x: Tensor, reference_rows: Rows, is_inverse: bool = False) -> Tensor:
+        """[heads, t, width] in the axes of `reference_rows`: [b, h, t, d], [b, t, h, d] or [b, t, d]; or back."""
+        if reference_rows.index.dim() == 3:
             return x
-        turned = like.index.shape[1] == self.builder.shape[1] and self._moves_along(like.index, 1)
-        if back:
+        turned = reference_rows.index.shape[1] == self.builder.shape[1] and self._moves_along(reference_rows.index, 1)
+        if is_inverse:
             return x[0].transpose(0, 1) if turned else x[0]
         return (x.transpose(0, 1) if turned else x)[None]
 

@@ -120,10 +120,12 @@ def recognise_rotation(rotate: RotationFunction, context: int, head_dim: int) ->
     return None if frequencies is None else Rotation(frequencies, *pairs, order)
 
 
-def _order(first: Tensor) -> Tensor | None:
+def _order(matrix_at_0: Tensor) -> Tensor | None:
     """Permutation of columns at position 0, where nothing is rotated: of [from, to] one number each is not zero."""
-    nonzero = first > 0
-    if not (torch.equal(nonzero, first != 0) and bool((nonzero.sum(0) == 1).all() and (nonzero.sum(1) == 1).all())):
+    nonzero = matrix_at_0 > 0
+    if not (
+        torch.equal(nonzero, matrix_at_0 != 0) and bool((nonzero.sum(0) == 1).all() and (nonzero.sum(1) == 1).all())
+    ):
         return None
     return nonzero.long().argmax(1)
 

@@ -70,7 +70,7 @@ class Routing:
 
 
 @dataclass(frozen=True)
-class Sample:
+class RoutingSample:
     """Choices of a router for random rows.
 
     tensors  of the router, by name
@@ -125,7 +125,7 @@ def named_tensors(module: nn.Module, extra: list[Tensor | None]) -> dict[str, Te
 
 
 @torch.no_grad()
-def infer_routing(module: nn.Module, sample: Sample) -> Routing | None:
+def infer_routing(module: nn.Module, sample: RoutingSample) -> Routing | None:
     """The rule by which a sample was chosen, of logits that a matrix makes; or None."""
     for logits, form in _candidate_logits(sample):
         for kind, groups in product(_KINDS, _candidate_groups(module, logits.shape[-1])):
@@ -138,7 +138,7 @@ def infer_routing(module: nn.Module, sample: Sample) -> Routing | None:
 
 
 @torch.no_grad()
-def infer_sequential_routing(module: nn.Module, sample: Sample) -> Routing | None:
+def infer_sequential_routing(module: nn.Module, sample: RoutingSample) -> Routing | None:
     """The rule of a router that takes one expert after another, of a sample whose experts are nearly alike; or None."""
     if sample.weights is None:
         return None
@@ -153,7 +153,7 @@ def infer_sequential_routing(module: nn.Module, sample: Sample) -> Routing | Non
     return None
 
 
-def _with_fitted_weights(rule: Routing, logits: Tensor, sample: Sample) -> Routing | None:
+def _with_fitted_weights(rule: Routing, logits: Tensor, sample: RoutingSample) -> Routing | None:
     """The rule with weights as the sample has them, where it chooses the same experts."""
     if rule.groups > 1 and rule.count > rule.n_groups_chosen * (logits.shape[-1] // rule.groups):
         return None
@@ -173,11 +173,11 @@ def _with_fitted_weights(rule: Routing, logits: Tensor, sample: Sample) -> Routi
     return None
 
 
-def _vectors(sample: Sample, experts: int) -> list[str]:
+def _vectors(sample: RoutingSample, experts: int) -> list[str]:
     return [name for name, tensor in sample.tensors.items() if tensor.numel() == experts]
 
 
-def _candidate_logits(sample: Sample) -> Iterator[tuple[Tensor, tuple[str, str | None]]]:
+def _candidate_logits(sample: RoutingSample) -> Iterator[tuple[Tensor, tuple[str, str | None]]]:
     for name, weight in sample.tensors.items():
         if weight.dim() == 2 and weight.shape[1] == sample.x.shape[1]:
             logits = sample.x @ weight.T

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Call:
+class NodeCall:
     """A node of the graph with the values of its operands.
 
     role     of the node in its model, as capture labels it; None where it has none
@@ -51,7 +51,7 @@ class Call:
         """Whether an operand holds numbers of tokens."""
         return any(isinstance(x, OF_TOKENS) for x in self.operands)
 
-    def mapped(self, change: Callable[[Any], Any]) -> "Call":
+    def mapped(self, change: Callable[[Any], Any]) -> "NodeCall":
         """The call of changed operands."""
         return replace(self, args=mapped(self.args, change), kwargs=mapped(self.kwargs, change))
 
@@ -59,11 +59,11 @@ class Call:
 class Rule(NamedTuple):
     """A row of the table: `lower` gives the value of a call that `matches`, or NotImplemented to pass it on."""
 
-    matches: "Callable[[PlanBuilder, Call], bool]"
-    lower: "Callable[[PlanBuilder, Call], Any]"
+    matches: "Callable[[PlanBuilder, NodeCall], bool]"
+    lower: "Callable[[PlanBuilder, NodeCall], Any]"
 
 
-Predicate = Callable[["PlanBuilder", Call], bool]
+Predicate = Callable[["PlanBuilder", NodeCall], bool]
 
 
 def role(*roles: str, first: type | tuple[type, ...] = object) -> Predicate:
@@ -76,15 +76,15 @@ def function(*names: str, first: type | tuple[type, ...] = object) -> Predicate:
     return lambda _, call: call.module is None and call.name in names and isinstance(call.first, first)
 
 
-def operand(*kinds: type) -> Predicate:
+def operand(*types: type) -> Predicate:
     """Predicate of calls by the type of any operand."""
-    return lambda _, call: not call.kinds.isdisjoint(kinds)
+    return lambda _, call: not call.kinds.isdisjoint(types)
 
 
-def module(*kinds: type[nn.Module]) -> Predicate:
+def module(*classes: type[nn.Module]) -> Predicate:
     """Predicate of calls by the class of their module."""
-    return lambda _, call: isinstance(call.module, kinds or nn.Module)
+    return lambda _, call: isinstance(call.module, classes or nn.Module)
 
 
-def anything(_: "PlanBuilder", __: Call) -> bool:
+def anything(_: "PlanBuilder", __: NodeCall) -> bool:
     return True

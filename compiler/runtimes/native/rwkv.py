@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from . import shifting
 from .plan_builder import PlanBuilder
-from .rule import Call
+from .rule import NodeCall
 from .trees import leaves
 from .values import Rows
 
@@ -57,7 +57,7 @@ class ChannelMixing:
     shares: tuple[Tensor, Tensor]
 
 
-def lower_rwkv(builder: PlanBuilder, call: Call) -> Any:
+def lower_rwkv(builder: PlanBuilder, call: NodeCall) -> Any:
     """The steps of such a layer, where a module is one that begins without a state, or with one that is empty."""
     node, module, args, kwargs = call.node, call.module, call.args, call.kwargs
     if module is None or not isinstance(call.first, Rows) or call.first.index.dim() != 3:

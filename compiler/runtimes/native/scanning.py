@@ -8,16 +8,16 @@ from torch import Tensor, fx
 
 from . import calls, deltas, linears, norms
 from .plan_builder import PlanBuilder
-from .rule import Call
+from .rule import NodeCall
 from .values import ElementwiseExpr, Rows
 
 
-def reject_scan(builder: PlanBuilder, call: Call) -> Any:
+def reject_scan(builder: PlanBuilder, call: NodeCall) -> Any:
     name = call.node.target if call.module is not None else call.name
     raise builder.rejection(call.node, f"`{name}` keeps a state that is none of the engine's")
 
 
-def lower_ssd(builder: PlanBuilder, call: Call) -> Rows:
+def lower_ssd(builder: PlanBuilder, call: NodeCall) -> Rows:
     """A scan of one decay for each head: x [b, t, heads, d], B and C [b, t, groups, states]."""
     (x, dt, A, B, C), options, node, plan = call.args, call.kwargs, call.node, builder.plan
     rows = all(isinstance(part, Rows) for part in (x, dt, B, C)) and x.index.dim() == B.index.dim() == 4
@@ -36,7 +36,7 @@ def lower_ssd(builder: PlanBuilder, call: Call) -> Rows:
     return builder.elementwise("ssd", x.index.shape, lane, **operands, **fields)
 
 
-def lower_selective(builder: PlanBuilder, call: Call) -> Rows:
+def lower_selective(builder: PlanBuilder, call: NodeCall) -> Rows:
     """A scan of a decay for each channel and state: x [b, t, channels], B and C [b, t, states]."""
     (x, dt, A, B, C), options, node = call.args, call.kwargs, call.node
     rows, z = all(isinstance(part, Rows) and part.index.dim() == 3 for part in (x, dt, B, C)), options.get("z")
@@ -51,11 +51,11 @@ def lower_selective(builder: PlanBuilder, call: Call) -> Rows:
     return builder.elementwise("selective", x.index.shape, lane, **operands, **fields)
 
 
-def is_delta_rule(builder: PlanBuilder, call: Call) -> bool:
+def is_delta_rule(builder: PlanBuilder, call: NodeCall) -> bool:
     return call.role == "ssm_scan" and call.node.op == "call_function" and {"g", "beta"} <= call.kwargs.keys()
 
 
-def lower_delta_rule(builder: PlanBuilder, call: Call) -> tuple[Rows, None]:
+def lower_delta_rule(builder: PlanBuilder, call: NodeCall) -> tuple[Rows, None]:
     node, args, kwargs = call.node, call.args, dict(call.kwargs)
     operands = dict(zip("qkv", args, strict=False)) | {name: kwargs.pop(name) for name in ("g", "beta")}
     plain = len(operands) == 5 and len(args) == 3 and all(isinstance(x, Rows) for x in operands.values())
@@ -102,7 +102,7 @@ def _vectors(builder: PlanBuilder, node: fx.Node, **values: Tensor | None) -> di
 # -- what is around them ---------------------------------------------------------------------------------
 
 
-def lower_gated_norm(builder: PlanBuilder, call: Call) -> Any:
+def lower_gated_norm(builder: PlanBuilder, call: NodeCall) -> Any:
     gates = [*call.args[1:], *call.kwargs.values()]
     if len(gates) != 1 or not isinstance(gates[0], Rows) or call.module is None:
         return NotImplemented
@@ -121,7 +121,7 @@ def lower_gated_norm(builder: PlanBuilder, call: Call) -> Any:
     return output if norm.gate_first else builder.product(output, opened)
 
 
-def lower_constant_product(builder: PlanBuilder, call: Call) -> Any:
+def lower_constant_product(builder: PlanBuilder, call: NodeCall) -> Any:
     """A matrix times tokens: [o, i] @ [b, i, t], or [b, t, i] @ [i, o]; or a matrix for each head."""
     node, (a, b) = call.node, call.args
     if isinstance(a, Rows) and isinstance(b, Rows):

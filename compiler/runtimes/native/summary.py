@@ -15,7 +15,7 @@ from .plan_files import load_weights, native_damaged, read_plan
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightSummary:
     """Entries of a form and shape: how many, their bytes together, the share of weights that they store."""
 
     form: str
@@ -35,7 +35,7 @@ class NativeSummary:
     facts: Mapping[str, Any]
     context: int
     steps: Mapping[str, int]
-    weights: tuple[Weights, ...]
+    weights: tuple[WeightSummary, ...]
     source: Mapping[str, int]
 
     def to_json(self) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def summarise_native(folder: Path) -> NativeSummary:
             f"{folder}: {error}", help="copy the artifact again, or compile again"
         ).rejection() from error
     weights = [
-        Weights(form, shape, len(members), sum(b for b, _ in members), sum(k for _, k in members) / len(members))
+        WeightSummary(form, shape, len(members), sum(b for b, _ in members), sum(k for _, k in members) / len(members))
         for (form, shape), members in groups.items()
     ]
     weights.sort(key=lambda w: -w.bytes)

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from . import calls, linears
-from .plan import Entry
+from .plan import WeightEntry
 from .plan_builder import PlanBuilder
-from .rule import Call
+from .rule import NodeCall
 from .values import ElementwiseExpr, Positional, Rows
 
 PROBE = 8  # ids whose rows an embedding is compared by
 
 
-def lower_embedding(builder: PlanBuilder, call: Call) -> Any:
+def lower_embedding(builder: PlanBuilder, call: NodeCall) -> Any:
     if builder.positions.uses_only_length_of_ids(call.node):
         return Positional(call.node)
     node, module, ids_value = call.node, call.module, call.first
@@ -36,7 +36,7 @@ def lower_embedding(builder: PlanBuilder, call: Call) -> Any:
         raise builder.rejection(node, f"a {type(module).__name__} gives something else than rows of its table")
     table = _transformed_table(builder, node, table, ids_value.pending)
     scale = next((s for s in (1.0, *_numbers(module)) if abs(s / scale - 1) < 2**-7), scale)
-    entry = Entry("bf16", tuple(table.shape), lambda: table.detach().bfloat16().contiguous())
+    entry = WeightEntry("bf16", tuple(table.shape), lambda: table.detach().bfloat16().contiguous())
     name = builder.plan.add_weight_entry(f"{node.target}.rows", entry, ("table", *linears.identity(table)))
     register = builder.plan.append_step("embedding", table.shape[1], table=name)
     rows = Rows(builder.rows(register).view(*builder.shape, -1))
@@ -68,7 +68,7 @@ def append_position_table(builder: PlanBuilder, node: fx.Node, value: Positional
         raise builder.rejection(node, "it adds something that is not one row for every position")
     name = builder.plan.add_weight_entry(
         f"{value.node.name}.rows",
-        Entry("f32", (context, table.shape[-1]), lambda: table.reshape(context, -1).float().contiguous()),
+        WeightEntry("f32", (context, table.shape[-1]), lambda: table.reshape(context, -1).float().contiguous()),
         ("positions", value.node.name),
     )
     register = builder.plan.append_step("positions", table.shape[-1], table=name)

@@ -166,14 +166,14 @@ def _check_external_region(path: Path, tensor: Any, size: int) -> None:
         raise _rejected(path, f"has a weight `{tensor.name}` outside of {path.name}.data")
 
 
-def load_initializers(folder: Path, stored: OnnxFile, name: str = NAME) -> "dict[str, torch.Tensor]":
+def load_initializers(folder: Path, graph_file: OnnxFile, name: str = NAME) -> "dict[str, torch.Tensor]":
     """The initializers by name: large ones mapped from disk, where they take no memory of their own."""
     import numpy as np
     import onnx
     import torch
 
     path, result = folder / f"{name}.onnx", {}
-    for tensor in stored.model.graph.initializer:
+    for tensor in graph_file.model.graph.initializer:
         if tensor.data_type not in _NUMBERS:
             raise _rejected(path, f"has a weight `{tensor.name}` of a type {tensor.data_type}")
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
@@ -182,7 +182,7 @@ def load_initializers(folder: Path, stored: OnnxFile, name: str = NAME) -> "dict
             shape, start = tuple(tensor.dims), int(entry.get("offset", "0"))
             if prod(shape) * dtype.itemsize != int(entry["length"]):
                 raise _rejected(path, f"has a weight `{tensor.name}` of another size than its shape")
-            array = np.frombuffer(stored.data, dtype, prod(shape), start).reshape(shape)
+            array = np.frombuffer(graph_file.data, dtype, prod(shape), start).reshape(shape)
         else:
             array = _inline_tensor(path, tensor)
         result[tensor.name] = torch.from_numpy(array)

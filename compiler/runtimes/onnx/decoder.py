@@ -20,16 +20,16 @@ class Decoder(nn.Module):
         self.model, self.slots = model, slots
 
     def forward(self, inputs: dict[str, Tensor], past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        cache = make_filled_cache(past, self.slots)
+        cache = cache_of_past_key_values(past, self.slots)
         logits = self.model(**inputs, cache=cache, use_cache=True).logits
         return logits.float(), [part for n in self.slots for part in (cache.layers[n].keys, cache.layers[n].values)]
 
 
-def make_filled_cache(past: list[Tensor], slots: list[int]) -> Any:
+def cache_of_past_key_values(past_key_values: list[Tensor], layer_indices: list[int]) -> Any:
     """A cache with keys and values in it; it never forgets, as windows are in the mask."""
     from transformers import DynamicCache
 
     cache = DynamicCache()
-    for layer, slot in enumerate(slots):
-        cache.update(past[2 * layer], past[2 * layer + 1], slot)
+    for i, layer_index in enumerate(layer_indices):
+        cache.update(past_key_values[2 * i], past_key_values[2 * i + 1], layer_index)
     return cache

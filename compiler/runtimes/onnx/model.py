@@ -64,10 +64,10 @@ def open_onnx(folder: Path, threads: int | None = None) -> nn.Module:
     return model.eval()
 
 
-def _vocabulary_and_context(folder: Path, session: Session, stored: OnnxFile) -> dict[str, int]:
+def _vocabulary_and_context(folder: Path, session: Session, graph_file: OnnxFile) -> dict[str, int]:
     """Sizes of the vocabulary and of the context."""
     shape = session.results.get("logits", ())
     past = all(len(session.shapes[n]) == 4 and type(session.shapes[n][1]) is int for n in session.past)
     if len(shape) != 3 or type(shape[2]) is not int or not session.past or not past:
         raise rejected_onnx(f"{folder / FILE} is no decoder with keys and values", help="compile it again").rejection()
-    return {"vocabulary": shape[2], "context": stored.facts["context"] or _UNBOUND}
+    return {"vocabulary": shape[2], "context": graph_file.facts["context"] or _UNBOUND}

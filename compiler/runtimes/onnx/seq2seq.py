@@ -49,23 +49,23 @@ class SourceRows(BatchedRun):
             pairs = zip(self.past, self._history[sequence], strict=True)
             self._history[sequence] = [x[:, :length] if f".{SIDE_NAMES[0]}." in name else x for name, x in pairs]
 
-    def encode(self, ids: Sequence[int], numbers: Sequence[int]) -> None:
+    def encode(self, ids: Sequence[int], sequences: Sequence[int]) -> None:
         """Read sources of any lengths in one call, the shorter ones filled up behind."""
         rows: dict[int, list[int]] = {}
-        for token, number in zip(ids, numbers, strict=True):
-            rows.setdefault(number, []).append(token)
+        for token, sequence in zip(ids, sequences, strict=True):
+            rows.setdefault(sequence, []).append(token)
         longest = max(map(len, rows.values()))
         input_ids, mask = (np.zeros((len(rows), longest), np.int64) for _ in range(2))
         for row, row_ids in enumerate(rows.values()):
             input_ids[row, : len(row_ids)], mask[row, : len(row_ids)] = row_ids, 1
         (states,) = self.sessions[ENCODER].run({"input_ids": input_ids, "attention_mask": mask})
-        for row_states, (number, row_ids) in zip(states, rows.items(), strict=True):
-            self._states[number] = row_states[: len(row_ids)]
+        for row_states, (sequence, row_ids) in zip(states, rows.items(), strict=True):
+            self._states[sequence] = row_states[: len(row_ids)]
 
-    def extend(self, numbers: list[int], ids: Tensor) -> Tensor:
+    def extend(self, sequences: list[int], ids: Tensor) -> Tensor:
         """Rows of one length, each behind a source and a beginning of its own."""
         return torch.cat(
-            [self._step_one_sequence(number, row.numpy()[None]) for number, row in zip(numbers, ids, strict=True)]
+            [self._step_one_sequence(sequence, row.numpy()[None]) for sequence, row in zip(sequences, ids, strict=True)]
         )
 
     def _step_one_sequence(self, sequence: int, ids: np.ndarray) -> Tensor:

@@ -80,7 +80,7 @@ class FirstDecoderStep(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         cache = _empty()
         logits = _decoder_logits(self.model, encoder_attention_mask, input_ids, encoder_hidden_states, cache)
-        return logits, [part for slot in self.slots for half in _halves(cache) for part in parts_of(half, slot)]
+        return logits, [part for slot in self.slots for half in _halves(cache) for part in keys_and_values(half, slot)]
 
 
 class NextDecoderStep(nn.Module):
@@ -105,7 +105,7 @@ class NextDecoderStep(nn.Module):
         # What is made of these is not asked for: what was kept of the source is taken.
         states = past[2].new_zeros(len(input_ids), past[2].shape[2], self.width)
         logits = _decoder_logits(self.model, encoder_attention_mask, input_ids, states, cache)
-        return logits, [part for slot in self.slots for part in parts_of(cache.self_attention_cache, slot)]
+        return logits, [part for slot in self.slots for part in keys_and_values(cache.self_attention_cache, slot)]
 
 
 class SpeechStart(FirstDecoderStep):
@@ -185,15 +185,15 @@ def _halves(cache: Any) -> tuple[Any, Any]:
     return cache.self_attention_cache, cache.cross_attention_cache
 
 
-def parts_of(half: Any, slot: int) -> tuple[Any, Any]:
+def keys_and_values(cache: Any, layer_index: int) -> tuple[Any, Any]:
     """Keys and values of a layer; None of one without attention."""
-    if slot >= len(half.layers):
+    if layer_index >= len(cache.layers):
         return None, None
-    return getattr(half.layers[slot], "keys", None), getattr(half.layers[slot], "values", None)
+    return getattr(cache.layers[layer_index], "keys", None), getattr(cache.layers[layer_index], "values", None)
 
 
 def _parts(cache: Any, slot: int) -> list[Any]:
-    return [part for half in _halves(cache) for part in parts_of(half, slot)]
+    return [part for half in _halves(cache) for part in keys_and_values(half, slot)]
 
 
 def _decoder_logits(model: nn.Module, mask: Tensor | None, ids: Tensor, states: Tensor, cache: Any) -> Tensor:

@@ -14,17 +14,19 @@ from .refusal import rejected_onnx
 class Session:
     """A graph that ONNX Runtime runs, with torch's tensors."""
 
-    def __init__(self, path: Path, stored: OnnxFile, threads: int | None):
+    def __init__(self, path: Path, graph_file: OnnxFile, threads: int | None):
         """`path` is what messages name; what runs are the bytes that were checked."""
         import onnxruntime as ort
 
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads or torch.get_num_threads(), 1
         options.log_severity_level = 4
-        if len(stored.data):
-            options.add_external_initializers_from_files_in_memory([stored.file], [stored.data], [len(stored.data)])
+        if len(graph_file.data):
+            options.add_external_initializers_from_files_in_memory(
+                [graph_file.file], [graph_file.data], [len(graph_file.data)]
+            )
         try:
-            self._session = ort.InferenceSession(stored.graph, options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(graph_file.graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors are of many kinds without a common one
             raise rejected_onnx(
                 f"{path} is not run by ONNX Runtime: {first_line(error)}", help="compile it again"

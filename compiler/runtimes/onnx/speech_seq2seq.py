@@ -32,17 +32,17 @@ class SpeechRows(SourceRows):
             raise rejected_onnx("the encoder hears sounds of no stated size", help="compile it again").rejection()
         self.shape: tuple[int, int] = (shape[1], shape[2])
 
-    def hear(self, features: Tensor, numbers: Sequence[int]) -> None:
+    def hear(self, features: Tensor, sequences: Sequence[int]) -> None:
         """Read features [b, bands, frames], each into an open sequence."""
         (states,) = self.sessions[ENCODER].run({FEATURES: features.float().contiguous().numpy()})
-        self.keep(states, numbers)
+        self.keep(states, sequences)
 
-    def states(self, numbers: Sequence[int]) -> Tensor:
+    def states(self, sequences: Sequence[int]) -> Tensor:
         """States [b, s, d] of the sounds that open sequences have read."""
-        return torch.from_numpy(np.stack([self._states[number] for number in numbers]))
+        return torch.from_numpy(np.stack([self._states[sequence] for sequence in sequences]))
 
-    def keep(self, states: np.ndarray, numbers: Sequence[int]) -> None:
-        self._states.update(zip(numbers, states, strict=True))
+    def keep(self, states: np.ndarray, sequences: Sequence[int]) -> None:
+        self._states.update(zip(sequences, states, strict=True))
 
 
 class SpeechSeq2Seq(Seq2SeqModel):
@@ -74,15 +74,15 @@ class SpeechSeq2Seq(Seq2SeqModel):
             ).rejection()
         return list(features)
 
-    def encode(self, numbers: Sequence[int], sources: Sequence[Tensor]) -> None:
+    def encode(self, sequences: Sequence[int], sources: Sequence[Tensor]) -> None:
         with self._exclusive():
-            self.engine.hear(torch.stack(list(sources)), numbers)
+            self.engine.hear(torch.stack(list(sources)), sequences)
 
-    def _read(self, numbers: Sequence[int], encoder_outputs: Any) -> None:
+    def _read(self, sequences: Sequence[int], encoder_outputs: Any) -> None:
         if "sources" in encoder_outputs:
-            super()._read(numbers, encoder_outputs)
+            super()._read(sequences, encoder_outputs)
         else:
-            self.engine.keep(encoder_outputs[0].numpy(), numbers)
+            self.engine.keep(encoder_outputs[0].numpy(), sequences)
 
     @torch.no_grad()
     def forward(  # type: ignore[override]  # as transformers' models that hear
@@ -101,7 +101,7 @@ class SpeechSeq2Seq(Seq2SeqModel):
         sources = (input_features, attention_mask, decoder_input_ids)
         output = super().forward(*sources, encoder_outputs=encoder_outputs, cache=cache, use_cache=use_cache, **kwargs)
         if cache is None and use_cache:
-            output["encoder_last_hidden_state"] = self.engine.states(output.cache.numbers)
+            output["encoder_last_hidden_state"] = self.engine.states(output.cache.sequences)
         return output
 
 

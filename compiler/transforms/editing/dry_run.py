@@ -136,7 +136,7 @@ def _tensors(program: Program) -> list[torch.Tensor]:
     return [*program.model.parameters(), *program.model.buffers()]
 
 
-def _copied(program: Program, known: dict[int, object], inputs: dict[str, Any]) -> Program:
+def _copied(program: Program, memo: dict[int, object], inputs: dict[str, Any]) -> Program:
     units = {path: replace(unit) for path, unit in program.units.items()}
-    model = copy.deepcopy(program.model, known)
+    model = copy.deepcopy(program.model, memo)
     return Program(model, inputs, units, dict(program.opaque), edits=copy.deepcopy(program.edits))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import fx
 
-from ....dsl.checker.inputs import wide_rank
+from ....dsl.checker.inputs import wide_rank_diagnostic
 from ....dsl.syntax.diagnostics import Fault
 from ....dsl.syntax.nearest import nearest_name_help
 from ...ir.layers.reft import FORMS, Reft, interventions, share_prompt_positions
@@ -96,7 +96,7 @@ def make_interventions(
     result = {}
     for path, width in hidden_widths(program, paths).items():
         if rank > width:
-            raise wide_rank(rank, width, f" of {path}").rejection()
+            raise wide_rank_diagnostic(rank, width, f" of {path}").rejection()
         assert form in FORMS, nearest_name_help(form, FORMS, "there is")
         spec = {
             "form": form,

@@ -48,8 +48,8 @@ class Rewriter:
     def __enter__(self) -> "Rewriter":
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
-        if kind is None:
+    def __exit__(self, exception_type: type | None, error: BaseException | None, trace: Any) -> None:
+        if exception_type is None:
             self.commit()
 
     def commit(self) -> None:
@@ -148,9 +148,9 @@ class Rewriter:
         self._assign_cache_slots({renamed_path(p, new_paths): kind for p, kind in kinds.items() if p != path})
         self.dirty = True
 
-    def _update_remaining_unit_paths(self, dropped: str, new_paths: dict[str, str]) -> Iterable[Unit]:
+    def _update_remaining_unit_paths(self, removed_path: str, new_paths: dict[str, str]) -> Iterable[Unit]:
         for unit in self.program.units.values():
-            if unit.path != dropped:
+            if unit.path != removed_path:
                 unit.path = renamed_path(unit.path, new_paths)
                 if unit.edited:
                     unit.bind(self.program.model)
@@ -201,18 +201,20 @@ class Rewriter:
             ).rejection()
         self._remove_branch(path, join, keep, unread)
 
-    def _remove_branch(self, path: str, add_name: str, remaining_operand: str | None, unread: frozenset[int]) -> None:
+    def _remove_branch(
+        self, path: str, add_node_name: str, remaining_operand: str | None, unread_outputs: frozenset[int]
+    ) -> None:
         program = self.program
         kinds = self._cache_kinds()
         unit = program.units[path]
         before = referenced(unit.graph)
         graph = copy.deepcopy(unit.graph)
-        add = next((node for node in graph.nodes if node.name == add_name), None)
-        assert add is not None and add.target in _ADDS, f"{add_name} is no addition in {path}"
+        add = next((node for node in graph.nodes if node.name == add_node_name), None)
+        assert add is not None and add.target in _ADDS, f"{add_node_name} is no addition in {path}"
         stays = _remaining_operand(add, remaining_operand)
         removed = ancestors(add) - ancestors(stays) - {stays}
         detach(add, stays)
-        _replace_unread_outputs_with_none(graph, unread, removed)
+        _replace_unread_outputs_with_none(graph, unread_outputs, removed)
         eliminate_dead_code(graph)
         graph_json.graph_to_json(graph)  # what can't be stored is refused while nothing has changed yet
         edited = Unit(path, graph, unit.placeholders, unit.statics, code_key(graph), edited=True)
@@ -294,16 +296,16 @@ class Rewriter:
             program.edits.kinds = dict(zip(program.units, kinds, strict=True))
         return program.edits.kinds
 
-    def _assign_cache_slots(self, kinds: dict[str, str]) -> None:
+    def _assign_cache_slots(self, layer_kinds: dict[str, str]) -> None:
         program, paths = self.program, list(self.program.units)
-        program.edits.kinds = kinds
+        program.edits.kinds = layer_kinds
         if is_encoder_decoder(program.model):
-            self._assign_cache_slots_by_stack(kinds)
+            self._assign_cache_slots_by_stack(layer_kinds)
             return
-        assigned = self._slots(paths, kinds)
-        numbers = dict(zip(paths, assigned.slots, strict=True))
-        program.edits.slots = {path: numbers[path] for i, path in enumerate(paths) if numbers[path] != i}
-        surgery.number_layers(program.model, numbers)
+        assigned = self._slots(paths, layer_kinds)
+        slot_by_path = dict(zip(paths, assigned.slots, strict=True))
+        program.edits.slots = {path: slot_by_path[path] for i, path in enumerate(paths) if slot_by_path[path] != i}
+        surgery.number_layers(program.model, slot_by_path)
         if not paths or not isinstance(program.model, PreTrainedModel):
             return
         where = surgery.saved_config_path(program.model, paths[0])
@@ -313,24 +315,24 @@ class Rewriter:
         if _LAYER_TYPES in slots.per_layer_values(config, len(paths)):
             self.set_attr(f"{where}.{_LAYER_TYPES}", list(assigned.kinds))
 
-    def _assign_cache_slots_by_stack(self, kinds: dict[str, str]) -> None:
+    def _assign_cache_slots_by_stack(self, layer_kinds: dict[str, str]) -> None:
         """An encoder's layers and a decoder's are numbered apart."""
         stacks: dict[str, list[str]] = {}
         for path in self.program.units:
             stacks.setdefault(surgery.split(path)[0], []).append(path)
         changed: dict[str, int] = {}
         for paths in stacks.values():
-            numbers = dict(zip(paths, self._slots(paths, kinds).slots, strict=True))
-            surgery.number_layers(self.program.model, numbers)
-            changed |= {path: numbers[path] for i, path in enumerate(paths) if numbers[path] != i}
+            slot_by_path = dict(zip(paths, self._slots(paths, layer_kinds).slots, strict=True))
+            surgery.number_layers(self.program.model, slot_by_path)
+            changed |= {path: slot_by_path[path] for i, path in enumerate(paths) if slot_by_path[path] != i}
         self.program.edits.slots = changed
 
-    def _slots(self, paths: list[str], kinds: dict[str, str]) -> slots.Slots:
+    def _slots(self, paths: list[str], layer_kinds: dict[str, str]) -> slots.Slots:
         graphs = [self.program.units[path].graph for path in paths]
         live, attend, masked = (
             tuple(map(predicate, graphs)) for predicate in (uses_self_attention_cache, attends, is_masked)
         )
-        return slots.assign_cache_slots(tuple(kinds[path] for path in paths), live, attend, masked)
+        return slots.assign_cache_slots(tuple(layer_kinds[path] for path in paths), live, attend, masked)
 
     def _touch(self, path: str) -> None:
         unit = next((unit for unit in self.program.units if is_submodule(path, unit)), None)
@@ -362,16 +364,16 @@ def _entry(new: nn.Module) -> dict[str, Any]:
     return {"class": swap_table.name_of(new), "spec": new.spec()}
 
 
-def _remaining_operand(add: fx.Node, keep: str | None) -> fx.Node:
-    operands = [node for node in add.args[:2] if isinstance(node, fx.Node)]
-    assert len(operands) == 2, f"{add.name} adds other things than two values"
-    if keep is not None:
-        assert keep in {node.name for node in operands}, f"{keep} is no operand of {add.name}"
-        return next(node for node in operands if node.name == keep)
+def _remaining_operand(add_node: fx.Node, operand_name: str | None) -> fx.Node:
+    operands = [node for node in add_node.args[:2] if isinstance(node, fx.Node)]
+    assert len(operands) == 2, f"{add_node.name} adds other things than two values"
+    if operand_name is not None:
+        assert operand_name in {node.name for node in operands}, f"{operand_name} is no operand of {add_node.name}"
+        return next(node for node in operands if node.name == operand_name)
     for entry, branch in (operands, operands[::-1]):
         if entry in ancestors(branch):
             return entry
-    raise AssertionError(f"neither operand of {add.name} is computed from the other: say which one stays")
+    raise AssertionError(f"neither operand of {add_node.name} is computed from the other: say which one stays")
 
 
 def _is_plain(value: Any) -> bool:

@@ -55,7 +55,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Choice:
+class KernelChoice:
     """Choice for a module: a kernel, or none with the reason.
 
     error     how far its outputs are off, as a share, on some inputs; None where nothing was run
@@ -69,12 +69,14 @@ class Choice:
     error: float | None
     seconds: Mapping[str, float]
 
-    def ratio(self, other: str) -> float | None:
+    def ratio(self, contender: str) -> float | None:
         """Time of another contender as a multiple of this one's."""
         chosen_seconds = self.seconds.get(self.kernel or EAGER)
-        return round(self.seconds[other] / chosen_seconds, 3) if chosen_seconds and other in self.seconds else None
+        return (
+            round(self.seconds[contender] / chosen_seconds, 3) if chosen_seconds and contender in self.seconds else None
+        )
 
-    def with_finer_kernel(self, kernel: str, trial: "Trial") -> "Choice":
+    def with_finer_kernel(self, kernel: str, trial: "KernelTrial") -> "KernelChoice":
         """Choice of a kernel with a finer grid for this module."""
         reason = f"{FORMAT_OF[self.kernel]} was off by {self.error:.1%} of its outputs, and all together by too much"
         return replace(
@@ -142,23 +144,23 @@ def unsupported_reasons(program: "Program", paths: Sequence[str]) -> dict[str, s
     }
 
 
-def _class_recording_weight_reads(kind: type[nn.Module], path: str, read: set[str]) -> type[nn.Module]:
+def _class_recording_weight_reads(module_class: type[nn.Module], path: str, read_paths: set[str]) -> type[nn.Module]:
     """The class, noting where the weight is read outside of its own forward."""
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         vars(self)["effc_inside"] = True
         try:
-            return kind.forward(self, *args, **kwargs)
+            return module_class.forward(self, *args, **kwargs)
         finally:
             del vars(self)["effc_inside"]
 
     def getattr_(self: nn.Module, name: str) -> Any:
         if name == "weight" and "effc_inside" not in vars(self):
-            read.add(path)
+            read_paths.add(path)
         return nn.Module.__getattr__(self, name)
 
-    members = {"forward": forward, "__getattr__": getattr_, "__module__": kind.__module__}
-    return type(kind.__name__, (kind,), members)
+    members = {"forward": forward, "__getattr__": getattr_, "__module__": module_class.__module__}
+    return type(module_class.__name__, (module_class,), members)
 
 
 def usable_kernels(site: Site, format: str) -> tuple[list[str], str]:
@@ -213,7 +215,7 @@ def choose_kernel(
     return kernel, f"{speedup} times as fast as torch{left_out}"
 
 
-def more_exact_kernels(choices: Sequence[Choice], error_share_to_remove: float) -> dict[str, str]:
+def more_exact_kernels(choices: Sequence[KernelChoice], error_share_to_remove: float) -> dict[str, str]:
     """Paths of modules that are to be more exact -> the fastest kernel of a finer grid that took part in the race.
 
     The furthest off come first, as many as make up this share of all squared errors; {} where none can be finer.
@@ -232,7 +234,7 @@ def more_exact_kernels(choices: Sequence[Choice], error_share_to_remove: float) 
     return changes
 
 
-class Trial:
+class KernelTrial:
     """One module on kernels, each packed when it is asked for.
 
     x   some inputs of the module; None where nothing runs it
@@ -267,7 +269,7 @@ def sampled(program: "Program", paths: Sequence[str], rows: Tensor | None) -> di
     return {} if rows is None else sample_module_inputs(program.model, list(paths), rows)
 
 
-def refuse_inaccurate(accuracy: Accuracy, max_divergence: float, choices: Sequence[Choice]) -> None:
+def refuse_inaccurate(accuracy: Accuracy, max_divergence: float, choices: Sequence[KernelChoice]) -> None:
     """Reject (lowering-inaccurate) where it cost more than allowed, naming the modules that are furthest off."""
     if accuracy.divergence <= max_divergence:
         return
@@ -285,9 +287,9 @@ def refuse_inaccurate(accuracy: Accuracy, max_divergence: float, choices: Sequen
     ).rejection()
 
 
-def choice_summary(choices: Sequence[Choice]) -> list[str]:
+def choice_summary(choices: Sequence[KernelChoice]) -> list[str]:
     """A sentence for each case and what became of it."""
-    groups: dict[tuple[str, str], list[Choice]] = {}
+    groups: dict[tuple[str, str], list[KernelChoice]] = {}
     for c in choices:
         groups.setdefault((c.site.case.name, FORMAT_OF.get(c.kernel, "as it is")), []).append(c)
     return [

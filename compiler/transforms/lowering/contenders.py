@@ -102,11 +102,11 @@ def cached_attention_contender(q: Tensor, k: Tensor, v: Tensor, keep: float) -> 
     return Contender(name, [partial(c.attend, q) for c in operands], operands[0].bytes)
 
 
-def random_weight(n: int, k: int, sparsity: float, block: bool = False) -> Tensor:
+def random_weight(n: int, k: int, sparsity: float, in_blocks: bool = False) -> Tensor:
     """Random bfloat16 weights with this share of zeros, in blocks of 16 by 2 where asked."""
     generator = torch.Generator().manual_seed(n + k)
     w = torch.randn(n, k, generator=generator)
-    if block:
+    if in_blocks:
         keep = torch.rand(-(-n // 16), -(-k // 2), generator=generator) >= sparsity
         keep = keep.repeat_interleave(16, 0).repeat_interleave(2, 1)[:n, :k]
     else:

@@ -62,12 +62,12 @@ class OutputsBefore:
         return math.exp(min(float(nats.double().mean()), 700.0))
 
 
-def decode_logits(model: nn.Module, ids: Tensor, prompt: int, ctx: "Context", label: str) -> Tensor:
+def decode_logits(model: nn.Module, ids: Tensor, prompt_length: int, ctx: "Context", label: str) -> Tensor:
     """Logits [b, length - prompt, vocab] float32 of every token behind a prompt, fed one by one."""
     logits = []
     with evaluating(model):
-        out = model(input_ids=ids[:, :prompt], use_cache=True)
-        for position in ctx.each(range(prompt, ids.shape[1]), label, ids.shape[1] - prompt):
+        out = model(input_ids=ids[:, :prompt_length], use_cache=True)
+        for position in ctx.each(range(prompt_length, ids.shape[1]), label, ids.shape[1] - prompt_length):
             out = model(input_ids=ids[:, position : position + 1], use_cache=True, **cache_of(out))
             logits.append(logits_of_output(out)[:, -1].float())
     return torch.stack(logits, 1)

@@ -43,9 +43,9 @@ class Vectors:
         table.ratio("512 rows sparse / pre-packed oneDNN", line, PREPACKED, "sparse_linear", 0.95)
 
     @staticmethod
-    def attention(table: "Table", line: "KernelRace", at: str) -> None:
-        table.ratio(f"{at} dense", line, GROUPED, "dense_attention", 3.5)
-        table.ratio(f"{at} sparse 50%", line, GROUPED, "sparse_attention", 5)
+    def attention(table: "Table", line: "KernelRace", label: str) -> None:
+        table.ratio(f"{label} dense", line, GROUPED, "dense_attention", 3.5)
+        table.ratio(f"{label} sparse 50%", line, GROUPED, "sparse_attention", 5)
 
 
 class Tiles:
@@ -73,6 +73,6 @@ class Tiles:
             table.ratio(f"512 rows {name}, int8 / bf16", line, kernel, f"{kernel}_int8", 1.7)
 
     @staticmethod
-    def attention(table: "Table", line: "KernelRace", at: str) -> None:
-        table.target(f"{at} dense, of read", line.of_read("dense_attention"), 0.8, 1)
-        table.target(f"{at} sparse 50%, of read", line.of_read("sparse_attention"), 0.8, 1)
+    def attention(table: "Table", line: "KernelRace", label: str) -> None:
+        table.target(f"{label} dense, of read", line.of_read("dense_attention"), 0.8, 1)
+        table.target(f"{label} sparse 50%, of read", line.of_read("sparse_attention"), 0.8, 1)

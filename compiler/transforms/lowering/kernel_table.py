@@ -198,21 +198,23 @@ def measure_gemv(table: Table, shapes: Sequence[tuple[int, int]]) -> None:
             half = kernel_contender("sparse_linear", w, x)
             line = table.run_race(
                 f"{n} x {k}, {sparsity:.0%} zeros, 1 row",
-                [*torch_contenders(w, x), half, *_of_formats(w, x, but=half.name)],
+                [*torch_contenders(w, x), half, *_contenders_of_formats(w, x, excluded_kernel=half.name)],
                 half.bytes,
             )
             table.goals.add_gemv_goals(table, line, f"{n} x {k} {sparsity:.0%}", sparsity)
 
 
-def _of_formats(w: torch.Tensor, x: torch.Tensor, but: str = "") -> list[Contender]:
-    """Contenders of all number formats but blocks, which want zeros in blocks, and one that takes part already."""
-    kernels = [format.kernel for format in NUMBER_FORMATS if format.skips != "blocks" and format.kernel != but]
+def _contenders_of_formats(w: torch.Tensor, x: torch.Tensor, excluded_kernel: str = "") -> list[Contender]:
+    """Contenders of all number formats but blocks, which want zeros in blocks, and a kernel that takes part already."""
+    kernels = [
+        format.kernel for format in NUMBER_FORMATS if format.skips != "blocks" and format.kernel != excluded_kernel
+    ]
     return [kernel_contender(kernel, w, x) for kernel in kernels]
 
 
 def measure_block_sparse(table: Table, _shapes: object) -> None:
     for sparsity, goal in ((0.8, 14), (0.9, 25)):
-        w, x = random_weight(2048, 8192, sparsity, block=True), torch.randn(1, 8192).bfloat16()
+        w, x = random_weight(2048, 8192, sparsity, in_blocks=True), torch.randn(1, 8192).bfloat16()
         block_contender = kernel_contender("block_sparse_linear", w, x)
         line = table.run_race(
             f"2048 x 8192, {sparsity:.0%} of 16x2 blocks zero, 1 row",
@@ -237,7 +239,9 @@ def measure_several_rows(table: Table, _shapes: object) -> None:
 def measure_prefill(table: Table, _shapes: object) -> None:
     for n, k, count in ((2048, 8192, 32), (2048, 8192, 512), (1536, 576, 256)):
         w, x = random_weight(n, k, 0.5), torch.randn(count, k).bfloat16()
-        line = table.run_race(f"{n} x {k}, 50% zeros, {count} rows", [*torch_contenders(w, x), *_of_formats(w, x)])
+        line = table.run_race(
+            f"{n} x {k}, 50% zeros, {count} rows", [*torch_contenders(w, x), *_contenders_of_formats(w, x)]
+        )
         if count == 512:
             table.goals.prefill(table, line)
 

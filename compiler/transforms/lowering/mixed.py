@@ -172,10 +172,10 @@ class Allocator:
         assert best is not None, "the first solution is an allocation"
         return best, history
 
-    def measured_losses(self, number: int, allocation: Allocation | None = None) -> Losses:
+    def measured_losses(self, round_index: int, allocation: Allocation | None = None) -> Losses:
         """Loss of every option, all other modules as the allocation has them, in a round of that number."""
-        paths = follow(list(self.options), f"losses of modules, round {number + 1}")
-        around = digest(repr(allocation)) if allocation else number  # times differ, and so may what they choose
+        paths = follow(list(self.options), f"losses of modules, round {round_index + 1}")
+        around = digest(repr(allocation)) if allocation else round_index  # times differ, and so may what they choose
         return {path: self.remember(f"{around} {path}", partial(self._losses_of, path)) for path in paths}
 
     def _losses_of(self, path: str) -> list[float]:

@@ -103,7 +103,7 @@ def output_error(original: nn.Module, lowered: nn.Module, x: Tensor) -> float:
     return float((lowered(x).float() - expected).norm() / expected.norm().clamp(min=1e-30))
 
 
-def forget(folder: Path) -> None:
-    """Remove what `Before` kept."""
+def delete_original_outputs(folder: Path) -> None:
+    """Delete the files of `OutputsBefore`."""
     for name in ("before.safetensors", "before-head.safetensors"):
         (folder / name).unlink(missing_ok=True)

@@ -58,12 +58,14 @@ class KernelCase:
     blocks: float
 
     @staticmethod
-    def of(weight: Tensor, zeros: float, blocks: float) -> "KernelCase":
+    def of(weight: Tensor, zero_share: float, zero_block_share: float) -> "KernelCase":
         def nearest(share: float) -> float:
             return round(round(share / STEP) * STEP, 2)
 
         n, k = weight.shape
-        return KernelCase(n, k, str(weight.dtype).removeprefix("torch."), nearest(zeros), nearest(blocks))
+        return KernelCase(
+            n, k, str(weight.dtype).removeprefix("torch."), nearest(zero_share), nearest(zero_block_share)
+        )
 
     @property
     def name(self) -> str:

@@ -59,8 +59,8 @@ def allocate_layer_sparsity(
     return {s.unit: spread.get(s.unit, sparsity) for s in stages}
 
 
-def _norms(program: "Program", inside: Sequence[Stage], rows: Tensor) -> dict[str, list[float]]:
-    paths, norms = [path for stage in inside for path in stage.modules], Norms()
+def _norms(program: "Program", stages: Sequence[Stage], rows: Tensor) -> dict[str, list[float]]:
+    paths, norms = [path for stage in stages for path in stage.modules], Norms()
     Layerwise(program, rows).observe_inputs(Stage("", tuple(paths)), norms.listen)
     return {path: norms.of(path) for path in paths}
 
@@ -134,7 +134,7 @@ def _solve_for_mean(
 
 def _sparsity_costs(
     program: "Program",
-    inside: Sequence[Stage],
+    stages: Sequence[Stage],
     rows: Tensor,
     sparsity: float,
     norms: Mapping[str, list[float]],
@@ -144,7 +144,7 @@ def _sparsity_costs(
     """Loss of the model where one layer alone has zeros by magnitude times input norm."""
     rows = rows[: max(1, TOKENS // rows[0].numel())]
     probes = [max(0.01, sparsity - STEP), min(0.99, sparsity + STEP)]
-    trials = [(stage, probe) for stage in inside for probe in probes]
+    trials = [(stage, probe) for stage in stages for probe in probes]
     probing: list[_Probing] = []  # made when the first answer is not known yet
 
     def cost(stage: Stage, probe: float) -> float:
@@ -152,7 +152,7 @@ def _sparsity_costs(
             probing.append(_Probing(program, rows))
         return probing[0].cost(stage, probe, norms)
 
-    costs: dict[str, list[tuple[float, float]]] = {stage.unit: [] for stage in inside}
+    costs: dict[str, list[tuple[float, float]]] = {stage.unit: [] for stage in stages}
     for stage, probe in ctx.each(trials, "probes", len(trials)):
         nats = journal.get_or_compute(f"{stage.unit} {probe:.4f}", partial(cost, stage, probe))
         costs[stage.unit].append((probe, nats))

@@ -19,11 +19,11 @@ def shrink_to_budget(skeleton: Skeleton, goal: Budget, parts: Sequence[Parts]) -
     """
     full_size, savings_table = _total_quantity(skeleton, goal.of, parts), SavingsTable(skeleton)
 
-    def saved(left: Skeleton) -> float:
-        return full_size - _total_quantity(left, goal.of, parts)
+    def saved(remaining: Skeleton) -> float:
+        return full_size - _total_quantity(remaining, goal.of, parts)
 
-    def met(left: Skeleton) -> bool:
-        return goal.is_met(saved(left))
+    def met(remaining: Skeleton) -> bool:
+        return goal.is_met(saved(remaining))
 
     widths = [kind for kind in parts if isinstance(kind, WidthParts) and kind.groups]
     can = {

@@ -57,10 +57,10 @@ class Fold:
     readers: tuple[Reader, ...]
     offset: float = 0.0
 
-    def spread(self, reader: Reader, by: Tensor, inside: int) -> Tensor:
-        """[inside]: what the inputs of a reader are multiplied with; 1 where they are no channels of the fold."""
-        factors = torch.ones(inside, device=by.device)
-        factors[list(reader.inputs)] = by[list(reader.channels)]
+    def spread(self, reader: Reader, channel_factors: Tensor, n_inputs: int) -> Tensor:
+        """Factors [n_inputs] of a reader's inputs, from the channels'; 1 where an input is no channel of the fold."""
+        factors = torch.ones(n_inputs, device=channel_factors.device)
+        factors[list(reader.inputs)] = channel_factors[list(reader.channels)]
         return factors
 
     @torch.no_grad()

@@ -99,9 +99,9 @@ class Gradients:
             gradients.append(torch.stack(grads))
         return gradients, tokens
 
-    def _through(self, layer: int, call: int, grad: Tensor) -> Tensor:
+    def _through(self, layer: int, call_index: int, grad: Tensor) -> Tensor:
         """The gradients by what a layer is given, from those by what it gives."""
-        leaf, output = self.prefix.forward_with_input_leaf(layer, call)
+        leaf, output = self.prefix.forward_with_input_leaf(layer, call_index)
         last = len(grad) - 1
         return torch.stack([torch.autograd.grad(output, leaf, g, retain_graph=n < last)[0] for n, g in enumerate(grad)])
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ....dsl.checker.skeleton import Part, is_submodule
 from ...models.rows.forward import REMEDY, batches, evaluating, not_a_number, outputs
 from ...models.rows.inputs import forward_args_and_kwargs
-from .prefix import Call, Prefix
+from .prefix import MetricForward, Prefix
 from .reconstruct import as_matrix_inputs
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Layerwise:
             if chain is not None and chain.chain:
                 chain.passing(self._index(stage.unit))
             else:
-                self._full_output(self.program.model.get_submodule(stage.unit) if stage.unit else None)
+                self._run_until_after(self.program.model.get_submodule(stage.unit) if stage.unit else None)
 
     def leave(self, stage: Stage) -> None:
         """Say that a stage's modules are as they stay: what follows is given their outputs."""
@@ -70,7 +70,7 @@ class Layerwise:
         if self._prefix is None:
             model = self.program.model
             sample_batches = list(batches(model, self.rows))
-            calls = [Call(*forward_args_and_kwargs(model, batch), batch.numel()) for batch in sample_batches]
+            calls = [MetricForward(*forward_args_and_kwargs(model, batch), batch.numel()) for batch in sample_batches]
             self._prefix = prefix = Prefix(self.program, max_bytes=0)
             with evaluating(model):
                 prefix.measure_from(lambda: float(outputs(model, sample_batches[0]).numel()))
@@ -81,9 +81,9 @@ class Layerwise:
     def _index(self, unit: str) -> int:
         return list(self.program.units).index(unit)
 
-    def _full_output(self, last: nn.Module | None) -> None:
+    def _run_until_after(self, last_module: nn.Module | None) -> None:
         model = self.program.model
-        with evaluating(model), _stop_forward_after(last):
+        with evaluating(model), _stop_forward_after(last_module):
             for batch in batches(model, self.rows):
                 with suppress(_Enough):
                     outputs(model, batch)

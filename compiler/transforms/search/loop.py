@@ -159,7 +159,7 @@ class Search:
         """
         if self.overfit and self.cuts:
             assert self.scored_by is not None, "cuts that nothing scored"
-            self.overfit.measure_if_due(self, self.saved[self.budget_of], self.scored_by, last=True)
+            self.overfit.measure_if_due(self, self.saved[self.budget_of], self.scored_by, is_last=True)
             self.overfit.record_and_warn_overfit(self)
         for pool in pools:
             pool.finish()

@@ -47,9 +47,9 @@ def keep_mask(score: Tensor, sparsity: float, pattern: str, scope: str) -> Tenso
     return largest_mask(flat, flat.shape[1] - int(sparsity * flat.shape[1])).view(score.shape)
 
 
-def spare_groups(score: Tensor, zeros: int, group_size: int) -> Tensor:
-    """True but for the `zeros` least of every `group_size` neighbours along the inputs, [out, in] bool."""
-    least = score.reshape(-1, group_size).argsort(dim=1, stable=True)[:, :zeros]  # [out * in / of, gone]
+def spare_groups(score: Tensor, n_zeros: int, group_size: int) -> Tensor:
+    """True but for the `n_zeros` least of every `group_size` neighbours along the inputs, [out, in] bool."""
+    least = score.reshape(-1, group_size).argsort(dim=1, stable=True)[:, :n_zeros]  # [out * in / of, gone]
     keep = torch.ones(least.shape[0], group_size, dtype=torch.bool, device=score.device).scatter_(1, least, False)
     return keep.view(score.shape)
 

@@ -125,10 +125,10 @@ class OverfitCheck:
     every: float = 0.25
     looks: list[Checkpoint] = field(default_factory=list)
 
-    def measure_if_due(self, search: "Search", saved_amount: float, metric: MetricRef, last: bool = False) -> None:
+    def measure_if_due(self, search: "Search", saved_amount: float, metric: MetricRef, is_last: bool = False) -> None:
         """Measure if it is time to; `metric` is what the search scores by now."""
         share = round(saved_amount / self.goal, 6)
-        if self.looks and not last and share < self.looks[-1].share + self.every and metric == self.looks[-1].by:
+        if self.looks and not is_last and share < self.looks[-1].share + self.every and metric == self.looks[-1].by:
             return
         value = search.measure_journalled(f"{len(search.cuts)}:beside", self.metric)
         self.looks.append(Checkpoint(share, metric, search.base(metric), value))

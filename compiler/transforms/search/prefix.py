@@ -27,7 +27,7 @@ class _OtherForwards(Exception):
 
 
 @dataclass
-class Call:
+class MetricForward:
     """One forward of the metric: what the model was given, and the share of the metric's tokens in it."""
 
     args: tuple[Any, ...]
@@ -59,7 +59,7 @@ class Prefix:
         self.program, self.max_bytes = program, max_bytes
         self.layers_run, self.bytes_stored = 0.0, 0
         self.chain: bool | None = None
-        self.calls: list[Call] = []
+        self.calls: list[MetricForward] = []
         self.outputs: dict[int, list[Any]] = {}  # layer -> its output in every call
         self.sizes: dict[int, int] = {}  # layer -> bytes of that
         self.front: tuple[int, list[Any]] | None = None  # the same for the last layer asked for
@@ -118,7 +118,7 @@ class Prefix:
         self.bytes_stored = max(self.bytes_stored, sum(self.sizes.values()) + _bytes(self.front[1]))
         return self.front[1]
 
-    def begin_anew(self, calls: list[Call]) -> None:
+    def begin_anew(self, calls: list[MetricForward]) -> None:
         """Other forwards from now on, of the same kind; nothing of the ones before is kept."""
         self.calls, self.outputs, self.sizes, self.front = calls, {}, {}, None
         self.stride = len(self._layers()) + 1 if self.max_bytes == 0 else 1
@@ -128,14 +128,14 @@ class Prefix:
         assert self.chain, "layers can't be entered in the middle"
         inputs = self.layer_outputs(layer - 1) if layer else None
         with change() if change is not None else nullcontext():
-            return self._run_layers_between(layer - 1, inputs, layer, keep=False)
+            return self._run_layers_between(layer - 1, inputs, layer, keeps_outputs=False)
 
-    def forward_with_input_leaf(self, layer: int, call: int) -> tuple[Tensor, Tensor]:
+    def forward_with_input_leaf(self, layer: int, call_index: int) -> tuple[Tensor, Tensor]:
         """A layer's input in one call, as a leaf that takes gradients, and what it gives, or for the one behind the
         last layer the model's main output; gradients flow from the second to the first."""
         assert self.chain and layer > 0, "layers can't be entered in the middle"
-        leaf, inputs = _with_leaf(self.layer_outputs(layer - 1)[call])
-        model, layers, one = self.program.model, self._layers(), self.calls[call]
+        leaf, inputs = _with_leaf(self.layer_outputs(layer - 1)[call_index])
+        model, layers, one = self.program.model, self._layers(), self.calls[call_index]
         outputs: dict[int, Any] = {}
         with ExitStack() as stack:
             at = _Position([one], [inputs])
@@ -158,8 +158,8 @@ class Prefix:
         assert self.chain, "layers can't be entered in the middle"
         self._run_layers_between(layer - 1, self.layer_outputs(layer - 1) if layer else None, layer)
 
-    def _index(self, first: str | None) -> int:
-        return list(self.program.units).index(first) if first in self.program.units else 0
+    def _index(self, path: str | None) -> int:
+        return list(self.program.units).index(path) if path in self.program.units else 0
 
     def _layers(self) -> list[nn.Module]:
         return [unit.module(self.program.model) for unit in self.program.units.values()]
@@ -236,10 +236,12 @@ class Prefix:
                 self._disable()
 
     @torch.no_grad()
-    def _run_layers_between(self, start: int, inputs: list[Any] | None, layer: int, keep: bool = True) -> list[Any]:
+    def _run_layers_between(
+        self, start: int, inputs: list[Any] | None, layer: int, keeps_outputs: bool = True
+    ) -> list[Any]:
         """Run the layers behind `start` up to `layer`; outputs of those between are kept by the stride."""
         model, layers, results = self.program.model, self._layers(), []
-        strides = [k for k in range(start + 1, layer + 1) if keep and (k + 1) % self.stride == 0]
+        strides = [k for k in range(start + 1, layer + 1) if keeps_outputs and (k + 1) % self.stride == 0]
         fresh: dict[int, list[Any]] = {k: [] for k in strides}
         for call_index, call in enumerate(self.calls):
             outputs: dict[int, Any] = {}
@@ -251,7 +253,9 @@ class Prefix:
                     for skipped in layers[: start + 1]:
                         stack.enter_context(_with_forward(skipped, one.instead_of(skipped.forward)))
                 for k in range(start + 1, layer + 1):
-                    handle = layers[k].register_forward_hook(_collect_outputs_hook(outputs, k, stop=k == layer))
+                    handle = layers[k].register_forward_hook(
+                        _collect_outputs_hook(outputs, k, stops_forward=k == layer)
+                    )
                     stack.callback(handle.remove)
                 with evaluating(model), suppress(_Reached):
                     model(*call.args, **call.kwargs)
@@ -269,7 +273,7 @@ class _FirstForward:
 
     def __init__(self, prefix: Prefix, layers: list[nn.Module]):
         self.prefix, self.count = prefix, len(layers)
-        self.calls: list[Call] = []
+        self.calls: list[MetricForward] = []
         self.is_chain, self.next = True, 0
         self.stream: Tensor | None = None
         self.result: Tensor | None = None
@@ -278,7 +282,7 @@ class _FirstForward:
         tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
         plain = all(isinstance(v, (Tensor, bool, int, float, str, type(None))) for v in (*args, *kwargs.values()))
         self.is_chain &= plain and bool(tensors) and not torch.is_grad_enabled()
-        self.calls.append(Call(args, dict(kwargs), tensors[0].numel() if tensors else 1))
+        self.calls.append(MetricForward(args, dict(kwargs), tensors[0].numel() if tensors else 1))
         self.next, self.stream = 0, None
 
     def make_enter_hook(self, k: int):
@@ -307,7 +311,7 @@ class _FirstForward:
 class _Position:
     """Position in the metric's calls, and the outputs of the skipped layers."""
 
-    def __init__(self, calls: list[Call], inputs: list[Any]):
+    def __init__(self, calls: list[MetricForward], inputs: list[Any]):
         self.calls, self.outputs, self.index, self.module = calls, inputs, -1, None
 
     def begin(self, _model: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -338,10 +342,10 @@ def _with_forward(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[Non
             layer.forward = before
 
 
-def _collect_outputs_hook(outputs: dict[int, Any], k: int, stop: bool, detach: bool = True):
+def _collect_outputs_hook(outputs: dict[int, Any], k: int, stops_forward: bool, detach: bool = True):
     def hook(_module, _args, output):
         outputs[k] = _detached(output) if detach else output
-        if stop:
+        if stops_forward:
             raise _Reached
 
     return hook

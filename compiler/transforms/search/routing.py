@@ -29,7 +29,7 @@ def check_expert_count(skeleton: Skeleton, group: Group, remaining: int, argumen
         ).rejection()
 
 
-def expert_counts_in_parents(
+def expert_count_attributes(
     program: "Program", selected: Sequence[Group], groups: Sequence[Group]
 ) -> Iterator[tuple[str, int]]:
     """Numbers of experts that modules around the layers state, and what they are.

@@ -20,7 +20,7 @@ from ...core.quantity import count_text, measurement_text
 from ...models.rows.forward import not_a_number
 from ...plugin.context import Context
 from .family import Family
-from .latency import Table
+from .latency import LatencyTable
 
 if TYPE_CHECKING:
     from ...plugin.remote_scorer import Task, TaskSource
@@ -70,7 +70,7 @@ class Explorer:
     objectives: Sequence[Objective]
     evals: int
     cap: Ratio | None = None
-    table: Table | None = None
+    table: LatencyTable | None = None
     known: dict[Genome, Values] = field(default_factory=dict)
     _counts: dict[Genome, float] = field(default_factory=dict)
     _take: Callable[[Mapping[str, int]], None] | None = None
@@ -215,9 +215,9 @@ class Explorer:
         return thin_front(non_dominated(allowed), allowed, limit or len(allowed))
 
 
-def beats(one: Values, other: Values) -> bool:
+def beats(values: Values, other_values: Values) -> bool:
     """Whether values are nowhere worse, and somewhere better."""
-    return all(a <= b for a, b in zip(one, other, strict=True)) and one != other
+    return all(a <= b for a, b in zip(values, other_values, strict=True)) and values != other_values
 
 
 def non_dominated(values_by_genome: Mapping[Any, Values]) -> list[Any]:

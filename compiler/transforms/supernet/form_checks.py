@@ -69,8 +69,8 @@ def _check_grid(family: "Family") -> None:
         assert inside % grid.width(inside) == 0, f"groups of {grid.group} don't divide what {path} is given"
 
 
-def _is_within(dim: ElasticDim, minimum: int, upper: int) -> bool:
-    return all(minimum <= value <= upper for value in dim.values)
+def _is_within(dim: ElasticDim, minimum: int, maximum: int) -> bool:
+    return all(minimum <= value <= maximum for value in dim.values)
 
 
 def _is_order(items: Sequence[Any], count: int) -> bool:

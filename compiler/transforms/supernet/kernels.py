@@ -49,10 +49,10 @@ def crop_weight(
     return weight
 
 
-def surrounded(small: Tensor, size: int) -> Tensor:
+def pad_kernel(kernel: Tensor, size: int) -> Tensor:
     """A kernel [out, in, k, k] in zeros, [out, in, own, own], which convolves as it does with fewer zeros around."""
-    rim = (size - small.shape[-1]) // 2
-    return nn.functional.pad(small, [rim] * 4)
+    rim = (size - kernel.shape[-1]) // 2
+    return nn.functional.pad(kernel, [rim] * 4)
 
 
 def crop_to_choice(program: "Program", space: Space, choice: Mapping[str, int], crops: Mapping[str, Tensor]) -> None:
@@ -107,11 +107,16 @@ def _reduced_padding_of_kernel(module: nn.Conv2d, path: str, reduction: Sequence
     return _less(inner[0], reduction) if len(inner) == 1 else None
 
 
-def _less(pad: tuple[str, nn.ZeroPad2d] | None, smaller: Sequence[int]) -> dict[str, Any] | None:
+def _less(pad: tuple[str, nn.ZeroPad2d] | None, removed_border: Sequence[int]) -> dict[str, Any] | None:
     if pad is None:
         return None
     path, module = pad
-    left = [p - n for p, n in zip(module.padding, (smaller[1], smaller[1], smaller[0], smaller[0]), strict=True)]
+    left = [
+        p - n
+        for p, n in zip(
+            module.padding, (removed_border[1], removed_border[1], removed_border[0], removed_border[0]), strict=True
+        )
+    ]
     return {f"{path}.padding": left} if min(left) >= 0 else None
 
 
@@ -137,7 +142,7 @@ def _smaller_padding_equals_crop(module: nn.Conv2d, path: str, border: int, attr
     original, size = copy.deepcopy(module).float(), module.kernel_size[0]
     small = copy.deepcopy(original)
     middle = original.weight[..., border : size - border, border : size - border].clone()
-    original.weight.copy_(surrounded(middle, size))
+    original.weight.copy_(pad_kernel(middle, size))
     small.weight, small.kernel_size = nn.Parameter(middle), (size - 2 * border,) * 2
     for where, value in attributes.items():
         owner, _, name = where.removeprefix(f"{path}.").rpartition(".")

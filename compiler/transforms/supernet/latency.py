@@ -18,7 +18,7 @@ N_TRIALS = 3  # choices that are cut out and timed whole, to tell the table's er
 
 
 @dataclass(frozen=True)
-class Table:
+class LatencyTable:
     """total   what the metric says of the largest choice
     saved   "KIND VALUE LARGEST" -> what one dimension saves when it is set to that value
     error   the table's largest error on choices that were timed whole, as a share of their time
@@ -38,7 +38,7 @@ def _entry(dim: ElasticDim, value: int) -> str:
     return f"{dim.kind} {value} {dim.values[0]} {len(dim.places)}"
 
 
-def measure_latency_table(family: Family, clock: MetricRef, ctx: Context, journal: Journal) -> Table:
+def measure_latency_table(family: Family, clock: MetricRef, ctx: Context, journal: Journal) -> LatencyTable:
     """Time the largest choice, and one for every kind of dimensions and value in which all of them have it, each
     cut out.
 
@@ -62,7 +62,7 @@ def measure_latency_table(family: Family, clock: MetricRef, ctx: Context, journa
             same_entry = [d.name for d in dims if value in d.values[1:] and _entry(d, value) == entry]
             if entry not in saved:
                 saved[entry] = max(0.0, total - time(largest | dict.fromkeys(same_entry, value))) / len(same_entry)
-    table = Table(total, saved, dims)
+    table = LatencyTable(total, saved, dims)
     samples = [space.draw(seed_of("timed", ctx.seed, i)) for i in range(N_TRIALS)]
     errors = [abs(table.time(choice) / time(choice) - 1) for choice in samples]
     ctx.emit_event(
@@ -70,7 +70,7 @@ def measure_latency_table(family: Family, clock: MetricRef, ctx: Context, journa
             f"{value_text(clock)} by table: {max(errors):.1%} off at most, on {N_TRIALS} choices that were timed whole"
         )
     )
-    return Table(total, saved, dims, max(errors))
+    return LatencyTable(total, saved, dims, max(errors))
 
 
 def _copy_score(family: Family, choice: Mapping[str, int], clock: MetricRef, ctx: Context) -> float:

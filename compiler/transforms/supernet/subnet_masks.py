@@ -23,12 +23,12 @@ from ...ir.surgery import replace_tensor_everywhere, tensor_at
 from ...ir.unit import Unit, code_key
 from ..editing.rewrite import Rewriter
 from ..search.reconstruct import has_moments, module_of, readers
-from ..search.routing import expert_counts_in_parents
+from ..search.routing import expert_count_attributes
 from ..search.savings import steps
 from ..search.uniform_widths import refreshed
 from ..search.widths import RankedGroup, slice_all, unit_of
 from .choices import BLOCKS, KERNEL, LAYERS, WIDTHS, Space
-from .kernels import crop_to_choice, crop_weight, surrounded
+from .kernels import crop_to_choice, crop_weight, pad_kernel
 from .mixtures import EXPERTS, Mixtures, is_routed
 from .scans import SCANNED, Scans, is_maskable_scan
 
@@ -155,9 +155,9 @@ class SubnetMasks:
             follows = without or unit.edited  # else it runs its class's forward, which reads the numbers itself
             state = without, self.experts.current_expert_counts(path) if follows else ()
             if self._bound.get(path, FULL_STATE) != state:
-                self._bind_unit_without_branches(path, state)
+                self._bind_unit_without_masked_branches(path, state)
 
-    def _bind_unit_without_branches(self, path: str, state: State) -> None:
+    def _bind_unit_without_masked_branches(self, path: str, state: State) -> None:
         unit, model = self.program.units[path], self.program.model
         if state == FULL_STATE:
             del self._bound[path]
@@ -224,7 +224,7 @@ class SubnetMasks:
                 assert original is not None, f"{path} runs inside of itself"
                 small = crop_weight(original, path, kernel_sizes, self.kernels[path], self.crops)
                 module._parameters["weight"], vars(module)["whole"] = None, original
-                vars(module)["weight"] = surrounded(small, kernel_sizes[0])
+                vars(module)["weight"] = pad_kernel(small, kernel_sizes[0])
 
         def restore(module: nn.Module, _args: Any, _output: Any) -> None:
             if "whole" in vars(module):
@@ -277,7 +277,7 @@ def materialise_choice(
         ]
         fewer = [(group, len(items)) for group, items in cuts if group.kind == EXPERTS]
         is_even = len({count for _, count in fewer}) == 1
-        above = list(expert_counts_in_parents(program, [group for group, _ in fewer], all_experts)) if is_even else []
+        above = list(expert_count_attributes(program, [group for group, _ in fewer], all_experts)) if is_even else []
         with Rewriter(program) as rewrite:
             slice_all(program, rewrite, cuts)
             for name, count in above:

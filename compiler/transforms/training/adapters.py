@@ -267,9 +267,9 @@ def with_adapters(
             p.requires_grad_(flag)
 
 
-def _remove(model: nn.Module, paths: tuple[str, ...], kind: "type[LoraLayer]") -> None:
+def _remove(model: nn.Module, paths: tuple[str, ...], layer_class: "type[LoraLayer]") -> None:
     for path in paths:
         layer = model.get_submodule(path)
-        if isinstance(layer, kind):
+        if isinstance(layer, layer_class):
             owner, name = split(path)
             setattr(model.get_submodule(owner), name, layer.get_base_layer())

@@ -19,7 +19,7 @@ from ...core.cache import digest
 from ...core.events import Ticked
 from ...core.quantity import size
 from ...evaluation.reference import no_space
-from ...models.rows.batch_limit import parts_of
+from ...models.rows.batch_limit import micro_batches
 from ...plugin.context import Context
 from .run_files import RunCheckpoints
 from .schedule import RowOrder, learning_rate_factor, seed_of
@@ -146,7 +146,7 @@ class TrainingLoop:
             torch.manual_seed(seed_of("dropout", regime.seed, step, part))
             start = ((step - 1) * regime.accumulate + part) * regime.batch
             rows = self.order.take(start, regime.batch)
-            for some in parts_of(rows):
+            for some in micro_batches(rows):
                 share = len(some) / len(rows) / regime.accumulate
                 loss += self.learn(some, share) * share
             self._refuse_non_finite(loss, "loss", step)

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from ...core.cache import canonical, fsync_path, write_atomic
-from ...models.checkpoints.tensor_files import Piece, iterate_mapped_tensors, write_safetensors_files
+from ...models.checkpoints.tensor_files import LazyTensor, iterate_mapped_tensors, write_safetensors_files
 from ...models.checkpoints.weights import read_weight_headers
 
 MANIFEST = "training.json"
@@ -48,7 +48,9 @@ class RunCheckpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         final, draft = self.folder / name, self.folder / f".{name}.{os.getpid()}"
         draft.mkdir()
-        write_safetensors_files(draft, [Piece.of(key, tensor) for key, tensor in tensors.items()], shard_bytes=1 << 62)
+        write_safetensors_files(
+            draft, [LazyTensor.of(key, tensor) for key, tensor in tensors.items()], shard_bytes=1 << 62
+        )
         for path in (*draft.iterdir(), draft):
             fsync_path(path)
         shutil.rmtree(final, ignore_errors=True)  # left by a run that was killed before it could name it

@@ -132,7 +132,7 @@ def test_what_the_disk_has_no_room_for_is_said_before_the_start(told, tmp_path):
     (folder,) = {tmp_path}
     refuse_insufficient_space([plan], folder / "out", folder)
     with pytest.raises(Reject) as refused:
-        refuse_insufficient_space([plan], folder / "out", folder, free={folder: 1000})
+        refuse_insufficient_space([plan], folder / "out", folder, free_bytes={folder: 1000})
     (fault,) = refused.value.diagnostics
     assert fault.slug == "too-large" and fault.exit == 6 and "1000 B are free" in fault.message
 

@@ -120,7 +120,10 @@ def routed(off: slice, row: int) -> list[bool]:
     got[1, :4] = 0
     got[row, off] += torch.randn(got[row, off].shape, generator=torch.Generator().manual_seed(2)) / 2
     name = "logits of a left-padded batch"
-    checks = [compare_outputs(MODEL, {name: want}, {name: got}, torch.float32, 0.04, routes=it) for it in (True, False)]
+    checks = [
+        compare_outputs(MODEL, {name: want}, {name: got}, torch.float32, 0.04, has_routed_experts=it)
+        for it in (True, False)
+    ]
     return [check.holds for (check,) in checks]
 
 
@@ -139,7 +142,11 @@ def test_where_a_token_of_a_mixture_met_another_expert_its_row_may_part():
     expected, got = {logits: want, "greedy tokens": want.argmax(-1)}, want.clone()
     got[1, 5:] = torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
     found = {logits: got, "greedy tokens": got.argmax(-1)}
-    assert all(check.holds for check in compare_outputs(MODEL, expected, found, torch.float32, 0.04, routes=True))
+    assert all(
+        check.holds for check in compare_outputs(MODEL, expected, found, torch.float32, 0.04, has_routed_experts=True)
+    )
     assert not all(check.holds for check in compare_outputs(MODEL, expected, found, torch.float32, 0.04))
     found = {logits: want, "greedy tokens": got.argmax(-1)}  # that its logits do not say
-    assert not all(check.holds for check in compare_outputs(MODEL, expected, found, torch.float32, 0.04, routes=True))
+    assert not all(
+        check.holds for check in compare_outputs(MODEL, expected, found, torch.float32, 0.04, has_routed_experts=True)
+    )

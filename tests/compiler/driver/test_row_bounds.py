@@ -141,7 +141,7 @@ def test_terminal_card_page_and_reports_say_one_thing_of_a_bound_that_is_not_cer
     from effc.compiler.artifacts.pages.origin import measure_table_rows
     from effc.compiler.artifacts.pages.page import _worst_verdict
     from effc.compiler.artifacts.pages.sheet import ReportData
-    from effc.compiler.cli.verbs.gate_report import outcome_value_text
+    from effc.compiler.cli.verbs.gate_report import verdict_value_text
 
     outcome, manifest = uncertain_manifest()
     ratio = "0.98 (0.92 to 1.03)"
@@ -153,7 +153,7 @@ def test_terminal_card_page_and_reports_say_one_thing_of_a_bound_that_is_not_cer
     (row,) = measure_table_rows(ReportData("small", manifest))
     assert row.spread == ratio and row.good == "" and row.bounds[0][2:] == ("holds", outcome.uncertain)
     assert _worst_verdict(manifest.expectations).text == "The expectation holds, not certain"
-    assert ratio in outcome_value_text(outcome)
+    assert ratio in verdict_value_text(outcome)
     body = outcome.to_json()
     assert (body["state"], body["rows"], body["uncertain"]) == ("ok", "60 questions", outcome.uncertain)
 

@@ -5,7 +5,7 @@ import random
 
 import pytest
 from effc.compiler.driver.judging.comparison import original_and_result_values
-from effc.compiler.driver.judging.gate import Outcome, judge_bound, unmet_bound_diagnostics
+from effc.compiler.driver.judging.gate import BoundVerdict, judge_bound, unmet_bound_diagnostics
 from effc.compiler.driver.judging.timed_bounds import confidence_interval, interval_decides, undecided_reason
 from effc.compiler.evaluation.confidence import CONFIDENCE, FEWEST, median_interval
 from effc.compiler.evaluation.timing import InterleavedTimes
@@ -93,7 +93,7 @@ def test_a_bound_without_a_baseline_goes_by_the_times_themselves():
 
 
 def test_an_open_bound_is_no_yes_unless_it_is_let_through():
-    verdict = Outcome(HALF, 5.0, 10.0, "ms", passed=False, undecided="after 6 rounds nothing is sure")
+    verdict = BoundVerdict(HALF, 5.0, 10.0, "ms", passed=False, undecided="after 6 rounds nothing is sure")
     (refused,), (allowed,) = unmet_bound_diagnostics([verdict]), unmet_bound_diagnostics([verdict], "pass")
     assert (refused.fault.slug, refused.exit) == ("bound-undecided", 4) and allowed.severity == "warning"
     assert verdict.state == "undecided" and judge_bound(HALF, 10.0, 5.0, "ms").state == "ok"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from effc.compiler.transforms.lowering import choice
-from effc.compiler.transforms.lowering.choice import Choice, Site, block_zeros, choose_kernel
+from effc.compiler.transforms.lowering.choice import KernelChoice, Site, block_zeros, choose_kernel
 from effc.compiler.transforms.lowering.contenders import EAGER
 from effc.compiler.transforms.lowering.speed import KernelCase
 
@@ -49,7 +49,7 @@ def test_the_error_of_inputs_of_16_bits_is_an_eighth_of_that_of_8_bits_where_a_c
     x = torch.randn(40, 256, generator=torch.Generator().manual_seed(0))
     x[:, 3] *= 100
     module.weight.data[:, 3] *= 0.01
-    off = choice.Trial("up", module, x).relative_error
+    off = choice.KernelTrial("up", module, x).relative_error
     assert off("sparse_linear_int8") == off("dense_linear_int8") > 8 * off("dense_linear_int8_int16") > 0
 
 
@@ -101,7 +101,7 @@ def test_ratios_are_against_torchs_strongest_too():
         "dense_linear": 3.0,
         "sparse_linear": 1.0,
     }
-    found = Choice(SITE, "sparse_linear", "", 10, None, times).to_json()
+    found = KernelChoice(SITE, "sparse_linear", "", 10, None, times).to_json()
     assert found["faster_than"] == {"torch": 8, "torch pre-packed": 4, "torch int8 dynamic": 2, "dense_linear": 3}
 
 

@@ -6,7 +6,7 @@ import operator
 
 import pytest
 import torch
-from effc.compiler.evaluation.equivalence import distance, max_logit_difference, record_logits_of_sample_calls
+from effc.compiler.evaluation.equivalence import max_difference, max_logit_difference, record_logits_of_sample_calls
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.edits import Edits, replay_edits
 from effc.compiler.ir.graphs import ancestors
@@ -170,7 +170,7 @@ def test_a_layer_that_the_model_does_not_run_without_is_refused_before_anything_
     (diagnostic,) = refused(lambda: Rewriter(program).drop_layer(path)).diagnostics
     assert diagnostic.slug == "layer-needed" and path in diagnostic.message and diagnostic.exit == 3
     assert (program.version, program.edits, vars(model.config), list(program.units)) == (1, *before[1:])
-    assert distance(before[0], record_logits_of_sample_calls(model)) == 0.0
+    assert max_difference(before[0], record_logits_of_sample_calls(model)) == 0.0
 
 
 @given(st.data())
@@ -305,7 +305,7 @@ def test_tied_weights_are_narrowed_together():
         rewrite.set_attr("config.vocab_size", 100)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert (model.lm_head.out_features, model.model.embed_tokens.num_embeddings) == (100, 100)
-    assert distance([logits[..., :100] for logits in before], record_logits_of_sample_calls(model)) < ROUNDING
+    assert max_difference([logits[..., :100] for logits in before], record_logits_of_sample_calls(model)) < ROUNDING
     again = rebuilt(program, "llama", tie_word_embeddings=True)
     assert again.lm_head.weight is again.model.embed_tokens.weight
     assert max_logit_difference(model, again) == 0.0

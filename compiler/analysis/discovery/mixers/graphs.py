@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import fx, nn
 
-from ....ir.capture.first_calls import Call, split_traced_and_constant
+from ....ir.capture.first_calls import UnitCall, split_traced_and_constant
 from ....ir.capture.sample import masks_without_data
 from ....ir.capture.signature import call_signature, module_signature
 from ....ir.capture.trace import trace_forward
@@ -68,9 +68,9 @@ def _module_exists(model: nn.Module, path: str) -> bool:
     return True
 
 
-def _record_mixer_calls(program: "Program", mixers: dict[str, nn.Module]) -> dict[str, Call]:
+def _record_mixer_calls(program: "Program", mixers: dict[str, nn.Module]) -> dict[str, UnitCall]:
     """Arguments of each mixer in a forward of the program's inputs."""
-    calls: dict[str, Call] = {}
+    calls: dict[str, UnitCall] = {}
 
     def hook(path: str):
         def keep(mixer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -90,7 +90,7 @@ def _record_mixer_calls(program: "Program", mixers: dict[str, nn.Module]) -> dic
     return calls
 
 
-def _trace_mixer(program: "Program", mixer: nn.Module, call: Call) -> tuple[fx.Graph | None, str]:
+def _trace_mixer(program: "Program", mixer: nn.Module, call: UnitCall) -> tuple[fx.Graph | None, str]:
     free = {name: value for name, value in call.free.items() if name != CACHE}
     family = type(program.model).__module__
     try:

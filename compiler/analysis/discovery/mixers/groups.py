@@ -103,9 +103,13 @@ class _Mixer:
             (module, name, (read(self.mixer, (module, name)) - value) / len(probed))
             for (module, name), value in values.items()
         ]
-        return (*attributes, *self.norm_size_changes(kind, items), *self.unread_channel_counts(kind, items, needs))
+        return (
+            *attributes,
+            *self.norm_size_changes(kind, items),
+            *self.unread_channel_count_attributes(kind, items, needs),
+        )
 
-    def unread_channel_counts(
+    def unread_channel_count_attributes(
         self, kind: Kind, items: np.ndarray, needs: Sequence[Need]
     ) -> Iterator[tuple[str, str, float]]:
         """Attributes that say the number of channels and that no literal is read from: initialisers read them."""

@@ -87,5 +87,5 @@ def _no_longer_used_paths(mixer: nn.Module, before: fx.Graph, after: fx.Graph) -
             yield path
 
 
-def _is_used(path: str, used: set[str]) -> bool:
-    return any(u == path or u.startswith(f"{path}.") or path.startswith(f"{u}.") for u in used)
+def _is_used(path: str, used_paths: set[str]) -> bool:
+    return any(u == path or u.startswith(f"{path}.") or path.startswith(f"{u}.") for u in used_paths)

@@ -340,8 +340,8 @@ class Rttc(CheckpointTarget):
                 scorer: Any = train_logistic_scorer(graded, embedder, seed=ctx.seed, force=self.force)
             else:
 
-                def report(at: int, of: int) -> None:
-                    ctx.tick(Ticked("training the scorer", at, of))
+                def report(done: int, total: int) -> None:
+                    ctx.tick(Ticked("training the scorer", done, total))
 
                 scorer = train_fine_tuned_scorer(
                     graded, embedder, self.scorer, on_progress=report, seed=ctx.seed, force=self.force

@@ -34,7 +34,7 @@ def scale():
 @pytest.mark.parametrize("kind", ["params", "flops", "memory"])
 @pytest.mark.slow
 def test_a_size_is_the_largest_within_its_budget_and_grows_with_it(scale, kind):
-    whole, least = scale.share_of(kind, STEPS), scale.share_of(kind, 1)
+    whole, least = scale.cost_of(kind, STEPS), scale.cost_of(kind, 1)
     assert 0 < least < whole
     found = []
     for share in np.linspace(least / whole, 1, 7):
@@ -42,8 +42,8 @@ def test_a_size_is_the_largest_within_its_budget_and_grows_with_it(scale, kind):
             int(np.ceil(share * whole)) if kind != "memory" else Bytes(int(np.ceil(share * whole))), kind
         )
         step = max(n for n in range(1, STEPS + 1) if scale.size(n).params == size.params)
-        assert scale.share_of(kind, step) <= np.ceil(share * whole)
-        assert step == STEPS or scale.share_of(kind, step + 1) > share * whole
+        assert scale.cost_of(kind, step) <= np.ceil(share * whole)
+        assert step == STEPS or scale.cost_of(kind, step + 1) > share * whole
         found.append(size.params)
     assert found == sorted(found) and found[-1] == scale.size(STEPS).params
 
@@ -52,7 +52,7 @@ def test_what_a_size_takes_is_counted_on_what_is_left(scale):
     size = scale.size(STEPS // 2)
     skeleton = skeleton_of_sub_network(scale.program, size)
     assert params(skeleton) == size.params
-    assert scale.share_of("flops", STEPS // 2) == flops_per_token(skeleton, LOAD.length)
+    assert scale.cost_of("flops", STEPS // 2) == flops_per_token(skeleton, LOAD.length)
     # weights, gradients and two moments are 16 bytes a parameter, the states of a round 12
     assert training_bytes(skeleton, LOAD) > 28 * size.params
     assert training_bytes(skeleton, Load(4, 16)) > training_bytes(skeleton, LOAD)
@@ -88,7 +88,7 @@ def test_a_budget_that_nothing_fits_names_the_least(budget, counts, says, help_)
 def test_the_least_that_is_named_is_enough(scale):
     from effc.compiler.apps.federation.budgets import amount_phrase, smallest_fitting_budget_text
 
-    whole, least = scale.share_of("memory", STEPS), scale.share_of("memory", 1)
+    whole, least = scale.cost_of("memory", STEPS), scale.cost_of("memory", 1)
     said = smallest_fitting_budget_text("memory", least, whole)
     assert said.endswith("KiB") and amount_phrase("memory", least)
     assert scale.largest_within(Bytes(int(said.removesuffix("KiB")) * 1024), "memory").params == scale.size(1).params

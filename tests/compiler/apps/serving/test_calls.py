@@ -8,7 +8,7 @@ from effc.compiler.apps.serving.answers import ChatAnswer
 from effc.compiler.apps.serving.error_response import ErrorResponse
 from effc.compiler.apps.serving.grammar import GrammarCompiler, Matcher
 from effc.compiler.apps.serving.protocol import ChatRequest
-from effc.compiler.apps.serving.request import Piece
+from effc.compiler.apps.serving.request import AnswerChunk
 from effc.compiler.apps.serving.stream import HEARTBEAT, sse_events
 from effc.compiler.apps.serving.text import TextDecoder, hidden_tokens
 from effc.compiler.apps.serving.tools import END, START, CallParser, CallPolicy, Function
@@ -158,7 +158,7 @@ def test_an_answer_that_keeps_to_a_schema_has_no_calls_in_its_strings():
     }
     answer = ChatAnswer("m", 1, None, policy=ChatRequest.model_validate(body).answer_policy)
     text = json.dumps({"city": CALL})
-    answer.add(Piece(text, 9, "stop"))
+    answer.add(AnswerChunk(text, 9, "stop"))
     message = answer.response_body(False)["choices"][0]["message"]
     assert message["content"] == text and "tool_calls" not in message
 
@@ -170,8 +170,8 @@ def test_a_stream_of_a_call_sends_comments_while_its_text_is_not_complete(monkey
 
     async def pieces():
         for text in call[:-1]:
-            yield Piece(text, 1)
-        yield Piece(call[-1], 1, "stop")
+            yield AnswerChunk(text, 1)
+        yield AnswerChunk(call[-1], 1, "stop")
 
     async def sent():
         return [line async for line in sse_events(answer, pieces(), with_usage=False)]

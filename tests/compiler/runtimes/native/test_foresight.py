@@ -15,7 +15,7 @@ from effc.compiler.models.checkpoints.fake_weights import build_with_random_weig
 from effc.compiler.models.checkpoints.origin import Origin
 from effc.compiler.plugin.registry import Registry
 from effc.compiler.runtimes.native.engine_support import engine_rejection
-from effc.compiler.runtimes.native.linears import Numbers
+from effc.compiler.runtimes.native.linears import NumberFormats
 from effc.compiler.runtimes.native.plan_files import PLAN, write_plan
 from effc.compiler.runtimes.native.reader import Reader
 from effc.dsl.checker.recipe import Invocation
@@ -53,11 +53,11 @@ def origin_of(name):
 @pytest.mark.parametrize("name", wide(ALL, ALL[::6]))
 def test_the_same_is_foreseen_from_the_config_as_is_found_in_the_model(name):
     try:
-        Reader(capture(mixers.model(name)), Numbers("bf16")).build_plan()
+        Reader(capture(mixers.model(name)), NumberFormats("bf16")).build_plan()
         wanted = None
     except Reject as refused:
         wanted = str(refused)
-    found = engine_rejection(origin_of(name), Numbers("bf16"))
+    found = engine_rejection(origin_of(name), NumberFormats("bf16"))
     assert (found and str(found)) == wanted
     assert (wanted is not None) == (name in REFUSED)
 
@@ -66,7 +66,7 @@ def test_the_same_is_foreseen_from_the_config_as_is_found_in_the_model(name):
 def test_what_is_recognised_by_trying_is_so_with_numbers_that_stand_in(name):
     config = made(name).config
     build = partial(transformers.AutoModelForCausalLM.from_config, config, dtype=torch.float32)
-    assert engine_rejection(Origin(name, {}, None, name, build, build, lambda: None), Numbers("bf16")) is None
+    assert engine_rejection(Origin(name, {}, None, name, build, build, lambda: None), NumberFormats("bf16")) is None
 
 
 def test_numbers_that_stand_in_for_weights_take_no_room():
@@ -126,7 +126,7 @@ def test_a_model_that_hears_is_refused_by_what_its_encoder_would_need(tmp_path):
     worlds.hearing(tmp_path)
     config = transformers.AutoConfig.from_pretrained(tmp_path)
     make = partial(transformers.WhisperForConditionalGeneration, config)
-    refused = engine_rejection(Origin("whisper", {}, None, "whisper", make, make, lambda: None), Numbers("bf16"))
+    refused = engine_rejection(Origin("whisper", {}, None, "whisper", make, make, lambda: None), NumberFormats("bf16"))
     assert "has no convolution that sees what follows" in refused.diagnostics[0].message
 
 
@@ -135,7 +135,7 @@ def test_a_model_of_images_is_refused_by_what_it_takes():
         hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=8, patch_size=4
     )
     build = partial(transformers.ViTForImageClassification, config)
-    refused = engine_rejection(Origin("vit", {}, None, "vit", build, build, lambda: None), Numbers("bf16"))
+    refused = engine_rejection(Origin("vit", {}, None, "vit", build, build, lambda: None), NumberFormats("bf16"))
     assert "it takes pixel_values, and the engine reads token ids" in refused.diagnostics[0].message
 
 
@@ -148,7 +148,7 @@ def test_the_size_of_its_file_is_foreseen_with_tables_that_are_and_are_not_share
     target = Registry().make("target", Invocation("native", {"path": "a", "weights": weights}))
     now = discover(program)
     planned = target.weight_bytes(shrink.weight_counts(now, now))
-    numbers = Numbers.of_words(weights, "int8", 64, "auto")
+    numbers = NumberFormats.of_words(weights, "int8", 64, "auto")
     write_plan(Reader(program, numbers).build_plan(), tmp_path, {"class": "X", "model_type": "llama", "params": 1})
     stored = json.loads((tmp_path / PLAN).read_text())["entries"].values()
     assert planned == pytest.approx(sum(entry["bytes"] for entry in stored), rel=0.001)

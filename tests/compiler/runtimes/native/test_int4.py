@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.runtimes.native.linears import Numbers
+from effc.compiler.runtimes.native.linears import NumberFormats
 from effc.compiler.runtimes.native.opening import open_native
 from effc.compiler.runtimes.native.plan_files import read_plan, write_plan
 from effc.compiler.runtimes.native.reader import Reader
@@ -32,7 +32,7 @@ def on_grid(model: nn.Module, group: int) -> nn.Module:
     return model
 
 
-def native(folder, model: nn.Module, numbers: Numbers):
+def native(folder, model: nn.Module, numbers: NumberFormats):
     folder.mkdir()
     write_plan(Reader(capture(model), numbers).build_plan(), folder, {"class": "X", "model_type": "llama", "params": 1})
     return open_native(folder, threads=1)
@@ -55,9 +55,9 @@ def llama():
 def test_a_quantised_program_runs_on_its_own_codes_and_a_plain_one_is_rounded_to_the_same(llama, tmp_path):
     quantised = on_grid(llama, 32)
     wanted, before = logits(quantised), logits(llama)
-    kept = native(tmp_path / "kept", quantised, Numbers("int4", 64))
-    rounded = native(tmp_path / "rounded", llama, Numbers("int4", 32))
-    by_bf16 = native(tmp_path / "bf16", quantised, Numbers("bf16"))
+    kept = native(tmp_path / "kept", quantised, NumberFormats("int4", 64))
+    rounded = native(tmp_path / "rounded", llama, NumberFormats("int4", 32))
+    by_bf16 = native(tmp_path / "bf16", quantised, NumberFormats("bf16"))
     assert torch.equal(logits(kept), logits(rounded))
     # Inputs are rounded to 127 steps of the largest of 32, a head's codes to 127 steps: against a grid's 15 that is little.
     assert off(logits(kept), wanted) < 0.03 < off(wanted, before)
@@ -68,7 +68,7 @@ def test_a_quantised_program_runs_on_its_own_codes_and_a_plain_one_is_rounded_to
 def test_the_head_is_int8_unless_it_is_asked_for_otherwise_and_an_embedding_reads_it(llama, tmp_path):
     sizes = {}
     for head, kernel in {"": "dense_linear_int8", "int4": "dense_linear_int4", "bf16": "dense_linear"}.items():
-        model = native(tmp_path / (head or "auto"), llama, Numbers("int4", 32, head))
+        model = native(tmp_path / (head or "auto"), llama, NumberFormats("int4", 32, head))
         step = read_plan(tmp_path / (head or "auto")).plan["steps"]
         table = next(s["table"] for s in step if s["op"] == "embedding")
         assert packed.kernel_of(model.weights.get_buffer(table.replace(".", "/"))) == kernel

@@ -8,7 +8,7 @@ import torch
 from effc.compiler.artifacts.verify import verify_forms
 from effc.compiler.driver import api
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.runtimes.native.linears import Numbers
+from effc.compiler.runtimes.native.linears import NumberFormats
 from effc.compiler.runtimes.native.opening import open_native
 from effc.compiler.runtimes.native.plan_files import read_plan, write_plan
 from effc.compiler.runtimes.native.reader import Reader
@@ -45,7 +45,7 @@ def folders(model, tmp_path_factory):
     """Artifacts of one model with caches of both kinds."""
     paths = {kv_cache: tmp_path_factory.mktemp(kv_cache) for kv_cache in ("bf16", "int8")}
     for kv_cache, path in paths.items():
-        write_plan(Reader(capture(model), Numbers("bf16", kv_cache=kv_cache)).build_plan(), path, FACTS)
+        write_plan(Reader(capture(model), NumberFormats("bf16", kv_cache=kv_cache)).build_plan(), path, FACTS)
     return paths
 
 
@@ -123,7 +123,7 @@ def test_a_fresh_process_computes_what_the_model_does(tmp_path, name):
 def test_a_model_without_a_cache_of_keys_and_values_is_refused(tmp_path, make):
     model = make()
     with pytest.raises(Reject, match="it keeps no keys and values of the tokens before") as refused:
-        Reader(capture(model), Numbers("bf16", kv_cache="int8")).build_plan()
+        Reader(capture(model), NumberFormats("bf16", kv_cache="int8")).build_plan()
     assert refused.value.diagnostics[0].help == "leave `kv_cache` out"
     ctx = context_of(tmp_path, model, recipe_of([]))
     with pytest.raises(Reject, match="which `kv_cache` is of"):

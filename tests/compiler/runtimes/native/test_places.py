@@ -5,7 +5,7 @@ import torch
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.models.rows.forward import continuation_logprobs, last_logits, logits
 from effc.compiler.runtimes.model import DecoderModel
-from effc.compiler.runtimes.native.linears import Numbers
+from effc.compiler.runtimes.native.linears import NumberFormats
 from effc.compiler.runtimes.native.reader import Reader
 from effc.compiler.runtimes.sequence_pool import LEAST, SequencePool, tokens_in
 from effc.kernels.engine import Engine
@@ -100,7 +100,7 @@ def test_what_a_token_takes_is_reckoned_from_the_plan():
 def pair(request):
     """The same model, one that remembers."""
     name, _, kv_cache = request.param.partition(", ")
-    plan = Reader(capture(made(name)), Numbers("bf16", kv_cache=kv_cache or "bf16")).build_plan()
+    plan = Reader(capture(made(name)), NumberFormats("bf16", kv_cache=kv_cache or "bf16")).build_plan()
     weights = {name: entry.make() for name, entry in plan.used().items()}
 
     def opened(remembers):

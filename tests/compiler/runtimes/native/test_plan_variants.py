@@ -5,7 +5,7 @@ import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.layers.linear import KernelLinear, count_params
-from effc.compiler.runtimes.native.linears import Numbers
+from effc.compiler.runtimes.native.linears import NumberFormats
 from effc.compiler.runtimes.native.plan_files import write_plan
 from effc.compiler.runtimes.native.reader import Reader
 from effc.compiler.transforms.editing.rewrite import Rewriter
@@ -196,7 +196,7 @@ def test_int8_is_asked_for_by_the_target_and_packs_what_is_not_lowered():
 def test_inputs_of_16_bits_are_those_of_all_int8_layers_which_hold_the_bytes_that_they_held():
     program, stored = capture(tiny.model("gpt2")), {}
     for inputs in ("int8", "int16"):
-        plan = Reader(program, Numbers.of_words("int8", inputs, 64, "auto")).build_plan()
+        plan = Reader(program, NumberFormats.of_words("int8", inputs, 64, "auto")).build_plan()
         stored[inputs] = {n: e.make() for n, e in plan.entries.items() if e.kind == "packed"}
     assert stored["int8"].keys() == stored["int16"].keys() and len(stored["int8"]) > 1
     for name, packed in stored["int16"].items():
@@ -205,9 +205,9 @@ def test_inputs_of_16_bits_are_those_of_all_int8_layers_which_hold_the_bytes_tha
 
 
 def test_a_head_of_its_own_numbers_is_left_to_them_beside_inputs_of_16_bits():
-    numbers = [Numbers.of_words("int8", "int16", 64, head).of_head for head in ("auto", "int8", "bf16", "int4")]
+    numbers = [NumberFormats.of_words("int8", "int16", 64, head).of_head for head in ("auto", "int8", "bf16", "int4")]
     assert numbers == ["int8_int16", "int8_int16", "bf16", "int4"]
-    assert Numbers.of_words("int4", "int8", 64, "auto").of_head == "int8"
+    assert NumberFormats.of_words("int4", "int8", 64, "auto").of_head == "int8"
 
 
 def test_an_activation_that_no_step_computes_is_refused():

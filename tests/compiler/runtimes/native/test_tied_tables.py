@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.runtimes.native.linears import Numbers
+from effc.compiler.runtimes.native.linears import NumberFormats
 from effc.compiler.runtimes.native.opening import open_native
 from effc.compiler.runtimes.native.plan_files import read_plan, write_plan
 from effc.compiler.runtimes.native.reader import Reader
@@ -34,7 +34,7 @@ def rows():
 
 
 def plan_of(model, numbers):
-    return Reader(capture(model), Numbers(numbers)).build_plan()
+    return Reader(capture(model), NumberFormats(numbers)).build_plan()
 
 
 def with_table(plan, table=None):
