@@ -62,7 +62,7 @@ class LlamaQuantizer:
             status = self.process.wait()
             if status == -signal.SIGKILL:
                 raise quantizer_killed(
-                    f"llama.cpp's quantiser was killed over {name} in `{kind}`, most likely for want of memory: "
+                    f"llama.cpp's quantiser was killed over {name} in `{type_name}`, most likely for want of memory: "
                     f"it holds {size(3 * matrix.nbytes)} for this matrix",
                     help="close other programs, or compile with fewer threads",
                 ).rejection()
