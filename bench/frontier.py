@@ -1,203 +1,220 @@
-"""Print tokens a second against held-out perplexity: SmolLM2 in this engine's formats and in llama.cpp's.
+"""Print tokens a second against held-out perplexity: SmolLM2 in this engine's formats and in those of other engines.
 
-    python bench/frontier.py FOLDER [--threads 2] [--rounds 9] [--only NAME ...] [--json FILE] [--no-speed]
+    python bench/frontier.py FOLDER [--threads 2] [--rounds 9] [--only NAME ...] [--json FILE] [--no-speed | --raced]
 
 The model is that of smol.py, which no 4-bit format gets back. Each contender lives in a process of its own; they take
-turns of 16 tokens, decoding greedily from contexts of 64 to 128, with real-time priority where the system allows it, so
-that other work on the machine hardly counts. Perplexity is what each computes itself of `docs` and `kjv`, 8 rows of 256
-tokens each. Sparse and pruned ones are trained for `--steps` steps; `bf16, trained` and `int8, trained` are the whole
-model after as many, since training on text like `docs` and `kjv` helps by itself. llama.cpp takes part where `llama_cpp`
-imports; its files are made by its own quantiser from float16. ik_llama.cpp reads the same files, where the environment's
-`IK_LLAMA_BENCH` names the library that ik_llama.cc makes. FOLDER keeps what is done.
+turns of 16 tokens, decoding greedily from contexts of 64 to 128, then of a prompt of 512 tokens, with real-time priority
+where the system allows it, so that other work on the machine hardly counts. Perplexity, and divergence from the model in
+float32, is of what each computes itself of 80 rows of 256 tokens of each of three texts: other books of the King James
+Bible (`kjv`) and docstrings of Python's library (`docstrings`), which resemble what effc's and llama.cpp's importance
+matrices are calibrated on, and that library's code (`code`), which does not. Sparse and pruned points are trained for
+`--steps` steps; `bf16, trained` and `int8, trained` are the whole model after as many, since training on text like the
+first two helps by itself.
+
+llama.cpp takes part where `llama_cpp` imports; its files are made by its own quantiser from float16. ik_llama.cpp reads
+the same files, where IK_LLAMA_BENCH in the environment names the library that ik_llama.cc makes. OpenVINO, ONNX Runtime
+and torchao take part where RIVALS_PYTHON names an interpreter that has them (rivals.py). FOLDER keeps what is done.
 """
 
 import argparse
+import ast
 import json
-import math
+import os
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import rivals
 import smol
+import text_quality
 import torch
+from frontier_models import IK, IMATRIX, LLAMA, NATIVE_VARIANTS, bytes_of, files_of, write_files
 
-ROUND = "q = quantize.round(group: 32)"
-PUBLISHED = "q = quantize.gptq(group: 32, data: calib, scales: range, order: given, sweeps: 0)"
-GPTQ = "q = quantize.gptq(group: 32, data: calib)"
-SCALE = "s = quantize.scale(group: 32, data: calib)"
-EIGHT = "s = quantize.scale(bits: 8, group: 0, zero: middle, scales: range, inputs: int8, data: calib)"
-EIGHT_OF_WEIGHTS = "s = quantize.scale(bits: 8, group: 0, zero: middle, scales: range, data: calib)"
-ZEROS = "sps = sparsify.admm(sparsity: {}% of weights, data: calib)"
-THIN = "cut = prune.multi(remove: 10% of params, group: 128, score: perplexity(calib), estimate: taylor, together: 8)"
-HEAL = "fit = tune.heal(data: train, method: full, steps: {0}, batch: 4, lr: 5e-5, save: 20)"
-NATIVE_VARIANTS = {  # name -> steps, numbers of linear layers, kernel of the projections
-    "own bf16": ((), "bf16", ""),
-    "own int8": ((), "int8", ""),
-    "own int8, scaled": ((EIGHT,), "int8", ""),
-    "own int8, int16 inputs": ((), "int8_int16", ""),
-    "own int8, int16 inputs, scaled": ((EIGHT_OF_WEIGHTS,), "int8_int16", ""),
-    "own int4, rounded": ((ROUND,), "int4", ""),
-    "own int4, published gptq": ((PUBLISHED,), "int4", ""),
-    "own int4, gptq": ((GPTQ,), "int4", ""),
-    "own int4, scaled, rounded": ((SCALE, ROUND), "int4", ""),
-    "own int4, scaled, gptq": ((SCALE, GPTQ), "int4", ""),
-    "own bf16, trained": ((HEAL,), "bf16", ""),
-    "own int8, trained": ((HEAL,), "int8", ""),
-    "own int8, trained, scaled": ((HEAL, EIGHT), "int8", ""),
-    "own int8, int16 inputs, trained": ((HEAL,), "int8_int16", ""),
-    "own int8, 30% zeros, trained": ((ZEROS.format(30), HEAL), "int8", "sparse_linear_int8"),
-    "own int8, 50% zeros, trained": ((ZEROS.format(50), HEAL), "int8", "sparse_linear_int8"),
-    "own int8, 60% zeros, trained": ((ZEROS.format(60), HEAL), "int8", "sparse_linear_int8"),
-    "own int8, pruned 10%, trained": ((THIN, HEAL), "int8", ""),
-}
-LLAMA = {f"llama.cpp {kind.lower()}": kind for kind in ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_NL")}
-IMATRIX = {f"llama.cpp {kind}, imatrix": kind for kind in ("q5_k", "q4_k", "iq4_nl")}  # target `gguf`, data: calib
-IK = {f"ik_{name}": name for name in LLAMA}  # reads the file of
-STEPS = 16  # tokens of a turn
 REST = 0.03  # seconds before a turn: threads of the one before spin for some milliseconds
-
-
-def place_of(folder: Path, name: str) -> Path:
-    name = IK.get(name, name)
-    return folder / "frontier" / name.replace(" ", "-").replace(",", "").replace("%", "")
-
-
-def write_native(folder: Path, name: str, steps: int) -> None:
-    from effc.compiler.ir.layers.linear import KernelLinear
-    from effc.compiler.runtimes.native import plan_files
-    from effc.compiler.runtimes.native.emission import native_artifact_facts
-    from effc.compiler.runtimes.native.linears import NumberFormats
-    from effc.compiler.runtimes.native.reader import Reader
-
-    made, weights, kernel = NATIVE_VARIANTS[name]
-    words = "\n  ".join(made).format(steps)
-    build = smol.build_of(folder, place_of(folder, name).name, words, model=smol.base(folder, "bfloat16"), seed=0)
-    program = smol.finished(build)
-    model = program.model
-    for path, module in list(model.named_modules()) if kernel else []:
-        if path.endswith("_proj"):
-            parent, _, leaf = path.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, KernelLinear.of(module, kernel))
-    place = place_of(folder, name)
-    place.mkdir(parents=True)
-    program.changed()
-    plan_files.write_plan(
-        Reader(program, NumberFormats(weights, 32)).build_plan(), place, native_artifact_facts(model, weights)
-    )
-
-
-def write_llama_cpp_quant(folder: Path, name: str) -> None:
-    """A file of one of llama.cpp's forms, by its own quantiser from float16."""
-    import llama_cpp as api
-    from decoders import silent_llama
-    from effc.compiler.runtimes.gguf.writing import write_gguf
-
-    whole = folder / "frontier" / "model.gguf"
-    if not whole.exists():
-        build = smol.build_of(folder, "frontier", "", model=smol.base(folder))
-        write_gguf(build.ctx.origin.load(), whole.parent, "f16", build.ctx.tokenizer)
-    place = place_of(folder, name)
-    place.mkdir()
-    options = api.llama_model_quantize_default_params()
-    options.nthread = 1
-    options.ftype = getattr(api, f"LLAMA_FTYPE_MOSTLY_{LLAMA[name]}")
-    with silent_llama():
-        status = api.llama_model_quantize(str(whole).encode(), str(place / "model.gguf").encode(), options)
-    assert status == 0, f"no {name} file"
-
-
-def write_gguf_by_importance(folder: Path, name: str) -> None:
-    """A file by llama.cpp's quantiser with an importance matrix of the rows that effc's points are calibrated on."""
-    from effc.compiler.ir.capture.capture import capture
-    from effc.compiler.runtimes.gguf.importance import importance_matrix
-    from effc.compiler.runtimes.gguf.writing import write_gguf
-    from effc.dsl.checker.values import DataRef
-
-    ctx = smol.build_of(folder, "importance", "", model=smol.base(folder)).ctx
-    program = capture(ctx.origin.load())
-    place = place_of(folder, name)
-    place.mkdir()
-    importance = importance_matrix(program, ctx.rows(DataRef("calib")))
-    write_gguf(program.model, place, IMATRIX[name], ctx.tokenizer, importance)
-
-
-def bytes_of(folder: Path, name: str) -> int:
-    return sum(file.stat().st_size for file in place_of(folder, name).glob("*") if file.suffix in (".gguf", ".bin"))
+PROMPT_ROUNDS = 3
+TEXTS = ("kjv", "docstrings", "code")
+ROWS, TOKENS = 80, 256  # of each text
+ENGINES = ("OpenVINO", "ONNX Runtime", "torchao")
 
 
 def serve(folder: Path, name: str, threads: int) -> None:
-    """Answer lines of stdin: `decode` with seconds a token, `score FILE` with the nats of each token."""
-    from decoders import Ik, Llama, Own, perplexity, silent_llama
+    """Answer lines of stdin: `decode` with seconds a token, `prompt` with seconds, `score TEXT` with JSON."""
+    from decoders import Ik, Llama, Own, silent_llama
     from effc.compiler.transforms.lowering.racing import set_real_time_priority
 
     torch.set_num_threads(threads)
     rows = json.loads((folder / "rows.json").read_text())
+    files = files_of(folder, name)
     if name in NATIVE_VARIANTS:
-        contestant = Own(place_of(folder, name), threads)
+        contestant: Any = Own(files, threads)
     elif name in IK:
-        contestant = Ik(place_of(folder, name) / "model.gguf", threads)
+        contestant = Ik(files / "model.gguf", threads)
     else:
         with silent_llama():
-            contestant = Llama(place_of(folder, name) / "model.gguf", threads)
-    contestant.prompt(rows["docs"][0][:64])
+            contestant = Llama(files / "model.gguf", threads)
+    ids = [token for row in rows["kjv"] for token in row]
+    contestant.prompt(ids[:64])
     print("ready", flush=True)
-    for line in sys.stdin:
-        if line.strip() == "decode":
-            raised = set_real_time_priority(True)
-            contestant.step()
-            started = time.perf_counter()
-            for _ in range(STEPS):
-                contestant.step()
-            found = (time.perf_counter() - started) / STEPS
-            if raised:
-                set_real_time_priority(False)
-        else:
-            found = perplexity(contestant, rows[line.split()[1]])
-        print(found, flush=True)
+    for turn, line in enumerate(sys.stdin):
+        verb, *text = line.split()
+        if verb == "score":
+            print(json.dumps(text_quality.score(folder, *text, contestant.logits)), flush=True)
+            continue
+        raised = set_real_time_priority(True)
+        print(timed(contestant, verb, ids[turn : turn + rivals.PROMPT]), flush=True)
+        if raised:
+            set_real_time_priority(False)
+
+
+def timed(contestant: Any, verb: str, ids: list[int]) -> float:
+    """Seconds a token of a turn, or of a prompt; contexts longer than a turn's go back to its first 64 tokens."""
+    if verb == "decode":
+        contestant.step()
+    started = time.perf_counter()
+    if verb == "prompt":
+        contestant.prompt(ids)
+        return time.perf_counter() - started
+    for _ in range(rivals.STEPS):
+        contestant.step()
+    return (time.perf_counter() - started) / rivals.STEPS
 
 
 class Contestant:
     def __init__(self, folder: Path, name: str, threads: int):
-        command = [sys.executable, __file__, str(folder), "--serve", name, "--threads", str(threads)]
+        options = [str(folder), "--serve", name, "--threads", str(threads)]
+        command = [sys.executable, __file__, *options]
+        if name in rivals.RIVALS:
+            python, files = os.environ["RIVALS_PYTHON"], str(files_of(folder, name))
+            command = [python, rivals.__file__, "serve", name, str(folder), files, str(threads)]
         self.name, self.child = name, subprocess.Popen(command, stdin=-1, stdout=-1, text=True)
-        line = self.child.stdout.readline()
-        assert line == "ready\n", f"{name} did not begin"
+        while (line := self.child.stdout.readline()) != "ready\n":  # libraries print their banners
+            assert line, f"{name} did not begin"
 
-    def ask(self, line: str) -> float:
+    def ask(self, line: str) -> Any:
         self.child.stdin.write(line + "\n")
         self.child.stdin.flush()
-        return float(self.child.stdout.readline())
+        return json.loads(self.child.stdout.readline())
 
     def end(self) -> None:
         self.child.stdin.close()
         self.child.wait()
 
 
-def rows_of(folder: Path) -> None:
+def sources_of(pick: Callable[[str], str]) -> str:
+    """Python's own library, module by module: what `pick` takes of each."""
+    files = sorted(Path(os.__file__).parent.glob("*.py"))
+    return "\n\n".join(pick(file.read_text("utf-8", "replace")) for file in files)
+
+
+def docstrings(source: str) -> str:
+    tree = ast.parse(source)
+    nodes = [n for n in ast.walk(tree) if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef))]
+    return "\n\n".join(text for node in nodes if len(text := ast.get_docstring(node) or "") > 200)
+
+
+def code(source: str) -> str:
+    return ast.unparse(ast.parse(source))  # without its comments
+
+
+def write_rows(folder: Path) -> None:
     from effc.dsl.checker.values import DataRef
 
-    build = smol.build_of(folder, "frontier", "", model=smol.base(folder, "bfloat16"))
-    rows = {name: build.ctx.rows(DataRef(name)).tolist() for name in smol.HELD_OUT}
+    (folder / "docstrings.txt").write_text(sources_of(docstrings))
+    (folder / "code.txt").write_text(sources_of(code))
+    ctx = smol.build_of(folder, "frontier", "", model=smol.base(folder, "bfloat16")).ctx
+    rows = {"calib": ctx.rows(DataRef("calib")).tolist()}
+    for text, file in (("kjv", smol.BIBLE / "heldout.txt"), ("docstrings", "docstrings.txt"), ("code", "code.txt")):
+        ids = ctx.tokenizer((folder / file).read_text(), verbose=False)["input_ids"]
+        apart = len(ids) // ROWS  # rows from the whole text, none of them overlapping
+        assert apart >= TOKENS, f"{text} has {len(ids)} tokens"
+        rows[text] = [ids[start : start + TOKENS] for start in range(0, apart * ROWS, apart)]
     (folder / "rows.json").write_text(json.dumps(rows))
 
 
-def race(folder: Path, names: list[str], threads: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds a token of each, turn by turn."""
+def write_references(folder: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32).eval()
+
+    def logits_of(ids: list[int]) -> torch.Tensor:
+        with torch.inference_mode():
+            return model(input_ids=torch.tensor([ids])).logits[0]
+
+    text_quality.write_references(folder, logits_of)
+    kept = folder / "quality.json"
+    if not kept.exists():
+        kept.write_text(json.dumps({t: text_quality.score(folder, t, logits_of) for t in TEXTS}))
+
+
+def race(folder: Path, names: list[str], threads: int, rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Seconds of each, turn by turn: a token of `decode`, and a `prompt`."""
     players = [Contestant(folder, name, threads) for name in names]
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(rounds + 1):
+    seconds: dict[str, dict[str, list[float]]] = {name: {"decode": [], "prompt": []} for name in names}
+    for verb in ["decode"] * (rounds + 1) + ["prompt"] * PROMPT_ROUNDS:
         for player in players:
             time.sleep(REST)
-            found = player.ask("decode")
-            if number:  # the first turn warms up
-                seconds[player.name].append(found)
+            seconds[player.name][verb].append(player.ask(verb))
     for player in players:
         player.end()
-    return seconds
+    return {name: {"decode": kinds["decode"][1:], "prompt": kinds["prompt"]} for name, kinds in seconds.items()}
+
+
+def qualities(folder: Path, name: str, threads: int) -> dict[str, Any]:
+    """Scores of the held-out texts, row by row; kept beside what they are of."""
+    kept = files_of(folder, name) / f"{'ik_' if name in IK else ''}quality.json"
+    if not kept.exists():
+        player = Contestant(folder, name, threads)
+        scores = {text: player.ask(f"score {text}") for text in TEXTS}
+        player.end()
+        kept.write_text(json.dumps(scores))
+    return json.loads(kept.read_text())
+
+
+def engine_and_label(name: str) -> tuple[str, str]:
+    """The engine of a contestant, and its name without it."""
+    if name in NATIVE_VARIANTS:
+        return "effc", name.removeprefix("own ")
+    engine = next((e for e in ENGINES if name.startswith(e)), name.partition(" ")[0])
+    return engine, name.removeprefix(engine + " ")
+
+
+def row_of(folder: Path, name: str, original: dict[str, Any], threads: int) -> dict[str, Any]:
+    engine, label = engine_and_label(name)
+    known = text_quality.summary(qualities(folder, name, threads), original)
+    return {"engine": engine, "label": label, "MB": round(bytes_of(folder, name) / 1e6), **known}
+
+
+def speed_of(seconds: dict[str, list[float]]) -> dict[str, Any]:
+    rates = sorted(1 / s for s in seconds["decode"])
+    figures = {"tokens_s": round(statistics.median(rates), 1), "range": [round(rates[0], 1), round(rates[-1], 1)]}
+    return figures | {"prompt_ms": round(statistics.median(seconds["prompt"]) * 1000)}
+
+
+def print_table(lines: list[dict[str, Any]]) -> None:
+    form = "{:<44}{:>6}" + "{:>11}" * 4 + "{:>18}{:>12}{:>10}{:>16}{:>12}"
+    heads = ("MB", *TEXTS, "mean", "loss, %", "divergence", "tokens/s", "lowest..highest", f"{rivals.PROMPT}, ms")
+    print(form.format("", *heads), flush=True)
+    for row in lines:
+        loss, width = (100 * value for value in row["loss"])
+        texts = [f"{row[text]:.2f}" for text in (*TEXTS, "perplexity")]
+        spread = statistics.mean(row["divergence"].values())
+        cells = [str(row["MB"]), *texts, f"{loss:+.2f} +- {width:.2f}", f"{spread:.4f}"]
+        if "tokens_s" in row:
+            cells += [f"{row['tokens_s']:.0f}", "{:.0f}..{:.0f}".format(*row["range"]), f"{row['prompt_ms']}"]
+        print(form.format(f"{row['engine']} {row['label']}", *cells, *[""] * (10 - len(cells))), flush=True)
+    for theirs in (row for row in lines if row["engine"] != "effc" and "tokens_s" in row):
+        better = [row for row in lines if row["engine"] == "effc" and row["perplexity"] <= theirs["perplexity"]]
+        best = max(better, key=lambda row: ("trained" not in row["label"], row["tokens_s"]), default=None)
+        if best:
+            faster, sooner = best["tokens_s"] / theirs["tokens_s"], theirs["prompt_ms"] / best["prompt_ms"]
+        result = f"{best['label']}, decodes {faster:.2f}x, reads {sooner:.2f}x" if best else "none"
+        print(f"no worse than {theirs['engine']} {theirs['label']}: {result} (goal 1.3x)", flush=True)
 
 
 def write_json(lines: list[dict], file: Path, threads: int) -> None:
@@ -207,22 +224,28 @@ def write_json(lines: list[dict], file: Path, threads: int) -> None:
     machine = "{cpu} ({isa}), {0} threads".format(threads, **machine_facts())
     today = date.today().isoformat()
     earlier = json.loads(file.read_text())["rows"] if file.exists() else []
-    rows = [row for row in earlier if row["date"] != today] + [row | {"date": today} for row in lines]
+    raced = {(row["engine"], row["label"]) for row in lines}
+    rows = [r for r in earlier if r["date"] != today or (r["engine"], r["label"]) not in raced]
+    rows += [row | {"date": today} for row in lines]
     facts = {"model": "SmolLM2-135M-Instruct", "machine": machine, "script": "bench/frontier.py"}
     lines_of_rows = ",\n  ".join(map(json.dumps, rows))
     file.write_text(json.dumps(facts, indent=1)[:-2] + f',\n "rows": [\n  {lines_of_rows}\n ]\n}}\n')
 
 
-def engine_and_label(name: str) -> tuple[str, str]:
-    """The engine of a contestant, and its name without it."""
-    if name in NATIVE_VARIANTS:
-        return "effc", name.removeprefix("own ")
-    engine, _, label = name.partition(" ")
-    return engine, label
+def contestants() -> list[str]:
+    from decoders import IK_LIBRARY
+
+    names = list(NATIVE_VARIANTS)
+    for library, theirs in (
+        (find_spec("llama_cpp"), [*LLAMA, *IMATRIX]),
+        (IK_LIBRARY, IK),
+        (os.environ.get("RIVALS_PYTHON"), rivals.RIVALS),
+    ):
+        names += theirs if library else []
+    return names
 
 
 def main() -> None:
-    from decoders import IK_LIBRARY
     from effc.compiler.core.fingerprint import machine_facts
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -230,76 +253,37 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--only", nargs="+", choices=[*NATIVE_VARIANTS, *LLAMA, *IMATRIX, *IK])
+    parser.add_argument("--only", nargs="+", choices=[*NATIVE_VARIANTS, *LLAMA, *IMATRIX, *IK, *rivals.RIVALS])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--no-speed", action="store_true")
+    parser.add_argument("--raced", action="store_true", help="speeds are those of the last race in FOLDER")
     parser.add_argument("--serve")
-    asked = parser.parse_args()
-    folder = asked.folder.resolve()
-    if asked.serve:
-        serve(folder, asked.serve, asked.threads)
+    options = parser.parse_args()
+    folder = options.folder.resolve()
+    if options.serve:
+        serve(folder, options.serve, options.threads)
         return
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     print(", ".join(f"{k} {v}" for k, v in machine_facts().items()), flush=True)
-    names = asked.only or [
-        *NATIVE_VARIANTS,
-        *((*LLAMA, *IMATRIX) if find_spec("llama_cpp") else ()),
-        *(IK if IK_LIBRARY else ()),
-    ]
-    if not find_spec("llama_cpp"):
-        print("llama.cpp: absent, `llama_cpp` does not import", flush=True)
+    names = options.only or contestants()
     smol.write_rescaled(folder)
     if not (folder / "rows.json").exists():
-        rows_of(folder)
+        write_rows(folder)
+    write_references(folder)
     for name in names:
-        if not place_of(folder, name).exists():
-            if name in NATIVE_VARIANTS:
-                write_native(folder, name, asked.steps)
-            elif name in IMATRIX:
-                write_gguf_by_importance(folder, name)
-            else:
-                write_llama_cpp_quant(folder, IK.get(name, name))
-    run_benchmark(folder, names, asked)
-
-
-def perplexities(folder: Path, name: str, threads: int) -> list[float]:
-    """Perplexity of the held-out texts; kept beside what it is of."""
-    kept = place_of(folder, name) / f"{'ik_' if name in IK else ''}perplexity.json"
-    if not kept.exists():
-        player = Contestant(folder, name, threads)
-        found = [player.ask(f"score {text}") for text in smol.HELD_OUT]
-        player.end()
-        kept.write_text(json.dumps(found))
-    return json.loads(kept.read_text())
-
-
-def run_benchmark(folder: Path, names: list[str], options: argparse.Namespace) -> None:
-    known = {name: perplexities(folder, name, options.threads) for name in names}
-    seconds = {} if options.no_speed else race(folder, names, options.threads, options.rounds)
-    line = "{:<32}{:>8}{:>9}{:>9}{:>12}{:>20}{:>12}"
-    print(line.format("", "MB", *smol.HELD_OUT, "tokens/s", "lowest..highest", "of bf16"), flush=True)
+        write_files(folder, name, options.steps)
+    original = json.loads((folder / "quality.json").read_text())
+    last_race = folder / "race.json"
+    if not (options.no_speed or options.raced):
+        last_race.write_text(json.dumps(race(folder, names, options.threads, options.rounds)))
+    seconds = {} if options.no_speed else json.loads(last_race.read_text())
     lines = []
     for name in names:
-        cells, turns = [f"{bytes_of(folder, name) / 1e6:.0f}", *(f"{p:.2f}" for p in known[name])], seconds.get(name)
-        if turns:
-            shares = [a / b for a, b in zip(seconds[names[0]], turns, strict=True)]
-            rates = sorted(1 / s for s in turns)
-            cells += [f"{statistics.median(rates):.0f}", f"{rates[0]:.0f}..{rates[-1]:.0f}"]
-            cells.append(f"{statistics.median(shares):.2f}")
-            speed = statistics.median(rates)
-            engine, label = engine_and_label(name)
-            texts = dict(zip(smol.HELD_OUT, known[name], strict=True))
-            lines.append(
-                {"engine": engine, "label": label, "MB": round(bytes_of(folder, name) / 1e6), **texts}
-                | {"perplexity": math.prod(known[name]) ** 0.5, "tokens_s": speed, "range": [rates[0], rates[-1]]}
-            )
-        print(line.format(name, *cells, *[""] * (6 - len(cells))), flush=True)
-    for theirs in (row for row in lines if row["engine"] != "effc"):
-        better = [row for row in lines if row["engine"] == "effc" and row["perplexity"] <= theirs["perplexity"]]
-        best = max(better, key=lambda row: row["tokens_s"], default=None)
-        result = "none" if best is None else f"{best['label']}, {best['tokens_s'] / theirs['tokens_s']:.2f}x"
-        print(f"no worse than {theirs['engine']} {theirs['label']}: {result} (goal 1.3x)", flush=True)
-    if options.json and lines:
+        lines.append(row_of(folder, name, original, options.threads) | (speed_of(seconds[name]) if seconds else {}))
+        print(".", end="", flush=True)
+    print()
+    print_table(lines)
+    if options.json and seconds:
         write_json(lines, options.json, options.threads)
 
 

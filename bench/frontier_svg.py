@@ -16,7 +16,14 @@ from pathlib import Path
 from tables import latest
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860, 500, 64, 24, 56, 64
-COLORS = {"effc": "#0f766e", "llama.cpp": "#b45309", "ik_llama.cpp": "#7c3aed"}
+COLORS = {
+    "effc": "#0f766e",
+    "llama.cpp": "#b45309",
+    "ik_llama.cpp": "#7c3aed",
+    "OpenVINO": "#1d4ed8",
+    "ONNX Runtime": "#be185d",
+    "torchao": "#4b5563",
+}
 FONT = 12
 OFFSETS = ((9, 4), (9, -8), (9, 16), (-9, 4), (-9, -8), (-9, 16), (0, -11), (0, 21), (9, 28), (9, -20), (-9, 28))
 Box = tuple[float, float, float, float]
@@ -55,11 +62,12 @@ def drawing(rows: Sequence[dict], others: Sequence[dict], report: dict) -> Itera
         x = at({"perplexity": value, "tokens_s": 0})[0]
         yield f'<text x="{x:.0f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle" fill="#6b7280">{value}</text>'
     yield f'<text x="{LEFT}" y="{TOP - 8}" fill="#374151">tokens a second</text>'
-    yield f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - BOTTOM + 36}" text-anchor="end" fill="#374151">perplexity, geometric mean of two texts</text>'
+    yield f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - BOTTOM + 36}" text-anchor="end" fill="#374151">perplexity, geometric mean of three texts</text>'
     if others:
         names = ", ".join(f"{r['engine']} {r['label']} ({r['perplexity']:.0f})" for r in others)
         yield f'<text x="{LEFT}" y="{HEIGHT - 10}" fill="#6b7280">Not drawn, its numbers are wrong: {escape(names)}</text>'
-    for engine, color in COLORS.items():
+    for engine in engines_of(rows):
+        color = COLORS[engine]
         corners = " L".join(
             f"{x:.1f} {y:.1f}" for x, y in (at(r) for r in front([r for r in rows if r["engine"] == engine]))
         )
@@ -68,14 +76,19 @@ def drawing(rows: Sequence[dict], others: Sequence[dict], report: dict) -> Itera
 
 
 def legend(report: dict, other_days: set[str]) -> Iterator[str]:
-    x = WIDTH - RIGHT - 330
-    for engine in COLORS:
+    engines = engines_of(report["rows"])
+    x = WIDTH - RIGHT - 75 - sum(24 + 8 * len(engine) for engine in engines)
+    for engine in engines:
         yield mark(engine, False, x, 20)
         yield f'<text x="{x + 10}" y="24" fill="{COLORS[engine]}">{engine}</text>'
         x += 24 + 8 * len(engine)
     yield mark("effc", True, x, 20) + f'<text x="{x + 10}" y="24" fill="#374151">trained</text>'
     late = f"; {', '.join(sorted(other_days))} on another day" if other_days else ""
     yield f'<text x="{LEFT + 120}" y="{TOP - 8}" fill="#6b7280">on {escape(report["machine"] + late)}</text>'
+
+
+def engines_of(rows: Sequence[dict]) -> list[str]:
+    return [engine for engine in COLORS if any(row["engine"] == engine for row in rows)]
 
 
 def front(rows: Sequence[dict]) -> list[dict]:

@@ -80,14 +80,19 @@ def latest(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     )
 
 
+TEXTS = ("kjv", "docstrings", "code")
+
+
 def frontier_rows(measured: dict[str, Any]) -> list[tuple]:
     """Points of tokens a second against perplexity, each with the day of the race it ran in."""
-    head = ("engine", "file", "MB", "docs", "kjv", "geometric mean", "tokens/s", "lowest to highest", "race")
-    return [head] + [
+    head = ("engine", "file", "MB", *TEXTS, "geometric mean", "above the original", "divergence")
+    return [(*head, "tokens/s", "lowest to highest", "512 tokens, ms", "race")] + [
         (
             *(row["engine"], row["label"], str(row["MB"])),
-            *(f"{row[value]:.2f}" for value in ("docs", "kjv", "perplexity")),
-            *(f"{row['tokens_s']:.0f}", "{:.0f} to {:.0f}".format(*row["range"]), row["date"]),
+            *(f"{row[text]:.2f}" for text in (*TEXTS, "perplexity")),
+            "{:+.2f} ± {:.2f} %".format(*(100 * value for value in row["loss"])),
+            f"{sum(row['divergence'].values()) / len(TEXTS):.4f}",
+            *(f"{row['tokens_s']:.0f}", "{:.0f} to {:.0f}".format(*row["range"]), str(row["prompt_ms"]), row["date"]),
         )
         for row in latest(measured["rows"])
     ]
@@ -114,7 +119,9 @@ def headline_rows(measured: dict[str, Any]) -> list[tuple]:
 def frontier_rival_rows(measured: dict[str, Any]) -> list[tuple]:
     """For each point of another engine, the fastest of ours of the same race whose perplexity is no higher: a trained
     one only where no other is."""
-    rows: list[tuple] = [("no worse than", "the fastest of ours", "times as fast")]
+    rows: list[tuple] = [
+        ("no worse than", "the fastest of ours", "decodes, times as fast", "reads 512 tokens, times as fast")
+    ]
     for rival in (row for row in latest(measured["rows"]) if row["engine"] != "effc"):
         better = [
             row
@@ -123,9 +130,11 @@ def frontier_rival_rows(measured: dict[str, Any]) -> list[tuple]:
         ]
         best = max(better, key=lambda row: ("trained" not in row["label"], row["tokens_s"]), default=None)
         name = f"{rival['engine']} {rival['label']}"
-        rows.append(
-            (name, best["label"], f"{best['tokens_s'] / rival['tokens_s']:.2f}") if best else (name, "none", "")
-        )
+        if best:
+            decodes, reads = best["tokens_s"] / rival["tokens_s"], rival["prompt_ms"] / best["prompt_ms"]
+            rows.append((name, best["label"], f"{decodes:.2f}", f"{reads:.2f}"))
+        else:
+            rows.append((name, "none", "", ""))
     return rows
 
 
