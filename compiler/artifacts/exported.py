@@ -11,14 +11,13 @@ from torch import nn
 
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..core.json_errors import first_line, is_out_of_memory
-from ..core.safe_read import parse_strict_json, read_regular_file, refuse_irregular_file
+from ..core.safe_read import Unlisted, parse_strict_json, read_regular_file, refuse_irregular_file
 from ..ir.layers.linear import count_params as count_plain_params
 from ..models.checkpoints.generation_config import read_generation_config
 from .openers.export import STEP, STEP_FACTS, Exported
 
 if TYPE_CHECKING:
     from .exported_archive import Archive
-    from .exported_json import Unlisted
 
 FOLDER, FILE, NAMES = "program", "model.pt2", "inputs.json"
 KERNELS = "kernels.json"  # beside the program: which of effc's ops it calls, where it calls any
@@ -63,7 +62,6 @@ def save_and_verify_program(program: Any, names: tuple[str, ...], path: Path) ->
 def _refuse_unlisted_operators(path: Path) -> None:
     """Check before writing what is checked on reading: Reject where a program calls an operator that is not listed."""
     from .exported_archive import read_checked_archive
-    from .exported_json import Unlisted
 
     try:
         read_checked_archive(path)
@@ -103,7 +101,6 @@ def _read_step_facts(folder: Path) -> Any:
 def _read_archive(path: Path) -> "Archive":
     from ...kernels import ops as _registered  # noqa: F401 (torch knows effc's ops from here on)
     from .exported_archive import read_checked_archive
-    from .exported_json import Unlisted
 
     try:
         refuse_irregular_file(path)
@@ -161,14 +158,13 @@ def _vocabulary_by_forward(folder: Path, prefill: Exported) -> int:
     return logits.shape[-1]
 
 
-def _refusal(path: Path, error: "Unlisted") -> Reject:
+def _refusal(path: Path, error: Unlisted) -> Reject:
     return rejected_program(f"{path} holds {error}", help="compile it again with this effc").rejection()
 
 
 def _deserialize_module(path: Path, archive: "Archive") -> nn.Module:
     from torch._export.serde import schema, serialize  # torch.export.load is these and a reader that unpickles
 
-    from .exported_json import Unlisted
     from .exported_shapes import check_module, check_shapes_on_call
 
     try:

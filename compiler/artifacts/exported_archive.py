@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from ..core.safe_read import parse_strict_json
-from .exported_json import Unlisted, parse_program_json
+from ..core.safe_read import Unlisted, parse_strict_json, require
+from .exported_json import parse_program_json
 
 _PAYLOAD = re.compile(r"data/(weights/weight|constants/tensor)_\d{1,6}")
 _PLAIN = frozenset(
@@ -73,14 +73,14 @@ def read_checked_archive(path: Path) -> Archive:
                 if name in _PLAIN and name != _SAMPLES
             }
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # what is written to stays in this process
-    _need(texts.get("archive_format") == b"pt2" and texts.get("byteorder") == b"little", "another kind of archive")
+    require(texts.get("archive_format") == b"pt2" and texts.get("byteorder") == b"little", "another kind of archive")
     lacks = {
         "models/model.json",
         "data/weights/model_weights_config.json",
         "data/constants/model_constants_config.json",
         "extra/inputs.json",
     } - set(texts)
-    _need(not lacks, f"no {next(iter(sorted(lacks)), '')}")
+    require(not lacks, f"no {next(iter(sorted(lacks)), '')}")
     weights, constants = (
         _map_tensors(texts[f"data/{kind}/model_{kind}_config.json"], f"data/{kind}/", entries, mapped)
         for kind in ("weights", "constants")
@@ -93,45 +93,40 @@ def read_checked_archive(path: Path) -> Archive:
     )
 
 
-def _need(condition: bool, content: str) -> None:
-    if not condition:
-        raise Unlisted(content)
-
-
 def _checked_zip_entries(path: Path, file: Any) -> dict[str, ArchiveMember]:
     size = path.stat().st_size
     try:
         infos = zipfile.ZipFile(file).infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, UnicodeDecodeError) as error:
         raise Unlisted("a file that is no archive") from error
-    _need(0 < len(infos) <= _MAX_FILES, "no files, or far too many")
+    require(0 < len(infos) <= _MAX_FILES, "no files, or far too many")
     root = infos[0].filename.partition("/")[0] + "/"
     entries: dict[str, ArchiveMember] = {}
     for item in infos:
         name = item.filename.removeprefix(root)
-        _need(
+        require(
             item.filename.startswith(root) and (name in _PLAIN or _PAYLOAD.fullmatch(name) is not None),
             f"the file {item.filename[:80]!r}",
         )
-        _need(name not in entries, f"the file {name} twice")
-        _need(
+        require(name not in entries, f"the file {name} twice")
+        require(
             item.compress_type == zipfile.ZIP_STORED
             and item.compress_size == item.file_size
             and not item.flag_bits & 1,
             f"the file {name} packed or locked",
         )
-        _need(name not in _PLAIN or item.file_size <= _MAX_TEXT, f"the file {name} of {item.file_size} bytes")
+        require(name not in _PLAIN or item.file_size <= _MAX_TEXT, f"the file {name} of {item.file_size} bytes")
         entries[name] = ArchiveMember(_data_offset(file, item.header_offset, size), item.file_size)
-        _need(entries[name].at + item.file_size <= size, f"the file {name} beyond the archive's end")
+        require(entries[name].at + item.file_size <= size, f"the file {name} beyond the archive's end")
     return entries
 
 
 def _data_offset(file: Any, offset: int, archive_size: int) -> int:
     """Offset of a file's bytes: after its local header, which alone states its length."""
-    _need(0 <= offset <= archive_size - _LOCAL.size, "a file beyond the archive's end")
+    require(0 <= offset <= archive_size - _LOCAL.size, "a file beyond the archive's end")
     file.seek(offset)
     head = _LOCAL.unpack(file.read(_LOCAL.size))
-    _need(head[0] == b"PK\x03\x04", "a file without a header")
+    require(head[0] == b"PK\x03\x04", "a file without a header")
     return offset + _LOCAL.size + head[-2] + head[-1]
 
 
@@ -140,7 +135,7 @@ def _parse_input_names(text: bytes) -> tuple[str, ...]:
         names = parse_strict_json(text)
     except (ValueError, RecursionError) as error:
         raise Unlisted("names of inputs that are not JSON") from error
-    _need(
+    require(
         isinstance(names, list) and all(isinstance(n, str) and n.isidentifier() for n in names), "odd names of inputs"
     )
     return tuple(names)
@@ -177,18 +172,18 @@ def _map_tensor(
         is_plain = meta["use_pickle"] is False and layout["layout"] == _STRIDED and device == "cpu"
     except (KeyError, TypeError) as error:
         raise Unlisted(f"a tensor {name[:80]} of another form") from error
-    _need(
+    require(
         is_plain and _PAYLOAD.fullmatch(member) is not None and member in entries,
         f"a tensor {name[:80]} of another form",
     )
     numbers = [*sizes, *strides, offset]
-    _need(
+    require(
         len(sizes) == len(strides) <= 16 and all(type(n) is int and 0 <= n < 1 << 48 for n in numbers),
         f"a tensor {name[:80]} of an odd shape",
     )
     entry, width = entries[member], dtype.itemsize
     last = offset + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True))
-    _need(
+    require(
         entry.size % width == 0 and (0 in sizes or last < entry.size // width), f"a tensor {name[:80]} beyond its file"
     )
     if 0 in sizes:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from ..core.safe_read import parse_strict_json
+from ..core.safe_read import Unlisted, parse_strict_json, require
 from .exported_ops import is_allowed_operator
 
 _NAME = re.compile(r"[A-Za-z_]\w{0,400}", re.ASCII)
@@ -40,30 +40,21 @@ _OPEN = frozenset(
 _EMPTY = frozenset({"custom_obj_values", "treespec_namedtuple_fields"})
 
 
-class Unlisted(ValueError):
-    """Something that effc's own programs don't have; the text says what."""
-
-
 def parse_program_json(text: bytes) -> dict[str, Any]:
     """Allowed content of a program's JSON, as plain data for torch's reader. Raises Unlisted."""
     try:
         data = parse_strict_json(text)
     except (ValueError, RecursionError) as error:
         raise Unlisted("a program that is not JSON") from error
-    _need(isinstance(data, dict), "a program that is no object")
+    require(isinstance(data, dict), "a program that is no object")
     return _checked_value("", data, 0)
 
 
-def _need(condition: bool, content: str) -> None:
-    if not condition:
-        raise Unlisted(content)
-
-
 def _checked_value(key: str, value: Any, depth: int) -> Any:
-    _need(depth < _DEEPEST, "values nested too deep")
-    _need(key not in _REJECTED_FIELDS or value is None, f"`{key}`")
+    require(depth < _DEEPEST, "values nested too deep")
+    require(key not in _REJECTED_FIELDS or value is None, f"`{key}`")
     if key in ("metadata", *_EMPTY):
-        _need(key == "metadata" or value == {}, f"`{key}`")
+        require(key == "metadata" or value == {}, f"`{key}`")
         return {}
     if key == "guards_code":
         return []
@@ -73,16 +64,16 @@ def _checked_value(key: str, value: Any, depth: int) -> Any:
         return [_checked_value(key, item, depth + 1) for item in value]
     if isinstance(value, dict):
         for name in value:
-            _need(_NAME.fullmatch(name) is not None and not keyword.iskeyword(name), f"the name {name[:40]!r}")
+            require(_NAME.fullmatch(name) is not None and not keyword.iskeyword(name), f"the name {name[:40]!r}")
         return {name: _checked_value("" if key in _OPEN else name, item, depth + 1) for name, item in value.items()}
-    _need(value is None or isinstance(value, (bool, int, float)), "a value of another form")
-    _need(not isinstance(value, int) or abs(value) < 1 << 63, "a number that is too large")
+    require(value is None or isinstance(value, (bool, int, float)), "a value of another form")
+    require(not isinstance(value, int) or abs(value) < 1 << 63, "a number that is too large")
     return value
 
 
 def _text(key: str, text: str) -> str:
     check = _TEXTS.get(key)
-    _need(text in _NUMBERS if check is None else check(text), f"the text {text[:60]!r} as `{key}`")
+    require(text in _NUMBERS if check is None else check(text), f"the text {text[:60]!r} as `{key}`")
     return text
 
 

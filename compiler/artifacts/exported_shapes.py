@@ -18,7 +18,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
 from ..core.json_errors import first_line
-from .exported_json import Unlisted
+from ..core.safe_read import Unlisted
 
 aten = torch.ops.aten
 _ENUMS = {"ScalarType": torch.dtype, "Layout": torch.layout, "MemoryFormat": torch.memory_format}

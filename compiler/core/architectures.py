@@ -5,7 +5,6 @@ with a sentence.
 """
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,22 +49,3 @@ def parse_architecture_matrix(body: dict[str, Any] | None = None) -> Matrix:
             if state == "refused":
                 refusals.setdefault(reason[0], []).append(f"{name}: {stage}")
     return Matrix(columns, tuple(body["looks"]), cells, refusals, body["counts"], body["versions"])
-
-
-def architecture_matrix_markdown(table: Matrix) -> str:
-    """The matrix as a Markdown table: all looks at a capture in one column, a pass in two lines."""
-    passes = [column for column in table.columns if column not in table.looks]
-    head = ["", "capture", *(column.replace(".", ".<br>").replace(", ", ",<br>") for column in passes)]
-    rows = [
-        [name, _worst(cells[probe] for probe in table.looks), *(cells[column] for column in passes)]
-        for name, cells in table.cells.items()
-    ]
-    rows = [["no" if cell == "refused" else cell for cell in row] for row in rows]
-    lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
-    return "\n".join([*lines, "", table.summary + "."])
-
-
-def _worst(results: Iterable[str]) -> str:
-    """Of situations that a model may not know, as padding."""
-    states = set(results)
-    return next((state for state in ("refused", "ok") if state in states), "-")

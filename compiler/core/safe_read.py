@@ -31,6 +31,16 @@ _DIGITS = 300  # of a whole number
 _HELP = "name an ordinary file; if it came with a folder, fetch that again from somebody whom you trust"
 
 
+class Unlisted(ValueError):
+    """Something that is on no list of what effc's own graphs and programs have; the text says what."""
+
+
+def require(condition: bool, content: str) -> None:
+    """Raises Unlisted with the content where a condition does not hold."""
+    if not condition:
+        raise Unlisted(content)
+
+
 def read_regular_file(path: Path, max_bytes: int, root: Path | None = None) -> bytes:
     """The bytes of a regular file of at most `max_bytes` bytes. Raises OSError as `open` does, and Reject (odd-file).
 

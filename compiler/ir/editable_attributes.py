@@ -11,8 +11,8 @@ from typing import Any, cast
 from torch import nn
 from transformers import PreTrainedConfig
 
+from ..core.safe_read import Unlisted
 from .layers.fast_mixers import MARK
-from .operations import Unlisted
 from .surgery import module_at, split
 from .traced_integers import LAYER_INDICES
 

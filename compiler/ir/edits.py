@@ -10,9 +10,10 @@ from torch import nn
 from ...dsl.checker.skeleton import is_submodule
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..core.json_errors import first_line
+from ..core.safe_read import Unlisted, require
 from . import editable_attributes, graph_json, surgery, targets
 from .layers import fast_mixers, reft, swap_table
-from .operations import Unlisted, check_path
+from .operations import check_path
 
 rejected_edits = Fault("refused-edits", "Stored edits don't fit the model they are replayed on.", exit="environment")
 
@@ -176,16 +177,11 @@ def _refusal(content: str) -> Reject:
     return rejected_edits(f"stored edits hold {content}").rejection()
 
 
-def _need(condition: bool, content: str) -> None:
-    if not condition:
-        raise Unlisted(content)
-
-
 def _parse_edits(data: Any) -> Edits:
-    _need(isinstance(data, dict) and data.get("format") == FORMAT, "another format")
+    require(isinstance(data, dict) and data.get("format") == FORMAT, "another format")
     known = {f.name for f in fields(Edits)}
-    _need(set(data) == known | {"format"}, "other fields than these: " + ", ".join(sorted(known)))
-    _need(isinstance(data["deleted"], list), "a list of deleted modules of another form")
+    require(set(data) == known | {"format"}, "other fields than these: " + ", ".join(sorted(known)))
+    require(isinstance(data["deleted"], list), "a list of deleted modules of another form")
     for path in data["deleted"]:
         _path(path)
     readers: dict[str, Callable[[Any], Any]] = {
@@ -199,44 +195,44 @@ def _parse_edits(data: Any) -> Edits:
     }
     tables = {}
     for name, read in readers.items():
-        _need(isinstance(data[name], dict), f"{name} of another form")
+        require(isinstance(data[name], dict), f"{name} of another form")
         tables[name] = {_path(path): read(value) for path, value in data[name].items()}
     return Edits(deleted=list(data["deleted"]), **tables)
 
 
 def _path(path: Any) -> str:
-    _need(isinstance(path, str), "a path that is no text")
+    require(isinstance(path, str), "a path that is no text")
     return check_path(path)
 
 
 def _text(value: Any) -> str:
-    _need(isinstance(value, str) and len(value) < 200, "something else where a short text belongs")
+    require(isinstance(value, str) and len(value) < 200, "something else where a short text belongs")
     return value
 
 
 def _number(value: Any) -> int:
-    _need(type(value) is int and 0 <= value < 2**40, "something else where a number belongs")
+    require(type(value) is int and 0 <= value < 2**40, "something else where a number belongs")
     return value
 
 
 def _numbers(value: Any) -> list[int]:
-    _need(isinstance(value, list), "something else where numbers belong")
+    require(isinstance(value, list), "something else where numbers belong")
     return [_number(item) for item in value]
 
 
 def _checked_plain_value(value: Any, depth: int) -> Any:
-    _need(depth < _DEEPEST, "a value nested too deep")
+    require(depth < _DEEPEST, "a value nested too deep")
     if isinstance(value, list):
         return [_checked_plain_value(item, depth + 1) for item in value]
     if isinstance(value, dict):
-        _need(all(isinstance(key, str) for key in value), "a key that is no text")
+        require(all(isinstance(key, str) for key in value), "a key that is no text")
         return {key: _checked_plain_value(item, depth + 1) for key, item in value.items()}
-    _need(value is None or isinstance(value, (bool, int, float, str)), "a value that is no plain data")
+    require(value is None or isinstance(value, (bool, int, float, str)), "a value that is no plain data")
     return value
 
 
 def _checked_swap_entry(value: Any) -> dict[str, Any]:
-    _need(
+    require(
         isinstance(value, dict)
         and set(value) == {"class", "spec"}
         and isinstance(value["spec"], dict)
@@ -244,12 +240,12 @@ def _checked_swap_entry(value: Any) -> dict[str, Any]:
         "a module of another form",
     )
     name = swap_table.CLASS_PATHS.get(value["class"], value["class"])
-    _need(name in swap_table.CLASSES, f"the class {name[:80]}")
+    require(name in swap_table.CLASSES, f"the class {name[:80]}")
     return {"class": name, "spec": _checked_plain_value(value["spec"], 0)}
 
 
 def _checked_graph_entry(value: Any) -> dict[str, Any]:
-    _need(
+    require(
         isinstance(value, dict)
         and set(value) == {"graph", "placeholders", "statics"}
         and isinstance(value["placeholders"], list)

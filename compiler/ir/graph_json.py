@@ -12,9 +12,9 @@ import torch
 from torch import fx
 
 from ...dsl.syntax.diagnostics import Fault, Reject
+from ..core.safe_read import Unlisted, require
 from .operations import (
     DTYPES,
-    Unlisted,
     allowlisted_function_name,
     check_attribute,
     check_method,
@@ -114,19 +114,14 @@ def _listed(meta: Any) -> Any:
 # -- reading -------------------------------------------------------------------------------------------------
 
 
-def _need(condition: bool, message: str) -> None:
-    if not condition:
-        raise Unlisted(message)
-
-
 def _text(value: Any) -> str:
-    _need(isinstance(value, str) and len(value) <= _LONGEST_TEXT, "something else where a short text belongs")
+    require(isinstance(value, str) and len(value) <= _LONGEST_TEXT, "something else where a short text belongs")
     return value
 
 
 def _checked_identifier(value: Any) -> str:
     name = _text(value)
-    _need(
+    require(
         name.isidentifier()
         and name.isascii()
         and not keyword.iskeyword(name)
@@ -141,33 +136,33 @@ class _Reader:
     """Builds a graph node by node; a name can only be used below the node that defines it."""
 
     def __init__(self, data: Any):
-        _need(isinstance(data, dict) and data.get("format") == FORMAT, "another format")
+        require(isinstance(data, dict) and data.get("format") == FORMAT, "another format")
         nodes = data.get("nodes")
-        _need(isinstance(nodes, list) and 0 < len(nodes) <= _MAX_NODES, "no list of nodes")
+        require(isinstance(nodes, list) and 0 < len(nodes) <= _MAX_NODES, "no list of nodes")
         self.graph = fx.Graph()
         self.known: dict[str, fx.Node] = {}
         for index, entry in enumerate(nodes):
-            _need(isinstance(entry, dict), "a node that is no object")
+            require(isinstance(entry, dict), "a node that is no object")
             last = index == len(nodes) - 1
-            _need((entry.get("op") == "output") == last, "its output not once at the end")
+            require((entry.get("op") == "output") == last, "its output not once at the end")
             self.add_node(entry)
 
     def add_node(self, entry: dict[str, Any]) -> None:
         op = str(entry.get("op"))
-        _need(op in _OPS, f"an operation {op[:80]!r}")
+        require(op in _OPS, f"an operation {op[:80]!r}")
         name = _checked_identifier(entry.get("name"))
-        _need(name not in self.known, f"the name {name!r} twice")
+        require(name not in self.known, f"the name {name!r} twice")
         args, kwargs = entry.get("args", []), entry.get("kwargs", {})
-        _need(isinstance(args, list) and isinstance(kwargs, dict), "a call without arguments")
+        require(isinstance(args, list) and isinstance(kwargs, dict), "a call without arguments")
         args = tuple(self.read_value(a, 0) for a in args)
         kwargs = {_checked_identifier(k): self.read_value(a, 0) for k, a in kwargs.items()}
         if op == "output":
-            _need(len(args) == 1 and not kwargs, "an output of other than one value")
+            require(len(args) == 1 and not kwargs, "an output of other than one value")
             self.graph.output(args[0])
             return
         target = self.read_target(op, entry.get("target"), args, kwargs)
         node = self.graph.create_node(op, target, args, kwargs, name=name)
-        _need(node.name == name, f"the name {name!r}, which Python or fx reserves")
+        require(node.name == name, f"the name {name!r}, which Python or fx reserves")
         node.meta.update(_meta(entry.get("meta", {})))
         self.known[name] = node
 
@@ -176,49 +171,49 @@ class _Reader:
         if op == "call_function":
             function = listed_function_by_name(name)
             if name.startswith("operator."):
-                _need(len(args) == operand_count(function) and not kwargs, f"{name} with other operands")
+                require(len(args) == operand_count(function) and not kwargs, f"{name} with other operands")
             if function is getattr:
-                _need(
+                require(
                     len(args) == 2 and not kwargs and isinstance(args[0], fx.Node) and isinstance(args[1], str),
                     "a getattr of another form",
                 )
                 check_attribute(args[1])
             return function
         if op == "call_method":
-            _need(bool(args) and isinstance(args[0], fx.Node), "a method of nothing")
+            require(bool(args) and isinstance(args[0], fx.Node), "a method of nothing")
             return check_method(name)
         if op == "placeholder":
-            _need(args in ((), (None,)) and not kwargs, "a placeholder with a default other than None")
+            require(args in ((), (None,)) and not kwargs, "a placeholder with a default other than None")
             before = self.known.values()
-            _need(all(node.op == "placeholder" for node in before), "a placeholder after a call")
-            _need(bool(args) or not any(node.args for node in before), "a placeholder without the default of another")
+            require(all(node.op == "placeholder" for node in before), "a placeholder after a call")
+            require(bool(args) or not any(node.args for node in before), "a placeholder without the default of another")
             return _checked_identifier(name)
-        _need(op == "call_module" or (not args and not kwargs), "a read with arguments")
+        require(op == "call_module" or (not args and not kwargs), "a read with arguments")
         return check_path(name)
 
     def read_value(self, value: Any, depth: int) -> Any:
-        _need(depth < _DEEPEST, "arguments nested too deep")
+        require(depth < _DEEPEST, "arguments nested too deep")
         if value is None or isinstance(value, (bool, float)):
             return value
         if isinstance(value, int):
-            _need(-(2**63) <= value < 2**64, "a number that is too large")
+            require(-(2**63) <= value < 2**64, "a number that is too large")
             return value
         if isinstance(value, str):
             return _text(value)
-        _need(isinstance(value, dict) and len(value) == 1, "an argument of another form")
+        require(isinstance(value, dict) and len(value) == 1, "an argument of another form")
         ((kind, body),) = value.items()
         if kind == "node":
-            _need(isinstance(body, str) and body in self.known, "a use before the definition")
+            require(isinstance(body, str) and body in self.known, "a use before the definition")
             return self.known[body]
         return self.read_tagged_value(kind, body, depth + 1)
 
     def read_tagged_value(self, kind: str, body: Any, depth: int) -> Any:
         if kind in ("tuple", "list", "slice"):
-            _need(isinstance(body, list) and (kind != "slice" or len(body) == 3), f"a {kind} of another form")
+            require(isinstance(body, list) and (kind != "slice" or len(body) == 3), f"a {kind} of another form")
             items = [self.read_value(item, depth) for item in body]
             return slice(*items) if kind == "slice" else items if kind == "list" else tuple(items)
         if kind == "dict":
-            _need(isinstance(body, dict), "a dict of another form")
+            require(isinstance(body, dict), "a dict of another form")
             return {_checked_identifier(key): self.read_value(item, depth) for key, item in body.items()}
         if kind == "dtype" and isinstance(body, str) and body in DTYPES:
             return DTYPES[body]
@@ -232,13 +227,13 @@ class _Reader:
 
 
 def _meta(data: Any) -> dict[str, Any]:
-    _need(isinstance(data, dict) and set(data) <= set(_META), "notes of another form")
+    require(isinstance(data, dict) and set(data) <= set(_META), "notes of another form")
     return {key: _tupled(value, 0) for key, value in data.items()}
 
 
 def _tupled(value: Any, depth: int) -> Any:
-    _need(depth < _DEEPEST, "notes nested too deep")
+    require(depth < _DEEPEST, "notes nested too deep")
     if isinstance(value, list):
         return tuple(_tupled(item, depth + 1) for item in value)
-    _need(value is None or isinstance(value, (bool, int, str)), "notes of another form")
+    require(value is None or isinstance(value, (bool, int, str)), "notes of another form")
     return value

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..core.safe_read import Unlisted
 from .layers import leaves
 
 
@@ -82,10 +83,6 @@ _LIBRARY = re.compile(r"transformers\.(masking_utils|modeling_utils|models\.\w+\
 _PARTS = re.compile(r"(?!_*$)[A-Za-z0-9]\w*|_\w*[A-Za-z0-9]\w*")
 
 DTYPES = {str(value).removeprefix("torch."): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
-
-
-class Unlisted(ValueError):
-    """An operation that is not on the list; the text says which."""
 
 
 def allowlisted_function_name(function: Any) -> str:

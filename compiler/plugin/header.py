@@ -4,7 +4,7 @@ The header of a file on a shelf is its class's docstring, class-level literals, 
 `dsl/checker/rules.py`. A class of these alone is made here; a test holds that it equals the imported one
 (tests/dsl/test_header.py). Reading one runs no code of the file: values are numbers, strings, tuples, dicts, values of
 dsl/checker/values.py, `Close` and `Lossy`. Its rules run where a recipe names the word. What several words share may
-stand in a class between them and their kind, which they import relatively.
+stand in a class between them and their kind, or in a name for a `Literal[...]`, which they import relatively.
 """
 
 import ast
@@ -79,7 +79,7 @@ def _inheritance_chain_below_base(node: ast.ClassDef, tree: ast.Module, path: Pa
     if base.__name__ in names:
         return [(node, path)]
     for name in names:
-        file = _file_defining_class(name, tree, path)
+        file = _file_defining(name, tree, path)
         above = ast.parse(file.read_text(encoding="utf-8")) if file else ast.Module([], [])
         for parent in above.body:
             if isinstance(parent, ast.ClassDef) and parent.name == name and file:
@@ -88,14 +88,23 @@ def _inheritance_chain_below_base(node: ast.ClassDef, tree: ast.Module, path: Pa
     return []
 
 
-def _file_defining_class(name: str, tree: ast.Module, path: Path) -> Path | None:
-    """The file in which a class of that name is written: this one, or the one that a relative import leads to."""
+def _file_defining(name: str, tree: ast.Module, path: Path) -> Path | None:
+    """The file in which a class or a value of that name is written: this one, or the one that a relative import leads
+    to."""
     for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name == name:
+        if (isinstance(node, ast.ClassDef) and node.name == name) or _assigned_value(node, name):
             return path
         if isinstance(node, ast.ImportFrom) and node.level and node.module and name in (n.name for n in node.names):
             file = path.parents[node.level - 1].joinpath(*node.module.split(".")).with_suffix(".py")
             return file if file.is_file() else None
+    return None
+
+
+def _assigned_value(node: ast.stmt, name: str) -> ast.expr | None:
+    """Value of `NAME = ...` at the top of a file."""
+    match node:
+        case ast.Assign([ast.Name(target)], value) if target == name:
+            return value
     return None
 
 
@@ -190,7 +199,7 @@ def _types_and_choices_of_annotation(node: ast.expr, path: Path) -> Types:
             _types_and_choices_of_annotation(node.left, path),
             _types_and_choices_of_annotation(node.right, path),
         )
-        return left[0] + right[0], left[1] + right[1], left[2] or right[2]
+        return tuple(dict.fromkeys(left[0] + right[0])), left[1] + right[1], left[2] or right[2]
     if isinstance(node, ast.Constant) and node.value is None:
         return (), (), True
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -204,4 +213,14 @@ def _types_and_choices_of_annotation(node: ast.expr, path: Path) -> Types:
         if node.value.id in ("list", "tuple"):
             types, choices, _ = _types_and_choices_of_annotation(inner[0], path)
             return tuple(f"list[{t}]" for t in types), choices, False
+    if isinstance(node, ast.Name) and (alias := _alias_of_annotation(node.id, path)):
+        return _types_and_choices_of_annotation(*alias)
     raise AssertionError(f"{path}:{node.lineno}: `{ast.unparse(node)}` is no type that a recipe can write")
+
+
+def _alias_of_annotation(name: str, path: Path) -> tuple[ast.expr, Path] | None:
+    """Annotation that a name for a type stands for, and the file that it is in."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    file = _file_defining(name, tree, path)
+    body = ast.parse(file.read_text(encoding="utf-8")).body if file else []
+    return next(((value, file) for node in body if file and (value := _assigned_value(node, name))), None)

@@ -54,7 +54,7 @@ class Plugins(Mapping[str, Word]):
                 self.read[name] = read_plugin_header(
                     self.kind, name, self.paths[name], self.modules[name].partition(".")[0]
                 )
-            except (AssertionError, SyntaxError, ValueError, TypeError) as error:
+            except (AssertionError, SyntaxError, ValueError, TypeError, RecursionError) as error:
                 if self.modules[name].startswith("effc."):
                     raise  # a mistake of effc
                 raise _unreadable(self.kind, name, self.paths[name], error).rejection() from error

@@ -15,19 +15,19 @@ class clean:
 
 class data:
     @staticmethod
-    def chat(path: str | Sequence[str] | Value, *, length: int | Value, samples: int | Value | None = ..., seed: int | Value | None = ..., messages: str | Value = ..., prompt: str | Value | None = ..., response: str | Value | None = ...) -> Value:
+    def chat(path: str | Sequence[str] | Value, *, length: int | Value, messages: str | Value = ..., prompt: str | Value | None = ..., response: str | Value | None = ..., samples: int | Value | None = ..., seed: int | Value | None = ...) -> Value:
         """Windows of tokens from conversations.
 
         path: JSONL, JSON, CSV or TSV file, glob, or list of them.
         length: Tokens in a row.
-        samples: How many rows; all of them where it is left out.
-        seed: Decides which rows; the run's own seed where it is left out.
         messages: Field that holds the messages.
         prompt: Field of the prompt, in place of messages.
         response: Field of the response, in place of messages.
+        samples: How many rows; all of them where it is left out.
+        seed: Decides which rows; the run's own seed where it is left out.
         """
     @staticmethod
-    def choices(path: str | Sequence[str] | Value, *, question: str | Value = ..., options: str | Sequence[str] | Value = ..., fixed: Sequence[str] | Value | None = ..., answer: str | Value = ..., layout: Literal['qa', 'plain'] | Value = ..., samples: int | Value | None = ..., seed: int | Value | None = ..., length: int | Value = ...) -> Value:
+    def choices(path: str | Sequence[str] | Value, *, question: str | Value = ..., options: str | Sequence[str] | Value = ..., fixed: Sequence[str] | Value | None = ..., answer: str | Value = ..., layout: Literal['qa', 'plain'] | Value = ..., length: int | Value = ..., samples: int | Value | None = ..., seed: int | Value | None = ...) -> Value:
         """Questions with several answers of which one is right.
 
         path: JSONL, JSON, CSV or TSV file, glob, or list of them.
@@ -36,9 +36,9 @@ class data:
         fixed: Options that every record has, in place of a field.
         answer: Field of the answer.
         layout: `qa` writes `Question: …`, a line end and `Answer:`; `plain` the question alone.
-        samples: How many questions; all of them where it is left out.
-        seed: Decides which; the run's own seed where it is left out.
         length: Tokens in a row, where it is used as rows.
+        samples: How many questions; all of them where it is left out.
+        seed: Decides which rows; the run's own seed where it is left out.
         """
     @staticmethod
     def generated(count: int | Value = ..., *, length: int | Value = ..., temperature: float | Value = ..., seed: int | Value | None = ...) -> Value:
@@ -128,15 +128,15 @@ class data:
         seed: Decides which rows; the run's own seed where it is left out.
         """
     @staticmethod
-    def text(path: str | Sequence[str] | Value, *, length: int | Value, samples: int | Value | None = ..., skip: int | Value = ..., seed: int | Value | None = ..., start: Literal['auto', 'always', 'never'] | Value = ...) -> Value:
+    def text(path: str | Sequence[str] | Value, *, length: int | Value, skip: int | Value = ..., start: Literal['auto', 'always', 'never'] | Value = ..., samples: int | Value | None = ..., seed: int | Value | None = ...) -> Value:
         """Windows of tokens from text files.
 
         path: File, glob, or list of them, relative to the recipe.
         length: Tokens in a row, a start token included.
-        samples: How many rows; all of them where it is left out.
         skip: Rows passed over first, in that order: those of another data set.
-        seed: Decides which rows; the run's own seed where it is left out.
         start: Whether rows begin with the start token; `auto` does what the tokenizer does.
+        samples: How many rows; all of them where it is left out.
+        seed: Decides which rows; the run's own seed where it is left out.
         """
     @staticmethod
     def texts(path: str | Sequence[str] | Value, *, length: int | Value, fields: Sequence[str] | Value = ..., longer: Literal['cut', 'drop', 'refuse'] | Value = ..., samples: int | Value | None = ..., seed: int | Value | None = ...) -> Value:
@@ -147,7 +147,7 @@ class data:
         fields: Fields of the text, one or two.
         longer: What becomes of records that fit into no row.
         samples: How many records; all of them where it is left out.
-        seed: Decides which; the run's own seed where it is left out.
+        seed: Decides which rows; the run's own seed where it is left out.
         """
     @staticmethod
     def tokens(path: str | Value, *, tensor: str | Value | None = ..., samples: int | Value | None = ..., seed: int | Value | None = ...) -> Value:
@@ -171,7 +171,7 @@ class lower:
         on: Which attention modules; all where it is left out.
         """
     @staticmethod
-    def mixed(*, keep: str | Value, data: str | Value = ..., on: str | Value | None = ..., formats: Sequence[Literal['dense_bf16', 'dense_int8_int16', 'dense_int8', 'dense_int4', 'sparse_bf16', 'sparse_int8']] | Value = ..., zeros: Sequence[str] | Value = ...) -> Value:
+    def mixed(*, keep: str | Value, data: str | Value = ..., on: str | Value | None = ..., formats: Sequence[Literal['dense_bf16', 'sparse_bf16', 'dense_int8', 'sparse_int8', 'dense_int8_int16', 'dense_int4']] | Value = ..., zeros: Sequence[str] | Value = ...) -> Value:
         """Give every linear module the number format, and the zeros, that lose least under one budget.
 
         keep: Share of the modules' bytes, or of the time that torch takes for them, that is left.
@@ -181,7 +181,7 @@ class lower:
         zeros: Shares of zeros to try with each sparse format.
         """
     @staticmethod
-    def sparse_cpu(*, on: str | Value | None = ..., format: Literal['auto', 'dense_bf16', 'sparse_bf16', 'block', 'dense_int8', 'sparse_int8', 'dense_int8_int16', 'dense_int4'] | Value = ..., isa: Literal['native', 'portable', 'avx2', 'avx512', 'avx512_bf16', 'amx'] | Value = ..., machine: str | Value | None = ..., timings: str | Value | None = ..., rows: int | Value = ..., error: float | Value = ..., data: str | Value | None = ..., divergence: float | Value = ...) -> Value:
+    def sparse_cpu(*, on: str | Value | None = ..., format: Literal['auto', 'dense_bf16', 'sparse_bf16', 'dense_int8', 'sparse_int8', 'dense_int8_int16', 'dense_int4', 'block'] | Value = ..., isa: Literal['native', 'portable', 'avx2', 'avx512', 'avx512_bf16', 'amx'] | Value = ..., machine: str | Value | None = ..., timings: str | Value | None = ..., rows: int | Value = ..., error: float | Value = ..., data: str | Value | None = ..., divergence: float | Value = ...) -> Value:
         """Let linear modules run the native kernel that is fastest for each, or stay as they are.
 
         on: Linear modules; all where it is left out.
@@ -641,45 +641,45 @@ class shed:
 
 class sparsify:
     @staticmethod
-    def admm(*, sparsity: str | Value, data: str | Value = ..., damping: float | Value = ..., on: str | Value | None = ..., pattern: Literal['any', '2:4', '4:8'] | Value = ..., allocation: Literal['uniform', 'owl', 'searched'] | Value = ...) -> Value:
+    def admm(*, data: str | Value = ..., sparsity: str | Value, damping: float | Value = ..., allocation: Literal['uniform', 'owl', 'searched'] | Value = ..., on: str | Value | None = ..., pattern: Literal['any', '2:4', '4:8'] | Value = ...) -> Value:
         """Make weights of linear modules zero while all others move to keep the outputs.
 
-        sparsity: Share of every output's weights that become zero.
         data: Rows whose inputs of the modules count; more tokens than a module has inputs.
+        sparsity: Share of every output's weights that become zero.
         damping: What is added to the inputs' squares, as a share of each.
+        allocation: How zeros spread over the layers: alike, by outliers, or by what they cost there.
         on: Linear modules; all inside the layers where it is left out.
         pattern: Any weights, or two of every four or four of every eight inputs of an output.
-        allocation: How zeros spread over the layers: alike, by outliers, or by what they cost there.
         """
     @staticmethod
-    def magnitude(*, sparsity: str | Value, on: str | Value | None = ..., pattern: Literal['any', '2:4', '4:8', 'blocks'] | Value = ..., each: Literal['module', 'row'] | Value = ...) -> Value:
+    def magnitude(*, sparsity: str | Value, each: Literal['module', 'row'] | Value = ..., on: str | Value | None = ..., pattern: Literal['any', '2:4', '4:8', 'blocks'] | Value = ...) -> Value:
         """Make the smallest weights of linear modules zero.
 
         sparsity: Share of a module's weights that become zero.
+        each: What loses that share: modules, or every output.
         on: Linear modules; all inside the layers where it is left out.
         pattern: Any weights; two of every four or four of every eight inputs of an output; or blocks of 16 outputs by 2 inputs, which run faster from 80% on.
-        each: What loses that share: modules, or every output.
         """
     @staticmethod
-    def sparsegpt(*, sparsity: str | Value, data: str | Value = ..., damping: float | Value = ..., on: str | Value | None = ..., pattern: Literal['any', '2:4', '4:8'] | Value = ..., allocation: Literal['uniform', 'owl', 'searched'] | Value = ...) -> Value:
+    def sparsegpt(*, data: str | Value = ..., sparsity: str | Value, damping: float | Value = ..., allocation: Literal['uniform', 'owl', 'searched'] | Value = ..., on: str | Value | None = ..., pattern: Literal['any', '2:4', '4:8'] | Value = ...) -> Value:
         """Make weights of linear modules zero, and let the weights behind each make up for it.
 
-        sparsity: Share of the weights that become zero.
         data: Rows whose inputs of the modules count; more tokens than a module has inputs.
+        sparsity: Share of the weights that become zero.
         damping: What is added to the inputs' squares, as a share of their mean.
+        allocation: How zeros spread over the layers: alike, by outliers, or by what they cost there.
         on: Linear modules; all inside the layers where it is left out.
         pattern: Any weights, or two of every four or four of every eight inputs of an output.
-        allocation: How zeros spread over the layers: alike, by outliers, or by what they cost there.
         """
     @staticmethod
-    def wanda(*, sparsity: str | Value, data: str | Value = ..., on: str | Value | None = ..., pattern: Literal['any', '2:4', '4:8', 'blocks'] | Value = ..., allocation: Literal['uniform', 'owl', 'searched'] | Value = ...) -> Value:
+    def wanda(*, data: str | Value = ..., sparsity: str | Value, allocation: Literal['uniform', 'owl', 'searched'] | Value = ..., on: str | Value | None = ..., pattern: Literal['any', '2:4', '4:8', 'blocks'] | Value = ...) -> Value:
         """Make those weights of linear modules zero that matter least for what the modules are given.
 
-        sparsity: Share of every output's weights that become zero.
         data: Rows whose inputs of the modules count; some thousand tokens.
+        sparsity: Share of every output's weights that become zero.
+        allocation: How zeros spread over the layers: alike, by outliers, or by what they cost there.
         on: Linear modules; all inside the layers where it is left out.
         pattern: Any weights; two of every four or four of every eight inputs of an output; or blocks of 16 outputs by 2 inputs, which run faster from 80% on.
-        allocation: How zeros spread over the layers: alike, by outliers, or by what they cost there.
         """
 
 class supernet:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ...dsl.checker.rules import Conflict, Problem
 from ...kernels.packed_sizes import packed_bytes
 from ..artifacts.load import other_kind
-from ..ir.layers.number_formats import BY_KERNEL, DENSE
+from ..ir.layers.number_formats import BY_KERNEL, DENSE, DenseNumbers
 from ..plugin.context import Context
 from ..plugin.interfaces import param
 from ..plugin.target import Form, LoadRequest, Target
@@ -93,7 +93,7 @@ class Native(Target):
         ),
     )
 
-    weights: Literal["bf16", "int8", "int4"] = param(
+    weights: DenseNumbers = param(
         "Numbers of linear layers that are not lowered: bfloat16, int8 with a scale for each output, or int4 with one "
         "for each group of inputs.",
         default="bf16",
@@ -109,7 +109,7 @@ class Native(Target):
         among=(32, 64, 128),
         unit="inputs",
     )
-    head: Literal["auto", "bf16", "int8", "int4"] = param(
+    head: Literal["auto"] | DenseNumbers = param(
         "Numbers of the layer that makes the logits, and of an embedding that shares them; `auto` is int8 where "
         "`weights` are int4.",
         default="auto",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 
@@ -15,7 +15,7 @@ from ...compiler.core.journal import Journal
 from ...compiler.core.quantity import count_text, significant_digits
 from ...compiler.evaluation import reference
 from ...compiler.ir.layers.linear import weight_of
-from ...compiler.ir.layers.number_formats import BY_NAME
+from ...compiler.ir.layers.number_formats import BY_NAME, MixedFormat
 from ...compiler.ir.program import Program
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, Lossy, Pass, param
@@ -69,9 +69,7 @@ class Mixed(Pass):
     )
     data: DataRef = param("Rows that losses are measured on.")
     on: Selector | None = param("Linear modules; all inside the layers where it is left out.", default=None)
-    formats: list[
-        Literal["dense_bf16", "dense_int8_int16", "dense_int8", "dense_int4", "sparse_bf16", "sparse_int8"]
-    ] = param(
+    formats: list[MixedFormat] = param(
         "Formats to choose from.",
         default=("dense_bf16", "dense_int8_int16", "dense_int8", "dense_int4", "sparse_int8"),
         least=1,

@@ -15,7 +15,7 @@ from ...compiler.core.journal import Journal
 from ...compiler.core.quantity import count_text, significant_digits
 from ...compiler.inputs.data.generated import Generated
 from ...compiler.ir.layers.linear import cpu_only
-from ...compiler.ir.layers.number_formats import BY_KERNEL, BY_NAME
+from ...compiler.ir.layers.number_formats import BY_KERNEL, BY_NAME, FormatName
 from ...compiler.ir.program import Program
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, Lossy, Pass, param
@@ -74,9 +74,7 @@ class SparseCpu(Pass):
     elsewhere: ClassVar[bool] = True
 
     on: Selector | None = param("Linear modules; all where it is left out.", default=None)
-    format: Literal[
-        "auto", "dense_bf16", "sparse_bf16", "block", "dense_int8", "sparse_int8", "dense_int8_int16", "dense_int4"
-    ] = param("What wins, or one format for all, unmeasured.", default="auto")
+    format: Literal["auto"] | FormatName = param("What wins, or one format for all, unmeasured.", default="auto")
     isa: Literal["native", "portable", "avx2", "avx512", "avx512_bf16", "amx"] = param(
         "Level of instruction sets that the kernels will run at.", default="native"
     )

@@ -3,14 +3,13 @@
 from typing import Literal
 
 from ...compiler.analysis.discovery.discover import skeleton_of
-from ...compiler.analysis.planning import shrink
 from ...compiler.analysis.planning.peak_memory import itemsize
 from ...compiler.ir.program import Program
 from ...compiler.plugin.context import Context
-from ...compiler.plugin.interfaces import Effort, Lossy, Pass, param
+from ...compiler.plugin.interfaces import Effort, param
 from ...compiler.transforms.search.masks import keep_mask, magnitude, magnitude_keys
 from ...compiler.transforms.search.sparsity import (
-    check_pattern,
+    Sparsifier,
     chosen_parts,
     finite_weight,
     looking,
@@ -19,10 +18,10 @@ from ...compiler.transforms.search.sparsity import (
     sizes,
 )
 from ...dsl.checker.skeleton import Skeleton
-from ...dsl.checker.values import Ratio, Selector
+from ...dsl.checker.values import Ratio
 
 
-class Magnitude(Pass):
+class Magnitude(Sparsifier):
     """Make the smallest weights of linear modules zero.
 
     Nothing gets smaller or faster by itself: `lower.sparse_cpu` packs what is left. Without data it is the
@@ -35,24 +34,11 @@ class Magnitude(Pass):
     Example: sps = sparsify.magnitude(on: "*_proj", sparsity: 50% of weights)
     """
 
-    keeps = Lossy()
-    acts_on = "linear"
-    changes = ("weights",)
-    divides = "pattern"
-    determinism = "deterministic"
-
     sparsity: Ratio = param("Share of a module's weights that become zero.", of=("weights",), gt=0, lt=1)
-    on: Selector | None = param("Linear modules; all inside the layers where it is left out.", default=None)
-    pattern: Literal["any", "2:4", "4:8", "blocks"] = param(
-        "Any weights; two of every four or four of every eight inputs of an output; or blocks of 16 outputs by 2 "
-        "inputs, which run faster from 80% on.",
-        default="any",
-    )
     each: Literal["module", "row"] = param("What loses that share: modules, or every output.", default="module")
 
     def run(self, program: Program, ctx: Context) -> None:
-        chosen, masks = chosen_parts(skeleton_of(program), self.on), {}
-        check_pattern(chosen, self.pattern, self.sparsity)
+        chosen, masks = self.chosen(skeleton_of(program)), {}
         for part in ctx.each(chosen, "masks", len(chosen)):
             masks[part.path] = self._mask(program, part.path, ctx)
         record_zero_shares(program, chosen, masks, pattern=self.pattern)
@@ -70,9 +56,3 @@ class Magnitude(Pass):
         bytes_per_weight = 3 * itemsize(skeleton) + 1 if self.pattern == "any" else 32
         work = looking(chosen, self.pattern, self.each)
         return Effort(n_separate=bytes_per_weight * max(sizes(chosen).values(), default=0), work=work)
-
-    def forecast(self, skeleton: Skeleton) -> Skeleton:
-        """Unchanged shapes, with zeros. Modules that the pattern doesn't fit are reported here, before any weight is
-        read."""
-        check_pattern(chosen_parts(skeleton, self.on), self.pattern, self.sparsity)
-        return shrink.sparse(skeleton, self.sparsity.value)

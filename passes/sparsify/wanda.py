@@ -6,18 +6,17 @@ from typing import Literal
 from torch import Tensor
 
 from ...compiler.analysis.discovery.discover import skeleton_of
-from ...compiler.analysis.planning import shrink
 from ...compiler.analysis.planning.peak_memory import estimate_batch_bytes
 from ...compiler.core.journal import Journal
 from ...compiler.ir.program import Program
 from ...compiler.plugin.context import Context
-from ...compiler.plugin.interfaces import Effort, Lossy, Pass, param
+from ...compiler.plugin.interfaces import Effort, param
 from ...compiler.transforms.search.allocation import allocate_layer_sparsity
 from ...compiler.transforms.search.allocation import effort as allocation_effort
 from ...compiler.transforms.search.layerwise import Layerwise, Norms, Stage, stages
 from ...compiler.transforms.search.masks import keep_mask
 from ...compiler.transforms.search.sparsity import (
-    check_pattern,
+    Sparsifier,
     chosen_parts,
     looking,
     mask,
@@ -26,12 +25,12 @@ from ...compiler.transforms.search.sparsity import (
     weight_score,
 )
 from ...dsl.checker.skeleton import Skeleton
-from ...dsl.checker.values import DataRef, Ratio, Selector
+from ...dsl.checker.values import DataRef
 
 MAX_SHARDS = 7  # bytes of a weight of the largest module: a float32 score, a mask, the result
 
 
-class Wanda(Pass):
+class Wanda(Sparsifier):
     """Make those weights of linear modules zero that matter least for what the modules are given.
 
     A weight matters as much as its magnitude times the norm of its input over `data`, and every output
@@ -47,27 +46,13 @@ class Wanda(Pass):
     Example: sps = sparsify.wanda(on: "*_proj", sparsity: 50% of weights, data: calib)
     """
 
-    keeps = Lossy()
-    acts_on = "linear"
-    changes = ("weights",)
-    divides = "pattern"
-    determinism = "deterministic"
-
-    sparsity: Ratio = param("Share of every output's weights that become zero.", of=("weights",), gt=0, lt=1)
     data: DataRef = param("Rows whose inputs of the modules count; some thousand tokens.")
-    on: Selector | None = param("Linear modules; all inside the layers where it is left out.", default=None)
-    pattern: Literal["any", "2:4", "4:8", "blocks"] = param(
-        "Any weights; two of every four or four of every eight inputs of an output; or blocks of 16 outputs by 2 "
-        "inputs, which run faster from 80% on.",
-        default="any",
-    )
     allocation: Literal["uniform", "owl", "searched"] = param(
         "How zeros spread over the layers: alike, by outliers, or by what they cost there.", default="uniform"
     )
 
     def run(self, program: Program, ctx: Context) -> None:
-        chosen, masks, rows = chosen_parts(skeleton_of(program), self.on), {}, ctx.rows(self.data)
-        check_pattern(chosen, self.pattern, self.sparsity, self.allocation)
+        chosen, masks, rows = self.chosen(skeleton_of(program)), {}, ctx.rows(self.data)
         parts, journal = stages(program, chosen), Journal(ctx.workdir / "norms.jsonl")
         spread = allocate_layer_sparsity(program, parts, rows, self.sparsity.value, self.allocation, sizes(chosen), ctx)
         walk = Layerwise(program, rows)
@@ -81,12 +66,6 @@ class Wanda(Pass):
         record_zero_shares(
             program, chosen, masks, pattern=self.pattern, allocation=self.allocation, tokens=rows.numel()
         )
-
-    def forecast(self, skeleton: Skeleton) -> Skeleton:
-        """Unchanged shapes, with zeros. Modules that the pattern doesn't fit are reported here, before any weight is
-        read."""
-        check_pattern(chosen_parts(skeleton, self.on), self.pattern, self.sparsity, self.allocation)
-        return shrink.sparse(skeleton, self.sparsity.value)
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
         """Estimate the effort: every layer runs twice, once for the look at it, once masked."""

@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from effc.compiler.artifacts import verify_child
 from effc.compiler.artifacts.output_comparison import compare_outputs
 from effc.compiler.artifacts.verify import make_probe_inputs, opener_of
 from effc.compiler.artifacts.verify_child import probe_model
-from effc.compiler.core.architectures import Matrix, architecture_matrix_markdown, parse_architecture_matrix
+from effc.compiler.core.architectures import Matrix, parse_architecture_matrix
 from effc.compiler.evaluation import equivalence
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.plugin.target import Form
@@ -306,11 +306,30 @@ def keep(row: Row, place: Path) -> None:
     (place / f"{row.name}.json").write_text(json.dumps(cells), encoding="utf-8")
 
 
+def markdown_table(table: Matrix) -> str:
+    """The matrix as a Markdown table: all looks at a capture in one column, a pass in two lines."""
+    passes = [column for column in table.columns if column not in table.looks]
+    head = ["", "capture", *(column.replace(".", ".<br>").replace(", ", ",<br>") for column in passes)]
+    rows = [
+        [name, _worst(cells[probe] for probe in table.looks), *(cells[column] for column in passes)]
+        for name, cells in table.cells.items()
+    ]
+    rows = [["no" if cell == "refused" else cell for cell in row] for row in rows]
+    lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
+    return "\n".join([*lines, "", table.summary + "."])
+
+
+def _worst(results: Iterable[str]) -> str:
+    """Of situations that a model may not know, as padding."""
+    states = set(results)
+    return next((state for state in ("refused", "ok") if state in states), "-")
+
+
 def put_into(page: str, found: Matrix) -> str:
     """A page with this table in place of the one that it had."""
     start = page.index("|  | capture |")
     end = page.index("\n", page.index(" stages work", start))
-    return f"{page[:start]}{architecture_matrix_markdown(found)}{page[end:]}"
+    return f"{page[:start]}{markdown_table(found)}{page[end:]}"
 
 
 def main(arguments: list[str]) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from effc.compiler.core.architectures import architecture_matrix_markdown, parse_architecture_matrix
+from effc.compiler.core.architectures import parse_architecture_matrix
 
 from tests.architectures import lot, matrix, table
 from tests.architectures.lot import Drawn
@@ -52,7 +52,7 @@ def test_a_page_has_the_sentence_of_the_last_lot_alone_behind_its_table():
     assert first.endswith("\n\nBy lot (seed 1): none.\n") and second.endswith("\n\nBy lot (seed 2): all.\n")
     assert "(seed 1)" not in second and lot.put_into(second, "By lot (seed 1): none.") == first
     table_of = parse_architecture_matrix()
-    assert architecture_matrix_markdown(table_of).strip() in matrix.put_into(second, table_of)
+    assert matrix.markdown_table(table_of).strip() in matrix.put_into(second, table_of)
     assert "By lot (seed 2): all." in matrix.put_into(second, table_of)
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from effc.compiler.core.architectures import FILE, architecture_matrix_markdown, parse_architecture_matrix
+from effc.compiler.core.architectures import FILE, parse_architecture_matrix
 
-from tests.architectures.matrix import LOOKS, body, run
+from tests.architectures.matrix import LOOKS, body, markdown_table, run
 from tests.architectures.more import MORE
 from tests.architectures.passes import WORDS
 from tests.architectures.table import NAMES, ROWS
@@ -86,11 +86,11 @@ def test_doctor_prints_the_matrix():
     assert done.returncode == 0 and found.summary in done.stdout
     for name in shipped()["rows"]:
         assert f"\n{name}" in done.stdout
-    assert architecture_matrix_markdown(found).count("\n| ") == len(shipped()["rows"]) + 1
+    assert markdown_table(found).count("\n| ") == len(shipped()["rows"]) + 1
 
 
 def test_the_page_shows_the_matrix():
     page = (Path(__file__).parents[2] / "docs" / "architectures.md").read_text(encoding="utf-8")
-    assert architecture_matrix_markdown(parse_architecture_matrix()).strip() in page, (
+    assert markdown_table(parse_architecture_matrix()).strip() in page, (
         "python -m tests.architectures.matrix --write puts it there"
     )

@@ -199,6 +199,31 @@ def test_what_words_share_is_read_where_a_relative_import_leads(tmp_path):
     assert word.facts["accepts"] == ("family",) and word.doc == "Do something."
 
 
+def test_a_name_for_choices_is_read_where_it_is_written(tmp_path):
+    (tmp_path / "shared.py").write_text(
+        'Fine = Literal["well", "best"]\nHow = Literal["fast"] | Fine\n', encoding="utf-8"
+    )
+    word = read_plugin_header(
+        "pass",
+        "word",
+        written(
+            tmp_path,
+            '''
+        from .shared import Fine, How
+        class Some(Pass):
+            """Do something."""
+            how: Literal["auto"] | How = param("How.", default="auto")
+            ways: list[Fine] = param("Ways.", default=())
+            many: int | How | None = param("How many.", default=None)
+        ''',
+        ),
+    )
+    how, ways, many = word.params
+    assert (how.types, how.choices) == (("choice",), ("auto", "fast", "well", "best"))
+    assert (ways.types, ways.choices) == (("list[choice]",), ("well", "best"))
+    assert (many.types, many.choices) == (("int", "choice"), ("fast", "well", "best"))
+
+
 @pytest.mark.parametrize(
     "body, said",
     [
@@ -213,6 +238,7 @@ def test_what_words_share_is_read_where_a_relative_import_leads(tmp_path):
         ("x = 1", "0 classes derive from Pass"),
         ('class A(Pass):\n    """D."""\n    x: Tensor = param("X.")', "no type that a recipe can write"),
         ('class A(Pass):\n    """D."""\n    x: int | None = param("X.", default=3)', "None is its default"),
+        ('X = make()\nclass A(Pass):\n    """D."""\n    x: X = param("X.")', "no type that a recipe can write"),
     ],
 )
 def test_a_header_that_is_not_literal_names_file_and_line(tmp_path, body, said):

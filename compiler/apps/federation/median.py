@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from .state import State, normal, vector
+from .state import State, vector
 
 STEPS, TOLERANCE = 1000, 1e-12
 
@@ -66,16 +66,6 @@ def _distances(products: np.ndarray, shares: np.ndarray) -> np.ndarray:
 
 def _norm(products: np.ndarray, direction: np.ndarray) -> float:
     return float(np.sqrt(max(direction @ products @ direction, 0.0)))
-
-
-def geometric_median(states: Mapping[int, State], weights: Mapping[int, float]) -> dict[str, np.ndarray]:
-    """The state with the least weighted sum of distances to the given ones, each taken as one vector."""
-    from .state import weighted_sum
-
-    used = normal(weights)
-    states = {k: states[k] for k in used}
-    shares = geometric_median_shares(centered_gram(states), np.array([used[k] for k in sorted(used)]))
-    return weighted_sum(states, dict(zip(sorted(used), shares.tolist(), strict=True)))
 
 
 def geometric_median_weights(states: Mapping[int, State], weights: Mapping[int, float]) -> dict[int, float]:

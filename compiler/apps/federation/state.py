@@ -9,8 +9,6 @@ from math import prod
 
 import numpy as np
 
-from ...core.cache import digest
-
 State = Mapping[str, np.ndarray]
 Shapes = Mapping[str, tuple[int, ...]]
 LARGEST = 1e9  # magnitude of a number: squares and products of adapters then stay far inside of float32
@@ -84,14 +82,3 @@ def mean(states: Mapping[int, State], weights: Mapping[int, float]) -> dict[str,
 def vector(state: State) -> np.ndarray:
     """All numbers of a state, by name, as one float64 vector."""
     return np.concatenate([state[name].astype(np.float64).ravel() for name in sorted(state)])
-
-
-def state_hash(state: State) -> str:
-    """sha256 over names, shapes and bits."""
-    import hashlib
-
-    body = {
-        name: [list(a.shape), str(a.dtype), hashlib.sha256(np.ascontiguousarray(a).tobytes()).hexdigest()]
-        for name, a in state.items()
-    }
-    return digest(body)

@@ -29,9 +29,6 @@ class Accuracy(Metric):
 
     data: DataRef = param("Rows with a class each.", positional=True)
 
-    def measure(self, model: nn.Module, ctx: Context) -> float:
-        return self.score_rows(model, ctx).value
-
     def score_rows(self, model: nn.Module, ctx: Context, indices: Sequence[int] | None = None) -> RowScores:
         labels = ctx.labels(self.data)
         if labels is None:

@@ -30,9 +30,6 @@ class Agreement(Metric):
 
     data: DataRef = param("Rows to predict.", positional=True)
 
-    def measure(self, model: nn.Module, ctx: Context) -> float:
-        return self.score_rows(model, ctx).value
-
     def score_rows(self, model: nn.Module, ctx: Context, indices: Sequence[int] | None = None) -> RowScores:
         rows, top = ctx.rows(self.data), load_or_make_reference(ctx, self.data).top
         if indices is not None:

@@ -32,9 +32,6 @@ class Choice(Metric):
     data: DataRef = param("Questions, made by `choices`.", rows_kind="questions with options", positional=True)
     normalised: bool = param("Divide by the option's length in characters.", default=False)
 
-    def measure(self, model: nn.Module, ctx: Context) -> float:
-        return self.score_rows(model, ctx).value
-
     def score_rows(self, model: nn.Module, ctx: Context, indices: Sequence[int] | None = None) -> RowScores:
         items = self._questions(ctx)
         items = items if indices is None else [items[i] for i in indices]

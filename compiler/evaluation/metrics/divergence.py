@@ -31,9 +31,6 @@ class Divergence(Metric):
 
     data: DataRef = param("Rows to predict.", positional=True)
 
-    def measure(self, model: nn.Module, ctx: Context) -> float:
-        return self.score_rows(model, ctx).value
-
     def score_rows(self, model: nn.Module, ctx: Context, indices: Sequence[int] | None = None) -> RowScores:
         rows, reference = ctx.rows(self.data), load_or_make_reference(ctx, self.data)
         if indices is not None:

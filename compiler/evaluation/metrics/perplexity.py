@@ -33,9 +33,6 @@ class Perplexity(Metric):
     def dearer(self, value: float, log_increase: float) -> float:
         return value * math.exp(min(log_increase, 80.0))
 
-    def measure(self, model: nn.Module, ctx: Context) -> float:
-        return self.score_rows(model, ctx).value
-
     def score_rows(self, model: nn.Module, ctx: Context, indices: Sequence[int] | None = None) -> RowScores:
         rows, answers, prompts = ctx.rows(self.data), ctx.answers(self.data), ctx.prompts(self.data)
         if indices is not None:

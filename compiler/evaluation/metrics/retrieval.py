@@ -43,9 +43,6 @@ class Retrieval(Metric):
         "How states of tokens become the vector of a text: see `similarity`.", default="auto"
     )
 
-    def measure(self, model: nn.Module, ctx: Context) -> float:
-        return self.score_rows(model, ctx).value
-
     def row_count(self, ctx: Context) -> int:
         return len(ctx.rows(self.data)) // 2
 

@@ -6,14 +6,15 @@ from typing import Any
 
 from ....dsl.syntax.diagnostics import Fault
 from ...plugin.context import Context
-from ...plugin.interfaces import Data, param
-from ..records import Record, check_fields, invalid_record, read_records, text_of
-from ..windows import content_identity, encode, find_files, require_tokenizer, token_windows
+from ...plugin.interfaces import param
+from ..records import Record, invalid_record, text_of
+from ..sampled_rows import SampledRows
+from ..windows import encode, require_tokenizer, token_windows
 
 no_speakers = Fault("no-speakers", "Only responses are to be learned, and the rows don't say which tokens are theirs.")
 
 
-class Chat(Data):
+class Chat(SampledRows):
     """Windows of tokens from conversations.
 
     A record is a list of `{"role", "content"}` in the field `messages`, or a prompt and a response in two
@@ -26,12 +27,8 @@ class Chat(Data):
     Example: data calib = chat("chats.jsonl", length: 512, samples: 64)
     """
 
-    reads = {"path": ("file",)}
-
     path: str | tuple[str, ...] = param("JSONL, JSON, CSV or TSV file, glob, or list of them.", positional=True)
     length: int = param("Tokens in a row.", ge=2, unit="tokens")
-    samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1, unit="rows")
-    seed: int | None = param("Decides which rows; the run's own seed where it is left out.", default=None)
     messages: str = param("Field that holds the messages.", default="messages")
     prompt: str | None = param("Field of the prompt, in place of messages.", default=None)
     response: str | None = param("Field of the response, in place of messages.", default=None)
@@ -66,28 +63,11 @@ class Chat(Data):
         return self._cut_into_rows(mask, ctx)
 
     def _cut_into_rows(self, values: list[int], ctx: Context) -> Iterator[Any]:
-        return token_windows(values, self.length, None, self.samples, ctx.seed if self.seed is None else self.seed)
+        return token_windows(values, self.length, None, self.samples, self.sampling_seed(ctx))
 
     def _conversations(self, ctx: Context) -> Iterator[list[dict[str, str]]]:
-        for path in find_files(self.path, ctx.folder):
-            for number, record in enumerate(self._records(path), start=1):
-                yield self._parse_messages(record, number, path)
-
-    def identity(self, ctx: Context) -> str:
-        facts = {
-            "length": self.length,
-            "samples": self.samples,
-            "messages": self.messages,
-            "prompt": self.prompt,
-            "response": self.response,
-            "seed": ctx.seed if self.seed is None else self.seed,
-        }
-        return content_identity("chat", find_files(self.path, ctx.folder), facts, ctx)
-
-    def _records(self, path: Path) -> list[Record]:
-        records = read_records(path)
-        check_fields(records, [f for f in (self.prompt, self.response) if f] or [self.messages], path)
-        return records
+        fields = [f for f in (self.prompt, self.response) if f] or [self.messages]
+        return (self._parse_messages(*entry) for entry in self.records(fields, ctx))
 
     def _render_checked(self, messages: list[dict[str, str]], tokenizer: Any) -> str:
         return (

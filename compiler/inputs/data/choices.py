@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...plugin.context import Context
-from ...plugin.interfaces import Data, param
-from ..records import Record, check_fields, invalid_record, parse_each, read_records, text_of
-from ..windows import content_identity, encode, find_files, require_tokenizer, start_token, token_windows
+from ...plugin.interfaces import param
+from ..records import Record, invalid_record, parse_each, text_of
+from ..sampled_rows import SampledRows
+from ..windows import encode, require_tokenizer, start_token, token_windows
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Item:
     answer: int
 
 
-class Choices(Data):
+class Choices(SampledRows):
     """Questions with several answers of which one is right.
 
     A record has a question, its options and the answer. Options are a list in one field (or a dict with `text`
@@ -33,7 +34,6 @@ class Choices(Data):
     Example: data arc = choices("arc.jsonl", options: "choices", answer: "answerKey", length: 256)
     """
 
-    reads = {"path": ("file",)}
     rows_kind = "questions with options"
 
     path: str | tuple[str, ...] = param("JSONL, JSON, CSV or TSV file, glob, or list of them.", positional=True)
@@ -45,7 +45,6 @@ class Choices(Data):
         "`qa` writes `Question: …`, a line end and `Answer:`; `plain` the question alone.", default="qa"
     )
     samples: int | None = param("How many questions; all of them where it is left out.", default=None, ge=1)
-    seed: int | None = param("Decides which; the run's own seed where it is left out.", default=None)
     length: int = param("Tokens in a row, where it is used as rows.", default=256, ge=2, unit="tokens")
 
     def tokenize_questions(self, tokenizer: Any, ctx: Context) -> list[Item]:
@@ -68,34 +67,16 @@ class Choices(Data):
         )
         return token_windows(encode(text, tokenizer), self.length, start_token(tokenizer, "auto"), None, 0)
 
-    def identity(self, ctx: Context) -> str:
-        facts = {
-            name: getattr(self, name)
-            for name in ("question", "options", "fixed", "answer", "layout", "samples", "length")
-        }
-        facts["seed"] = (ctx.seed if self.seed is None else self.seed) if self.samples else 0
-        return content_identity("choices", find_files(self.path, ctx.folder), facts, ctx)
-
     def _read_and_sample_questions(self, ctx: Context) -> list[tuple[str, list[str], int]]:
         """(prompt, options, index of the right one) for the questions that `samples` leaves."""
         import torch
 
-        numbered = [
-            (record, number, path)
-            for path in find_files(self.path, ctx.folder)
-            for number, record in enumerate(self._records(path), start=1)
-        ]
-        questions = parse_each(numbered, lambda entry: self._parse_record(*entry))
+        fields = () if self.fixed else (self.options,) if isinstance(self.options, str) else self.options
+        records = self.records((self.question, *fields, self.answer), ctx)
+        questions = parse_each(records, lambda entry: self._parse_record(*entry))
         if self.samples is None or self.samples >= len(questions):
             return questions
-        generator = torch.Generator().manual_seed(ctx.seed if self.seed is None else self.seed)
-        return [questions[i] for i in torch.randperm(len(questions), generator=generator)[: self.samples].tolist()]
-
-    def _records(self, path: Path) -> list[Record]:
-        records = read_records(path)
-        fields = () if self.fixed else (self.options,) if isinstance(self.options, str) else self.options
-        check_fields(records, (self.question, *fields, self.answer), path)
-        return records
+        return [questions[int(number)] for number in self.sample(torch.arange(len(questions)), ctx)]
 
     def _parse_record(self, record: Record, line_number: int, path: Path) -> tuple[str, list[str], int]:
         options, labels = self._parse_options(record, line_number, path)

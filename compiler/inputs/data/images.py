@@ -6,14 +6,14 @@ from typing import Any
 from ....dsl.syntax.nearest import nearest_name_help
 from ...models.checkpoints.safetensors_header import read_safetensors_header
 from ...plugin.context import Context
-from ...plugin.interfaces import Data, param
+from ...plugin.interfaces import param
 from ..records import invalid_record, no_field
-from ..windows import choose_rows, content_identity, find_files
+from ..sampled_rows import SampledRows
 
 INTEGER_DTYPES = ("U8", "I64", "I32", "I16", "I8")
 
 
-class Images(Data):
+class Images(SampledRows):
     """Images, each with a class, for models that look at them.
 
     Two tensors of a safetensors file: images [rows, channels, height, width], as bytes (then they are divided by 255)
@@ -24,38 +24,23 @@ class Images(Data):
     Example: data digits = images("digits.safetensors", samples: 32)
     """
 
-    reads = {"path": ("file",)}
-
     path: str = param("A safetensors file, relative to the recipe.", positional=True)
     images: str = param("Name of the tensor of images.", default="images")
     classes: str | None = param("Name of the tensor of classes; rows have none where it is left out.", default=None)
-    samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1, unit="rows")
-    seed: int | None = param("Decides which rows; the run's own seed where it is left out.", default=None)
 
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         images = self._read_tensor(self.images, ("U8", "F32"), 4, ctx)
-        return self._choose(images.float().div(255) if not images.is_floating_point() else images, ctx)
+        return self.sample(images.float().div(255) if not images.is_floating_point() else images, ctx)
 
     def labels(self, tokenizer: Any, ctx: Context) -> Iterator[int] | None:
         if self.classes is None:
             return None
-        return (int(n) for n in self._choose(self._read_tensor(self.classes, INTEGER_DTYPES, 1, ctx), ctx))
-
-    def identity(self, ctx: Context) -> str:
-        facts = {
-            "tensors": [self.images, self.classes],
-            "samples": self.samples,
-            "seed": (ctx.seed if self.seed is None else self.seed) if self.samples else 0,
-        }
-        return content_identity("images", find_files(self.path, ctx.folder), facts, ctx)
-
-    def _choose(self, values: Any, ctx: Context) -> Iterator[Any]:
-        return choose_rows(values, self.samples, ctx.seed if self.seed is None else self.seed)
+        return (int(n) for n in self.sample(self._read_tensor(self.classes, INTEGER_DTYPES, 1, ctx), ctx))
 
     def _read_tensor(self, name: str, dtypes: tuple[str, ...], ndim: int, ctx: Context) -> Any:
         from safetensors import safe_open
 
-        (path,) = find_files(self.path, ctx.folder)
+        (path,) = self.files(ctx)
         slots = read_safetensors_header(path).slots
         if name not in slots:
             raise no_field(f"{path} has no tensor `{name}`", help=nearest_name_help(name, slots, "it has")).rejection()

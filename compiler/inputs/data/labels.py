@@ -7,15 +7,16 @@ from typing import Any, Literal
 from ....dsl.syntax.diagnostics import Fault
 from ....dsl.syntax.nearest import nearest_name_help
 from ...plugin.context import Context
-from ...plugin.interfaces import Data, param
-from ..records import Record, check_fields, drop_or_refuse_too_long, parse_each, read_records, text_of
-from ..windows import choose_rows, content_identity, find_files, padding_id, require_tokenizer
+from ...plugin.interfaces import param
+from ..records import Record, drop_or_refuse_too_long, parse_each, text_of
+from ..sampled_rows import SampledRows
+from ..windows import padding_id, require_tokenizer
 
 unknown_class = Fault("unknown-class", "A record's label is none of the classes that a recipe names.")
 text_too_long = Fault("text-too-long", "A text has more tokens than a row.")
 
 
-class Labels(Data):
+class Labels(SampledRows):
     """Texts with a class each, for models that end in a head.
 
     A record is a text and a label in two fields. A row is the text with the special tokens that the tokenizer puts
@@ -26,7 +27,6 @@ class Labels(Data):
     Example: data reviews = labels("reviews.jsonl", classes: ["negative", "positive"], length: 64)
     """
 
-    reads = {"path": ("file",)}
     prompted = True
 
     path: str | tuple[str, ...] = param("JSONL, JSON, CSV or TSV file, glob, or list of them.", positional=True)
@@ -37,8 +37,6 @@ class Labels(Data):
     )
     length: int = param("Tokens in a row.", ge=2, unit="tokens")
     longer: Literal["refuse", "drop"] = param("What becomes of texts that fit into no row.", default="refuse")
-    samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1, unit="rows")
-    seed: int | None = param("Decides which rows; the run's own seed where it is left out.", default=None)
 
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         fill = padding_id(tokenizer, ctx)
@@ -61,21 +59,18 @@ class Labels(Data):
     def _choose(self, values: list, ctx: Context) -> Iterator[Any]:
         import torch
 
-        return choose_rows(torch.tensor(values), self.samples, ctx.seed if self.seed is None else self.seed)
+        return self.sample(torch.tensor(values), ctx)
 
     def _tokenize_texts_and_classes(self, tokenizer: Any, ctx: Context) -> list[tuple[list[int], int]]:
         """Ids and class of every text that fits."""
-        tokenizer, items = require_tokenizer(tokenizer, ctx), []
-        for path in find_files(self.path, ctx.folder):
-            records = read_records(path)
-            check_fields(records, (self.text, self.label), path)
+        tokenizer = require_tokenizer(tokenizer, ctx)
 
-            def parse(numbered: tuple[int, Record], path: Path = path) -> tuple[list[int], int]:
-                number, record = numbered
-                ids = tokenizer(text_of(record, self.text, number, path), verbose=False)["input_ids"]
-                return ids, self._label_index(str(record[self.label]), number, path)
+        def parse(entry: tuple[Record, int, Path]) -> tuple[list[int], int]:
+            record, number, path = entry
+            ids = tokenizer(text_of(record, self.text, number, path), verbose=False)["input_ids"]
+            return ids, self._label_index(str(record[self.label]), number, path)
 
-            items += parse_each(enumerate(records, start=1), parse)
+        items = parse_each(self.records((self.text, self.label), ctx), parse)
         return drop_or_refuse_too_long(
             items, [len(ids) for ids, _ in items], self.length, self.longer, text_too_long, "texts"
         )
@@ -87,8 +82,3 @@ class Labels(Data):
                 help=nearest_name_help(label, self.classes, "`classes` has"),
             ).rejection()
         return self.classes.index(label)
-
-    def identity(self, ctx: Context) -> str:
-        facts = {name: getattr(self, name) for name in ("text", "label", "classes", "length", "longer", "samples")}
-        facts["seed"] = (ctx.seed if self.seed is None else self.seed) if self.samples else 0
-        return content_identity("labels", find_files(self.path, ctx.folder), facts, ctx)

@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 from ....dsl.syntax.diagnostics import Fault
 from ...plugin.context import Context
-from ...plugin.interfaces import Data, param
-from ..records import Record, check_fields, drop_or_refuse_too_long, parse_each, read_records, text_of
-from ..windows import choose_rows, content_identity, encode, find_files, padding_id, require_tokenizer, start_token
+from ...plugin.interfaces import param
+from ..records import Record, drop_or_refuse_too_long, parse_each, text_of
+from ..sampled_rows import SampledRows
+from ..windows import encode, padding_id, require_tokenizer, start_token
 
 pair_too_long = Fault("pair-too-long", "A prompt with its answer has more tokens than a row.")
 empty_pair = Fault("empty-pair", "A prompt or an answer has no text, so that nothing can be learned from it.")
@@ -27,7 +28,7 @@ def _size(pair: _Pair, two_sided: bool) -> int:
     return 2 * max(lengths) if two_sided else sum(lengths)
 
 
-class Pairs(Data):
+class Pairs(SampledRows):
     """Prompts and their answers, a row each.
 
     A record is a prompt and an answer in two fields. A row is the prompt, what joins the two, the answer and the end
@@ -42,7 +43,6 @@ class Pairs(Data):
     Example: data arc = pairs("arc.json", prompt: "instruction", answer: "output", length: 160)
     """
 
-    reads = {"path": ("file",)}
     prompted = True
 
     path: str | tuple[str, ...] = param("JSONL, JSON, CSV or TSV file, glob, or list of them.", positional=True)
@@ -51,8 +51,6 @@ class Pairs(Data):
     join: str = param("What stands between them; it begins the answer.", default="\n", lines=True)
     length: int = param("Tokens in a row.", ge=2, unit="tokens")
     longer: Literal["refuse", "drop"] = param("What becomes of pairs that fit into no row.", default="refuse")
-    samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1, unit="rows")
-    seed: int | None = param("Decides which rows; the run's own seed where it is left out.", default=None)
 
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         fill = padding_id(tokenizer, ctx)
@@ -79,18 +77,14 @@ class Pairs(Data):
 
         rows = [row_values_of(pair) for pair in self._read_pairs(tokenizer, ctx)]
         full = torch.tensor([[*row, *(pad_id,) * (self.length - len(row))] for row in rows], dtype=torch.int64)
-        return choose_rows(full, self.samples, ctx.seed if self.seed is None else self.seed)
+        return self.sample(full, ctx)
 
     def _read_pairs(self, tokenizer: Any, ctx: Context) -> list[_Pair]:
         tokenizer = require_tokenizer(tokenizer, ctx)
         two_sided = self._is_pair(ctx)
         parse = self._parse_source_and_target if two_sided else self._parse_pair
-        numbered = [
-            (record, number, path)
-            for path in find_files(self.path, ctx.folder)
-            for number, record in enumerate(self._records(path), start=1)
-        ]
-        pairs = parse_each(numbered, lambda entry: parse(entry[0], entry[1], entry[2], tokenizer))
+        records = self.records((self.prompt, self.answer), ctx)
+        pairs = parse_each(records, lambda entry: parse(*entry, tokenizer))
         sizes = [_size(pair, two_sided) for pair in pairs]
         return drop_or_refuse_too_long(pairs, sizes, self.length, self.longer, pair_too_long, "pairs")
 
@@ -116,13 +110,3 @@ class Pairs(Data):
         from ...models.rows.inputs import is_two_sided
 
         return is_two_sided(ctx.origin.config)
-
-    def identity(self, ctx: Context) -> str:
-        facts = {name: getattr(self, name) for name in ("prompt", "answer", "join", "length", "longer", "samples")}
-        facts["seed"] = (ctx.seed if self.seed is None else self.seed) if self.samples else 0
-        return content_identity("pairs", find_files(self.path, ctx.folder), facts, ctx)
-
-    def _records(self, path: Path) -> list[Record]:
-        records = read_records(path)
-        check_fields(records, (self.prompt, self.answer), path)
-        return records

@@ -9,9 +9,10 @@ from typing import Any, Literal
 from ....dsl.syntax.diagnostics import Fault
 from ...core.safe_read import DATA, read_regular_file
 from ...plugin.context import Context
-from ...plugin.interfaces import Data, param
-from ..records import Record, check_fields, drop_or_refuse_too_long, read_records, text_of
-from ..windows import choose_rows, content_identity, find_files, padding_id, require_tokenizer
+from ...plugin.interfaces import param
+from ..records import Record, drop_or_refuse_too_long, text_of
+from ..sampled_rows import SampledRows
+from ..windows import content_identity, padding_id, require_tokenizer
 from .labels import text_too_long
 
 invalid_sound = Fault("bad-sound", "A recording can't be read, or is not such as the model hears.")
@@ -23,7 +24,7 @@ no_features = Fault(
 _WIDTHS = {1: "u1", 2: "<i2", 4: "<i4"}  # bytes of a sample -> numpy's name
 
 
-class Sounds(Data):
+class Sounds(SampledRows):
     """Recordings with what is said in them, for models that hear.
 
     A record names a WAV file, relative to the file of records, and has the text that is said in it. The model's own
@@ -37,24 +38,19 @@ class Sounds(Data):
     Example: data speech = sounds("clips.jsonl", length: 16)
     """
 
-    reads = {"path": ("file",)}
-
     path: str | tuple[str, ...] = param("JSONL, JSON, CSV or TSV file, glob, or list of them.", positional=True)
     sound: str = param("Field of the WAV file's path.", default="sound")
     text: str = param("Field of what is said.", default="text")
     length: int = param("Tokens of a target.", ge=2, unit="tokens")
     longer: Literal["refuse", "drop"] = param("What becomes of texts that fit into no row.", default="refuse")
-    samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1, unit="rows")
-    seed: int | None = param("Decides which rows; the run's own seed where it is left out.", default=None)
 
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         import torch
 
         tokenizer, extract = require_tokenizer(tokenizer, ctx), _load_feature_extractor(ctx)
         recordings = [
-            (self._file(record, number, path), self._speech(record, number, path, tokenizer))
-            for path in find_files(self.path, ctx.folder)
-            for number, record in enumerate(self._records(path), start=1)
+            (self._file(*entry), self._speech(*entry, tokenizer))
+            for entry in self.records((self.sound, self.text), ctx)
         ]
         sizes = [len(ids) for _, ids in recordings]
         recordings = drop_or_refuse_too_long(recordings, sizes, self.length, self.longer, text_too_long, "texts")
@@ -64,20 +60,13 @@ class Sounds(Data):
             features = _extract_features(file, extract, ctx)
             target = torch.tensor([*ids, *(fill,) * (self.length - len(ids))]).float()
             rows.append(torch.cat([features.flatten(), target]))
-        return choose_rows(torch.stack(rows), self.samples, ctx.seed if self.seed is None else self.seed)
+        return self.sample(torch.stack(rows), ctx)
 
     def identity(self, ctx: Context) -> str:
-        facts = {name: getattr(self, name) for name in ("sound", "text", "length", "longer", "samples")}
-        facts["seed"] = (ctx.seed if self.seed is None else self.seed) if self.samples else 0
-        files = find_files(self.path, ctx.folder)
-        recordings = [self._file(r, n, path) for path in files for n, r in enumerate(self._records(path), start=1)]
+        recordings = [self._file(*entry) for entry in self.records((self.sound, self.text), ctx)]
         preprocessor = [] if ctx.origin.folder is None else [ctx.origin.folder / "preprocessor_config.json"]
-        return content_identity("sounds", [*files, *recordings, *(f for f in preprocessor if f.is_file())], facts, ctx)
-
-    def _records(self, path: Path) -> list[Record]:
-        records = read_records(path)
-        check_fields(records, (self.sound, self.text), path)
-        return records
+        files = [*self.files(ctx), *recordings, *(f for f in preprocessor if f.is_file())]
+        return content_identity("sounds", files, self.identity_facts(ctx), ctx)
 
     def _file(self, record: Record, line_number: int, path: Path) -> Path:
         file = path.parent / text_of(record, self.sound, line_number, path)

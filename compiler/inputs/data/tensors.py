@@ -7,13 +7,13 @@ from typing import Any
 from ....dsl.syntax.nearest import nearest_name_help
 from ...models.checkpoints.safetensors_header import Header, read_safetensors_header
 from ...plugin.context import Context
-from ...plugin.interfaces import Data, param
+from ...plugin.interfaces import param
 from ...plugin.row_checks import refuse_rows_beyond_model
 from ..records import invalid_record, no_field
-from ..windows import choose_rows, content_identity, find_files
+from ..sampled_rows import SampledRows
 
 
-class Tensors(Data):
+class Tensors(SampledRows):
     """Rows of whatever a model takes, made elsewhere: a tensor for each input.
 
     A safetensors file has a tensor [rows, ...] under the name of each input: `sample`, `timestep` and
@@ -25,11 +25,7 @@ class Tensors(Data):
     Example: data batch = tensors("batch.safetensors", samples: 2)
     """
 
-    reads = {"path": ("file",)}
-
     path: str = param("A safetensors file, relative to the recipe.", positional=True)
-    samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1, unit="rows")
-    seed: int | None = param("Decides which rows; the run's own seed where it is left out.", default=None)
 
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         import torch
@@ -37,7 +33,7 @@ class Tensors(Data):
 
         from ...models.rows.packed_inputs import packed
 
-        (path,) = find_files(self.path, ctx.folder)
+        (path,) = self.files(ctx)
         header, expected = read_safetensors_header(path), _input_shapes(ctx)
         names = _checked_tensor_names(header, expected, path)
         with safe_open(path, "pt") as file:
@@ -52,11 +48,7 @@ class Tensors(Data):
         (first, *remaining) = tensors.values()
         single = first if first.is_floating_point() else first.to(torch.int64)
         rows_tensor = packed(tensors, tuple(names)) if remaining else single
-        return choose_rows(rows_tensor, self.samples, ctx.seed if self.seed is None else self.seed)
-
-    def identity(self, ctx: Context) -> str:
-        facts = {"samples": self.samples, "seed": (ctx.seed if self.seed is None else self.seed) if self.samples else 0}
-        return content_identity("tensors", find_files(self.path, ctx.folder), facts, ctx)
+        return self.sample(rows_tensor, ctx)
 
 
 def _input_shapes(ctx: Context) -> dict[str, tuple[int, ...] | None]:

@@ -5,11 +5,12 @@ from itertools import islice
 from typing import Any, Literal
 
 from ...plugin.context import Context
-from ...plugin.interfaces import Data, param
-from ..windows import content_identity, encode, find_files, read_text, require_tokenizer, start_token, token_windows
+from ...plugin.interfaces import param
+from ..sampled_rows import SampledRows
+from ..windows import encode, read_text, require_tokenizer, start_token, token_windows
 
 
-class Text(Data):
+class Text(SampledRows):
     """Windows of tokens from text files.
 
     The files are encoded one after the other, each as a whole, and cut into rows of `length` tokens without
@@ -23,32 +24,16 @@ class Text(Data):
     Example: data calib = text("calib.txt", samples: 64, length: 512, seed: 7)
     """
 
-    reads = {"path": ("file",)}
-
     path: str | tuple[str, ...] = param("File, glob, or list of them, relative to the recipe.", positional=True)
     length: int = param("Tokens in a row, a start token included.", ge=2, unit="tokens")
-    samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1, unit="rows")
     skip: int = param("Rows passed over first, in that order: those of another data set.", default=0, ge=0, unit="rows")
-    seed: int | None = param("Decides which rows; the run's own seed where it is left out.", default=None)
     start: Literal["auto", "always", "never"] = param(
         "Whether rows begin with the start token; `auto` does what the tokenizer does.", default="auto"
     )
 
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         tokenizer = require_tokenizer(tokenizer, ctx)
-        ids = [i for file in find_files(self.path, ctx.folder) for i in encode(read_text(file), tokenizer)]
+        ids = [i for file in self.files(ctx) for i in encode(read_text(file), tokenizer)]
         start = start_token(tokenizer, self.start)
         upto = None if self.samples is None else self.skip + self.samples
-        return islice(token_windows(ids, self.length, start, upto, self._seed(ctx)), self.skip, None)
-
-    def identity(self, ctx: Context) -> str:
-        facts = {
-            "length": self.length,
-            "samples": self.samples,
-            "start": self.start,
-            "seed": self._seed(ctx) if self.samples else 0,
-        } | ({"skip": self.skip} if self.skip else {})
-        return content_identity("text", find_files(self.path, ctx.folder), facts, ctx)
-
-    def _seed(self, ctx: Context) -> int:
-        return ctx.seed if self.seed is None else self.seed
+        return islice(token_windows(ids, self.length, start, upto, self.sampling_seed(ctx)), self.skip, None)

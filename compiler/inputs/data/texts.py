@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...plugin.context import Context
-from ...plugin.interfaces import Data, param
+from ...plugin.interfaces import param
 from ..records import Record, check_fields, parse_each, read_records, text_of
-from ..windows import choose_rows, content_identity, find_files, read_text, require_tokenizer
+from ..sampled_rows import SampledRows
+from ..windows import read_text, require_tokenizer
 from .labels import text_too_long
 
 
-class Texts(Data):
+class Texts(SampledRows):
     """Short texts, a row each.
 
     As an embedder is given them: each with the special tokens that the tokenizer puts around it, cut after `length`
@@ -30,7 +31,6 @@ class Texts(Data):
     length: int = param("Tokens in a row, special tokens included.", ge=2, unit="tokens")
     longer: Literal["cut", "drop", "refuse"] = param("What becomes of records that fit into no row.", default="cut")
     samples: int | None = param("How many records; all of them where it is left out.", default=None, ge=1, unit="rows")
-    seed: int | None = param("Decides which; the run's own seed where it is left out.", default=None)
 
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         fill = tokenizer.pad_token_id if tokenizer is not None and tokenizer.pad_token_id is not None else 0
@@ -40,11 +40,6 @@ class Texts(Data):
     def prompts(self, tokenizer: Any, ctx: Context) -> Iterator[int]:
         ids_by_record = self._tokenize_and_sample_records(require_tokenizer(tokenizer, ctx), ctx)
         return iter([len(ids) for field in zip(*ids_by_record, strict=True) for ids in field])
-
-    def identity(self, ctx: Context) -> str:
-        facts = {name: getattr(self, name) for name in ("fields", "length", "longer", "samples")}
-        facts["seed"] = (ctx.seed if self.seed is None else self.seed) if self.samples else 0
-        return content_identity("texts", find_files(self.path, ctx.folder), facts, ctx)
 
     def _filled(self, ids: list[int], pad_id: int) -> Any:
         import torch
@@ -60,7 +55,7 @@ class Texts(Data):
                 tokenizer(text, verbose=False, truncation=self.longer == "cut", max_length=self.length)["input_ids"]
                 for text in record
             )
-            for path in find_files(self.path, ctx.folder)
+            for path in self.files(ctx)
             for record in self._read_text_tuples(path)
         ]
         longest = max(len(ids) for record in records for ids in record)
@@ -71,8 +66,7 @@ class Texts(Data):
                 f"{longest}",
                 help=f"`length: {longest}`, or `longer: cut`",
             ).rejection()
-        order = choose_rows(torch.arange(len(fitting)), self.samples, ctx.seed if self.seed is None else self.seed)
-        return [fitting[int(number)] for number in order]
+        return [fitting[int(number)] for number in self.sample(torch.arange(len(fitting)), ctx)]
 
     def _read_text_tuples(self, path: Path) -> list[tuple[str, ...]]:
         if path.suffix not in (".jsonl", ".json", ".csv"):

@@ -7,15 +7,15 @@ from typing import Any
 from ....dsl.syntax.nearest import nearest_name_help
 from ...models.checkpoints.safetensors_header import Header, read_safetensors_header
 from ...plugin.context import Context
-from ...plugin.interfaces import Data, param
+from ...plugin.interfaces import param
 from ...plugin.row_checks import invalid_rows
 from ..records import invalid_record, no_field
-from ..windows import choose_rows, content_identity, find_files
+from ..sampled_rows import SampledRows
 
 INTEGERS = ("I64", "I32", "I16", "I8", "U8", "U16", "U32")
 
 
-class Tokens(Data):
+class Tokens(SampledRows):
     """Rows of token ids that were made elsewhere.
 
     One integer tensor [rows, length] in a safetensors file. Ids are checked against the model's vocabulary.
@@ -25,18 +25,14 @@ class Tokens(Data):
     Example: data calib = tokens("rows.safetensors", samples: 64)
     """
 
-    reads = {"path": ("file",)}
-
     path: str = param("A safetensors file, relative to the recipe.", positional=True)
     tensor: str | None = param("Name of the tensor; the only one where it is left out.", default=None)
-    samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1, unit="rows")
-    seed: int | None = param("Decides which rows; the run's own seed where it is left out.", default=None)
 
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         import torch
         from safetensors import safe_open
 
-        (path,) = find_files(self.path, ctx.folder)
+        (path,) = self.files(ctx)
         header = read_safetensors_header(path)
         name = self._resolve_tensor_name(header, path)
         slot = header.slots[name]
@@ -52,15 +48,7 @@ class Tokens(Data):
             ).rejection()
         with safe_open(path, "pt") as file:
             ids = file.get_tensor(name).to(torch.int64)
-        return choose_rows(ids, self.samples, ctx.seed if self.seed is None else self.seed)
-
-    def identity(self, ctx: Context) -> str:
-        facts = {
-            "tensor": self.tensor,
-            "samples": self.samples,
-            "seed": (ctx.seed if self.seed is None else self.seed) if self.samples else 0,
-        }
-        return content_identity("tokens", find_files(self.path, ctx.folder), facts, ctx)
+        return self.sample(ids, ctx)
 
     def _resolve_tensor_name(self, header: Header, path: Path) -> str:
         if self.tensor is None and len(header.slots) == 1:

@@ -3,6 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
+
+# Names that recipes have, where headers read them: `formats` of `lower.mixed`, `format` of `lower.sparse_cpu`, and
+# `weights` and `head` of `native`.
+MixedFormat = Literal["dense_bf16", "sparse_bf16", "dense_int8", "sparse_int8", "dense_int8_int16", "dense_int4"]
+FormatName = MixedFormat | Literal["block"]
+DenseNumbers = Literal["bf16", "int8", "int4"]
 
 
 @dataclass(frozen=True)

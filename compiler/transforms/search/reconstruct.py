@@ -184,18 +184,6 @@ class Takeover:
         return new
 
 
-def repair_weight(
-    weight: Tensor, gram: Tensor, zero_columns: Sequence[int], columns_to_remove: Sequence[int], damping: float
-) -> Tensor:
-    """The weight whose columns `columns_to_remove` are zero and whose others make up for them as well as they can.
-
-    weight   [out, in]   columns `zero_columns` are zero already
-    gram   [in, in]    second moments of the inputs, on any device
-    return   [out, in]   in the weight's dtype and on its device; solved in float64
-    """
-    return solve_takeover(gram.to(exact_device(weight)), zero_columns, columns_to_remove, damping).apply_to(weight)
-
-
 def solve_takeover(
     gram: Tensor, zero_columns: Sequence[int], columns_to_remove: Sequence[int], damping: float
 ) -> Takeover:

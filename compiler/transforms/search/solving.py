@@ -10,18 +10,18 @@ from torch import Tensor
 
 from ....dsl.checker.inputs import inputs
 from ....dsl.checker.skeleton import Part, Skeleton, is_submodule
-from ....dsl.checker.values import DataRef, Ratio, Selector
+from ....dsl.checker.values import DataRef, Ratio
 from ...analysis.discovery.discover import skeleton_of
 from ...analysis.planning import shrink
 from ...core.shards import Shards
 from ...ir.layers.linear import weight_of
 from ...plugin.context import Context
-from ...plugin.interfaces import Effort, Lossy, Pass, param
+from ...plugin.interfaces import Effort, param
 from . import allocation
 from .layerwise import Grams, Layerwise, Stage, stages
 from .masks import keep_mask
 from .sparsity import (
-    check_pattern,
+    Sparsifier,
     chosen_parts,
     finite_weight,
     record_zero_shares,
@@ -37,18 +37,13 @@ if TYPE_CHECKING:
 New = Callable[[str, Tensor, Tensor | None], Tensor]
 
 
-class ReconstructingSparsifier(Pass):
+class ReconstructingSparsifier(Sparsifier):
     """Zeros in linear modules whose other weights make up for them."""
 
-    keeps = Lossy()
-    acts_on = "linear"
     changes = ("weights", "values")
-    divides = "pattern"
-    determinism = "deterministic"
 
     sparsity: Ratio = param("Share of the weights that become zero.", of=("weights",), gt=0, lt=1)
     data: DataRef = param("Rows whose inputs of the modules count; more tokens than a module has inputs.")
-    on: Selector | None = param("Linear modules; all inside the layers where it is left out.", default=None)
     pattern: Literal["any", "2:4", "4:8"] = param(
         "Any weights, or two of every four or four of every eight inputs of an output.", default="any"
     )
@@ -65,7 +60,7 @@ class ReconstructingSparsifier(Pass):
 
         A module that no row reached keeps its largest weights as they are.
         """
-        chosen, how, rows = self._chosen(skeleton_of(program)), self.allocation, ctx.rows(self.data)
+        chosen, how, rows = self.chosen(skeleton_of(program)), self.allocation, ctx.rows(self.data)
         spread = allocation.allocate_layer_sparsity(
             program, stages(program, chosen), rows, self.sparsity.value, how, sizes(chosen), ctx
         )
@@ -78,21 +73,10 @@ class ReconstructingSparsifier(Pass):
         zeros, _ = solve_layerwise(program, ctx, chosen, rows, replacement)
         record_zero_shares(program, chosen, zeros, allocation=how, tokens=rows.numel(), pattern=self.pattern)
 
-    def forecast(self, skeleton: Skeleton) -> Skeleton:
-        """Unchanged shapes, with zeros. Modules that the pattern doesn't fit are reported here, before any weight is
-        read."""
-        self._chosen(skeleton)
-        return shrink.sparse(skeleton, self.sparsity.value)
-
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
         return estimate_layerwise_effort(
             skeleton, chosen_parts(skeleton, self.on), ctx.rows(self.data), self.allocation
         )
-
-    def _chosen(self, skeleton: Skeleton) -> tuple[Part, ...]:
-        chosen = chosen_parts(skeleton, self.on)
-        check_pattern(chosen, self.pattern, self.sparsity, self.allocation)
-        return chosen
 
 
 def solve_layerwise(

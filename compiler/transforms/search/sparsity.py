@@ -1,7 +1,7 @@
 """Making zeros in the linear modules of a program: which modules may, which masks fit, and what is said of it."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,10 +11,12 @@ from ....dsl.checker.inputs import PATTERNS, sparsity_pattern_diagnostics
 from ....dsl.checker.skeleton import Part, Skeleton
 from ....dsl.checker.values import Ratio, Selector
 from ....dsl.syntax.diagnostics import Fault, Reject
+from ...analysis.planning import shrink
 from ...analysis.planning.selection import inner_parts
 from ...ir.layers.linear import weight_of
 from ...ir.surgery import replace_tensor_everywhere, tensor_at
 from ...models.rows.forward import REMEDY, not_a_number
+from ...plugin.interfaces import Lossy, Pass, param
 from .masks import apply_mask, magnitude
 
 if TYPE_CHECKING:
@@ -25,6 +27,36 @@ tied_weight = Fault("tied-weight", "A pass is to make zeros in a weight that ano
 ROWWISE = 3  # times the work of thresholds of whole modules
 
 no_linear = Fault("no-linear", "A pass works on linear modules, and there is none for it.")
+
+
+class Sparsifier(Pass):
+    """Makes weights of linear modules zero."""
+
+    keeps = Lossy()
+    acts_on = "linear"
+    changes = ("weights",)
+    divides = "pattern"
+    determinism = "deterministic"
+
+    sparsity: Ratio = param("Share of every output's weights that become zero.", of=("weights",), gt=0, lt=1)
+    on: Selector | None = param("Linear modules; all inside the layers where it is left out.", default=None)
+    pattern: Literal["any", "2:4", "4:8", "blocks"] = param(
+        "Any weights; two of every four or four of every eight inputs of an output; or blocks of 16 outputs by 2 "
+        "inputs, which run faster from 80% on.",
+        default="any",
+    )
+
+    def forecast(self, skeleton: Skeleton) -> Skeleton:
+        """Unchanged shapes, with zeros. Modules that the pattern doesn't fit are reported here, before any weight is
+        read."""
+        self.chosen(skeleton)
+        return shrink.sparse(skeleton, self.sparsity.value)
+
+    def chosen(self, skeleton: Skeleton) -> tuple[Part, ...]:
+        """The modules, which the pattern fits; Reject (unfit-pattern) where it does not."""
+        selected = chosen_parts(skeleton, self.on)
+        check_pattern(selected, self.pattern, self.sparsity, vars(self).get("allocation", "uniform"))
+        return selected
 
 
 def chosen_parts(skeleton: Skeleton, selector: Selector | None) -> tuple[Part, ...]:

@@ -18,7 +18,8 @@ def test_every_kernel_of_packed_weights_has_one_record_and_a_time_at_every_level
 
 
 def test_recipes_may_ask_for_every_format_by_its_name():
-    assert choices("pass", "lower.sparse_cpu", "format") == ("auto", *BY_NAME)
+    assert set(choices("pass", "lower.sparse_cpu", "format")) == {"auto", *BY_NAME}
+    assert set(choices("pass", "lower.mixed", "formats")) == {f.name for f in NUMBER_FORMATS if f.skips != "blocks"}
 
 
 def test_the_native_target_takes_the_numbers_of_dense_formats():

@@ -232,6 +232,12 @@ def test_doctor_and_the_bill_of_materials_name_packages_with_plug_ins(process, a
         ("effc_acme", {"passes/prune/heads.py": HALVE}, "", "the pass `prune.heads` is in"),
         ("effc_acme", {"passes/acme/two.py": HALVE.replace('"linear"', "str(1)")}, "", "is not literal"),
         ("effc_acme", {"passes/acme/two.py": "class"}, "", "the header of the pass `acme.two` can't be read"),
+        (
+            "effc_acme",
+            {"passes/acme/two.py": HALVE.replace("by: Ratio", "by: X").replace("class", "X = int | X\n\n\n    class")},
+            "",
+            "the header of the pass `acme.two` can't be read",
+        ),
         ("effc_acme", {}, "nowhere_acme", "names `nowhere_acme`, which is no package here"),
     ],
 )

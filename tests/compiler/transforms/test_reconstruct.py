@@ -13,7 +13,7 @@ from effc.compiler.transforms.search.reconstruct import (
     Reconstruction,
     reader_weights_without,
     readers,
-    repair_weight,
+    solve_takeover,
 )
 from effc.dsl.syntax.diagnostics import Reject
 from hypothesis import given, settings
@@ -25,6 +25,11 @@ from torch.utils._pytree import tree_leaves
 from tests import tiny
 
 IDS = torch.randint(3, 128, (4, 12), generator=torch.Generator().manual_seed(2))
+
+
+def repair_weight(weight, gram, zero_columns, columns_to_remove, damping):
+    """The weight whose columns `columns_to_remove` are zero and whose others make up for them as well as they can."""
+    return solve_takeover(gram, zero_columns, columns_to_remove, damping).apply_to(weight)
 
 
 def read(program, folder, ids=IDS):

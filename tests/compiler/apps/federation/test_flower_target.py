@@ -18,7 +18,6 @@ from effc.compiler.apps.federation.results import write_results
 from effc.compiler.apps.federation.rounds import Federation
 from effc.compiler.apps.federation.secure import LEAST
 from effc.compiler.apps.federation.simulation import simulate_federation
-from effc.compiler.apps.federation.state import state_hash
 from effc.compiler.apps.federation.targets.flower import Flower
 from effc.compiler.artifacts.load import target_of_artifact
 from effc.compiler.cli.main import main
@@ -28,6 +27,8 @@ from effc.compiler.plugin.registry import Registry
 from effc.dsl.checker.rules import Conflict, Unread
 from effc.dsl.checker.values import DataRef
 from effc.dsl.syntax.diagnostics import Reject
+
+from tests.compiler.apps.federation.states import state_hash
 
 pytest.importorskip("peft")
 

@@ -11,13 +11,13 @@ from effc.compiler.apps.federation.declaration import read_declaration
 from effc.compiler.apps.federation.outcomes import read_state
 from effc.compiler.apps.federation.results import write_results
 from effc.compiler.apps.federation.simulation import simulate_federation
-from effc.compiler.apps.federation.state import state_hash
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 from effc.dsl.syntax.diagnostics import Reject
 from transformers import BertForSequenceClassification
 
 from tests import worlds
+from tests.compiler.apps.federation.states import state_hash
 
 pytest.importorskip("peft")
 

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 from effc.compiler.apps.federation.all_but_me import leave_one_out_shares
-from effc.compiler.apps.federation.median import centered_gram, geometric_median
+from effc.compiler.apps.federation.median import centered_gram
 from effc.compiler.apps.federation.mixing import best_mix, mix
 from effc.compiler.apps.federation.state import mean, weighted_sum
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.compiler.apps.federation.states import geometric_median
 
 
 def states(points):

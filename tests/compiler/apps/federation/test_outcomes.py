@@ -10,7 +10,6 @@ from effc.compiler.apps.federation.declaration import read_declaration
 from effc.compiler.apps.federation.outcomes import models_with_trained_states, read_state
 from effc.compiler.apps.federation.results import MARK, write_results
 from effc.compiler.apps.federation.simulation import simulate_federation
-from effc.compiler.apps.federation.state import state_hash
 from effc.compiler.apps.federation.table import round_line
 from effc.compiler.apps.federation.targets.flower import Flower
 from effc.compiler.artifacts.manifest import read_manifest
@@ -19,6 +18,8 @@ from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 from effc.compiler.driver.judging import retest
 from effc.dsl.syntax.diagnostics import Reject
+
+from tests.compiler.apps.federation.states import state_hash
 
 pytestmark = pytest.mark.slow
 

@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 from effc.compiler.apps.federation import leave_one_out, personal
 from effc.compiler.apps.federation.leave_one_out import LeaveOneOut
-from effc.compiler.apps.federation.median import geometric_median, geometric_median_weights
+from effc.compiler.apps.federation.median import geometric_median_weights
 from effc.compiler.apps.federation.personal import AllButMe
 from effc.compiler.apps.federation.rotations import polar, projected, weighted_intervention_mean
 from effc.compiler.apps.federation.state import normal, shapes, vector, weighted_sum
 from effc.compiler.apps.federation.strategy import TrainedState
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.compiler.apps.federation.states import geometric_median
 
 
 def clients(count, seed=0, spread=1.0, rank=2, width=6):

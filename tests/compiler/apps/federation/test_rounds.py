@@ -16,10 +16,10 @@ from effc.compiler.apps.federation.low_rank import update
 from effc.compiler.apps.federation.personal import AllButMe
 from effc.compiler.apps.federation.products import PaddedAverage, StackedAverage, TruncatedAverage
 from effc.compiler.apps.federation.rounds import fault_lines
-from effc.compiler.apps.federation.state import state_hash
 from effc.dsl.syntax.diagnostics import Reject
 
 from tests.compiler.apps.federation.least_squares import ALPHA, FULL, federation
+from tests.compiler.apps.federation.states import state_hash
 
 RANKS = {0: 2, 1: 4, 2: 3, 3: 4}
 STRATEGIES = {
