@@ -190,6 +190,19 @@ def test_the_bill_of_materials_names_the_packages_that_were_used(artifact):  # n
     assert len(set(references)) == len(references) and body["dependencies"][0]["dependsOn"] == references
 
 
+def test_the_bill_of_materials_is_valid_by_the_library_of_cyclonedx(artifact):  # noqa: F811
+    validation, schema = pytest.importorskip("cyclonedx.validation.json"), pytest.importorskip("cyclonedx.schema")
+    pytest.importorskip("jsonschema")
+    text = (artifact / "sbom.json").read_text()
+    validator = validation.JsonStrictValidator(schema.SchemaVersion.V1_6)
+    assert validator.validate_str(text) is None
+    twice = json.loads(text)
+    twice["components"].append(twice["components"][0])
+    assert validator.validate_str(json.dumps(twice)) is not None
+    model = pytest.importorskip("cyclonedx.model.bom").Bom.from_json(json.loads(text))
+    assert {"torch", "transformers"} <= {component.name for component in model.components}
+
+
 def test_doctor_tells_what_an_artifact_would_do_and_what_is_wrong_with_it(effc, signed, keys):  # noqa: F811
     def checks():
         run = effc("doctor", "--trust", str(signed), "--format", "json")
