@@ -77,7 +77,7 @@ def load(
                 small pages. By default those that take more than a quarter of the machine's memory
     base        of the target `reft`: the model that interventions are put onto, or its folder; by default the one that
                 the artifact names
-    signed_by   public keys (`ed25519:...`, or files with one), one of which must have signed the artifact; every
+    signed_by   public keys (`p256:...`, or files with one), one of which must have signed the artifact; every
                 hash is then compared
     on_event    hears a sentence where versions differ from those that wrote it
 

@@ -3,7 +3,8 @@
 Without a manifest nothing loads, and it is written last. `manifest.json` is deterministic: its sha256 is the
 artifact's hash, and it holds the hash of every other file. Measured values, outcomes, worst differences, the
 machine and the time go into `measures.json`, which no hash covers; neither is `README.md`, so that a person
-may edit the model card, nor `sbom.json` (packages of the machine) and `signatures.json` (which sign the manifest).
+may edit the model card, nor `sbom.json` (packages of the machine), nor `model.sig` and
+`signatures.json` (which sign the manifest).
 """
 
 import hashlib
@@ -26,7 +27,8 @@ MEASURES = "measures.json"
 CARD = "README.md"
 SBOM = "sbom.json"
 SIGNATURES = "signatures.json"
-UNHASHED = frozenset({NAME, MEASURES, CARD, SBOM, SIGNATURES})
+BUNDLE = "model.sig"
+UNHASHED = frozenset({NAME, MEASURES, CARD, SBOM, SIGNATURES, BUNDLE})
 
 no_artifact = Fault(
     "no-artifact", "A path holds no effc artifact, or one whose manifest was never written.", exit="environment"
@@ -159,7 +161,7 @@ class Manifest:
             "steps": tuple(body["steps"]),
             "notes": tuple(body["notes"]),
             "members": _members(body["members"]),
-            "files": {_inside(n): (int(size), str(sha)) for n, (size, sha) in body["files"].items()},
+            "files": {inner_file_name(n): (int(size), str(sha)) for n, (size, sha) in body["files"].items()},
         }
         return Manifest(**body)
 
@@ -222,7 +224,8 @@ def _checked_member(data: Any) -> Mapping[str, Any]:
     return data
 
 
-def _inside(name: str) -> str:
+def inner_file_name(name: str) -> str:
+    """A path of a file inside of an artifact. Raises ValueError for one that leads out of it."""
     parts = Path(name).parts
     if not parts or ".." in parts or Path(name).is_absolute() or "\\" in name:
         raise ValueError(f"the file name {name} leads outside the artifact")
@@ -336,11 +339,12 @@ def hashed_files(path: Path) -> dict[str, Path]:
     if irregular is not None:
         raise irregular_file(f"{irregular} is a linked folder, or no ordinary file", help=_REMEDY).rejection()
     files = {f.relative_to(path).as_posix(): f for f in sorted(path.rglob("*")) if f.is_file()}
-    return {
-        n: f
-        for n, f in files.items()
-        if n not in UNHASHED and not any(p.startswith(".") or p == "__pycache__" for p in n.split("/"))
-    }
+    return {n: f for n, f in files.items() if n not in UNHASHED and not any(map(is_hidden, n.split("/")))}
+
+
+def is_hidden(part: str) -> bool:
+    """Whether a name in a path keeps what lies there from being hashed and loaded."""
+    return part.startswith(".") or part == "__pycache__"
 
 
 def file_sha256(file: Path) -> str:

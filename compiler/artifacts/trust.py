@@ -1,9 +1,10 @@
 """Trust report of a received artifact: what it would run here and which checks it passes; read, never loaded."""
 
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ...dsl.syntax.diagnostics import Reject
 from ...dsl.syntax.render import short
@@ -12,6 +13,7 @@ from .load import handling_of
 from .manifest import Manifest, hashed_files, read_manifest, verify_files
 from .provenance import origin_text
 from .signature import is_valid_signature, read_signatures
+from .signature_bundle import Bundle, read_bundle, read_statement, signed_files_problem
 
 _CODE = (".py", ".so", ".dll", ".dylib", ".pyd", ".sh", ".exe")
 _MAX_BYTES = 1 << 20  # of a config that is read
@@ -71,24 +73,52 @@ def _form_checks(
 def _signature_checks(path: Path) -> Iterator[TrustCheck]:
     """A signature says something to those alone who know its key."""
     try:
-        present = read_signatures(path)
+        present, bundle = read_signatures(path), read_bundle(path)
     except Reject as rejection:
         yield TrustCheck("signature", rejection.diagnostics[0].message, "bad")
         return
-    if not present:
+    if not present and bundle is None:
         yield TrustCheck("signature", "nobody signed it", "note")
     for one in present:
-        valid = is_valid_signature(one, path)
-        time = f" at {one.signed}" if one.signed else ""
-        fact = (
-            f"by {one.key}{time}: whose key that is, you must know" if valid else f"of {one.key} is of something else"
+        yield from _checks_of_signer(one.key, one.signed, one.provenance if is_valid_signature(one, path) else None)
+    if bundle is not None:
+        yield from _bundle_checks(path, bundle)
+
+
+def _bundle_checks(path: Path, bundle: Bundle) -> Iterator[TrustCheck]:
+    """Checks of `model.sig`, which names its key where effc wrote it, and else the key's digest alone."""
+    try:
+        files = read_statement(bundle, path)
+        problem = signed_files_problem(path, files)
+    except Reject as rejection:
+        yield TrustCheck("signature", rejection.diagnostics[0].message, "bad")
+        return
+    if problem:
+        yield TrustCheck("signature", f"by the key {bundle.key_id} is of something else: {problem}", "bad")
+    elif files.key:
+        valid = bundle.is_signed_by(files.key)
+        yield from _checks_of_signer(files.key, files.signed, files.provenance if valid else None)
+    else:
+        yield TrustCheck(
+            "signature", f"by the key {bundle.key_id}, which it is checked with: --require-signature", "note"
         )
-        yield TrustCheck("signature", fact, "note" if valid else "bad")
-        if valid and one.provenance:
-            try:
-                yield TrustCheck("provenance", origin_text(one.provenance), "note")
-            except MALFORMED:
-                yield TrustCheck("provenance", "it is of another form than effc writes", "note")
+
+
+def _checks_of_signer(key: str, signed: str, provenance: Mapping[str, Any] | None) -> Iterator[TrustCheck]:
+    """Checks of a signature that names its key.
+
+    provenance   None where the signature is not by that key, or of other files
+    """
+    if provenance is None:
+        yield TrustCheck("signature", f"of {key} is of something else", "bad")
+        return
+    time = f" at {signed}" if signed else ""
+    yield TrustCheck("signature", f"by {key}{time}: whose key that is, you must know", "note")
+    if provenance:
+        try:
+            yield TrustCheck("provenance", origin_text(provenance), "note")
+        except MALFORMED:
+            yield TrustCheck("provenance", "it is of another form than effc writes", "note")
 
 
 def _file_checks(path: Path) -> Iterator[TrustCheck]:

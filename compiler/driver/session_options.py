@@ -30,7 +30,7 @@ class Options(TypedDict, total=False):
     locked              refuse what is not as `effspec.lock` has it
     workers             how many processes score candidates and choices, or "ray", or "ray:ADDRESS"; each has one thread
                         unless `threads` says otherwise, and so has this process
-    signed_by           public keys (`ed25519:...`, or files with some), one of which must have signed each artifact
+    signed_by           public keys (`p256:...`, or files with some), one of which must have signed each artifact
                         that a recipe takes a model from
     on_event            hears what happens, event by event
     """

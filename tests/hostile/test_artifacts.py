@@ -19,7 +19,8 @@ import torch
 from effc.compiler.artifacts.finite_weights import _is_finite_or_mask
 from effc.compiler.artifacts.load import load, target_class
 from effc.compiler.artifacts.manifest import read_manifest
-from effc.compiler.artifacts.signature import sign_artifact, write_key_pair
+from effc.compiler.artifacts.signature import sign_artifact
+from effc.compiler.artifacts.signing_keys import write_key_pair
 from effc.compiler.models.checkpoints.safetensors_header import read_safetensors_header
 from effc.compiler.runtimes.gguf import reading as gguf
 from effc.compiler.runtimes.native.plan_files import pieces

@@ -21,7 +21,8 @@ from uuid import uuid4
 import httpx
 import pytest
 from effc.compiler.artifacts.manifest import artifact_hash, verify_files
-from effc.compiler.artifacts.signature import find_valid_signer, write_key_pair
+from effc.compiler.artifacts.signature import find_valid_signer
+from effc.compiler.artifacts.signing_keys import write_key_pair
 from effc.compiler.core.cache import Cache
 
 from tests import worlds
@@ -152,7 +153,7 @@ def test_pick(tmp_path):
 
 def test_sign(tmp_path):
     artifact, key = kinds.honest(tmp_path) / "native", write_key_pair(tmp_path / "key")
-    file = artifact / "signatures.json"
+    file = artifact / "model.sig"
     words = ["sign", artifact, "--key", tmp_path / "key"]
 
     def sound():
@@ -160,7 +161,7 @@ def test_sign(tmp_path):
         verify_files(artifact)
 
     Verb(words, tmp_path, sound, lambda: find_valid_signer(artifact, [key]), lambda: remove(file)).kill_often(3)
-    assert not list(artifact.glob(".signatures*"))
+    assert not list(artifact.glob(".model.sig*"))
 
 
 def test_serve(chatty, tmp_path):  # noqa: F811

@@ -11,13 +11,8 @@ import effc as package
 import pytest
 import typer
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from effc.compiler.artifacts.signature import (
-    find_valid_signer,
-    read_signatures,
-    sign_artifact,
-    statement,
-    write_key_pair,
-)
+from effc.compiler.artifacts.signature import find_valid_signer, read_signatures, sign_artifact, statement
+from effc.compiler.artifacts.signing_keys import write_key_pair
 from effc.compiler.cli.main import make_app
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver.models import resolve_source
@@ -29,7 +24,13 @@ from effc.dsl.syntax.diagnostics import Reject
 from tests.compiler.cli.verbs.conftest import effc, own_cache  # noqa: F401
 from tests.hostile.kinds import honest
 
-SIGNED_FILES = {"manifest.json", "measures.json", "sbom.json", "signatures.json"}  # read to check a signature
+SIGNED_FILES = {
+    "manifest.json",
+    "measures.json",
+    "sbom.json",
+    "signatures.json",
+    "model.sig",
+}  # read to check a signature
 VERBS = {
     "run": ("native", "run {} --prompt a"),
     "run a base of samples": ("rttc", "run {} --prompt a"),
@@ -140,9 +141,9 @@ def test_every_verb_that_opens_an_artifact_can_require_a_signature():
     assert takes - reports <= requires
 
 
-def signed_copy(artifacts, tmp_path, kind: str = "stock") -> tuple[Path, str]:
+def signed_copy(artifacts, tmp_path, kind: str = "stock", key_type: str = "ed25519") -> tuple[Path, str]:
     folder = Path(shutil.copytree(artifacts / kind, tmp_path / kind))
-    key = write_key_pair(tmp_path / "key")
+    key = write_key_pair(tmp_path / "key", key_type)
     sign_artifact(folder, tmp_path / "key")
     return folder, key
 
@@ -155,14 +156,16 @@ def signed_copy(artifacts, tmp_path, kind: str = "stock") -> tuple[Path, str]:
         ("revoked", "was revoked"), ("since=2020-01-01 revoked", "was revoked"),
     ],
 )  # fmt: skip
+@pytest.mark.parametrize("key_type", ["p256", "ed25519"])
 def test_a_file_of_keys_says_until_when_since_when_and_whether_a_key_counts(
     effc,  # noqa: F811
     artifacts,
     tmp_path,
     condition,
     objection,
+    key_type,
 ):
-    folder, key = signed_copy(artifacts, tmp_path)
+    folder, key = signed_copy(artifacts, tmp_path, key_type=key_type)
     other = write_key_pair(tmp_path / "other")
     (tmp_path / "keys").write_text(f"# ours\n{other}  # of the other team\n\n{key} {condition}\n")
     run = effc("verify", folder, "--require-signature", tmp_path / "keys")

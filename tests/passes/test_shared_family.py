@@ -6,7 +6,8 @@ import shutil
 import pytest
 import torch
 from effc.compiler.artifacts.load import load, verify_signature_and_files
-from effc.compiler.artifacts.signature import sign_artifact, write_key_pair
+from effc.compiler.artifacts.signature import sign_artifact
+from effc.compiler.artifacts.signing_keys import key_id, write_key_pair
 from effc.compiler.cli.main import main
 from effc.compiler.driver import api
 from effc.compiler.driver.pick import copy_point, point_folder_or_copy
@@ -59,7 +60,7 @@ def test_a_point_to_run_is_cut_out_of_a_front_that_one_of_the_keys_signed(artifa
     assert verify_signature_and_files(front, [theirs, ours]) == ours and point_folder_or_copy(front, "1").is_dir()
     with pytest.raises(Reject, match="unsigned-artifact") as caught:
         verify_signature_and_files(front, [theirs])
-    assert caught.value.diagnostics[0].message.startswith(f"{front} is signed by {ours}")
+    assert caught.value.diagnostics[0].message.startswith(f"{front} is signed by the key {key_id(ours)}")
 
 
 def test_a_point_is_picked_by_what_was_measured(artifacts, tmp_path):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _folder = argument("ARTIFACT", "A folder that `effc compile` wrote.")
 _key = option(
-    "A public key (`ed25519:...` or a file), one of which must have signed the artifact; repeatable.",
+    "A public key (`p256:...` or a file), one of which must have signed the artifact; repeatable.",
     "--require-signature",
     "--verify-key",
     metavar="KEY",

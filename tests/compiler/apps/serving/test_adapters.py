@@ -13,7 +13,8 @@ from effc.compiler.apps.serving.runner import CachedModel, make_decoder
 from effc.compiler.apps.serving.scheduler import SHARED_PROMPT_TOKENS, Scheduler
 from effc.compiler.artifacts.load import verify_signature_and_files
 from effc.compiler.artifacts.reft import base_hash
-from effc.compiler.artifacts.signature import sign_artifact, write_key_pair
+from effc.compiler.artifacts.signature import sign_artifact
+from effc.compiler.artifacts.signing_keys import write_key_pair
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 from effc.compiler.driver.models import open_model

@@ -1,4 +1,5 @@
-"""Signatures of artifacts: what was signed loads, what changed since or nobody known signed does not."""
+"""Signatures of artifacts in `signatures.json`: what was signed loads, what changed since or nobody known signed does
+not."""
 
 import base64
 import json
@@ -14,7 +15,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from effc.compiler.artifacts.manifest import Manifest
 from effc.compiler.artifacts.sbom import cyclonedx_json
-from effc.compiler.artifacts.signature import sign_artifact, statement, write_key_pair
+from effc.compiler.artifacts.signature import sign_artifact, statement
+from effc.compiler.artifacts.signing_keys import write_key_pair
 from effc.dsl.syntax.diagnostics import Reject
 
 from tests.compiler.apps.serving.conftest import artifact, chatty  # noqa: F401
@@ -27,7 +29,8 @@ from tests.hostile.mutations import consistent
 def keys(tmp_path_factory):
     """A secret key's file, and the two public keys, the second a stranger's."""
     folder = tmp_path_factory.mktemp("keys")
-    return folder / "mine", write_key_pair(folder / "mine"), write_key_pair(folder / "other")
+    pairs = [write_key_pair(folder / name, "ed25519") for name in ("mine", "other")]
+    return folder / "mine", *pairs
 
 
 @pytest.fixture
