@@ -124,8 +124,8 @@ def find_valid_signer(path: Path, keys: Sequence[str]) -> str:
                     return key.text
                 objections.append(objection)
     bundle, problem = read_bundle(path), ""
-    for key in trusted.values() if bundle else ():
-        if not bundle.is_signed_by(key.text):
+    for key in trusted.values():
+        if bundle is None or not bundle.is_signed_by(key.text):
             continue
         files = read_statement(bundle, path)
         if problem := signed_files_problem(path, files):

@@ -9,11 +9,12 @@ Statement v1; sigstore bundle v0.3.
 
 import base64
 import hashlib
+import io
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 from ..core.cache import write_atomic
 from ..core.safe_read import CONFIG, MALFORMED, open_regular, parse_strict_json, read_json, refuse_irregular_file
@@ -261,7 +262,7 @@ def _content_problem(path: Path, name: str, algorithm: str, digest: str) -> str:
     try:
         refuse_irregular_file(path / name, root=path)
         with open_regular(path / name) as file:
-            actual = hashlib.file_digest(file, algorithm).hexdigest()
+            actual = hashlib.file_digest(cast(io.BufferedReader, file), algorithm).hexdigest()
     except OSError:
         return f"{name} is missing"
     return "" if actual == digest else f"{name} has other content than {BUNDLE} lists"
@@ -269,7 +270,7 @@ def _content_problem(path: Path, name: str, algorithm: str, digest: str) -> str:
 
 def _entry(body: Any, name: str, kind: type) -> Any:
     """A field of a JSON object. Raises TypeError where it is missing or of another kind."""
-    kinds = {str: "text", list: "list", dict: "object"}
+    kinds: dict[type, str] = {str: "text", list: "list", dict: "object"}
     value = body.get(name) if isinstance(body, dict) else None
     if not isinstance(value, kind):
         raise TypeError(f"it has no {kinds[kind]} `{name}`")

@@ -34,7 +34,7 @@ class Sparsifier(Pass):
 
     keeps = Lossy()
     acts_on = "linear"
-    changes = ("weights",)
+    changes: tuple[str, ...] = ("weights",)
     divides = "pattern"
     determinism = "deterministic"
 
