@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-import transformers
 from effc.compiler.artifacts.diff import diff_artifacts
 from effc.compiler.artifacts.load import load, load_to_judge
 from effc.compiler.artifacts.manifest import read_manifest
@@ -184,33 +183,6 @@ def test_biases_are_added_behind_the_product(tmp_path):
     program = quantised(model, {"_proj": Grid(4, 32, False, True)})
     folder, target = emitted(tmp_path, program)
     assert len(verify_forms(folder, model, target.forms())) == 6
-
-
-@pytest.mark.slow
-def test_an_encoder_with_a_decoder_has_codes_in_all_three_graphs(tmp_path):
-    sizes = {"d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 64, "num_layers": 2, "num_decoder_layers": 2}
-    torch.manual_seed(0)
-    config = transformers.T5Config(vocab_size=64, decoder_start_token_id=0, **sizes)
-    model = transformers.T5ForConditionalGeneration(config).eval()
-    program = quantised(model, {".q": Grid(4, 32, True, True), ".wo": Grid(4, 32, True, True)})
-    folder, target = emitted(tmp_path, program)
-    counts = {
-        name: read_checked_onnx(folder / "onnx", name).operators.get("MatMulNBits", 0)
-        for name in ("encoder_model", "decoder_model", "decoder_with_past_model")
-    }
-    assert counts == {"encoder_model": 4, "decoder_model": 6, "decoder_with_past_model": 6}
-    assert all(check.holds for check in verify_forms(folder, model, target.forms()))
-
-
-@pytest.mark.slow
-def test_a_vision_model_has_codes_too(tmp_path):
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
-    torch.manual_seed(0)
-    config = transformers.ViTConfig(image_size=32, patch_size=8, **sizes)
-    model = transformers.ViTForImageClassification(config).eval()
-    folder, target = emitted(tmp_path, quantised(model, {"dense": Grid(4, 16, False, True)}))
-    assert read_checked_onnx(folder / "onnx").operators["MatMulNBits"] > 1
-    assert all(check.holds for check in verify_forms(folder, model, target.forms()))
 
 
 # -- what is refused ----------------------------------------------------------------------------------------
