@@ -52,7 +52,6 @@ SLOW = [
     ("plain", 'onnx("a", dynamic: int8)'),
     ("grid", 'onnx("a", weights: nbits)'),
     ("fine", 'onnx("a", weights: nbits)'),
-    ("grid", 'onnx("a", weights: nbits, dynamic: int8)'),
     ("plain", 'pt2("a")'),
     ("narrow", 'onnx("a")'),
 ]
