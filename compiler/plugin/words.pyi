@@ -841,11 +841,12 @@ class targets:
         kv_cache: Numbers of cached keys and values: int8 holds nearly twice the context in equal memory.
         """
     @staticmethod
-    def onnx(path: str | Value, *, dynamic: Literal['none', 'int8'] | Value = ...) -> Value:
+    def onnx(path: str | Value, *, weights: Literal['dense', 'nbits'] | Value = ..., dynamic: Literal['none', 'int8'] | Value = ...) -> Value:
         """ONNX for ONNX Runtime: decoders with keys and values as inputs and outputs, anything else as it is.
 
         path: Folder or file of the artifact, relative to the output folder.
-        dynamic: `int8` keeps weights of matrix products in int8 and rounds what they multiply as it comes. The graph is compared before it is rounded; what int8 loses is reported, and judged by bounds.
+        weights: Weights that `quantize.*` left on a grid: in float32, or their codes as `MatMulNBits` of ONNX Runtime.
+        dynamic: `int8` keeps weights of matrix products in int8 and rounds what they multiply as it comes; codes of `weights: nbits` stay, and meet inputs that are rounded so. The graph is compared before it is rounded; what int8 loses is reported, and judged by bounds.
         """
     @staticmethod
     def peft(path: str | Value, *, shard: str | Value = ...) -> Value:

@@ -13,7 +13,8 @@ from ..artifacts.artifact import NOTES
 from ..artifacts.checkpoint_folders import CheckpointTarget
 from ..artifacts.compact_config import KEY, record, seal
 from ..artifacts.compat import Padding, plan_padding_to_stock
-from ..artifacts.packed_modules import PackedModules, no_grid, pack_modules, quantizes
+from ..artifacts.gridded_modules import quantizers
+from ..artifacts.packed_modules import COMPRESSED, PackedModules, pack_modules
 from ..artifacts.stock import stock_config
 from ..core.environment import check_modules, refuse_missing_packages
 from ..ir.program import Program
@@ -133,7 +134,7 @@ class Hf(CheckpointTarget):
             refuse_missing_packages(("compressed-tensors",))
 
     def lacks(self, earlier_passes: Sequence[Pass]) -> Diagnostic | None:
-        return no_grid() if self.format == "compressed" and not quantizes(earlier_passes) else None
+        return COMPRESSED.no_grid() if self.format == "compressed" and not quantizers(earlier_passes) else None
 
     def forms(self) -> tuple[Form, ...]:
         return FORMS

@@ -1,15 +1,18 @@
 """ONNX for ONNX Runtime: decoders with keys and values as inputs and outputs, anything else as it is."""
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ...dsl.syntax.diagnostics import Diagnostic
+from ..artifacts.artifact import NOTES
 from ..core.environment import check_modules
 from ..ir.program import Program
 from ..models.checkpoints.sidecar_files import copy_sidecar_files
 from ..plugin.context import Context
-from ..plugin.interfaces import param
+from ..plugin.interfaces import Pass, param
 from ..plugin.target import Form, LoadRequest, Target
 from ..plugin.weight_sizes import Weight, Weights
 
@@ -43,7 +46,11 @@ class Onnx(Target):
     plain modules take what their forward takes. An encoder with a decoder, of texts or of sounds, is three graphs:
     what reads or hears, what begins a target and what goes on with it. Before a compile succeeds a fresh process runs
     it in ONNX Runtime: logits, and 32 greedy tokens. State-space mixers, linear attention and packed weights have no
-    standard op and are refused by name. `effc.load`, `effc run` and `effc serve` open it through ONNX Runtime.
+    standard op and are refused by name. `effc.load`, `effc run` and `effc serve` open it through ONNX Runtime, and
+    onnxruntime-genai a decoder's `onnx/`, by the `genai_config.json` in it.
+
+    `weights: nbits` writes the codes that `quantize.*` left on linear modules, in 4 or 8 bits, as the op `MatMulNBits`
+    of ONNX Runtime: nothing is rounded again. Other weights stay float32.
 
     Source: torch.onnx, `dynamo=True`; dynamic int8: onnxruntime.quantization.
     Example: onnx("runtime")
@@ -58,11 +65,20 @@ class Onnx(Target):
     marks = {"onnx": "model.onnx encoder_model.onnx"}
     does = {"onnx": "ONNX Runtime runs a graph of listed ops, from the bytes that were checked"}
 
-    formats = (({"dynamic": "int8"}, (), ""),)
+    formats = (
+        ({"dynamic": "int8"}, (), ""),
+        ({"weights": "nbits"}, ("quantize.gptq(data: {data}, group: 32)",), ""),
+        ({"weights": "nbits", "dynamic": "int8"}, ("quantize.gptq(data: {data}, group: 32)",), ""),
+    )
 
+    weights: Literal["dense", "nbits"] = param(
+        "Weights that `quantize.*` left on a grid: in float32, or their codes as `MatMulNBits` of ONNX Runtime.",
+        default="dense",
+    )
     dynamic: Literal["none", "int8"] = param(
-        "`int8` keeps weights of matrix products in int8 and rounds what they multiply as it comes. The graph is "
-        "compared before it is rounded; what int8 loses is reported, and judged by bounds.",
+        "`int8` keeps weights of matrix products in int8 and rounds what they multiply as it comes; codes of "
+        "`weights: nbits` stay, and meet inputs that are rounded so. The graph is compared before it is rounded; what "
+        "int8 loses is reported, and judged by bounds.",
         default="none",
     )
 
@@ -78,23 +94,48 @@ class Onnx(Target):
         from transformers import PreTrainedModel
 
         from ..artifacts.verify import verify_forms
-        from ..runtimes.onnx.export import export_onnx
+        from ..runtimes.onnx.checking import graphs_in
+        from ..runtimes.onnx.export import decodes
+        from ..runtimes.onnx.genai import write_genai_config
         from ..runtimes.onnx.quantization import quantize_graphs
 
-        folder = destination / FOLDER
+        folder, model = destination / FOLDER, program.model
         folder.mkdir()
-        export_onnx(program, folder)
-        if isinstance(program.model, PreTrainedModel):
-            copy_sidecar_files(program.model, ctx.origin, folder)
-            program.model.config.save_pretrained(folder)  # which other hosts of ONNX ask for
+        notes = self._export(program, folder)
+        if isinstance(model, PreTrainedModel):
+            copy_sidecar_files(model, ctx.origin, folder)
+            model.config.save_pretrained(folder)  # which other hosts of ONNX ask for
+            if decodes(model) and len(graphs_in(folder)) == 1:
+                notes.append(write_genai_config(model, folder))
+        if notes:
+            (destination / NOTES).write_text(json.dumps(notes), encoding="utf-8")
         if self.dynamic == "int8":  # what int8 loses can't be told from a fault: the graph is compared before
             verify_forms(destination, program.model, [FLOAT], seed=ctx.seed)
             quantize_graphs(folder)
 
+    def _export(self, program: Program, folder: Path) -> list[str]:
+        """Write the graphs; sentences for the model card."""
+        from ..artifacts.nbits_modules import nbits_notes, pack_nbits_modules
+        from ..runtimes.onnx.export import export_onnx
+
+        if self.weights == "dense":
+            export_onnx(program, folder, {})
+            return []
+        linears = pack_nbits_modules(program)
+        export_onnx(program, folder, linears.packed)
+        return nbits_notes(linears)
+
     def weight_bytes(self, weights: Weights) -> int:
         """Numbers are float32; on int8 those of matrices and tables, with a scale and a zero for each output."""
+        from ..models.checkpoints.pack_quantized import Scheme
+        from ..runtimes.onnx.nbits import block_size, nbits_bytes
 
         def size(weight: Weight) -> float:
+            if self.weights == "nbits" and weight.grid is not None and not weight.table and len(weight.shape) == 2:
+                scheme = Scheme.holding(*weight.grid)
+                block = block_size(scheme.group, weight.shape[1])
+                if block is not None:
+                    return nbits_bytes(*weight.shape, scheme.bits, block, scheme.symmetric)
             if self.dynamic == "int8" and len(weight.shape) > 1:
                 return weight.numel + 5 * weight.shape[0]
             return 4 * weight.numel
@@ -111,6 +152,11 @@ class Onnx(Target):
 
         check_modules(self.requires, self.extra, "the target `onnx`")
         refuse_unsupported_model(ctx)
+
+    def lacks(self, earlier_passes: Sequence[Pass]) -> Diagnostic | None:
+        from ..artifacts.nbits_modules import diagnostic_for_steps
+
+        return diagnostic_for_steps(earlier_passes) if self.weights == "nbits" else None
 
     def forms(self) -> tuple[Form, ...]:
         return (replace(FLOAT, loses="int8") if self.dynamic == "int8" else FLOAT,)

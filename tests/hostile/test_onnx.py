@@ -2,6 +2,7 @@
 
 import os
 import tarfile
+from math import prod
 
 import pytest
 import torch
@@ -168,4 +169,78 @@ def test_a_field_that_the_schema_does_not_have_is_refused_as_another_reader_may_
     graph = (folder / FILE).read_bytes()
     (folder / FILE).write_bytes(graph + bytes([0xBA, 0x3E, 1, 7]))  # field 999 of the model, one byte long
     with pytest.raises(Reject, match="fields that are not of ONNX"):
+        read_checked_onnx(folder)
+
+
+def with_codes(model, shapes=None, branch: bool = False, **stated) -> None:
+    """A product of four outputs and 40 inputs in blocks of 16; `shapes` and `stated` change what the file says."""
+    dims = {"codes": [4, 3, 8], "scales": [4, 3], "zero": [4, 2], **(shapes or {})}
+    kinds = {"codes": onnx.TensorProto.UINT8, "scales": onnx.TensorProto.FLOAT, "zero": onnx.TensorProto.UINT8}
+    facts = {"K": 40, "N": 4, "bits": 4, "block_size": 16, "accuracy_level": 0, **stated}
+    facts = {name: value for name, value in facts.items() if value is not None}
+    node = onnx.helper.make_node("MatMulNBits", ["a", *dims], ["y"], domain="com.microsoft", **facts)
+    for name, shape in dims.items():
+        model.graph.initializer.append(
+            onnx.helper.make_tensor(name, kinds[name], shape, bytes(prod(shape) * (4 if name == "scales" else 1)), True)
+        )
+    if branch:
+        graph = onnx.helper.make_graph([node], "b", [], [])
+        model.graph.node.append(onnx.helper.make_node("If", ["c"], ["y"], then_branch=graph, else_branch=graph))
+    else:
+        model.graph.node.append(node)
+
+
+def test_codes_of_the_sizes_that_a_file_states_are_read(folder):
+    changed(folder, with_codes)
+    assert read_checked_onnx(folder).operators["MatMulNBits"] == 1
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"shapes": {"codes": [4, 3, 4]}},
+        {"shapes": {"codes": [3, 3, 8]}},
+        {"shapes": {"scales": [4, 2]}},
+        {"shapes": {"scales": [12]}},
+        {"shapes": {"zero": [4, 1]}},
+        {"K": 400},
+        {"K": 0},
+        {"K": -16},
+        {"N": 1 << 40},
+        {"bits": 2},
+        {"bits": 8},
+        {"block_size": 24},
+        {"block_size": 512},
+        {"accuracy_level": 9},
+        {"accuracy_level": None},
+        {"weight_prepacked": 1},
+    ],
+    ids=str,
+)
+def test_codes_of_other_sizes_than_a_file_states_are_refused_before_onnx_runtime_packs_them(folder, odd):
+    changed(folder, lambda model: with_codes(model, **odd))
+    with pytest.raises(Reject, match="weights of MatMulNBits of other sizes"):
+        read_checked_onnx(folder)
+
+
+def test_codes_that_are_no_constants_of_the_graph_are_refused(folder):
+    def variable(model):
+        with_codes(model)
+        model.graph.input.append(onnx.helper.make_tensor_value_info("codes", onnx.TensorProto.UINT8, [4, 3, 8]))
+
+    def twice(model):
+        with_codes(model)
+        model.graph.initializer.append(onnx.helper.make_tensor("codes", onnx.TensorProto.UINT8, [1], b"0", True))
+
+    honest = (folder / FILE).read_bytes()
+    for change in (variable, twice):
+        (folder / FILE).write_bytes(honest)
+        changed(folder, change)
+        with pytest.raises(Reject, match="weights of MatMulNBits of other sizes"):
+            read_checked_onnx(folder)
+
+
+def test_codes_inside_of_a_branch_are_refused(folder):
+    changed(folder, lambda model: with_codes(model, branch=True))
+    with pytest.raises(Reject, match="MatMulNBits inside of a branch"):
         read_checked_onnx(folder)

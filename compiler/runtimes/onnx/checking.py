@@ -1,4 +1,4 @@
-"""An ONNX file read for what it is: standard ops, and weights in the one data file beside it."""
+"""An ONNX file read for what it is: listed ops, and weights in the one data file beside it."""
 
 import mmap
 import os
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.json_errors import first_line
 from ...core.safe_read import MALFORMED, MIB, open_regular, parse_strict_json, read_regular_file
+from .nbits_checking import DOMAIN, OPERATOR, nbits_problem
 from .refusal import rejected_onnx
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ FILE, DATA = f"{NAME}.onnx", f"{NAME}.onnx.data"
 ENCODER, BEGINNING, CONTINUATION = "encoder_model", "decoder_model", "decoder_with_past_model"  # as other hosts have it
 FEATURES = "input_features"  # what an encoder of sounds takes
 DOMAINS = ("", "ai.onnx")
-RUNTIME = {"com.microsoft": ("DynamicQuantizeLSTM",)}  # ONNX Runtime's own, of which int8 needs one: others read files
+# ONNX Runtime's own, of which int8 and codes of grids need one each: others read files.
+RUNTIME = {DOMAIN: ("DynamicQuantizeLSTM", OPERATOR)}
 _NUMBERS = (1, 2, 3, 5, 6, 7, 9, 10, 11)  # onnx.TensorProto: those that torch has, float32 to float64
 _MAX_BYTES = 256 * MIB  # of the graph: weights lie beside it
 _REJECTED_FIELDS = {
@@ -76,6 +78,9 @@ def read_checked_onnx(folder: Path, name: str = NAME) -> OnnxFile:
     foreign = _unsupported_domains(model)
     if foreign or model.functions:
         raise _rejected(path, f"calls ops of {', '.join(foreign) or 'its own functions'}, not of ONNX")
+    problem = nbits_problem(model.graph, nodes(model))
+    if problem:
+        raise _rejected(path, problem)
     external = f"{path.name}.data"
     data = _map_data(path.with_name(external))
     _check_tensor_locations(path, model, len(data))

@@ -28,35 +28,37 @@ from . import seq2seq_export
 from .axes import rename_symbolic_axes
 from .checking import FACTS, NAME, read_checked_onnx
 from .decoder import KEEPS, Decoder
+from .nbits import NBitsWeight, linears_as_matmul_nbits
 from .refusal import cannot_write_onnx
 
 _OPSET = 18  # what torch's exporter translates to itself; later ones are converted
 
 
-def export_onnx(program: Program, folder: Path) -> None:
+def export_onnx(program: Program, folder: Path, nbits: Mapping[str, NBitsWeight]) -> None:
     """`model.onnx` and `model.onnx.data`: a decoder with its cache as inputs and outputs, anything else as it is.
 
-    Of an encoder with a decoder three graphs, each with the file of its weights.
+    Of an encoder with a decoder three graphs, each with the file of its weights. Linear modules at the paths of
+    `nbits` are nodes `MatMulNBits`.
     """
-    model = as_float(program.model)
+    model, facts = as_float(program.model), onnx_artifact_facts(program.model)
     if is_encoder_decoder(model):
         seq2seq_export.refuse_unsupported_encoder_decoder(model)
-        with in_eval_mode(model), torch.no_grad(), _silence_exporter():
+    with in_eval_mode(model), torch.no_grad(), _silence_exporter(), linears_as_matmul_nbits(model, nbits):
+        if is_encoder_decoder(model):
             for graph in seq2seq_export.export_graphs(model):
                 exported = _export_module(graph.module, graph.arguments, graph.shapes, graph.inputs, graph.outputs)
-                _save_quantize_and_check(exported, program.model, folder, graph.name)
-        return
-    with in_eval_mode(model), torch.no_grad(), _silence_exporter():
-        exported = _decoder(model) if decodes(model) else _export_forward(model, tensors_of(program))
-    _save_quantize_and_check(exported, program.model, folder, NAME)
+                _save_and_check(exported, facts, folder, graph.name)
+        else:
+            exported = _decoder(model) if decodes(model) else _export_forward(model, tensors_of(program))
+            _save_and_check(exported, facts, folder, NAME)
 
 
-def _save_quantize_and_check(exported: Any, model: nn.Module, folder: Path, name: str) -> None:
+def _save_and_check(exported: Any, facts: Mapping[str, Any], folder: Path, name: str) -> None:
     for node in exported.model.graph.all_nodes():  # they say whose files lay where
         node.metadata_props.clear()
         node.doc_string = None
     rename_symbolic_axes(exported.model)
-    exported.model.metadata_props[FACTS] = json.dumps(onnx_artifact_facts(model))
+    exported.model.metadata_props[FACTS] = json.dumps(facts)
     exported.save(folder / f"{name}.onnx", external_data=True)
     read_checked_onnx(folder, name)
 

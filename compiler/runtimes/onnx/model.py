@@ -53,7 +53,8 @@ def open_onnx(folder: Path, threads: int | None = None) -> nn.Module:
         is_speech = FEATURES in read_checked_onnx(folder, ENCODER).inputs
         return (open_hearing if is_speech else open_seq2seq)(folder, threads)
     stored = read_checked_onnx(folder)
-    session, tensors = Session(folder / FILE, stored, threads), load_initializers(folder, stored)
+    tensors = load_initializers(folder, stored)  # first: kernels may read weights by the shapes that they state
+    session = Session(folder / FILE, stored, threads)
     if not stored.facts["decodes"]:
         return OnnxModule(session, tensors, stored.facts)
     plan = _vocabulary_and_context(folder, session, stored)

@@ -12,6 +12,7 @@ cannot_write_onnx = Fault(
 rejected_onnx = Fault(
     "refused-onnx",
     "An ONNX file holds something that effc's own don't.\n\n"
-    "It may come from anybody. effc reads files of standard ops whose weights lie in the one data file beside them.",
+    "It may come from anybody. effc reads files of standard ops, and of the few of ONNX Runtime's own that it writes, "
+    "whose weights lie in the one data file beside them.",
     exit="environment",
 )

@@ -98,12 +98,12 @@ def open_seq2seq(
     rows, kind   what asks the graphs, and the model over that
     """
     stored = {name: read_checked_onnx(folder, name) for name in (ENCODER, BEGINNING, CONTINUATION)}
-    sessions = {name: Session(folder / f"{name}.onnx", graph_file, threads) for name, graph_file in stored.items()}
     tensors = {
         f"{name}/{key}": x
         for name, graph_file in stored.items()
         for key, x in load_initializers(folder, graph_file, name).items()
     }
+    sessions = {name: Session(folder / f"{name}.onnx", graph_file, threads) for name, graph_file in stored.items()}
     facts = stored[BEGINNING].facts
     vocabulary = _check_graphs_and_vocabulary(folder, sessions)
     if not 0 <= facts["start"] < vocabulary:

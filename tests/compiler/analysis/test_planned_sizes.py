@@ -47,7 +47,14 @@ QUICK = [
     ("narrow", 'gguf("a", type: q8_0)'),
     *(("narrow", f'gguf("a", type: {kind})') for kind in ("q4_k", "iq4_nl") if find_spec("llama_cpp")),
 ]
-SLOW = [("plain", 'onnx("a")'), ("plain", 'onnx("a", dynamic: int8)'), ("plain", 'pt2("a")'), ("narrow", 'onnx("a")')]
+SLOW = [
+    ("plain", 'onnx("a")'),
+    ("plain", 'onnx("a", dynamic: int8)'),
+    ("grid", 'onnx("a", weights: nbits)'),
+    ("fine", 'onnx("a", weights: nbits)'),
+    ("plain", 'pt2("a")'),
+    ("narrow", 'onnx("a")'),
+]
 
 
 def check_sizes(folder, pipeline, target, format="sparse_int8"):

@@ -25,6 +25,7 @@ from effc.kernels.grid import Grid
 from safetensors.torch import load_file
 
 from tests import tiny, worlds
+from tests.quantised import quantised
 from tests.recipes_in_memory import context_of, recipe_of
 
 torch.set_num_threads(1)
@@ -35,19 +36,6 @@ data rows = synthetic(2, length: 16, seed: 1)
 pipeline small(base) {{ {steps} }}
 emit small {{ {targets} }}
 """
-
-
-def quantised(model, grids):
-    """The program with modules on grids and the note that a quantiser leaves; `grids`: end of a path -> Grid."""
-    program = capture(model)
-    for suffix, grid in grids.items():
-        paths = [path for path, m in model.named_modules() if path.endswith(suffix) and hasattr(m, "weight")]
-        for path in paths:
-            weight = model.get_submodule(path).weight
-            with torch.no_grad():
-                weight.copy_(grid.fit_scales(weight.float()).round(weight.float()))
-        program.note(bits=grid.bits, group=grid.group, symmetric=grid.symmetric, quantized=dict.fromkeys(paths, 0.0))
-    return program
 
 
 def in_dtype(model, dtype):
