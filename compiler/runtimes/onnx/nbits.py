@@ -11,6 +11,7 @@ Source: the operator's text in ONNX Runtime 1.32, docs/ContribOperators.md.
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +92,7 @@ class NBitsLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = weight.k, len(weight.codes)
         # Readers differ in their defaults: OpenVINO has none for the level.
-        self.attributes = {
+        self.attributes: dict[str, Any] = {
             "K": weight.k,
             "N": self.out_features,
             "bits": weight.bits,
