@@ -22,7 +22,7 @@ from effc.compiler.core.fingerprint import machine_facts
 from effc.compiler.driver.api import open_session, plan_all_pipelines
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.transforms.search import importance
-from effc.compiler.transforms.search.reconstruct import DAMPING, Moments, readers, repair_weight
+from effc.compiler.transforms.search.reconstruct import DAMPING, Moments, readers, solve_takeover
 
 from bench.search_cost import write_texts
 
@@ -47,7 +47,7 @@ def program_and_metric_rows(folder: Path):
 def left(weight: torch.Tensor, gram: torch.Tensor, lost: list[int]) -> float:
     """The error of a reader's outputs without some inputs, of their squares."""
     lost.sort()
-    change = repair_weight(weight, gram, [], lost, DAMPING).double() - weight.double()
+    change = solve_takeover(gram, [], lost, DAMPING).apply_to(weight).double() - weight.double()
     gram, weight = gram.double(), weight.double()
     return float(((change @ gram) * change).sum() / ((weight @ gram) * weight).sum())
 

@@ -1,7 +1,7 @@
 """Making zeros in the linear modules of a program: which modules may, which masks fit, and what is said of it."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class Sparsifier(Pass):
 
     keeps = Lossy()
     acts_on = "linear"
-    changes = ("weights",)
+    changes: ClassVar[tuple[str, ...]] = ("weights",)
     divides = "pattern"
     determinism = "deterministic"
 
