@@ -148,7 +148,7 @@ class Reft(nn.Module):
         self.prompts = Prompts()  # until `share_prompt_positions` gives all of a model the same
 
     def forward(self, hidden: Tensor) -> Tensor:
-        if hidden.is_meta:
+        if not self.prompts.on or hidden.is_meta:
             return hidden
         spans = self.prompts.first_and_last_prompt_cells(hidden, self.first, self.last)
         if spans is None:

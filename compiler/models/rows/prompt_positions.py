@@ -36,6 +36,7 @@ class Prompts:
     """
 
     def __init__(self) -> None:
+        self.on = True
         self.mask: Tensor | None = None  # [b] tokens of each prompt
         self.subspace: Tensor | None = None  # [r] or [b, r] bool: which coordinates are active; None: all
         self.shape: tuple[int, int] | None = None
@@ -197,6 +198,20 @@ def prompts(model: nn.Module, lengths: Tensor | None = None, subspace: Tensor | 
         yield
     finally:
         hook.mask, hook.subspace = before
+
+
+@contextmanager
+def without_interventions(model: nn.Module) -> Iterator[None]:
+    """Inside, the model computes what it would without its interventions, bit for bit."""
+    hook = listener(model)
+    before = hook.on if hook else True
+    if hook:
+        hook.on = False
+    try:
+        yield
+    finally:
+        if hook:
+            hook.on = before
 
 
 def head(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.layers.reft import FORMS, Reft, has_identity, interventions, orthonormalize
-from effc.compiler.models.rows.prompt_positions import edited_counts_at_both_ends, prompts
+from effc.compiler.models.rows.prompt_positions import edited_counts_at_both_ends, prompts, without_interventions
 from effc.compiler.plugin.registry import Registry
 from effc.compiler.transforms.editing.interventions import (
     insert_interventions,
@@ -122,11 +122,18 @@ def test_a_constant_target_has_no_identity():
     assert not has_identity("consreft")
 
 
+def test_interventions_that_are_off_leave_logits_to_the_bit():
+    model, ids = tiny.model("llama"), ids_of(2, 9)
+    program = louder(intervened(model))
+    with torch.no_grad(), without_interventions(program.model):
+        assert torch.equal(program.model(ids).logits, model(ids).logits)
+    with torch.no_grad():
+        assert not torch.equal(program.model(ids).logits, model(ids).logits)
+
+
 def test_interventions_come_out_again_and_leave_the_model_as_it_was():
     model, ids = tiny.model("llama"), ids_of(2, 9)
     program = louder(intervened(model))
-    with torch.no_grad():
-        assert not torch.equal(program.model(ids).logits, model(ids).logits)
     remove_interventions(program)
     with torch.no_grad():
         assert torch.equal(program.model(ids).logits, model(ids).logits)
