@@ -38,7 +38,8 @@ class SampledRows(Data):
         return choose_rows(rows, self.samples, self.sampling_seed(ctx))
 
     def identity_facts(self, ctx: Context) -> dict[str, Any]:
-        """All parameters but the path; the seed where it chooses."""
+        """All parameters but the path; the seed where it chooses. Baselines, locks and caches of earlier versions hold
+        the digest of these, so that a new parameter is left out where it has its default."""
         facts = {name: value for name, value in vars(self).items() if name != "path"}
         return facts | {"seed": self.sampling_seed(ctx) if self.samples else 0}
 

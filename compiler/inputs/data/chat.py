@@ -33,6 +33,9 @@ class Chat(SampledRows):
     prompt: str | None = param("Field of the prompt, in place of messages.", default=None)
     response: str | None = param("Field of the response, in place of messages.", default=None)
 
+    def identity_facts(self, ctx: Context) -> dict[str, Any]:
+        return super().identity_facts(ctx) | {"seed": self.sampling_seed(ctx)}
+
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         ids: list[int] = []
         for messages in self._conversations(ctx):

@@ -28,6 +28,10 @@ class Images(SampledRows):
     images: str = param("Name of the tensor of images.", default="images")
     classes: str | None = param("Name of the tensor of classes; rows have none where it is left out.", default=None)
 
+    def identity_facts(self, ctx: Context) -> dict[str, Any]:
+        facts = super().identity_facts(ctx)
+        return {"tensors": [facts.pop("images"), facts.pop("classes")], **facts}
+
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         images = self._read_tensor(self.images, ("U8", "F32"), 4, ctx)
         return self.sample(images.float().div(255) if not images.is_floating_point() else images, ctx)

@@ -31,6 +31,10 @@ class Text(SampledRows):
         "Whether rows begin with the start token; `auto` does what the tokenizer does.", default="auto"
     )
 
+    def identity_facts(self, ctx: Context) -> dict[str, Any]:
+        facts = super().identity_facts(ctx)
+        return facts if self.skip else {name: value for name, value in facts.items() if name != "skip"}
+
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         tokenizer = require_tokenizer(tokenizer, ctx)
         ids = [i for file in self.files(ctx) for i in encode(read_text(file), tokenizer)]
