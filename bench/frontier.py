@@ -225,7 +225,7 @@ def write_json(lines: list[dict], file: Path, threads: int) -> None:
     today = date.today().isoformat()
     earlier = json.loads(file.read_text())["rows"] if file.exists() else []
     raced = {(row["engine"], row["label"]) for row in lines}
-    rows = [r for r in earlier if r["date"] != today or (r["engine"], r["label"]) not in raced]
+    rows = [r for r in earlier if "loss" in r and (r["date"] != today or (r["engine"], r["label"]) not in raced)]
     rows += [row | {"date": today} for row in lines]
     facts = {"model": "SmolLM2-135M-Instruct", "machine": machine, "script": "bench/frontier.py"}
     lines_of_rows = ",\n  ".join(map(json.dumps, rows))

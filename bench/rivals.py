@@ -97,7 +97,8 @@ class OnnxRuntime:
         params = self.genai.GeneratorParams(self.model)
         params.set_search_options(max_length=1280, do_sample=False, min_length=1280)
         generator = self.genai.Generator(self.model, params)
-        generator.append_tokens(ids)
+        if ids:
+            generator.append_tokens(ids)
         return generator
 
     def decode(self, context: list[int]) -> float:
@@ -109,8 +110,10 @@ class OnnxRuntime:
         return (time.perf_counter() - started) / STEPS
 
     def prompt(self, ids: list[int]) -> float:
+        generator = self.generator([])
         started = time.perf_counter()
-        self.generator(ids).generate_next_token()
+        generator.append_tokens(ids)
+        generator.generate_next_token()
         return time.perf_counter() - started
 
     def logits(self, ids: list[int]) -> torch.Tensor:
@@ -147,32 +150,28 @@ class TorchAo:
             if model.config.tie_word_embeddings:  # a table of its own stays as it is; the head is a linear layer
                 model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
             ao.quantize_(model, getattr(ao, form)())
-        self.model, self.step = model, torch.compile(model.forward, mode="max-autotune-no-cudagraphs")
+        self.model = model
+        self.compiled = torch.compile(model.forward, mode="max-autotune-no-cudagraphs", dynamic=False)
 
-    def forward(self, call: Any, ids: list[int], cache: Any, start: int) -> Any:
-        row = torch.tensor([ids])
-        positions = torch.arange(start, start + len(ids))
+    def token(self, call: Any, ids: list[int], cache: Any, start: int) -> int:
+        positions = torch.arange(start, start + len(ids))[None]
+        options = {"position_ids": positions, "past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
         with torch.inference_mode():
-            return call(
-                input_ids=row, position_ids=positions[None], past_key_values=cache, use_cache=True, logits_to_keep=1
-            )
-
-    def start(self, ids: list[int]) -> tuple[int, Any]:
-        cache = self.cache(config=self.model.config, max_cache_len=PROMPT + 64)
-        return int(self.forward(self.model, ids, cache, 0).logits[0, -1].argmax()), cache
+            return int(call(input_ids=torch.tensor([ids]), **options).logits[0, -1].argmax())
 
     def decode(self, context: list[int]) -> float:
-        token, cache = self.start(context)
-        length = len(context)
-        token = int(self.forward(self.step, [token], cache, length).logits[0, -1].argmax())
+        cache = self.cache(config=self.model.config, max_cache_len=CONTEXTS[-1] + 2 * STEPS)
+        token = self.token(self.model, context, cache, 0)
+        token = self.token(self.compiled, [token], cache, len(context))
         started = time.perf_counter()
         for index in range(1, STEPS + 1):
-            token = int(self.forward(self.step, [token], cache, length + index).logits[0, -1].argmax())
+            token = self.token(self.compiled, [token], cache, len(context) + index)
         return (time.perf_counter() - started) / STEPS
 
     def prompt(self, ids: list[int]) -> float:
+        cache = self.cache(config=self.model.config, max_cache_len=PROMPT)
         started = time.perf_counter()
-        self.start(ids)
+        self.token(self.compiled, ids, cache, 0)
         return time.perf_counter() - started
 
     def logits(self, ids: list[int]) -> torch.Tensor:
@@ -255,6 +254,7 @@ def serve(name: str, folder: Path, out: Path, threads: int) -> None:
     contestant = RIVALS[name][0](out, threads)
     ids = [token for row in rows["kjv"] for token in row]
     contestant.decode(ids[: CONTEXTS[0]])
+    contestant.prompt(ids[:PROMPT])
     print("ready", flush=True)
     for turn, line in enumerate(sys.stdin):
         verb, *text = line.split()

@@ -53,11 +53,12 @@ def summary(
         text: [a - b for a, b in zip(scores[text]["nats"], original[text]["nats"], strict=True)] for text in scores
     }
     more = [sum(column) / len(pairs) for column in zip(*pairs.values(), strict=True)]  # rows of texts are independent
-    width = math.sqrt(sum(half_width(pair) ** 2 for pair in pairs.values())) / len(pairs)
+    loss = math.expm1(sum(more) / len(more))
+    width = (1 + loss) * math.sqrt(sum(half_width(pair) ** 2 for pair in pairs.values())) / len(pairs)
     divergence = {text: sum(score["divergence"]) / len(score["divergence"]) for text, score in scores.items()}
     return {
         **{text: round(math.exp(nats), 3) for text, nats in mean.items()},
         "perplexity": round(math.exp(sum(mean.values()) / len(mean)), 3),
-        "loss": [round(math.expm1(sum(more) / len(more)), 5), round(width, 5)],
+        "loss": [round(loss, 5), round(width, 5)],
         "divergence": {text: round(value, 5) for text, value in divergence.items()},
     }

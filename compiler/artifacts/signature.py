@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ...dsl.syntax.diagnostics import Fault
+from ...dsl.syntax.diagnostics import Fault, Reject
 from ..core.cache import write_atomic
 from ..core.safe_read import MALFORMED, read_json
 from .manifest import BUNDLE, SIGNATURES, dump, file_sha256, read_manifest, verify_files
@@ -89,10 +89,14 @@ def sign_artifact(path: Path, secret_file: Path, note: str = "") -> Signature:
 
 
 def _refuse_bundle_of_another_key(path: Path, key: str) -> None:
-    bundle = read_bundle(path)
-    if bundle is not None and bundle.hint != key_digest(key):
+    try:
+        bundle = read_bundle(path)
+        signer = f"the key {bundle.key_id}" if bundle is not None and bundle.hint != key_digest(key) else ""
+    except Reject:
+        signer = "what is no key that effc knows"
+    if signer:
         raise already_signed(
-            f"{path / BUNDLE} is signed by the key {bundle.key_id}, and has one signature",
+            f"{path / BUNDLE} is signed by {signer}, and has one signature",
             help="remove it, or sign beside it with a key of `effc sign --new-key FILE --key-type ed25519`",
         ).rejection()
 

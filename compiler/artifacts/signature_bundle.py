@@ -261,6 +261,8 @@ def signed_files_problem(path: Path, files: SignedFiles) -> str:
 def _content_problem(path: Path, name: str, algorithm: str, digest: str) -> str:
     try:
         refuse_irregular_file(path / name, root=path)
+        if (path / name).resolve() != path.resolve() / name:  # by links one file has any number of names
+            return f"{name} is reached through a link"
         with open_regular(path / name) as file:
             actual = hashlib.file_digest(cast(io.BufferedReader, file), algorithm).hexdigest()
     except OSError:

@@ -100,7 +100,7 @@ def _bundle_checks(path: Path, bundle: Bundle) -> Iterator[TrustCheck]:
         yield from _checks_of_signer(files.key, files.signed, files.provenance if valid else None)
     else:
         yield TrustCheck(
-            "signature", f"by the key {bundle.key_id}, which it is checked with: --require-signature", "note"
+            "signature", f"it names the key {bundle.key_id}; check it by that key: --require-signature", "note"
         )
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from effc.compiler.artifacts.load import verify_signature_and_files
+from effc.compiler.artifacts.manifest import read_manifest
 from effc.compiler.artifacts.signature import find_valid_signer, sign_artifact
+from effc.compiler.artifacts.signature_bundle import read_bundle, read_statement, signed_files_problem
 from effc.compiler.artifacts.signing_keys import key_id, read_trusted_keys, write_key_pair
 from effc.dsl.syntax.diagnostics import Reject
 
@@ -140,7 +143,7 @@ def test_effc_verifies_a_bundle_that_their_tool_wrote_earlier(effc, tmp_path):  
     assert run.code == 0 and json.loads(run.out)["outcome"] == "signed"
     trust = effc("doctor", "--trust", folder, "--format", "json")
     (fact,) = [c["fact"] for c in json.loads(trust.out)["checks"] if c["topic"] == "signature"]
-    assert fact.startswith(f"by the key {json.loads(run.out)['id']}, which it is checked with")
+    assert fact.startswith(f"it names the key {json.loads(run.out)['id']}; check it by that key")
     (folder / "model" / "words.txt").write_text("others")
     assert "words.txt has" in refusal(effc, folder, str(OPENSSF / "release.pub"))
 
@@ -332,6 +335,21 @@ def test_a_second_key_does_not_replace_the_first_ones_bundle(effc, signed, key, 
     assert run.code == 2 and f"signed by the key {key_id(key)}, and has one signature" in run.err
     assert (signed / "model.sig").read_bytes() == before
     assert effc("sign", signed, "--key", "key").code == 0 and (signed / "model.sig").read_bytes() != before
+
+
+def test_a_bundle_that_is_by_no_key_is_not_replaced(effc, signed):  # noqa: F811
+    rewrite(signed / "model.sig", ENVELOPES["certificate"][0])
+    run = effc("sign", signed, "--key", "key")
+    assert run.code == 2 and "signed by what is no key that effc knows" in run.err
+
+
+def test_a_folder_that_links_to_itself_gives_no_file_a_second_name(signed):
+    (signed / "again").symlink_to(signed)
+    name = f"again/{next(name for name in read_manifest(signed).files)}"
+    digest = "sha256", hashlib.sha256((signed / name).read_bytes()).hexdigest()
+    files = read_statement(read_bundle(signed), signed)
+    problem = signed_files_problem(signed, replace(files, digests={**files.digests, name: digest}))
+    assert problem == f"{name} is reached through a link"
 
 
 def test_a_bundle_and_signatures_of_other_keys_stand_beside_each_other(effc, signed, key, tmp_path):  # noqa: F811

@@ -1,5 +1,6 @@
 """Shared by all services of OpenAI's interface: names that fit, answers as events, readers that leave."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -33,7 +34,10 @@ async def sse_events(
     for chunk in answer.opening():
         yield event(chunk)
     last_sent = time.monotonic()
-    async for piece in pieces:
+    async for piece in _with_silence(pieces):
+        if piece is None:
+            yield HEARTBEAT
+            continue
         if piece.error:
             yield event(error_body(piece.error, INVALID if piece.finish == "refused" else "server_error"))
             return
@@ -50,6 +54,20 @@ async def sse_events(
     if with_usage:
         yield event(answer.closing())
     yield DONE
+
+
+async def _with_silence(pieces: AsyncIterator[AnswerChunk]) -> AsyncIterator[AnswerChunk | None]:
+    """Pieces, and None every SILENCE_S until the first one: while a request waits, and its prompt is read."""
+    first = asyncio.ensure_future(anext(pieces, None))
+    try:
+        while not (await asyncio.wait({first}, timeout=SILENCE_S))[0]:
+            yield None
+    finally:
+        first.cancel()  # without effect on one that has come
+    piece = first.result()
+    while piece is not None:
+        yield piece
+        piece = await anext(pieces, None)
 
 
 async def leaving(call: Call) -> None:

@@ -94,4 +94,4 @@ def _token(model: PreTrainedModel, name: str) -> Any:
 
 def _first(value: Any) -> int:
     tokens = value if isinstance(value, list) else [value]
-    return _NO_TOKEN if tokens[0] is None else tokens[0]
+    return next((token for token in tokens if token is not None), _NO_TOKEN)

@@ -185,6 +185,44 @@ def test_a_stream_of_a_call_sends_comments_while_its_text_is_not_complete(monkey
     )
 
 
+def test_a_stream_sends_comments_while_its_prompt_is_read(monkeypatch):
+    monkeypatch.setattr("effc.compiler.apps.serving.stream.SILENCE_S", 0.01)
+
+    async def pieces():
+        await asyncio.sleep(0.1)
+        yield AnswerChunk("a", 1)
+        yield AnswerChunk("b", 1, "stop")
+
+    async def sent():
+        return [line async for line in sse_events(ChatAnswer("m", 1, None), pieces(), with_usage=False)]
+
+    events = asyncio.run(sent())[1:-1]
+    assert events[0] == HEARTBEAT and [e for e in events if e != HEARTBEAT] == events[-2:]
+
+
+def test_a_reader_who_leaves_before_the_first_piece_ends_the_wait():
+    closed = []
+
+    async def pieces():
+        try:
+            await asyncio.sleep(60)
+            yield AnswerChunk("a", 1)
+        finally:
+            closed.append(True)
+
+    async def left():
+        events = sse_events(ChatAnswer("m", 1, None), pieces(), with_usage=False)
+        await anext(events)
+        reading = asyncio.ensure_future(anext(events))
+        await asyncio.sleep(0.05)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        await asyncio.sleep(0.05)
+
+    asyncio.run(asyncio.wait_for(left(), 10))
+    assert closed == [True]
+
+
 # -- tokenizers that are no use for a schema ------------------------------------------------------------------
 
 
