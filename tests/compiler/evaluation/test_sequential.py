@@ -16,7 +16,9 @@ def pools():
     """Differences of rows of 12 tokens of the embedded model in int4: nats a token, and the divergence."""
     model, original, rows = sequential.rounded(sequential.load()), sequential.load(), sequential.windows(12)[:1200]
     torch.set_num_threads(1)
-    return dict(zip(("nats", "divergence"), sequential.differences(model, original, rows), strict=True))
+    return dict(
+        zip(("nats", "divergence"), sequential.nats_and_divergence_differences(model, original, rows), strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", ["nats", "divergence"])
