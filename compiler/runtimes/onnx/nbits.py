@@ -91,7 +91,7 @@ class NBitsLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = weight.k, len(weight.codes)
         # Readers differ in their defaults: OpenVINO has none for the level.
-        self.attributes = {
+        self.attributes: dict[str, Any] = {
             "K": weight.k,
             "N": self.out_features,
             "bits": weight.bits,
