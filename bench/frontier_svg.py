@@ -77,11 +77,11 @@ def drawing(rows: Sequence[dict], others: Sequence[dict], report: dict) -> Itera
 
 def legend(report: dict, other_days: set[str]) -> Iterator[str]:
     engines = engines_of(report["rows"])
-    x = WIDTH - RIGHT - 75 - sum(24 + 8 * len(engine) for engine in engines)
+    x = WIDTH - RIGHT - 62 - sum(24 + 7 * len(engine) for engine in engines)
     for engine in engines:
         yield mark(engine, False, x, 20)
         yield f'<text x="{x + 10}" y="24" fill="{COLORS[engine]}">{engine}</text>'
-        x += 24 + 8 * len(engine)
+        x += 24 + 7 * len(engine)
     yield mark("effc", True, x, 20) + f'<text x="{x + 10}" y="24" fill="#374151">trained</text>'
     late = f"; {', '.join(sorted(other_days))} on another day" if other_days else ""
     yield f'<text x="{LEFT + 120}" y="{TOP - 8}" fill="#6b7280">on {escape(report["machine"] + late)}</text>'

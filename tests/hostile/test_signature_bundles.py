@@ -90,9 +90,6 @@ def refusal(effc, artifact: Path, key: str) -> str:  # noqa: F811
     return error
 
 
-# -- beside their tool ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("key_type", ["p256", "p384", "p521"])
 def test_their_tool_verifies_what_effc_signed_and_sees_every_change(artifact, tmp_path, key_type):
     verifying = pytest.importorskip("model_signing.verifying")
@@ -146,9 +143,6 @@ def test_effc_verifies_a_bundle_that_their_tool_wrote_earlier(effc, tmp_path):  
     assert fact.startswith(f"it names the key {json.loads(run.out)['id']}; check it by that key")
     (folder / "model" / "words.txt").write_text("others")
     assert "words.txt has" in refusal(effc, folder, str(OPENSSF / "release.pub"))
-
-
-# -- files -----------------------------------------------------------------------------------------------------
 
 
 def test_a_signature_lists_every_file_but_those_that_change_later(signed, key):
@@ -206,8 +200,6 @@ def test_a_link_out_of_the_artifact_is_neither_a_signature_nor_a_signed_file(eff
         (signed / name).symlink_to(tmp_path / name)
         assert "is a link that leads out of" in refusal(effc, signed, key)
 
-
-# -- bundles of anybody ------------------------------------------------------------------------------------------
 
 ENVELOPES = {
     "mediaType": (lambda b: b.update(mediaType="application/json"), "no sigstore bundle of version 0.3"),
@@ -315,9 +307,6 @@ def test_a_statement_that_was_edited_is_not_signed(effc, signed, key):  # noqa: 
     assert run.code == 5 and "is of something else" in run.out and "built by" not in run.out
 
 
-# -- keys ----------------------------------------------------------------------------------------------------------
-
-
 def test_a_bundle_by_another_key_is_refused_with_its_id(effc, signed, key, tmp_path):  # noqa: F811
     other = write_key_pair(tmp_path / "other")
     assert f"is signed by the key {key_id(key)}, which is another key" in refusal(effc, signed, other)
@@ -345,11 +334,10 @@ def test_a_bundle_that_is_by_no_key_is_not_replaced(effc, signed):  # noqa: F811
 
 def test_a_folder_that_links_to_itself_gives_no_file_a_second_name(signed):
     (signed / "again").symlink_to(signed)
-    name = f"again/{next(name for name in read_manifest(signed).files)}"
-    digest = "sha256", hashlib.sha256((signed / name).read_bytes()).hexdigest()
+    name = f"again/{next(iter(read_manifest(signed).files))}"
     files = read_statement(read_bundle(signed), signed)
-    problem = signed_files_problem(signed, replace(files, digests={**files.digests, name: digest}))
-    assert problem == f"{name} is reached through a link"
+    files = replace(files, digests={**files.digests, name: ("sha256", "0" * 64)})
+    assert signed_files_problem(signed, files) == f"{name} is reached through a link"
 
 
 def test_a_bundle_and_signatures_of_other_keys_stand_beside_each_other(effc, signed, key, tmp_path):  # noqa: F811
