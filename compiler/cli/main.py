@@ -182,6 +182,7 @@ def _set_library_environment() -> None:
         ("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"),
         ("TOKENIZERS_PARALLELISM", "false"),
         ("HF_HUB_DISABLE_TELEMETRY", "1"),
+        ("ORT_DISABLE_TELEMETRY", "1"),
         ("GOMP_SPINCOUNT", "1000"),
     ):
         os.environ.setdefault(name, value)
