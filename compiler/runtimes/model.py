@@ -390,6 +390,9 @@ class DecoderModel(GenerationMixin, nn.Module):
     def is_remote_code(self) -> bool:
         return False
 
+    def tie_weights(self, *_: Any, **__: Any) -> None:
+        """Tie nothing: the engine reads its files as they are. lm-evaluation-harness calls it of every model."""
+
     def get_experts_implementation(self) -> dict[str, str]:
         """Implementation of experts that torch runs: the engine has its own."""
         return {}

@@ -1,0 +1,1 @@
+"""Models of effc in EleutherAI's lm-evaluation-harness."""
