@@ -164,10 +164,12 @@ class Onnx(Target):
     @classmethod
     def check_folder(cls, folder: Path) -> None:
         from ..runtimes.onnx.checking import graphs_in, load_initializers, read_checked_onnx
+        from ..runtimes.onnx.genai import check_genai_config
 
         check_modules(("onnx",), cls.extra, "an artifact of the target `onnx`")
         for name in graphs_in(folder):
             load_initializers(folder, read_checked_onnx(folder, name), name)
+        check_genai_config(folder)
 
     @classmethod
     def tensors(cls, file: Path) -> "Iterator[tuple[str, torch.Tensor]]":
