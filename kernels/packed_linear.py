@@ -116,12 +116,7 @@ class PackedLinear(Kernel):
 
 
 class PackedLinearInt8(PackedLinear):
-    """Packed linear with int8 weights, a scale per output, and x rounded row by row; sums are exact int32.
-
-    steps   of an input, to either side, between zero and the largest magnitude of its row
-    """
-
-    steps = 127
+    """Packed linear with int8 weights, a scale per output, and x rounded row by row; sums are exact int32."""
 
     @classmethod
     def accepts(cls, n, k, dtype=torch.bfloat16):
@@ -131,7 +126,7 @@ class PackedLinearInt8(PackedLinear):
 
     @classmethod
     def reference(cls, x, packed, bias, n):
-        return matmul_with_rounded_inputs(x, cls.unpack(packed), bias, cls.steps)
+        return matmul_with_rounded_inputs(x, cls.unpack(packed), bias)
 
 
 def _fit(bias: Tensor, n: int) -> Tensor:
@@ -142,14 +137,13 @@ def _fit(bias: Tensor, n: int) -> Tensor:
     return (bias if bias.dtype in _FLOATS else bias.float()).contiguous()
 
 
-def matmul_with_rounded_inputs(x: Tensor, weight: Tensor, bias: Tensor | None, steps: int = 127) -> Tensor:
-    """x @ weight.T + bias with every row of x rounded to so many steps of its largest magnitude."""
+def matmul_with_rounded_inputs(x: Tensor, weight: Tensor, bias: Tensor | None, whole: Tensor | None = None) -> Tensor:
+    """x @ weight.T + bias with every row of x rounded to steps of a 127th of `whole` [..., 1], or of its largest."""
     rows = x.float()
-    largest = rows.abs().amax(-1, keepdim=True) if x.shape[-1] else rows
-    inverse = torch.where(
-        largest > 1e-30, torch.full_like(largest, steps) / largest, 0.0
-    )  # 127 / most is rounded twice
-    y = linear(((rows * inverse).round() * (largest / steps)).double(), weight.double())
+    if whole is None:
+        whole = rows.abs().amax(-1, keepdim=True) if x.shape[-1] else rows
+    inverse = torch.where(whole > 1e-30 / 257, torch.full_like(whole, 127) / whole, 0.0)  # 127 / whole is rounded twice
+    y = linear(((rows * inverse).round() * (whole / 127)).double(), weight.double())
     return (y + (0 if bias is None else bias.double())).to(x.dtype)
 
 

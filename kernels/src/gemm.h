@@ -4,6 +4,8 @@
 
 #if EFFC_LEVEL >= 4
 #include "tile_stream.h"
+#else
+#include "rare_upper.h"
 #endif
 
 namespace {
@@ -32,14 +34,29 @@ struct Panel {
   Panel(uint8_t* all, int part) : weights(all + part * kPanelBytes), sums(weights + kWeights) {}
 };
 
-// Rows of a chunk in blocks of nearly kMost, so that none is left with one or two. A row's lines are in one block.
+// Rows of a chunk in blocks of nearly kMost, so that none is left with one or two. A row's lines are in one block;
+// upper lines that are nearly all zeros are apart from it.
 template <class Format>
 struct RowBlocks {
-  static constexpr int kMost = (kGemmRows + Format::kLines - 1) / Format::kLines;
-  static constexpr int kLess = kMost > 1 ? kMost - 1 : 1, kFewest = kMost > 2 ? kMost - 2 : 1;
+  static constexpr int kLines = Format::kRareUpper ? 1 : Format::kLines;
+  static constexpr int kMost = (kGemmRows + kLines - 1) / kLines;
+  static constexpr int kLess = std::max(kMost - 1, 1), kFewer = std::max(kMost - 2, 1), kFewest = std::max(kMost - 3, 1);
   int64_t rows, count;
   explicit RowBlocks(int64_t rows) : rows(rows), count((rows + kMost - 1) / kMost) {}
   int64_t start(int64_t i) const { return rows * i / count; }
+
+  // act(Rows<M>) for a block of so many rows.
+  template <class Act>
+  static void by_count(int64_t m, Act act) {
+    if (m == kMost)
+      act(Rows<kMost>());
+    else if (m == kLess)
+      act(Rows<kLess>());
+    else if (m == kFewer)
+      act(Rows<kFewer>());
+    else  // 7 rows where at most 6 make a block
+      act(Rows<kFewest>());
+  }
 };
 
 template <class Format>
@@ -91,6 +108,10 @@ struct ManyRows {
       for (int m = 0; m < M; ++m) Format::store_sum(sums + b * between + 64 * m, sum[b][m]);
   }
 
+  // Where the sums of a row and of its lines lie in a panel. Those of rare upper lines lie before all others.
+  static constexpr bool kApart = Format::kRareUpper && EFFC_LEVEL < 4;
+  static constexpr int64_t kRowStep = kApart ? 64 : 64 * kLines, kLineStep = kApart ? 64 * kChunk : 64;
+
   // M lines by N blocks of outputs, whichever form the sums have.
   template <int M, int N>
   void meet(const uint8_t* const* blocks, int64_t from, int64_t tiles, const uint32_t* words,
@@ -100,6 +121,24 @@ struct ManyRows {
     else
       product<M, N>(blocks, tiles * 16, words, sums, Panel::kBetween, from > 0);
   }
+
+#if EFFC_LEVEL < 4
+  // The upper lines of a block of rows that begins at `start`: what is multiplied lies where its first lower line was,
+  // its words behind those of the lower lines.
+  UpperFours upper_fours(int64_t start, int64_t count) const {
+    const int64_t line = line_bytes<Format>(packed.head), tiles = packed.head.tiles;
+    return {prepared + start * row_bytes() + line, words + (start * row_bytes() + count * line) / 4,
+            (tiles + kDepth - 1) / kDepth};
+  }
+
+  template <int M, int N>
+  void meet_upper(int64_t block, const uint8_t* const* blocks, int64_t from, int64_t start, uint8_t* sums) const {
+    for (int b = 0; from == 0 && b < N; ++b)
+      for (int m = 0; m < M; ++m)
+        Format::store_sum(sums + b * Panel::kBetween + 64 * m, Format::excess(packed, block + b));
+    upper_fours(start, M).template multiply<Format, M, N>(from / kDepth, blocks, sums, Panel::kBetween);
+  }
+#endif
 
   template <int N>
   void all_rows([[maybe_unused]] int64_t block, const uint8_t* const* blocks, [[maybe_unused]] const typename Format::Cursor* next,
@@ -118,18 +157,21 @@ struct ManyRows {
                            Panel::kBetween, soon);
     }
 #else
-    const int64_t before = from * x_bytes(packed.head);  // of each row of x
+    const int64_t before = from * x_bytes(packed.head) / (Format::kLines / Lots::kLines);  // of each row's lines
     const Lots blocked(rows);
     for (int64_t i = 0; i < blocked.count; ++i) {
       const int64_t start = blocked.start(i), m = blocked.start(i + 1) - start;
       const uint32_t* block_words = words + start * (row_bytes() / 4) + before / 4 * m;
-      uint8_t* own = sums + 64 * start * kLines;
-      if (m == Lots::kMost)
-        meet<Lots::kMost * kLines, N>(blocks, from, tiles, block_words, own);
-      else if (m == Lots::kLess)
-        meet<Lots::kLess * kLines, N>(blocks, from, tiles, block_words, own);
-      else
-        meet<Lots::kFewest * kLines, N>(blocks, from, tiles, block_words, own);
+      uint8_t* own = sums + start * kRowStep;
+      Lots::by_count(m, [&](auto count) {
+        constexpr int M = decltype(count)::kCount;
+        if constexpr (Format::kRareUpper) {
+          meet_upper<M, N>(block, blocks, from, start, own);
+          meet<M, N>(blocks, from, tiles, block_words, own + kLineStep);
+        } else {
+          meet<M * Format::kLines, N>(blocks, from, tiles, block_words, own);
+        }
+      });
     }
 #endif
   }
@@ -161,8 +203,8 @@ struct ManyRows {
       }
     for (int64_t row = 0; row < rows; ++row)
       for (int b = 0; b < count; ++b) {
-        const uint8_t* own = panel.sums + b * Panel::kBetween + row * kLines * 64;
-        put(call, packed, block + b, first + row, finished<Format>(packed, block + b, own, scales[row]));
+        const uint8_t* own = panel.sums + b * Panel::kBetween + row * kRowStep;
+        put(call, packed, block + b, first + row, finished<Format>(packed, block + b, own, kLineStep, scales[row]));
       }
   }
 
@@ -197,12 +239,15 @@ struct ManyRows {
       }
       const uint8_t* from = job.prepared + start * bytes;
       uint32_t* into = job.words + start * (bytes / 4);
-      if (m == Lots::kMost)
-        interleave<Lots::kMost * kLines>(from, line, m * kLines, into);
-      else if (m == Lots::kLess)
-        interleave<Lots::kLess * kLines>(from, line, m * kLines, into);
-      else
-        interleave<Lots::kFewest * kLines>(from, line, m * kLines, into);
+      Lots::by_count(m, [&](auto count) {
+        constexpr int M = decltype(count)::kCount;
+        if constexpr (Format::kRareUpper) {
+          interleave<M>(from + line, line, bytes, m, into);
+          job.upper_fours(start, M).template list<M>(from, line, bytes, m, 16 * kDepth);
+        } else {
+          interleave<M * Format::kLines>(from, line, line, m * Format::kLines, into);
+        }
+      });
     }
   }
 #endif

@@ -68,6 +68,7 @@ struct Int4 {
   using Sum = Floats;
   static constexpr int kWidth = 2, kLines = 1;
   static constexpr bool kGrouped = true;
+  static constexpr bool kRareUpper = false;
   static constexpr int64_t kTilesFrom = kFewRows;
   static constexpr int64_t kAhead = 8192;
   static Sum none() { return no_floats(); }

@@ -101,11 +101,11 @@ inline void put(const LinearCall& call, const Packed& packed, int64_t block, int
   }
 }
 
-// The outputs of a row, whose sums lie one after another.
+// The outputs of a row; `step` bytes from one line's sums to the next's.
 template <class Format>
-Floats finished(const Packed& packed, int64_t block, const uint8_t* sums, float scale) {
+Floats finished(const Packed& packed, int64_t block, const uint8_t* sums, int64_t step, float scale) {
   typename Format::Sum own[Format::kLines];
-  for (int line = 0; line < Format::kLines; ++line) own[line] = Format::load_sum(sums + 64 * line);
+  for (int line = 0; line < Format::kLines; ++line) own[line] = Format::load_sum(sums + step * line);
   return Format::finish(packed, block, own, scale);
 }
 
@@ -136,13 +136,14 @@ struct FewRows {
   }
 };
 
-// Lines as words of one group each, [groups][M], so that a vector meets its M words side by side.
+// `count` lines of so many bytes, `stride` bytes from one to the next, as words of one group each, [groups][M], so that
+// a vector meets its M words side by side.
 template <int M>
-void interleave(const uint8_t* lines, int64_t bytes, int64_t count, uint32_t* words) {
+void interleave(const uint8_t* lines, int64_t bytes, int64_t stride, int64_t count, uint32_t* words) {
   for (int64_t group = 0; group < bytes / 4; ++group)
 #pragma GCC unroll 16
     for (int line = 0; line < M; ++line)
-      words[group * M + line] = line < count ? word(lines + line * bytes + 4 * group) : 0;
+      words[group * M + line] = line < count ? word(lines + line * stride + 4 * group) : 0;
 }
 
 template <class Format, int M>
@@ -156,22 +157,22 @@ int32_t few_rows(const LinearCall& call, const Packed& packed) {
     uint8_t* into = M == 1 ? reinterpret_cast<uint8_t*>(words) : rows + row * Format::kLines * bytes;
     scales[row] = prepare_row<Format>(call, packed.head, row, into, bytes);
   }
-  if (M > 1) interleave<M>(rows, bytes, lines, words);
+  if (M > 1) interleave<M>(rows, bytes, bytes, lines, words);
   FewRows<Format> job{call, packed, words, scales};
   effc_parallel(parts_for(packed, call.threads, call.rows), FewRows<Format>::template part<M>, &job);
   return kOk;
 }
+
+template <int M>
+struct Rows {
+  static constexpr int kCount = M;
+};
 
 }  // namespace
 
 #include "gemm.h"
 
 namespace {
-
-template <int M>
-struct Rows {
-  static constexpr int kCount = M;
-};
 
 // few(Rows<M>) with the least M that holds the lines of these rows, many() if there is none. Steady: the sums of a row
 // run in one chain, few or many, so they do not depend on how many rows there are.

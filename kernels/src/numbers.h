@@ -55,6 +55,7 @@ struct Bf16 {
   using Sum = Floats;
   static constexpr int kLines = 1;  // rows of bytes that a row of x becomes; each has a sum of its own
   static constexpr bool kGrouped = false;  // whether inputs in groups have scales of their own
+  static constexpr bool kRareUpper = false;  // whether the first of two lines is nearly all zeros
   static constexpr int kWidth = 2;  // bytes of a weight
   static constexpr int64_t kTilesFrom = 1;  // rows that tiles multiply, where there are any
   static Sum none() { return no_floats(); }
@@ -81,6 +82,7 @@ struct Int8 {
   using Sum = Ints;
   static constexpr int kLines = 1;
   static constexpr bool kGrouped = false;
+  static constexpr bool kRareUpper = false;
   static constexpr int kWidth = 1;
   static constexpr int64_t kTilesFrom = 2;
   static Sum none() { return no_ints(); }
@@ -108,9 +110,9 @@ struct Int8 {
   }
 
   // x is code + 128: 128 times the sum of the weights' codes is too much.
+  static Sum excess(const Packed& packed, int64_t block) { return load_sum(packed.at + packed.head.sums_at + 64 * block); }
   static Floats centred(const Packed& packed, int64_t block, Sum sum) {
-    const auto* excess = reinterpret_cast<const int32_t*>(packed.at + packed.head.sums_at + 64 * block);
-    return to_floats(minus(sum, load_ints(excess)));
+    return to_floats(minus(sum, excess(packed, block)));
   }
   static Floats scaled(const Packed& packed, int64_t block, Floats sum, float scale) {
     const auto* scales = reinterpret_cast<const float*>(packed.at + packed.head.scales_at + 64 * block);
@@ -121,18 +123,63 @@ struct Int8 {
   }
 };
 
-// Inputs of 16 bits as a line of upper and one of lower bytes, which meet the same vectors of weights.
+// How many of these exceed `limit`; in runs that fit a sum of 16 bits, so that a compiler counts 32 at once.
+inline int64_t count_above(const uint16_t* bits, int64_t count, uint16_t limit) {
+  int64_t all = 0;
+  for (int64_t from = 0; from < count; from += 4096) {
+    uint16_t some = 0;
+    for (int64_t i = from; i < std::min(from + 4096, count); ++i) some = static_cast<uint16_t>(some + (bits[i] > limit));
+    all += some;
+  }
+  return all;
+}
+
+// A magnitude from `least` to `most` that at most `rare` of the numbers exceed: the smallest such one, or one of them
+// within an eighth of an octave of it. `bits`: memory for as many numbers.
+inline float common_magnitude(const void* x, int32_t x_float, int64_t at, int64_t count, int64_t rare, float least,
+                              float most, uint16_t* bits) {
+  const auto magnitude = [&](int64_t i) {
+    const float value = element(x, x_float, at + i);
+    return word(&value) & 0x7fffffffu;
+  };
+  for (int64_t i = 0; i < count; ++i) bits[i] = static_cast<uint16_t>(magnitude(i) >> 16);
+  uint32_t low = word(&least) >> 16, high = word(&most) >> 16;
+  while (high - low > 16) {
+    const auto middle = static_cast<uint16_t>((low + high) / 2);
+    (count_above(bits, count, middle) <= rare ? high : low) = middle;
+  }
+  uint32_t common = word(&least);
+  const uint32_t above = (high + 1) << 16;
+  for (int64_t i = 0; i < count; ++i) {  // a mask, as a branch here keeps GCC from vectors
+    const uint32_t own = magnitude(i), below = static_cast<uint32_t>(static_cast<int32_t>(own - above) >> 31);
+    common = std::max(common, own & below);
+  }
+  float value;
+  std::memcpy(&value, &common, 4);
+  return value;
+}
+
+// Inputs of 16 bits as a line of upper and one of lower bytes, which meet the same vectors of weights. The step is that
+// of 8 bits for all but the few inputs with the largest magnitudes (the outliers of LLM.int8()): the upper bytes of
+// others are zero, and a product of many rows leaves them out.
 struct Int8Int16 : Int8 {
   static constexpr int kLines = 2;
+  static constexpr bool kRareUpper = true;
+  static constexpr int64_t kRare = 96;          // one in so many inputs may have upper bytes
   static constexpr float kMostCode = 32639.0f;  // 127 * 256 + 127: either half has a sign
 
   // Both lines as code + 128, `bytes` each.
   static float prepare(const void* x, int32_t x_float, int64_t at, int64_t k, uint8_t* into, int64_t bytes) {
     const float most = largest(x, x_float, at, k);
-    const bool any = most > kLeast;
+    if (!(most > kLeast)) {
+      std::memset(into, 128, 2 * bytes);
+      return most - most;
+    }
+    const float common = common_magnitude(x, x_float, at, k, (k + kRare - 1) / kRare, most * (127.0f / kMostCode), most,
+                                          reinterpret_cast<uint16_t*>(into));
     std::memset(into, 128, 2 * bytes);
-    if (any) halves(x, x_float, at, k, kMostCode / most, into, into + bytes);
-    return any ? most / kMostCode : most - most;
+    halves(x, x_float, at, k, 127.0f / common, into, into + bytes);
+    return common / 127.0f;
   }
 
   static Floats finish(const Packed& packed, int64_t block, const Sum* sums, float scale) {

@@ -47,7 +47,7 @@ struct TileStream {
     for (int b = 0; b < N; ++b)
       for (int64_t row = 0; row < rows; ++row)
         put(call, packed, blocks[b], first + row,
-            finished<Format>(packed, blocks[b], sums + b * 2048 + row * Format::kLines * 64, scales[row]));
+            finished<Format>(packed, blocks[b], sums + b * 2048 + row * Format::kLines * 64, 64, scales[row]));
   }
 
   template <int N, bool kLower>

@@ -37,8 +37,8 @@ class Scale(GridPass):
     none where all lose more.
 
     `inputs: int8` also counts what is lost where inputs are rounded token by token, as `native(weights: int8)` and the
-    int8 kernels do: `bits: 8, group: 0, inputs: int8` is for those. `native(weights: int8, inputs: int16)` loses next
-    to nothing of inputs: `bits: 8, group: 0` is for that.
+    int8 kernels do: `bits: 8, group: 0, inputs: int8` is for those. `native(weights: int8, inputs: int16)` loses
+    little of inputs: `bits: 8, group: 0` is for that.
 
     Source: AWQ (Lin et al. 2023, arXiv 2306.00978), section 3.2; SmoothQuant (Xiao et al. 2022, arXiv 2211.10438).
     Powers of two, values of grouped attention, and that the writer's own rounding counts, are own.

@@ -14,7 +14,7 @@ KERNELS = [kernel for kernel in packed.KINDS if kernel != "dense_linear_int4"]  
 
 def share_of(kernel: str) -> float:
     """How far logits may be off: inputs of 8 bits go to the next step where sums of another order differ by little."""
-    return 2**-4 if kernel.endswith("int8") else 2**-6
+    return 2**-4 if "int8" in kernel else 2**-6
 
 
 def ids_of(built: Built, count: int, seed: int = 0) -> list[int]:

@@ -18,7 +18,7 @@ from .plan import Plan, WeightEntry
 class NumberFormats:
     """Number formats of linear layers, unless a pass lowered them, and of the cache.
 
-    weights   `NumberFormat.numbers` of a dense format; `int8_int16` is int8 whose inputs are rounded to 16 bits
+    weights   `NumberFormat.numbers` of a dense format; `int8_int16` is int8 with the inputs' outliers in 16 bits
     group     int4: inputs of an output that share a scale, where a weight is on no grid of other groups
     head      of the layer that makes the logits; "" for what the format of the others says
     kv_cache  of cached keys and values: one of `KV_NUMBERS`

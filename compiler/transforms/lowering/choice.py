@@ -32,8 +32,8 @@ lowering_inaccurate = Fault(
     "lowering-inaccurate",
     "A model whose modules run kernels predicts something else than it did, by more than a recipe allows.\n\n"
     "bfloat16 kernels round what comes in and add in another order; int8 ones round weights and inputs to 127 "
-    "steps (`dense_int8_int16` inputs to 32,639), int4 ones weights to 15. Which modules suffer most stands in the "
-    "note.",
+    "steps (`dense_int8_int16` inputs but for outliers), int4 ones weights to 15. Which modules suffer most stands in "
+    "the note.",
     exit="gate",
 )
 cant_pack = Fault("cant-pack", "A kernel can't take the weight of a module that a recipe lowers.", exit="failure")
