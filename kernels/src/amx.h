@@ -227,19 +227,25 @@ void tile_product(const uint8_t* const* blocks, int64_t tiles, const uint8_t* up
   if (lower && N > 1) TILE_STORE(3, corner, 64);
 }
 
-// All rows, 32 at a time, over tiles `from` on of x; the last ones have tiles with fewer rows.
-template <class Number, int N>
+// All rows, 32 at a time, over tiles `from` on of x; the last ones have tiles with fewer rows. The sums of 32 rows lie in
+// `slots` turns, 2 KiB apart, behind `sums`. done(row, count, sums) follows each 32, after the next product has begun:
+// what a tile stored a moment ago can't be loaded at once.
+template <class Number, int N, class Done>
 void tile_rows(const uint8_t* const* blocks, int64_t from, int64_t tiles, const TileRows& x, uint8_t* sums,
-               int64_t between, Soon<N>& soon) {
+               int64_t slots, int64_t between, Soon<N>& soon, Done done) {
+  const auto at_row = [&](int64_t row) { return sums + row / 32 % slots * 2048; };
   for (int64_t row = 0; row < x.count; row += 32) {
     const int left = static_cast<int>(std::min<int64_t>(32, x.count - row)), upper = std::min(left, 16);
     const int64_t under = left - upper;
     if (row == 0 || left < 32) shape_tiles(upper, left - upper);
     const uint8_t* const at = x.at + row * x.stride;
     const uint8_t* const below = under ? at + 16 * x.stride + from * under * 64 : nullptr;
-    tile_product<Number, N>(blocks, tiles, at + from * upper * 64, upper * 64, below, under * 64, sums + 64 * row,
-                            between, from > 0, soon);
+    tile_product<Number, N>(blocks, tiles, at + from * upper * 64, upper * 64, below, under * 64, at_row(row), between,
+                            from > 0, soon);
+    if (row > 0) done(row - 32, 32, at_row(row - 32));
   }
+  const int64_t last = (x.count - 1) / 32 * 32;
+  done(last, x.count - last, at_row(last));
 }
 
 }  // namespace

@@ -56,12 +56,21 @@ struct Running {
   void take(Floats (&scores)[2][M]) {
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
-      const Floats highest = greater(scores[0][m], scores[1][m]);
-      if (any_above(highest, most[m])) raise(m, top(highest));  // seldom, after the first blocks
-      const Floats base = all(most[m] == -INFINITY ? 0.0f : -most[m]);
-      for (int half = 0; half < 2; ++half) scores[half][m] = exponentials(plus(scores[half][m], base));
-      sums[m] = plus(sums[m], plus(scores[0][m], scores[1][m]));
+      Floats row[2] = {scores[0][m], scores[1][m]};
+      take_row(m, row);
+      for (int half = 0; half < 2; ++half) scores[half][m] = row[half];
     }
+  }
+
+  // Takes 16 scores of one row times N; they become their weights. Scores of minus infinity change no sum.
+  template <int N>
+  void take_row(int m, Floats (&scores)[N]) {
+    Floats highest = scores[0];
+    for (int n = 1; n < N; ++n) highest = greater(highest, scores[n]);
+    if (any_above(highest, most[m])) raise(m, top(highest));  // seldom, after the first blocks
+    const Floats base = all(most[m] == -INFINITY ? 0.0f : -most[m]);
+    for (int n = 0; n < N; ++n) scores[n] = exponentials(plus(scores[n], base));
+    for (int n = 0; n < N; n += 2) sums[m] = plus(sums[m], plus(scores[n], scores[n + 1]));
   }
 
   void close() {

@@ -13,12 +13,14 @@ namespace {
 #if EFFC_LEVEL >= 4
 constexpr int kAtOnce = 2;           // blocks: two columns of tiles
 constexpr int kMostPanelBlocks = 8;  // that meet a slice of x while it is in the second cache
+constexpr int64_t kDepth = 12;       // tiles of 1 KiB: two blocks of them stay in L1 while x passes
 #else
 constexpr int kAtOnce = kGemmBlocks, kMostPanelBlocks = kGemmBlocks;
+constexpr int64_t kDepth = 8;  // tiles of 1 KiB: with 4 blocks a panel of 32 KiB, which stays in L1
 #endif
+constexpr int64_t kGroupedDepth = 8;
 
 constexpr int64_t kChunk = kLinearRows;  // rows that share one unpacking
-constexpr int64_t kDepth = 8;    // tiles of 1 KiB: with 4 blocks a panel of 32 KiB, which stays in L1
 
 // Where a part keeps its things.
 template <class Format>
@@ -74,7 +76,12 @@ struct ManyRows {
   uint8_t* panels;
   int64_t row_bytes() const { return packed.head.tiles * x_bytes(packed.head); }
   int64_t lines() const { return rows * kLines; }
-  int64_t depth() const { return Format::kGrouped ? 64 * kDepth / group_of(packed.head) : kDepth; }
+  int64_t depth() const {
+    if (Format::kGrouped) return 64 * kGroupedDepth / group_of(packed.head);
+    if (EFFC_LEVEL < 4) return kDepth;
+    const int64_t depths = (packed.head.tiles + kDepth - 1) / kDepth;
+    return (packed.head.tiles + depths - 1) / depths;
+  }
 
   // `blocks[b]`: vectors of `groups` groups. words: of these groups.
   template <int M, int N>
@@ -153,8 +160,13 @@ struct ManyRows {
       Soon<N> soon;
       soon.lines = (16 * tiles + steps - 1) / steps;
       for (int b = 0; b < N; ++b) soon.at[b] = next[b].at;
+      const bool last = from + tiles == packed.head.tiles, whole = from == 0 && last;
+      const int64_t between = whole ? 2 * 2048 : Panel::kBetween;
+      const auto done = [&](int64_t line, int64_t count, const uint8_t* own) {  // sums are in the nearest cache
+        if (last) finish(block, N, own, between, line / kLines, count / kLines);
+      };
       tile_rows<Format, N>(blocks, from, tiles, {prepared, line_bytes<Format>(packed.head), lines()}, sums,
-                           Panel::kBetween, soon);
+                           whole ? 2 : kChunk * kLines / 32, between, soon, done);
     }
 #else
     const int64_t before = from * x_bytes(packed.head) / (Format::kLines / Lots::kLines);  // of each row's lines
@@ -201,11 +213,21 @@ struct ManyRows {
           meet_rows<1>(block + b, cursors + b, next, from, panel, sums);
         b += step;
       }
-    for (int64_t row = 0; row < rows; ++row)
+    if (EFFC_LEVEL < 4 || Format::kGrouped) finish(block, count, panel.sums, Panel::kBetween, 0, rows);
+  }
+
+  // Outputs of `count` blocks and some rows of the chunk. Works on copies of what is read: whatever y might overlap
+  // would be read again for each block of each row.
+  void finish(int64_t block, int count, const uint8_t* sums, int64_t between, int64_t from, int64_t number) const {
+    const LinearCall to = call;
+    const Packed weight = packed;
+    for (int64_t row = 0; row < number; ++row) {
+      const float scale = scales[from + row];
       for (int b = 0; b < count; ++b) {
-        const uint8_t* own = panel.sums + b * Panel::kBetween + row * kRowStep;
-        put(call, packed, block + b, first + row, finished<Format>(packed, block + b, own, kLineStep, scales[row]));
+        const uint8_t* own = sums + b * between + row * kRowStep;
+        put(to, weight, block + b, first + from + row, finished<Format>(weight, block + b, own, kLineStep, scale));
       }
+    }
   }
 
 #if EFFC_LEVEL >= 4

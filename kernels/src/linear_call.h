@@ -27,4 +27,4 @@ struct LinearPart {
   int64_t row;            // kReadRow: the output whose weights go to y, float32
   int32_t steady;         // a row's sums do not depend on how many rows there are
 };
-constexpr int64_t kLinearRows = 512, kPanelBytes = 305152;
+constexpr int64_t kLinearRows = 512, kPanelBytes = 315392;

@@ -1,7 +1,7 @@
 // Attention of new tokens over the cache, at the level of this compilation.
 //
-// An item is up to 8 query rows of one run and one key head: a row is a token and a query head of the group.
-// Items are cut into blocks of 32 tokens, and every thread takes as many blocks as the others; what several
+// An item is up to 8 query rows of one run and one key head, on AMX up to 16: a row is a token and a query head of the
+// group. Items are cut into blocks of 32 tokens, and every thread takes as many blocks as the others; what several
 // threads have of one item, the last of them to finish puts together, in the order of the threads.
 #include "int8_attention.h"
 
@@ -12,7 +12,12 @@ namespace {
 using engine::AttendCall;
 using engine::Run;
 
-constexpr int64_t kItemRows = 8;
+constexpr int64_t kItemRows = 8, kFewRows = 4;
+
+// Whether items meet tiles of keys and values, two blocks at a time.
+bool on_tiles(const AttendCall& call) { return EFFC_LEVEL >= 4 && call.numbers != kKvInt8; }
+
+int64_t most_rows(const AttendCall& call) { return on_tiles(call) ? engine::kMostItemRows : kItemRows; }
 
 struct Item {
   const Run* run;
@@ -37,13 +42,13 @@ struct Seen {
 template <class Each>
 int64_t items(const AttendCall& call, Each each) {
   const Step& step = *call.step;
-  const int64_t group = step.heads / step.kv_heads;
+  const int64_t group = step.heads / step.kv_heads, most = most_rows(call);
   int64_t before = 0;
   for (int64_t r = 0; r < call.run_count; ++r) {
     const Run& run = call.runs[r];
     for (int64_t head = 0; head < step.kv_heads; ++head)
-      for (int64_t first = 0; first < run.count * group; first += kItemRows) {
-        const int64_t count = std::min(kItemRows, run.count * group - first);
+      for (int64_t first = 0; first < run.count * group; first += most) {
+        const int64_t count = std::min(most, run.count * group - first);
         const Seen oldest(step, run, first / group), newest(step, run, (first + count - 1) / group);
         const Item item{&run, head, first, count, oldest.low / kTokens, (newest.high - 1) / kTokens + 1};
         each(item, before);
@@ -55,6 +60,10 @@ int64_t items(const AttendCall& call, Each each) {
 
 template <int M>
 struct Attend {
+  static constexpr bool kTiles = M == engine::kMostItemRows;  // and as many rows as the item has
+  struct Nothing {
+    Nothing(int64_t, int64_t) {}
+  };
   const AttendCall& call;
   const Item& item;
   int64_t group, d, value_lanes, key_tiles;
@@ -64,7 +73,7 @@ struct Attend {
                                                       // that is seen whole has one
   const float* near[M];                               // what a score gains at each distance from a row
   int64_t zero[M];                                    // the token of the first of them
-  engine::Int8Attention<M> int8;
+  std::conditional_t<kTiles, Nothing, engine::Int8Attention<M>> int8;
   alignas(64) float values[M * engine::kMostHead];
 
   Attend(const AttendCall& call, const Item& item)
@@ -72,7 +81,7 @@ struct Attend {
         value_lanes((call.step->value_dim + 15) / 16), key_tiles((call.step->head_dim + 31) / 32),
         int8(call.step->head_dim, call.step->value_dim) {
     alignas(64) uint8_t halves[64 * (engine::kMostHead / 32)];
-    for (int64_t m = 0; m < M; ++m) {
+    for (int64_t m = 0; m < (kTiles ? item.count : M); ++m) {
       const int64_t own = std::min(item.first + m, item.first + item.count - 1);
       const Seen seen(*call.step, *item.run, own / group);
       low[m] = seen.low;
@@ -82,36 +91,101 @@ struct Attend {
       near[m] = call.distances ? call.distances + head * call.distance_count : nullptr;
       const int64_t before = call.step->count ? call.distance_count / 2 : call.distance_count - 1;
       zero[m] = item.run->position + own / group - before;
-      if (call.numbers == kKvInt8) {
-        int8.take_query(m, call.q + row * call.q_stride + head * d, d);
-        continue;
-      }
+      if constexpr (!kTiles)
+        if (call.numbers == kKvInt8) {
+          int8.take_query(m, call.q + row * call.q_stride + head * d, d);
+          continue;
+        }
       Bf16::prepare(call.q, 1, row * call.q_stride + head * d, d, halves, 64 * key_tiles);
       for (int64_t tile = 0; tile < key_tiles; ++tile)
         std::memcpy(words + (tile * M + m) * 16, halves + 64 * tile, 64);
     }
   }
 
-  // Scores of 32 tokens: scaled, capped, and -inf where a row does not see the token.
-  void finish(int64_t token, Floats (&scores)[2][M]) const {
+  // A row's scores of 16 tokens from `first` on: scaled, capped, and -inf where it does not see the token.
+  Floats finished(int64_t m, int64_t first, Floats score) const {
     const float cap = call.step->softcap;
-    for (int half = 0; half < 2; ++half)
-      for (int m = 0; m < M; ++m) {
-        scores[half][m] = times(scores[half][m], all(call.step->scale));
-        const int64_t first = token + 16 * half;
-        if (cap == 0 && !call.slopes && !call.distances && first >= low[m] && first + 16 <= high[m]) continue;
-        float own[16];
-        store(own, scores[half][m]);
-        for (int i = 0; i < 16; ++i) {
-          if (cap != 0) own[i] = cap * std::tanh(own[i] / cap);
-          own[i] += slope[m] * static_cast<float>(first + i - high[m] + 1);
-          if (near[m])
-            own[i] += near[m][std::clamp<int64_t>(first + i - zero[m], 0, call.distance_count - 1)];
-          if (first + i < low[m] || first + i >= high[m]) own[i] = -INFINITY;
-        }
-        scores[half][m] = load_floats(own);
-      }
+    score = times(score, all(call.step->scale));
+    if (cap == 0 && !call.slopes && !call.distances && first >= low[m] && first + 16 <= high[m]) return score;
+    float own[16];
+    store(own, score);
+    for (int i = 0; i < 16; ++i) {
+      if (cap != 0) own[i] = cap * std::tanh(own[i] / cap);
+      own[i] += slope[m] * static_cast<float>(first + i - high[m] + 1);
+      if (near[m]) own[i] += near[m][std::clamp<int64_t>(first + i - zero[m], 0, call.distance_count - 1)];
+      if (first + i < low[m] || first + i >= high[m]) own[i] = -INFINITY;
+    }
+    return load_floats(own);
   }
+
+  void finish(int64_t token, Floats (&scores)[2][M]) const {
+    for (int half = 0; half < 2; ++half)
+      for (int m = 0; m < M; ++m) scores[half][m] = finished(m, token + 16 * half, scores[half][m]);
+  }
+
+#if EFFC_LEVEL >= 4
+  // An even block and the next at once, so that few products wait for one before them. A row's sums depend neither on
+  // the rows beside it nor on blocks that it does not see.
+  void tile_blocks(int64_t from, int64_t until, Running<M>& running) const {
+    const uint8_t* room = call.rooms[item.run->sequence] + item.head * call.head_bytes;
+    shape_tiles(static_cast<int>(item.count), static_cast<int>(item.count));
+    for (int64_t block = from; block < until;) {
+      if (block % 2 == 0 && block + 1 < until)
+        tile_block<2>(room + block * call.block_bytes, block * kTokens, running), block += 2;
+      else
+        tile_block<1>(room + block * call.block_bytes, block * kTokens, running), block += 1;
+    }
+  }
+
+  template <int N>
+  void tile_block(const uint8_t* keys, int64_t token, Running<M>& running) const {
+    alignas(64) float scores[2 * N][M][16];
+    alignas(64) uint16_t weights[N][M][kTokens];
+    const int64_t bytes = key_tiles * 1024;  // of 16 keys
+    TILE_ZERO(0);
+    TILE_ZERO(1);
+    if (N > 1) TILE_ZERO(2);
+    if (N > 1) TILE_ZERO(3);
+    for (int64_t tile = 0; tile < key_tiles; ++tile) {
+      const uint8_t *first = keys + tile * 1024, *second = first + call.block_bytes;
+      TILE_LOAD(4, words + tile * 16 * M, 64);
+      TILE_LOAD(6, first, 64);
+      TILE_BF16(0, 4, 6);
+      TILE_LOAD(7, first + bytes, 64);
+      TILE_BF16(1, 4, 7);
+      if (N > 1) {
+        TILE_LOAD(6, second, 64);
+        TILE_BF16(2, 4, 6);
+        TILE_LOAD(7, second + bytes, 64);
+        TILE_BF16(3, 4, 7);
+      }
+    }
+    TILE_STORE(0, scores[0], 64);
+    TILE_STORE(1, scores[1], 64);
+    if (N > 1) TILE_STORE(2, scores[2 * N - 2], 64);
+    if (N > 1) TILE_STORE(3, scores[2 * N - 1], 64);
+    for (int m = 0; m < item.count; ++m) {
+      Floats row[2 * N];
+      for (int n = 0; n < 2 * N; ++n) row[n] = finished(m, token + 16 * n, load_floats(scores[n][m]));
+      running.take_row(m, row);
+      for (int n = 0; n < 2 * N; ++n) store_halves(weights[n / 2][m] + n % 2 * 16, row[n]);
+    }
+    TILE_LOAD(4, weights[0], 64);
+    if (N > 1) TILE_LOAD(5, weights[N - 1], 64);
+    const uint8_t* first = keys + 2 * bytes;
+    for (int64_t lane = 0; lane < value_lanes; ++lane, first += 1024) {
+      float* sums = running.values + lane * M * 16;
+      TILE_LOAD(0, sums, 64);
+      TILE_LOAD(6, first, 64);
+      TILE_BF16(0, 4, 6);
+      if (N > 1) {
+        TILE_LOAD(7, first + call.block_bytes, 64);
+        TILE_BF16(0, 5, 7);
+      }
+      TILE_STORE(0, sums, 64);
+    }
+  }
+#endif
 
   void blocks(int64_t from, int64_t until, Running<M>& running) const {
     AttentionCall shape{};
@@ -137,7 +211,7 @@ struct Attend {
     }
   }
 
-  void write(const float* most, const float* sums, const float* found) const {
+  void write(const float* most, const float* sums, const float* sum) const {
     const Step& step = *call.step;
     for (int64_t m = 0; m < item.count; ++m) {
       const int64_t own = item.first + m, head = item.head * group + own % group;
@@ -147,7 +221,9 @@ struct Attend {
         share = std::exp(most[m] - top) / (sums[m] * std::exp(most[m] - top) + std::exp(sink - top));
       }
       float* to = call.to + (item.run->first + own / group) * call.to_stride + head * step.value_dim;
-      for (int64_t i = 0; i < step.value_dim; ++i) to[i] = found[(i / 16 * M + m) * 16 + i % 16] * share;
+      for (int64_t i = 0; i < step.value_dim; i += 16)
+        for (int64_t n = 0; n < std::min<int64_t>(16, step.value_dim - i); ++n)
+          to[i + n] = sum[(i / 16 * M + m) * 16 + n] * share;
     }
   }
 
@@ -157,12 +233,16 @@ struct Attend {
 
   // Blocks of the item that this part has, of which parts first..last all have some.
   void run(int64_t from, int64_t until, int64_t first, int64_t last) {
+    Running<M> running(values, value_lanes);
 #if EFFC_LEVEL >= 4
     const TileUse use;
-    shape_tiles(M, M);
-#endif
-    Running<M> running(values, value_lanes);
+    if constexpr (kTiles)
+      tile_blocks(from, until, running);
+    else
+      shape_tiles(M, M), blocks(from, until, running);
+#else
     blocks(from, until, running);
+#endif
     running.close();
     if (first == last) return write(running.most, running.sum, values);
     float* own = piece(call.part, call.part == first);
@@ -210,6 +290,10 @@ void attend_item(const AttendCall& call, const Item& item, int64_t from, int64_t
                  const int64_t (&parts)[2]) {
   // The number of rows decides in how many chains a sum runs.
   const int64_t rows = call.steady ? kItemRows : item.count;
+#if EFFC_LEVEL >= 4
+  if (on_tiles(call) && rows > kFewRows)
+    return Attend<engine::kMostItemRows>(call, item).run(from, until, parts[0], parts[1]);
+#endif
   if (rows == 1) return Attend<1>(call, item).run(from, until, parts[0], parts[1]);
   if (rows == 2) return Attend<2>(call, item).run(from, until, parts[0], parts[1]);
   if (rows == 3) return Attend<3>(call, item).run(from, until, parts[0], parts[1]);

@@ -109,7 +109,8 @@ class Engine {
   float* reg(const Turn& turn, int32_t number, int64_t& stride) const;
   void look_ahead(const Schedule& schedule, std::vector<std::vector<Soon>>& soon) const;
   void level(const Turn& turn, int32_t number, int64_t* spent) const;
-  void rows(const Turn& turn, const Step& step) const;
+  void rows(const Turn& turn, const Task* begin, const Task* end) const;
+  void rows(const Turn& turn, const Step& step, int64_t from, int64_t until) const;
   void linear(const Turn& turn, const Task& task) const;
   void linear(const Turn& turn, const Task& task, int64_t from, int64_t count) const;
   void attention(const Turn& turn, const Task& task) const;

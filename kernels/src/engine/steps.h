@@ -31,7 +31,8 @@ struct Pieces {
   struct alignas(64) Count { int32_t done; } *counts;  // [threads]
 };
 constexpr int64_t kMostHead = 512;  // dimensions
-constexpr int64_t kPieceFloats = 8 * (kMostHead + 2) + 16;
+constexpr int64_t kMostItemRows = 16;
+constexpr int64_t kPieceFloats = kMostItemRows * (kMostHead + 2) + 16;
 
 // New tokens of a slot into the cache, or one thread's part of the attention of all rows over it.
 struct AttendCall {

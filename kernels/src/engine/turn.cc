@@ -9,6 +9,8 @@
 namespace engine {
 namespace {
 
+constexpr int64_t kRowsAtOnce = 16;
+
 // Adds the time in which it exists to what a thread spent, if that is kept.
 class Stopwatch {
  public:
@@ -122,13 +124,20 @@ void Engine::work(int thread, void* context) {
 }
 
 void Engine::level(const Turn& turn, int32_t number, int64_t* spent) const {
-  for (const Task& task : turn.schedule.levels[number]) {
-    const Stopwatch watch(spent, static_cast<Spent>(task.work));
-    if (task.work == Work::kRows) rows(turn, steps_[task.step]);
-    if (task.work == Work::kPrepare || task.work == Work::kMultiply) linear(turn, task);
-    if (task.work == Work::kMix) mix(turn, steps_[task.step]);
-    if (task.work == Work::kAppend || task.work == Work::kAttend) attention(turn, task);
-    if (task.work == Work::kScan) scan(turn, steps_[task.step]);
+  const std::vector<Task>& tasks = turn.schedule.levels[number];
+  for (auto task = tasks.begin(); task != tasks.end();) {
+    const Stopwatch watch(spent, static_cast<Spent>(task->work));
+    if (task->work == Work::kRows) {
+      const auto end = std::find_if(task, tasks.end(), [](const Task& t) { return t.work != Work::kRows; });
+      rows(turn, &*task, &*task + (end - task));
+      task = end;
+      continue;
+    }
+    if (task->work == Work::kPrepare || task->work == Work::kMultiply) linear(turn, *task);
+    if (task->work == Work::kMix) mix(turn, steps_[task->step]);
+    if (task->work == Work::kAppend || task->work == Work::kAttend) attention(turn, *task);
+    if (task->work == Work::kScan) scan(turn, steps_[task->step]);
+    ++task;
   }
 }
 
@@ -164,11 +173,20 @@ RowsCall Engine::rows_call(const Turn& turn, const Step& step) const {
   return call;
 }
 
-void Engine::rows(const Turn& turn, const Step& step) const {
-  RowsCall call = rows_call(turn, step);
+// Some rows go through all tasks before the next ones begin: what one task leaves is in a near cache for another.
+void Engine::rows(const Turn& turn, const Task* begin, const Task* end) const {
   const int64_t count = turn.batch.count();
-  call.from = turn.schedule.mirrored ? 0 : count * turn.first_part / plan_.threads;
-  call.until = turn.schedule.mirrored ? count : count * (turn.last_part + 1) / plan_.threads;
+  const int64_t from = turn.schedule.mirrored ? 0 : count * turn.first_part / plan_.threads;
+  const int64_t until = turn.schedule.mirrored ? count : count * (turn.last_part + 1) / plan_.threads;
+  for (int64_t row = from; row < until; row += kRowsAtOnce)
+    for (const Task* task = begin; task != end; ++task)
+      rows(turn, steps_[task->step], row, std::min(until, row + kRowsAtOnce));
+}
+
+void Engine::rows(const Turn& turn, const Step& step, int64_t from, int64_t until) const {
+  RowsCall call = rows_call(turn, step);
+  call.from = from;
+  call.until = until;
   if (turn.schedule.mirrored && turn.thread != 0 && step.to == plan_.logits) return;  // there is one of it
   if (step.op != kEmbedding || weights_[step.weight].form >= kFloat32) {
     rows_at_(call);
