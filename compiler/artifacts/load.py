@@ -146,7 +146,7 @@ def verify_signature_and_files(path: Path, keys: Sequence[str]) -> str:
     """
     from .signature import find_valid_signer, unsigned
 
-    artifact = _artifact_of_path(path)
+    artifact = artifact_of_path(path)
     if artifact is None:
         help = "compile it and sign what is emitted, or leave out --require-signature"
         raise unsigned(f"{path} is no artifact, and artifacts alone are signed", help=help).rejection()
@@ -155,7 +155,7 @@ def verify_signature_and_files(path: Path, keys: Sequence[str]) -> str:
     return key
 
 
-def _artifact_of_path(path: Path) -> Path | None:
+def artifact_of_path(path: Path) -> Path | None:
     """The folder with the manifest that `locate_checkpoint_and_artifact` goes by."""
     candidates = [path]
     if kind_of(path.name):

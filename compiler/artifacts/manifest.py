@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
+from ...dsl.syntax.render import on_a_line, short
 from ..core.safe_read import MALFORMED, MANIFEST, irregular_file, read_json, refuse_irregular_file
 from .form_losses import Account
 from .manifest_form import check_manifest_form, is_profile
@@ -345,6 +346,18 @@ def hashed_files(path: Path) -> dict[str, Path]:
 def is_hidden(part: str) -> bool:
     """Whether a name in a path keeps what lies there from being hashed and loaded."""
     return part.startswith(".") or part == "__pycache__"
+
+
+def uncovered_files_text(path: Path) -> str:
+    """Sentence about the files and folders of an artifact that no hash and no signature covers; "" without any."""
+    hidden = (p.relative_to(path) for p in sorted(path.rglob("*")) if is_hidden(p.name))
+    names = [p.as_posix() for p in hidden if not any(map(is_hidden, p.parts[:-1]))]
+    if not names:
+        return ""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return (
+        f"no hash and no signature covers {on_a_line(short(', '.join(names[:3])))}{more}, and effc opens none of them"
+    )
 
 
 def file_sha256(file: Path) -> str:

@@ -10,7 +10,7 @@ from ...dsl.syntax.diagnostics import Reject
 from ...dsl.syntax.render import short
 from ..core.safe_read import MALFORMED, read_json
 from .load import handling_of
-from .manifest import Manifest, hashed_files, read_manifest, verify_files
+from .manifest import Manifest, hashed_files, read_manifest, uncovered_files_text, verify_files
 from .provenance import origin_text
 from .signature import is_valid_signature, read_signatures
 from .signature_bundle import Bundle, read_bundle, read_statement, signed_files_problem
@@ -29,17 +29,20 @@ class TrustCheck:
 
 
 def all_trust_checks(path: Path, check_forms: Callable[[Path, Manifest], list[str]]) -> list[TrustCheck]:
-    """Run every check of an artifact: hashes, forms, signatures, files, config, recipe and folders. Raises Reject where
+    """Run every check of an artifact: signatures, hashes, forms, files, config, recipe and folders. Raises Reject where
     there is no manifest to go by.
 
     check_forms    reads the forms as `effc verify` does, and returns them
     """
     manifest = read_manifest(path)
+    signatures = list(_signature_checks(path))  # before any other file is read
     hashes = _hashes(path, manifest)
+    uncovered = uncovered_files_text(path)
     checks = [
+        *signatures,
         hashes,
+        *([TrustCheck("uncovered", uncovered, "note")] if uncovered else ()),
         *(_form_checks(path, manifest, check_forms) if hashes.state == "ok" else ()),
-        *_signature_checks(path),
         *_file_checks(path),
         *_config_checks(path),
         *_recipe(manifest),
@@ -53,9 +56,8 @@ def _hashes(path: Path, manifest: Manifest) -> TrustCheck:
         verify_files(path, manifest)
     except Reject as rejection:
         return TrustCheck("files", rejection.diagnostics[0].message, "bad")
-    return TrustCheck(
-        "files", f"{len(manifest.files)} have the content that the manifest records, and there are no others"
-    )
+    fact = f"{len(manifest.files)} have the content that the manifest records, and effc opens no others"
+    return TrustCheck("files", fact)
 
 
 def _form_checks(

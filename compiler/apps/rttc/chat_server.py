@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
 
 from ....dsl.syntax.diagnostics import Reject
+from ...runtimes.finite_logits import REASON, logits_not_finite
 from ..serving.answers import AnswerBuilder, ChatAnswer
 from ..serving.body import add_text_routes
 from ..serving.chat import prompt_too_long
@@ -129,6 +130,8 @@ class GuidedServer:
             code = (
                 "context_length_exceeded" if diagnostic.fault == prompt_too_long else diagnostic.slug.replace("-", "_")
             )
+            if diagnostic.fault == logits_not_finite:
+                raise ErrorResponse(500, REASON, code=code) from rejection
             raise ErrorResponse(400, diagnostic.message, "messages", code) from rejection
         except Exception as error:  # whatever it is, the next queries may fare better
             raise ErrorResponse(500, write_down(call, traceback_location(error)), code="failed") from error

@@ -12,6 +12,7 @@ from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
 from ....dsl.syntax.diagnostics import Fault
 from ...models.checkpoints.generation_config import as_tokens
 from ...models.rows.inputs import device_of
+from ...runtimes.finite_logits import FiniteLogits
 from ...runtimes.model import DecoderModel
 from ..serving.chat import prompt_too_long
 from ..serving.text import StopStrings
@@ -126,7 +127,7 @@ def generate_rows(
         max_new_tokens=max(one.max_tokens for one in streams),
         eos_token_id=list(eos_ids) or None,
         pad_token_id=pad,
-        logits_processor=LogitsProcessorList([_SampledTokens(settings)]),
+        logits_processor=LogitsProcessorList([FiniteLogits("the model"), _SampledTokens(settings)]),
         stopping_criteria=StoppingCriteriaList([_Finished(streams, on_end)]),
         prompt_lookup_num_tokens=draft_tokens or None,
     )

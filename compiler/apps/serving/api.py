@@ -90,6 +90,8 @@ class Service:
         def hear(index: int, piece: AnswerChunk) -> None:
             if piece.finish == "failed":
                 piece = replace(piece, error=write_down(call, piece.error))
+            elif piece.finish == "logits_not_finite":
+                call.state.fault = piece.finish
             loop.call_soon_threadsafe(pieces.put_nowait, replace(piece, index=index))
 
         seeded = [replace(r, seed=(r.seed + number) % 2**64) for r, number in product(requests, range(choices))]

@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers import LogitsProcessorList
 
 from ....dsl.syntax.diagnostics import Fault
 from ...artifacts.openers.export import Exported
 from ...models.rows.chat_template import render_template_or_reject
 from ...models.rows.inputs import device_of
 from ...models.rows.packed_inputs import is_speech_encoder_decoder
+from ...runtimes.finite_logits import FiniteLogits
 from .text import TextDecoder
 
 prompt_too_long = Fault("prompt-too-long", "A prompt has more tokens than the model has positions.", exit="usage")
@@ -62,6 +64,7 @@ class ChatSession:
     temperature  0 takes the likeliest token each time, so that an answer can be had again
     seed         of the sampling; every answer starts from it
     draft_tokens  of the conversation's own n-grams, that the model verifies at once at most
+    label        of the model, in sentences
     """
 
     model: Any
@@ -70,6 +73,7 @@ class ChatSession:
     temperature: float = 0.0
     seed: int = 0
     draft_tokens: int = 0
+    label: str = "the model"
     history: list[Message] = field(default_factory=list)
 
     def __post_init__(self):
@@ -138,6 +142,7 @@ class ChatSession:
             "pad_token_id": pad,
             "num_beams": 1,  # beams are no stream
             "do_sample": self.temperature > 0,
+            "logits_processor": LogitsProcessorList([FiniteLogits(self.label)]),
         }
         if self.draft_tokens:
             chosen["prompt_lookup_num_tokens"] = self.draft_tokens

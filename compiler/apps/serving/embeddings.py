@@ -152,9 +152,13 @@ class EmbeddingService:
     async def _embed(self, batch: Sequence[int], rows: Sequence[list[int]]) -> Tensor:
         async with self._lock:
             try:
-                return await asyncio.to_thread(self._forward, [rows[i] for i in batch])
+                vectors = await asyncio.to_thread(self._forward, [rows[i] for i in batch])
             except Reject as rejection:  # tokens that a native artifact can't have inside of a text
                 raise ErrorResponse(400, rejection.diagnostics[0].message, "input") from rejection
+        if not vectors.isfinite().all():
+            reason = "the model's states are NaN or infinite behind this text, so that it has no vector"
+            raise ErrorResponse(500, reason, code="states_not_finite")
+        return vectors
 
     @torch.inference_mode()
     def _forward(self, rows: Sequence[list[int]]) -> Tensor:

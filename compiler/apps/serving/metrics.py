@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _SHARES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-_FINISH_REASONS = ("stop", "length", "cancelled", "failed", "refused")
+_FINISH_REASONS = ("stop", "length", "cancelled", "failed", "refused", "logits_not_finite")
 TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 

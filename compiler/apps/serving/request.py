@@ -13,7 +13,7 @@ from .grammar import Matcher
 from .logit_edits import LogitEdits
 from .text import StopStrings, TextDecoder
 
-Finish = Literal["", "stop", "length", "cancelled", "failed", "refused"]
+Finish = Literal["", "stop", "length", "cancelled", "failed", "refused", "logits_not_finite"]
 
 _BEFORE = 6  # tokens of a prompt that the first of the answer are decoded behind
 
@@ -74,7 +74,7 @@ class AnswerChunk:
 
     n_cached  tokens of the prompt that were known from a request before
     index   of the choice, where a request has several
-    error   of one that "failed" what broke, for the log and nobody else; of one that was "cancelled" or "refused" why
+    error   of one that "failed" what broke, for the log and nobody else; of others that have one why
     """
 
     text: str

@@ -10,7 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from ...runtimes.decoder import Decoder
+from ...runtimes.finite_logits import REASON
 from ...runtimes.sequence_pool import SequencePool
 from ...runtimes.speculation import CallCosts
 from .errors import traceback_location
@@ -227,8 +230,8 @@ class Scheduler:
     def _score_prompt(self, job: Job, logits: Any) -> None:
         try:
             job.observe_prompt(logits)
-        except Exception as error:  # logits that are no numbers
-            self._finish_job(job, "failed", traceback_location(error))
+        except Exception as error:
+            self._finish_broken_job(job, error, logits)
 
     def _draft(self, batch: Sequence[tuple[Job, list[int]]]) -> dict[Job, list[int]]:
         """Tokens that may follow those of answers, which the call verifies; none where it reads prompts too."""
@@ -288,8 +291,8 @@ class Scheduler:
         except GrammarError as error:
             self._finish_job(job, "refused", str(error))
             return
-        except Exception as error:  # logits that are no numbers, or none that this request can be drawn by
-            self._finish_job(job, "failed", traceback_location(error))
+        except Exception as error:
+            self._finish_broken_job(job, error, logits)
             return
         self.metrics.new_tokens.inc(min(1, job.count))  # one that ends behind its prompt has none
         if starting and job.count:
@@ -300,13 +303,22 @@ class Scheduler:
         elif piece.text or piece.tokens:
             self._notify(job, piece)
 
+    def _finish_broken_job(self, job: Job, error: Exception, logits: Tensor) -> None:
+        """End a request that broke: by the model's logits [..., vocabulary], or by what it asks for."""
+        if logits.amax(-1).isfinite().all():
+            self._finish_job(job, "failed", traceback_location(error))
+        else:
+            self._finish_job(job, "logits_not_finite", REASON)
+
     def _finish_job(self, job: Job, finish: Finish, error: str = "", piece: AnswerChunk | None = None) -> None:
         """Free the place of a request, then say that it has ended."""
         if job in self._running:
             self._running.remove(job)
             assert job.sequence is not None, "what runs has a sequence"
             self._crop(job)
-            self._free.release(job.sequence, () if finish == "failed" else job.known, job.request.owner)
+            self._free.release(
+                job.sequence, () if finish in ("failed", "logits_not_finite") else job.known, job.request.owner
+            )
             job.sequence = None
         else:
             self._waiting.remove(job)

@@ -298,7 +298,7 @@ def make_verb(
                 _refuse_control_characters({**arguments, **vars(shared)})
                 if keys := arguments.pop(_SIGNED.name, ()):
                     object.__setattr__(shared, "signed_by", tuple(keys))
-                    _verify_signers([arguments[name] for name in signed_arguments or ()], keys)
+                    _verify_signers([arguments[name] for name in signed_arguments or ()], keys, shared.screen)
                 return run(shared=shared, **arguments) or 0
             except BaseException as error:
                 raise VerbException(error, shared) from error
@@ -340,13 +340,27 @@ def _refuse_unknown_choices(shared: SharedFlags, formats: tuple[str, ...]) -> No
             raise typer.BadParameter(f"`{name} {value}` is not known here: {', '.join(legal)}")
 
 
-def _verify_signers(values: Sequence[Any], keys: Sequence[str]) -> None:
-    """Raises Reject for an artifact, or for the folder of `NAME=FOLDER`, that none of the keys signed."""
+def _verify_signers(values: Sequence[Any], keys: Sequence[str], screen: Screen) -> None:
+    """Raises Reject for an artifact, or for the folder of `NAME=FOLDER`, that none of the keys signed; notes files that
+    no signature covers."""
     from ...artifacts.load import verify_signature_and_files
 
     for value in values:
         for path in [Path(value)] if isinstance(value, (str, Path)) else value:
-            verify_signature_and_files(Path(path if isinstance(path, Path) else path.partition("=")[2]), keys)
+            artifact = Path(path if isinstance(path, Path) else path.partition("=")[2])
+            verify_signature_and_files(artifact, keys)
+            note_uncovered_files(artifact, screen)
+
+
+def note_uncovered_files(artifact: Path, screen: Screen) -> str:
+    """Note which files of an artifact, or of that which a form belongs to, no hash covers; the sentence, "" without."""
+    from ...artifacts.load import artifact_of_path
+    from ...artifacts.manifest import uncovered_files_text
+
+    uncovered = uncovered_files_text(artifact_of_path(artifact) or artifact)
+    if uncovered:
+        screen.note(f"{artifact}: {uncovered}")
+    return uncovered
 
 
 SPOKEN = ("prompt", "sets")  # what a model is told, and values that the recipe's own check reads

@@ -148,17 +148,20 @@ def _print_skeletons(summaries: "list[tuple[str, Skeleton]]", shared: SharedFlag
 def _print_layer_reductions(location: str, shared: SharedFlags) -> None:
     """Draw what each layer of an artifact lost, if anything."""
     from ...analysis.planning.layer_profile import draw_layer_bars
-    from ...artifacts.manifest import read_manifest
+    from ...artifacts.load import locate_checkpoint_and_artifact
     from ...artifacts.search_summary import search_summary_lines
     from ...driver.models import is_artifact
 
-    if Path(location).is_dir() and is_artifact(Path(location)):
-        manifest = read_manifest(Path(location))
-        for line in search_summary_lines(manifest.steps):
-            shared.screen.answer(f"\nsearched: {line}")
-        profile = manifest.profile
-        if profile and profile["before"] != profile["after"]:
-            shared.screen.answer("\n" + draw_layer_bars(profile["before"], profile["after"]))
+    path = Path(location)
+    artifact = locate_checkpoint_and_artifact(path)[1] if path.is_dir() and is_artifact(path) else None
+    if artifact is None:
+        return
+    manifest = artifact[1]
+    for line in search_summary_lines(manifest.steps):
+        shared.screen.answer(f"\nsearched: {line}")
+    profile = manifest.profile
+    if profile and profile["before"] != profile["after"]:
+        shared.screen.answer("\n" + draw_layer_bars(profile["before"], profile["after"]))
 
 
 def _labelled_skeletons(location: str, shared: SharedFlags) -> "list[tuple[str, Skeleton]]":

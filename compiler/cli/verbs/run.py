@@ -98,7 +98,7 @@ def _run_chat(
     draft_tokens = opened.model.draft_tokens if isinstance(opened.model, DecoderModel) else 0
     models = {"": opened.model, **copies_with_adapters(opened.model, opened.label, folders)}
     by_name = {
-        name: ChatSession(model, opened.tokenizer, max_new_tokens, temperature, shared.seed, draft_tokens)
+        name: ChatSession(model, opened.tokenizer, max_new_tokens, temperature, shared.seed, draft_tokens, location)
         for name, model in models.items()
     }
     chat_session = AdapterChats(by_name) if adapters else by_name[""]

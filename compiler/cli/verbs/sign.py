@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ...artifacts.signing_keys import KEY_TYPES
-from .flags import SharedFlags, make_verb
+from .flags import SharedFlags, make_verb, note_uncovered_files
 from .options import argument, option
 
 _folder = argument("ARTIFACT", "A folder that `effc compile` wrote.")
@@ -55,11 +55,15 @@ def register(app: typer.Typer) -> None:
         if verify_key:
             from ...artifacts.load import verify_signature_and_files
 
-            return _print_signer(shared, "signed", verify_signature_and_files(artifact, verify_key), artifact)
+            signer = verify_signature_and_files(artifact, verify_key)
+            note_uncovered_files(artifact, shared.screen)
+            return _print_signer(shared, "signed", signer, artifact)
         from ...artifacts.signature import sign_artifact
 
         assert key is not None, "what is left"
-        return _print_signer(shared, "signed", sign_artifact(artifact, key, note).key, artifact)
+        signature = sign_artifact(artifact, key, note)
+        note_uncovered_files(artifact, shared.screen)
+        return _print_signer(shared, "signed", signature.key, artifact)
 
 
 def _print_signer(shared: SharedFlags, outcome: str, key: str, path: Path) -> None:

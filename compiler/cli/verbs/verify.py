@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .flags import SharedFlags, make_verb
+from .flags import SharedFlags, make_verb, note_uncovered_files
 from .options import argument, option
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def register(app: typer.Typer) -> None:
         signed = verify_signature_and_files(artifact, verify_key) if verify_key else ""
         manifest = read_manifest(artifact)
         forms = check_artifact_files(artifact, manifest, shared.cache_folder)
+        uncovered = note_uncovered_files(artifact, shared.screen)
         if shared.format == "json":
             return shared.screen.answer_json(
                 "verify",
@@ -45,6 +46,7 @@ def register(app: typer.Typer) -> None:
                 forms=forms,
                 files=len(manifest.files),
                 signed_by=signed or None,
+                uncovered=uncovered,
             )
         message = f"ok: {count_text(len(manifest.files), 'file')} as the manifest has them"
         message += f", forms {', '.join(forms)}" if forms else ""

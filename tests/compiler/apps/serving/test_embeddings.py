@@ -243,6 +243,23 @@ def test_texts_that_wait_are_bounded_and_none_is_computed_for_a_client_that_left
     asyncio.run(leave())
 
 
+def test_states_that_are_no_numbers_are_an_error_of_the_server_and_others_are_embedded():
+    class Odd(torch.nn.Module):
+        def forward(self, input_ids, attention_mask):
+            states = input_ids[..., None].float().expand(-1, -1, 4)
+            return {"last_hidden_state": states.masked_fill(input_ids[..., None] == 9, torch.nan)}
+
+    service = EmbeddingService("e", Odd(), SimpleNamespace(pad_token_id=0), "mean", 80, 300)
+
+    async def run():
+        async with client_of(service) as client:
+            odd = await client.post("/v1/embeddings", json={"model": "e", "input": [[7], [9]]})
+            assert odd.status_code == 500 and odd.json()["error"]["code"] == "states_not_finite"
+            assert (await client.post("/v1/embeddings", json={"model": "e", "input": [7]})).status_code == 200
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
 def test_a_decoder_whose_kind_has_no_base_model_is_no_encoder():
     sizes = {"hidden_size": 16, "intermediate_size": 16, "intermediate_size_mlp": 16, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 2}

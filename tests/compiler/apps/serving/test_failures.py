@@ -2,12 +2,14 @@
 
 import io
 import json
+import queue
 
 import pytest
 from effc.compiler.apps.serving.access_log import AccessLog
 from effc.compiler.apps.serving.api import Service, make_openai_application
 from effc.compiler.apps.serving.guard import Admission, Guard
 from effc.compiler.apps.serving.limits import Limits
+from effc.compiler.apps.serving.request import Request
 from effc.compiler.apps.serving.scheduler import Scheduler
 from starlette.testclient import TestClient
 
@@ -41,3 +43,48 @@ def test_a_model_that_breaks_is_told_by_an_id_whose_line_in_the_log_has_the_plac
     assert "no room" not in answer.text and "MemoryError" not in answer.text
     assert line["request"] == "mine-7" and line["fault"].startswith("MemoryError at test_scheduler.py:")
     assert "no room" not in line["fault"]
+
+
+def asked_behind_a_break(model, tokenizer, **more):  # noqa: F811
+    """Answers to a request whose logits are no numbers and to the next one, what was counted, and the log's lines."""
+    runner = Seen(model, 2)
+    scheduler = Scheduler(runner, tokenizer, ())
+    client, lines, log = guarded(
+        make_openai_application(Service("m", scheduler, tokenizer, CONTEXT, runner.vocabulary))
+    )
+    with client:
+        body = {"model": "m", "prompt": "ab", "max_tokens": 2}
+        runner.odd = 0
+        odd = client.post("/v1/completions", json={**body, **more})
+        runner.odd = None
+        following = client.post("/v1/completions", json=body)
+        count = scheduler.metrics.requests.labels("logits_not_finite")._value.get()
+    log.close()
+    return odd, following, count, [json.loads(line) for line in lines.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize("more", [{}, {"temperature": 0}, {"echo": True, "logprobs": 1}, {"logprobs": 1}])
+@pytest.mark.parametrize("stream", [False, True])
+def test_logits_that_are_no_numbers_are_an_error_of_the_server_in_a_sentence_and_others_go_on(
+    model,  # noqa: F811
+    tokenizer,  # noqa: F811
+    stream,
+    more,
+):
+    odd, following, count, lines = asked_behind_a_break(model, tokenizer, stream=stream, **more)
+    event = odd.text.strip().split("\n\n")[-1].removeprefix("data: ") if stream else odd.text
+    error = json.loads(event)["error"]
+    assert error["type"] == "server_error" and error["message"].startswith("the model's logits are NaN or infinite")
+    assert odd.status_code == (200 if stream else 500) and error["code"] == (None if stream else "logits_not_finite")
+    assert following.status_code == 200 and count == 1
+    assert [line.get("fault") for line in lines] == ["logits_not_finite", None]
+
+
+def test_logits_that_are_numbers_and_forbid_every_token_are_no_fault_of_the_model(model, tokenizer):  # noqa: F811
+    runner = Seen(model, 2)
+    scheduler, pieces = Scheduler(runner, tokenizer, ()), queue.Queue()
+    scheduler.start()
+    bias = dict.fromkeys(range(runner.vocabulary), float("-inf"))
+    scheduler.submit(Request((5, 6), 2, bias=bias), pieces.put)
+    assert pieces.get(timeout=30).finish == "failed"
+    scheduler.stop()

@@ -236,3 +236,42 @@ def test_doctor_tells_a_form_that_effc_would_refuse(effc, tmp_path):  # noqa: F8
     run = effc("doctor", "--trust", str(tmp_path / "kinds" / "int4"), "--format", "json")
     states = {c["topic"]: c["state"] for c in json.loads(run.out)["checks"]}
     assert run.code == 5 and (states["files"], states["forms"]) == ("ok", "bad")
+
+
+def test_files_that_no_hash_covers_are_named_wherever_an_artifact_is_checked(effc, signed, keys):  # noqa: F811
+    assert "covers" not in (clean := effc("verify", signed, "--require-signature", keys[1])).out + clean.err
+    for name in (".env", ".git/config", "native/.cache/x", "native/__pycache__/y.pyc", "native/.a\x1b[2J\nforged"):
+        (signed / name).parent.mkdir(parents=True, exist_ok=True)
+        (signed / name).write_text("x")
+    fact = "no hash and no signature covers .env, .git, native/."
+    for command in (
+        ("verify", signed),
+        ("verify", signed, "--require-signature", keys[1]),
+        ("sign", signed, "--require-signature", keys[1]),
+        ("inspect", signed, "--require-signature", keys[1]),
+        ("inspect", signed / "native", "--require-signature", keys[1]),
+        ("doctor", "--trust", signed),
+    ):
+        run = effc(*command)
+        said = run.out + run.err
+        assert run.code == 0 and fact in said and " and 2 more, and effc opens none of them" in said, said
+        assert "\x1b[2J" not in said and "\nforged" not in said
+    assert json.loads(effc("verify", signed, "--format", "json").out)["uncovered"].startswith(fact)
+    checks = json.loads(effc("doctor", "--trust", signed, "--format", "json").out)["checks"]
+    topics = [check["topic"] for check in checks]
+    assert topics.index("signature") < topics.index("files") < topics.index("uncovered")
+    assert "no others" not in json.dumps(checks) or "effc opens no others" in json.dumps(checks)
+
+
+def test_doctor_checks_the_signature_before_it_reads_the_files_that_are_signed(effc, signed, keys):  # noqa: F811
+    reading, watching = [], True
+
+    def watch(event, args):  # hooks stay until the process ends
+        if watching and event == "open":
+            reading.append(str(args[0]))
+
+    sys.addaudithook(watch)
+    effc("doctor", "--trust", signed, "--format", "json")
+    watching = False
+    files = [name.removeprefix(f"{signed}/") for name in reading if name.startswith(f"{signed}/")]
+    assert files.index("signatures.json") < min(i for i, name in enumerate(files) if name.startswith("native/"))
