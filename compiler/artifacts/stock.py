@@ -23,7 +23,7 @@ from ..models.checkpoints.pretrained import pretrained
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_WIDTHS = re.compile(r"inner|intermediate|ffn|head|state|expand|experts|width|dim|size")
+_WIDTHS = re.compile(r"inner|intermediate|ffn|head|state|expand|experts|width|dim|size|d_model|embd")
 _FIXED = re.compile(r"layers?$|_layer$|vocab|token|position|max_|window|version|seed")
 _LONGEST_SEARCH = 24
 _REFUSALS = (
@@ -148,7 +148,7 @@ def stock_differences(model: nn.Module, candidate_config: Any, untouched: Mappin
         for name, tensor in tensors.items()
         if name in stock_tensors and tensor.shape != stock_tensors[name].shape
     ]
-    return result + list(_differing_modules(model, stock_module, untouched))
+    return [*result, *_differing_modules(model, stock_module, untouched), *_read_widths(model, candidate_config)]
 
 
 def stock_model(model_class: "type[PreTrainedModel]", config: Any, dtype: Any) -> nn.Module:
@@ -182,7 +182,8 @@ def _differing_modules(
             yield f"{path} is a {type(module).__name__}, not a {type(stock_modules[path]).__name__}"
         else:
             values, stock_values = module_numbers(module, model.config), module_numbers(stock_modules[path], None)
-            stale = {n: v for n, v in untouched.get(path, {}).items() if n not in _reads(module)}
+            sizes = {n: v for n, v in untouched.get(path, {}).items() if type(v) is int}  # buffers are made of factors
+            stale = {n: v for n, v in sizes.items() if n not in _reads(module)}
             yield from (
                 f"{path}.{name} is {value}, by the config it is {stock_values[name]}"
                 for name, value in values.items()
@@ -239,12 +240,30 @@ def _agreed_config_values(model: nn.Module, config: Any) -> dict[str, Any]:
 
 
 def _with_stated_head_dim(config: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Fewer heads keep their width: it must be said, as it would follow from their number."""
-    if "num_attention_heads" not in changes or getattr(config, "head_dim", None) is not None:
+    """Heads keep their width, where they are fewer or the stream is narrower: it must be said, as it would follow."""
+    decisive = {"num_attention_heads", _stream_width_name(config)}
+    if decisive.isdisjoint(changes) or getattr(config, "head_dim", None) is not None:
         return dict(changes)
     if type(getattr(config, "hidden_size", None)) is not int:  # stages of several widths
         return dict(changes)
     return {**changes, "head_dim": config.hidden_size // config.num_attention_heads}
+
+
+def _stream_width_name(config: Any) -> str:
+    """Name under which a config keeps the width of the residual stream: `n_embd`, `d_model`."""
+    return type(config).attribute_map.get("hidden_size", "hidden_size")
+
+
+def _read_widths(model: nn.Module, candidate_config: Any) -> Iterator[str]:
+    """Modules that compute with the width of the stream as a config says it, as some scale what they embed."""
+    name = _stream_width_name(candidate_config)
+    if vars(candidate_config).get(name) == vars(model.config).get(name):
+        return
+    yield from (
+        f"{path or type(module).__name__} computes with `{name}` of its config"
+        for path, module in model.named_modules()
+        if "config" in vars(module) and not {name, "hidden_size"}.isdisjoint(_reads(module) - vars(module).keys())
+    )
 
 
 def _candidate_config_changes(model: nn.Module, config: Any) -> Iterator[dict[str, Any]]:

@@ -111,8 +111,9 @@ class Pass(Plugin):
     """Changes a program. May assume a legal one, must leave a legal one, owes nothing in between.
 
     keeps          Close(atol) or Lossy()
-    acts_on        what `on:` selects: "channels", "heads", "kv_heads", "experts", "branches", "layers", "linear" or
-                   ""; of state-space mixers: "ssm" (whole blocks), "scans", "ssm_heads", "ssm_channels", "ssm_state"
+    acts_on        what `on:` selects: "channels", "heads", "kv_heads", "experts", "branches", "layers", "linear",
+                   "width" (the residual stream) or ""; of state-space mixers: "ssm" (whole blocks), "scans",
+                   "ssm_heads", "ssm_channels", "ssm_state"
     everywhere     what it selects without `on` lies outside of the layers, too: output heads
     divides        the parameter whose number divides the inputs of every module, 0 for all, or whose pattern of zeros
                    ("2:4") does; rank_param: the one that is no larger than hidden states are wide, or whose numbers are

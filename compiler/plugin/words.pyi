@@ -414,6 +414,16 @@ class prune:
         search: With a score: try what may be best, or everything.
         """
     @staticmethod
+    def hidden(*, keep: str | Value, data: str | Value | None = ..., reorder: Literal['l1', 'norms', 'wanda'] | Value | None = ..., repair: bool | Value = ..., align: int | Value = ...) -> Value:
+        """Make the residual stream narrower.
+
+        keep: Share of the stream's channels, or of all parameters, that stays.
+        data: Rows on which channels are ranked, and what reads them refitted.
+        reorder: Which channels go first: by weights, by what norms give, or by the share of the readers' outputs that comes through them; wanda with data, else l1.
+        repair: With data, refit what reads the channels that go.
+        align: The width is a multiple of this.
+        """
+    @staticmethod
     def multi(*, remove: str | Value, score: str | Value = ..., split: dict[str, float] | Value | None = ..., order: Sequence[Literal['blocks', 'channels', 'heads']] | Value = ..., reorder: Literal['l1', 'wanda', 'obs'] | Value | None = ..., group: int | Value = ..., heads: int | Value = ..., width_score: str | Value | None = ..., machine: str | Value | None = ..., check: str | Value | None = ..., on: str | Value | None = ..., search: Literal['racing', 'exact'] | Value = ..., rank: Literal['ratio', 'loss'] | Value | None = ..., estimate: Literal['none', 'taylor'] | Value = ..., together: int | Value = ..., repair: bool | Value | None = ..., data: str | Value | None = ..., overshoot: bool | Value = ..., clock: str | Value = ...) -> Value:
         """Prune blocks, MLP channels and attention heads, whatever the model misses least.
 

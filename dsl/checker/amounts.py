@@ -58,7 +58,7 @@ def report_invalid_amount(
         return
     elif kind in ("branches", "layers", "ssm", "scans"):
         _report_invalid_layer_amount(stage, name, value, selectable, selected, build)
-    elif kind == "channels":
+    elif kind in ("channels", "width"):
         _report_invalid_width_amount(stage, name, value, selected, build)
     elif kind in _ITEMS:
         _report_invalid_item_amount(stage, kind, name, value, selected, build)

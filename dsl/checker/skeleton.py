@@ -7,7 +7,7 @@ Made once per config on the meta device by `compiler/analysis/discovery/discover
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["channels", "heads", "kv_heads", "experts", "ssm_heads", "ssm_channels", "ssm_state"]
+Kind = Literal["channels", "heads", "kv_heads", "experts", "ssm_heads", "ssm_channels", "ssm_state", "width"]
 FORMAT = 1
 
 
@@ -107,9 +107,10 @@ class Skeleton:
     tied: tuple[tuple[str, ...], ...] = ()  # tensors that are one storage; the first one counts
     opaque: tuple[tuple[str, str], ...] = ()  # (module path, reason): captured only as a leaf
     scans: tuple[Scan, ...] = ()  # those that are left
+    stream: Group | None = None  # channels of the residual stream, through all layers; None where they can't go
     # hidden, vocab, positions, dtype, causal_lm, layers, layer_class, head_dim; of the config, whatever
     # single layers have: heads, kv_heads, active_experts; refused: [module path, why it can't be narrowed];
-    # stays: [site of a branch, why it can't be removed]
+    # stays: [site of a branch, why it can't be removed]; fixed_stream: why `stream` is None
     facts: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @property
@@ -126,7 +127,7 @@ class Skeleton:
     def to_json(self) -> dict:
         data = {"format": FORMAT, **asdict(self)}
         data["groups"] = [{n: v for n, v in g.items() if n != "multiple" or v > 1} for g in data["groups"]]
-        return data if self.scans else {name: value for name, value in data.items() if name != "scans"}
+        return {name: value for name, value in data.items() if value or name not in ("scans", "stream")}
 
     @staticmethod
     def from_json(data: dict) -> "Skeleton":
@@ -139,8 +140,9 @@ class Skeleton:
 
         parts = tuple(Part(p["path"], p["kind"], deep(p["tensors"])) for p in data["parts"])
         branches = tuple(Branch(**{k: deep(v) for k, v in b.items()}) for b in data["branches"])
-        groups = tuple(
-            Group(
+
+        def group(g: dict) -> Group:
+            return Group(
                 g["site"],
                 g["kind"],
                 g["count"],
@@ -150,17 +152,17 @@ class Skeleton:
                 g["readers"],
                 g.get("multiple", 1),
             )
-            for g in data["groups"]
-        )
+
         scans = tuple(Scan(**{k: deep(v) for k, v in s.items()}) for s in data.get("scans", ()))
         return Skeleton(
             data["model_type"],
             parts,
             deep(data["units"]),
             branches,
-            groups,
+            tuple(map(group, data["groups"])),
             deep(data["tied"]),
             deep(data["opaque"]),
             scans,
+            group(data["stream"]) if "stream" in data else None,
             dict(data["facts"]),
         )

@@ -46,6 +46,7 @@ NOUNS = {
     "parts": "residual branches, channels and heads",
     "layers": "layers",
     "linear": "linear modules",
+    "width": "the residual stream",
     "ssm": "state-space blocks",
     "scans": "scans of state-space mixers",
     "ssm_heads": "scans with heads",
@@ -124,6 +125,10 @@ def selectable_parts_of_step(stage: Stage, skeleton: Skeleton) -> Selectable:
     if kind in ("ssm_heads", "ssm_channels", "ssm_state"):
         groups = tuple(g for g in skeleton.groups if g.kind == kind)
         return Selectable(kind, tuple(g.site for g in groups), groups)
+    if kind == "width":
+        return (
+            Selectable(kind, (skeleton.stream.site,), (skeleton.stream,)) if skeleton.stream else Selectable(kind, ())
+        )
     if kind == "scans":
         return Selectable(kind, tuple(s.site for s in skeleton.scans))
     if kind == "ssm":
@@ -154,6 +159,13 @@ def _absent_parts_diagnostic(stage: Stage, candidates: Selectable, skeleton: Ske
     relevant = stays or [r for r in refusals if narrows and is_reason_for(r, candidates.kind, skeleton)]
     unread = [r for r in refusals if r[0] in dict(skeleton.opaque)]
     lack, note = "which the model doesn't have", ""
+    if candidates.kind == "width":
+        return nothing_to_select(
+            f"`{stage.word.name}` works on {candidates.noun}, which keeps its width in this model",
+            stage.call.span,
+            note=skeleton.facts.get("fixed_stream") or "",
+            help="narrow what is inside of layers: `prune.channels`, `prune.heads`",
+        )
     if candidates.groups == () and (relevant or unread):
         path, reason = (relevant or unread)[0]
         note = f"`{path}`: {because(skeleton, path, reason)}"

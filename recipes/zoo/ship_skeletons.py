@@ -11,17 +11,14 @@ from pathlib import Path
 
 from effc.compiler.analysis.discovery.structure import find_skeleton
 from effc.compiler.core.settings import Settings
+from effc.compiler.driver.models import resolve_origin
 from effc.compiler.inputs.sources.zoo import zoo
-from effc.compiler.plugin.context import Context
-from effc.compiler.plugin.registry import Registry
-from effc.dsl.checker.recipe import Invocation
 
 
 def found(name: str) -> str:
     """The skeleton of a zoo model as JSON."""
     with tempfile.TemporaryDirectory() as cache:
-        ctx = Context(Settings(Path(cache)), None, Path(), Registry(), None, Path(cache))
-        origin = ctx.shelf.make("model", Invocation("zoo", {"name": name})).resolve(ctx)
+        origin = resolve_origin(f"zoo:{name}", Settings(Path(cache)))
         return json.dumps(find_skeleton(origin).to_json(), separators=(",", ":")) + "\n"
 
 

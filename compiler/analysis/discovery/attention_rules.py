@@ -110,6 +110,11 @@ def masked(rules: "NodeRules") -> Tensor:
     return rules.label_pointwise(list(tensors_in(rules.args)))
 
 
+def padded(rules: "NodeRules") -> Tensor:
+    """Hidden states [b, t, d] times a mask [b, t] of what is no padding."""
+    return rules.args[0]
+
+
 def sampled_positions(rules: "NodeRules") -> Tensor:
     """Of x [b, t, d] some positions, for which logits are wanted: any of them stands for all."""
     x = rules.args[0]
@@ -125,6 +130,7 @@ def mask(rules: "NodeRules") -> Tensor | None:
 RULES = {
     "mask": mask,
     "masked": masked,
+    "padding": padded,
     "slice_logits": sampled_positions,
     "attention": label_attention,
     "cache_update": cache_update,

@@ -117,7 +117,7 @@ def with_width_multiple(group: Group, model: nn.Module) -> Group:
     """A group of the widths of packed experts says of how many channels the product of all experts at once takes
     multiples; one that has another width is not computed so."""
     multiple = 1
-    for member in group.members if group.kind == "channels" and not group.per_block else ():
+    for member in group.members if group.kind in ("channels", "width") and not group.per_block else ():
         size, step = sum(n for _, n in member.segments), grouped_matmul_width_step(model, member.tensor, member.axis)
         multiple = math.lcm(multiple, step // math.gcd(size, step))
     return replace(group, multiple=multiple) if multiple > 1 and group.count % multiple == 0 else group

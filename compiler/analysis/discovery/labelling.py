@@ -3,7 +3,7 @@
 labels.py runs a graph on them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -78,7 +78,11 @@ class Attention:
 
 @dataclass
 class Labelling:
-    """Labels of one unit, filled by a run over its graph. `values` holds the labels of every node."""
+    """Labels of one unit, filled by a run over its graph. `values` holds the labels of every node.
+
+    norms_couple  whether channels under one norm live and die together; not where the norm is narrowed with them
+    inner_graphs  graphs of modules that are one node of the graph, by path below the unit
+    """
 
     claims: list[AxisLabels] = field(default_factory=list)
     attentions: list[Attention] = field(default_factory=list)
@@ -90,6 +94,8 @@ class Labelling:
     edges: list[np.ndarray] = field(default_factory=list)  # each [2, n]: labels that belong together
     chosen: list[tuple[np.ndarray, int]] = field(default_factory=list)  # labels of which values pick some, of how many
     output: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # labels of what is returned
+    norms_couple: bool = True
+    inner_graphs: Mapping[str, fx.Graph] = field(default_factory=dict)
 
     def fresh(self, size: int) -> Tensor:
         self.count += size

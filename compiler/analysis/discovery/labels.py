@@ -42,9 +42,9 @@ from .labelling import (
 _MISFITS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError)
 
 
-def label_graph(graph: fx.Graph, root: nn.Module, stream: str | None) -> Labelling:
+def label_graph(graph: fx.Graph, root: nn.Module, stream: str | None, out: Labelling | None = None) -> Labelling:
     """Run the graph of the unit `root` on labels; `stream` names the placeholder of the residual stream, if any."""
-    out = Labelling()
+    out = out or Labelling()
     result = GraphRun(out, root, stream=stream).run(graph)
     label_sets = [x.numpy().ravel() for x in tensors_in(result)]
     out.output = np.unique(np.concatenate(label_sets)) if label_sets else out.output
@@ -123,6 +123,8 @@ class NodeRules:
             return self.node
         if not isinstance(member, nn.Parameter) and not member.is_floating_point():
             return unlabelled_like(member.shape)
+        if member.ndim == 0:
+            return unlabelled_like(())
         if member.ndim == 1:
             return self.claim("", 0, self.out.fresh(len(member)))
         return packed_rules.label_weight(self, member)
@@ -164,6 +166,9 @@ class NodeRules:
     def label_pointwise(self, inputs: list[Tensor]) -> Any:
         if not inputs:
             return unlabelled_like(self.node.meta.get("shape"))
+        wide = [x for x in inputs if not _is_one_channel(x)]
+        if any(x.ndim and x.shape[-1] > 1 for x in wide):  # a gate of one row scales all channels and ties none
+            inputs = wide
         labels = inputs[0]
         for other in inputs[1:]:
             self.out.couple(labels, other)
@@ -230,6 +235,10 @@ class NodeRules:
             self.out.couple(self.claim("weight", 0, self.out.fresh(len(module.weight))), x.movedim(1, -1))
             return x
         reason = ""
+        if self.node.meta.get("role") == "rotary_embedding":
+            return attention_rules.mask(self)
+        if (inner := self.out.inner_graphs.get(self.path)) is not None:
+            return self.run.inside(inner, module, self.path, self.args, self.kwargs)
         if self.node.meta.get("role") in ("experts", "router") or overrides_forward(module):
             graph, reason = trace_leaf_module(module, self.node, self.args, self.kwargs)
             if graph is not None:
@@ -255,8 +264,12 @@ class NodeRules:
         return rows.expand(*x.shape[:-1], -1)
 
     def norm(self, x: Tensor, module: nn.Module) -> Tensor:
-        """A norm's statistics run over the axes of its weight: what shares them can't be parted."""
+        """A norm's statistics run over the axes of its weight: what shares them can't be parted, unless it follows."""
         weight = next(module.parameters(), None)
+        if not self.out.norms_couple and all(p.shape == x.shape[-1:] for p in module.parameters()):
+            for name, _ in module.named_parameters():
+                self.claim(name, 0, x.reshape(-1, x.shape[-1])[0])
+            return x
         for axis in range(1, 1 + (weight.ndim if weight is not None else 1)):
             self.out.couple_along(x, -axis)
         return x
@@ -282,6 +295,11 @@ class NodeRules:
 
 
 _LEAVES = {**attention_rules.RULES, **image_rules.RULES, **packed_rules.RULES}
+
+
+def _is_one_channel(x: Tensor) -> bool:
+    """Whether all positions hold one number of one channel."""
+    return x.ndim > 1 and x.shape[-1] == 1 and bool((x == x.flatten()[:1]).all()) and bool((x > NO_LABEL).any())
 
 
 def _is_plain(node: fx.Node) -> bool:

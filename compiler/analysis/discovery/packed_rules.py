@@ -60,6 +60,8 @@ def label_function_of_weight(rules: "NodeRules", name: str) -> Any:
         return label_product(rules, name)
     if name in POINTWISE:
         return label_elementwise(rules, parameters)
+    if name in ("cat", "concat", "concatenate"):
+        return label_concatenation(rules)
     return block_pruning_of_parameters(rules, parameters, name)
 
 
@@ -147,6 +149,28 @@ def label_elementwise(rules: "NodeRules", parameters: list[Weight]) -> Tensor | 
     return x
 
 
+def label_concatenation(rules: "NodeRules") -> Tensor:
+    """Parameters beside activations along an axis of positions, as a token for a whole image is: the same channels."""
+    axis = rules.kwargs.get("dim", rules.args[1] if len(rules.args) > 1 else 0)
+    pieces = list(rules.args[0])
+    channels = next(x for x in pieces if isinstance(x, Tensor)).narrow(axis, 0, 1)
+    for i, w in enumerate(pieces):
+        if isinstance(w, Weight):
+            rules.out.couple(channels, channels_of_weight(rules, w).narrow(axis, 0, 1))
+            shape = list(w.axes[0].shape)
+            pieces[i] = channels.expand(*shape[:axis], shape[axis], *shape[axis:][1:])
+    return torch.cat(pieces, axis)
+
+
+def channels_of_weight(rules: "NodeRules", w: Weight) -> Tensor:
+    """The labels of a parameter's last axis; its other axes count positions."""
+    position, labels = next((i, axis) for i, axis in enumerate(w.axes) if varies(axis, -1))
+    if any(varies(axis, -1) for axis in w.axes[position + 1 :]):
+        raise ValueError("several axes of a parameter lie along one")
+    claim(rules, w, position)
+    return labels
+
+
 def couple_weights_along(rules: "NodeRules", w: Weight, axis: int, labels: Tensor) -> None:
     """Couple the labels at each position along an axis with the parameter there."""
     for position, axis_labels in enumerate(w.axes):
@@ -213,8 +237,17 @@ def couple_gathered_axis(rules: "NodeRules") -> Any:
     return x.expand(rules.node.meta["shape"])
 
 
+def label_embedding(rules: "NodeRules") -> Any:
+    """Rows of a parameter, looked up by a function."""
+    arguments = {**dict(zip(("input", "weight"), rules.args, strict=False)), **rules.kwargs}
+    w = arguments["weight"]
+    claim(rules, w, 1)
+    return w.rows[1].expand(*arguments["input"].shape, -1)
+
+
 RULES = {
     "topk": label_topk,
+    "embedding": label_embedding,
     "gather": couple_gathered_axis,
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), label_convolution),
 }

@@ -31,9 +31,9 @@ def keep_skeleton(origin: Origin, settings: Settings, skeleton: Skeleton) -> Non
 def find_skeleton(origin: Origin) -> Skeleton:
     """Capture a model without weights and look at its graphs."""
     from ...ir.capture.meta_capture import capture_on_meta
-    from .discover import skeleton_of
+    from .streams import with_stream
 
-    return skeleton_of(capture_on_meta(origin))
+    return with_stream(capture_on_meta(origin))
 
 
 def _skeleton_key(origin: Origin) -> str:

@@ -253,6 +253,9 @@ def affected_paths(skeleton: Skeleton, pass_: Pass, call: Invocation) -> tuple[s
         return tuple(s.site for s in scans(skeleton, on))
     if acts_on in ("channels", "heads", "kv_heads", "experts", "ssm_heads", "ssm_channels", "ssm_state"):
         return tuple(g.site for g in groups(skeleton, acts_on, on))
+    if acts_on == "width":
+        members = skeleton.stream.members if skeleton.stream else ()
+        return tuple(dict.fromkeys(m.tensor.rpartition(".")[0] for m in members))
     if acts_on == "linear":
         return tuple(p.path for p in (parts if pass_.everywhere else inner_parts)(skeleton, on))
     return ()

@@ -31,9 +31,19 @@ def describe_change(before: Skeleton, after: Skeleton, notes: Sequence[Mapping[s
     ]
     # A packed weight is its own, also where it was tied: the skeleton counts it twice, the model has it once.
     removed = 0 if _lowered(before, after) else shrink.params(before) - shrink.params(after)
-    parts = [p for p in (_removed_counts_text(before, after), f"{signed(-removed)} params" if removed else "") if p]
+    parts = []
+    if width := _widths(before, after):
+        rows.append(f"residual stream {width[0]} -> {width[1]} channels")
+        parts.append(f"-{width[0] - width[1]} stream channels")
+    parts += [p for p in (_removed_counts_text(before, after), f"{signed(-removed)} params" if removed else "") if p]
     parts += [f"{100 * note['sparsity']:.1f} % zeros" for note in notes if "sparsity" in note]
     return Change(", ".join(parts) or "values only", tuple(rows))
+
+
+def _widths(before: Skeleton, after: Skeleton) -> tuple[int, int] | None:
+    """Widths of the residual stream, where it is narrower."""
+    width, width_after = before.facts.get("hidden"), after.facts.get("hidden")
+    return (width, width_after) if width and width_after and width_after < width else None
 
 
 def _removed_counts_text(before: Skeleton, after: Skeleton) -> str:

@@ -184,6 +184,7 @@ def _keep_modules(skeleton: Skeleton, is_alive: Callable[[str], bool]) -> Skelet
         skeleton,
         parts=tuple(p for p in skeleton.parts if is_alive(p.path)),
         groups=tuple(left for g in skeleton.groups if (left := _trim_group(g, is_alive)) is not None),
+        stream=skeleton.stream and _trim_group(skeleton.stream, is_alive),
         tied=tuple(same for same in tied if len(same) > 1),
         opaque=tuple(entry for entry in skeleton.opaque if is_alive(entry[0])),
         scans=tuple(s for s in skeleton.scans if is_alive(s.site)),
@@ -232,15 +233,8 @@ def _rename_modules(skeleton: Skeleton, new_path_of: Callable[[str], str]) -> Sk
             replace(b, site=new_path_of(b.site), unit=new_path_of(b.unit), parts=tuple(map(new_path_of, b.parts)))
             for b in skeleton.branches
         ),
-        groups=tuple(
-            replace(
-                g,
-                site=new_path_of(g.site),
-                members=tuple(replace(m, tensor=new_path_of(m.tensor)) for m in g.members),
-                attributes=tuple((new_path_of(path), attribute, per) for path, attribute, per in g.attributes),
-            )
-            for g in skeleton.groups
-        ),
+        groups=tuple(_renamed_group(g, new_path_of) for g in skeleton.groups),
+        stream=skeleton.stream and _renamed_group(skeleton.stream, new_path_of),
         tied=tuple(tuple(map(new_path_of, same)) for same in skeleton.tied),
         opaque=tuple((new_path_of(path), reason) for path, reason in skeleton.opaque),
         scans=tuple(
@@ -252,6 +246,15 @@ def _rename_modules(skeleton: Skeleton, new_path_of: Callable[[str], str]) -> Sk
             )
             for s in skeleton.scans
         ),
+    )
+
+
+def _renamed_group(group: Group, new_path_of: Callable[[str], str]) -> Group:
+    return replace(
+        group,
+        site=new_path_of(group.site),
+        members=tuple(replace(m, tensor=new_path_of(m.tensor)) for m in group.members),
+        attributes=tuple((new_path_of(path), attribute, per) for path, attribute, per in group.attributes),
     )
 
 

@@ -20,7 +20,7 @@ def skeleton_key(config: Mapping[str, Any], transformers_version: str) -> str:
     folder = Path(__file__).parents[2]
     sources = [
         source_hash(folder / name)
-        for name in ("ir/capture/capture.py", "analysis/discovery/discover.py", "transforms/editing/rehearsed.py")
+        for name in ("ir/capture/capture.py", "analysis/discovery/streams.py", "transforms/editing/rehearsed.py")
     ]
     return digest([FORMAT, dict(config), transformers_version, sources])
 

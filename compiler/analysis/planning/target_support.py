@@ -12,7 +12,7 @@ from ...plugin.interfaces import Lossy
 from ...plugin.target import Target
 
 # What a step acts on that leaves every kind of module in place: no such step makes a model what a target takes.
-_STAYING = ("linear", "channels", "heads", "kv_heads", "experts", "ssm_heads", "ssm_channels", "ssm_state")
+_STAYING = ("linear", "channels", "heads", "kv_heads", "experts", "ssm_heads", "ssm_channels", "ssm_state", "width")
 
 
 def refuse_unsupported_targets(pipeline: Pipeline, ctx: Context) -> None:

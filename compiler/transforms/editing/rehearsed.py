@@ -18,11 +18,11 @@ def load_or_discover_skeleton(origin: Origin, settings: Settings) -> Skeleton:
     """The skeleton of a model: shipped, kept, or discovered on the meta device and kept."""
     known = shipped_skeleton(origin) or cached_skeleton(origin, settings)
     if known is None:
-        from ...analysis.discovery.discover import skeleton_of
+        from ...analysis.discovery.streams import with_stream
         from ...ir.capture.meta_capture import capture_on_meta  # torch, which a kept skeleton does without
 
         program = capture_on_meta(origin)
-        known = skeleton_of(program)
+        known = with_stream(program)
         if stays := unremovable_branches(program):
             known = replace(known, facts={**known.facts, "stays": [[site, reason] for site, reason in stays.items()]})
         keep_skeleton(origin, settings, known)

@@ -1,0 +1,116 @@
+"""Channels of the residual stream: which matter least, and what reads them refitted to do without."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ....dsl.checker.skeleton import Group, Member
+from ....dsl.checker.values import DataRef
+from ...analysis.discovery.streams import stream_of_model
+from ...analysis.planning.stream_width import fixed_stream
+from ...core.device import bytes_on
+from ...ir.surgery import owners, tensor_at
+from ...models.rows.forward import batches, evaluating, outputs
+from .reconstruct import Moments, Reconstruction, has_moments, module_of, readers
+
+if TYPE_CHECKING:
+    from ...ir.program import Program
+    from ...plugin.context import Context
+
+
+def require_stream_of_model(program: "Program") -> Group:
+    """The stream's channels as a program has them now; Reject (fixed-width) where they can't go."""
+    stream = stream_of_model(program)
+    if isinstance(stream, str):
+        raise fixed_stream(type(program.model).__name__, stream).rejection()
+    return stream
+
+
+def observed_readers(program: "Program", stream: Group) -> Iterator[tuple[str, Member]]:
+    """Modules that multiply the stream by a matrix; a head that is tied to the embedding, too."""
+    for member in stream.members:
+        tied = owners(program.model, tensor_at(program.model, member.tensor))
+        for path in [path for path, module, _ in tied if isinstance(module, nn.Linear)]:
+            if member.axis == 1:
+                yield path, replace(member, tensor=f"{path}.weight")
+        linear = isinstance(program.model.get_submodule(module_of(member)), nn.Linear)
+        if member in readers(stream) and not linear and has_moments(program.model, member):
+            yield module_of(member), member
+
+
+def observe(program: "Program", ctx: "Context", modules: Sequence[str], data: DataRef) -> Moments:
+    """Second moments of what modules are given, over the rows of data."""
+    moments = Moments(ctx.workdir / "moments")
+    rows = list(batches(program.model, ctx.rows(data)))
+
+    def run() -> None:
+        with evaluating(program.model):
+            for batch in ctx.each(rows, f"reading {data.name}"):
+                outputs(program.model, batch)
+
+    settings = ctx.settings
+    moments.collect_in_passes(program, modules, run, bytes_on(settings.device, settings.max_memory))
+    return moments
+
+
+def energy_importance(program: "Program", stream: Group, moments: Moments) -> Tensor:
+    """[count] float64: the share of each reader's output energy that comes through a channel, over all readers.
+
+    With x the reader's inputs, of a channel i: |W_i|^2 E[x_i^2] / E[|W x|^2].
+    Source: Wanda's score (Sun et al. 2023, arXiv 2306.11695) squared, so that it adds up; the share: own.
+    """
+    total = torch.zeros(stream.count, dtype=torch.float64)
+    for path, member in observed_readers(program, stream):
+        moment = moments.load_moment(path)
+        if moment is None:
+            continue
+        weight = tensor_at(program.model, member.tensor).detach()
+        matrix = (weight if member.axis == 1 else weight.T).cpu().double()  # [out, in]
+        moment = moment.double()
+        energy = ((matrix @ moment) * matrix).sum().clamp(min=1e-30)
+        through = matrix.square().sum(0) * moment.diagonal() / energy
+        for start, size in member.segments:
+            total += through[start : start + stream.count * size].reshape(stream.count, size).sum(1)
+    return total
+
+
+def norm_importance(program: "Program", ctx: "Context", stream: Group, data: DataRef) -> Tensor:
+    """[count] float64: magnitude of each channel behind the stream's norms, summed over norms.
+
+    Of a row the mean over its tokens, over rows the root of the summed squares.
+    Source: Minitron (Muralidharan et al. 2024, arXiv 2407.14679), section 2.2, importance of embedding channels.
+    """
+    sums: dict[str, Tensor] = {}
+
+    def hook(path: str):
+        def add(_module: nn.Module, _args: tuple, output: Tensor) -> None:
+            rows = output.detach().abs().flatten(1, -2).mean(1) if output.ndim > 2 else output.detach().abs()
+            sums[path] = sums.get(path, 0) + rows.double().square().sum(0).cpu()
+
+        return add
+
+    paths = dict.fromkeys(module_of(m) for m in stream.members if m.axis == 0)
+    norms = {path: program.model.get_submodule(path) for path in paths}
+    handles = [
+        module.register_forward_hook(hook(path)) for path, module in norms.items() if "Norm" in type(module).__name__
+    ]
+    try:
+        with evaluating(program.model):
+            for batch in ctx.each(list(batches(program.model, ctx.rows(data))), f"reading {data.name}"):
+                outputs(program.model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sum((x.sqrt() for x in sums.values() if len(x) == stream.count), torch.zeros(stream.count).double())
+
+
+def refit_readers(program: "Program", ctx: "Context", stream: Group, moments: Moments, removed: Sequence[int]) -> None:
+    """Let what reads the stream do without some channels: least squares over moments, one matrix after another."""
+    for member in ctx.each(readers(stream), "refitting", stream.readers):
+        only = replace(stream, members=(member,), readers=1)
+        for path, weight in Reconstruction(program, moments).weights_without(only, (), removed).items():
+            program.model.get_parameter(path).data = weight
+    program.changed()
