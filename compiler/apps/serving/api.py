@@ -1,18 +1,16 @@
-"""The HTTP interface: OpenAI's chat and text completions, and how the server is."""
+"""OpenAI's chat and text completions over one model."""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import product
 from secrets import randbits
 from typing import Any
 
-from fastapi import FastAPI
 from fastapi import Request as Call
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from jinja2 import TemplateError
 from starlette.background import BackgroundTask
 
@@ -20,20 +18,18 @@ from ....dsl.syntax.diagnostics import Reject
 from ....kernels.native import KernelError
 from ...models.rows.chat_template import render_template
 from .answers import AnswerBuilder, ChatAnswer
-from .body import add_text_routes, slot
+from .body import slot
 from .error_response import ErrorResponse
-from .errors import install_error_handlers, write_down
+from .errors import write_down
 from .grammar import GrammarCompiler, Matcher
 from .guard import client_id
-from .metrics import TYPE
+from .metrics import ModelMetrics
 from .protocol import ChatRequest, CompletionRequest
 from .request import AnswerChunk, Job, Request
 from .scheduler import QueueFull, Scheduler, Stopped
-from .stream import check_name, leaving, sse_events
+from .stream import leaving, sse_events
 from .text import hidden_tokens
 from .tools import END, START, CallPolicy
-
-_LAST = 0.5  # seconds that a stopping scheduler has for its call
 
 
 class Service:
@@ -56,9 +52,39 @@ class Service:
         self._hidden_marks = hidden_tokens(tokenizer, (START, END))
         self._max_characters = context * max(map(len, tokenizer.get_vocab()), default=1)
 
+    # -- life ------------------------------------------------------------------------------------------------
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Names that requests may give."""
+        return list(self.adapters)
+
+    @property
+    def metrics(self) -> ModelMetrics:
+        return self.scheduler.metrics
+
+    @property
+    def alive(self) -> bool:
+        return self.scheduler.alive
+
+    def start(self) -> None:
+        self.scheduler.start()
+
+    def stop(self) -> None:
+        """Cancel all that is answered."""
+        self.scheduler.stop()
+
+    def drain(self) -> None:
+        """Take no more requests, and end once all are answered."""
+        self.scheduler.drain()
+
+    def join(self, seconds: float | None = None) -> None:
+        self.scheduler.join(seconds)
+
+    # -- answers ---------------------------------------------------------------------------------------------
+
     async def answer_request(self, request_body: ChatRequest | CompletionRequest, call: Call) -> Any:
         """The answer to a request, whole or as a stream."""
-        check_name(request_body.model, *self.adapters)
         async with slot(call, len(await call.body())):
             requests = await asyncio.to_thread(self._requests, request_body, client_id(call.scope))
         pieces: asyncio.Queue[AnswerChunk] = asyncio.Queue()
@@ -286,38 +312,3 @@ async def _stream(pieces: "asyncio.Queue[AnswerChunk]") -> AsyncIterator[AnswerC
     """Stream pieces; when the client disconnects, the response ends and cancels the job."""
     while True:
         yield await pieces.get()
-
-
-def make_openai_application(service: Service) -> FastAPI:
-    """Routes and errors; it starts and stops the scheduler."""
-
-    @asynccontextmanager
-    async def running(app: FastAPI) -> AsyncIterator[None]:
-        service.scheduler.start()
-        yield
-        service.scheduler.stop()
-        await asyncio.to_thread(service.scheduler.join, _LAST)
-
-    app = FastAPI(title="effc serve", lifespan=running, docs_url=None, redoc_url=None, openapi_url=None)
-    install_error_handlers(app)
-    add_text_routes(app, service.answer_request)
-
-    @app.get("/v1/models")
-    async def models() -> Any:
-        return {"object": "list", "data": [service.model_entry(name) for name in service.adapters]}
-
-    @app.get("/v1/models/{name:path}")
-    async def model(name: str) -> Any:
-        check_name(name, *service.adapters)
-        return service.model_entry(name)
-
-    @app.get("/health")
-    async def health() -> Any:
-        well = service.scheduler.alive
-        return JSONResponse({"status": "ok" if well else "stopped"}, 200 if well else 503)
-
-    @app.get("/metrics")
-    async def metrics() -> Any:
-        return Response(service.scheduler.metrics.text(), media_type=TYPE)
-
-    return app

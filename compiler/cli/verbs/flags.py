@@ -298,7 +298,7 @@ def make_verb(
                 _refuse_control_characters({**arguments, **vars(shared)})
                 if keys := arguments.pop(_SIGNED.name, ()):
                     object.__setattr__(shared, "signed_by", tuple(keys))
-                    _verify_signers([arguments[name] for name in signed_arguments or ()], keys)
+                    _verify_signers({name: arguments[name] for name in signed_arguments or ()}, keys)
                 return run(shared=shared, **arguments) or 0
             except BaseException as error:
                 raise VerbException(error, shared) from error
@@ -340,13 +340,16 @@ def _refuse_unknown_choices(shared: SharedFlags, formats: tuple[str, ...]) -> No
             raise typer.BadParameter(f"`{name} {value}` is not known here: {', '.join(legal)}")
 
 
-def _verify_signers(values: Sequence[Any], keys: Sequence[str]) -> None:
-    """Raises Reject for an artifact, or for the folder of `NAME=FOLDER`, that none of the keys signed."""
+def _verify_signers(arguments: Mapping[str, Any], keys: Sequence[str]) -> None:
+    """Raises Reject for an artifact, or for that of `NAME=FOLDER`, that none of the keys signed."""
     from ...artifacts.load import verify_signature_and_files
+    from .model_sources import split_model_argument
 
-    for value in values:
+    for name, value in arguments.items():
         for path in [Path(value)] if isinstance(value, (str, Path)) else value:
-            verify_signature_and_files(Path(path if isinstance(path, Path) else path.partition("=")[2]), keys)
+            if isinstance(path, str):
+                path = Path(path.partition("=")[2] if name == "adapter" else split_model_argument(path)[1])
+            verify_signature_and_files(path, keys)
 
 
 SPOKEN = ("prompt", "sets")  # what a model is told, and values that the recipe's own check reads

@@ -25,6 +25,7 @@ from effc.compiler.driver.models import resolve_origin
 from effc.compiler.inputs.sources.zoo import zoo
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.targets.native import Native
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.drafts import write_artifact
 from tests.worlds import context
@@ -60,9 +61,12 @@ class Served:
     def post(self, path="/v1/completions", **body):
         return httpx.post(self.url + path, json={"model": self.name, **body}, timeout=60)
 
-    def metric(self, name: str) -> float:
-        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
-        return float(next(line for line in lines if line.startswith(f"{name} ")).split()[-1])
+    def metric(self, name: str, **labels: str) -> float:
+        """Sum of a metric over all samples that have these labels."""
+        samples = [s for f in text_string_to_metric_families(httpx.get(f"{self.url}/metrics").text) for s in f.samples]
+        values = [s.value for s in samples if s.name == name and labels.items() <= s.labels.items()]
+        assert values, f"no {name} with {labels}"
+        return sum(values)
 
     def stop(self, number=signal.SIGTERM) -> tuple[int, str]:
         """Its exit code and what it wrote to stderr."""
