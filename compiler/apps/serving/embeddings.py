@@ -19,9 +19,9 @@ from ....dsl.syntax.diagnostics import Reject
 from ...models.rows.encoder_states import POOLINGS
 from .body import slot
 from .error_response import ErrorResponse
+from .fair_lock import FairLock
 from .guard import client_id
 from .metrics import Metrics, ModelMetrics
-from .turns import ComputeTurns
 
 MAX_INPUTS = 2048  # as OpenAI has it
 _BATCH_TOKENS = 4096  # of one forward, filling included
@@ -59,7 +59,7 @@ class EmbeddingService:
     pooling     name of one of `encoder_states.POOLINGS`
     length      tokens of a text at most
     vocabulary  number of token ids
-    turns       that it takes with other models
+    compute_lock  shared with other models
     """
 
     alive = True
@@ -73,10 +73,10 @@ class EmbeddingService:
         length: int,
         vocabulary: int,
         metrics: ModelMetrics | None = None,
-        turns: ComputeTurns | None = None,
+        compute_lock: FairLock | None = None,
     ):
         self.name, self.names, self.created = name, [name], int(time.time())
-        self.metrics, self._turns = metrics or ModelMetrics(Metrics(), name), turns or ComputeTurns()
+        self.metrics, self._compute_lock = metrics or ModelMetrics(Metrics(), name), compute_lock or FairLock()
         self._encoder, self._tokenizer, self._pooling = encoder, tokenizer, POOLINGS[pooling]
         self._length, self._vocabulary = length, vocabulary
         self._pad = tokenizer.pad_token_id or 0
@@ -184,7 +184,7 @@ class EmbeddingService:
         width = max(map(len, rows))
         ids = torch.tensor([[*row, *[self._pad] * (width - len(row))] for row in rows])  # [b, t]
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-        with self._turns.wait_for_turn():
+        with self._compute_lock:
             states = self._encoder(input_ids=ids, attention_mask=mask)["last_hidden_state"].float()  # [b, t, width]
         return nn.functional.normalize(self._pooling(states, mask.bool()), dim=-1)
 

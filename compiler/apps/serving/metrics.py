@@ -44,6 +44,7 @@ class Metrics:
         self.call = self._histogram("effc_call_tokens", "Tokens in one call of the model.", "model", buckets=_SHARES)
         self.running = self._gauge("effc_requests_running", "Requests that are being answered.", "model")
         self.waiting = self._gauge("effc_requests_waiting", "Requests that wait for a place.", "model")
+        self.reloads = self._counter("effc_model_reloads", "Reloads of a model by how they ended.", "model", "outcome")
         self._answers = self._counter("effc_http_responses", "Answers by the path and the status.", "path", "status")
         self._http = self._histogram("effc_http_response_seconds", "From the headers to the end of an answer.")
 
@@ -65,10 +66,12 @@ class Metrics:
 
 
 class ModelMetrics:
-    """Those of one model of a server, whose queues may be several while one is emptied after a reload."""
+    """Metrics of one model of a server, whose queues may be several while one is emptied after a reload."""
 
     def __init__(self, server: Metrics, model: str):
         self.server, self._model = server, model
+        for outcome in ("loaded", "refused"):
+            server.reloads.labels(model, outcome)
         self._requests = {end: server.requests.labels(model, end) for end in _FINISH_REASONS}
         self.prompt_tokens, self.cached_tokens = server.prompt_tokens.labels(model), server.cached_tokens.labels(model)
         self.new_tokens, self.call = server.new_tokens.labels(model), server.call.labels(model)
@@ -89,7 +92,7 @@ class ModelMetrics:
     def remove_queue(self, queue: Queue) -> None:
         self._queues.remove(queue)
 
-    def requests_ended(self, outcome: str, count: int = 1) -> None:
+    def count_requests(self, outcome: str, count: int = 1) -> None:
         self._requests[outcome].inc(count)
 
     def request_answered(self, seconds: float) -> None:

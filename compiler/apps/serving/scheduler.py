@@ -14,11 +14,11 @@ from ...runtimes.decoder import Decoder
 from ...runtimes.sequence_pool import SequencePool
 from ...runtimes.speculation import CallCosts
 from .errors import traceback_location
+from .fair_lock import FairLock
 from .grammar import GrammarError
 from .metrics import Metrics, ModelMetrics
 from .request import AnswerChunk, Finish, Job, Request
 from .runner import MAX_SEQUENCES
-from .turns import ComputeTurns
 
 PROMPT_TOKENS = 512  # of prompts in a call that nobody else waits for
 SHARED_PROMPT_TOKENS = 64  # of prompts in a call that answers share
@@ -48,7 +48,7 @@ class Scheduler:
     choose    gives a new sequence its adapter, and says whether its prompt must be read in one call
     remembers tokens of requests before that are held for those that go on with them; 0 where the runner can't
     draft_tokens  of an answer's own n-grams that a call verifies at most; 0 where logits depend on a call's rows
-    turns     that it takes with the schedulers of other models
+    compute_lock  shared with the schedulers of other models
     """
 
     def __init__(
@@ -62,9 +62,9 @@ class Scheduler:
         remembers: int = 0,
         draft_tokens: int = 0,
         metrics: ModelMetrics | None = None,
-        turns: ComputeTurns | None = None,
+        compute_lock: FairLock | None = None,
     ):
-        self._choose, self._turns = choose, turns or ComputeTurns()
+        self._choose, self._compute_lock = choose, compute_lock or FairLock()
         self._draft_tokens, self._costs = draft_tokens, CallCosts()
         self._runner, self._tokenizer, self.eos_ids = runner, tokenizer, tuple(eos_ids)
         self._max_waiting = waiting
@@ -114,7 +114,7 @@ class Scheduler:
                 raise Stopped
             full = len(self._waiting) + len(jobs) > self._max_waiting + len(self._free)
             if full and any(other.request.owner == owner for other in (*self._running, *self._waiting)):
-                self.metrics.requests_ended("refused", len(jobs))
+                self.metrics.count_requests("refused", len(jobs))
                 raise QueueFull(self._patience())
             self._waiting += jobs
             self._seen.pop(owner, None)
@@ -218,7 +218,7 @@ class Scheduler:
             output_positions += range(at - count, at)
             outputs.append((job, count, is_complete))
         try:
-            with self._turns.wait_for_turn():
+            with self._compute_lock:
                 start = time.thread_time()
                 logits = self._runner.run(ids, owners, output_positions)
                 seconds = time.thread_time() - start
@@ -332,7 +332,7 @@ class Scheduler:
         else:
             self._waiting.remove(job)
         end_time = time.monotonic()
-        self.metrics.requests_ended(finish)
+        self.metrics.count_requests(finish)
         if piece:
             self.metrics.request_answered(end_time - job.submitted)
             if job.count > 1:

@@ -33,6 +33,10 @@ class ServedModels:
         self._requests: Counter[AnyService] = Counter()  # that a service reads, or answers whole
 
     @property
+    def model_names(self) -> Sequence[str]:
+        return list(self._services)
+
+    @property
     def names(self) -> Sequence[str]:
         """Names that requests may give, those of adapters among them."""
         return [name for service in self._services.values() for name in service.names]
@@ -60,31 +64,34 @@ class ServedModels:
         for service in (*self._services.values(), *self._draining):
             service.join(_LAST)
 
-    async def replace(self, service: AnyService) -> None:
-        """Answer new requests by a service in place of the one with its name, which ends once it has answered its own:
-        then this returns."""
+    def replace(self, service: AnyService) -> AnyService:
+        """Answer new requests by a service in place of the one with its name, which is to be drained."""
         before = self._services[service.name]
         service.start()
         self._services[service.name] = service
         self._draining.append(before)
-        while self._requests[before]:
+        return before
+
+    async def drain(self, replaced: AnyService) -> None:
+        """End a service that was replaced, once it has answered all that it has."""
+        while self._requests[replaced]:  # not all of them are in its queue yet
             await asyncio.sleep(0.01)
-        before.drain()
-        await asyncio.to_thread(before.join)
-        self._draining.remove(before)
+        replaced.drain()
+        await asyncio.to_thread(replaced.join)
+        self._draining.remove(replaced)
 
     async def answer_text(self, request_body: ChatRequest | CompletionRequest, call: Call) -> Any:
         service = self._service_of(request_body.model)
         if not isinstance(service, Service):
             raise _other_endpoint(f"`{service.name}` is an encoder: send texts to /v1/embeddings")
-        with self._counted(service):
+        with self._tracked(service):
             return await service.answer_request(request_body, call)
 
     async def answer_embedding(self, request_body: EmbeddingRequest, call: Call) -> Any:
         service = self._service_of(request_body.model)
         if not isinstance(service, EmbeddingService):
             raise _other_endpoint(f"`{service.name}` continues texts, and an encoder is served at /v1/embeddings")
-        with self._counted(service):
+        with self._tracked(service):
             return await service.answer_request(request_body, call)
 
     def _service_of(self, name: str) -> AnyService:
@@ -92,7 +99,7 @@ class ServedModels:
         return next(service for service in self._services.values() if name in service.names)
 
     @contextmanager
-    def _counted(self, service: AnyService) -> Iterator[None]:
+    def _tracked(self, service: AnyService) -> Iterator[None]:
         self._requests[service] += 1
         try:
             yield

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...driver.models import check_model_path
 from .flags import SharedFlags
 from .model_sources import ModelSource
 
@@ -35,13 +37,13 @@ class ModelOpener:
     """Opens models of one server, which share threads, metrics and memory for earlier prompts."""
 
     def __init__(self, sources: Sequence[ModelSource], shared: SharedFlags, options: ModelOptions):
+        from ...apps.serving.fair_lock import FairLock
         from ...apps.serving.metrics import Metrics, ModelMetrics
-        from ...apps.serving.turns import ComputeTurns
 
         self._sources, self._shared, self._options = {s.name: s for s in sources}, shared, options
         metrics = Metrics()
         self._metrics: dict[str, ModelMetrics] = {s.name: ModelMetrics(metrics, s.name) for s in sources}
-        self._turns: ComputeTurns = ComputeTurns()
+        self._compute_lock: FairLock = FairLock()
 
     def open_all(self) -> "ServedModels":
         from ...apps.serving.served_models import ServedModels
@@ -67,7 +69,7 @@ class ModelOpener:
             return self._embedding_service(opened, name)
         adapters = copies_with_adapters(opened.model, opened.label, folders)
         runner = make_decoder(opened.model, opened.label, adapters)
-        with model_errors_as_diagnostics(opened.label), self._turns.wait_for_turn():
+        with model_errors_as_diagnostics(opened.label), self._compute_lock:
             try_out(runner)
         known = (opened.model.generation_config.eos_token_id, opened.tokenizer.eos_token_id)
         eos_ids = next((as_tokens(eos) for eos in known if eos is not None), ())
@@ -77,9 +79,24 @@ class ModelOpener:
             decoding = {"choose": runner.set_sequence_adapter}
         elif options.speculation:
             decoding["draft_tokens"] = opened.model.draft_tokens
-        decoding |= {"metrics": self._metrics[name], "turns": self._turns}
+        decoding |= {"metrics": self._metrics[name], "compute_lock": self._compute_lock}
         scheduler = Scheduler(runner, opened.tokenizer, eos_ids or (), options.queue, options.parallel, **decoding)
         return Service(name, scheduler, opened.tokenizer, runner.context, runner.vocabulary, list(adapters))
+
+    def reopen(self, name: str) -> "Service | EmbeddingService":
+        """The model of a name once more, after every file of its artifacts was compared with its hash, and with its
+        signature where those are required."""
+        from ...apps.serving.adapters import parse_adapter_options
+        from ...artifacts.load import verify_artifact_files, verify_signature_and_files
+
+        source = self._sources[name]
+        check_model_path(source.location)
+        for folder in (Path(source.location), *parse_adapter_options(source.adapters).values()):
+            if self._shared.signed_by:
+                verify_signature_and_files(folder, self._shared.signed_by)
+            else:
+                verify_artifact_files(folder)
+        return self.open(name)
 
     def _embedding_service(self, opened: "NamedModel", name: str) -> "EmbeddingService":
         from ...apps.serving.embeddings import EmbeddingService
@@ -93,7 +110,7 @@ class ModelOpener:
         pooling, encoder = resolve_pooling_name(opened.folder, "auto"), opened.model.eval()
         with model_errors_as_diagnostics(opened.label):
             service = EmbeddingService(
-                name, encoder, opened.tokenizer, pooling, length, vocabulary, self._metrics[name], self._turns
+                name, encoder, opened.tokenizer, pooling, length, vocabulary, self._metrics[name], self._compute_lock
             )
             service.try_out()
         return service

@@ -17,6 +17,15 @@ model_names = Fault(
 )
 
 
+no_reload = Fault(
+    "no-reload",
+    "A server was to open its models again while it answers, and can't.\n\n"
+    "A new version of a model's folder appears beside the old one, so a server with `--reload` reads the folder around "
+    "each model. That must not be the home folder, or one around it: put models into a folder of their own.",
+    exit="usage",
+)
+
+
 @dataclass(frozen=True)
 class ModelSource:
     """Place of a model, and its name; `adapters` are NAME=FOLDER."""
@@ -40,7 +49,7 @@ def parse_model_arguments(
         raise model_names(
             f"`--name {name:.80}` is one name for {len(pairs)} models", help="write NAME=MODEL for each"
         ).rejection()
-    names = [name or given or default_name(location) for given, location in pairs]
+    names = [name or label or default_name(location) for label, location in pairs]
     if twice := next((one for one, count in Counter(names).items() if count > 1), None):
         raise model_names(f"two models are called `{twice:.80}`", help="write NAME=MODEL for one of them").rejection()
     by_model: dict[str, list[str]] = {one: [] for one in names}
@@ -61,6 +70,19 @@ def split_model_argument(argument: str) -> tuple[str, str]:
     if not name or not location or Path(argument).exists():
         return "", argument
     return name, location
+
+
+def refuse_reload_beside_personal_files(sources: Sequence[ModelSource]) -> None:
+    """Raises Reject (no-reload) where a folder around a model is the home folder or has it inside."""
+    from ..confinement import folders_around
+
+    home = Path.home().resolve()
+    folders = [Path(source.location) for source in sources]
+    for folder in filter(Path.is_dir, folders):
+        if any(home.is_relative_to(around.resolve()) for around in folders_around(folder)):
+            raise no_reload(
+                f"{folder} lies beside personal files", help="move it into a folder that has models alone"
+            ).rejection()
 
 
 def default_name(location: str) -> str:

@@ -1,8 +1,9 @@
 """`effc serve`: a model behind OpenAI's interface."""
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,12 +16,14 @@ from ...core.environment import check_modules
 from .exit_codes import interrupted
 from .flags import SharedFlags, finite, knowledge_url, make_verb, mapped_weights, parse_size, speculation_option
 from .model_services import ModelOptions
-from .model_sources import ModelSource, parse_model_arguments
+from .model_sources import ModelSource, no_reload, parse_model_arguments, refuse_reload_beside_personal_files
 from .services import Service, guided_service, knowledge_service, model_service
 
 if TYPE_CHECKING:
     from ...apps.serving.access_log import AccessLog
+    from ...apps.serving.connection import LimitedSocket
     from ...apps.serving.keys import Keys
+    from ...apps.serving.server import NetworkSettings
 
 _models = typer.Argument(
     metavar="MODEL", help="Artifacts, model folders, zoo:NAME or hf:ORG/NAME; NAME=MODEL names one.", show_default=False
@@ -99,6 +102,9 @@ _timeout = typer.Option(
     callback=finite,
     help="For the headers of a request, and between two of one connection.",
 )
+_reload = typer.Option(
+    "--reload", help="Let SIGHUP open the models' folders again; running answers end on the models that they began on."
+)
 _log = typer.Option("--access-log", metavar="FILE", help="JSON lines without prompts: `-` is stderr, or `none`.")
 
 
@@ -127,12 +133,16 @@ def register(app: typer.Typer) -> None:
         connections: Annotated[int, _connections] = 256,
         timeout: Annotated[float, _timeout] = 15.0,
         access_log: Annotated[str, _log] = "-",
+        reload: Annotated[bool, _reload] = False,
         mapped: Annotated[bool | None, mapped_weights] = None,
         speculation: Annotated[bool, speculation_option] = False,
     ) -> None:
         """Answer OpenAI's chat and completions API by one or several models, many requests at once."""
         shared.require_environment()
         sources = parse_model_arguments(model, name, adapter)
+        if reload:
+            refuse_reload_beside_personal_files(sources)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
         check_modules(["fastapi", "uvicorn", "prometheus_client"], "serve", "`effc serve`")
         from ...apps.serving import server
         from ...apps.serving.limits import MIB, Limits
@@ -147,12 +157,29 @@ def register(app: typer.Typer) -> None:
         entrance = server.NetworkSettings(bounded, limits, _log_to(access_log, shared), tls_cert, tls_key, tuple(cors))
         options = ModelOptions(parallel, queue, mapped, speculation)
         service = _make_service(sources, role, knowledge, engine, shared, options)
-        app = server.with_guard(service.app, service.count, entrance)
-        try:
-            on_ready = partial(_print_address, shared, service.names, server.url_of(listener, tls_cert is not None))
-            server.run_until_signal(app, listener, entrance, on_ready, service.stop)
-        except KeyboardInterrupt:
-            raise interrupted("the server has stopped; running answers were cancelled").rejection() from None
+        _answer_until_signal(service, listener, entrance, reload, shared)
+
+
+def _answer_until_signal(
+    service: Service, listener: "LimitedSocket", network: "NetworkSettings", reload: bool, shared: SharedFlags
+) -> None:
+    from ...apps.serving import server
+
+    app = server.with_guard(service.app, service.count, network)
+    on_hangup = _reload_of(service, network.log) if reload else None
+    try:
+        on_ready = partial(_print_address, shared, service.names, server.url_of(listener, network.cert is not None))
+        server.run_until_signal(app, listener, network, on_ready, service.stop, on_hangup)
+    except KeyboardInterrupt:
+        raise interrupted("the server has stopped; running answers were cancelled").rejection() from None
+
+
+def _reload_of(service: Service, log: "AccessLog") -> Callable[[], None]:
+    if service.reloader is None:
+        raise no_reload(
+            f"`{service.names[0]}` keeps what it learns from requests", help="serve it without --reload"
+        ).rejection()
+    return service.reloader(log).request
 
 
 def _keys(key_files: Sequence[str]) -> "Keys":

@@ -3,29 +3,42 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .flags import SharedFlags
 from .model_services import ModelOpener, ModelOptions
 from .model_sources import ModelSource
 
+if TYPE_CHECKING:
+    from ...apps.serving.access_log import AccessLog
+    from ...apps.serving.reload import Reloader
+
 
 @dataclass(frozen=True)
 class Service:
-    """`count` hears the path, the status and the seconds of an answer; `stop` cancels all."""
+    """`count` hears the path, the status and the seconds of an answer; `stop` cancels all; `reloader` is what
+    opens its models again, with the log that hears of it."""
 
     names: Sequence[str]
     app: Any
     count: Callable[[str, int, float], None]
     stop: Callable[[], None]
+    reloader: "Callable[[AccessLog], Reloader] | None" = None
 
 
 def model_service(sources: Sequence[ModelSource], shared: SharedFlags, options: ModelOptions) -> Service:
     from ...apps.serving.application import make_openai_application
+    from ...apps.serving.reload import Reloader
 
-    served = ModelOpener(sources, shared, options).open_all()
-    names = [source.name for source in sources]
-    return Service(names, make_openai_application(served), served.metrics.add_answer, served.stop)
+    opener = ModelOpener(sources, shared, options)
+    served = opener.open_all()
+    return Service(
+        [source.name for source in sources],
+        make_openai_application(served),
+        served.metrics.add_answer,
+        served.stop,
+        lambda log: Reloader(served, opener.reopen, log),
+    )
 
 
 def guided_service(

@@ -108,18 +108,23 @@ def chatty(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def artifact(chatty, tmp_path_factory) -> Path:
-    """The same, for the native engine: as it is compiled, less the verification."""
-    work = tmp_path_factory.mktemp("serving-artifact")
-    origin = resolve_origin(str(chatty), Settings(cache_dir=work / "cache"))
+def write_native_artifact(folder: Path, model: Path, work: Path) -> None:
+    """An artifact for the native engine: as it is compiled, less the verification."""
+    origin = resolve_origin(str(model), Settings(cache_dir=work / "cache"))
     program, ctx = capture(origin.load().eval()), context(work, origin)
 
-    def build(folder: Path) -> Manifest:
-        Native(path="served").emit(program, folder, ctx)
+    def build(into: Path) -> Manifest:
+        Native(path="served").emit(program, into, ctx)
         return Manifest("native")
 
-    write_artifact(work / "served", build=build)
+    write_artifact(folder, build=build)
+
+
+@pytest.fixture(scope="session")
+def artifact(chatty, tmp_path_factory) -> Path:
+    """The same, for the native engine."""
+    work = tmp_path_factory.mktemp("serving-artifact")
+    write_native_artifact(work / "served", chatty, work)
     return work / "served"
 
 

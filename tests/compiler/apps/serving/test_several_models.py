@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import openai
 import pytest
-from effc.compiler.apps.serving.turns import ComputeTurns
+from effc.compiler.apps.serving.fair_lock import FairLock
 from effc.compiler.cli.verbs.model_sources import ModelSource, parse_model_arguments
 from effc.dsl.syntax.diagnostics import Reject
 
@@ -121,11 +121,11 @@ def test_two_models_of_one_name_end_the_command_with_a_sentence():
     assert done.returncode == 2 and json.loads(done.stdout)["diagnostics"][0]["slug"] == "model-names"
 
 
-def test_turns_come_in_the_order_in_which_they_were_waited_for():
-    turns, order, started = ComputeTurns(), [], threading.Event()
+def test_threads_get_the_lock_in_the_order_of_their_requests():
+    lock, order, started = FairLock(), [], threading.Event()
 
     def compute(name: str) -> None:
-        with turns.wait_for_turn():
+        with lock:
             order.append(name)
             started.set()
             time.sleep(0.02)
