@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -19,6 +19,7 @@ from ....kernels.native import KernelError
 from ...models.rows.chat_template import render_template
 from .answers import AnswerBuilder, ChatAnswer
 from .body import slot
+from .elastic import text_fingerprint
 from .error_response import ErrorResponse
 from .errors import write_down
 from .grammar import GrammarCompiler, Matcher
@@ -49,6 +50,7 @@ class Service:
         self.adapters = {name: "", **{f"{name}:{adapter}": adapter for adapter in adapters}}
         self.context, self.vocabulary = context, vocabulary
         self.created = int(time.time())
+        self.text_fingerprint = text_fingerprint(tokenizer)
         self._hidden_marks = hidden_tokens(tokenizer, (START, END))
         self._max_characters = context * max(map(len, tokenizer.get_vocab()), default=1)
 
@@ -83,8 +85,10 @@ class Service:
 
     # -- answers ---------------------------------------------------------------------------------------------
 
-    async def answer_request(self, request_body: ChatRequest | CompletionRequest, call: Call) -> Any:
-        """The answer to a request, whole or as a stream."""
+    async def answer_request(
+        self, request_body: ChatRequest | CompletionRequest, call: Call, headers: Mapping[str, str] | None = None
+    ) -> Any:
+        """The answer to a request, whole or as a stream, with these headers."""
         async with slot(call, len(await call.body())):
             requests = await asyncio.to_thread(self._requests, request_body, client_id(call.scope))
         pieces: asyncio.Queue[AnswerChunk] = asyncio.Queue()
@@ -101,11 +105,12 @@ class Service:
         if request_body.stream:
             return StreamingResponse(
                 sse_events(answer, _stream(pieces), request_body.tells_usage, request_body.alternatives is not None),
-                headers={"Cache-Control": "no-cache"},
+                headers={"Cache-Control": "no-cache", **(headers or {})},
                 media_type="text/event-stream",
                 background=BackgroundTask(cancel),
             )
-        return await self._response_when_complete(answer, request_body, pieces, call, cancel)
+        body = await self._body_when_complete(answer, request_body, pieces, call, cancel)
+        return JSONResponse(body, headers=headers)
 
     def _submit(
         self, requests: Sequence[Request], choices: int, call: Call, pieces: "asyncio.Queue[AnswerChunk]"
@@ -128,14 +133,14 @@ class Service:
         for job in jobs:
             self.scheduler.cancel(job)
 
-    async def _response_when_complete(
+    async def _body_when_complete(
         self,
         answer: AnswerBuilder,
         request_body: Any,
         pieces: "asyncio.Queue[AnswerChunk]",
         call: Call,
         cancel: Callable[[], None],
-    ) -> Any:
+    ) -> dict[str, Any]:
         async def leave() -> None:
             await leaving(call)
             cancel()
@@ -149,7 +154,7 @@ class Service:
                     raise ErrorResponse(status, piece.error, code=piece.finish)
                 answer.add(piece)
                 if answer.is_complete:
-                    return JSONResponse(answer.response_body(request_body.alternatives is not None))
+                    return answer.response_body(request_body.alternatives is not None)
         finally:
             left.cancel()
             cancel()

@@ -45,6 +45,12 @@ class Metrics:
         self.running = self._gauge("effc_requests_running", "Requests that are being answered.", "model")
         self.waiting = self._gauge("effc_requests_waiting", "Requests that wait for a place.", "model")
         self.reloads = self._counter("effc_model_reloads", "Reloads of a model by how they ended.", "model", "outcome")
+        self.elastic = self._counter(
+            "effc_elastic_requests", "Requests of an elastic model by the one that answers.", "model", "answered_by"
+        )
+        self.elastic_active = self._gauge(
+            "effc_elastic_active", "Whether new requests go to the smaller model.", "model"
+        )
         self._answers = self._counter("effc_http_responses", "Answers by the path and the status.", "path", "status")
         self._http = self._histogram("effc_http_response_seconds", "From the headers to the end of an answer.")
 

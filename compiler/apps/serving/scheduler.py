@@ -68,8 +68,8 @@ class Scheduler:
         self._draft_tokens, self._costs = draft_tokens, CallCosts()
         self._runner, self._tokenizer, self.eos_ids = runner, tokenizer, tuple(eos_ids)
         self._max_waiting = waiting
-        self._n_slots = min(running, runner.sequences)
-        self._free = SequencePool(runner, self._n_slots, remembers)
+        self.n_slots = min(running, runner.sequences)
+        self._free = SequencePool(runner, self.n_slots, remembers)
         self._waiting: list[Job] = []
         self._seen: dict[str, float] = {}  # the last two clients, and when each asked last
         self._running: list[Job] = []
@@ -148,7 +148,7 @@ class Scheduler:
 
     def _patience(self) -> int:
         """Seconds until as many places are free as requests wait, by how long requests took so far."""
-        rounds = (len(self._waiting) + 1) / self._n_slots
+        rounds = (len(self._waiting) + 1) / self.n_slots
         return max(1, min(60, round(self.metrics.mean * rounds)))
 
     # -- in its own thread -----------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ class Scheduler:
         places = Counter(job.request.owner for job in self._running)
         job = min(self._waiting, key=lambda job: places[job.request.owner], default=None)
         are_several = sum(time.monotonic() - seen < SEEN_SECONDS for seen in self._seen.values()) > 1
-        limit = self._n_slots - (self._n_slots // OTHERS if are_several else 0)
+        limit = self.n_slots - (self.n_slots // OTHERS if are_several else 0)
         return job if job is not None and self._free and places[job.request.owner] < limit else None
 
     def _acquire_sequence(self, job: Job) -> int:

@@ -2,13 +2,15 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
+from urllib.parse import quote
 
 from fastapi import Request as Call
 
 from .api import Service
+from .elastic import Elastic, no_elastic
 from .embeddings import EmbeddingRequest, EmbeddingService
 from .error_response import ErrorResponse
 from .metrics import Metrics
@@ -16,19 +18,26 @@ from .protocol import ChatRequest, CompletionRequest
 from .stream import check_name
 
 _LAST = 0.5  # seconds that a stopping scheduler has for its call
+MODEL = "X-Effc-Model"  # header of an elastic model's answers: the model that gave them
 AnyService = Service | EmbeddingService
-Kind = TypeVar("Kind", Service, EmbeddingService)
 
 
 class ServedModels:
-    """Services with different names over one registry of metrics, each of which can be exchanged while it answers."""
+    """Services with different names over one registry of metrics, each of which can be exchanged while it answers.
 
-    def __init__(self, *services: AnyService):
+    smaller   name of the model that answers requests of another under load, by that one's name
+    """
+
+    def __init__(self, *services: AnyService, smaller: Mapping[str, str] | None = None):
         assert services, "a server without a model"
         self.metrics: Metrics = services[0].metrics.server
         assert all(service.metrics.server is self.metrics for service in services), "models with metrics of their own"
         self._services = {service.name: service for service in services}
         assert len(self._services) == len(services), f"two models of {len(services)} have one name"
+        self._elastic = {
+            large: Elastic(self._decoder(large), self._decoder(small), self.metrics)
+            for large, small in (smaller or {}).items()
+        }
         self._draining: list[AnyService] = []
         self._requests: Counter[AnyService] = Counter()  # that a service reads, or answers whole
 
@@ -84,8 +93,13 @@ class ServedModels:
         service = self._service_of(request_body.model)
         if not isinstance(service, Service):
             raise _other_endpoint(f"`{service.name}` is an encoder: send texts to /v1/embeddings")
+        headers = None
+        if elastic := self._elastic.get(request_body.model):
+            service = elastic.choose(service, self._decoder(elastic.small_name))
+            request_body = request_body.model_copy(update={"model": service.name})
+            headers = {MODEL: quote(service.name)}
         with self._tracked(service):
-            return await service.answer_request(request_body, call)
+            return await service.answer_request(request_body, call, headers)
 
     async def answer_embedding(self, request_body: EmbeddingRequest, call: Call) -> Any:
         service = self._service_of(request_body.model)
@@ -93,6 +107,12 @@ class ServedModels:
             raise _other_endpoint(f"`{service.name}` continues texts, and an encoder is served at /v1/embeddings")
         with self._tracked(service):
             return await service.answer_request(request_body, call)
+
+    def _decoder(self, name: str) -> Service:
+        service = self._services[name]
+        if not isinstance(service, Service):
+            raise no_elastic(f"`{name}` is an encoder", help="name models that continue texts").rejection()
+        return service
 
     def _service_of(self, name: str) -> AnyService:
         check_name(name, *self.names)

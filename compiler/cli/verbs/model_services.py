@@ -1,7 +1,7 @@
 """Models of `effc serve` that answer by themselves: decoders with their adapters, and encoders."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ class ModelOptions:
 
     parallel   requests of a model that are answered at once
     queue      that may wait for it
+    smaller    name of the model that answers requests of another under load, by that one's name
     mapped     weights stay on disk; None: large ones
     """
 
@@ -31,6 +32,7 @@ class ModelOptions:
     queue: int = 64
     mapped: bool | None = None
     speculation: bool = False
+    smaller: Mapping[str, str] = field(default_factory=dict)
 
 
 class ModelOpener:
@@ -48,7 +50,7 @@ class ModelOpener:
     def open_all(self) -> "ServedModels":
         from ...apps.serving.served_models import ServedModels
 
-        return ServedModels(*map(self.open, self._sources))
+        return ServedModels(*map(self.open, self._sources), smaller=self._options.smaller)
 
     def open(self, name: str) -> "Service | EmbeddingService":
         """The model of a name, tried out, as its files are now."""

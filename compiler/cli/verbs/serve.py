@@ -102,6 +102,12 @@ _timeout = typer.Option(
     callback=finite,
     help="For the headers of a request, and between two of one connection.",
 )
+_elastic = typer.Option(
+    "--elastic",
+    metavar="LARGE:SMALL",
+    show_default=False,
+    help="New requests to LARGE go to SMALL, another model that is served, while LARGE is busy; repeatable.",
+)
 _reload = typer.Option(
     "--reload", help="Let SIGHUP open the models' folders again; running answers end on the models that they began on."
 )
@@ -120,6 +126,7 @@ def register(app: typer.Typer) -> None:
         knowledge: Annotated[str | None, knowledge_url] = None,
         engine: Annotated[str, _engine] = "auto",
         adapter: Annotated[list[str], _adapter] = (),  # type: ignore[assignment]
+        elastic: Annotated[list[str], _elastic] = (),  # type: ignore[assignment]
         parallel: Annotated[int, _parallel] = 16,
         queue: Annotated[int, _queue] = 64,
         api_key: Annotated[list[str], _key] = (),  # type: ignore[assignment]
@@ -145,6 +152,7 @@ def register(app: typer.Typer) -> None:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
         check_modules(["fastapi", "uvicorn", "prometheus_client"], "serve", "`effc serve`")
         from ...apps.serving import server
+        from ...apps.serving.elastic import parse_elastic_options
         from ...apps.serving.limits import MIB, Limits
         from ...apps.serving.rate import RateLimit
 
@@ -155,7 +163,8 @@ def register(app: typer.Typer) -> None:
         _warn(shared, host, insecure and not admission.keys)
         limits = Limits(max_body or 4 * MIB, connections, timeout)
         entrance = server.NetworkSettings(bounded, limits, _log_to(access_log, shared), tls_cert, tls_key, tuple(cors))
-        options = ModelOptions(parallel, queue, mapped, speculation)
+        smaller = parse_elastic_options(elastic, [source.name for source in sources]) if elastic else {}
+        options = ModelOptions(parallel, queue, mapped, speculation, smaller)
         service = _make_service(sources, role, knowledge, engine, shared, options)
         _answer_until_signal(service, listener, entrance, reload, shared)
 
