@@ -155,6 +155,14 @@ def verify_signature_and_files(path: Path, keys: Sequence[str]) -> str:
     return key
 
 
+def verify_artifact_files(path: Path) -> None:
+    """Compare every file of the artifact that a path is, or is a form or a point of, with the manifest's hashes; of
+    other folders nothing is known. Raises Reject (artifact-edited)."""
+    artifact = artifact_of_path(path)
+    if artifact is not None:
+        verify_files(artifact)
+
+
 def artifact_of_path(path: Path) -> Path | None:
     """The folder with the manifest that `locate_checkpoint_and_artifact` goes by."""
     candidates = [path]

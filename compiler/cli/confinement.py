@@ -47,9 +47,16 @@ def confine_verb(argv: Sequence[str]) -> None:
         root for root in map(_artifact_or_repository_root, bases) if _kind(root)
     ]  # a manifest.json is not always an artifact's
     readable = [*paths, *map(_artifact_or_repository_root, folders), *bases, *roots, *results, _hub_cache()]
+    if argv[0] == "serve" and "--reload" in options:
+        readable += [around for folder in folders for around in folders_around(folder)]
     writable = [cache, _make_process_temporary_folder(cache), *_access_log(options)]
     asks = "--knowledge" in options
     confine_process(readable, writable, "any" if asks else "listen" if argv[0] == "serve" else "none")
+
+
+def folders_around(folder: Path) -> list[Path]:
+    """Folders in which a new version of a folder appears, under its name or as another target of its link."""
+    return [folder.absolute().parent, _artifact_or_repository_root(folder).parent]
 
 
 def _last(options: dict[str, list[str]], name: str, default: str) -> str:

@@ -12,9 +12,11 @@ import torch
 from effc.compiler.apps.rttc import chat_server, knowledge_server
 from effc.compiler.apps.rttc.app import open_guided_client, read_app
 from effc.compiler.apps.rttc.knowledge import open_knowledge_base
-from effc.compiler.apps.serving.api import Service, make_openai_application
+from effc.compiler.apps.serving.api import Service
+from effc.compiler.apps.serving.application import make_openai_application
 from effc.compiler.apps.serving.runner import make_decoder, try_out
 from effc.compiler.apps.serving.scheduler import Scheduler
+from effc.compiler.apps.serving.served_models import ServedModels
 from effc.compiler.artifacts.load import load
 from effc.compiler.driver.models import model_errors_as_diagnostics
 from effc.dsl.syntax.diagnostics import Reject
@@ -48,7 +50,9 @@ def servers(tmp_path_factory):
     scheduler = Scheduler(runner, words, (1,), 4, 2)
     guided = open_guided_client(read_app(place), place, load(place), words, folder / "cache")
     apps = {
-        "model": make_openai_application(Service("m", scheduler, words, runner.context, runner.vocabulary)),
+        "model": make_openai_application(
+            ServedModels(Service("m", scheduler, words, runner.context, runner.vocabulary))
+        ),
         "guided": chat_server.make_chat_application(chat_server.GuidedServer("m", guided)),
         "library": knowledge_server.make_knowledge_application(
             knowledge_server.KnowledgeService(open_knowledge_base(place / "knowledge"), "diverse")
@@ -138,7 +142,7 @@ def test_a_model_of_nonsense_is_found_out_before_it_is_served_and_stops_no_serve
     words = servers["guided"].app.state.words
     scheduler = Scheduler(Nonsense(rows, wide), words, (), 4, 2)
     with TestClient(
-        make_openai_application(Service("m", scheduler, words, 64, 9)), raise_server_exceptions=False
+        make_openai_application(ServedModels(Service("m", scheduler, words, 64, 9))), raise_server_exceptions=False
     ) as client:
         for _ in range(2):
             answer = client.post("/v1/completions", json={"model": "m", "prompt": [1, 2], "max_tokens": 1})

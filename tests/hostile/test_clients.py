@@ -3,10 +3,12 @@
 import pytest
 from effc.compiler.apps.rttc.chat_server import GuidedServer
 from effc.compiler.apps.serving import scheduler as scheduling
-from effc.compiler.apps.serving.api import Service, make_openai_application
+from effc.compiler.apps.serving.api import Service
+from effc.compiler.apps.serving.application import make_openai_application
 from effc.compiler.apps.serving.error_response import ErrorResponse
 from effc.compiler.apps.serving.runner import make_decoder
 from effc.compiler.apps.serving.scheduler import QueueFull, Scheduler
+from effc.compiler.apps.serving.served_models import ServedModels
 from effc.compiler.artifacts.load import load
 from starlette.testclient import TestClient
 from transformers import AutoTokenizer
@@ -71,7 +73,7 @@ def test_a_prompt_of_another_address_is_not_seen_in_what_was_cached(tmp_path):
     place = kinds.honest(tmp_path) / "int4"
     model, words = load(place), AutoTokenizer.from_pretrained(place / "native")  # noqa: F811
     scheduler = Scheduler(make_decoder(model, "m"), words, (), 4, 2, remembers=10_000)
-    app = make_openai_application(Service("m", scheduler, words, 64, len(words)))
+    app = make_openai_application(ServedModels(Service("m", scheduler, words, 64, len(words))))
     body = {"model": "m", "prompt": list(range(3, 33)), "max_tokens": 1}
     known = []
     with TestClient(app, client=("10.0.0.1", 1)) as first:

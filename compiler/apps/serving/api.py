@@ -1,18 +1,16 @@
-"""The HTTP interface: OpenAI's chat and text completions, and how the server is."""
+"""OpenAI's chat and text completions over one model."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
 from secrets import randbits
 from typing import Any
 
-from fastapi import FastAPI
 from fastapi import Request as Call
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from jinja2 import TemplateError
 from starlette.background import BackgroundTask
 
@@ -20,20 +18,19 @@ from ....dsl.syntax.diagnostics import Reject
 from ....kernels.native import KernelError
 from ...models.rows.chat_template import render_template
 from .answers import AnswerBuilder, ChatAnswer
-from .body import add_text_routes, slot
+from .body import slot
+from .elastic import text_fingerprint
 from .error_response import ErrorResponse
-from .errors import install_error_handlers, write_down
+from .errors import write_down
 from .grammar import GrammarCompiler, Matcher
 from .guard import client_id
-from .metrics import TYPE
+from .metrics import ModelMetrics
 from .protocol import ChatRequest, CompletionRequest
 from .request import AnswerChunk, Job, Request
 from .scheduler import QueueFull, Scheduler, Stopped
-from .stream import check_name, leaving, sse_events
+from .stream import leaving, sse_events
 from .text import hidden_tokens
 from .tools import END, START, CallPolicy
-
-_LAST = 0.5  # seconds that a stopping scheduler has for its call
 
 
 class Service:
@@ -53,12 +50,45 @@ class Service:
         self.adapters = {name: "", **{f"{name}:{adapter}": adapter for adapter in adapters}}
         self.context, self.vocabulary = context, vocabulary
         self.created = int(time.time())
+        self.text_fingerprint = text_fingerprint(tokenizer)
         self._hidden_marks = hidden_tokens(tokenizer, (START, END))
         self._max_characters = context * max(map(len, tokenizer.get_vocab()), default=1)
 
-    async def answer_request(self, request_body: ChatRequest | CompletionRequest, call: Call) -> Any:
-        """The answer to a request, whole or as a stream."""
-        check_name(request_body.model, *self.adapters)
+    # -- life ------------------------------------------------------------------------------------------------
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Names that requests may give."""
+        return list(self.adapters)
+
+    @property
+    def metrics(self) -> ModelMetrics:
+        return self.scheduler.metrics
+
+    @property
+    def alive(self) -> bool:
+        return self.scheduler.alive
+
+    def start(self) -> None:
+        self.scheduler.start()
+
+    def stop(self) -> None:
+        """Cancel all that is answered."""
+        self.scheduler.stop()
+
+    def drain(self) -> None:
+        """Take no more requests, and end once all are answered."""
+        self.scheduler.drain()
+
+    def join(self, seconds: float | None = None) -> None:
+        self.scheduler.join(seconds)
+
+    # -- answers ---------------------------------------------------------------------------------------------
+
+    async def answer_request(
+        self, request_body: ChatRequest | CompletionRequest, call: Call, headers: Mapping[str, str] | None = None
+    ) -> Any:
+        """The answer to a request, whole or as a stream, with these headers."""
         async with slot(call, len(await call.body())):
             requests = await asyncio.to_thread(self._requests, request_body, client_id(call.scope))
         pieces: asyncio.Queue[AnswerChunk] = asyncio.Queue()
@@ -75,11 +105,12 @@ class Service:
         if request_body.stream:
             return StreamingResponse(
                 sse_events(answer, _stream(pieces), request_body.tells_usage, request_body.alternatives is not None),
-                headers={"Cache-Control": "no-cache"},
+                headers={"Cache-Control": "no-cache", **(headers or {})},
                 media_type="text/event-stream",
                 background=BackgroundTask(cancel),
             )
-        return await self._response_when_complete(answer, request_body, pieces, call, cancel)
+        body = await self._body_when_complete(answer, request_body, pieces, call, cancel)
+        return JSONResponse(body, headers=headers)
 
     def _submit(
         self, requests: Sequence[Request], choices: int, call: Call, pieces: "asyncio.Queue[AnswerChunk]"
@@ -104,14 +135,14 @@ class Service:
         for job in jobs:
             self.scheduler.cancel(job)
 
-    async def _response_when_complete(
+    async def _body_when_complete(
         self,
         answer: AnswerBuilder,
         request_body: Any,
         pieces: "asyncio.Queue[AnswerChunk]",
         call: Call,
         cancel: Callable[[], None],
-    ) -> Any:
+    ) -> dict[str, Any]:
         async def leave() -> None:
             await leaving(call)
             cancel()
@@ -125,7 +156,7 @@ class Service:
                     raise ErrorResponse(status, piece.error, code=piece.finish)
                 answer.add(piece)
                 if answer.is_complete:
-                    return JSONResponse(answer.response_body(request_body.alternatives is not None))
+                    return answer.response_body(request_body.alternatives is not None)
         finally:
             left.cancel()
             cancel()
@@ -288,38 +319,3 @@ async def _stream(pieces: "asyncio.Queue[AnswerChunk]") -> AsyncIterator[AnswerC
     """Stream pieces; when the client disconnects, the response ends and cancels the job."""
     while True:
         yield await pieces.get()
-
-
-def make_openai_application(service: Service) -> FastAPI:
-    """Routes and errors; it starts and stops the scheduler."""
-
-    @asynccontextmanager
-    async def running(app: FastAPI) -> AsyncIterator[None]:
-        service.scheduler.start()
-        yield
-        service.scheduler.stop()
-        await asyncio.to_thread(service.scheduler.join, _LAST)
-
-    app = FastAPI(title="effc serve", lifespan=running, docs_url=None, redoc_url=None, openapi_url=None)
-    install_error_handlers(app)
-    add_text_routes(app, service.answer_request)
-
-    @app.get("/v1/models")
-    async def models() -> Any:
-        return {"object": "list", "data": [service.model_entry(name) for name in service.adapters]}
-
-    @app.get("/v1/models/{name:path}")
-    async def model(name: str) -> Any:
-        check_name(name, *service.adapters)
-        return service.model_entry(name)
-
-    @app.get("/health")
-    async def health() -> Any:
-        well = service.scheduler.alive
-        return JSONResponse({"status": "ok" if well else "stopped"}, 200 if well else 503)
-
-    @app.get("/metrics")
-    async def metrics() -> Any:
-        return Response(service.scheduler.metrics.text(), media_type=TYPE)
-
-    return app

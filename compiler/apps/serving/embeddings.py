@@ -10,20 +10,18 @@ from typing import Any, Literal
 from weakref import WeakValueDictionary
 
 import torch
-from fastapi import FastAPI
 from fastapi import Request as Call
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, field_validator
 from torch import Tensor, nn
 
 from ....dsl.syntax.diagnostics import Reject
 from ...models.rows.encoder_states import POOLINGS
-from .body import parse_body, slot
+from .body import slot
 from .error_response import ErrorResponse
-from .errors import install_error_handlers
+from .fair_lock import FairLock
 from .guard import client_id
-from .metrics import TYPE, Metrics
-from .stream import check_name
+from .metrics import Metrics, ModelMetrics
 
 MAX_INPUTS = 2048  # as OpenAI has it
 _BATCH_TOKENS = 4096  # of one forward, filling included
@@ -61,10 +59,24 @@ class EmbeddingService:
     pooling     name of one of `encoder_states.POOLINGS`
     length      tokens of a text at most
     vocabulary  number of token ids
+    compute_lock  shared with other models
     """
 
-    def __init__(self, name: str, encoder: nn.Module, tokenizer: Any, pooling: str, length: int, vocabulary: int):
-        self.name, self.metrics, self.created = name, Metrics(), int(time.time())
+    alive = True
+
+    def __init__(
+        self,
+        name: str,
+        encoder: nn.Module,
+        tokenizer: Any,
+        pooling: str,
+        length: int,
+        vocabulary: int,
+        metrics: ModelMetrics | None = None,
+        compute_lock: FairLock | None = None,
+    ):
+        self.name, self.names, self.created = name, [name], int(time.time())
+        self.metrics, self._compute_lock = metrics or ModelMetrics(Metrics(), name), compute_lock or FairLock()
         self._encoder, self._tokenizer, self._pooling = encoder, tokenizer, POOLINGS[pooling]
         self._length, self._vocabulary = length, vocabulary
         self._pad = tokenizer.pad_token_id or 0
@@ -77,8 +89,18 @@ class EmbeddingService:
         """One text, before anybody asks."""
         self._width = self._forward([[0]]).shape[1]
 
-    async def answer(self, request: EmbeddingRequest, call: Call) -> JSONResponse:
-        check_name(request.model, self.name)
+    def start(self) -> None:
+        """Nothing runs between requests."""
+
+    stop = drain = start
+
+    def join(self, seconds: float | None = None) -> None:
+        """Nothing is waited for: no request outlives the call that answers it."""
+
+    def model_entry(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": self.created, "owned_by": "effc"}
+
+    async def answer_request(self, request: EmbeddingRequest, call: Call) -> JSONResponse:
         if request.dimensions not in (None, self._width):
             reason = f"the model's vectors have {self._width} dimensions, and are not shortened"
             raise ErrorResponse(400, reason, "dimensions", "unsupported_parameter")
@@ -166,7 +188,8 @@ class EmbeddingService:
         width = max(map(len, rows))
         ids = torch.tensor([[*row, *[self._pad] * (width - len(row))] for row in rows])  # [b, t]
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-        states = self._encoder(input_ids=ids, attention_mask=mask)["last_hidden_state"].float()  # [b, t, width]
+        with self._compute_lock:
+            states = self._encoder(input_ids=ids, attention_mask=mask)["last_hidden_state"].float()  # [b, t, width]
         return nn.functional.normalize(self._pooling(states, mask.bool()), dim=-1)
 
 
@@ -186,28 +209,3 @@ def _encoded(vector: Tensor, encoding: str) -> list[float] | str:
     if encoding == "float":
         return vector.tolist()
     return base64.b64encode(vector.numpy().astype("<f4").tobytes()).decode()
-
-
-def make_embedding_application(service: EmbeddingService) -> FastAPI:
-    """Routes and errors."""
-    app = FastAPI(title="effc embeddings", docs_url=None, redoc_url=None, openapi_url=None)
-    install_error_handlers(app)
-
-    @app.post("/v1/embeddings")
-    async def embeddings(call: Call) -> Any:
-        return await service.answer(await parse_body(call, EmbeddingRequest), call)
-
-    @app.get("/v1/models")
-    async def models() -> Any:
-        entry = {"id": service.name, "object": "model", "created": service.created, "owned_by": "effc"}
-        return {"object": "list", "data": [entry]}
-
-    @app.get("/health")
-    async def health() -> Any:
-        return {"status": "ok"}
-
-    @app.get("/metrics")
-    async def metrics() -> Any:
-        return Response(service.metrics.text(), media_type=TYPE)
-
-    return app

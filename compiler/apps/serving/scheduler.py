@@ -17,8 +17,9 @@ from ...runtimes.finite_logits import REASON
 from ...runtimes.sequence_pool import SequencePool
 from ...runtimes.speculation import CallCosts
 from .errors import traceback_location
+from .fair_lock import FairLock
 from .grammar import GrammarError
-from .metrics import Metrics
+from .metrics import Metrics, ModelMetrics
 from .request import AnswerChunk, Finish, Job, Request
 from .runner import MAX_SEQUENCES
 
@@ -50,6 +51,7 @@ class Scheduler:
     choose    gives a new sequence its adapter, and says whether its prompt must be read in one call
     remembers tokens of requests before that are held for those that go on with them; 0 where the runner can't
     draft_tokens  of an answer's own n-grams that a call verifies at most; 0 where logits depend on a call's rows
+    compute_lock  shared with the schedulers of other models
     """
 
     def __init__(
@@ -62,22 +64,23 @@ class Scheduler:
         choose: Callable[[int, str], bool] = lambda sequence, adapter: False,
         remembers: int = 0,
         draft_tokens: int = 0,
+        metrics: ModelMetrics | None = None,
+        compute_lock: FairLock | None = None,
     ):
-        self._choose = choose
+        self._choose, self._compute_lock = choose, compute_lock or FairLock()
         self._draft_tokens, self._costs = draft_tokens, CallCosts()
         self._runner, self._tokenizer, self.eos_ids = runner, tokenizer, tuple(eos_ids)
         self._max_waiting = waiting
-        self._n_slots = min(running, runner.sequences)
-        self._free = SequencePool(runner, self._n_slots, remembers)
+        self.n_slots = min(running, runner.sequences)
+        self._free = SequencePool(runner, self.n_slots, remembers)
         self._waiting: list[Job] = []
         self._seen: dict[str, float] = {}  # the last two clients, and when each asked last
         self._running: list[Job] = []
         self._changed = threading.Condition()
-        self._stopping = False
+        self._stopping = self._draining = False
         self._thread = threading.Thread(target=self._run_loop, name="effc-scheduler", daemon=True)
-        self.metrics = Metrics()
-        self.metrics.gauge("effc_requests_running", "Requests that are being answered.", lambda: len(self._running))
-        self.metrics.gauge("effc_requests_waiting", "Requests that wait for a place.", lambda: len(self._waiting))
+        self.metrics = metrics or ModelMetrics(Metrics(), "")
+        self.metrics.add_queue(self)
 
     # -- from any thread -------------------------------------------------------------------------------------
 
@@ -86,8 +89,16 @@ class Scheduler:
 
     @property
     def alive(self) -> bool:
-        """Whether it answers requests."""
-        return self._thread.is_alive() and not self._stopping
+        """Whether it answers new requests."""
+        return self._thread.is_alive() and not self._stopping and not self._draining
+
+    @property
+    def n_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def n_waiting(self) -> int:
+        return len(self._waiting)
 
     def submit(self, request: Request, on_piece: Callable[[AnswerChunk], None]) -> Job:
         """Take a request; `on_piece` gets its answer piece by piece. Raises QueueFull, or Stopped."""
@@ -106,7 +117,7 @@ class Scheduler:
                 raise Stopped
             full = len(self._waiting) + len(jobs) > self._max_waiting + len(self._free)
             if full and any(other.request.owner == owner for other in (*self._running, *self._waiting)):
-                self.metrics.requests.labels("refused").inc(len(jobs))
+                self.metrics.count_requests("refused", len(jobs))
                 raise QueueFull(self._patience())
             self._waiting += jobs
             self._seen.pop(owner, None)
@@ -129,12 +140,18 @@ class Scheduler:
                 self._notify(job, AnswerChunk("", job.count, "cancelled", STOPS))
         self._runner.cancel()
 
-    def join(self, seconds: float) -> None:
+    def drain(self) -> None:
+        """Take no more requests, and end once all that it has are answered."""
+        with self._changed:
+            self._draining = True
+            self._changed.notify()
+
+    def join(self, seconds: float | None = None) -> None:
         self._thread.join(seconds)
 
     def _patience(self) -> int:
         """Seconds until as many places are free as requests wait, by how long requests took so far."""
-        rounds = (len(self._waiting) + 1) / self._n_slots
+        rounds = (len(self._waiting) + 1) / self.n_slots
         return max(1, min(60, round(self.metrics.mean * rounds)))
 
     # -- in its own thread -----------------------------------------------------------------------------------
@@ -148,6 +165,7 @@ class Scheduler:
                 self._stopping = True
                 for job in [*self._running, *self._waiting]:
                     self._finish_job(job, "cancelled", STOPS)
+            self.metrics.remove_queue(self)
 
     def _wait_and_admit_jobs(self) -> bool:
         """Wait for work; drop what was cancelled, and give free places to those who wait."""
@@ -165,6 +183,8 @@ class Scheduler:
                     self._running.append(admitted)
                 if self._running:
                     return True
+                if self._draining:
+                    return False
                 self._changed.wait()
 
     def _next_waiting_job(self) -> Job | None:
@@ -172,7 +192,7 @@ class Scheduler:
         places = Counter(job.request.owner for job in self._running)
         job = min(self._waiting, key=lambda job: places[job.request.owner], default=None)
         are_several = sum(time.monotonic() - seen < SEEN_SECONDS for seen in self._seen.values()) > 1
-        limit = self._n_slots - (self._n_slots // OTHERS if are_several else 0)
+        limit = self.n_slots - (self.n_slots // OTHERS if are_several else 0)
         return job if job is not None and self._free and places[job.request.owner] < limit else None
 
     def _acquire_sequence(self, job: Job) -> int:
@@ -200,9 +220,11 @@ class Scheduler:
                 count = len(tokens)
             output_positions += range(at - count, at)
             outputs.append((job, count, is_complete))
-        start = time.thread_time()
         try:
-            logits = self._runner.run(ids, owners, output_positions)
+            with self._compute_lock:
+                start = time.thread_time()
+                logits = self._runner.run(ids, owners, output_positions)
+                seconds = time.thread_time() - start
             assert len(logits) == len(output_positions), (
                 f"{len(logits)} rows of logits for {len(output_positions)} tokens"
             )
@@ -211,7 +233,6 @@ class Scheduler:
                 reason = STOPS if self._stopping else traceback_location(error)
                 self._finish_job(job, "cancelled" if self._stopping else "failed", reason)
             return
-        seconds = time.thread_time() - start
         if not any(job.starting for job, _ in batch):
             self._costs.observe(len(ids), seconds)
         self._count(batch, len(ids))
@@ -323,9 +344,9 @@ class Scheduler:
         else:
             self._waiting.remove(job)
         end_time = time.monotonic()
-        self.metrics.requests.labels(finish).inc()
+        self.metrics.count_requests(finish)
         if piece:
-            self.metrics.request_finished(end_time - job.submitted)
+            self.metrics.request_answered(end_time - job.submitted)
             if job.count > 1:
                 self.metrics.step.observe((end_time - job.first) / (job.count - 1))
         self._notify(job, piece or AnswerChunk("", job.count, finish, error))

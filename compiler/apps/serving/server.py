@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import gc
+import signal
 import socket
 import ssl
 import sys
@@ -145,11 +146,17 @@ def with_guard(app: FastAPI, count: Callable[[str, int, float], None], network: 
 
 
 def run_until_signal(
-    app: Any, listener: LimitedSocket, network: NetworkSettings, ready: Callable[[], None], stop: Callable[[], None]
+    app: Any,
+    listener: LimitedSocket,
+    network: NetworkSettings,
+    ready: Callable[[], None],
+    stop: Callable[[], None],
+    reload: Callable[[], None] | None = None,
 ) -> None:
     """Answer until a signal comes; it is raised again at the end, as KeyboardInterrupt under `effc`.
 
-    stop   cancels all that is answered, as soon as the signal is there
+    stop     cancels all that is answered, as soon as the signal is there
+    reload   is called on the event loop for each SIGHUP, which ends the process without it
     """
     config = uvicorn.Config(
         app,
@@ -166,7 +173,7 @@ def run_until_signal(
     listener.max_connections = network.limits.connections + SPARE
     with closing(listener), _short_pauses():
         try:
-            _Server(config, ready, stop, network.limits.seconds).run(sockets=[listener])
+            _Server(config, ready, stop, reload, network.limits.seconds).run(sockets=[listener])
         finally:
             network.log.close()
 
@@ -196,14 +203,23 @@ class _Server(uvicorn.Server):
     seconds   that a client has to agree on TLS
     """
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None], stop: Callable[[], None], seconds: float):
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        ready: Callable[[], None],
+        stop: Callable[[], None],
+        reload: Callable[[], None] | None,
+        seconds: float,
+    ):
         super().__init__(config)
-        self._ready, self._stop, self._seconds = ready, stop, seconds
+        self._ready, self._stop, self._reload, self._seconds = ready, stop, reload, seconds
 
     async def startup(self, sockets=None) -> None:
         if self.config.is_ssl:  # uvicorn has no setting for it, and asyncio waits for a minute
             loop = asyncio.get_running_loop()
             loop.create_server = partial(loop.create_server, ssl_handshake_timeout=self._seconds)  # type: ignore[method-assign]
+        if self._reload is not None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
         await super().startup(sockets)
         self._ready()
 

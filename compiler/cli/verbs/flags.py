@@ -298,7 +298,7 @@ def make_verb(
                 _refuse_control_characters({**arguments, **vars(shared)})
                 if keys := arguments.pop(_SIGNED.name, ()):
                     object.__setattr__(shared, "signed_by", tuple(keys))
-                    _verify_signers([arguments[name] for name in signed_arguments or ()], keys, shared.screen)
+                    _verify_signers({name: arguments[name] for name in signed_arguments or ()}, keys, shared.screen)
                 return run(shared=shared, **arguments) or 0
             except BaseException as error:
                 raise VerbException(error, shared) from error
@@ -340,16 +340,18 @@ def _refuse_unknown_choices(shared: SharedFlags, formats: tuple[str, ...]) -> No
             raise typer.BadParameter(f"`{name} {value}` is not known here: {', '.join(legal)}")
 
 
-def _verify_signers(values: Sequence[Any], keys: Sequence[str], screen: Screen) -> None:
-    """Raises Reject for an artifact, or for the folder of `NAME=FOLDER`, that none of the keys signed; notes files that
-    no signature covers."""
+def _verify_signers(arguments: Mapping[str, Any], keys: Sequence[str], screen: Screen) -> None:
+    """Raises Reject for an artifact, or for that of `NAME=FOLDER`, that none of the keys signed; notes files that no
+    signature covers."""
     from ...artifacts.load import verify_signature_and_files
+    from .model_sources import split_model_argument
 
-    for value in values:
+    for name, value in arguments.items():
         for path in [Path(value)] if isinstance(value, (str, Path)) else value:
-            artifact = Path(path if isinstance(path, Path) else path.partition("=")[2])
-            verify_signature_and_files(artifact, keys)
-            note_uncovered_files(artifact, screen)
+            if isinstance(path, str):
+                path = Path(path.partition("=")[2] if name == "adapter" else split_model_argument(path)[1])
+            verify_signature_and_files(path, keys)
+            note_uncovered_files(path, screen)
 
 
 def note_uncovered_files(artifact: Path, screen: Screen) -> str:

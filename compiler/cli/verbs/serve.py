@@ -1,8 +1,9 @@
 """`effc serve`: a model behind OpenAI's interface."""
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,22 +13,25 @@ import typer
 
 from ...apps.rttc.guided_opening import no_such_role
 from ...core.environment import check_modules
-from ...driver.models import check_model_path
 from .exit_codes import interrupted
 from .flags import SharedFlags, finite, knowledge_url, make_verb, mapped_weights, parse_size, speculation_option
+from .model_services import ModelOptions
+from .model_sources import ModelSource, no_reload, parse_model_arguments, refuse_reload_beside_personal_files
 from .services import Service, guided_service, knowledge_service, model_service
 
 if TYPE_CHECKING:
     from ...apps.serving.access_log import AccessLog
+    from ...apps.serving.connection import LimitedSocket
     from ...apps.serving.keys import Keys
+    from ...apps.serving.server import NetworkSettings
 
-_model = typer.Argument(
-    metavar="MODEL", help="An artifact, a model folder, zoo:NAME or hf:ORG/NAME.", show_default=False
+_models = typer.Argument(
+    metavar="MODEL", help="Artifacts, model folders, zoo:NAME or hf:ORG/NAME; NAME=MODEL names one.", show_default=False
 )
 _host = typer.Option("--host", metavar="HOST", help="Address to answer at; 0.0.0.0 is all of the machine's.")
 _port = typer.Option("--port", metavar="N", min=0, max=65535, help="0 takes a free one.")
 _name = typer.Option(
-    "--name", metavar="TEXT", show_default=False, help="What clients call the model; its folder's name unless given."
+    "--name", metavar="TEXT", show_default=False, help="What clients call a model; its folder's name unless given."
 )
 _role = typer.Option(
     "--role",
@@ -45,11 +49,12 @@ _adapter = typer.Option(
     "--adapter",
     metavar="NAME=FOLDER",
     show_default=False,
-    help="Interventions (target `reft`) that requests may name: the model MODEL:NAME; repeatable.",
+    help="Interventions (target `reft`) that requests may name: the model MODEL:NAME; repeatable. With several models "
+    "MODEL:NAME=FOLDER.",
 )
-_parallel = typer.Option("--parallel", metavar="N", min=1, max=16, help="Requests that are answered at once.")
+_parallel = typer.Option("--parallel", metavar="N", min=1, max=16, help="Requests that a model answers at once.")
 _queue = typer.Option(
-    "--queue", metavar="N", min=0, max=100_000, help="Requests that may wait; more are told to come back."
+    "--queue", metavar="N", min=0, max=100_000, help="Requests that may wait for a model; more are told to come back."
 )
 _key = typer.Option(
     "--api-key",
@@ -97,13 +102,22 @@ _timeout = typer.Option(
     callback=finite,
     help="For the headers of a request, and between two of one connection.",
 )
+_elastic = typer.Option(
+    "--elastic",
+    metavar="LARGE:SMALL",
+    show_default=False,
+    help="New requests to LARGE go to SMALL, another model that is served, while LARGE is busy; repeatable.",
+)
+_reload = typer.Option(
+    "--reload", help="Let SIGHUP open the models' folders again; running answers end on the models that they began on."
+)
 _log = typer.Option("--access-log", metavar="FILE", help="JSON lines without prompts: `-` is stderr, or `none`.")
 
 
 def register(app: typer.Typer) -> None:
     @make_verb(app, flag_panels=("machine",), signed_arguments=("model", "adapter"))
     def serve(
-        model: Annotated[str, _model],
+        model: Annotated[list[str], _models],
         shared: SharedFlags,
         host: Annotated[str, _host] = "127.0.0.1",
         port: Annotated[int, _port] = 8000,
@@ -112,6 +126,7 @@ def register(app: typer.Typer) -> None:
         knowledge: Annotated[str | None, knowledge_url] = None,
         engine: Annotated[str, _engine] = "auto",
         adapter: Annotated[list[str], _adapter] = (),  # type: ignore[assignment]
+        elastic: Annotated[list[str], _elastic] = (),  # type: ignore[assignment]
         parallel: Annotated[int, _parallel] = 16,
         queue: Annotated[int, _queue] = 64,
         api_key: Annotated[list[str], _key] = (),  # type: ignore[assignment]
@@ -125,14 +140,19 @@ def register(app: typer.Typer) -> None:
         connections: Annotated[int, _connections] = 256,
         timeout: Annotated[float, _timeout] = 15.0,
         access_log: Annotated[str, _log] = "-",
+        reload: Annotated[bool, _reload] = False,
         mapped: Annotated[bool | None, mapped_weights] = None,
         speculation: Annotated[bool, speculation_option] = False,
     ) -> None:
-        """Answer OpenAI's chat and completions API, many requests at once."""
+        """Answer OpenAI's chat and completions API by one or several models, many requests at once."""
         shared.require_environment()
-        check_model_path(model)
+        sources = parse_model_arguments(model, name, adapter)
+        if reload:
+            refuse_reload_beside_personal_files(sources)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
         check_modules(["fastapi", "uvicorn", "prometheus_client"], "serve", "`effc serve`")
         from ...apps.serving import server
+        from ...apps.serving.elastic import parse_elastic_options
         from ...apps.serving.limits import MIB, Limits
         from ...apps.serving.rate import RateLimit
 
@@ -143,15 +163,32 @@ def register(app: typer.Typer) -> None:
         _warn(shared, host, insecure and not admission.keys)
         limits = Limits(max_body or 4 * MIB, connections, timeout)
         entrance = server.NetworkSettings(bounded, limits, _log_to(access_log, shared), tls_cert, tls_key, tuple(cors))
-        service = _make_service_of_location(
-            model, name, role, knowledge, engine, shared, parallel, queue, adapter, mapped, speculation
-        )
-        app = server.with_guard(service.app, service.count, entrance)
-        try:
-            on_ready = partial(_print_address, shared, service.name, server.url_of(listener, tls_cert is not None))
-            server.run_until_signal(app, listener, entrance, on_ready, service.stop)
-        except KeyboardInterrupt:
-            raise interrupted("the server has stopped; running answers were cancelled").rejection() from None
+        smaller = parse_elastic_options(elastic, [source.name for source in sources]) if elastic else {}
+        options = ModelOptions(parallel, queue, mapped, speculation, smaller)
+        service = _make_service(sources, role, knowledge, engine, shared, options)
+        _answer_until_signal(service, listener, entrance, reload, shared)
+
+
+def _answer_until_signal(
+    service: Service, listener: "LimitedSocket", network: "NetworkSettings", reload: bool, shared: SharedFlags
+) -> None:
+    from ...apps.serving import server
+
+    app = server.with_guard(service.app, service.count, network)
+    on_hangup = _reload_of(service, network.log) if reload else None
+    try:
+        on_ready = partial(_print_address, shared, service.names, server.url_of(listener, network.cert is not None))
+        server.run_until_signal(app, listener, network, on_ready, service.stop, on_hangup)
+    except KeyboardInterrupt:
+        raise interrupted("the server has stopped; running answers were cancelled").rejection() from None
+
+
+def _reload_of(service: Service, log: "AccessLog") -> Callable[[], None]:
+    if service.reloader is None:
+        raise no_reload(
+            f"`{service.names[0]}` keeps what it learns from requests", help="serve it without --reload"
+        ).rejection()
+    return service.reloader(log).request
 
 
 def _keys(key_files: Sequence[str]) -> "Keys":
@@ -168,63 +205,51 @@ def _log_to(destination: str, shared: SharedFlags) -> "AccessLog":
     return open_access_log("none" if shared.quiet and destination == "-" else destination)
 
 
-def _default_name(location: str) -> str:
-    """A model's name by the place that it was opened at."""
-    from ...artifacts.load import kind_of
-
-    kind, colon, name = location.partition(":")
-    if colon and kind in ("zoo", "hf"):
-        return name
-    path = Path(location).resolve()
-    return path.parent.name if kind_of(path.name) else path.name
-
-
 def _warn(shared: SharedFlags, host: str, everybody: bool) -> None:
     if everybody:
         shared.screen.note(f"warning: everybody who reaches {host} may use the model")
 
 
-def _make_service_of_location(
-    location: str,
-    name: str | None,
+def _make_service(
+    sources: Sequence[ModelSource],
     role: str | None,
     knowledge: str | None,
     engine: str,
     shared: SharedFlags,
-    parallel: int,
-    queue: int,
-    adapters: Sequence[str],
-    mapped: bool | None,
-    speculation: bool,
+    options: ModelOptions,
 ) -> Service:
     from ...apps.rttc.app_folder import is_app
 
-    name = name or _default_name(location)
-    if not is_app(location):
+    source, apps = sources[0], [s.location for s in sources if is_app(s.location)]
+    if not apps:
         if role or knowledge or engine != "auto":
             raise no_such_role(
-                f"`{location}` is no folder of the target `rttc`",
+                f"`{source.location}` is no folder of the target `rttc`",
                 help="serve it without --role, --knowledge and --engine",
             ).rejection()
-        return model_service(location, name, shared, parallel, queue, adapters, mapped, speculation)
-    if adapters:
+        return model_service(sources, shared, options)
+    if len(sources) > 1:
         raise no_such_role(
-            f"`{location}` chooses what answers by itself", help="serve it without --adapter"
+            f"`{apps[0]}` chooses what answers by itself", help="serve it without other models"
+        ).rejection()
+    if source.adapters:
+        raise no_such_role(
+            f"`{source.location}` chooses what answers by itself", help="serve it without --adapter"
         ).rejection()
     if role == "server" and knowledge:
         raise no_such_role("a server has the base itself", help="give --knowledge to its clients").rejection()
     if role == "server":
-        return knowledge_service(location, name, shared, engine)
+        return knowledge_service(source.location, source.name, shared, engine)
     if role not in (None, "client"):
         raise no_such_role(f"`{role}` is no role", help="write `--role client` or `--role server`").rejection()
     if engine != "auto":
         raise no_such_role("a client has no --engine", help="give it to the server of --role server").rejection()
-    return guided_service(location, name, shared, queue, knowledge, speculation)
+    return guided_service(source.location, source.name, shared, options.queue, knowledge, options.speculation)
 
 
-def _print_address(shared: SharedFlags, name: str, url: str) -> None:
+def _print_address(shared: SharedFlags, names: Sequence[str], url: str) -> None:
     if shared.format == "json":
-        shared.screen.answer_json("serve", model=name, url=url)
+        shared.screen.answer_json("serve", model=names[0], models=list(names), url=url)
     else:
-        shared.screen.answer(f"{name} at {url}/v1")
+        shared.screen.answer(f"{', '.join(names)} at {url}/v1")
     sys.stdout.flush()

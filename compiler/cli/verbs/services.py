@@ -1,4 +1,4 @@
-"""Services of `effc serve`: a model, a client of test-time compute, a knowledge base."""
+"""Services of `effc serve`: models, a client of test-time compute, a knowledge base."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,90 +6,39 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .flags import SharedFlags
+from .model_services import ModelOpener, ModelOptions
+from .model_sources import ModelSource
 
 if TYPE_CHECKING:
-    from ...driver.models import NamedModel
-
-_MAX_CACHE_BYTES = 512 << 20  # bytes of keys and values that are held for requests that go on with earlier ones
+    from ...apps.serving.access_log import AccessLog
+    from ...apps.serving.reload import Reloader
 
 
 @dataclass(frozen=True)
 class Service:
-    """`count` hears the path, the status and the seconds of an answer; `stop` cancels all."""
+    """`count` hears the path, the status and the seconds of an answer; `stop` cancels all; `reloader` is what
+    opens its models again, with the log that hears of it."""
 
-    name: str
+    names: Sequence[str]
     app: Any
     count: Callable[[str, int, float], None]
     stop: Callable[[], None]
+    reloader: "Callable[[AccessLog], Reloader] | None" = None
 
 
-def model_service(
-    location: str,
-    name: str,
-    shared: SharedFlags,
-    parallel: int,
-    queue: int,
-    adapters: Sequence[str] = (),
-    mapped: bool | None = None,
-    speculation: bool = False,
-) -> Service:
-    from ...apps.serving.adapters import copies_with_adapters, parse_adapter_options
-    from ...apps.serving.api import Service as Model
-    from ...apps.serving.api import make_openai_application
-    from ...apps.serving.runner import CachedModel, make_decoder, try_out
-    from ...apps.serving.scheduler import Scheduler
-    from ...driver.models import model_errors_as_diagnostics, open_model
-    from ...models.checkpoints.generation_config import as_tokens
-    from ...runtimes.sequence_pool import tokens_in
+def model_service(sources: Sequence[ModelSource], shared: SharedFlags, options: ModelOptions) -> Service:
+    from ...apps.serving.application import make_openai_application
+    from ...apps.serving.reload import Reloader
 
-    folders = parse_adapter_options(adapters)
-    opened = open_model(location, shared.settings(), steady=True, mapped=mapped, needs_tokenizer=True)
-    if not folders and encodes(opened.model):
-        return _embedding_service(opened, name)
-    adapters_by_name = copies_with_adapters(opened.model, opened.label, folders)
-    runner = make_decoder(opened.model, opened.label, adapters_by_name)
-    with model_errors_as_diagnostics(opened.label):
-        try_out(runner)
-    known = (opened.model.generation_config.eos_token_id, opened.tokenizer.eos_token_id)
-    eos_ids = next((as_tokens(eos) for eos in known if eos is not None), ())
-    options: dict[str, Any] = {"remembers": tokens_in(_MAX_CACHE_BYTES, getattr(opened.model, "plan", {}))}
-    if isinstance(runner, CachedModel):
-        options = {"choose": runner.set_sequence_adapter}
-    elif speculation:
-        options["draft_tokens"] = opened.model.draft_tokens
-    scheduler = Scheduler(runner, opened.tokenizer, eos_ids or (), queue, parallel, **options)
-    service = Model(name, scheduler, opened.tokenizer, runner.context, runner.vocabulary, list(adapters_by_name))
-    return Service(name, make_openai_application(service), scheduler.metrics.add_answer, scheduler.stop)
-
-
-def encodes(model: Any) -> bool:
-    """Whether a model gives hidden states of its whole input, and has no head behind them."""
-    from ...models.checkpoints.pretrained import is_pretrained, pretrained
-    from ...runtimes.native.encoder import NativeEncoder
-
-    if isinstance(model, NativeEncoder):
-        return model.states
-    if not is_pretrained(model) or getattr(model.config, "is_encoder_decoder", False):
-        return False
-    # Llama 4's text part and Mllama's have a head and no base model of their own: both are asked for.
-    headless = model.base_model is model and pretrained(model).get_output_embeddings() is None
-    return headless and not model.can_generate() and model.main_input_name == "input_ids"
-
-
-def _embedding_service(opened: "NamedModel", name: str) -> Service:
-    from ...apps.serving.embeddings import EmbeddingService, make_embedding_application
-    from ...driver.models import model_errors_as_diagnostics
-    from ...models.checkpoints.origin import max_row_tokens
-    from ...models.rows.encoder_states import resolve_pooling_name
-    from ...models.rows.inputs import vocabulary_size
-
-    length = max_row_tokens(opened.model.config.to_dict()) or 512
-    vocabulary = vocabulary_size(opened.model) or len(opened.tokenizer)
-    pooling = resolve_pooling_name(opened.folder, "auto")
-    with model_errors_as_diagnostics(opened.label):
-        service = EmbeddingService(name, opened.model.eval(), opened.tokenizer, pooling, length, vocabulary)
-        service.try_out()
-    return Service(name, make_embedding_application(service), service.metrics.add_answer, lambda: None)
+    opener = ModelOpener(sources, shared, options)
+    served = opener.open_all()
+    return Service(
+        [source.name for source in sources],
+        make_openai_application(served),
+        served.metrics.add_answer,
+        served.stop,
+        lambda log: Reloader(served, opener.reopen, log),
+    )
 
 
 def guided_service(
@@ -102,7 +51,7 @@ def guided_service(
     with model_errors_as_diagnostics(location):
         front = GuidedServer(name, open_guided_model(location, shared.settings(), knowledge, speculation), queue)
     return Service(
-        name,
+        [name],
         make_chat_application(front),
         lambda path, status, _: front.answers.labels(path, str(status)).inc(),
         front.stop,
@@ -131,7 +80,7 @@ def knowledge_service(location: str, name: str, shared: SharedFlags, engine: str
         reward = open_encoder_reward(folder, open_folder_embedder(folder / EMBEDDER, shared.cache_folder))
     library = KnowledgeService(open_knowledge_base(folder / KNOWLEDGE).searched_by(engine), app.selection, reward)
     return Service(
-        name,
+        [name],
         make_knowledge_application(library),
         lambda path, status, _: library.answers.labels(path, str(status)).inc(),
         lambda: None,

@@ -178,7 +178,7 @@ def test_queries_at_once_get_what_each_gets_alone(client):
     with ThreadPoolExecutor(8) as pool:  # those that nobody asked before train side by side
         together = list(pool.map(ask, QUESTIONS[14:20]))
     assert together == [ask(question) for question in QUESTIONS[14:20]]
-    assert client.metric('effc_queries_total{branch="ttt"}') >= 20
+    assert client.metric("effc_queries_total", branch="ttt") >= 20
 
 
 def test_what_is_wrong_is_refused_in_openais_form_and_the_log_has_no_word_of_a_query(client):

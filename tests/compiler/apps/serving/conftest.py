@@ -25,6 +25,7 @@ from effc.compiler.driver.models import resolve_origin
 from effc.compiler.inputs.sources.zoo import zoo
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.targets.native import Native
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.drafts import write_artifact
 from tests.worlds import context
@@ -60,9 +61,12 @@ class Served:
     def post(self, path="/v1/completions", **body):
         return httpx.post(self.url + path, json={"model": self.name, **body}, timeout=60)
 
-    def metric(self, name: str) -> float:
-        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
-        return float(next(line for line in lines if line.startswith(f"{name} ")).split()[-1])
+    def metric(self, name: str, **labels: str) -> float:
+        """Sum of a metric over all samples that have these labels."""
+        samples = [s for f in text_string_to_metric_families(httpx.get(f"{self.url}/metrics").text) for s in f.samples]
+        values = [s.value for s in samples if s.name == name and labels.items() <= s.labels.items()]
+        assert values, f"no {name} with {labels}"
+        return sum(values)
 
     def stop(self, number=signal.SIGTERM) -> tuple[int, str]:
         """Its exit code and what it wrote to stderr."""
@@ -104,18 +108,23 @@ def chatty(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def artifact(chatty, tmp_path_factory) -> Path:
-    """The same, for the native engine: as it is compiled, less the verification."""
-    work = tmp_path_factory.mktemp("serving-artifact")
-    origin = resolve_origin(str(chatty), Settings(cache_dir=work / "cache"))
+def write_native_artifact(folder: Path, model: Path, work: Path) -> None:
+    """An artifact for the native engine: as it is compiled, less the verification."""
+    origin = resolve_origin(str(model), Settings(cache_dir=work / "cache"))
     program, ctx = capture(origin.load().eval()), context(work, origin)
 
-    def build(folder: Path) -> Manifest:
-        Native(path="served").emit(program, folder, ctx)
+    def build(into: Path) -> Manifest:
+        Native(path="served").emit(program, into, ctx)
         return Manifest("native")
 
-    write_artifact(work / "served", build=build)
+    write_artifact(folder, build=build)
+
+
+@pytest.fixture(scope="session")
+def artifact(chatty, tmp_path_factory) -> Path:
+    """The same, for the native engine."""
+    work = tmp_path_factory.mktemp("serving-artifact")
+    write_native_artifact(work / "served", chatty, work)
     return work / "served"
 
 

@@ -109,13 +109,13 @@ def test_a_repeating_answer_takes_fewer_calls_and_is_counted(schedulers):
         scheduler._runner.counts = []
         assert ask(scheduler, PROMPTS[1], 200).complete()[1].count == 200
     assert len(drafting._runner.counts) < 0.7 * len(plain._runner.counts)
-    text = drafting.metrics.text().decode()
+    text = drafting.metrics.server.text().decode()
     drafted, accepted = (
-        float(next(line for line in text.splitlines() if line.startswith(f"{name} ")).split()[-1])
+        float(next(line for line in text.splitlines() if line.startswith(f"{name}{{")).split()[-1])
         for name in ("effc_draft_tokens_total", "effc_accepted_draft_tokens_total")
     )
     assert 60 < accepted <= drafted
-    assert "effc_draft_tokens_total 0.0" in plain.metrics.text().decode()
+    assert 'effc_draft_tokens_total{model=""} 0.0' in plain.metrics.server.text().decode()
 
 
 def test_a_call_with_drafts_of_several_answers_has_at_most_sixteen_tokens(schedulers):

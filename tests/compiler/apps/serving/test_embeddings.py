@@ -10,10 +10,12 @@ import openai
 import pytest
 import torch
 from effc.compiler.apps.serving import embeddings
-from effc.compiler.apps.serving.embeddings import EmbeddingService, make_embedding_application
+from effc.compiler.apps.serving.application import make_openai_application
+from effc.compiler.apps.serving.embeddings import EmbeddingService
 from effc.compiler.apps.serving.error_response import ErrorResponse
+from effc.compiler.apps.serving.served_models import ServedModels
 from effc.compiler.artifacts.manifest import Manifest
-from effc.compiler.cli.verbs.services import encodes
+from effc.compiler.cli.verbs.model_services import encodes
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver.models import resolve_origin
 from effc.compiler.ir.capture.capture import capture
@@ -138,7 +140,7 @@ def test_an_encoder_has_the_routes_of_its_kind_alone(server):
     assert server.client.models.list().data[0].id == server.name
     assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
     assert server.metric("effc_prompt_tokens_total") >= 0
-    with pytest.raises(openai.NotFoundError, match="there is no POST /v1/chat/completions here"):
+    with pytest.raises(openai.NotFoundError, match="is an encoder: send texts to /v1/embeddings"):
         server.client.chat.completions.create(model=server.name, messages=[{"role": "user", "content": "a"}])
     with pytest.raises(openai.NotFoundError, match="`other` does not exist"):
         server.client.embeddings.create(model="other", input="a")
@@ -193,7 +195,7 @@ class Waiting(torch.nn.Module):
 
 
 def client_of(service: EmbeddingService) -> httpx.AsyncClient:
-    transport = httpx.ASGITransport(make_embedding_application(service))
+    transport = httpx.ASGITransport(make_openai_application(ServedModels(service)))
     return httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60)
 
 

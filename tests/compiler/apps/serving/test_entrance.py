@@ -381,7 +381,7 @@ def test_a_request_has_a_line_with_its_id_and_not_a_word_of_it(server):
     assert [line["status"] for line in found] == [200, 404]
     assert found[0]["path"] == "/v1/completions" and found[0]["bytes_in"] > 0 and found[0]["client"] == "127.0.0.1"
     assert SECRET not in server.said()
-    counted = server.metric('effc_http_responses_total{path="/v1/completions",status="404"}')
+    counted = server.metric("effc_http_responses_total", path="/v1/completions", status="404")
     assert counted >= 1
 
 

@@ -6,11 +6,13 @@ import queue
 
 import pytest
 from effc.compiler.apps.serving.access_log import AccessLog
-from effc.compiler.apps.serving.api import Service, make_openai_application
+from effc.compiler.apps.serving.api import Service
+from effc.compiler.apps.serving.application import make_openai_application
 from effc.compiler.apps.serving.guard import Admission, Guard
 from effc.compiler.apps.serving.limits import Limits
 from effc.compiler.apps.serving.request import Request
 from effc.compiler.apps.serving.scheduler import Scheduler
+from effc.compiler.apps.serving.served_models import ServedModels
 from starlette.testclient import TestClient
 
 from tests.compiler.apps.serving.test_scheduler import CONTEXT, Seen, folder, model, tokenizer  # noqa: F401
@@ -29,7 +31,9 @@ def test_a_model_that_breaks_is_told_by_an_id_whose_line_in_the_log_has_the_plac
     runner = Seen(model, 2)
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     client, lines, log = guarded(
-        make_openai_application(Service("m", Scheduler(runner, tokenizer, ()), tokenizer, CONTEXT, runner.vocabulary))
+        make_openai_application(
+            ServedModels(Service("m", Scheduler(runner, tokenizer, ()), tokenizer, CONTEXT, runner.vocabulary))
+        )
     )
     with client:
         runner.breaks = True

@@ -9,7 +9,8 @@ import h11
 import httpx
 import pytest
 import torch
-from effc.compiler.apps.serving.api import Service, make_openai_application
+from effc.compiler.apps.serving.api import Service
+from effc.compiler.apps.serving.application import make_openai_application
 from effc.compiler.apps.serving.body import _parse_and_validate
 from effc.compiler.apps.serving.connection import BoundedHttp
 from effc.compiler.apps.serving.error_response import ErrorResponse
@@ -17,6 +18,7 @@ from effc.compiler.apps.serving.protocol import MAX_MESSAGES, MAX_PARTS, ChatReq
 from effc.compiler.apps.serving.request_slots import SMALL, RequestSlots
 from effc.compiler.apps.serving.runner import make_decoder
 from effc.compiler.apps.serving.scheduler import Scheduler
+from effc.compiler.apps.serving.served_models import ServedModels
 from effc.compiler.apps.serving.server import open_listener
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver.models import resolve_origin
@@ -40,7 +42,7 @@ def model(chatty):
 def app(model):
     runner, words = make_decoder(model[0], "m"), model[1]
     return make_openai_application(
-        Service("m", Scheduler(runner, words, (), 64, 4), words, runner.context, runner.vocabulary)
+        ServedModels(Service("m", Scheduler(runner, words, (), 64, 4), words, runner.context, runner.vocabulary))
     )
 
 

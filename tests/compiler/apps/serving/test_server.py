@@ -144,7 +144,7 @@ def test_answers_with_speculation_are_those_without(server, artifact):
 
 def test_a_reader_that_leaves_frees_its_place(server):
     def cancelled():
-        return server.metric('effc_requests_total{outcome="cancelled"}')
+        return server.metric("effc_requests_total", outcome="cancelled")
 
     before = cancelled()
     stream = server.complete(max_tokens=480, stream=True)

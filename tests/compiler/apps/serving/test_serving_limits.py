@@ -51,12 +51,12 @@ def test_a_request_more_than_may_wait_is_told_when_to_come_back(server):
     assert isinstance(full, openai.RateLimitError) and "as many requests wait as may" in str(full)
     assert 1 <= int(full.response.headers["retry-after"]) <= 60
     assert sum(other.result().usage.completion_tokens for other in others if other.exception() is None) == 1
-    assert server.metric('effc_requests_total{outcome="refused"}') == 1
+    assert server.metric("effc_requests_total", outcome="refused") == 1
 
 
 def test_one_who_waits_and_leaves_frees_the_place_in_the_queue(server):
     def left():
-        return server.metric('effc_requests_total{outcome="cancelled"}')
+        return server.metric("effc_requests_total", outcome="cancelled")
 
     before = left()
     first = server.complete(max_tokens=400, stream=True)

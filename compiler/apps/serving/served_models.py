@@ -1,0 +1,133 @@
+"""Models of one server, by the names that requests give."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import Request as Call
+
+from .api import Service
+from .elastic import Elastic, no_elastic
+from .embeddings import EmbeddingRequest, EmbeddingService
+from .error_response import ErrorResponse
+from .metrics import Metrics
+from .protocol import ChatRequest, CompletionRequest
+from .stream import check_name
+
+_LAST = 0.5  # seconds that a stopping scheduler has for its call
+MODEL = "X-Effc-Model"  # header of an elastic model's answers: the model that gave them
+AnyService = Service | EmbeddingService
+
+
+class ServedModels:
+    """Services with different names over one registry of metrics, each of which can be exchanged while it answers.
+
+    smaller   name of the model that answers requests of another under load, by that one's name
+    """
+
+    def __init__(self, *services: AnyService, smaller: Mapping[str, str] | None = None):
+        assert services, "a server without a model"
+        self.metrics: Metrics = services[0].metrics.server
+        assert all(service.metrics.server is self.metrics for service in services), "models with metrics of their own"
+        self._services = {service.name: service for service in services}
+        assert len(self._services) == len(services), f"two models of {len(services)} have one name"
+        self._elastic = {
+            large: Elastic(self._decoder(large), self._decoder(small), self.metrics)
+            for large, small in (smaller or {}).items()
+        }
+        self._draining: list[AnyService] = []
+        self._requests: Counter[AnyService] = Counter()  # that a service reads, or answers whole
+
+    @property
+    def model_names(self) -> Sequence[str]:
+        return list(self._services)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Names that requests may give, those of adapters among them."""
+        return [name for service in self._services.values() for name in service.names]
+
+    @property
+    def are_alive(self) -> bool:
+        return all(service.alive for service in self._services.values())
+
+    def entries(self) -> list[dict[str, Any]]:
+        return [s.model_entry(name) for s in self._services.values() for name in s.names]
+
+    def entry(self, name: str) -> dict[str, Any]:
+        return self._service_of(name).model_entry(name)
+
+    def start(self) -> None:
+        for service in self._services.values():
+            service.start()
+
+    def stop(self) -> None:
+        """Cancel all that is answered."""
+        for service in (*self._services.values(), *self._draining):
+            service.stop()
+
+    def join(self) -> None:
+        for service in (*self._services.values(), *self._draining):
+            service.join(_LAST)
+
+    def replace(self, service: AnyService) -> AnyService:
+        """Answer new requests by a service in place of the one with its name, which is to be drained."""
+        before = self._services[service.name]
+        service.start()
+        self._services[service.name] = service
+        self._draining.append(before)
+        return before
+
+    async def drain(self, replaced: AnyService) -> None:
+        """End a service that was replaced, once it has answered all that it has."""
+        while self._requests[replaced]:  # not all of them are in its queue yet
+            await asyncio.sleep(0.01)
+        replaced.drain()
+        await asyncio.to_thread(replaced.join)
+        self._draining.remove(replaced)
+
+    async def answer_text(self, request_body: ChatRequest | CompletionRequest, call: Call) -> Any:
+        service = self._service_of(request_body.model)
+        if not isinstance(service, Service):
+            raise _other_endpoint(f"`{service.name}` is an encoder: send texts to /v1/embeddings")
+        headers = None
+        if elastic := self._elastic.get(request_body.model):
+            service = elastic.choose(service, self._decoder(elastic.small_name))
+            request_body = request_body.model_copy(update={"model": service.name})
+            headers = {MODEL: quote(service.name)}
+        with self._tracked(service):
+            return await service.answer_request(request_body, call, headers)
+
+    async def answer_embedding(self, request_body: EmbeddingRequest, call: Call) -> Any:
+        service = self._service_of(request_body.model)
+        if not isinstance(service, EmbeddingService):
+            raise _other_endpoint(f"`{service.name}` continues texts, and an encoder is served at /v1/embeddings")
+        with self._tracked(service):
+            return await service.answer_request(request_body, call)
+
+    def _decoder(self, name: str) -> Service:
+        service = self._services[name]
+        if not isinstance(service, Service):
+            raise no_elastic(f"`{name}` is an encoder", help="name models that continue texts").rejection()
+        return service
+
+    def _service_of(self, name: str) -> AnyService:
+        check_name(name, *self.names)
+        return next(service for service in self._services.values() if name in service.names)
+
+    @contextmanager
+    def _tracked(self, service: AnyService) -> Iterator[None]:
+        self._requests[service] += 1
+        try:
+            yield
+        finally:
+            self._requests[service] -= 1
+            if not self._requests[service]:
+                del self._requests[service]
+
+
+def _other_endpoint(reason: str) -> ErrorResponse:
+    return ErrorResponse(404, reason, "model", "model_not_supported")

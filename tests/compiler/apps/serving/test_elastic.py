@@ -1,0 +1,115 @@
+"""`effc serve --elastic LARGE:SMALL`: a smaller model answers while the larger has no free slot."""
+
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from effc.compiler.apps.serving.elastic import Elastic, parse_elastic_options, text_fingerprint
+from effc.compiler.apps.serving.metrics import Metrics
+from effc.dsl.syntax.diagnostics import Reject
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.compiler.apps.serving.conftest import serving
+
+
+def model(name: str, n_slots: int = 4, **more) -> SimpleNamespace:
+    scheduler = SimpleNamespace(n_running=0, n_waiting=0, n_slots=n_slots)
+    return SimpleNamespace(**{"name": name, "scheduler": scheduler, "text_fingerprint": "a", "context": 64, **more})
+
+
+def load(service, n: int) -> None:
+    service.scheduler.n_running = min(n, service.scheduler.n_slots)
+    service.scheduler.n_waiting = n - service.scheduler.n_running
+
+
+def test_new_requests_go_down_when_no_slot_is_free_and_up_when_half_of_them_are():
+    large, small = model("large"), model("small")
+    elastic = Elastic(large, small, Metrics())
+    steps = []
+    for n_large, n_small in [(0, 0), (3, 0), (4, 0), (3, 1), (2, 1), (0, 3), (1, 1), (3, 0), (4, 0)]:
+        load(large, n_large), load(small, n_small)
+        steps.append(elastic.choose(large, small).name)
+    assert steps == ["large", "large", "small", "small", "small", "small", "large", "large", "small"]
+
+
+@given(counts=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=30))
+def test_no_request_waits_while_the_smaller_model_has_a_free_slot_and_none_goes_down_without_need(counts):
+    large, small = model("large"), model("small")
+    elastic, has_been_full = Elastic(large, small, Metrics()), False
+    for n_large, n_small in counts:
+        load(large, n_large), load(small, n_small)
+        has_been_full |= n_large >= 4
+        chosen = elastic.choose(large, small)
+        if n_large >= 4 and n_small < 4:
+            assert chosen is small
+        if not has_been_full or (n_small >= 4 and n_large < 4):
+            assert chosen is large
+
+
+def test_after_a_reload_to_another_vocabulary_the_larger_model_answers_alone():
+    large, small = model("large", n_slots=1), model("small")
+    elastic = Elastic(large, small, Metrics())
+    load(large, 1)
+    assert elastic.choose(large, small) is small
+    small.text_fingerprint = "b"
+    assert elastic.choose(large, small) is large
+
+
+@pytest.mark.parametrize(
+    ("unlike", "reason"),
+    [({"text_fingerprint": "b"}, "another vocabulary or chat template"), ({"context": 63}, "has a shorter context")],
+)
+def test_a_model_that_takes_other_requests_stands_in_for_none(unlike, reason):
+    with pytest.raises(Reject, match=reason):
+        Elastic(model("large"), model("small", **unlike), Metrics())
+
+
+@pytest.mark.parametrize(
+    ("texts", "reason"),
+    [
+        (["a"], "names no two models of `a`, `b`, `c`"),
+        (["a:a"], "names no two models"),
+        (["a:d"], "names no two models"),
+        (["a:b", "a:c"], "has two smaller models"),
+        (["a:b", "b:c"], "`b` is the smaller model of one, and has one itself"),
+        (["a:b", "b:a"], "has one itself"),
+    ],
+)
+def test_options_that_lead_to_no_single_smaller_model_are_refused(texts, reason):
+    with pytest.raises(Reject, match=reason):
+        parse_elastic_options(texts, ["a", "b", "c"])
+
+
+def test_names_may_have_colons_themselves():
+    assert parse_elastic_options(["a:b:c"], ["a:b", "c"]) == {"a:b": "c"}
+
+
+def test_a_fingerprint_is_of_the_vocabulary_and_the_template():
+    def tokenizer(vocabulary, template):
+        return SimpleNamespace(get_vocab=lambda: vocabulary, chat_template=template)
+
+    known = text_fingerprint(tokenizer({"a": 0, "b": 1}, None))
+    assert known == text_fingerprint(tokenizer({"b": 1, "a": 0}, None))
+    assert known != text_fingerprint(tokenizer({"a": 1, "b": 0}, None))
+    assert known != text_fingerprint(tokenizer({"a": 0, "b": 1}, "{{ messages }}"))
+
+
+def test_a_busy_server_answers_by_the_smaller_model_and_says_so(artifact, chatty):
+    with serving(f"large={artifact}", f"small={chatty}", "--elastic", "large:small", "--parallel", "1") as server:
+        body = {"model": "large", "prompt": "And", "max_tokens": 5}
+
+        def ask() -> tuple[str, str]:
+            answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+            return answer.json()["model"], answer.headers["x-effc-model"]
+
+        assert ask() == ("large", "large") and server.metric("effc_elastic_active", model="large") == 0
+        stream = server.client.completions.create(model="large", prompt="And", max_tokens=400, stream=True)
+        assert next(iter(stream)).model == "large"
+        assert ask() == ("small", "small") and server.metric("effc_elastic_active", model="large") == 1
+        direct = httpx.post(f"{server.url}/v1/completions", json={**body, "model": "small"}, timeout=60)
+        assert direct.json()["model"] == "small" and "x-effc-model" not in direct.headers
+        assert sum(1 for _ in stream) > 100
+        stream.close()
+        assert ask() == ("large", "large")
+        assert server.metric("effc_elastic_requests_total", model="large", answered_by="small") == 1

@@ -1,0 +1,133 @@
+"""`effc serve --reload`: SIGHUP opens the models again, and no request notices."""
+
+import shutil
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from effc.dsl.syntax.diagnostics import Reject
+from safetensors.torch import load_file, save_file
+
+from tests.compiler.apps.serving.conftest import serving, write_native_artifact
+
+
+@pytest.fixture(scope="module")
+def other(chatty, tmp_path_factory) -> Path:
+    """An artifact of the same form whose model says something else."""
+    work = tmp_path_factory.mktemp("reload")
+    shutil.copytree(chatty, work / "model")
+    weights = load_file(work / "model/model.safetensors")
+    name = next(name for name in weights if name.endswith("layers.0.mlp.down_proj.weight"))
+    weights[name] = -4 * weights[name]
+    save_file(weights, work / "model/model.safetensors", {"format": "pt"})
+    write_native_artifact(work / "served", work / "model", work)
+    return work / "served"
+
+
+@pytest.fixture
+def models(artifact, tmp_path) -> Path:
+    """A folder that has models alone."""
+    shutil.copytree(artifact, tmp_path / "models/served")
+    return tmp_path / "models"
+
+
+def exchange(models: Path, other: Path) -> None:
+    """Put another artifact into the place of the one that is served, by two renames, as `effc compile` does."""
+    shutil.copytree(other, models / "new")
+    (models / "served").rename(models / "old")
+    (models / "new").rename(models / "served")
+
+
+def reload(server, outcome: str) -> None:
+    """Send SIGHUP, and wait until a reload has ended so."""
+    before = server.metric("effc_model_reloads_total", outcome=outcome)
+    server.process.send_signal(signal.SIGHUP)
+    deadline = time.monotonic() + 60
+    while server.metric("effc_model_reloads_total", outcome=outcome) == before:
+        assert time.monotonic() < deadline, server.said()
+        time.sleep(0.05)
+
+
+def streamed(server, **more) -> str:
+    chunks = list(server.complete(stream=True, **more))
+    assert chunks[-1].choices[0].finish_reason == "length"
+    return "".join(chunk.choices[0].text for chunk in chunks)
+
+
+def test_streams_across_a_reload_are_whole_and_of_one_model_each(models, other):
+    with serving(other) as alone:
+        after = streamed(alone, max_tokens=40)
+    with serving(models / "served", "--reload") as server:
+        before, ended = streamed(server, max_tokens=40), threading.Event()
+        assert before != after
+
+        def ask_until_the_end(_) -> list[str]:
+            texts = []
+            while not ended.is_set():
+                texts.append(streamed(server, max_tokens=40))
+            return [*texts, streamed(server, max_tokens=40)]
+
+        with ThreadPoolExecutor(4) as pool:
+            streams = pool.map(ask_until_the_end, range(4))
+            time.sleep(0.5)
+            exchange(models, other)
+            reload(server, "loaded")
+            time.sleep(0.5)
+            ended.set()
+            texts = list(streams)
+        for each in texts:
+            n_before = each.index(after)
+            assert n_before > 0 and set(each[:n_before]) == {before} and set(each[n_before:]) == {after}
+        assert server.metric("effc_requests_total", outcome="length") == 1 + sum(map(len, texts))
+        (line,) = [line for line in server.lines() if line.get("event") == "reload"]
+        assert (line["model"], line["outcome"]) == ("served", "loaded")
+
+
+def test_a_stream_that_runs_ends_on_the_model_that_it_began_on(models, other):
+    with serving(models / "served", "--reload") as server:
+        expected = streamed(server, max_tokens=400)
+        stream = server.complete(stream=True, max_tokens=400)
+        first = next(iter(stream)).choices[0].text
+        exchange(models, other)
+        reload(server, "loaded")
+        assert first + "".join(chunk.choices[0].text for chunk in stream) == expected
+        assert streamed(server, max_tokens=400) != expected
+
+
+def test_a_folder_that_does_not_verify_leaves_the_model_that_answers(models, other):
+    with serving(models / "served", "--reload") as server:
+        before = streamed(server)
+        exchange(models, other)
+        config = models / "served/native/plan.json"
+        text = config.read_text()
+        config.write_text(text + " ")
+        reload(server, "refused")
+        assert streamed(server) == before
+        (line,) = [line for line in server.lines() if line.get("event") == "reload"]
+        assert line["outcome"] == "refused" and "plan.json" in line["reason"]
+        config.write_text(text)
+        reload(server, "loaded")
+        assert streamed(server) != before
+        shutil.rmtree(models / "served")
+        reload(server, "refused")
+        assert streamed(server) and "there is no" in server.said()
+
+
+def test_without_the_option_a_hangup_ends_the_server(models):
+    with serving(models / "served") as server:
+        server.process.send_signal(signal.SIGHUP)
+        assert server.process.wait(20) != 0
+
+
+def test_a_model_beside_personal_files_is_not_served_so(models, monkeypatch):
+    from effc.compiler.cli.verbs.model_sources import parse_model_arguments, refuse_reload_beside_personal_files
+
+    sources = parse_model_arguments([str(models / "served")])
+    refuse_reload_beside_personal_files(sources)
+    for home in (models, models / "somebody"):
+        monkeypatch.setenv("HOME", str(home))
+        with pytest.raises(Reject, match="lies beside personal files"):
+            refuse_reload_beside_personal_files(sources)
