@@ -142,12 +142,30 @@ def frontier_rival_rows(measured: dict[str, Any]) -> list[tuple]:
     return rows
 
 
+def sparse_amx_rows(measured: dict[str, Any]) -> list[tuple]:
+    """Seconds of SparAMX's fastest kernel of the same kind of weights over those of effc's, by layer, zeros and rows."""
+    lines: dict[tuple[str, float], dict[str, float]] = {}
+    for row in measured["rows"]:
+        cells = lines.setdefault((row["layer"], row["zeros"]), {})
+        for weights, ratio in row["times_as_fast"].items():
+            cells[f"{weights}, {row['rows']} row{'s' if row['rows'] > 1 else ''}"] = ratio
+    columns = sorted(next(iter(lines.values())))
+    head = ("layer", "zeros", *columns)
+    return [head] + [
+        (layer, percent(zeros), *(f"{cells[column]:.1f}" for column in columns))
+        for (layer, zeros), cells in lines.items()
+    ]
+
+
 TABLES: dict[str, tuple[Path, Callable[[Any], list[tuple]]]] = {
     "loads": (DATA / "loads.json", latency_under_load_rows),
     "tune": (DATA / "tune.json", tune_rows),
     "mixed": (DATA / "mixed.json", mixed_format_rows),
     "frontier": (DATA / "frontier.json", frontier_rows),
     "frontier_rivals": (DATA / "frontier.json", frontier_rival_rows),
+    "frontier_intel": (DATA / "frontier_intel.json", frontier_rows),  # of another machine: `--json FILE`
+    "frontier_intel_rivals": (DATA / "frontier_intel.json", frontier_rival_rows),
+    "sparse_amx": (DATA / "sparse_amx.json", sparse_amx_rows),
     "headline": (DATA / "frontier.json", headline_rows),
     "tune_amd": (DATA / "tune_amd.json", tune_rows),  # of another machine: `python -m bench.tune --json FILE`
     "library": (ROOT / "recipes" / "effects.json", library_effect_rows),
