@@ -17,13 +17,16 @@ from typing import Any
 
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..core.cache import write_atomic
+from ..core.json_errors import describe_json_error
 from ..core.safe_read import MALFORMED, read_json
 from .manifest import BUNDLE, SIGNATURES, dump, file_sha256, read_manifest, verify_files
 from .provenance import provenance_statement
 from .signature_bundle import (
     MAX_NOTE,
     SIGNED,
+    base64_field,
     check_signed_fields,
+    json_field,
     read_bundle,
     read_statement,
     signed_files_problem,
@@ -180,20 +183,23 @@ def read_signatures(path: Path) -> list[Signature]:
         if file.stat().st_size > _MAX_BYTES:
             raise ValueError(f"it has more than {_MAX_BYTES} bytes")
         body = read_json(file, _MAX_BYTES, path)
-        if body["format"] not in (1, FORMAT) or len(body["signatures"]) > _MAX_SIGNATURES:
+        entries = json_field(body, "signatures", list)
+        if json_field(body, "format", int) not in (1, FORMAT) or len(entries) > _MAX_SIGNATURES:
             raise ValueError(f"format {FORMAT} has at most {_MAX_SIGNATURES} signatures")
-        return [_signature(**entry) for entry in body["signatures"]]
+        return [_signature(entry) for entry in entries]
     except (OSError, *MALFORMED) as error:
-        raise unsigned(f"{file} holds no signatures: {error}", help="fetch it again").rejection() from error
+        reason = describe_json_error(error)
+        raise unsigned(f"{file} holds no signatures: {reason}", help="fetch it again").rejection() from error
 
 
-def _signature(key: Any, signature: Any, note: Any, signed: Any = "", provenance: Any = None) -> Signature:
-    if not isinstance(key, str) or not isinstance(signature, str):
-        raise TypeError("a signature's fields are texts")
-    check_signed_fields(signed, note, provenance or {})
+def _signature(entry: Any) -> Signature:
+    key, note, encoded = (json_field(entry, name, str) for name in ("key", "note", "signature"))
+    signed, provenance = entry.get("signed", ""), entry.get("provenance") or {}
+    if unknown := entry.keys() - {"key", "note", "signature", "signed", "provenance"}:
+        raise ValueError(f"`{min(unknown)[:80]}` means nothing in a signature")
+    check_signed_fields(signed, note, provenance)
     if provenance and not signed:
         raise ValueError("format 1 signs no provenance")
     if not key.startswith(f"{ED25519}:"):
         raise ValueError(f"its keys are of {ED25519}")
-    value = base64.b64decode(signature, validate=True)
-    return Signature(canonical_key_text(key), value, note, signed, provenance or {})
+    return Signature(canonical_key_text(key), base64_field(encoded, "signature"), note, signed, provenance)

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from ..core.cache import write_atomic
+from ..core.json_errors import describe_json_error
 from ..core.safe_read import CONFIG, MALFORMED, open_regular, parse_strict_json, read_json, refuse_irregular_file
 from .manifest import (
     BUNDLE,
@@ -162,26 +163,28 @@ def read_bundle(path: Path) -> Bundle | None:
     try:
         return _bundle(read_json(file, CONFIG, path))
     except (OSError, *MALFORMED) as error:
-        raise unsigned(f"{file} holds no signature by a key: {error}", help="fetch it again").rejection() from error
+        raise unsigned(
+            f"{file} holds no signature by a key: {describe_json_error(error)}", help="fetch it again"
+        ).rejection() from error
 
 
 def _bundle(body: Any) -> Bundle:
-    if _entry(body, "mediaType", str) != _MEDIA_TYPE:
+    if json_field(body, "mediaType", str) != _MEDIA_TYPE:
         raise ValueError("it is no sigstore bundle of version 0.3")
-    material = _entry(body, "verificationMaterial", dict)
+    material = json_field(body, "verificationMaterial", dict)
     if "publicKey" not in material:
         raise ValueError("it was signed with a certificate, which `model_signing verify` checks")
-    hint = _entry(material, "publicKey", dict).get("hint") or ""
-    envelope = _entry(body, "dsseEnvelope", dict)
-    if _entry(envelope, "payloadType", str) != _PAYLOAD_TYPE:
+    hint = json_field(material, "publicKey", dict).get("hint") or ""
+    envelope = json_field(body, "dsseEnvelope", dict)
+    if json_field(envelope, "payloadType", str) != _PAYLOAD_TYPE:
         raise ValueError("its payload is no in-toto statement")
-    signatures = _entry(envelope, "signatures", list)
+    signatures = json_field(envelope, "signatures", list)
     if len(signatures) != 1:
         raise ValueError(f"it has {len(signatures)} signatures, and a bundle has one")
     if not isinstance(hint, str) or (hint and not _is_digest(hint, "sha256")):
         raise ValueError("its key has no SHA-256 as hint")
-    payload = _base64(_entry(envelope, "payload", str), "payload")
-    return Bundle(payload, _base64(_entry(signatures[0], "sig", str), "sig"), hint)
+    payload = base64_field(json_field(envelope, "payload", str), "payload")
+    return Bundle(payload, base64_field(json_field(signatures[0], "sig", str), "sig"), hint)
 
 
 def read_statement(bundle: Bundle, path: Path) -> SignedFiles:
@@ -189,23 +192,23 @@ def read_statement(bundle: Bundle, path: Path) -> SignedFiles:
     try:
         return _signed_files(parse_strict_json(bundle.payload))
     except MALFORMED as error:
-        problem = f"{path / BUNDLE} holds a statement that is not of {_PREDICATE_TYPE}: {error}"
+        problem = f"{path / BUNDLE} holds a statement that is not of {_PREDICATE_TYPE}: {describe_json_error(error)}"
         raise unsigned(problem, help="fetch it again").rejection() from error
 
 
 def _signed_files(body: Any) -> SignedFiles:
-    if _entry(body, "_type", str) != _STATEMENT_TYPE or _entry(body, "predicateType", str) != _PREDICATE_TYPE:
+    if json_field(body, "_type", str) != _STATEMENT_TYPE or json_field(body, "predicateType", str) != _PREDICATE_TYPE:
         raise ValueError("its type or that of its predicate is another")
-    subjects, predicate = _entry(body, "subject", list), _entry(body, "predicate", dict)
+    subjects, predicate = json_field(body, "subject", list), json_field(body, "predicate", dict)
     if len(subjects) != 1:
         raise ValueError(f"it has {len(subjects)} subjects, and a model is one")
-    serialization = _entry(predicate, "serialization", dict)
-    if _entry(serialization, "method", str) != "files":
+    serialization = json_field(predicate, "serialization", dict)
+    if json_field(serialization, "method", str) != "files":
         raise ValueError("it lists shards of files, and effc compares whole files")
     digests: dict[str, tuple[str, str]] = {}
-    for resource in _entry(predicate, "resources", list):
-        name, algorithm = _entry(resource, "name", str), _entry(resource, "algorithm", str)
-        digest = _entry(resource, "digest", str)
+    for resource in json_field(predicate, "resources", list):
+        name, algorithm = json_field(resource, "name", str), json_field(resource, "algorithm", str)
+        digest = json_field(resource, "digest", str)
         if name in digests:
             raise ValueError(f"`{name[:80]}` stands twice in it")
         if algorithm not in _ALGORITHMS or not _is_digest(digest, algorithm):
@@ -213,16 +216,18 @@ def _signed_files(body: Any) -> SignedFiles:
         if PurePosixPath(inner_file_name(name)).as_posix() != name:
             raise ValueError(f"`{name[:80]}` is another spelling of a path")
         digests[name] = algorithm, digest
-    root = _entry(_entry(subjects[0], "digest", dict), "sha256", str)
+    root = json_field(json_field(subjects[0], "digest", dict), "sha256", str)
     if root != _root_digest(digest for _, digest in digests.values()):
         raise ValueError("the digest of its subject is not that of its files")
     if not is_plain_text([*digests]):
         raise ValueError("a name has control characters")
     extension = predicate.get(_EFFC)
-    return SignedFiles(digests, **_extension(**extension) if isinstance(extension, dict) else {})
+    return SignedFiles(digests, **_extension(extension) if isinstance(extension, dict) else {})
 
 
-def _extension(key: Any, signed: Any, note: Any, provenance: Any, **_: Any) -> dict[str, Any]:
+def _extension(body: dict[str, Any]) -> dict[str, Any]:
+    key, signed, note = (json_field(body, name, str) for name in ("key", "signed", "note"))
+    provenance = json_field(body, "provenance", dict)
     check_signed_fields(signed, note, provenance)
     return {"key": canonical_key_text(key), "signed": signed, "note": note, "provenance": provenance}
 
@@ -270,16 +275,16 @@ def _content_problem(path: Path, name: str, algorithm: str, digest: str) -> str:
     return "" if actual == digest else f"{name} has other content than {BUNDLE} lists"
 
 
-def _entry(body: Any, name: str, kind: type) -> Any:
+def json_field(body: Any, name: str, kind: type) -> Any:
     """A field of a JSON object. Raises TypeError where it is missing or of another kind."""
-    kinds: dict[type, str] = {str: "text", list: "list", dict: "object"}
+    kinds: dict[type, str] = {str: "text", int: "number", list: "list", dict: "object"}
     value = body.get(name) if isinstance(body, dict) else None
     if not isinstance(value, kind):
         raise TypeError(f"it has no {kinds[kind]} `{name}`")
     return value
 
 
-def _base64(text: str, name: str) -> bytes:
+def base64_field(text: str, name: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except ValueError as error:

@@ -25,6 +25,7 @@ KEY_TYPES = (*CURVES, ED25519)
 _KEY_BYTES = {"p256": 33, "p384": 49, "p521": 67, ED25519: 32}
 _PREFIXES = tuple(f"{name}:" for name in KEY_TYPES)
 _MAX_BYTES = 1 << 20  # of a file of public keys
+_SECRET_PEM = re.compile(r"-----BEGIN ([A-Z]+ )*PRIVATE KEY-----")
 _PEM = re.compile(r"-----BEGIN PUBLIC KEY-----[^-]{1,2000}-----END PUBLIC KEY-----")
 
 invalid_signing_key = Fault(
@@ -109,14 +110,16 @@ def read_secret_key(file: Path) -> Any:
 
     help = "`effc sign --new-key FILE` makes one"
     try:
-        key = load_pem_private_key(read_regular_file(file, CONFIG), password=None)
+        content = read_regular_file(file, CONFIG)
+        key = load_pem_private_key(content, password=None)
     except OSError as error:
         raise invalid_signing_key(
             f"{file} can't be read: {(error.strerror or str(error)).lower()}", help=help
         ).rejection() from error
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        kind = " but a public one" if _PEM.search(content.decode("ascii", "replace")) else ""
         raise invalid_signing_key(
-            f"{file} is no secret key in PEM without a passphrase", help=help
+            f"{file} is no secret key in PEM without a passphrase{kind}", help=help
         ).rejection() from error
     try:
         public_key_text(key.public_key())
@@ -152,6 +155,11 @@ def _lines_of_key_file(file: str) -> Iterator[str]:
             f"`{file}` is no public key, and no file that holds one: {reason}",
             help="give `p256:...`, or the FILE.pub that holds it",
         ).rejection() from error
+    if _SECRET_PEM.search(text):
+        raise invalid_signing_key(
+            f"`{file}` holds a secret key, and signatures are checked by the public one",
+            help="give the FILE.pub beside it; whoever has the secret key can sign in its owner's name",
+        ).rejection()
     text = _PEM.sub(lambda match: _text_of_pem(match[0], file), text)
     lines = [line for row in text.splitlines() if (line := row.partition("#")[0].strip())]
     if not lines:
@@ -168,7 +176,7 @@ def _text_of_pem(pem: str, file: str) -> str:
         return public_key_text(load_pem_public_key(pem.encode()))
     except (ValueError, UnsupportedAlgorithm) as error:
         raise invalid_signing_key(
-            f"`{file}` holds a PEM that is no public key for signatures: {error}",
+            f"`{file}` holds a PEM that is no public key of P-256, P-384, P-521 or Ed25519",
             help="give the FILE.pub that `effc sign --new-key FILE` wrote",
         ).rejection() from error
 
@@ -181,8 +189,15 @@ def _trusted_key(line: str) -> TrustedKey:
             raise ValueError(f"`{name[:20]}` means nothing behind it")
         if name in days:
             raise ValueError(f"`{name}` stands behind it twice")
-        days[name] = date.fromisoformat(day)
+        days[name] = _day(day)
     return TrustedKey(canonical_key_text(text), days.get("until"), days.get("since"), "revoked" in conditions)
+
+
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(f"`{text[:20]}` is no day such as 2030-01-31") from error
 
 
 def public_key_text(key: Any) -> str:

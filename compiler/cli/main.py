@@ -11,10 +11,11 @@ import typer
 from typer.core import TyperGroup
 
 from ...dsl.syntax.diagnostics import EXITS, Reject
+from ..core.stopping import stop_requested
 from .confinement import TEMPORARY, confine_verb
 from .verbs.exit_codes import VerbException, diagnostics_of_exception, exit_table, show_traceback
 from .verbs.help_sections import SECTIONS
-from .verbs.interrupt import acknowledge, raise_or_exit_on_signal, stop_requested
+from .verbs.interrupt import acknowledge, raise_or_exit_on_signal
 from .verbs.output import Screen, code_of
 from .verbs.pipe_streams import ReaderLeft, outlive_readers, refuse_full
 
@@ -143,7 +144,7 @@ def _report_and_get_exit_code(carried: VerbException, argv: list[str]) -> int:
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, ReaderLeft):
         return 0
-    if stop_requested() and not isinstance(error, Reject):
+    if stop_requested() and not (isinstance(error, Reject) and error.exit == EXITS["interrupted"]):
         error = KeyboardInterrupt()
     diagnostics = diagnostics_of_exception(error, shared.cache_dir if shared else None)
     if shared.debug if shared else "--debug" in argv:

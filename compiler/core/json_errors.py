@@ -9,12 +9,14 @@ _EMPTY = ("can't allocate memory", "not enough memory", "CUDA out of memory")
 
 
 def describe_json_error(error: Exception) -> str:
-    """Describe an error of `json.loads(data.decode())`: "line 3, column 7", "byte 12 is not UTF-8", "nested too
-    deep"."""
+    """Describe an error of reading `json.loads(data.decode())`: "line 3, column 7", "byte 12 is not UTF-8", "nested too
+    deep", and the system's word for a file that can't be read; what our own checks raise says it itself."""
     if isinstance(error, json.JSONDecodeError):
         return f"it breaks at line {error.lineno}, column {error.colno}"
     if isinstance(error, UnicodeDecodeError):
         return f"byte {error.start} is not UTF-8"
+    if isinstance(error, OSError):
+        return (error.strerror or str(error)).lower()
     return "it is nested too deep" if isinstance(error, RecursionError) else str(error)
 
 

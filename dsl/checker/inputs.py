@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .structure import Selectable
 
 PATTERNS = {"2:4": (2, 4), "4:8": (4, 8)}  # of so many neighbours along the inputs so many become zero: (2, 4)
+SMALLEST_GROUP = 16  # that is proposed: scales of smaller ones take more than codes save, and `MatMulNBits` has none
 
 incompatible_group = Fault(
     "unfit-group", "Groups of inputs that are to share a scale don't divide the inputs of a module."
@@ -57,9 +58,10 @@ def group_size_diagnostic(parts: Sequence[Part], group: int) -> Diagnostic | Non
         return None
     width = inputs(misfits[0])
     fits = max(n for n in range(1, min(group, width) + 1) if all(inputs(part) % n == 0 for part in misfits))
+    smaller = f"`group: {fits}`, or " if fits >= SMALLEST_GROUP else ""
     return incompatible_group(
         f"{misfits[0].path} has {width} inputs, which groups of {group} don't divide{_and_more(misfits)}",
-        help=f"write `group: {fits}`, or `group: 0` for one scale an output{_excluding_selector(misfits, parts)}",
+        help=f"write {smaller}`group: 0` for one scale an output{_excluding_selector(misfits, parts)}",
         argument="group",
     )
 

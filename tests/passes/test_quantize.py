@@ -217,11 +217,14 @@ def test_a_sparse_matrix_on_four_bits_keeps_its_mask(tmp_path, word):
 
 
 @pytest.mark.parametrize("word", ["round", "gptq"])
-def test_groups_that_do_not_divide_are_refused_before_weights_are_read(tmp_path, word):
-    model = tiny.model("llama", intermediate_size=90)
+@pytest.mark.parametrize(
+    ("width", "remedy"), [(90, "write `group: 45`, or `group: 0` for one"), (67, "write `group: 0` for one")]
+)
+def test_groups_that_do_not_divide_are_refused_before_weights_are_read(tmp_path, word, width, remedy):
+    model = tiny.model("llama", intermediate_size=width)
     args = {"group": 64, "bits": 4} | ({"data": DataRef("rows")} if word == "gptq" else {})
     recipe = recipe_of([("q", f"quantize.{word}", {**defaults("pass", f"quantize.{word}"), **args})])
     step = context_of(tmp_path, model, recipe).registry.make("pass", recipe.pipelines["lean"].steps[0].call)
     found = refused(lambda: step.forecast(skeleton_of(capture(model)))).diagnostics[0]
-    assert found.slug == "unfit-group" and "model.layers.0.mlp.down_proj has 90 inputs" in found.message
-    assert "`group: 45`" in found.help
+    assert found.slug == "unfit-group" and f"model.layers.0.mlp.down_proj has {width} inputs" in found.message
+    assert remedy in found.help

@@ -7,6 +7,7 @@ the process otherwise. That is safe, because files of the cache and artifacts ar
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,12 +15,12 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from ....dsl.syntax.diagnostics import EXITS
+from ...core.stopping import forget_stop, request_stop, run_last_actions
 
 PATIENCE = 0.7  # seconds that the main thread has to end well
 SENTENCE = "stopped; nothing is half written, and the same command goes on where it was stopped"
 
 _patient = threading.Event()  # set while a verb answers Ctrl-C itself
-_requested = threading.Event()  # set once a signal came that nobody answers
 _announced = threading.Event()  # set once the main thread has told that it stops
 
 
@@ -32,15 +33,18 @@ def raise_or_exit_on_signal() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    forget_stop()
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     before = {s: signal.signal(s, _raise) for s in _signals()}
+    hook, sys.unraisablehook = sys.unraisablehook, _show_unless_interrupt
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=_exit_if_stuck, args=(reader,), daemon=True).start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(wakeup)
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
         os.close(writer)
@@ -65,10 +69,17 @@ def without_forced_exit() -> Iterator[None]:
 
 def _raise(signum: int, frame: FrameType | None) -> None:
     if signum != signal.SIGINT or not _patient.is_set():
-        _requested.set()
+        request_stop()
         if _imports_torch(frame):  # an exception there aborts in C++; the watch ends the process
             return
     raise KeyboardInterrupt
+
+
+def _show_unless_interrupt(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Show what broke in a callback or a finalizer, where Python can't raise; an interrupt there is no fault, and the
+    watch ends the process."""
+    if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
 
 
 def _imports_torch(frame: FrameType | None) -> bool:
@@ -80,16 +91,13 @@ def _imports_torch(frame: FrameType | None) -> bool:
     return False
 
 
-def stop_requested() -> bool:
-    """Whether a signal came: an import that it breaks off ends in quite other errors."""
-    return _requested.is_set()
-
-
 def _exit_if_stuck(read_fd: int) -> None:
     while number := os.read(read_fd, 1):
         if number[0] == signal.SIGINT and _patient.is_set():
             continue
         time.sleep(PATIENCE)
+        with suppress(Exception):  # the process ends, whatever becomes of it
+            run_last_actions()
         if not _announced.is_set():
             with suppress(OSError):  # nobody reads it
                 os.write(2, f"note[interrupted]: {SENTENCE}\n".encode())

@@ -6,13 +6,15 @@ on and decides the same.
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...analysis.planning.plan import Plan
 from ...core.events import Said, announcing_stage
 from ...core.quantity import count_text, duration_text
+from ...core.stopping import raise_if_stopped
 from ..judging.gate import BoundVerdict
 from .alternatives import Candidate, candidate_named, candidates_of
 from .effects import Effects
@@ -52,6 +54,8 @@ class Search:
     is_named: bool = False  # a candidate was asked for by its name, so nothing was searched
 
     def __post_init__(self) -> None:
+        self._planned: dict[Candidate, float] = {}
+        self._counted = self.trials.now()  # what went before is in the seconds and overheads of trials
         self.candidates = candidates_of(self.wish)
 
     @property
@@ -70,8 +74,8 @@ class Search:
 
     @property
     def seconds(self) -> float:
-        """Time that measurements took, those of killed runs included."""
-        return sum(t.seconds for t in (*self.quick_trials.values(), *self.finals.values()))
+        """Time that the search took, that of killed runs up to their last measurement included."""
+        return sum(t.seconds + t.overhead for t in (*self.quick_trials.values(), *self.finals.values()))
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -147,21 +151,21 @@ class Search:
     def _measure_single_changes(self) -> None:
         singles = [c for c in self.candidates if c.changes <= 1]
         plans = {c: p for c in singles if (p := self._plan(c)) is not None}
-        planned = self.journal.planned_seconds({c: p.seconds for c, p in plans.items()})
+        planned = self._planned_seconds(plans)
         first = self._quick_trial(self.unchanged, plans.get(self.unchanged))
         if first.refused:
             raise not_measurable(f"the unchanged model: {first.refused}", self.wish.emit.call.span).rejection()
         shortest = min((planned[c] for c in plans if c != self.unchanged), default=0.0)
-        if first.seconds + shortest > self.wish.seconds:
-            needed = duration_text(first.seconds + shortest)
-            minutes = max(1, round(4 * (first.seconds + shortest) / 60))
+        if (least := first.seconds + first.overhead + shortest) > self.wish.seconds:
+            needed, minutes = duration_text(least), max(1, round(4 * least / 60))
             raise too_little_time(
                 f"the unchanged model and the shortest change take {needed}",
                 self.wish.step.call.where("within"),
                 help=f"give it more, such as `within: {minutes}min`; as an option `--within {minutes}min`",
             ).rejection()
         for candidate in sorted(plans, key=lambda c: (_magnitude(planned[c]), disk_bytes(plans[c]))):
-            if self.seconds + planned[candidate] <= SINGLES * self.wish.seconds:
+            fits = self.seconds + self._pace * planned[candidate] <= SINGLES * self.wish.seconds
+            if fits or not any(c.changes and not t.refused for c, t in self.quick_trials.items()):
                 self._quick_trial(candidate, plans[candidate])
             elif candidate not in self.quick_trials:
                 self.out_of_time = True
@@ -173,11 +177,15 @@ class Search:
             predicted = min(self._predicted(satisfying), key=lambda entry: entry[:3], default=None)
             if predicted is None or (predicted[0] > 0 and (satisfying or tried == MISSES)):
                 return
-            if self.seconds >= COMBINATIONS * self.wish.seconds:
+            candidate, plan = predicted[3], self._plan(predicted[3])
+            if plan is None:
+                continue
+            expected = self._pace * self._planned_seconds({candidate: plan})[candidate]
+            if self.seconds + expected > COMBINATIONS * self.wish.seconds:
                 self.out_of_time = True
                 return
             tried += predicted[0] > 0
-            self._quick_trial(predicted[3], self._plan(predicted[3]))
+            self._quick_trial(candidate, plan)
 
     def _predicted(self, satisfying: Sequence[Trial]) -> Iterator[tuple[float, float, tuple[float, ...], Candidate]]:
         """Miss, negated gain and objectives of what was not measured and may be better than those that keep all
@@ -200,16 +208,36 @@ class Search:
         return self.wish.context.metric(ref).better != "lower" or trial.values[name][1] <= 0
 
     def _measure_finalists(self) -> None:
-        """Measure the best on all rows; where none of them keeps all bounds, further ones that did on few rows."""
-        count = FINALISTS if self.seconds < self.wish.seconds else 2
+        """Measure the best on all rows, as many as there is time for; where none of them keeps all bounds, further ones
+        that did on few rows."""
         finalists = self.front(self.quick_trials, SLACK) if self.is_front else []
-        finalists = finalists or self.ranked(self.quick_trials, SLACK)[:count]
-        self.finals |= self._measured(dict.fromkeys(finalists), 0)
+        finalists = finalists or self.ranked(self.quick_trials, SLACK)[:FINALISTS]
+        self.finals |= self._measured(dict.fromkeys(self._within_time(finalists) or finalists[:1]), 0)
         remaining = [c for c in self.ranked(self.quick_trials) if c not in self.finals]
         for candidate in remaining[:FINALISTS]:
-            if self.best or self.violation(self.quick_trials[candidate]) or self.seconds >= self.wish.seconds:
+            if self.best or self.violation(self.quick_trials[candidate]) or not self._within_time([candidate]):
                 return
             self.finals |= self._measured({candidate: None}, 0)
+
+    def _within_time(self, finalists: Sequence[Candidate]) -> list[Candidate]:
+        """The first of the candidates that can be measured on all rows in the time that is left: each takes about as
+        long as on few, less what its artifact took."""
+        ends = accumulate((self.quick_trials[c].seconds for c in finalists), initial=self.seconds)
+        fitting = [c for c, end in zip(finalists, list(ends)[1:], strict=True) if end <= self.wish.seconds]
+        self.out_of_time |= len(fitting) < len(finalists)
+        return fitting
+
+    def _planned_seconds(self, plans: Mapping[Candidate, Plan]) -> dict[Candidate, float]:
+        seconds = self.journal.planned_seconds({c: p.seconds for c, p in plans.items()})
+        self._planned |= seconds
+        return seconds
+
+    @property
+    def _pace(self) -> float:
+        """Seconds of a candidate for each that was planned, by those that were measured; plans know no other load."""
+        measured = [c for c, t in self.quick_trials.items() if c in self._planned and not t.refused]
+        planned = sum(self._planned[c] for c in measured)
+        return max(1.0, sum(self.quick_trials[c].seconds for c in measured) / planned) if planned else 1.0
 
     def _plan(self, candidate: Candidate) -> Plan | None:
         """Plan of a candidate; None of one that is refused, which is noted."""
@@ -222,6 +250,7 @@ class Search:
     def _quick_trial(self, candidate: Candidate, plan: Plan | None) -> Trial:
         if candidate not in self.quick_trials and plan is not None:
             self.quick_trials |= self._measured({candidate: plan}, QUICK_ROWS)
+            self.trials.keep_artifacts(self.ranked(self.quick_trials, SLACK)[: max(FINALISTS, FRONT)])
         return self.quick_trials[candidate]
 
     def _so_far(self) -> str:
@@ -243,13 +272,23 @@ class Search:
             return f"refused: {trial.refused}"
         return ", ".join(f"{n} {trial.ratio(n):.3g}" for n in trial.values) + " of the original"
 
+    def _with_overhead(self, trials: Mapping[Candidate, Trial]) -> dict[Candidate, Trial]:
+        """The trials, each with its part of the time beside them: plans, and measurements of the original."""
+        now = self.trials.now()
+        overhead = max(0.0, now - self._counted - sum(t.seconds for t in trials.values())) / len(trials)
+        self._counted = now
+        return {c: replace(t, overhead=overhead) for c, t in trials.items()}
+
     def _measured(self, plans: Mapping[Candidate, Plan | None], rows: int) -> dict[Candidate, Trial]:
         """Trials of candidates, those that the journal has as they are."""
         trials = {c: trial for c in plans if (trial := self.journal.read(c, rows)) is not None}
+        if trials:
+            self._counted = self.trials.now()  # a search that goes on plans again, and decides the same
         if missing := {c: plan or self.trials.plan(c) for c, plan in plans.items() if c not in trials}:
             first = f"candidate {len(self.quick_trials) + 1}: {next(iter(missing)).name}"
             with announcing_stage(first if rows else count_text(len(missing), "finalist"), self._so_far()):
-                trials |= self.trials.measure(missing, rows)
+                trials |= self._with_overhead(self.trials.measure(missing, rows))
+            raise_if_stopped()  # what a signal breaks off may look refused
             self.journal.add({c: trials[c] for c in missing}, rows)
         for candidate, trial in trials.items():
             self.wish.session.settings.on_event(Said(f"{candidate.name}: {self.trial_text(trial)}"))

@@ -4,8 +4,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -44,6 +43,7 @@ class Trial:
     values    (result, original) by the metric's text in the recipe; empty where the candidate was refused
     rows      of a first look, or 0 for all
     seconds   it took
+    overhead  seconds of a search between the trial before and this one, and of measuring the original beside it
     refused   why there is no measurement
     ranges    95 % intervals of result by original, of what is timed
     """
@@ -51,6 +51,7 @@ class Trial:
     values: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     rows: int = 0
     seconds: float = 0.0
+    overhead: float = 0.0
     refused: str = ""
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -62,11 +63,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class Trials:
-    """Measurements of candidates of a wish; `folder` is for what `measure` writes."""
+    """Measurements of candidates of a wish; `folder` is for their artifacts, which `measure` leaves for a second look.
+
+    artifacts   folders of those that were written, and the form in each that is opened
+    """
 
     wish: Wish
     cache: Cache
     folder: Path | None = None  # plans alone, no measurements
+    artifacts: dict[Candidate, tuple[Path, str]] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, MetricRef]:
@@ -99,18 +104,17 @@ class Trials:
         """
         trials: dict[Candidate, Trial] = {}
         opened: dict[Candidate, tuple[Any, float]] = {}  # models, and the seconds that they took
-        with ExitStack() as stack:
-            for candidate, plan in plans.items():
-                started = time.monotonic()
-                try:
-                    model = stack.enter_context(self._temporary_build(self._measured_plan(plan, rows)))
-                except Reject as rejection:
-                    message = "; ".join(d.message for d in rejection.diagnostics)
-                    trials[candidate] = Trial(seconds=time.monotonic() - started, refused=message)
-                else:
-                    opened[candidate] = model, time.monotonic() - started
-            if opened:
-                trials |= self._compared(opened, self._measured_plan(next(iter(plans.values())), rows), rows)
+        for candidate, plan in plans.items():
+            started = time.monotonic()
+            try:
+                model = self._opened_artifact(candidate, self._measured_plan(plan, rows))
+            except Reject as rejection:
+                message = "; ".join(d.message for d in rejection.diagnostics)
+                trials[candidate] = Trial(seconds=time.monotonic() - started, refused=message)
+            else:
+                opened[candidate] = model, time.monotonic() - started
+        if opened:
+            trials |= self._compared(opened, self._measured_plan(next(iter(plans.values())), rows), rows)
         return trials
 
     def _measured_plan(self, plan: Plan, rows: int) -> Plan:
@@ -121,10 +125,25 @@ class Trials:
         )
         return replace(plan, recipe=recipe, pipeline=replace(plan.pipeline, expects=bounds))
 
-    @contextmanager
-    def _temporary_build(self, plan: Plan) -> Iterator[Any]:
-        """The artifact of a plan, written to a folder that goes away, and opened."""
+    def now(self) -> float:
+        """Seconds by which the time of a search is counted."""
+        return time.monotonic()
+
+    def keep_artifacts(self, candidates: Collection[Candidate]) -> None:
+        """Remove the artifacts of all other candidates."""
+        for candidate in self.artifacts.keys() - set(candidates):
+            shutil.rmtree(self.artifacts.pop(candidate)[0], ignore_errors=True)
+
+    def _opened_artifact(self, candidate: Candidate, plan: Plan) -> Any:
+        """The artifact of a candidate, written unless it is there, and opened."""
         ctx = self.wish.session.context(plan.recipe, plan.pipeline)
+        if candidate not in self.artifacts:
+            self.artifacts[candidate] = self._written_artifact(plan, ctx)
+        folder, form = self.artifacts[candidate]
+        return load_to_judge(folder / form, ctx.settings.device)
+
+    def _written_artifact(self, plan: Plan, ctx: Context) -> tuple[Path, str]:
+        """Run the steps of a plan, and write its artifact; its folder, and the first form there."""
         build = Build(plan, ctx, self.cache, total=len(plan.stages))
         for index in range(len(plan.stages)):
             build.run_step_unless_cached(plan.stages[index])
@@ -136,12 +155,12 @@ class Trials:
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         try:
             writer.write(outcome, folder, ctx)
-            forms = [form for form in writer.forms_of(outcome) if (folder / form.folder).is_dir()]
-            del outcome
-            build.results.release()
-            yield load_to_judge(folder / forms[0].folder, ctx.settings.device)
-        finally:
+        except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
+            raise
+        forms = [form.folder for form in writer.forms_of(outcome) if (folder / form.folder).is_dir()]
+        build.results.release()
+        return folder, forms[0]
 
     def _compared(self, opened: Mapping[Candidate, tuple[Any, float]], plan: Plan, rows: int) -> dict[Candidate, Trial]:
         """Trials of opened models beside the original."""

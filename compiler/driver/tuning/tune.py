@@ -13,6 +13,7 @@ from ...artifacts.output_lock import OutputPath, check_outputs, output_paths
 from ...core.cache import Cache
 from ...core.events import Said
 from ...core.quantity import count_text, measurement_text
+from ...core.stopping import before_stopping
 from ..api import build
 from ..judging.gate import bound_text
 from ..pipeline import Result
@@ -121,11 +122,8 @@ def tune(wish: Wish, recipe: Path, out: Path, *, force: bool = False, name: str 
         for suffix in suffixes:
             outputs.check_replaceable(suffix)
         tuned = Tuned(wish, search)
-        try:
+        with before_stopping(lambda: _keep_best(search, trials, recipe)):
             ranked = [search.measure_named(name)] if name else search.run()
-        except KeyboardInterrupt:
-            _keep_best(search, trials, recipe)
-            raise
         satisfying = [c for c in ranked if name or not search.violation(search.finals[c])]
         if not satisfying:
             tuned.unmet = [_unmet(wish, search, ranked)]

@@ -216,6 +216,28 @@ with raise_or_exit_on_signal():
     assert (run.returncode, run.stdout) == (130, "") and run.stderr.startswith("note[interrupted]: stopped"), run.stderr
 
 
+def test_an_interrupt_in_a_callback_where_python_can_not_raise_ends_the_process_without_a_trace(tmp_path):
+    script = """
+import os, signal, time, weakref
+from effc.compiler.cli.verbs.interrupt import raise_or_exit_on_signal
+
+class Thing: pass
+
+def callback(_):
+    os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(1000): pass
+
+with raise_or_exit_on_signal():
+    thing = Thing()
+    reference = weakref.ref(thing, callback)
+    del thing
+    time.sleep(30)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert (run.returncode, run.stderr.count("\n")) == (130, 1), run.stderr
+    assert run.stderr.startswith("note[interrupted]: stopped")
+
+
 @pytest.mark.parametrize("number", wide([signal.SIGINT, signal.SIGTERM, signal.SIGHUP], {signal.SIGINT}))
 def test_an_interrupt_ends_at_once_and_leaves_nothing_half_written(write, tmp_path, number):
     if signal.getsignal(number) is signal.SIG_IGN:

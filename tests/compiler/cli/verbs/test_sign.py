@@ -24,6 +24,8 @@ from tests.compiler.cli.verbs.conftest import effc, own_cache, process  # noqa: 
 from tests.hostile.kinds import STORED
 from tests.hostile.mutations import consistent
 
+PYTHON = ("Error", "Invalid", "unexpected keyword", "indices", "Expecting value", "codec", "argument")
+
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory):
@@ -130,11 +132,21 @@ def test_one_of_several_keys_is_enough(signed, keys):
         ("ed25519:!", "no base64"),
         ("rsa:AAAA", "no file that holds one"),
         ("", "no file that holds one"),
+        (f"p256:{'A' * 44} until=soon", "`soon` is no day such as 2030-01-31"),
+        ("{mine}", "holds a secret key, and signatures are checked by the public one"),
+        ("{pem}", "holds a PEM that is no public key of P-256, P-384, P-521 or Ed25519"),
     ],
 )
-def test_what_is_no_public_key_is_refused_as_a_mistake_of_the_command_line(effc, signed, text, words):  # noqa: F811
-    run = effc("sign", str(signed), "--verify-key", text)
-    assert run.code == 2 and words in run.err
+def test_what_is_no_public_key_is_refused_as_a_mistake_of_the_command_line(effc, signed, keys, tmp_path, text, words):  # noqa: F811
+    (tmp_path / "pem").write_text("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n")
+    run = effc("sign", str(signed), "--verify-key", text.format(mine=keys[0], pem=tmp_path / "pem"))
+    assert run.code == 2 and words in run.err and not any(word in run.err for word in PYTHON), run.err
+
+
+def test_a_public_key_signs_nothing_and_is_called_one(effc, signed, tmp_path):  # noqa: F811
+    write_key_pair(tmp_path / "key")
+    run = effc("sign", str(signed), "--key", str(tmp_path / "key.pub"))
+    assert run.code == 2 and "key.pub is no secret key in PEM without a passphrase but a public one" in run.err
 
 
 @pytest.mark.parametrize(
@@ -150,12 +162,16 @@ def test_what_is_no_public_key_is_refused_as_a_mistake_of_the_command_line(effc,
         b"[" * 60_000,
         b" " * 70_000,
         b'{"format": 1, "signatures": [{"key": "ed25519:AAAA", "signature": "AAAA", "note": ""}]}',
+        b'{"format": 1, "signatures": [{"key": "a", "signature": "b", "note": "", "more": 1}]}',
+        b'{"format": 1, "signatures": [3]}',
     ],
 )
 def test_a_file_that_holds_no_signatures_is_no_signature(signed, keys, content):
     (signed / "signatures.json").write_bytes(content)
-    with pytest.raises(Reject, match="holds no signatures"):
+    with pytest.raises(Reject, match="holds no signatures: ") as caught:
         package.load(signed, signed_by=[keys[1]])
+    reason = caught.value.diagnostics[0].message.partition("holds no signatures: ")[2]
+    assert not any(word in reason for word in PYTHON) and not reason.startswith("'"), reason
 
 
 def test_an_edited_artifact_is_not_signed(artifact, keys, tmp_path):  # noqa: F811

@@ -46,6 +46,9 @@ class SimulatedTrials(Trials):
     def plan(self, candidate):
         return SimpleNamespace(seconds=10.0 * (1 + candidate.changes), emissions=())
 
+    def now(self):
+        return 0.0
+
     def measure(self, plans, rows):
         return {candidate: self.simulate(candidate, rows) for candidate in plans}
 
