@@ -4,7 +4,7 @@
 
 All keep the same share of the parameters: `prune.hidden` as it is, without refitting, and in Minitron's order;
 `prune.channels` alike in all layers; `prune.multi`, whose layers differ. Each is measured before and after `--steps`
-steps of `tune.heal(method: full)` of 8 rows of 128 tokens. Text like what the model learned from is heldout.txt, text
+steps of `tune.heal(method: full, distill: 50%)` of 8 rows of 128 tokens. Text like what the model learned from is heldout.txt, text
 unlike it are topics of Python's documentation; neither decides anything. Tokens per second of CPU time, one thread, of
 a greedy answer of 64 tokens: torch on `hf`, and `native`; rounds take turns. FOLDER keeps what is done. `--model` is
 another model of a recipe, as `hf("smol/base")`.
@@ -40,7 +40,7 @@ pipeline lean(base) {{
 }}
 emit lean {{ hf("hf") native("native") }}
 """
-HEAL = "fit = tune.heal(data: train, method: full, steps: {steps}, batch: 8, lr: 1e-3)"
+HEAL = "fit = tune.heal(data: train, method: full, steps: {steps}, batch: 8, lr: 3e-4, distill: 50%)"
 TEXTS = ("like", "unlike")
 
 

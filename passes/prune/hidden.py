@@ -62,7 +62,9 @@ class Hidden(Pass):
             yield Unread(("repair",), "`data`", ("data",))
         if self.data is None and self.reorder in ("norms", "wanda"):
             yield Conflict(
-                ("reorder",), "it looks at rows, and no `data` names them", "add `data`, or take `reorder: l1`"
+                ("reorder",),
+                "activations decide this order, and no `data` names rows",
+                "add `data`, or take `reorder: l1`",
             )
 
     def run(self, program: Program, ctx: Context) -> None:
