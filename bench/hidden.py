@@ -1,6 +1,7 @@
 """Print perplexity of the embedded model behind narrower streams, narrower MLPs and a search, and how fast each decodes.
 
-    python bench/hidden.py FOLDER [--keep 94 89 83] [--steps 50] [--rounds 12] [--model MODEL] [--align 8]
+    python bench/hidden.py FOLDER [--keep 94 89 83] [--steps 50] [--speed 83] [--rounds 12]
+                           [--model MODEL] [--align 8] [--group 32]
 
 All keep the same share of the parameters: `prune.hidden` as it is, without refitting, and in Minitron's order;
 `prune.channels` alike in all layers; `prune.multi`, whose layers differ. Each is measured before and after `--steps`
@@ -99,6 +100,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--keep", type=int, nargs="+", default=[94, 89, 83])
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--speed", type=int, nargs="*", default=[83], help="shares that are timed")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--align", type=int, default=8)
     parser.add_argument("--group", type=int, default=32)
@@ -118,12 +120,12 @@ def main() -> None:
             before, after = measured(folder, options.model, steps), measured(folder, options.model, [*steps, heal])
             rows.append([f"{name}, {keep}%", f"{before[0] / 1e6:.2f}", *_pair(before), *_pair(after)])
             print(rows[-1], flush=True)
-            if "without" not in name:
+            if "without" not in name and keep in options.speed:
                 cuts[f"{name}, {keep}%"] = steps
     print("\n| kept | M params | like | unlike | like, healed | unlike, healed |\n" + "|---" * 6 + "|")
     for row in rows:
         print("| " + " | ".join([*row, *[""] * (6 - len(row))]) + " |")
-    if options.rounds:
+    if len(cuts) > 1:
         print("\n| result | torch, tokens/s | native, tokens/s |\n" + "|---" * 3 + "|")
         for name, (plain, native) in speeds(folder, options.model, cuts, options.rounds).items():
             print(f"| {name} | {plain:.0f} | {native:.0f} |")
