@@ -13,6 +13,7 @@ another model of a recipe, as `hf("smol/base")`.
 
 import argparse
 import math
+import re
 import statistics
 import time
 from pathlib import Path
@@ -77,7 +78,7 @@ def speeds(folder: Path, model: str, cuts: dict[str, list[str]], rounds: int) ->
 
     models = {}
     for name, steps in cuts.items():
-        place = folder / f"speed{list(cuts).index(name)}"
+        place = folder / re.sub(r"\W+", "-", f"speed {name}").strip("-")
         if not place.is_dir():
             api.build(session_of(folder, model, steps), place)
         models[name] = [effc.load(place / "hf"), effc.load(place / "native")]
