@@ -45,7 +45,7 @@ from ..models.checkpoints.pretrained import pretrained
 from ..models.checkpoints.tensor_files import LazyTensor
 from ..transforms.editing.rewrite import Rewriter
 from ..transforms.editing.scan_removal import drop_scan
-from .stock import empty_model_or_reason, stock_config, stock_model
+from .stock import empty_model_or_reason, read_widths, stock_config, stock_model
 
 _MLP_WIDTHS = re.compile(r"intermediate|inner|ffn")  # a head's width may not change, only their number
 Axis = tuple[str, int]  # tensor and axis
@@ -174,7 +174,7 @@ def _padding_to_config(program: Program, config: Any, max_numbers: int | None = 
     plan = Padding(config, shapes)
     plan.reasons += expert_width_mismatch(skeleton_of(program), shapes)
     plan.reasons += [f"{name} is new" for name in old_shapes if name not in stock_module.state_dict()]
-    plan.reasons += _config_dependent_numbers(model, stock_module)
+    plan.reasons += [*_config_dependent_numbers(model, stock_module), *read_widths(model, config)]
     plan.reasons += _head_width_conflict_texts(skeleton_of(program), skeleton_of(stock))
     if not plan.reasons:
         scans = _removed_scans(skeleton_of(program), skeleton_of(stock))

@@ -148,7 +148,7 @@ def stock_differences(model: nn.Module, candidate_config: Any, untouched: Mappin
         for name, tensor in tensors.items()
         if name in stock_tensors and tensor.shape != stock_tensors[name].shape
     ]
-    return [*result, *_differing_modules(model, stock_module, untouched), *_read_widths(model, candidate_config)]
+    return [*result, *_differing_modules(model, stock_module, untouched), *read_widths(model, candidate_config)]
 
 
 def stock_model(model_class: "type[PreTrainedModel]", config: Any, dtype: Any) -> nn.Module:
@@ -254,7 +254,7 @@ def _stream_width_name(config: Any) -> str:
     return type(config).attribute_map.get("hidden_size", "hidden_size")
 
 
-def _read_widths(model: nn.Module, candidate_config: Any) -> Iterator[str]:
+def read_widths(model: nn.Module, candidate_config: Any) -> Iterator[str]:
     """Modules that compute with the width of the stream as a config says it, as some scale what they embed."""
     name = _stream_width_name(candidate_config)
     if vars(candidate_config).get(name) == vars(model.config).get(name):

@@ -32,8 +32,8 @@ class Hidden(Pass):
     the stream or adds to it, and from the head. All layers stay alike, so the result is a stock checkpoint where a
     config can say the width of a head beside that of the stream. With `data` those channels go that matter least to
     what is computed of the rows, and what reads the stream is refitted to do without; else those of least weight
-    magnitude go. The norms' means run over the channels that stay. It costs more than narrower MLPs do at as many
-    parameters: `tune.heal` it.
+    magnitude go. The norms' means run over the channels that stay. `prune.multi` costs much less at as many
+    parameters, where layers may differ; `tune.heal` what this leaves.
 
     Source: Minitron (Muralidharan et al. 2024, arXiv 2407.14679), section 2, with `reorder: norms` and
     `repair: false`; `reorder: wanda` and repair: own.
@@ -62,7 +62,9 @@ class Hidden(Pass):
             yield Unread(("repair",), "`data`", ("data",))
         if self.data is None and self.reorder in ("norms", "wanda"):
             yield Conflict(
-                ("reorder",), "it looks at rows, and no `data` names them", "add `data`, or take `reorder: l1`"
+                ("reorder",),
+                "activations decide this order, and no `data` names rows",
+                "add `data`, or take `reorder: l1`",
             )
 
     def run(self, program: Program, ctx: Context) -> None:

@@ -64,6 +64,13 @@ PASSES = {
         "check": None,
     },
     "prune.experts": {"keep": Ratio(0.5, "experts"), "on": None, "data": DataRef("rows")},
+    "prune.hidden": {
+        "keep": Ratio(0.75, "width"),
+        "data": DataRef("rows"),
+        "reorder": None,
+        "repair": True,
+        "align": 16,
+    },
     "clean.dead": {"align": 4},
     "shed.blocks": {"remove": 1, "score": _SCORE, "on": None, "search": "racing"},
     "shed.ssm": {"remove": 1, "score": _SCORE, "on": None, "search": "racing"},

@@ -8,8 +8,10 @@ from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.analysis.discovery.streams import stream_of_model, with_stream
 from effc.compiler.analysis.planning.stream_width import with_stream_width
 from effc.compiler.artifacts.stock import stock_config
+from effc.compiler.driver import api
 from effc.compiler.evaluation import equivalence
 from effc.compiler.ir.capture.capture import capture
+from effc.compiler.runtimes.gguf.shapes import gguf_shape, shape_metadata
 from effc.compiler.transforms.editing.rewrite import Rewriter
 from effc.compiler.transforms.search.widths import slice_out
 from effc.dsl.checker.values import DataRef, Ratio
@@ -20,6 +22,7 @@ from transformers import LlamaForCausalLM
 
 from tests import tiny
 from tests.architectures import table
+from tests.architectures.matrix import body, run
 from tests.grids import wide
 from tests.recipes_in_memory import context_of, recipe_of
 
@@ -192,6 +195,24 @@ def test_refitted_readers_are_nearer_to_the_original(tmp_path):
     assert divergence(refitted) < divergence(plain)
 
 
+def test_gguf_states_the_width_that_is_left(tmp_path):
+    model = hidden(tmp_path, tiny.model("llama")).model
+    assert shape_metadata(model, gguf_shape(model))["embedding_length"] == 48
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("gemma2", "embeddings are multiplied by the root of 64"),
+        ("qwen2", "takes them for the 48 of the residual stream"),
+    ],
+)
+def test_gguf_refuses_what_llama_cpp_would_compute_otherwise(tmp_path, name, reason):
+    model = hidden(tmp_path, tiny.model(name)).model
+    with pytest.raises(Reject, match=reason):
+        gguf_shape(model)
+
+
 def test_a_share_of_the_parameters_is_met_in_steps(tmp_path):
     model = tiny.model("llama")
     total = sum(p.numel() for p in model.parameters())
@@ -241,6 +262,15 @@ def test_streams_that_can_not_go_are_refused_with_a_reason(tmp_path, name, reaso
         Hidden(keep=Ratio(0.5, "width")).forecast(skeleton)
 
 
+@pytest.mark.slow
+def test_narrower_streams_are_written_and_reopened_the_same(tmp_path):
+    names = ["llama", "gpt2", "gemma2", "bert", "t5", "mixtral", "vit", "mamba", "jamba"]
+    rows = body(run(names, {name: ["prune.hidden"] for name in names}, tmp_path))["rows"]
+    cells = {name: {stage: cell[0] for stage, cell in row.items() if "hidden" in stage} for name, row in rows.items()}
+    stages = ("prune.hidden prune", "prune.hidden emit", "prune.hidden reload")
+    assert cells == {name: dict.fromkeys(stages, "green") for name in names}, rows
+
+
 def test_a_model_that_returns_its_stream_keeps_it():
     from transformers import LlamaModel
 
@@ -252,3 +282,33 @@ def test_a_model_that_returns_its_stream_keeps_it():
 def test_a_share_that_leaves_no_step_is_refused():
     with pytest.raises(Reject, match="a stream of 64 channels keeps"):
         Hidden(keep=Ratio(0.01, "params")).forecast(with_stream(capture(tiny.model("llama", hidden_size=128))))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("keep: 100% of width", "changes nothing"),
+        ("keep: 99% of width, align: 64", "rounds to all 128 channels"),
+        ("keep: 1% of width", "less than one step of `align: 64`"),
+        ("keep: 50% of width, align: 256", "`align: 256` is more than the 128 channels of `model.layers`"),
+        ("keep: 50% of channels", "of"),
+        ("keep: 50% of width, repair: false", "`repair`"),
+        ("keep: 50% of width, reorder: norms", "no `data` names rows"),
+    ],
+)
+def test_amounts_and_orders_that_mean_nothing_are_refused_where_they_stand(tmp_path, call, message):
+    text = f'effspec 1\nmodel base = zoo("tiny-llama")\npipeline slim(base) {{\n  thin = prune.hidden({call})\n}}\n'
+    recipe = tmp_path / "r.effspec"
+    recipe.write_text(text + 'emit slim { hf("out") }\n')
+    diagnostics = api.open_session(recipe, cache_dir=tmp_path / "cache").check().diagnostics
+    assert any(message in d.message and d.span and d.span.line == 4 for d in diagnostics), diagnostics
+
+
+def test_a_share_of_the_parameters_that_no_width_meets_is_refused_in_plan(tmp_path):
+    recipe = tmp_path / "r.effspec"
+    recipe.write_text(
+        'effspec 1\nmodel base = zoo("tiny-llama")\npipeline slim(base) { thin = prune.hidden(keep: 20% of params) }\n'
+        'emit slim { hf("out") }\n'
+    )
+    with pytest.raises(Reject, match="a stream of 64 channels keeps 5"):
+        api.plan_all_pipelines(api.open_session(recipe, cache_dir=tmp_path / "cache"))

@@ -80,7 +80,8 @@ class Attention:
 class Labelling:
     """Labels of one unit, filled by a run over its graph. `values` holds the labels of every node.
 
-    norms_couple  whether channels under one norm live and die together; not where the norm is narrowed with them
+    norms_couple  whether channels under one norm live and die together; not where the norm is narrowed with them, as in
+                  a whole model's graph, where numbers of the whole layer (a factor, a gate of one row) tie none either
     inner_graphs  graphs of modules that are one node of the graph, by path below the unit
     """
 

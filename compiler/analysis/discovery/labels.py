@@ -123,7 +123,7 @@ class NodeRules:
             return self.node
         if not isinstance(member, nn.Parameter) and not member.is_floating_point():
             return unlabelled_like(member.shape)
-        if member.ndim == 0:
+        if member.ndim == 0 and not self.out.norms_couple:
             return unlabelled_like(())
         if member.ndim == 1:
             return self.claim("", 0, self.out.fresh(len(member)))
@@ -166,7 +166,7 @@ class NodeRules:
     def label_pointwise(self, inputs: list[Tensor]) -> Any:
         if not inputs:
             return unlabelled_like(self.node.meta.get("shape"))
-        wide = [x for x in inputs if not _is_one_channel(x)]
+        wide = inputs if self.out.norms_couple else [x for x in inputs if not _is_one_channel(x)]
         if any(x.ndim and x.shape[-1] > 1 for x in wide):  # a gate of one row scales all channels and ties none
             inputs = wide
         labels = inputs[0]

@@ -238,9 +238,11 @@ def couple_gathered_axis(rules: "NodeRules") -> Any:
 
 
 def label_embedding(rules: "NodeRules") -> Any:
-    """Rows of a parameter, looked up by a function."""
+    """Rows of a parameter, looked up by a function: channels of the stream, of which a layer alone knows nothing."""
     arguments = {**dict(zip(("input", "weight"), rules.args, strict=False)), **rules.kwargs}
     w = arguments["weight"]
+    if rules.out.norms_couple:
+        return block_pruning_of_parameters(rules, [w], "embedding")
     claim(rules, w, 1)
     return w.rows[1].expand(*arguments["input"].shape, -1)
 

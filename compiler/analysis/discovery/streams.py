@@ -76,37 +76,41 @@ def _label_model(program: Program) -> Labelling:
 
 def _stream_group(program: Program, labelling: Labelling) -> Group:
     root = labelling.component_roots()
-    owners = [root[claim.labels] for claim in labelling.claims]
-    roots = _stream_roots(program, labelling, owners)
-    items = {r: i for i, r in enumerate(roots)}
-    readers, writers = {}, {}
-    first = {name: same[0] for same in tied_tensors(program.model) for name in same}
-    item_of = np.full(labelling.count, -1)
-    item_of[roots] = np.arange(len(roots))
-    for claim, owner in zip(labelling.claims, owners, strict=True):
-        index = item_of[owner]
-        if (index < 0).all():
-            continue
-        try:
-            member = Member(
-                first.get(claim.tensor, claim.tensor), claim.axis, member_segments(index, len(items), claim.tensor)
-            )
-        except IrregularLayout as error:
-            raise FixedStream(str(error)) from error
-        (readers if claim.reads else writers).setdefault((member.tensor, member.axis), member)
-    made = [m for axis, m in writers.items()]
-    read = [m for axis, m in readers.items() if axis not in writers]  # a tied head reads what the embedding writes
-    if not made or not read:
+    roots = _stream_roots(program, labelling, [root[claim.labels] for claim in labelling.claims])
+    writers, readers = _stream_members(program, labelling, roots)
+    if not writers or not readers:
         raise FixedStream("nothing makes or reads it by a matrix of its own")
-    members = (*made, *read)
+    members = (*writers, *readers)
     site = common_ancestor_module(list(program.units)) or common_ancestor_module([module_of(m.tensor) for m in members])
-    group = Group(site, "width", len(roots), members, readers=len(read))
+    group = Group(site, "width", len(roots), members, readers=len(readers))
     try:
         attributes = dependent_attributes(group, [frozenset({r}) for r in roots], labelling, root, program.model)
     except Baked as error:
         raise FixedStream(str(error)) from error
     attributes += tuple(_widths_of_opened_modules(program, group))
     return with_width_multiple(replace(group, attributes=attributes), program.model)
+
+
+def _stream_members(
+    program: Program, labelling: Labelling, roots: list[int]
+) -> tuple[tuple[Member, ...], tuple[Member, ...]]:
+    """Tensors that make the channels, and matrices that read them and make none: of tied tensors, the first name."""
+    first = {name: same[0] for same in tied_tensors(program.model) for name in same}
+    item_of = np.full(labelling.count, -1)
+    item_of[roots] = np.arange(len(roots))
+    by_axis: dict[bool, dict[tuple[str, int], Member]] = {False: {}, True: {}}
+    root = labelling.component_roots()
+    for claim in labelling.claims:
+        items = item_of[root[claim.labels]]
+        if (items >= 0).any():
+            tensor = first.get(claim.tensor, claim.tensor)
+            try:
+                member = Member(tensor, claim.axis, member_segments(items, len(roots), tensor))
+            except IrregularLayout as error:
+                raise FixedStream(str(error)) from error
+            by_axis[claim.reads].setdefault((tensor, claim.axis), member)
+    writers, readers = by_axis[False], by_axis[True]
+    return tuple(writers.values()), tuple(m for axis, m in readers.items() if axis not in writers)
 
 
 def _widths_of_opened_modules(program: Program, stream: Group) -> Iterator[tuple[str, str, float]]:

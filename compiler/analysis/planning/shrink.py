@@ -174,11 +174,7 @@ def without_unit(skeleton: Skeleton, unit: str) -> Skeleton:
 
 def _keep_modules(skeleton: Skeleton, is_alive: Callable[[str], bool]) -> Skeleton:
     """Only the modules that are alive, and what refers to them."""
-
-    def owner(tensor: str) -> str:
-        return tensor.rpartition(".")[0]
-
-    tied = (tuple(name for name in same if is_alive(owner(name))) for same in skeleton.tied)
+    tied = (tuple(name for name in same if is_alive(name.rpartition(".")[0])) for same in skeleton.tied)
     refusals = [entry for entry in skeleton.facts.get("refused", ()) if is_alive(entry[0])]
     return replace(
         skeleton,

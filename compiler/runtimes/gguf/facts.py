@@ -126,6 +126,8 @@ def read_weights(file: GgufFile, facts: GgufFacts) -> dict[str, Tensor]:
     """Read every tensor by name and check that it has the shape that the header says. Raises Reject (refused-gguf)."""
     tensors = {name: file.read_tensor(name) for name in file.entries}
     hidden = tensors["token_embd.weight"].shape[-1] if "token_embd.weight" in tensors else 0
+    if file.facts.get(f"{facts.architecture}.embedding_length", hidden) != hidden:
+        raise unsupported(file, f"states another `embedding_length` than the {hidden} of its embeddings")
     needed, allowed = _required_and_optional_shapes(facts, hidden)
     for i, (heads, kv, width) in enumerate(zip(facts.heads, facts.kv_heads, facts.widths, strict=True)):
         if heads and (not kv or heads % kv):

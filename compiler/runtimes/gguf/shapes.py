@@ -69,13 +69,25 @@ def _gguf_architecture(model: nn.Module, family: Family, layers: tuple[Layer, ..
                 help=f"prune all layers alike; {INSTEAD}",
             ).rejection()
         return "deci"
-    if family.of.square and layers[0].heads * dim != model.config.hidden_size:
+    width = stream_width(model)
+    if (scale := vars(model.model.embed_tokens).get("scalar_embed_scale")) and round(scale**2) != width:
+        raise cannot_write_gguf(
+            f"embeddings are multiplied by the root of {scale**2:.0f}, and llama.cpp's `{family.kind}` takes that of "
+            f"the {width} channels of the residual stream",
+            help=f"prune other things than the stream; {INSTEAD}",
+        ).rejection()
+    if family.of.square and layers[0].heads * dim != width:
         raise cannot_write_gguf(
             f"{layers[0].heads} heads of {dim} make {layers[0].heads * dim}, and llama.cpp's `{family.kind}` takes "
-            f"them for the {model.config.hidden_size} of the residual stream",
+            f"them for the {width} of the residual stream",
             help=f"prune other things than heads; {INSTEAD}",
         ).rejection()
     return family.kind
+
+
+def stream_width(model: Any) -> int:
+    """Channels of the residual stream: of a narrower one the config may still say how wide it was."""
+    return model.model.embed_tokens.weight.shape[-1]
 
 
 def _layer_and_head_dim(model: Any, family: Family, layer_index: int) -> tuple[Layer, int]:
@@ -124,7 +136,7 @@ def shape_metadata(model: Any, shape: GgufShape) -> dict[str, Any]:
     stretch = {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope.get("factor", 1.0))}
     return {
         "context_length": context_of(config),
-        "embedding_length": config.hidden_size,
+        "embedding_length": stream_width(model),
         "block_count": len(shape.layers),
         "feed_forward_length": each([layer.width for layer in shape.layers]),
         "attention.head_count": each([layer.heads for layer in shape.layers]),
@@ -159,7 +171,7 @@ def gguf_named_tensors(model: Any, shape: GgufShape) -> Iterator[tuple[str, Tens
         if shape.family.raised and gguf_name.endswith("_norm.weight"):
             tensor = tensor.float() + 1
         yield gguf_name, tensor
-    yield from _zero_mlps(config.hidden_size, shape, weights)
+    yield from _zero_mlps(stream_width(model), shape, weights)
 
 
 def gguf_names(model: Any, shape: GgufShape) -> Iterator[tuple[str, str]]:
