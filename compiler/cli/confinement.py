@@ -11,7 +11,7 @@ from pathlib import Path
 from ...dsl.syntax.diagnostics import Reject
 
 VERBS = ("verify", "inspect", "run", "doctor", "diff", "serve")
-_TEXTS = ("-p", "--prompt", "--cache-dir", "--access-log")  # options whose value is no file of the model
+_TEXTS = ("-p", "--prompt", "--cache-dir", "--access-log", "--otlp")  # options whose value is no file of the model
 TEMPORARY = ExitStack()  # removes temporary files when it is closed
 atexit.register(TEMPORARY.close)
 _LOCAL_ENGINES = ("auto", "flat", "faiss")  # others read their own settings, and ask servers
@@ -50,7 +50,7 @@ def confine_verb(argv: Sequence[str]) -> None:
     if argv[0] == "serve" and "--reload" in options:
         readable += [around for folder in folders for around in folders_around(folder)]
     writable = [cache, _make_process_temporary_folder(cache), *_access_log(options)]
-    asks = "--knowledge" in options
+    asks = "--knowledge" in options or "--otlp" in options
     confine_process(readable, writable, "any" if asks else "listen" if argv[0] == "serve" else "none")
 
 

@@ -89,14 +89,21 @@ def refuse_missing_packages(names: Iterable[str] = ()) -> None:
 
 def check_modules(modules: Iterable[str], group: str, user: str) -> None:
     """Reject where a module of an optional group does not exist. `user` names who needs it: "target gguf"."""
-    from importlib.util import find_spec
-
-    missing = [m for m in modules if find_spec(m) is None]
+    missing = [module for module in modules if not _has_module(module)]
     if missing:
         raise package_missing(
             f"{user} needs {' and '.join(missing)}, not installed here",
             help=f'pip install "effc[{group}]"' if group else f"pip install {' '.join(missing)}",
         ).rejection()
+
+
+def _has_module(module: str) -> bool:
+    from importlib.util import find_spec
+
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # a package that it lies in
+        return False
 
 
 def package_problem_diagnostic(package: Package) -> Diagnostic:

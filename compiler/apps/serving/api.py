@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 from secrets import randbits
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import Request as Call
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -31,6 +31,9 @@ from .scheduler import QueueFull, Scheduler, Stopped
 from .stream import leaving, sse_events
 from .text import hidden_tokens
 from .tools import END, START, CallPolicy
+
+if TYPE_CHECKING:
+    from .tracing import RequestSpan
 
 
 class Service:
@@ -86,20 +89,23 @@ class Service:
     # -- answers ---------------------------------------------------------------------------------------------
 
     async def answer_request(
-        self, request_body: ChatRequest | CompletionRequest, call: Call, headers: Mapping[str, str] | None = None
+        self,
+        request_body: ChatRequest | CompletionRequest,
+        call: Call,
+        headers: Mapping[str, str] | None = None,
+        span: "RequestSpan | None" = None,
     ) -> Any:
         """The answer to a request, whole or as a stream, with these headers."""
         async with slot(call, len(await call.body())):
             requests = await asyncio.to_thread(self._requests, request_body, client_id(call.scope))
         pieces: asyncio.Queue[AnswerChunk] = asyncio.Queue()
-        jobs = self._submit(requests, request_body.n or 1, call, pieces)
+        n_prompt = sum(len(request.ids) for request in requests)
+        if span is not None:
+            span.set_prompt(n_prompt, len(requests) * (request_body.n or 1))
+        jobs = self._submit(requests, request_body.n or 1, call, pieces, span)
         is_chat = isinstance(request_body, ChatRequest)
         answer = (ChatAnswer if is_chat else AnswerBuilder)(
-            request_body.model,
-            sum(len(request.ids) for request in requests),
-            self.tokenizer,
-            len(jobs),
-            request_body.answer_policy if is_chat else None,
+            request_body.model, n_prompt, self.tokenizer, len(jobs), request_body.answer_policy if is_chat else None
         )
         cancel = partial(self._cancel, jobs)
         if request_body.stream:
@@ -113,12 +119,19 @@ class Service:
         return JSONResponse(body, headers=headers)
 
     def _submit(
-        self, requests: Sequence[Request], choices: int, call: Call, pieces: "asyncio.Queue[AnswerChunk]"
+        self,
+        requests: Sequence[Request],
+        choices: int,
+        call: Call,
+        pieces: "asyncio.Queue[AnswerChunk]",
+        span: "RequestSpan | None",
     ) -> list[Job]:
         """A job for each choice of each request, whose pieces go to the queue; none where not all are taken."""
         loop = asyncio.get_running_loop()
 
         def hear(index: int, piece: AnswerChunk) -> None:
+            if span is not None and piece.finish:
+                span.end_choice(piece)
             if piece.finish == "failed":
                 piece = replace(piece, error=write_down(call, piece.error))
             elif piece.finish == "logits_not_finite":

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakValueDictionary
 
 import torch
@@ -22,6 +22,9 @@ from .error_response import ErrorResponse
 from .fair_lock import FairLock
 from .guard import client_id
 from .metrics import Metrics, ModelMetrics
+
+if TYPE_CHECKING:
+    from .tracing import RequestSpan
 
 MAX_INPUTS = 2048  # as OpenAI has it
 _BATCH_TOKENS = 4096  # of one forward, filling included
@@ -100,7 +103,9 @@ class EmbeddingService:
     def model_entry(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self.created, "owned_by": "effc"}
 
-    async def answer_request(self, request: EmbeddingRequest, call: Call) -> JSONResponse:
+    async def answer_request(
+        self, request: EmbeddingRequest, call: Call, span: "RequestSpan | None" = None
+    ) -> JSONResponse:
         if request.dimensions not in (None, self._width):
             reason = f"the model's vectors have {self._width} dimensions, and are not shortened"
             raise ErrorResponse(400, reason, "dimensions", "unsupported_parameter")
@@ -109,6 +114,8 @@ class EmbeddingService:
         pooled = await self.embed_rows(rows, call)
         tokens = sum(map(len, rows))
         self.metrics.prompt_tokens.inc(tokens)
+        if span is not None:
+            span.end_embedding(tokens)
         return await asyncio.to_thread(self._response, pooled, tokens, request.encoding_format)
 
     async def embed_rows(self, rows: Sequence[list[int]], call: Call) -> Tensor:

@@ -51,6 +51,7 @@ class Metrics:
         self.elastic_active = self._gauge(
             "effc_elastic_active", "Whether new requests go to the smaller model.", "model"
         )
+        self.spans = self._counter("effc_spans", "Spans of requests by whether a collector took them.", "outcome")
         self._answers = self._counter("effc_http_responses", "Answers by the path and the status.", "path", "status")
         self._http = self._histogram("effc_http_response_seconds", "From the headers to the end of an answer.")
 

@@ -69,11 +69,21 @@ class Token:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """Seconds of a request: until it got a sequence, from there to its first token, and from that to its last."""
+
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True)
 class AnswerChunk:
     """Some more of an answer. `finish` says that it was the last, `count` how many tokens there are now.
 
     n_cached  tokens of the prompt that were known from a request before
     index   of the choice, where a request has several
+    timing  of an answer that was whole, with its last chunk
     error   of one that "failed" what broke, for the log and nobody else; of others that have one why
     """
 
@@ -84,6 +94,7 @@ class AnswerChunk:
     tokens: tuple[Token, ...] = ()
     n_cached: int = 0
     index: int = 0
+    timing: Timing | None = None
 
 
 class Job:
@@ -108,6 +119,7 @@ class Job:
         self.over = False  # its last piece was heard
         self.count = 0
         self.submitted = time.monotonic()
+        self.admitted = 0.0  # when it got a sequence
         self.first = 0.0  # when its first token came
         self._eos_ids = frozenset(eos_ids)
         self._words = TextDecoder(tokenizer, request.ids[-_BEFORE:], request.visible)
@@ -142,6 +154,11 @@ class Job:
     def known(self) -> list[int]:
         """The tokens that its sequence has."""
         return self._history[: len(self._history) - len(self.pending)]
+
+    def timing(self, end: float) -> Timing:
+        """Timing of an answer that ended at a time."""
+        first = self.first or end
+        return Timing(self.admitted - self.submitted, first - self.admitted, end - first)
 
     def draft(self, costs: CallCosts, limit: int, rows: int) -> list[int]:
         """Tokens that may follow, by the n-grams of prompt and answer: as many as pay, `limit` at most, and with one

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -200,6 +201,7 @@ class Scheduler:
         ids = () if job.scores_prompt else job.request.ids  # tokens that are known have no logits
         job.sequence, job.n_cached = sequence, _ = self._free.acquire_slot(ids, job.request.owner)
         job.pending = job.pending[job.n_cached :]
+        job.admitted = time.monotonic()
         self.metrics.cached_tokens.inc(job.n_cached)
         return sequence
 
@@ -346,6 +348,7 @@ class Scheduler:
         end_time = time.monotonic()
         self.metrics.count_requests(finish)
         if piece:
+            piece = replace(piece, timing=job.timing(end_time))
             self.metrics.request_answered(end_time - job.submitted)
             if job.count > 1:
                 self.metrics.step.observe((end_time - job.first) / (job.count - 1))

@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from fastapi import Request as Call
@@ -17,6 +17,9 @@ from .metrics import Metrics
 from .protocol import ChatRequest, CompletionRequest
 from .stream import check_name
 
+if TYPE_CHECKING:
+    from .tracing import RequestSpan, Tracing
+
 _LAST = 0.5  # seconds that a stopping scheduler has for its call
 MODEL = "X-Effc-Model"  # header of an elastic model's answers: the model that gave them
 AnyService = Service | EmbeddingService
@@ -26,9 +29,12 @@ class ServedModels:
     """Services with different names over one registry of metrics, each of which can be exchanged while it answers.
 
     smaller   name of the model that answers requests of another under load, by that one's name
+    tracing   that requests have spans of; None: nothing of them leaves the process
     """
 
-    def __init__(self, *services: AnyService, smaller: Mapping[str, str] | None = None):
+    def __init__(
+        self, *services: AnyService, smaller: Mapping[str, str] | None = None, tracing: "Tracing | None" = None
+    ):
         assert services, "a server without a model"
         self.metrics: Metrics = services[0].metrics.server
         assert all(service.metrics.server is self.metrics for service in services), "models with metrics of their own"
@@ -38,6 +44,7 @@ class ServedModels:
             large: Elastic(self._decoder(large), self._decoder(small), self.metrics)
             for large, small in (smaller or {}).items()
         }
+        self._tracing = tracing
         self._draining: list[AnyService] = []
         self._requests: Counter[AnyService] = Counter()  # that a service reads, or answers whole
 
@@ -72,6 +79,8 @@ class ServedModels:
     def join(self) -> None:
         for service in (*self._services.values(), *self._draining):
             service.join(_LAST)
+        if self._tracing is not None:
+            self._tracing.stop()
 
     def replace(self, service: AnyService) -> AnyService:
         """Answer new requests by a service in place of the one with its name, which is to be drained."""
@@ -90,7 +99,7 @@ class ServedModels:
         self._draining.remove(replaced)
 
     async def answer_text(self, request_body: ChatRequest | CompletionRequest, call: Call) -> Any:
-        service = self._service_of(request_body.model)
+        service, requested = self._service_of(request_body.model), request_body
         if not isinstance(service, Service):
             raise _other_endpoint(f"`{service.name}` is an encoder: send texts to /v1/embeddings")
         headers = None
@@ -98,15 +107,16 @@ class ServedModels:
             service = elastic.choose(service, self._decoder(elastic.small_name))
             request_body = request_body.model_copy(update={"model": service.name})
             headers = {MODEL: quote(service.name)}
-        with self._tracked(service):
-            return await service.answer_request(request_body, call, headers)
+        operation = "chat" if isinstance(request_body, ChatRequest) else "text_completion"
+        with self._tracked(service), self._spanned(operation, requested, request_body.model, call) as span:
+            return await service.answer_request(request_body, call, headers, span)
 
     async def answer_embedding(self, request_body: EmbeddingRequest, call: Call) -> Any:
         service = self._service_of(request_body.model)
         if not isinstance(service, EmbeddingService):
             raise _other_endpoint(f"`{service.name}` continues texts, and an encoder is served at /v1/embeddings")
-        with self._tracked(service):
-            return await service.answer_request(request_body, call)
+        with self._tracked(service), self._spanned("embeddings", request_body, service.name, call) as span:
+            return await service.answer_request(request_body, call, span)
 
     def _decoder(self, name: str) -> Service:
         service = self._services[name]
@@ -127,6 +137,19 @@ class ServedModels:
             self._requests[service] -= 1
             if not self._requests[service]:
                 del self._requests[service]
+
+    @contextmanager
+    def _spanned(self, operation: str, requested: Any, model: str, call: Call) -> "Iterator[RequestSpan | None]":
+        """Span of a request, which ends with its answer, or here where there is none."""
+        if self._tracing is None:
+            yield None
+            return
+        span = self._tracing.start(operation, requested, model, call)
+        try:
+            yield span
+        except Exception as error:
+            span.end_with_error(error)
+            raise
 
 
 def _other_endpoint(reason: str) -> ErrorResponse:

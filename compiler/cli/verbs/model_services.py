@@ -25,6 +25,7 @@ class ModelOptions:
     parallel   requests of a model that are answered at once
     queue      that may wait for it
     smaller    name of the model that answers requests of another under load, by that one's name
+    collector  URL that takes spans of requests; None: there are none
     mapped     weights stay on disk; None: large ones
     """
 
@@ -33,6 +34,7 @@ class ModelOptions:
     mapped: bool | None = None
     speculation: bool = False
     smaller: Mapping[str, str] = field(default_factory=dict)
+    collector: str | None = None
 
 
 class ModelOpener:
@@ -48,9 +50,15 @@ class ModelOpener:
         self._compute_lock: FairLock = FairLock()
 
     def open_all(self) -> "ServedModels":
+        """All models, and spans of their requests where a collector is named."""
         from ...apps.serving.served_models import ServedModels
 
-        return ServedModels(*map(self.open, self._sources), smaller=self._options.smaller)
+        services, options, tracing = list(map(self.open, self._sources)), self._options, None
+        if options.collector is not None:
+            from ...apps.serving.tracing import Tracing
+
+            tracing = Tracing(options.collector, services[0].metrics.server)
+        return ServedModels(*services, smaller=options.smaller, tracing=tracing)
 
     def open(self, name: str) -> "Service | EmbeddingService":
         """The model of a name, tried out, as its files are now."""

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 _artifacts = argument("ARTIFACT...", "Artifacts, or a folder that holds some.")
 _output = option("Where the page goes; `-` prints it.", "-o", "--output", metavar="FILE", show_default=True)
+_mlflow = option(
+    "Also add a run for each artifact to MLflow's file store in this folder.", "--mlflow", metavar="FOLDER"
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -21,6 +24,7 @@ def register(app: typer.Typer) -> None:
         artifacts: Annotated[list[Path], _artifacts],
         shared: SharedFlags,
         output: Annotated[Path, _output] = Path("report.html"),
+        mlflow: Annotated[Path | None, _mlflow] = None,
     ) -> None:
         """Write one HTML page of an artifact: what it measures, what was cut and how that was decided.
 
@@ -31,10 +35,16 @@ def register(app: typer.Typer) -> None:
         from ...core.cache import write_atomic
         from ...core.quantity import size
 
+        if mlflow is not None:
+            _refuse_unusable_store(mlflow)
         sheets = [ReportData.of(path) for folder in artifacts for path in artifacts_in(folder)]
         printed = str(output) == "-"
         if printed and shared.format == "json":
             raise typer.BadParameter("`-o -` prints the page, and `--format json` prints JSON: leave one of them out")
+        if mlflow is not None:
+            from ...artifacts.mlflow_runs import write_mlflow_runs
+
+            write_mlflow_runs(sheets, mlflow)
         first, *further = pages(sheets, "" if printed else output.stem)
         if printed:
             return shared.screen.write(first)
@@ -49,6 +59,14 @@ def register(app: typer.Typer) -> None:
             beside = f", with {len(further)} beside it" if further else ""
             shared.screen.answer(f"{output}  {size(len(first.encode()))}, opens in any browser{beside}")
         return None
+
+
+def _refuse_unusable_store(folder: Path) -> None:
+    from ...core.environment import check_modules
+
+    check_modules(["mlflow"], "mlflow", "`effc report --mlflow`")
+    if folder.exists() and not folder.is_dir():
+        raise typer.BadParameter(f"`--mlflow {folder}` is a file, and MLflow keeps runs in a folder")
 
 
 def pages(sheets: "list[ReportData]", stem: str) -> list[str]:

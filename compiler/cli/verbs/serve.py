@@ -108,6 +108,12 @@ _elastic = typer.Option(
     show_default=False,
     help="New requests to LARGE go to SMALL, another model that is served, while LARGE is busy; repeatable.",
 )
+_otlp = typer.Option(
+    "--otlp",
+    metavar="URL",
+    show_default=False,
+    help="Send a span of each request, without its texts, to this OpenTelemetry collector (OTLP over HTTP).",
+)
 _reload = typer.Option(
     "--reload", help="Let SIGHUP open the models' folders again; running answers end on the models that they began on."
 )
@@ -140,16 +146,14 @@ def register(app: typer.Typer) -> None:
         connections: Annotated[int, _connections] = 256,
         timeout: Annotated[float, _timeout] = 15.0,
         access_log: Annotated[str, _log] = "-",
+        otlp: Annotated[str | None, _otlp] = None,
         reload: Annotated[bool, _reload] = False,
         mapped: Annotated[bool | None, mapped_weights] = None,
         speculation: Annotated[bool, speculation_option] = False,
     ) -> None:
         """Answer OpenAI's chat and completions API by one or several models, many requests at once."""
         shared.require_environment()
-        sources = parse_model_arguments(model, name, adapter)
-        if reload:
-            refuse_reload_beside_personal_files(sources)
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
+        sources = _parse_sources(model, name, adapter, reload)
         check_modules(["fastapi", "uvicorn", "prometheus_client"], "serve", "`effc serve`")
         from ...apps.serving import server
         from ...apps.serving.elastic import parse_elastic_options
@@ -163,10 +167,33 @@ def register(app: typer.Typer) -> None:
         _warn(shared, host, insecure and not admission.keys)
         limits = Limits(max_body or 4 * MIB, connections, timeout)
         entrance = server.NetworkSettings(bounded, limits, _log_to(access_log, shared), tls_cert, tls_key, tuple(cors))
-        smaller = parse_elastic_options(elastic, [source.name for source in sources]) if elastic else {}
-        options = ModelOptions(parallel, queue, mapped, speculation, smaller)
+        smaller = parse_elastic_options(elastic, [source.name for source in sources])
+        options = ModelOptions(parallel, queue, mapped, speculation, smaller, _collector(otlp))
         service = _make_service(sources, role, knowledge, engine, shared, options)
         _answer_until_signal(service, listener, entrance, reload, shared)
+
+
+def _parse_sources(models: Sequence[str], name: str | None, adapters: Sequence[str], reload: bool) -> list[ModelSource]:
+    sources = parse_model_arguments(models, name, adapters)
+    if reload:
+        refuse_reload_beside_personal_files(sources)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
+    return sources
+
+
+def _collector(url: str | None) -> str | None:
+    """URL of a collector; BadParameter or Reject where no span could be sent there."""
+    if url is None:
+        return None
+    needed = ["opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http"]
+    check_modules(needed, "otel", "`effc serve --otlp`")
+    from ...apps.serving.tracing import traces_endpoint
+
+    try:
+        traces_endpoint(url)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return url
 
 
 def _answer_until_signal(
@@ -232,6 +259,8 @@ def _make_service(
         raise no_such_role(
             f"`{apps[0]}` chooses what answers by itself", help="serve it without other models"
         ).rejection()
+    if options.collector is not None:
+        raise no_such_role(f"requests to `{source.location}` have no spans", help="serve it without --otlp").rejection()
     if source.adapters:
         raise no_such_role(
             f"`{source.location}` chooses what answers by itself", help="serve it without --adapter"
