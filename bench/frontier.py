@@ -184,10 +184,17 @@ def engine_and_label(name: str) -> tuple[str, str]:
     return engine, name.removeprefix(engine + " ")
 
 
-def row_of(folder: Path, name: str, original: dict[str, Any], threads: int) -> dict[str, Any]:
+def row_of(
+    folder: Path, name: str, original: dict[str, Any], threads: int, earlier: dict[tuple[str, str], dict[str, Any]]
+) -> dict[str, Any]:
     engine, label = engine_and_label(name)
+    if (engine, label) in earlier:
+        return {key: value for key, value in earlier[engine, label].items() if key not in SPEED}
     known = text_quality.summary(qualities(folder, name, threads), original)
     return {"engine": engine, "label": label, "MB": round(bytes_of(folder, name) / 1e6), **known}
+
+
+SPEED = ("tokens_s", "range", "prompt_ms", "date")
 
 
 def speed_of(seconds: dict[str, list[float]]) -> dict[str, Any]:
@@ -255,6 +262,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--only", nargs="+", choices=[*NATIVE_VARIANTS, *LLAMA, *IMATRIX, *IK, *rivals.RIVALS])
     parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--quality-from", type=Path, help="JSON of another machine: perplexities of llama.cpp and ONNX Runtime"
+    )
     parser.add_argument("--no-speed", action="store_true")
     parser.add_argument("--raced", action="store_true", help="speeds are those of the last race in FOLDER")
     parser.add_argument("--serve")
@@ -273,13 +283,16 @@ def main() -> None:
     for name in names:
         write_files(folder, name, options.steps)
     original = json.loads((folder / "quality.json").read_text())
+    known = json.loads(options.quality_from.read_text())["rows"] if options.quality_from else []
+    earlier = {(row["engine"], row["label"]): row for row in known if row["engine"] in ("llama.cpp", "ONNX Runtime")}
     last_race = folder / "race.json"
     if not (options.no_speed or options.raced):
         last_race.write_text(json.dumps(race(folder, names, options.threads, options.rounds)))
     seconds = {} if options.no_speed else json.loads(last_race.read_text())
     lines = []
     for name in names:
-        lines.append(row_of(folder, name, original, options.threads) | (speed_of(seconds[name]) if seconds else {}))
+        row = row_of(folder, name, original, options.threads, earlier)
+        lines.append(row | (speed_of(seconds[name]) if seconds else {}))
         print(".", end="", flush=True)
     print()
     print_table(lines)
