@@ -118,9 +118,12 @@ def _replay_unguarded(model: nn.Module, edits: Edits) -> None:
                 surgery.drop_layer(model, f"{owner}.{index}")
     units = sum(len(m) for m in model.modules() if isinstance(m, nn.ModuleList))
     assert all(slot < units for slot in edits.slots.values()), "a cache slot beyond the last layer"
-    surgery.number_layers(model, _positions(model, edits) | edits.slots)
+    slots = _positions(model, edits) | edits.slots
+    layers_by_path = {path: model.get_submodule(path) for path in slots}
     for path in edits.deleted:
         surgery.delete(model, path)
+    remaining = set(model.modules())  # an attention that is gone has no slot
+    surgery.number_layers(model, {path: slots[path] for path, layer in layers_by_path.items() if layer in remaining})
     for path, entry in edits.swapped.items():
         _swap_or_add_module(model, path, swap_table.CLASSES[entry["class"]], entry["spec"])
     reft.share_prompt_positions(model)

@@ -200,11 +200,29 @@ def drop_layer(model: nn.Module, path: str) -> dict[str, str]:
 
 
 def number_layers(model: nn.Module, slots: dict[str, int]) -> None:
-    """Write every unit's cache slot into the layer indices below it."""
-    for path, slot in slots.items():
-        for module in model.get_submodule(path).modules():
+    """Write every unit's cache slot into the layer indices below it. Where a unit has several slots, as LongCat's two
+    attentions of a layer have, all are counted, unit by unit."""
+    indices = {path: _layer_indices_inside(model.get_submodule(path)) for path in slots}
+    are_several = any(len(inside) > 1 and inside[0] >= 0 and _is_run(inside) for inside in indices.values())
+    count = 0
+    for path, slot in sorted(slots.items(), key=lambda entry: entry[1]):
+        unit = model.get_submodule(path)
+        slot_of = {index: count + rank for rank, index in enumerate(indices[path])} if are_several else {}
+        for module in unit.modules():
             for name in LAYER_INDICES & vars(module).keys():
-                setattr(module, name, slot)
+                setattr(module, name, slot if module is unit else slot_of.get(vars(module)[name], slot))
+        count += len(slot_of)
+
+
+def _layer_indices_inside(unit: nn.Module) -> list[int]:
+    """Layer indices of the modules below a unit, in their order."""
+    attributes = (vars(module) for module in unit.modules() if module is not unit)
+    indices = {values[name] for values in attributes for name in LAYER_INDICES & values.keys()}
+    return sorted(index for index in indices if index is not None)
+
+
+def _is_run(indices: list[int]) -> bool:
+    return indices == list(range(indices[0], indices[0] + len(indices)))
 
 
 def delete(model: nn.Module, path: str) -> None:

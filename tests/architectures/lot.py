@@ -74,9 +74,14 @@ SIZES: tuple[tuple[str, Any], ...] = (  # names of configs -> what stands there 
     (r"kv_lora_rank", 16),
     (r"image_size|input_size|img_size", 64),
     (r"patch_size", 16),
+    (r"coordinate_size", 10),  # four of these and two of those are a hidden size
+    (r"shape_size", 12),
     (r"mm_tokens_per_image", 4),  # a square of as many patches at most
 )
-UNSTATED = {"shieldgemma2": {"yes_token_index": 5, "no_token_index": 6}}  # what classes read and configs don't state
+UNSTATED = {
+    "shieldgemma2": {"yes_token_index": 5, "no_token_index": 6},
+    "qwen2_5_omni_thinker": {"vision_start_token_id": 5},
+}  # what classes read and configs don't state
 _WIDTH = ("hidden_size", "d_model", "embed_dim")  # of which other sizes of a config are multiples
 _OF_LAYERS = re.compile(r".*(layer|index|indices|idx).*")  # lists of numbers of layers
 

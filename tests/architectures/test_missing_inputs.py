@@ -109,3 +109,21 @@ def test_a_decoder_that_writes_several_codebooks_at_once_is_refused_with_their_n
     with pytest.raises(Reject, match="takes `decoder_input_ids` of 9 codebooks at each position") as refused:
         capture(model)
     assert "`dummy_inputs`" in refused.value.diagnostics[0].help
+
+
+def test_an_encoder_of_images_with_a_decoder_is_refused_with_the_input_that_effc_does_not_make():
+    sizes = {name: size for name, size in _TEXT.items() if name != "vocab_size"}
+    encoder = transformers.ViTConfig(**sizes, image_size=32, patch_size=8)
+    decoder = transformers.BertConfig(**_TEXT, max_position_embeddings=64)
+    config = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+    model = table.randomized(lambda: transformers.VisionEncoderDecoderModel(config))
+    with pytest.raises(Reject, match="takes `decoder_input_ids` beside the images that its encoder sees"):
+        capture(model)
+
+
+def test_channels_of_an_image_are_no_codebooks():
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "image_size": 32, "patch_size": 8}
+    config = transformers.UdopConfig(vocab_size=128, max_2d_position_embeddings=64, **sizes)
+    model = table.randomized(lambda: transformers.UdopForConditionalGeneration(config))
+    with pytest.raises(Reject, match="reads texts with `bbox` and `pixel_values`"):
+        capture(model)

@@ -55,7 +55,7 @@ class Search:
 
     def __post_init__(self) -> None:
         self._planned: dict[Candidate, float] = {}
-        self._counted = self.trials.now()  # what went before is in the seconds and overheads of trials
+        self._lap_start = self.trials.clock()  # what went before is in the seconds and overheads of trials
         self.candidates = candidates_of(self.wish)
 
     @property
@@ -222,8 +222,8 @@ class Search:
     def _within_time(self, finalists: Sequence[Candidate]) -> list[Candidate]:
         """The first of the candidates that can be measured on all rows in the time that is left: each takes about as
         long as on few, less what its artifact took."""
-        ends = accumulate((self.quick_trials[c].seconds for c in finalists), initial=self.seconds)
-        fitting = [c for c, end in zip(finalists, list(ends)[1:], strict=True) if end <= self.wish.seconds]
+        totals = accumulate((self.quick_trials[c].seconds for c in finalists), initial=self.seconds)
+        fitting = [c for c, total in zip(finalists, list(totals)[1:], strict=True) if total <= self.wish.seconds]
         self.out_of_time |= len(fitting) < len(finalists)
         return fitting
 
@@ -274,16 +274,16 @@ class Search:
 
     def _with_overhead(self, trials: Mapping[Candidate, Trial]) -> dict[Candidate, Trial]:
         """The trials, each with its part of the time beside them: plans, and measurements of the original."""
-        now = self.trials.now()
-        overhead = max(0.0, now - self._counted - sum(t.seconds for t in trials.values())) / len(trials)
-        self._counted = now
+        lap_end = self.trials.clock()
+        overhead = max(0.0, lap_end - self._lap_start - sum(t.seconds for t in trials.values())) / len(trials)
+        self._lap_start = lap_end
         return {c: replace(t, overhead=overhead) for c, t in trials.items()}
 
     def _measured(self, plans: Mapping[Candidate, Plan | None], rows: int) -> dict[Candidate, Trial]:
         """Trials of candidates, those that the journal has as they are."""
         trials = {c: trial for c in plans if (trial := self.journal.read(c, rows)) is not None}
         if trials:
-            self._counted = self.trials.now()  # a search that goes on plans again, and decides the same
+            self._lap_start = self.trials.clock()  # a search that goes on plans again, and decides the same
         if missing := {c: plan or self.trials.plan(c) for c, plan in plans.items() if c not in trials}:
             first = f"candidate {len(self.quick_trials) + 1}: {next(iter(missing)).name}"
             with announcing_stage(first if rows else count_text(len(missing), "finalist"), self._so_far()):

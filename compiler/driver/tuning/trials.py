@@ -125,7 +125,7 @@ class Trials:
         )
         return replace(plan, recipe=recipe, pipeline=replace(plan.pipeline, expects=bounds))
 
-    def now(self) -> float:
+    def clock(self) -> float:
         """Seconds by which the time of a search is counted."""
         return time.monotonic()
 
@@ -138,11 +138,11 @@ class Trials:
         """The artifact of a candidate, written unless it is there, and opened."""
         ctx = self.wish.session.context(plan.recipe, plan.pipeline)
         if candidate not in self.artifacts:
-            self.artifacts[candidate] = self._written_artifact(plan, ctx)
+            self.artifacts[candidate] = self._write_artifact(plan, ctx)
         folder, form = self.artifacts[candidate]
         return load_to_judge(folder / form, ctx.settings.device)
 
-    def _written_artifact(self, plan: Plan, ctx: Context) -> tuple[Path, str]:
+    def _write_artifact(self, plan: Plan, ctx: Context) -> tuple[Path, str]:
         """Run the steps of a plan, and write its artifact; its folder, and the first form there."""
         build = Build(plan, ctx, self.cache, total=len(plan.stages))
         for index in range(len(plan.stages)):

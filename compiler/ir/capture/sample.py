@@ -65,6 +65,12 @@ def sample_inputs(model: nn.Module, batch: int = BATCH, length: int = LENGTH, pa
             f"{type(model).__name__} takes patches of images with `spatial_shapes`, and effc makes whole images",
             help=_WRAP,
         ).rejection()
+    if main == "pixel_values" and "decoder_input_ids" in names and "input_ids" not in names:
+        raise unknown_inputs(
+            f"the decoder of {type(model).__name__} takes `decoder_input_ids` beside the images that its encoder sees, "
+            "and effc makes images alone",
+            help=_WRAP,
+        ).rejection()
     if main == "pixel_values" and not has_image_and_text_towers(model):
         return {main: sample_pixels(model.config, batch, device).to(dtype_of(model))}
     config = model.config.get_text_config()
@@ -103,6 +109,12 @@ def _refuse_unsupported_inputs(model: PreTrainedModel, main: str, names: set[str
     if main != "input_ids":
         raise unknown_inputs(
             f"{name} takes `{main}`, and effc doesn't know what it would be given there", help=_WRAP
+        ).rejection()
+    if {"decoder_input_ids", "pixel_values", "bbox"} <= names:  # UDOP
+        raise unknown_inputs(
+            f"{name} reads texts with `bbox` and `pixel_values`, where they stand on an image of their page, and effc "
+            "makes token ids alone",
+            help=_WRAP,
         ).rejection()
     codebooks = getattr(model.config.get_text_config(decoder=True), "num_channels", 1)
     if "decoder_input_ids" in names and codebooks > 1:  # Dia writes sound

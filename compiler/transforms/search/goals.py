@@ -9,7 +9,7 @@ from ....dsl.syntax.diagnostics import Fault
 from ...analysis.planning.amount import Amount
 from .budget import CUTS, SPARE, Budget
 from .parts import BlockParts, Parts, RemovableParts, ScanParts, WidthParts
-from .refusals import out_of_reach
+from .refusals import out_of_reach, percent_floor
 from .savings import OF_MODEL, SCANS, SavingsTable, model_total, steps
 
 too_coarse = Fault(
@@ -116,7 +116,7 @@ def refuse_unreachable(reachable: float, budget: Budget, refusals: Mapping[str, 
             argument="keep remove",
         ).rejection()
     items = budget.of.removeprefix("ssm_")
-    share, reach = budget.goal / budget.total, _floor(reachable / budget.total)
+    share, reach = budget.goal / budget.total, percent_floor(reachable / budget.total)
     less = "" if reach == "0%" else f"remove at most {reach} of {items}, "
     raise out_of_reach(
         f"{share:.1%} of {items} are to go, and at most {reach} can",
@@ -156,7 +156,3 @@ def refuse_overshoot(smallest_cut: float, saved_amount: float, goal: Budget) -> 
         "modules or kinds be cut, or allow it with `overshoot: true`",
         argument="remove",
     ).rejection()
-
-
-def _floor(fraction: float) -> str:
-    return f"{int(fraction * 1000) / 10:g}%"

@@ -25,21 +25,29 @@ saved_less = Fault(
 SCORE_HELP = "score on other data, or look at what made the model's weights"
 
 
+def percent_floor(fraction: float) -> str:
+    """A share that can be reached, rounded down: `3.4%`."""
+    return f"{int(fraction * 1000) / 10:g}%"
+
+
 def no_candidate_diagnostic(
     round_: "Round", refusals: Mapping[str, str], quantity: str, saved_share: float
 ) -> Diagnostic:
     """Diagnostic for a round that has no winner; `refusals` parts can't go, each with its reason, and a share is saved
-    so far."""
+    so far, which is as much as another recipe can remove."""
+    reach = percent_floor(saved_share)
+    less = "" if reach == "0%" else f"remove at most {reach} of {quantity}, or "
     if refusals and not round_.candidates:
         return out_of_reach(
-            f"none of the {len(refusals)} parts that are left can go",
+            f"none of the {len(refusals)} parts that are left can go, and {reach} of {quantity} are saved",
             note="; ".join(list(refusals.values())[:5]),
-            help="narrow it instead: prune.channels, prune.heads",
+            help=f"{less}narrow it instead: prune.channels, prune.heads",
+            argument="keep remove",
         )
     if any(math.isfinite(score) for score in round_.scores.values()):
         return out_of_reach(
-            f"nothing that is left saves {quantity}, and {saved_share:.1%} are saved",
-            help=f"remove less of {quantity}, or of `params`",
+            f"nothing that is left saves {quantity}, and {reach} are saved",
+            help=f"{less}let more modules or kinds be cut",
             argument="keep remove",
         )
     return no_finite_score(f"all {len(round_.scores)} candidates score NaN or infinity", help=SCORE_HELP)
