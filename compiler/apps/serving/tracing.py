@@ -120,11 +120,12 @@ class _CountedExporter(SpanExporter):
     """An exporter whose successes and failures are counted."""
 
     def __init__(self, exporter: SpanExporter, metrics: Metrics):
-        self._exporter, self._spans = exporter, metrics.spans
+        self._exporter = exporter
+        self._spans = {outcome: metrics.spans.labels(outcome) for outcome in ("sent", "lost")}
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         result = self._exporter.export(spans)
-        self._spans.labels("sent" if result is SpanExportResult.SUCCESS else "lost").inc(len(spans))
+        self._spans["sent" if result is SpanExportResult.SUCCESS else "lost"].inc(len(spans))
         return result
 
     def shutdown(self) -> None:
