@@ -90,8 +90,9 @@ class RequestSpan:
     def end_with_error(self, error: Exception) -> None:
         """End the span of a request that was not answered, unless it has ended."""
         if self._span.is_recording():
-            is_response = isinstance(error, ErrorResponse)
-            code = error.body["error"]["code"] or str(error.status) if is_response else type(error).__name__
+            code = type(error).__name__
+            if isinstance(error, ErrorResponse):
+                code = error.body["error"]["code"] or str(error.status)
             self._set_error(code)
             self._span.end()
 
