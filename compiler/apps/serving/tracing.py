@@ -90,8 +90,9 @@ class RequestSpan:
     def end_with_error(self, error: Exception) -> None:
         """End the span of a request that was not answered, unless it has ended."""
         if self._span.is_recording():
-            is_response = isinstance(error, ErrorResponse)
-            code = error.body["error"]["code"] or str(error.status) if is_response else type(error).__name__
+            code = type(error).__name__
+            if isinstance(error, ErrorResponse):
+                code = error.body["error"]["code"] or str(error.status)
             self._set_error(code)
             self._span.end()
 
@@ -120,11 +121,12 @@ class _CountedExporter(SpanExporter):
     """An exporter whose successes and failures are counted."""
 
     def __init__(self, exporter: SpanExporter, metrics: Metrics):
-        self._exporter, self._spans = exporter, metrics.spans
+        self._exporter = exporter
+        self._spans = {outcome: metrics.spans.labels(outcome) for outcome in ("sent", "lost")}
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         result = self._exporter.export(spans)
-        self._spans.labels("sent" if result is SpanExportResult.SUCCESS else "lost").inc(len(spans))
+        self._spans["sent" if result is SpanExportResult.SUCCESS else "lost"].inc(len(spans))
         return result
 
     def shutdown(self) -> None:
