@@ -30,7 +30,7 @@ class DenseLinearInt8Int16(PackedLinearInt8):
 
 
 def common_magnitude(x: Tensor) -> Tensor:
-    """What a row's step is a 127th of, [..., k] -> [..., 1]: a magnitude that at most one input in 96 exceeds.
+    """Magnitude that at most one input in 96 of a row exceeds, [..., k] -> [..., 1]; a row's step is a 127th of it.
 
     Found by halving the upper 16 bits of float32 between the largest and its 257th, down to an eighth of an octave;
     then the largest magnitude whose bits are not above.

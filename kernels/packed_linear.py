@@ -137,13 +137,17 @@ def _fit(bias: Tensor, n: int) -> Tensor:
     return (bias if bias.dtype in _FLOATS else bias.float()).contiguous()
 
 
-def matmul_with_rounded_inputs(x: Tensor, weight: Tensor, bias: Tensor | None, whole: Tensor | None = None) -> Tensor:
-    """x @ weight.T + bias with every row of x rounded to steps of a 127th of `whole` [..., 1], or of its largest."""
+def matmul_with_rounded_inputs(
+    x: Tensor, weight: Tensor, bias: Tensor | None, full_scale: Tensor | None = None
+) -> Tensor:
+    """x @ weight.T + bias with every row of x rounded to steps of a 127th of `full_scale` [..., 1] or its largest."""
     rows = x.float()
-    if whole is None:
-        whole = rows.abs().amax(-1, keepdim=True) if x.shape[-1] else rows
-    inverse = torch.where(whole > 1e-30 / 257, torch.full_like(whole, 127) / whole, 0.0)  # 127 / whole is rounded twice
-    y = linear(((rows * inverse).round() * (whole / 127)).double(), weight.double())
+    largest = rows.abs().amax(-1, keepdim=True) if x.shape[-1] else rows
+    full_scale = largest if full_scale is None else full_scale
+    inverse = torch.where(
+        largest > 1e-30, torch.full_like(full_scale, 127) / full_scale, 0.0
+    )  # 127 / full_scale is rounded twice
+    y = linear(((rows * inverse).round() * (full_scale / 127)).double(), weight.double())
     return (y + (0 if bias is None else bias.double())).to(x.dtype)
 
 

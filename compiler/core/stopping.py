@@ -49,8 +49,9 @@ def before_stopping(action: Callable[[], None]) -> Iterator[None]:
     _last_actions.append(last_action)
     try:
         yield
-    except KeyboardInterrupt:
-        last_action()
+    except BaseException as error:
+        if stop_requested() or isinstance(error, KeyboardInterrupt):
+            last_action()
         raise
     finally:
         _last_actions.remove(last_action)

@@ -104,7 +104,9 @@ def norm_importance(program: "Program", ctx: "Context", stream: Group, data: Dat
     finally:
         for handle in handles:
             handle.remove()
-    return sum((x.sqrt() for x in sums.values() if len(x) == stream.count), torch.zeros(stream.count).double())
+    magnitudes = [squares.sqrt() for squares in sums.values() if len(squares) == stream.count]
+    assert magnitudes, "a stream was found whose norms are no modules"
+    return torch.stack(magnitudes).sum(0)
 
 
 def refit_readers(program: "Program", ctx: "Context", stream: Group, moments: Moments, removed: Sequence[int]) -> None:

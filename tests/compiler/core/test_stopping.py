@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from effc.compiler.core.stopping import before_stopping, run_last_actions
+from effc.compiler.core.stopping import before_stopping, forget_stop, request_stop, run_last_actions
 
 
 def test_an_interrupt_runs_the_action_of_what_it_breaks_off_and_an_end_does_not():
@@ -34,3 +34,14 @@ def test_the_thread_that_ends_a_process_runs_it_once_and_waits_for_one_that_runs
         raise KeyboardInterrupt
     ending.join(10)
     assert done == ["written", "ended"]
+
+
+def test_an_interrupt_that_a_library_turns_into_another_error_runs_it_too():
+    done = []
+    try:
+        with pytest.raises(ImportError), before_stopping(lambda: done.append("stopped")):
+            request_stop()
+            raise ImportError
+    finally:
+        forget_stop()
+    assert done == ["stopped"]
