@@ -93,7 +93,9 @@ _FAR = 4  # root mean squares: one number in some ten thousands is further off
 _TIES = "distance of the two best logits where tokens first part; 0 where all are equal"
 
 
-def _steps_through_first_difference(logits_name: str, expected, actual) -> torch.Tensor | None:
+def _steps_through_first_difference(
+    logits_name: str, expected: Mapping[str, torch.Tensor], actual: Mapping[str, torch.Tensor]
+) -> torch.Tensor | None:
     """Number of comparable steps of each generated row: up to and with its first token that differs."""
     steps = expected[logits_name].shape[1] - 1
     tokens = logits_name.replace(f"logits of prefill and {steps} decode steps", "greedy tokens")
