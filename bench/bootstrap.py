@@ -20,14 +20,17 @@ import random
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.outcome import Model
 from effc.compiler.models.rows.classifier import class_logits
+from effc.compiler.plugin.context import Context
 from effc.compiler.transforms.supernet.explorer import Explorer, Objective
 from effc.compiler.transforms.supernet.family import Family
 from effc.compiler.transforms.supernet.norms import recalibrate_batch_norms
@@ -55,7 +58,7 @@ def write_digit_splits(source: Path, folder: Path) -> None:
         save_file(tensors, folder / f"{name}.safetensors")
 
 
-def context(folder: Path, model: nn.Module, word: str, args: dict):
+def context(folder: Path, model: nn.Module, word: str, args: dict) -> tuple[Context, Any]:
     """A context whose recipe has the three parts, and the pass."""
     recipe = recipe_of([("net", word, {**defaults("pass", word), **args})])
     for name in PARTS:
@@ -180,7 +183,7 @@ def main() -> None:
         )
 
 
-def compare_methods(folder: Path, seed: int, asked, areas):
+def compare_methods(folder: Path, seed: int, asked, areas) -> Iterator[tuple[str, float]]:
     """(name, accuracy) of everything; hypervolumes go into `areas`."""
     model = fresh(seed)
     for place in ("0", *(f"{seed}-{n}" for n in (0, asked.budget // 3)), *(f"search-{m}-{seed}" for m in METHODS)):

@@ -16,6 +16,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -105,7 +106,7 @@ def _train_arm_and_format_row(folder: Path, name: str, arm_folder_name: str, sec
     return f"| {name} | {count:,} | {spread} | {rate:g} | {steps} | {each:.2f} |"
 
 
-def _read_split(seat, folder: Path, split: str, rows_of):
+def _read_split(seat, folder: Path, split: str, rows_of) -> Any:
     """Rows of another file, read as the declared ones are."""
     from effc.compiler.apps.federation.client_host import ClientHost
 

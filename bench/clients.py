@@ -19,6 +19,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -92,17 +93,17 @@ class Scale:
     def __init__(self, grid):
         self.grid, self.up, self.down = grid, {}, {}
 
-    def get_node_ids(self):
+    def get_node_ids(self) -> Iterable[int]:
         return self.grid.get_node_ids()
 
-    def push_messages(self, messages):
+    def push_messages(self, messages) -> Iterable[str]:
         messages = list(messages)
         for m in messages:
             self.down[m.number] = self.down.get(m.number, 0) + protobuf_bytes(m.arrays, m.config)
         self.number = max((m.number for m in messages), default=0)
         return self.grid.push_messages(messages)
 
-    def pull_messages(self, ids):
+    def pull_messages(self, ids) -> list:
         replies = self.grid.pull_messages(ids)
         for r in replies:
             self.up[self.number] = self.up.get(self.number, 0) + protobuf_bytes(r.arrays, r.config)
@@ -168,7 +169,7 @@ def test_accuracies(client_host, learner, states, tests: list[str]) -> list[floa
     return found
 
 
-def read_test_rows(client_host, folder: Path, name: str, test: str):
+def read_test_rows(client_host, folder: Path, name: str, test: str) -> torch.Tensor:
     """Rows of another file, read as the declared ones are."""
     from effc.compiler.apps.federation.client_host import ClientHost
 

@@ -65,7 +65,7 @@ class Reading:
 # The child: one contestant, who does what is asked for
 
 
-def serve(folder: Path, name: str, threads: int) -> None:
+def answer_stdin_requests(folder: Path, name: str, threads: int) -> None:
     """Open the contestant, say what that took, then answer requests, a line of JSON each."""
     torch.set_num_threads(threads)
     rows = json.loads((folder / "rows.json").read_text())
@@ -265,7 +265,7 @@ def main() -> None:
     parser.add_argument("--no-quality", action="store_true")
     asked = parser.parse_args()
     if asked.child:
-        serve(asked.keep, asked.child, asked.threads)
+        answer_stdin_requests(asked.keep, asked.child, asked.threads)
         return
     with contextlib.ExitStack() as stack:
         folder = asked.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))

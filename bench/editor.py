@@ -15,7 +15,7 @@ RECIPES = ("recipes/quickstart.effspec", "tests/dsl/tour.effspec")
 CHANGES = 60
 
 
-def session():
+def load_editor_class() -> type:
     spec = importlib.util.spec_from_file_location("editor_session", ROOT / "tests/compiler/cli/editor/conftest.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -23,7 +23,7 @@ def session():
 
 
 def main(recipes: list[str]) -> None:
-    editor_of = session()
+    editor_of = load_editor_class()
     for recipe in recipes:
         text = Path(recipe).read_text()
         with tempfile.TemporaryDirectory() as folder:

@@ -51,7 +51,7 @@ def main(model: str, test: str, train: str, *shares: str) -> None:
         folder, base = Path(place), Path(model).resolve()
         lines = Path(train).read_text(encoding="utf-8").splitlines()[:2000]
         (folder / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
-        rows = rows_of(base, test)
+        rows = tokenize_questions_then_answers(base, test)
         from transformers import AutoModel
 
         original = AutoModel.from_pretrained(base).eval()
@@ -69,8 +69,8 @@ def main(model: str, test: str, train: str, *shares: str) -> None:
             print(f"{share}%: {time.perf_counter() - began:.0f} s", flush=True)
 
 
-def rows_of(base: Path, test: str) -> Tensor:
-    """Questions, then their solutions, as an embedder is given them."""
+def tokenize_questions_then_answers(base: Path, test: str) -> Tensor:
+    """Rows of the test's questions, then those of their solutions, as an embedder takes them."""
     tokenizer = load_tokenizer(base, "the model", False)
     records = [json.loads(line) for line in Path(test).read_text(encoding="utf-8").splitlines()[:PAIRS]]
     texts = [record[name] for name in ("question", "answer") for record in records]

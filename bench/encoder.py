@@ -13,11 +13,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 LENGTHS, BATCHES, ROUNDS = (16, 128), (1, 32), 7
 
 
-def open_native_encoder(model, weights: str, threads: int):
+def open_native_encoder(model, weights: str, threads: int) -> Any:
     from effc.compiler.ir.capture.capture import capture
     from effc.compiler.runtimes.native.emission import native_artifact_facts
     from effc.compiler.runtimes.native.opening import open_native

@@ -12,6 +12,7 @@ and `llama-cpp-python` installed, llama.cpp takes its turns too.
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ class Shape:
         return sum(w.numel() * w.element_size() for w in self.weights.values())
 
 
-def decode_step(engine: Engine, context: int, rows: int = 1):
+def decode_step(engine: Engine, context: int, rows: int = 1) -> Callable[[], None]:
     """A call that decodes one token of each sequence at nearly the same length every time."""
     for row in range(rows):
         engine.forget(row)
@@ -131,7 +132,7 @@ def decode_step(engine: Engine, context: int, rows: int = 1):
     return call
 
 
-def prefill(engine: Engine, tokens: int):
+def prefill(engine: Engine, tokens: int) -> Callable[[], None]:
     def call() -> None:
         engine.forget(0)
         engine.run([7] * tokens, [0] * tokens, [tokens - 1])

@@ -16,9 +16,13 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
+if TYPE_CHECKING:
+    from effc.compiler.apps.federation.strategy import TrainedState
 
 ZOO = Path(__file__).parents[1] / "recipes/zoo/tiny-llama"
 RECIPE = """effspec 1
@@ -47,7 +51,7 @@ ARMS = {
 WAYS = (("mean", "project"), ("mean", "align"), ("median", "align"))
 
 
-def run_rounds(folder: Path, arm: str, seed: int, rounds: int, local: int):
+def run_rounds(folder: Path, arm: str, seed: int, rounds: int, local: int) -> Any:
     """The rounds of one arm."""
     from effc.compiler.apps.federation.app import PACKAGE
     from effc.compiler.apps.federation.declaration import read_declaration
@@ -116,7 +120,7 @@ def time_server_rounds(counts: list[int]) -> None:
         print(f"| {count:,} | {' | '.join(times)} | {peak:.0f} |", flush=True)
 
 
-def _random_states(full, count: int):
+def _random_states(full, count: int) -> dict[int, "TrainedState"]:
     """Interventions with orthonormal R, near a common start as those of clients are."""
     from effc.compiler.apps.federation.rotations import projected
     from effc.compiler.apps.federation.strategy import TrainedState

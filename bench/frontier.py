@@ -43,17 +43,17 @@ ROWS, TOKENS = 80, 256  # of each text
 ENGINES = ("OpenVINO", "ONNX Runtime", "torchao")
 
 
-def serve(folder: Path, name: str, threads: int) -> None:
+def answer_stdin_commands(folder: Path, contestant_name: str, threads: int) -> None:
     """Answer lines of stdin: `decode` with seconds a token, `prompt` with seconds, `score TEXT` with JSON."""
     from decoders import Ik, Llama, Own, silent_llama
     from effc.compiler.transforms.lowering.racing import set_real_time_priority
 
     torch.set_num_threads(threads)
     rows = json.loads((folder / "rows.json").read_text())
-    files = files_of(folder, name)
-    if name in NATIVE_VARIANTS:
+    files = files_of(folder, contestant_name)
+    if contestant_name in NATIVE_VARIANTS:
         contestant: Any = Own(files, threads)
-    elif name in IK:
+    elif contestant_name in IK:
         contestant = Ik(files / "model.gguf", threads)
     else:
         with silent_llama():
@@ -271,7 +271,7 @@ def main() -> None:
     options = parser.parse_args()
     folder = options.folder.resolve()
     if options.serve:
-        serve(folder, options.serve, options.threads)
+        answer_stdin_commands(folder, options.serve, options.threads)
         return
     torch.set_num_threads(options.threads)
     print(", ".join(f"{k} {v}" for k, v in machine_facts().items()), flush=True)

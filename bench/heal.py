@@ -13,8 +13,12 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from effc.compiler.driver.pipeline import Build
 
 ROOT = Path(__file__).parents[1]
 ZOO = ROOT / "recipes/zoo/tiny-llama"
@@ -51,7 +55,9 @@ def heldout_perplexity(program, ctx) -> float:
     return math.exp(nats / tokens)
 
 
-def perplexity_after_healing(folder: Path, cut: str, heal: str, steps: int, seed: int) -> tuple[float, float]:
+def perplexity_and_seconds_after_healing(
+    folder: Path, cut: str, heal: str, steps: int, seed: int
+) -> tuple[float, float]:
     """Held-out perplexity after healing, and what that took in seconds."""
     build = build_of(folder, cut, heal, steps, seed)
     first, last = build.plan.stages
@@ -63,7 +69,7 @@ def perplexity_after_healing(folder: Path, cut: str, heal: str, steps: int, seed
     return heldout_perplexity(build.load_outcome(last.key).program, build.ctx), seconds
 
 
-def build_of(folder: Path, cut: str, heal: str, steps: int, seed: int):
+def build_of(folder: Path, cut: str, heal: str, steps: int, seed: int) -> "Build":
     """The build of a recipe; one cache for all, so that the same pruning is done once a seed."""
     from effc.compiler.core.cache import Cache
     from effc.compiler.driver import api
@@ -95,7 +101,8 @@ def main() -> None:
             pruned = heldout_perplexity(build.load_outcome(build.plan.stages[0].key).program, build.ctx)
             for heal in HEALS:
                 after, seconds = zip(
-                    *(perplexity_after_healing(Path(folder), cut, heal, steps, s) for s in SEEDS), strict=True
+                    *(perplexity_and_seconds_after_healing(Path(folder), cut, heal, steps, s) for s in SEEDS),
+                    strict=True,
                 )
                 left = math.log(statistics.geometric_mean(after) / original)
                 regained = 1 - left / math.log(pruned / original)

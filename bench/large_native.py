@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from effc.compiler.core.fingerprint import machine_facts
 
@@ -21,7 +22,7 @@ STEPS, READ_BYTES = 4, 512 << 20
 MODES = {"by default": None, "mapped": True, "copied": False}
 
 
-def open_model(folder: Path, threads: int, mode: str):
+def open_model(folder: Path, threads: int, mode: str) -> tuple[Any, float]:
     """A model that decodes (`decoders.Own`'s way), and the seconds that it took to open."""
     import torch
     from effc.compiler.runtimes.native.opening import open_native

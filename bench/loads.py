@@ -191,7 +191,7 @@ def p95(seconds: list[float]) -> float:
     return seconds[int(0.95 * len(seconds))]
 
 
-def measure(url: str, name: str, seconds: float) -> tuple[float, float]:
+def p95_alone_and_loaded(url: str, name: str, seconds: float) -> tuple[float, float]:
     """95th percentile alone, and during a kind of load."""
     host, port = url.removeprefix("http://").split(":")
     alone = p95(seconds_of_requests(url, 2))
@@ -221,7 +221,7 @@ def main() -> None:
     with models as model, server(model) as url:
         seconds_of_requests(url, 2)  # warm
         for name in options.only.split(","):
-            alone, loaded = rows[name] = measure(url, name, options.seconds)
+            alone, loaded = rows[name] = p95_alone_and_loaded(url, name, options.seconds)
             print(f"{name:28} {alone * 1e3:6.0f} {loaded * 1e3:7.0f} {loaded / alone:6.1f}", flush=True)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")

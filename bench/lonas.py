@@ -21,6 +21,7 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,7 @@ def main() -> None:
         print(f"| {name} | {statistics.mean(sizes) / 1e6:.2f} | {statistics.mean(slows):.2f} | {spread} |")
 
 
-def compared_programs(folder: Path, steps: int, seed: int):
+def compared_programs(folder: Path, steps: int, seed: int) -> Iterator[tuple[str, Any, Any]]:
     """(name, program, context to measure it in) of everything that is compared."""
     build, key = run_step(folder, ELASTIC.format(steps=steps), seed)
     whole = build.load_outcome(build.plan.identity).program

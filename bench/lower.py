@@ -15,8 +15,13 @@ import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from effc.compiler.driver.pipeline import Build
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ROOT / "recipes/zoo/tiny-llama"
@@ -51,7 +56,7 @@ def model_source(name: str) -> str:
     return f'gguf("{path}", dtype: bfloat16)'
 
 
-def build_of(folder: Path, model: str, steps: list[str], threads: int):
+def build_of(folder: Path, model: str, steps: list[str], threads: int) -> "Build":
     from effc.compiler.core.cache import Cache
     from effc.compiler.driver import api
     from effc.compiler.driver.pipeline import Build
@@ -63,13 +68,19 @@ def build_of(folder: Path, model: str, steps: list[str], threads: int):
     return Build(plan, session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir))
 
 
-def lower_model(folder: Path, model: str, steps: list[str], threads: int):
-    """(the model, what the last step noted, seconds that the steps took, the build)."""
+class LoweredModel(NamedTuple):
+    model: nn.Module
+    last_note: dict[str, Any]
+    seconds: float  # of all steps
+    build: "Build"
+
+
+def lower_model(folder: Path, model: str, steps: list[str], threads: int) -> LoweredModel:
     build = build_of(folder, model, steps, threads)
     started = time.perf_counter()
     for stage in build.plan.stages:
         build.run_step_unless_cached(stage)
-    return (
+    return LoweredModel(
         build.results.outcome.program.model,
         build.results.outcome.program.notes[-1],
         time.perf_counter() - started,

@@ -58,12 +58,12 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        singles = {title: measured(folder, args.model, *point) for title, point in SINGLES.items()}
+        singles = {title: bytes_and_divergences(folder, args.model, *point) for title, point in SINGLES.items()}
         mixed = {}
         for kind, options in KINDS.items():
             for keep in KEEPS:
                 step = f"cpu = lower.mixed(keep: {keep}% of bytes, data: text.calib{options})"
-                point = measured(folder, args.model, step, ", weights: int4")
+                point = bytes_and_divergences(folder, args.model, step, ", weights: int4")
                 if point:
                     mixed[f"mixed ({kind}), {keep} %"] = point
     points = {"singles": singles, "mixed": mixed}
@@ -72,7 +72,7 @@ def main() -> None:
     print("\n" + markdown(table(points)))
 
 
-def measured(folder: Path, model: str, steps: str, arguments: str) -> tuple[float, float, float] | None:
+def bytes_and_divergences(folder: Path, model: str, steps: str, arguments: str) -> tuple[float, float, float] | None:
     """Bytes, and the divergences on both texts in nats a token; None of what is refused."""
     from effc.dsl.syntax.diagnostics import Reject
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import torch
 from effc.compiler.ir.capture.capture import capture
@@ -83,7 +84,7 @@ class Torch:
         self.model, self.prompt = model, prompt
         self.cache, self.next = self.read().cache, cycle(prompt[0].tolist())
 
-    def read(self):
+    def read(self) -> Any:
         with torch.no_grad():
             return self.model(self.prompt, use_cache=True)
 

@@ -23,6 +23,7 @@ import pydoc_data.topics
 import re
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -132,7 +133,7 @@ def drop_similar_layers(build: Build, removed_share: float) -> torch.nn.Module:
     build.store_original_outputs(program)
     rows, sums = build.ctx.rows(DataRef("calib")), {}
 
-    def look(path):
+    def look(path) -> Callable[..., None]:
         def hook(_module, args, kwargs, output):
             x = args[0] if args else kwargs["hidden_states"]
             y = output[0] if isinstance(output, tuple) else output

@@ -21,10 +21,11 @@ from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.core.fingerprint import machine_facts
 from effc.compiler.driver.api import open_session, plan_all_pipelines
 from effc.compiler.ir.capture.capture import capture
+from effc.compiler.ir.program import Program
 from effc.compiler.transforms.search import importance
 from effc.compiler.transforms.search.reconstruct import DAMPING, Moments, readers, solve_takeover
 
-from bench.search_cost import write_texts
+from bench.search_cost import model_source, write_texts
 
 RECIPE = """effspec 1
 model base = {source}
@@ -34,9 +35,10 @@ pipeline lean(base) {{ slim = prune.multi(remove: 5% of params, score: perplexit
 INPUTS = (1536, 768, 384, 192, 1)
 
 
-def program_and_metric_rows(folder: Path):
+def program_and_metric_rows(folder: Path) -> tuple[Program, torch.Tensor]:
     """A program of SmolLM2 and the rows that it reads."""
-    (folder / "order.effspec").write_text(RECIPE.format(source=write_texts(folder, "smollm2", "float32")))
+    write_texts(folder, "smollm2")
+    (folder / "order.effspec").write_text(RECIPE.format(source=model_source("smollm2", "float32")))
     now = open_session(folder / "order.effspec", cache_dir=folder / "cache", threads=1, seed=0)
     (plan,) = plan_all_pipelines(now)
     ctx = now.context(plan.recipe, plan.pipeline)
@@ -44,7 +46,7 @@ def program_and_metric_rows(folder: Path):
     return capture(ctx.origin.load().eval()), ctx.rows(dict(metric.args)["data"])
 
 
-def left(weight: torch.Tensor, gram: torch.Tensor, removed_inputs: list[int]) -> float:
+def relative_error_without_inputs(weight: torch.Tensor, gram: torch.Tensor, removed_inputs: list[int]) -> float:
     """The error of a reader's outputs without some inputs, of their squares."""
     removed_inputs.sort()
     change = solve_takeover(gram, [], removed_inputs, DAMPING).apply_to(weight).double() - weight.double()
@@ -77,7 +79,7 @@ def main() -> None:
                 seconds[inputs] = seconds.get(inputs, 0.0) + time.perf_counter() - began
                 for share in asked.share:
                     lost = order[: int(share * len(order))]
-                    errors.setdefault((inputs, share), []).append(left(weight, moment, lost))
+                    errors.setdefault((inputs, share), []).append(relative_error_without_inputs(weight, moment, lost))
     print("inputs  seconds  " + "".join(f"{share:>9.0%}    worst" for share in asked.share))
     for inputs in INPUTS:
         of = [errors[inputs, share] for share in asked.share]

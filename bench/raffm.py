@@ -19,6 +19,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -71,7 +72,7 @@ class Clock:
     def __init__(self, seat, spent: list[float]):
         self.seat, self.spent, self.learner, self.client = seat, spent, seat.learner, seat.client
 
-    def __call__(self, message, memory):
+    def __call__(self, message, memory) -> Any:
         began = time.process_time()
         answer = self.seat(message, memory)
         if message.kind == "train":

@@ -18,9 +18,13 @@ import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from effc.compiler.ir.program import Program
 
 ZOO = Path(__file__).parents[1] / "recipes/zoo/tiny-llama"
 SST2 = ("negative", "positive")
@@ -114,8 +118,14 @@ def _question_ids(item: dict, tokenizer) -> tuple[list[int], int, list[int]]:
 # -- methods -------------------------------------------------------------------------------------------------
 
 
-def train_method(folder: Path, model: str, method: str, lr: float, steps: int, seed: int):
-    """The program after the method's steps, what it trained, and the seconds that training took."""
+class TrainedMethod(NamedTuple):
+    program: "Program"
+    n_trained: int
+    seconds: float  # of the last step, which trains
+    origin: Any
+
+
+def train_method(folder: Path, model: str, method: str, lr: float, steps: int, seed: int) -> TrainedMethod:
     from effc.compiler.driver import api
     from effc.compiler.ir.capture.capture import capture
 
@@ -131,7 +141,7 @@ def train_method(folder: Path, model: str, method: str, lr: float, steps: int, s
         started = time.perf_counter()
         ctx.registry.make("pass", step.call).run(program, ctx)
         took = time.perf_counter() - started
-    return program, program.notes[-1]["trained"], took, origin
+    return TrainedMethod(program, program.notes[-1]["trained"], took, origin)
 
 
 def linear_probe(
@@ -151,7 +161,7 @@ def linear_probe(
     nn.init.zeros_(layer.weight)
     solver = torch.optim.LBFGS(layer.parameters(), max_iter=100)
 
-    def closure():
+    def closure() -> torch.Tensor:
         solver.zero_grad()
         loss = nn.functional.cross_entropy(layer((x - mean) / spread), y) + 1e-2 * layer.weight.square().sum()
         loss.backward()
@@ -207,11 +217,11 @@ def print_report(folder: Path, model: str, train: list, tests: list, args, seeds
     del first
     for method in METHODS if args.task == "speech" else MIN_SAMPLES:
         rates = RATES[method.split()[0].rstrip(",")][: 2 if args.task == "speech" else 1]
-        each = train_method(folder, model, method, rates[0], 3, 99)[2] / 3
+        each = train_method(folder, model, method, rates[0], 3, 99).seconds / 3
         steps, scores = max(4, round(args.seconds / each)), []
 
         def dev(lr: float, method: str = method, steps: int = steps) -> float:
-            return accuracy(train_method(folder, model, method, lr, steps, 99)[0].model, tokenizer, train[-KEPT:])
+            return accuracy(train_method(folder, model, method, lr, steps, 99).program.model, tokenizer, train[-KEPT:])
 
         lr = max(rates, key=dev) if len(rates) > 1 else rates[0]
         for seed in seeds:

@@ -20,6 +20,7 @@ import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 LLAMAS = {
@@ -68,7 +69,14 @@ def print_table(title: str, head: list[str], rows: list[list[str]]) -> None:
         )
 
 
-def run_python(code: str, *args: str, cwd: Path | None = None) -> tuple[str, float, float, int]:
+class PythonRun(NamedTuple):
+    stdout: str
+    wall_seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+
+
+def run_python(code: str, *args: str, cwd: Path | None = None) -> PythonRun:
     """(stdout, wall seconds, CPU seconds, peak bytes) of Python code in a fresh process."""
     tail = "\nimport resource, sys\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, file=sys.stderr)"
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
@@ -82,7 +90,7 @@ def run_python(code: str, *args: str, cwd: Path | None = None) -> tuple[str, flo
     wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr[-2000:]
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return done.stdout, wall, cpu, int(done.stderr.split()[-1])
+    return PythonRun(done.stdout, wall, cpu, int(done.stderr.split()[-1]))
 
 
 def check_and_capture() -> None:

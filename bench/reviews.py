@@ -10,8 +10,12 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from effc.compiler.apps.federation.declaration import Declaration
 
 LENGTH, WORDS = 24, 14  # tokens of a row, longer ones are dropped; words of a text that is cut before
 RECIPE = """effspec 1
@@ -139,20 +143,22 @@ def write_rows(rows: list[dict[str, str]], file: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def compile_federation(folder: Path, arm: Arm, names: list[str], name: str, settings: str, seed: int):
+def compile_federation(
+    folder: Path, arm: Arm, data_names: list[str], artifact_name: str, settings: str, seed: int
+) -> tuple[Path, "Declaration"]:
     """The artifact of a federation over data files `NAME.jsonl` of the folder, and its declaration."""
     from effc.compiler.apps.federation.app import PACKAGE
     from effc.compiler.apps.federation.declaration import read_declaration
     from effc.compiler.driver import api
 
-    recipe = folder / f"{name}.effspec"
+    recipe = folder / f"{artifact_name}.effspec"
     line = 'data {0} = labels("{0}.jsonl", classes: ["0", "1"], length: {1}, longer: drop)'
     recipe.write_text(
         RECIPE.format(
-            data="\n".join(line.format(n, LENGTH) for n in names),
+            data="\n".join(line.format(n, LENGTH) for n in data_names),
             steps=arm.steps,
-            name=name,
-            names=", ".join(names),
+            name=artifact_name,
+            names=", ".join(data_names),
             more=", ".join(part for part in (arm.more, settings) if part),
         )
     )

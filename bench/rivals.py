@@ -230,7 +230,7 @@ RIVALS: dict[str, tuple[type, tuple[Any, ...]]] = {
 }
 
 
-def write(name: str, folder: Path, out: Path) -> None:
+def write_rival_model(name: str, folder: Path, out: Path) -> None:
     engine, options = RIVALS[name]
     if engine is OpenVino:
         write_openvino(folder / "base", json.loads((folder / "rows.json").read_text())["calib"], out, *options)
@@ -248,7 +248,7 @@ def set_real_time_priority(enabled: bool) -> None:
             os.sched_setscheduler(int(thread), policy, parameter)
 
 
-def serve(name: str, folder: Path, out: Path, threads: int) -> None:
+def answer_stdin_requests(name: str, folder: Path, out: Path, threads: int) -> None:
     torch.set_num_threads(threads)
     rows = json.loads((folder / "rows.json").read_text())
     contestant = RIVALS[name][0](out, threads)
@@ -272,9 +272,9 @@ def serve(name: str, folder: Path, out: Path, threads: int) -> None:
 
 def main(verb: str, name: str, folder: str, out: str, threads: str = "") -> None:
     if verb == "write":
-        write(name, Path(folder), Path(out))
+        write_rival_model(name, Path(folder), Path(out))
     else:
-        serve(name, Path(folder), Path(out), int(threads))
+        answer_stdin_requests(name, Path(folder), Path(out), int(threads))
 
 
 if __name__ == "__main__":

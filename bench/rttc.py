@@ -92,7 +92,7 @@ def client_of(folder: Path, tasks: Sequence[Task], regime: AdapterSettings = REG
 # -- answers -------------------------------------------------------------------------------------------------
 
 
-def spent(action: Callable[[], Any]) -> tuple[Any, float]:
+def result_and_cpu_seconds(action: Callable[[], Any]) -> tuple[Any, float]:
     """What it gives, and the CPU seconds that it takes."""
     started = time.process_time()
     return action(), time.process_time() - started
@@ -104,12 +104,12 @@ def answer_by_every_branch(
     """What every branch answers, and the CPU seconds of every part."""
     message, settings = [{"role": "user", "content": question.sample.question}], Settings(max_tokens=length)
     cost: dict[str, float] = {}
-    vector, cost["embed"] = spent(
+    vector, cost["embed"] = result_and_cpu_seconds(
         lambda: client.refreshed_base_facts().project(client.embedder.embed([question.sample.question])[0])
     )
-    found, cost["retrieve"] = spent(lambda: client.retriever.retrieve(vector, POLICY.count).matches)
+    found, cost["retrieve"] = result_and_cpu_seconds(lambda: client.retriever.retrieve(vector, POLICY.count).matches)
     ids = client.prompts.tokenize_conversation(message)
-    shown, cost["signals"] = spent(lambda: signals(client.speaker(), ids))
+    shown, cost["signals"] = result_and_cpu_seconds(lambda: signals(client.speaker(), ids))
     samples = [match.sample for match in found]
     told = client.prompts.tokenize_with_samples(message, samples[: POLICY.shown], length)
     adaptable = client.adaptable
@@ -125,14 +125,14 @@ def answer_by_every_branch(
         return state
 
     texts = {}
-    texts["direct"], cost["direct"] = spent(lambda: say(ids))
-    texts["rag"], cost["rag"] = spent(lambda: say(told))
+    texts["direct"], cost["direct"] = result_and_cpu_seconds(lambda: say(ids))
+    texts["rag"], cost["rag"] = result_and_cpu_seconds(lambda: say(told))
     if includes_ttt:
-        state, cost["train"] = spent(learn)
-        texts["ttt"], cost["ttt"] = spent(lambda: say(ids, state))
+        state, cost["train"] = result_and_cpu_seconds(learn)
+        texts["ttt"], cost["ttt"] = result_and_cpu_seconds(lambda: say(ids, state))
     own = {}
     for branch, text in texts.items():
-        (own[branch],), cost[f"self {branch}"] = spent(
+        (own[branch],), cost[f"self {branch}"] = result_and_cpu_seconds(
             lambda text=text: client.reward.score(question.sample.question, [text])
         )
     return {
@@ -196,14 +196,16 @@ def train_scorer_and_score_answers(names: Sequence[str], data: Path, folder: Pat
     torch.set_num_threads(1)
     tasks = [task_of(name, data, BASE, DEV, TEST) for name in names]
     embedder = encoder(folder)
-    scorer, seconds = spent(
+    scorer, seconds = result_and_cpu_seconds(
         lambda: train_fine_tuned_scorer(labelled_answers(tasks), embedder, "lora", force=True, epochs=epochs)
     )
     rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
     with (folder / "scorer.jsonl").open("w") as out:
         out.write(json.dumps({"auc": scorer.auc, "seconds": seconds}) + "\n")
         for row in rows:
-            told = {b: spent(partial(scorer.score, row["question"], [t])) for b, t in row["texts"].items()}
+            told = {
+                b: result_and_cpu_seconds(partial(scorer.score, row["question"], [t])) for b, t in row["texts"].items()
+            }
             scores = {branch: value for branch, ((value,), _) in told.items()}
             out.write(json.dumps({"scorer": scores, "cost": {b: s for b, (_, s) in told.items()}}) + "\n")
     print(f"LoRA on MiniLM: AUC {scorer.auc:.3f} on answers to questions held out; {seconds:.0f} s of CPU")

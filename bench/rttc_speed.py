@@ -37,11 +37,11 @@ def spread(seconds: list[float]) -> str:
     return f"p50 {1000 * statistics.median(ordered):.1f} ms, p95 {1000 * late:.1f} ms"
 
 
-def both(times: list[tuple[float, float]]) -> str:
+def wall_and_cpu_text(times: list[tuple[float, float]]) -> str:
     return f"wall {spread([wall for wall, _ in times])}; CPU {spread([cpu for _, cpu in times])}"
 
 
-def timed(action: Callable[[], Any]) -> tuple[float, float]:
+def wall_and_thread_seconds(action: Callable[[], Any]) -> tuple[float, float]:
     """Seconds of the wall, and of this thread alone, which others on the machine lengthen less."""
     started, own = time.perf_counter(), time.thread_time()
     action()
@@ -56,8 +56,8 @@ def print_latency() -> None:
     with tempfile.TemporaryDirectory() as cache:
         embedder = encoder(Path(cache))
         for name, search in SELECTIONS.items():
-            found = [timed(partial(_find, embedder, search, base, question)) for question in asked]
-            print(f"embed a question and find 8 of 100,000, {name}: {both(found[5:])}")
+            found = [wall_and_thread_seconds(partial(_find, embedder, search, base, question)) for question in asked]
+            print(f"embed a question and find 8 of 100,000, {name}: {wall_and_cpu_text(found[5:])}")
 
 
 def time_cached_answer(folder: Path) -> None:
@@ -76,7 +76,10 @@ def time_cached_answer(folder: Path) -> None:
         "direct": replace(client, policy=Policy("direct")),
         "hit": replace(client, policy=Policy("ttt", count=4, shown=4)),
     }
-    first = [timed(partial(ways["hit"].answer_conversation, question, Settings(max_tokens=8)))[1] for question in asked]
+    first = [
+        wall_and_thread_seconds(partial(ways["hit"].answer_conversation, question, Settings(max_tokens=8)))[1]
+        for question in asked
+    ]
     print(f"first hits, 8 tokens: {1000 * statistics.median(first):.0f} ms of CPU", flush=True)
     for length in (8, 32):
         times: dict[str, list[float]] = {name: [] for name in ways}

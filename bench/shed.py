@@ -18,8 +18,12 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from effc.compiler.driver.pipeline import Build
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ROOT / "recipes/zoo/tiny-llama"
@@ -61,7 +65,7 @@ class Point:
     naive: float
 
 
-def build_of(folder: Path, model: str, step: str, heal: int):
+def build_of(folder: Path, model: str, step: str, heal: int) -> "Build":
     from effc.compiler.core.cache import Cache
     from effc.compiler.driver import api
     from effc.compiler.driver.pipeline import Build

@@ -16,7 +16,7 @@ import pydoc_data.topics
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -66,7 +66,7 @@ def session_of(
     samples: int = 16,
     seed: int = 7,
     chance: int = 0,
-):
+) -> Any:
     """A session of a recipe with these steps. `name` is its file's; `samples` rows of 256 tokens calibrate.
 
     `seed` chooses these rows, `chance` what steps draw, such as the order of rows that a training reads.
@@ -79,7 +79,7 @@ def session_of(
     return api.open_session(recipe, cache_dir=folder / "cache", threads=torch.get_num_threads(), seed=chance)
 
 
-def build_of(folder: Path, name: str, steps: str, **more):
+def build_of(folder: Path, name: str, steps: str, **more) -> "Build":
     from effc.compiler.core.cache import Cache
     from effc.compiler.driver import api
     from effc.compiler.driver.pipeline import Build
@@ -89,7 +89,7 @@ def build_of(folder: Path, name: str, steps: str, **more):
     return Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(opened.settings.cache_dir))
 
 
-def finished(build: "Build"):
+def finished(build: "Build") -> Any:
     """The program after the last step; what the cache has is not done again."""
     for stage in build.plan.stages:
         build.run_step_unless_cached(stage)

@@ -14,8 +14,12 @@ import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from effc.compiler.driver.pipeline import Build
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ROOT / "recipes/zoo/tiny-llama"
@@ -47,7 +51,7 @@ def model_source(name: str) -> str:
     return f'gguf("{path}", dtype: float32)'
 
 
-def build_of(folder: Path, model: str, step: str, samples: int):
+def build_of(folder: Path, model: str, step: str, samples: int) -> "Build":
     from effc.compiler.core.cache import Cache
     from effc.compiler.driver import api
     from effc.compiler.driver.pipeline import Build

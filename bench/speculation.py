@@ -140,12 +140,12 @@ class Counted:
         self.run, self.counts = model.engine.run, []
         model.engine.run = self
 
-    def __call__(self, ids, sequences, outputs=None):
+    def __call__(self, ids, sequences, outputs=None) -> bool:
         self.counts.append(len(ids))
         return self.run(ids, sequences, outputs)
 
 
-def answer_seconds(
+def answer_seconds_and_ids(
     model: DecoderModel, contender: str, prompt: list[int], answer: list[int], new: int
 ) -> tuple[float, list[int]]:
     row = torch.tensor([prompt])
@@ -172,7 +172,7 @@ def measure(models: dict[str, DecoderModel], texts: list[Text], rounds: int, new
         sums, said = dict.fromkeys(contenders, 0.0), {}
         for number, (prompt, answer) in enumerate(texts):
             for name in contenders if turn % 2 else contenders[::-1]:
-                took, said[name, number] = answer_seconds(models[name], name, prompt, answer, new)
+                took, said[name, number] = answer_seconds_and_ids(models[name], name, prompt, answer, new)
                 sums[name] += took
         same &= all(said["drafts", n] == said["steady", n] for n in range(len(texts)))
         tokens = sum(len(said["steady", n]) for n in range(len(texts)))
@@ -241,7 +241,7 @@ def main() -> None:
                 continue
             counted = Counted(models["drafts"])
             for prompt, answer in pairs:
-                answer_seconds(models["drafts"], "drafts", prompt, answer, chosen.new)
+                answer_seconds_and_ids(models["drafts"], "drafts", prompt, answer, chosen.new)
             models["drafts"].engine.run = counted.run
             row = rows[task] = measure(models, pairs, chosen.rounds, chosen.new)
             row["tokens_per_call"] = row["tokens"] / max(1, len(counted.counts) - len(pairs))

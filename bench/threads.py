@@ -16,7 +16,7 @@ from pathlib import Path
 STEPS, REST = 24, 0.03  # tokens of a turn; seconds before it: threads of the one before spin for some milliseconds
 
 
-def serve(folder: Path, threads: int) -> None:
+def answer_stdin_requests(folder: Path, threads: int) -> None:
     """Answer every line of stdin with seconds a token."""
     from decoders import Own
 
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.serve:
-        return serve(asked.folder, asked.threads[0])
+        return answer_stdin_requests(asked.folder, asked.threads[0])
     print(", ".join(f"{k} {v}" for k, v in machine_facts().items()), flush=True)
     command = [sys.executable, __file__, str(asked.folder), "--serve", "--threads"]
     players = {n: subprocess.Popen([*command, str(n)], stdin=-1, stdout=-1, text=True) for n in asked.threads}

@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from effc.compiler.core.cache import Cache
@@ -35,7 +36,7 @@ pipeline lean(base) {{
 """
 
 
-def time_messages(transport: WorkerTransport, n_messages: int) -> tuple[float, list[float]]:
+def startup_seconds_and_message_ms(transport: WorkerTransport, n_messages: int) -> tuple[float, list[float]]:
     """Seconds until a worker is there, and milliseconds of every message after that."""
     began, found = time.monotonic(), []
     transport.start_worker(0)
@@ -52,7 +53,13 @@ def time_messages(transport: WorkerTransport, n_messages: int) -> tuple[float, l
     return ready, found
 
 
-def time_search(folder: Path, workers: str) -> tuple[float, float, int]:
+class TimedSearch(NamedTuple):
+    seconds: float
+    seconds_until_workers: float
+    scores: int
+
+
+def time_search(folder: Path, workers: str) -> TimedSearch:
     """Seconds of the step, of them until workers were called, and scores."""
     called: list[float] = []
 
@@ -72,7 +79,7 @@ def time_search(folder: Path, workers: str) -> tuple[float, float, int]:
             took = time.monotonic() - began
         body = kept.read_complete_step(plan.stages[-1].key)
         scores = sum(len(note.get("scores", ())) for note in body["notes"]["program"])
-    return took, (called[0] - began if called else 0.0), scores
+    return TimedSearch(took, (called[0] - began if called else 0.0), scores)
 
 
 def write_random_model(folder: Path, hidden: int) -> tuple[str, str]:
@@ -94,9 +101,10 @@ def write_random_model(folder: Path, hidden: int) -> tuple[str, str]:
 
 
 def smollm2(folder: Path) -> tuple[str, str]:
-    from bench.search_cost import write_texts
+    from bench.search_cost import model_source, write_texts
 
-    return write_texts(folder, "smollm2", "bfloat16"), 'text("calib.txt", samples: 2, length: 256, seed: 0)'
+    write_texts(folder, "smollm2")
+    return model_source("smollm2", "bfloat16"), 'text("calib.txt", samples: 2, length: 256, seed: 0)'
 
 
 def main() -> None:
@@ -116,7 +124,7 @@ def main() -> None:
             kinds["Ray"] = make_transport(Settings(folder, workers="ray"))
             assert kinds["Ray"].size, "a cluster of nobody"
         for name, hands in kinds.items():
-            ready, took = time_messages(hands, 200)
+            ready, took = startup_seconds_and_message_ms(hands, 200)
             print(
                 f"{name}: there after {ready:.1f} s; a message {statistics.median(took):.2f} ms, "
                 f"95 % below {sorted(took)[int(0.95 * len(took))]:.2f}",

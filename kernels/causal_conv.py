@@ -38,11 +38,11 @@ class CausalConv(Kernel):
         ctx.options = bounds, silu
 
     @staticmethod
-    def fake(x, weight, bias, initial_state, live_ranges, silu):
+    def fake(x, weight, bias, initial_state, live_ranges, silu) -> Tensor:
         return x.new_empty(x.shape[0], x.shape[2], x.shape[1]).mT
 
     @staticmethod
-    def reference(x, weight, bias, initial_state, live_ranges, silu):
+    def reference(x, weight, bias, initial_state, live_ranges, silu) -> Tensor:
         b, c, t = x.shape
         k, wide = weight.shape[1], x.dtype if x.dtype is torch.float64 else torch.float32
         mask = live_mask(live_ranges, b, t).to(x.device)
@@ -56,7 +56,7 @@ class CausalConv(Kernel):
         return ((functional.silu(y) if silu else y) * mask[:, None]).to(x.dtype)
 
     @staticmethod
-    def native(x, weight, bias, initial_state, live_ranges, silu):
+    def native(x, weight, bias, initial_state, live_ranges, silu) -> Tensor:
         b, c, t = x.shape
         k = weight.shape[-1]
         check_shape("a weight", weight, c, k)
@@ -76,7 +76,7 @@ class CausalConv(Kernel):
         return y.mT.to(x.dtype)
 
     @classmethod
-    def backward(cls, ctx, grad):
+    def backward(cls, ctx, grad) -> tuple[Tensor | None, ...]:
         tensors, (bounds, silu) = ctx.saved_tensors, ctx.options
         with torch.enable_grad():
             leaves = x, weight, bias, before = [None if t is None else t.detach().requires_grad_() for t in tensors]

@@ -24,7 +24,7 @@ class CausalConvStep(Kernel):
     fake = staticmethod(fake_like_x)
 
     @staticmethod
-    def reference(x, state, weight, bias, silu):
+    def reference(x, state, weight, bias, silu) -> torch.Tensor:
         window = torch.cat([state, x[:, :, None].to(state.dtype)], 2)
         y = (window[:, :, -weight.shape[1] :].float() * weight.float()).sum(2)
         y = y if bias is None else y + bias.float()
@@ -32,7 +32,7 @@ class CausalConvStep(Kernel):
         return (torch.nn.functional.silu(y) if silu else y).to(x.dtype)
 
     @classmethod
-    def native(cls, x, state, weight, bias, silu):
+    def native(cls, x, state, weight, bias, silu) -> torch.Tensor:
         b, c = x.shape
         s, k = state.shape[-1], weight.shape[-1]
         check_shape("a state", state, b, c, s)

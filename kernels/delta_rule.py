@@ -19,12 +19,12 @@ class DeltaRule(Kernel):
     schema = "(Tensor q, Tensor k, Tensor v, Tensor decay, Tensor beta, Tensor? state) -> (Tensor, Tensor)"
 
     @staticmethod
-    def fake(q, k, v, decay, beta, state):
+    def fake(q, k, v, decay, beta, state) -> tuple[torch.Tensor, torch.Tensor]:
         batches, _, heads, p = v.shape
         return torch.empty_like(v, memory_format=torch.contiguous_format), v.new_empty(batches, heads, k.shape[3], p)
 
     @staticmethod
-    def reference(q, k, v, decay, beta, state):
+    def reference(q, k, v, decay, beta, state) -> tuple[torch.Tensor, torch.Tensor]:
         batches, length, heads, p = v.shape
         q, k = (x.repeat_interleave(heads // x.shape[2], 2) for x in (q, k))
         decay = decay[..., None] if decay.dim() == 3 else decay
@@ -38,7 +38,7 @@ class DeltaRule(Kernel):
         return y, s
 
     @classmethod
-    def native(cls, q, k, v, decay, beta, state):
+    def native(cls, q, k, v, decay, beta, state) -> tuple[torch.Tensor, torch.Tensor]:
         batches, length, heads, p = v.shape
         groups, n = k.shape[2:]
         check_shape("q", q, batches, length, groups, n)

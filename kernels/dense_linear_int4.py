@@ -48,7 +48,7 @@ class DenseLinearInt4(PackedLinear):
         return packed
 
     @classmethod
-    def reference(cls, x, packed, bias, n):
+    def reference(cls, x, packed, bias, n) -> Tensor:
         weight, group = cls.unpack(packed), packing.facts(packed).group
         padding = -weight.shape[1] % group
         by_groups = torch.nn.functional.pad(x, (0, padding)).unflatten(-1, (-1, group))
@@ -62,16 +62,18 @@ class DenseLinearInt4(PackedLinear):
 def _int4_sections_of_blocks(grid_codes, has_zero_points: bool, n_blocks: int) -> list[Tensor]:
     """Scales, zeros and codes of all blocks, each [blocks, bytes] uint8, as `packed.h` draws them."""
     groups, rows = grid_codes.scale.shape[1], 16 * n_blocks
-    scale = _rows(grid_codes.scale.bfloat16().view(torch.int16), rows).reshape(n_blocks, 16, groups)
+    scale = _pad_to_rows(grid_codes.scale.bfloat16().view(torch.int16), rows).reshape(n_blocks, 16, groups)
     sections = [scale.transpose(1, 2).contiguous().view(torch.uint8).reshape(n_blocks, -1)]
     if has_zero_points:
-        zero = _rows(grid_codes.zero.to(torch.uint8), rows).reshape(n_blocks, 2, 8, groups)
+        zero = _pad_to_rows(grid_codes.zero.to(torch.uint8), rows).reshape(n_blocks, 2, 8, groups)
         sections.append((zero[:, 0] | zero[:, 1] << 4).transpose(1, 2).reshape(n_blocks, -1))
     sections.append(torch.zeros(n_blocks, -sum(s.shape[1] for s in sections) % 64, dtype=torch.uint8))
-    lines = _rows(grid_codes.code, rows).reshape(n_blocks, 16, -1, 2, 4)  # [blocks, outputs, lines, halves, inputs]
+    lines = _pad_to_rows(grid_codes.code, rows).reshape(
+        n_blocks, 16, -1, 2, 4
+    )  # [blocks, outputs, lines, halves, inputs]
     both = lines[..., 0, :] | lines[..., 1, :] << 4
     return [*sections, both.transpose(1, 2).reshape(n_blocks, -1)]
 
 
-def _rows(values: Tensor, count: int) -> Tensor:
+def _pad_to_rows(values: Tensor, count: int) -> Tensor:
     return torch.nn.functional.pad(values, (0, 0, 0, count - len(values)))

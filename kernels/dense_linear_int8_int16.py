@@ -25,7 +25,7 @@ class DenseLinearInt8Int16(PackedLinearInt8):
     name = "dense_linear_int8_int16"
 
     @classmethod
-    def reference(cls, x, packed, bias, n):
+    def reference(cls, x, packed, bias, n) -> Tensor:
         return matmul_with_rounded_inputs(x, cls.unpack(packed), bias, common_magnitude(x.float()))
 
 

@@ -27,14 +27,14 @@ class GatedNorm(Kernel):
     fake = staticmethod(fake_like_x)
 
     @staticmethod
-    def reference(x, gate, weight, eps, groups):
+    def reference(x, gate, weight, eps, groups) -> torch.Tensor:
         u = x.float() if gate is None else x.float() * functional.silu(gate.float())
         parts = u.unflatten(-1, (groups, -1))
         parts = parts * torch.rsqrt(parts.square().mean(-1, keepdim=True) + eps)
         return (weight.float() * parts.flatten(-2)).to(x.dtype)
 
     @classmethod
-    def native(cls, x, gate, weight, eps, groups):
+    def native(cls, x, gate, weight, eps, groups) -> torch.Tensor:
         m, width = x.shape
         check_shape("a gate", gate, m, width)
         check_shape("a weight", weight, width)

@@ -1,6 +1,7 @@
 """Calls into the compiled kernels, and what their answers mean."""
 
 import ctypes
+from collections.abc import Callable
 from functools import cache
 
 from . import levels
@@ -86,7 +87,7 @@ class KernelError(ValueError):
 
 
 @cache
-def library_function(name: str):
+def library_function(name: str) -> Callable[..., int]:
     lib = levels.load_library()
     if lib is None:
         raise KernelError("effc is here without its compiled kernels; install a wheel for this platform")

@@ -18,11 +18,11 @@ class PackedAttention(Kernel):
     )
 
     @staticmethod
-    def fake(q, stream, offsets, keys, values, n_blocks, n_recent, scale):
+    def fake(q, stream, offsets, keys, values, n_blocks, n_recent, scale) -> Tensor:
         return torch.empty_like(q, memory_format=torch.contiguous_format)
 
     @classmethod
-    def reference(cls, q, stream, offsets, keys, values, n_blocks, n_recent, scale):
+    def reference(cls, q, stream, offsets, keys, values, n_blocks, n_recent, scale) -> Tensor:
         sparse, d = cls.name == "sparse_attention", q.shape[-1]
         stored_heads = [
             unpack_head_blocks(stream[h], offsets[h, : n_blocks + 1], d, sparse) for h in range(len(stream))
@@ -35,7 +35,7 @@ class PackedAttention(Kernel):
         return ((grouped @ k.mT * scale).softmax(-1) @ v).reshape(q.shape).to(q.dtype)
 
     @classmethod
-    def native(cls, q, stream, offsets, keys, values, n_blocks, n_recent, scale):
+    def native(cls, q, stream, offsets, keys, values, n_blocks, n_recent, scale) -> Tensor:
         _refuse_mismatched_cache(q, stream, offsets, keys, values, n_blocks, n_recent)
         if q.dtype not in (torch.float32, torch.bfloat16):
             q = q.float()

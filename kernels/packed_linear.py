@@ -45,16 +45,16 @@ class PackedLinear(Kernel):
         return getattr(torch.ops.effc, cls.name).default(x, packed, bias, n)
 
     @staticmethod
-    def fake(x, packed, bias, n):
+    def fake(x, packed, bias, n) -> Tensor:
         return x.new_empty((*x.shape[:-1], n))
 
     @classmethod
-    def reference(cls, x, packed, bias, n):
+    def reference(cls, x, packed, bias, n) -> Tensor:
         y = linear(x.to(torch.bfloat16).float(), cls.unpack(packed), None if bias is None else bias.float())
         return y.to(x.dtype)
 
     @classmethod
-    def native(cls, x, packed, bias, n):
+    def native(cls, x, packed, bias, n) -> Tensor:
         packing.check_packed_weight(cls.name, packed, n)
         shape, dtype = x.shape, x.dtype
         if not shape:
@@ -91,7 +91,7 @@ class PackedLinear(Kernel):
         ctx.bias_dtype = None if bias is None else bias.dtype
 
     @classmethod
-    def backward(cls, ctx, grad):
+    def backward(cls, ctx, grad) -> tuple[Tensor | None, ...]:
         # The packed weight is frozen; what trains beside it (adapters) needs the gradient of x.
         x_grad = bias_grad = None
         if ctx.needs_input_grad[0]:
@@ -119,13 +119,13 @@ class PackedLinearInt8(PackedLinear):
     """Packed linear with int8 weights, a scale per output, and x rounded row by row; sums are exact int32."""
 
     @classmethod
-    def accepts(cls, n, k, dtype=torch.bfloat16):
+    def accepts(cls, n, k, dtype=torch.bfloat16) -> str:
         if k > MAX_INPUTS:
             return f"it has {k} inputs, and int32 sums hold {MAX_INPUTS}"
         return super().accepts(n, k, dtype)
 
     @classmethod
-    def reference(cls, x, packed, bias, n):
+    def reference(cls, x, packed, bias, n) -> Tensor:
         return matmul_with_rounded_inputs(x, cls.unpack(packed), bias)
 
 

@@ -23,17 +23,17 @@ def packed_bytes(kernel: str, n: int, k: int, zeros: float = 0.0, group: int = 6
     tiles = math.ceil(k / inputs)
     lanes = 2 * 4 * OUTPUTS * blocks if int8 else 0  # scales, and sums of codes
     if "int4" in kernel:
-        stream = blocks * (_lines(tiles * (40 if has_zero_codes else 32)) + tiles * group * 8)
+        stream = blocks * (_round_up_to_cache_line(tiles * (40 if has_zero_codes else 32)) + tiles * group * 8)
     elif "block" in kernel:
         vectors = round(math.ceil(k / 2) * (1 - zeros))
-        stream = blocks * (LINE + _lines(2 * vectors) + LINE * vectors)
+        stream = blocks * (LINE + _round_up_to_cache_line(2 * vectors) + LINE * vectors)
     elif "sparse" in kernel:
         rows = [OUTPUTS] * (n // OUTPUTS) + [n % OUTPUTS] * (n % OUTPUTS > 0)
         masks, width = (128, 1) if int8 else (64, 2)
-        stream = sum(_lines(masks * tiles + width * round(count * k * (1 - zeros))) for count in rows)
+        stream = sum(_round_up_to_cache_line(masks * tiles + width * round(count * k * (1 - zeros))) for count in rows)
     else:
         stream = blocks * 1024 * tiles
-    return _lines(HEADER + 8 * (blocks + 1) + lanes) + stream + TAIL
+    return _round_up_to_cache_line(HEADER + 8 * (blocks + 1) + lanes) + stream + TAIL
 
 
 def kv_bytes(slot: Mapping[str, Any]) -> int:
@@ -45,5 +45,5 @@ def kv_bytes(slot: Mapping[str, Any]) -> int:
     return slot["kv_heads"] * (32 * groups + 16 * math.ceil(value / 16) + 2 * (groups + 1))
 
 
-def _lines(count: int) -> int:
+def _round_up_to_cache_line(count: int) -> int:
     return -(-count // LINE) * LINE

@@ -17,15 +17,15 @@ class RowProduct(Kernel):
     schema = "(Tensor x, Tensor w, Tensor? bias) -> Tensor"
 
     @staticmethod
-    def fake(x, w, bias):
+    def fake(x, w, bias) -> torch.Tensor:
         return x.new_empty(x.shape[0], w.shape[0])
 
     @staticmethod
-    def reference(x, w, bias):
+    def reference(x, w, bias) -> torch.Tensor:
         return linear(x.float(), w.float(), None if bias is None else bias.float()).to(x.dtype)
 
     @classmethod
-    def native(cls, x, w, bias):
+    def native(cls, x, w, bias) -> torch.Tensor:
         (m, k), n = x.shape, w.shape[0]
         check_shape("a weight", w, n, k)
         check_shape("a bias", bias, n)

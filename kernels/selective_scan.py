@@ -74,14 +74,14 @@ class SelectiveScan(Kernel):
     keep, backward = staticmethod(keep), staticmethod(backward)
 
     @staticmethod
-    def fake(x, dt, a, b, c, d, z, bias, softplus, state, live_ranges):
+    def fake(x, dt, a, b, c, d, z, bias, softplus, state, live_ranges) -> tuple[Tensor, Tensor]:
         return (
             x.new_empty(x.shape[0], x.shape[2], x.shape[1]).mT,
             x.new_empty(x.shape[0], *a.shape, dtype=torch.float32),
         )
 
     @staticmethod
-    def reference(x, dt, a, b, c, d, z, bias, softplus, state, live_ranges):
+    def reference(x, dt, a, b, c, d, z, bias, softplus, state, live_ranges) -> tuple[Tensor, Tensor]:
         wide = torch.float64 if x.dtype is torch.float64 else torch.float32
         wide_x, dt, a, b, c = (t.to(wide) for t in (x, dt, a, b, c))
         dt = dt if bias is None else dt + bias.to(wide)[:, None]
@@ -99,7 +99,7 @@ class SelectiveScan(Kernel):
         return torch.where(mask[:, None], y, 0.0).to(x.dtype), h
 
     @classmethod
-    def native(cls, x, dt, a, b, c, d, z, bias, softplus, state, live_ranges):
+    def native(cls, x, dt, a, b, c, d, z, bias, softplus, state, live_ranges) -> tuple[Tensor, Tensor]:
         (batches, channels, length), n = x.shape, a.shape[-1]
         _refuse_mismatched_shapes(x, dt, a, b, c, d, z, bias, state)
         live_ranges = checked_live_ranges(live_ranges, batches, length)

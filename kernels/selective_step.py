@@ -31,7 +31,7 @@ class SelectiveStep(Kernel):
     fake = staticmethod(fake_like_state)
 
     @staticmethod
-    def reference(state, x, dt, a, b, c, d, z, bias, softplus, a_is_log):
+    def reference(state, x, dt, a, b, c, d, z, bias, softplus, a_is_log) -> torch.Tensor:
         x, dt, b, c, z = (None if t is None else t[:, :, None] for t in (x, dt, b, c, z))
         a = -torch.exp(a.float()) if a_is_log else a
         y, h = SelectiveScan.reference(x, dt, a, b, c, d, z, bias, softplus, state, None)
@@ -39,7 +39,7 @@ class SelectiveStep(Kernel):
         return y[:, :, 0]
 
     @classmethod
-    def native(cls, state, x, dt, a, b, c, d, z, bias, softplus, a_is_log):
+    def native(cls, state, x, dt, a, b, c, d, z, bias, softplus, a_is_log) -> torch.Tensor:
         (batches, channels), n = x.shape, a.shape[-1]
         check_shape("a state", state, batches, channels, n)
         check_shape("a time step", dt, batches, channels)

@@ -61,12 +61,14 @@ class SsdScan(Kernel):
     keep, backward = staticmethod(keep), staticmethod(backward)
 
     @staticmethod
-    def fake(x, dt, a, b, c, d, bias, softplus, min_dt, upper, state, live_ranges):
+    def fake(x, dt, a, b, c, d, bias, softplus, min_dt, upper, state, live_ranges) -> tuple[torch.Tensor, torch.Tensor]:
         shape = x.shape[0], *x.shape[2:], b.shape[3]
         return fake_like_x(x), x.new_empty(shape, dtype=torch.float32)
 
     @staticmethod
-    def reference(x, dt, a, b, c, d, bias, softplus, min_dt, upper, state, live_ranges):
+    def reference(
+        x, dt, a, b, c, d, bias, softplus, min_dt, upper, state, live_ranges
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         wide = torch.float64 if x.dtype is torch.float64 else torch.float32
         wide_x, dt, a, b, c = (t.to(wide) for t in (x, dt, a, b, c))
         b, c = (t.repeat_interleave(x.shape[2] // t.shape[2], 2) for t in (b, c))
@@ -86,7 +88,9 @@ class SsdScan(Kernel):
         return torch.where(mask[:, :, None, None], y, 0.0).to(x.dtype), h
 
     @classmethod
-    def native(cls, x, dt, a, b, c, d, bias, softplus, min_dt, upper, state, live_ranges):
+    def native(
+        cls, x, dt, a, b, c, d, bias, softplus, min_dt, upper, state, live_ranges
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         batches, length, heads, p = x.shape
         groups, n = b.shape[2:]
         _refuse_mismatched_shapes(x, dt, a, b, c, d, bias, state)

@@ -31,7 +31,7 @@ class SsdStep(Kernel):
     fake = staticmethod(fake_like_state)
 
     @staticmethod
-    def reference(state, x, dt, a, b, c, d, bias, softplus, a_is_log):
+    def reference(state, x, dt, a, b, c, d, bias, softplus, a_is_log) -> torch.Tensor:
         a = -torch.exp(a.float()) if a_is_log else a
         x, dt, b, c = (t[:, None] for t in (x, dt, b, c))
         y, h = SsdScan.reference(x, dt, a, b, c, d, bias, softplus, -torch.inf, torch.inf, state, None)
@@ -39,7 +39,7 @@ class SsdStep(Kernel):
         return y[:, 0]
 
     @classmethod
-    def native(cls, state, x, dt, a, b, c, d, bias, softplus, a_is_log):
+    def native(cls, state, x, dt, a, b, c, d, bias, softplus, a_is_log) -> torch.Tensor:
         batches, heads, p = x.shape
         groups, n = b.shape[1:]
         check_shape("a state", state, batches, heads, p, n)

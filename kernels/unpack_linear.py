@@ -15,15 +15,15 @@ class UnpackLinear(Kernel):
     schema = "(Tensor packed, int n, int k) -> Tensor"
 
     @staticmethod
-    def fake(packed, n, k):
+    def fake(packed, n, k) -> torch.Tensor:
         return packed.new_empty((n, k), dtype=torch.float32)
 
     @staticmethod
-    def reference(packed, n, k):
+    def reference(packed, n, k) -> torch.Tensor:
         return unpack_packed_weight(packed)
 
     @staticmethod
-    def native(packed, n, k):
+    def native(packed, n, k) -> torch.Tensor:
         kernel = packing.kernel_of(packed)
         packing.check_packed_weight(kernel or "dense_linear", packed, n)
         weight = torch.empty((n, k))
@@ -32,7 +32,7 @@ class UnpackLinear(Kernel):
         return weight
 
     @staticmethod
-    def accepts(n, k):
+    def accepts(n, k) -> str:
         return ""
 
     cases = PackedLinear.cases

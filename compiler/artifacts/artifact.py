@@ -62,14 +62,14 @@ def artifact_draft(destination: Path, force: bool = False) -> Iterator[Draft]:
         refuse_output_path(destination, force)
         created = [folder for folder in destination.parents if not folder.exists()]  # the innermost first
         destination.parent.mkdir(parents=True, exist_ok=True)
-        recover_or_remove_stale_drafts(destination.parent)
+        recover_or_remove_stale_drafts_in(destination.parent)
         folder = destination.parent / f".{destination.name}.effc-{os.getpid()}-{_process_start_time(os.getpid())}"
         folder.mkdir()
         try:
             yield Draft(folder, destination, force)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-            remove_empty_folders(created)
+            remove_nested_folders_while_empty(created)
 
 
 def _make_files_readable(folder: Path) -> None:
@@ -82,9 +82,9 @@ def _make_files_readable(folder: Path) -> None:
                 os.chmod(opened.fileno() if os.chmod in os.supports_fd else file, mode & 0o777 | usual)
 
 
-def remove_empty_folders(folders: list[Path]) -> None:
+def remove_nested_folders_while_empty(innermost_first: list[Path]) -> None:
     """Take away what was made for an artifact that did not come to be; the first that holds something stays."""
-    for folder in folders:
+    for folder in innermost_first:
         try:
             folder.rmdir()
         except OSError:
@@ -171,14 +171,14 @@ def _swap_folders(draft: Path, destination: Path, backup: Path) -> None:
         raise
 
 
-def recover_or_remove_stale_drafts(folder: Path) -> None:
+def recover_or_remove_stale_drafts_in(parent: Path) -> None:
     """Remove drafts of processes that are gone; bring back what was aside when its writer died."""
-    for path in folder.iterdir():
+    for path in parent.iterdir():
         match = _DRAFT.fullmatch(path.name)
         if not match or _process_start_time(int(match[2])) == match[3]:
             continue
-        if match[4] and not os.path.lexists(folder / match[1]):
-            os.rename(path, folder / match[1])
+        if match[4] and not os.path.lexists(parent / match[1]):
+            os.rename(path, parent / match[1])
         else:
             shutil.rmtree(path, ignore_errors=True)
 

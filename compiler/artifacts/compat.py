@@ -233,7 +233,7 @@ def _set_group_positions(padding: Padding, skeleton: Skeleton, cluster: list[Gro
     axes = {(m.tensor, m.axis) for g in cluster for m in g.members if m.tensor in old_shapes}
     if all(old_shapes[t][a] == padding.shapes[t][a] for t, a in axes if t in padding.shapes):
         return
-    small = _part(skeleton, cluster)
+    small = _skeleton_of_cluster(skeleton, cluster)
     goal = {axis: old_shapes[axis[0]][axis[1]] for axis in axes}
     for counts in _remaining_counts(cluster, goal, padding.shapes):
         positions = {axis: list(range(padding.shapes[axis[0]][axis[1]])) for axis in axes}
@@ -243,7 +243,7 @@ def _set_group_positions(padding: Padding, skeleton: Skeleton, cluster: list[Gro
             return
 
 
-def _part(skeleton: Skeleton, cluster: list[Group]) -> Skeleton:
+def _skeleton_of_cluster(skeleton: Skeleton, cluster: list[Group]) -> Skeleton:
     """Only what the cluster touches: cheap to cut over and over."""
     owners = {m.tensor.rpartition(".")[0] for g in cluster for m in g.members}
     parts = tuple(p for p in skeleton.parts if p.path in owners)

@@ -65,8 +65,8 @@ def diff_artifacts(a: Path, b: Path) -> Difference:
         *_shape_rows(a, b, one, two),
         *_measures(one, two),
         *_steps(one, two),
-        *_facts("lock", _flat(one.lock), _flat(two.lock)),
-        *_facts("machine", one.machine, two.machine),
+        *_differing_rows("lock", _flat(one.lock), _flat(two.lock)),
+        *_differing_rows("machine", one.machine, two.machine),
     ]
     before, after = (str(m.recipe.get("text", "")).splitlines() for m in (one, two))
     changed = unified_diff(before, after, fromfile=str(a), tofile=str(b), n=1, lineterm="")
@@ -74,12 +74,12 @@ def diff_artifacts(a: Path, b: Path) -> Difference:
 
 
 def _size_rows(a: Path, b: Path, left: Manifest, right: Manifest) -> Iterator[Row]:
-    yield from _facts(
+    yield from _differing_rows(
         "size",
         {"kind": left.kind, "forms": _forms(left), "bytes": left.bytes},
         {"kind": right.kind, "forms": _forms(right), "bytes": right.bytes},
     )
-    yield from _facts(
+    yield from _differing_rows(
         "size", {"params": _measured_or_stored_params(a, left)}, {"params": _measured_or_stored_params(b, right)}
     )
 
@@ -118,7 +118,7 @@ def stored_tensor_slots(path: Path, manifest: Manifest) -> dict[str, TensorSlot]
 def _shape_rows(a: Path, b: Path, left: Manifest, right: Manifest) -> Iterator[Row]:
     first, second = shapes_of(a, left), shapes_of(b, right)
     if first.keys() & second.keys() or not (first or second):
-        yield from _facts("shape", first, second)
+        yield from _differing_rows("shape", first, second)
         return
     # Nothing of the same name: packed weights, programs and files of other formats name or hold theirs otherwise.
     pair = [
@@ -131,7 +131,7 @@ def _shape_rows(a: Path, b: Path, left: Manifest, right: Manifest) -> Iterator[R
 def _measures(left: Manifest, right: Manifest) -> Iterator[Row]:
     units = {m.metric: m.unit for m in (*left.measures, *right.measures)}
     first, second = ({m.metric: m.compiled for m in manifest.measures} for manifest in (left, right))
-    yield from (replace(row, unit=units[row.what]) for row in _facts("measure", first, second))
+    yield from (replace(row, unit=units[row.what]) for row in _differing_rows("measure", first, second))
 
 
 def _steps(left: Manifest, right: Manifest) -> Iterator[Row]:
@@ -139,10 +139,10 @@ def _steps(left: Manifest, right: Manifest) -> Iterator[Row]:
         {str(s.get("name", i)): str(s.get("summary") or s.get("word", "")) for i, s in enumerate(m.steps)}
         for m in (left, right)
     ]
-    yield from _facts("step", *pair)
+    yield from _differing_rows("step", *pair)
 
 
-def _facts(section: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Row]:
+def _differing_rows(section: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Row]:
     for name in dict.fromkeys((*a, *b)):
         if a.get(name) != b.get(name):
             yield Row(section, name, a.get(name), b.get(name))

@@ -59,7 +59,7 @@ def _checked_value(key: str, value: Any, depth: int) -> Any:
     if key == "guards_code":
         return []
     if isinstance(value, str):
-        return _text(key, value)
+        return _checked_text(key, value)
     if isinstance(value, list):
         return [_checked_value(key, item, depth + 1) for item in value]
     if isinstance(value, dict):
@@ -71,7 +71,7 @@ def _checked_value(key: str, value: Any, depth: int) -> Any:
     return value
 
 
-def _text(key: str, text: str) -> str:
+def _checked_text(key: str, text: str) -> str:
     check = _TEXTS.get(key)
     require(text in _NUMBERS if check is None else check(text), f"the text {text[:60]!r} as `{key}`")
     return text

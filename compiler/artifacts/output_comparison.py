@@ -45,7 +45,7 @@ def compare_outputs(
             shapes = f"they are {list(got.shape)} in a fresh process, and {list(reference.shape)} here"
             checks.append(Check(label, math.inf, 0.0, shapes))
         elif reference.is_floating_point():
-            parting_steps = _steps_until_divergence(name, expected, actual)
+            parting_steps = _steps_through_first_difference(name, expected, actual)
             until = None if parting_steps is None else int(parting_steps.min())
             if rounding is None:
                 worst, limit = (
@@ -93,11 +93,13 @@ _FAR = 4  # root mean squares: one number in some ten thousands is further off
 _TIES = "distance of the two best logits where tokens first part; 0 where all are equal"
 
 
-def _steps_until_divergence(name: str, expected, actual) -> torch.Tensor | None:
+def _steps_through_first_difference(
+    logits_name: str, expected: Mapping[str, torch.Tensor], actual: Mapping[str, torch.Tensor]
+) -> torch.Tensor | None:
     """Number of comparable steps of each generated row: up to and with its first token that differs."""
-    steps = expected[name].shape[1] - 1
-    tokens = name.replace(f"logits of prefill and {steps} decode steps", "greedy tokens")
-    if tokens == name or tokens not in actual:
+    steps = expected[logits_name].shape[1] - 1
+    tokens = logits_name.replace(f"logits of prefill and {steps} decode steps", "greedy tokens")
+    if tokens == logits_name or tokens not in actual:
         return None
     differs_at = (expected[tokens] != actual[tokens]).long()
     return torch.where(differs_at.any(1), differs_at.argmax(1) + 1, steps + 1)
@@ -108,7 +110,7 @@ def _largest_top2_gap_at_divergence(name: str, expected, actual, rounding: float
     steps = expected[name].shape[1]
     of = name.replace("greedy tokens", f"logits of prefill and {steps - 1} decode steps")
     reference, gap = expected[of], 0.0
-    parting_steps = _steps_until_divergence(of, expected, actual)
+    parting_steps = _steps_through_first_difference(of, expected, actual)
     assert parting_steps is not None, f"no tokens beside {of}"
     for row, end in enumerate(parting_steps):
         last = int(end) - 1

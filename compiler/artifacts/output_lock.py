@@ -15,7 +15,7 @@ from ...dsl.checker.recipe import Invocation, Recipe
 from ...dsl.syntax.diagnostics import Fault
 from ..core.error_location import diagnostics_located_at
 from . import unfinished_marker
-from .artifact import filesystem_errors_as_diagnostics, refuse_output_path, remove_empty_folders
+from .artifact import filesystem_errors_as_diagnostics, refuse_output_path, remove_nested_folders_while_empty
 
 output_busy = Fault(
     "output-busy",
@@ -82,7 +82,7 @@ def _lock_output(path: Path) -> Iterator[None]:
         file.parent.mkdir(parents=True, exist_ok=True)
         handle = _try_lock(file)
     if handle is None:
-        remove_empty_folders(created)
+        remove_nested_folders_while_empty(created)
         raise output_busy(
             f"another process compiles into {path} now{_whose(file)}",
             help="wait for it, or name another folder with -o",
@@ -92,7 +92,7 @@ def _lock_output(path: Path) -> Iterator[None]:
     finally:
         file.unlink(missing_ok=True)  # while it is held: who opens it now looks whether it is still there
         os.close(handle)
-        remove_empty_folders(created)
+        remove_nested_folders_while_empty(created)
 
 
 def _try_lock(file: Path) -> int | None:

@@ -190,7 +190,7 @@ def to_published_config(
     for number, layer in enumerate(layers):
         for kind, group in (("attn", layer.heads), ("mlp", layer.channels)):
             if group is not None:
-                count = group.count if (kind, number) in removed_branches else _left(group, current_shapes)
+                count = group.count if (kind, number) in removed_branches else _remaining_count(group, current_shapes)
                 expected |= _narrowed_shapes(group, count, expected)
                 size = layer.head_size if kind == "attn" else 1
                 config[f"pruned_{kind}_width"][str(number)] = count * size
@@ -234,7 +234,7 @@ def _order_removed(
     return list(named) if set(named) == set(removed_branches) else list(removed_branches)
 
 
-def _left(group: Group, shapes: Mapping[str, Sequence[int]]) -> int:
+def _remaining_count(group: Group, shapes: Mapping[str, Sequence[int]]) -> int:
     """Number of items that the readers still have."""
     reader = group.members[-1]
     if reader.tensor not in shapes:

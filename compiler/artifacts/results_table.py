@@ -38,7 +38,7 @@ def results_table(sheets: Sequence[ReportData]) -> list[tuple[str, ...]]:
                 label_of(sheet),
                 word(sheet.location),
                 word(sheet.manifest.kind),
-                *(_value(row.get(name)) for name in metrics),
+                *(_compiled_value_text(row.get(name)) for name in metrics),
                 bounds_text(sheet.manifest.expectations),
             )
             for sheet, row in zip(sheets, measures, strict=True)
@@ -67,7 +67,7 @@ def _rank(metric: str) -> int:
     return 3 if metric.startswith(_LAST) else 2
 
 
-def _value(measure: Measure | None) -> str:
+def _compiled_value_text(measure: Measure | None) -> str:
     if measure is None:
         return ""
     value = number(measure.compiled)

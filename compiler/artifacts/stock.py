@@ -10,7 +10,7 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -38,7 +38,12 @@ _REFUSALS = (
 )
 
 
-def stock_config(model: nn.Module) -> tuple[Any, list[str]]:
+class StockConfig(NamedTuple):
+    config: Any
+    differences: list[str]
+
+
+def stock_config(model: nn.Module) -> StockConfig:
     """A config from which transformers builds this very model; and why none does, empty where one does."""
     from ..models.checkpoints.checkpoint import without_library_logs
 
@@ -46,20 +51,20 @@ def stock_config(model: nn.Module) -> tuple[Any, list[str]]:
         return _infer_stock_config(model)
 
 
-def _infer_stock_config(model: nn.Module) -> tuple[Any, list[str]]:
+def _infer_stock_config(model: nn.Module) -> StockConfig:
     bound = [path for path, module in model.named_modules() if "forward" in vars(module) and not is_quick(module)]
     if bound:
-        return model.config, [f"{path} runs another graph than its class" for path in bound]
+        return StockConfig(model.config, [f"{path} runs another graph than its class" for path in bound])
     packed = [f"{path} is a KernelLinear, which transformers doesn't have" for path, _ in lowered(model)]
     if packed:
-        return model.config, packed
+        return StockConfig(model.config, packed)
     config = copy.deepcopy(model.config)
     before = empty_model_or_reason(type(pretrained(model)), config, model.dtype)
     if isinstance(before, str):
-        return config, [before]
+        return StockConfig(config, [before])
     uneven = list(_uneven_layer_shape_reasons(model, before))
     if uneven:
-        return config, uneven
+        return StockConfig(config, uneven)
     untouched = {path: module_numbers(module, None) for path, module in before.named_modules()}
     differing = stock_differences(model, config, untouched)
     agreed = _agreed_config_values(model, config)
@@ -72,7 +77,7 @@ def _infer_stock_config(model: nn.Module) -> tuple[Any, list[str]]:
         elif changes and changes is not agreed:
             break
         changes = _best_explaining_change(model, config, untouched, differing, agreed) if differing else None
-    return config, differing
+    return StockConfig(config, differing)
 
 
 def _best_explaining_change(

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ..core.events import announcing_stage, tick
 from ..core.memory import is_large
 from ..ir.capture.first_calls import model_failure_diagnostic
@@ -276,7 +276,7 @@ def probe_in_fresh_process(
                 [str(opener), str(folder), str(inputs_file), str(outputs), attention, threads, str(steps)],
                 _offline_subprocess_env(),
                 timeout_s,
-                lambda started: tick(*parts(started, outputs)),
+                lambda started: tick(*stage_and_progress(started, outputs)),
             )
         except subprocess.TimeoutExpired as error:
             raise reload_starved(f"reopening {folder.name}/ took more than {timeout_s:g} s").rejection() from error
@@ -285,7 +285,7 @@ def probe_in_fresh_process(
         return {name: tensor.clone() for name, tensor in load_file(outputs).items()}
 
 
-def parts(started: bool, outputs: Path) -> tuple[str, str]:
+def stage_and_progress(started: bool, outputs: Path) -> tuple[str, str]:
     """Stage and progress of a fresh process."""
     done = started + Path(str(outputs) + OPENED).exists()
     return ("starting", "opening the folder", "computing logits and tokens")[done], f"part {done + 1} of 3"
@@ -305,7 +305,7 @@ def _offline_subprocess_env() -> dict[str, str]:
     }
 
 
-def _child_failure_diagnostic(folder: Path, job_result: fork_server.JobResult):
+def _child_failure_diagnostic(folder: Path, job_result: fork_server.JobResult) -> Diagnostic:
     lines = [line for line in job_result.stderr.splitlines() if line.strip()]
     last_line = lines[-1].rstrip(".") if lines else "it said nothing"
     if job_result.returncode < 0:
@@ -318,7 +318,7 @@ def _child_failure_diagnostic(folder: Path, job_result: fork_server.JobResult):
     )
 
 
-def _differs(check: Check):
+def _differs(check: Check) -> Diagnostic:
     far = f"{check.what} differ by {check.worst:.3g}, allowed is {check.tolerance:.3g}"
     return reload_differs(
         f"{check.what}: {check.reason}" if math.isinf(check.worst) else far,

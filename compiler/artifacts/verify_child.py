@@ -139,7 +139,7 @@ def can_continue_ids(model: Any) -> bool:
     return parameters is not None and needed <= {"input_ids", "inputs", "attention_mask", "generation_config"}
 
 
-def generate_greedy(model: Any, ids: Tensor, mask: Tensor, steps: int):
+def generate_greedy(model: Any, ids: Tensor, mask: Tensor, steps: int) -> Any:
     from transformers import GenerationConfig
 
     plain = {"do_sample": False, "num_beams": 1, "use_cache": True, "pad_token_id": 0, "output_logits": True}

@@ -49,7 +49,7 @@ def confine_verb(argv: Sequence[str]) -> None:
     readable = [*paths, *map(_artifact_or_repository_root, folders), *bases, *roots, *results, _hub_cache()]
     if argv[0] == "serve" and "--reload" in options:
         readable += [around for folder in folders for around in folders_around(folder)]
-    writable = [cache, _make_process_temporary_folder(cache), *_access_log(options)]
+    writable = [cache, _make_process_temporary_folder(cache), *_create_access_log(options)]
     asks = "--knowledge" in options or "--otlp" in options
     confine_process(readable, writable, "any" if asks else "listen" if argv[0] == "serve" else "none")
 
@@ -90,7 +90,7 @@ def _make_process_temporary_folder(cache: Path) -> Path:
     return folder
 
 
-def _access_log(options: dict[str, list[str]]) -> list[Path]:
+def _create_access_log(options: dict[str, list[str]]) -> list[Path]:
     """The file that a server writes its log to, which is there from now on: what does not exist can't be allowed."""
     file = _last(options, "--access-log", "-")
     if file in ("-", "none"):

@@ -61,14 +61,14 @@ def _read_physical_core_count() -> int | None:
     if not info.exists():
         return None
     blocks = [
-        dict(_pair(line) for line in block.splitlines() if ":" in line)
+        dict(_parse_key_and_value(line) for line in block.splitlines() if ":" in line)
         for block in info.read_text(errors="replace").split("\n\n")
         if block.strip()
     ]
     return len({(b.get("physical id", "0"), b.get("core id", b.get("processor"))) for b in blocks}) or None
 
 
-def _pair(line: str) -> tuple[str, str]:
+def _parse_key_and_value(line: str) -> tuple[str, str]:
     name, _, value = line.partition(":")
     return name.strip(), value.strip()
 

@@ -307,7 +307,7 @@ def plan_all_pipelines(session: Session) -> "list[Plan]":
             with announcing_stage("estimating time and memory"):
                 result.append(plan_pipeline(recipe, pipeline, ctx, skeleton))
     if session.settings.locked:
-        lock.refuse_lock_drift(session.path, _facts(session, result), session.settings, bool(session.pipelines))
+        lock.refuse_lock_drift(session.path, _lock_facts(session, result), session.settings, bool(session.pipelines))
     for origin in session.origins.values():
         for note in origin.notes:
             session.settings.on_event(Warned(model_remark(f"{origin.label}: {note}")))
@@ -318,11 +318,11 @@ def lock(session: Session) -> tuple[Path, dict[str, str]]:
     """Write the lock of a recipe; its path and what it says."""
     from ..analysis.planning import lock
 
-    known = _facts(session, plan_all_pipelines(session))
+    known = _lock_facts(session, plan_all_pipelines(session))
     return lock.write(session.path, known), {name: fact.text for name, fact in known.items()}
 
 
-def _facts(session: Session, current_plans: "Sequence[Plan]") -> "dict[str, Fact]":
+def _lock_facts(session: Session, current_plans: "Sequence[Plan]") -> "dict[str, Fact]":
     from ..analysis.planning.lock import lock_facts
 
     return lock_facts(current_plans, [session.context(p.recipe, p.pipeline) for p in current_plans])

@@ -69,20 +69,18 @@ class BisectResult:
         if self.step is None:
             return [original_misses(f"the model itself misses `{text}`", self.bound.span)]
         index = next(i for i, entry in enumerate(self.looks) if entry.step == self.step.name)
-        before, after = (entry.verdict.value for entry in self.looks[index - 1 : index + 1])
         unit, name = last.verdict.unit, metric_label(self.bound)
-        message = (
-            f"`{self.step.name}` breaks it: `{name}` is {_text(before, unit)} before and {_text(after, unit)} after"
-        )
+        before, after = (_measured_text(entry.verdict.value, unit) for entry in self.looks[index - 1 : index + 1])
+        message = f"`{self.step.name}` breaks it: `{name}` is {before} before and {after} after"
         note = ""
         if self.cuts:
             cut, value = self.cuts[-1]
-            note = f"cut {len(self.cuts)} of {self.of} breaks it: without {cut} it is {_text(value, unit)}"
+            note = f"cut {len(self.cuts)} of {self.of} breaks it: without {cut} it is {_measured_text(value, unit)}"
         related = ((self.bound.span, f"limit {last.verdict.limit}"),) if self.bound.span else ()
         return [broken_by(message, self.step.span, note=note, related=related)]
 
 
-def _text(value: float | None, unit: str) -> str:
+def _measured_text(value: float | None, unit: str) -> str:
     return "not measured" if value is None else measurement_text(value, unit)
 
 
@@ -135,7 +133,9 @@ class Bisection:
         outcome = self.build.load_outcome(key)
         assert outcome.in_place and outcome.program, f"{key} gives {outcome.kind}"
         verdict = self._judged(outcome.program.model)
-        self.ctx.emit_event(Said(f"{metric_label(self.bound)} {_text(verdict.value, verdict.unit)}, {verdict.state}"))
+        self.ctx.emit_event(
+            Said(f"{metric_label(self.bound)} {_measured_text(verdict.value, verdict.unit)}, {verdict.state}")
+        )
         return verdict
 
     def _judged(self, model: Any) -> BoundVerdict:

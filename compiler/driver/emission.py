@@ -83,7 +83,7 @@ class Emission:
             recorded = RecordedLogits(self.accounting, draft.folder)
             checks = self.compare_reopened_forms(outcome, draft.folder, forms, recorded)
             with announcing_stage("measuring"):
-                compared, verdicts = self.judge_bounds(outcome, target, draft.folder, forms)
+                compared, verdicts = self.measure_and_judge_bounds(outcome, target, draft.folder, forms)
             self.ctx.origin.refuse_changed_files()
             measured = self.measured_manifest(outcome, target, compared)
             manifest = draft.publish(measured.with_measures(checks=checks, accounts=recorded.make_accounts()))
@@ -124,7 +124,7 @@ class Emission:
         if not sheets:
             with announcing_stage("measuring"):
                 result = load_outcome()
-                compared, verdicts = self.judge_bounds(result, target, self.out, [])
+                compared, verdicts = self.measure_and_judge_bounds(result, target, self.out, [])
                 missed = tuple(unmet_bound_diagnostics(verdicts, self.ctx.settings.undecided))
                 sheets = [ReportData("", replace(self.measured_manifest(result, target, compared), kind=""))]
         self.ctx.origin.refuse_changed_files()
@@ -142,7 +142,9 @@ class Emission:
             run={**comparison.run, "steps": [{"name": name, **facts} for name, facts in self.costs.items()]},
         )
 
-    def judge_bounds(self, outcome: Outcome, target: Emit, folder: Path, forms: list[Form]):
+    def measure_and_judge_bounds(
+        self, outcome: Outcome, target: Emit, folder: Path, forms: list[Form]
+    ) -> tuple[Comparison, tuple[BoundVerdict, ...]]:
         """Measures of the artifact, and the verdicts of bounds that were not judged before."""
         if outcome.several:
             return self.verdicts.judge_front((name, program.model) for name, program in outcome.members())

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.checker.recipe import Invocation
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ..core.json_errors import first_line, is_out_of_memory
 from ..core.memory import MemoryWatch, memory_bound
 from ..core.quantity import size
@@ -139,7 +139,7 @@ def check_model_path(location: str) -> None:
         raise nowhere(location).rejection()
 
 
-def nowhere(location: str):
+def nowhere(location: str) -> Diagnostic:
     message = f"`{location}` is a file" if Path(location).is_file() else f"there is no `{location}`"
     return unknown_place(message, help="name an artifact, a model folder, zoo:NAME or hf:ORG/NAME")
 

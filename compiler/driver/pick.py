@@ -73,7 +73,7 @@ def copy_point(
     """
     front = read_front_manifest(path)
     if profile_name:
-        refuse_other_machine(front, profile_name)
+        refuse_profile_mismatch(front, profile_name)
     if (
         path.resolve() in (destination.resolve(), *destination.resolve().parents)
         or destination.resolve() in path.resolve().parents
@@ -118,7 +118,7 @@ def point_folder_or_copy(path: Path, selection: str, *, needs_tokenizer: bool = 
     return Path(scratch, name)
 
 
-def refuse_other_machine(front: Manifest, profile_name: str) -> None:
+def refuse_profile_mismatch(front: Manifest, profile_name: str) -> None:
     """Reject a front whose measures are not of the machine that a profile of its recipe describes."""
     profiles = front.recipe.get("resolved", {}).get("profiles", {})
     if profile_name not in profiles:
@@ -145,10 +145,10 @@ def refuse_other_machine(front: Manifest, profile_name: str) -> None:
 
 def _chosen_point(front: Manifest, point: str, limits: tuple[Limit, ...]) -> str:
     names = [str(member["name"]) for member in front.members]
-    return _named(point, names) if point else _best_fitting_point(front, limits)
+    return _resolve_point_name(point, names) if point else _best_fitting_point(front, limits)
 
 
-def _named(point: str, names: list[str]) -> str:
+def _resolve_point_name(point: str, names: list[str]) -> str:
     if point in names:
         return point
     if point.isdigit() and 1 <= int(point) <= len(names):

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -139,7 +139,12 @@ def mean_kl_divergence(model: nn.Module, rows: Tensor, reference: OriginalOutput
     return finite(math.fsum(sums) / (len(sums) * count), name, data)
 
 
-def row_kl_divergence(model: nn.Module, rows: Tensor, reference: OriginalOutputs, name: str) -> tuple[list[float], int]:
+class RowDivergences(NamedTuple):
+    nats: list[float]
+    predictions_per_row: int
+
+
+def row_kl_divergence(model: nn.Module, rows: Tensor, reference: OriginalOutputs, name: str) -> RowDivergences:
     """KL(reference || model) over the predictions of each row, in nats, and how many predictions a row has."""
     divergences = []
     for logits_new, logits_original in iterate_logits_beside_reference(model, rows, reference, name):
@@ -147,7 +152,7 @@ def row_kl_divergence(model: nn.Module, rows: Tensor, reference: OriginalOutputs
         divergences.append(nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(-1).cpu().double())
     by_row = torch.cat(divergences).view(len(rows), -1)
     # Rounding of float32 sums may fall below 0, which no divergence does.
-    return by_row.sum(1).clamp(min=0.0).tolist(), by_row.shape[1]
+    return RowDivergences(by_row.sum(1).clamp(min=0.0).tolist(), by_row.shape[1])
 
 
 def iterate_logits_beside_reference(

@@ -4,6 +4,7 @@ references/states/KEY.safetensors    tokens [n, t, d], pooled [n, d], in the mod
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,9 +56,12 @@ def _reference_path(ctx: Context, ref: DataRef, pooling_name: str) -> Path:
 # -- how alike -----------------------------------------------------------------------------------------------
 
 
-def mean_cosine(
-    model: nn.Module, rows: Tensor, original_states: dict[str, Tensor], pooling: str
-) -> tuple[float, float]:
+class Similarity(NamedTuple):
+    rows: float
+    tokens: float
+
+
+def mean_cosine(model: nn.Module, rows: Tensor, original_states: dict[str, Tensor], pooling: str) -> Similarity:
     """Mean cosine between a model's states and those kept: of rows as a whole, and of their tokens."""
     rowwise, tokenwise, count, at = 0.0, 0.0, 0, 0
     for states_new in all_states(model, rows, pooling):
@@ -70,7 +74,7 @@ def mean_cosine(
             .item()
         )
         count, at = count + int(states_new.mask.sum()), row_slice.stop
-    return finite(rowwise / at, "similarity"), finite(tokenwise / count, "similarity")
+    return Similarity(finite(rowwise / at, "similarity"), finite(tokenwise / count, "similarity"))
 
 
 def _cosines(new: Tensor, reference: Tensor) -> Tensor:
@@ -96,7 +100,7 @@ def refuse_other_width(new: Tensor, reference: Tensor) -> None:
         ).rejection()
 
 
-def linear_cka(model: nn.Module, rows: Tensor, original_states: dict[str, Tensor], pooling: str) -> tuple[float, float]:
+def linear_cka(model: nn.Module, rows: Tensor, original_states: dict[str, Tensor], pooling: str) -> Similarity:
     """Linear CKA of the same: 1.0 also where states are turned or scaled alike.
 
     Over tokens it takes sums of products of states alone, so that not all tokens' states are held.
@@ -108,7 +112,7 @@ def linear_cka(model: nn.Module, rows: Tensor, original_states: dict[str, Tensor
         rowwise.add(states_new.pooled, original_states["v"][row_slice])
         tokenwise.add(states_new.tokens[states_new.mask], original_states["t"][row_slice][states_new.mask.cpu()])
         at = row_slice.stop
-    return finite(rowwise.cka(), "similarity"), finite(tokenwise.cka(), "similarity")
+    return Similarity(finite(rowwise.cka(), "similarity"), finite(tokenwise.cka(), "similarity"))
 
 
 class _Products:

@@ -186,29 +186,29 @@ def _parse_edits(data: Any) -> Edits:
     require(set(data) == known | {"format"}, "other fields than these: " + ", ".join(sorted(known)))
     require(isinstance(data["deleted"], list), "a list of deleted modules of another form")
     for path in data["deleted"]:
-        _path(path)
+        _checked_path(path)
     readers: dict[str, Callable[[Any], Any]] = {
         "layers": _numbers,
         "shapes": _numbers,
         "swapped": _checked_swap_entry,
         "attributes": lambda value: _checked_plain_value(value, 0),
         "slots": _number,
-        "kinds": _text,
+        "kinds": _checked_text,
         "graphs": _checked_graph_entry,
     }
     tables = {}
     for name, read in readers.items():
         require(isinstance(data[name], dict), f"{name} of another form")
-        tables[name] = {_path(path): read(value) for path, value in data[name].items()}
+        tables[name] = {_checked_path(path): read(value) for path, value in data[name].items()}
     return Edits(deleted=list(data["deleted"]), **tables)
 
 
-def _path(path: Any) -> str:
+def _checked_path(path: Any) -> str:
     require(isinstance(path, str), "a path that is no text")
     return check_path(path)
 
 
-def _text(value: Any) -> str:
+def _checked_text(value: Any) -> str:
     require(isinstance(value, str) and len(value) < 200, "something else where a short text belongs")
     return value
 
@@ -257,6 +257,6 @@ def _checked_graph_entry(value: Any) -> dict[str, Any]:
     )
     return {
         "graph": value["graph"],
-        "placeholders": [_text(name) for name in value["placeholders"]],
+        "placeholders": [_checked_text(name) for name in value["placeholders"]],
         "statics": _checked_plain_value(value["statics"], 0),
     }

@@ -114,13 +114,13 @@ def _listed(meta: Any) -> Any:
 # -- reading -------------------------------------------------------------------------------------------------
 
 
-def _text(value: Any) -> str:
+def _checked_text(value: Any) -> str:
     require(isinstance(value, str) and len(value) <= _LONGEST_TEXT, "something else where a short text belongs")
     return value
 
 
 def _checked_identifier(value: Any) -> str:
-    name = _text(value)
+    name = _checked_text(value)
     require(
         name.isidentifier()
         and name.isascii()
@@ -167,7 +167,7 @@ class _Reader:
         self.known[name] = node
 
     def read_target(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        name = _text(target)
+        name = _checked_text(target)
         if op == "call_function":
             function = listed_function_by_name(name)
             if name.startswith("operator."):
@@ -199,7 +199,7 @@ class _Reader:
             require(-(2**63) <= value < 2**64, "a number that is too large")
             return value
         if isinstance(value, str):
-            return _text(value)
+            return _checked_text(value)
         require(isinstance(value, dict) and len(value) == 1, "an argument of another form")
         ((kind, body),) = value.items()
         if kind == "node":

@@ -40,22 +40,22 @@ class TracedInt(int):
         self.source = source
         return self
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[int], tuple[int]]:
         return int, (int(self),)  # copies and pickles are plain: provenance is a matter of one trace
 
-    def __neg__(self):
+    def __neg__(self) -> "TracedInt":
         return TracedInt(-int(self), f"(0 - {self.source})")
 
 
 def _define_arithmetic(name: str, symbol: str) -> None:
     apply = getattr(operator, name)
 
-    def forward(self, other):
+    def forward(self, other) -> Any:
         if type(other) not in (int, TracedInt):
             return getattr(int, f"__{name}__")(self, other)
         return TracedInt(apply(int(self), int(other)), f"({self.source} {symbol} {source_of(other)})")
 
-    def backward(self, other):
+    def backward(self, other) -> Any:
         if type(other) not in (int, TracedInt):
             return getattr(int, f"__r{name}__")(self, other)
         return TracedInt(apply(int(other), int(self)), f"({source_of(other)} {symbol} {self.source})")

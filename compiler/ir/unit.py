@@ -61,7 +61,7 @@ class Unit:
     def function(self) -> Callable[..., Any]:
         """`f(layer, *placeholders)`, compiled once per graph."""
         if self.graph not in _functions:
-            _functions[self.graph] = compile_to_function(self.graph, self.key)
+            _functions[self.graph] = compile_to_forward(self.graph, self.key)
         return _functions[self.graph]
 
     def bind(self, model: nn.Module) -> None:
@@ -83,7 +83,7 @@ def argument_names(layer_class: type[nn.Module]) -> tuple[str, ...]:
     return tuple(name for name, p in signature.parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD)[1:]
 
 
-def compile_to_function(graph: fx.Graph, key: str) -> Callable[..., Any]:
+def compile_to_forward(graph: fx.Graph, key: str) -> Callable[..., Any]:
     """The graph as a Python function whose first argument is the module that its targets start from."""
     code = graph.python_code("self")
     file = f"<effc {key[:12]}>"

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from ...dsl.checker.recipe import Invocation, Recipe
 from ...dsl.checker.values import DataRef, MetricRef, StepRef
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from .remote_scorer import RemoteScorer, TaskSource
 
 T = TypeVar("T")
+
+
+class KeyedProgram(NamedTuple):
+    key: str
+    program: "Program"
 
 
 @dataclass
@@ -78,7 +83,7 @@ class Context:
         return self.settings.on_event
 
     @property
-    def tokenizer(self):
+    def tokenizer(self) -> Any:
         return self.origin.tokenizer()
 
     def data(self, ref: DataRef) -> "Data":
@@ -119,11 +124,11 @@ class Context:
         """Mask of the answer's tokens in rows of a prompt and its answer, [rows, length] bool; None of others."""
         return None if self.prompts(ref) is None else self.speech(ref)
 
-    def result(self, ref: StepRef) -> "tuple[str, Program]":
+    def result(self, ref: StepRef) -> "KeyedProgram":
         """The key of another step's result, and the program that it gave."""
         assert self.results is not None, f"no pipeline runs that could have a step {ref.name}"
         key = self.step_keys[ref.name]
-        return key, self.results.program_of(key)
+        return KeyedProgram(key, self.results.program_of(key))
 
     def prompts(self, ref: DataRef) -> "torch.Tensor | None":
         """Number of prompt tokens of each row, [rows] int64; None where rows are no prompts with answers."""

@@ -67,7 +67,7 @@ def read_plugin_header(kind: str, name: str, path: Path, package: str = "effc") 
     )
     problems = tuple(problem for node, file in chain for problem in _declared_problems(node, file))
     declare = cls if package == "effc" else _reject_on_rule_errors(cls, f"{kind} `{name}`", path)
-    return Word(kind, name, doc, tuple(params), _facts(cls), str(path), problems, declare)
+    return Word(kind, name, doc, tuple(params), _class_values(cls), str(path), problems, declare)
 
 
 def _inheritance_chain_below_base(node: ast.ClassDef, tree: ast.Module, path: Path, base: type) -> Chain:
@@ -154,7 +154,7 @@ def _param_of_field(field: Field, types: Types, path: Path) -> Param:
     return declared
 
 
-def _facts(cls: type) -> dict[str, Any]:
+def _class_values(cls: type) -> dict[str, Any]:
     """Class-level values of a word that are no parameters, with those of its kind."""
     params, methods = {f.name for f in fields(cls)}, (FunctionType, classmethod, staticmethod, property)
     plugins = [c for c in reversed(cls.__mro__) if issubclass(c, interfaces.Plugin)]

@@ -71,8 +71,8 @@ def write_package_lock(folder: Path, lock: Lock) -> Path:
     lines = [_HEAD, f"format = {FORMAT}\n"]
     for table in TABLES:
         for name, facts in sorted(lock.get(table, {}).items()):
-            lines.append(f"\n[{table}.{_text(name)}]\n")
-            lines += [f"{_text(key)} = {_toml(value)}\n" for key, value in facts.items()]
+            lines.append(f"\n[{table}.{_toml_string(name)}]\n")
+            lines += [f"{_toml_string(key)} = {_toml(value)}\n" for key, value in facts.items()]
     write_atomic(folder / NAME, "".join(lines).encode())
     return folder / NAME
 
@@ -86,13 +86,13 @@ def has_toml(value: Any) -> bool:
 
 def _toml(value: Any) -> str:
     if isinstance(value, dict):
-        pairs = ", ".join(f"{_text(key)} = {_toml(part)}" for key, part in value.items())
+        pairs = ", ".join(f"{_toml_string(key)} = {_toml(part)}" for key, part in value.items())
         return f"{{ {pairs} }}" if pairs else "{}"
     if isinstance(value, list):
         return f"[{', '.join(map(_toml, value))}]"
-    return _text(value) if isinstance(value, str) else json.dumps(value)
+    return _toml_string(value) if isinstance(value, str) else json.dumps(value)
 
 
-def _text(value: str) -> str:
+def _toml_string(value: str) -> str:
     """A basic string of TOML: JSON's escapes are among its own, but for those of lone surrogates."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

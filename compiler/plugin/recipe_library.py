@@ -64,7 +64,7 @@ def folders() -> list[Path]:
 def library_files() -> dict[str, LibraryFile]:
     """Every file of the library by name, whole recipes first."""
     recipes = [
-        LibraryFile(_name(file.relative_to(folder)), file)
+        LibraryFile(_recipe_name(file.relative_to(folder)), file)
         for folder in folders()
         for file in sorted(folder.rglob("*.effspec"))
     ]
@@ -97,7 +97,7 @@ def with_files(recipe: LibraryFile) -> dict[str, Path]:
     return {f.relative_to(root).as_posix(): f for f in sorted(inside) if f.is_relative_to(root)}
 
 
-def _name(path: Path) -> str:
+def _recipe_name(path: Path) -> str:
     return ".".join(path.with_suffix("").parts) if path.parts[0] == MODULES else path.as_posix()
 
 

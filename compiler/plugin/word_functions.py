@@ -59,9 +59,9 @@ def word_function(word: Word) -> Callable[..., Value]:
     positional = [p for p in word.params if p.positional]
 
     def make(*args: Any, **named: Any) -> Value:
-        values = [_value(v, p) for v, p in zip_longest(args, positional[: len(args)])]
+        values = [_parse_if_literal(v, p) for v, p in zip_longest(args, positional[: len(args)])]
         names = {n.removesuffix("_"): v for n, v in named.items() if v is not None}
-        return call(word.name, *values, **{n: _value(v, named_params.get(n)) for n, v in names.items()})
+        return call(word.name, *values, **{n: _parse_if_literal(v, named_params.get(n)) for n, v in names.items()})
 
     make.__name__, make.__qualname__ = word.name.rpartition(".")[2], word.name
     make.__doc__ = "\n".join([word.summary, "", *(f"{p.name}: {p.doc}" for p in word.params)])
@@ -69,10 +69,10 @@ def word_function(word: Word) -> Callable[..., Value]:
     return make
 
 
-def _value(value: Any, param: Param | None) -> Any:
+def _parse_if_literal(value: Any, param: Param | None) -> Any:
     """A text as the literal that it is for a parameter; a string parameter's stays a string."""
     if isinstance(value, (list, tuple)):
-        return [_value(item, param) for item in value]
+        return [_parse_if_literal(item, param) for item in value]
     if not isinstance(value, str) or param is None:
         return value
     is_choice = value in param.choices

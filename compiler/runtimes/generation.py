@@ -117,7 +117,8 @@ class Generation:
         logits   [live, vocabulary], with a draft [draft + 1, vocabulary] of one row
         """
         for position, expected in enumerate((*draft, None)):
-            finished = self._append_step(logits[position : position + 1] if draft else logits, live_rows)
+            self._append_next_tokens(logits[position : position + 1] if draft else logits, live_rows)
+            finished = self.criteria(self._sequences, self.scores or None).tolist()
             live_rows = [
                 row for row in live_rows if self._n_new <= self._positions[row] and not (self._ends and finished[row])
             ]
@@ -143,8 +144,8 @@ class Generation:
         row = torch.cat([ids, ids.new_tensor(draft)]) if draft else ids
         return self.model.append_tokens({number: row}, len(draft) + 1)
 
-    def _append_step(self, logits: Tensor, live_rows: Sequence[int]) -> list[bool]:
-        """Choose the next token of each live row by logits [live, vocabulary]; whether rows are finished by it."""
+    def _append_next_tokens(self, logits: Tensor, live_rows: Sequence[int]) -> None:
+        """Choose the next token of each live row by logits [live, vocabulary]."""
         rows = len(self._sequences)
         if len(live_rows) < rows:
             logits = logits.new_zeros(rows, logits.shape[1]).index_copy(0, torch.tensor(live_rows), logits)
@@ -157,7 +158,6 @@ class Generation:
             self._text.append(int(chosen[0]))
         if self.streamer is not None:
             self.streamer.put(chosen)
-        return self.criteria(self._sequences, self.scores or None).tolist()
 
     def _next_tokens(self, logits: Tensor) -> Tensor:
         """Tokens [b] for logits [b, vocabulary]."""

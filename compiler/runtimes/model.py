@@ -21,7 +21,7 @@ from .decoder import Decoder
 from .generation import Generation, invalid_sampling, parse_generation_config
 from .inputs import check_ids, check_mask, token_loss, validate_sampling_options
 from .position_offsets import refuse_visible_padding
-from .sequence_pool import SequencePool
+from .sequence_pool import AcquiredSlot, SequencePool
 from .speculation import CallCosts
 
 context_full = Fault(
@@ -162,7 +162,7 @@ class DecoderModel(GenerationMixin, nn.Module):
         """Numbers of sequences that are free; Reject where the engine has no more."""
         return [number for number, _ in self.start_sequences([()] * count)]
 
-    def start_sequences(self, prompts: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    def start_sequences(self, prompts: Sequence[Sequence[int]]) -> list[AcquiredSlot]:
         """A sequence for each prompt, and how many of its first tokens it holds already."""
         with self._exclusive():
             if len(prompts) > self.spare:

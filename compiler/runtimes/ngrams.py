@@ -1,8 +1,14 @@
 """N-grams of a growing text: earlier positions of the tokens that it ends with."""
 
 from array import array
+from typing import NamedTuple
 
 _CANDIDATES = 16  # earlier positions that are compared; those of a frequent pair of tokens are as many as its uses
+
+
+class NgramMatch(NamedTuple):
+    position: int
+    length: int
 
 
 class NgramIndex:
@@ -24,22 +30,22 @@ class NgramIndex:
         self._latest: dict[int | tuple[int, int], int] = {}  # by token or pair, the position behind it
         self._earlier = array("q")  # by position: an earlier one behind the same pair, or -1
 
-    def longest_match(self) -> tuple[int, int]:
+    def longest_match(self) -> NgramMatch:
         """Position that follows an earlier n-gram equal to the text's last one, and the tokens of that n-gram; (0, 0)
         where there is none. Of several the longest counts, then the latest."""
         self._index_new_tokens()
         ids, end = self._ids, len(self._ids)
         if not end:
-            return 0, 0
-        best = (self._latest[ids[-1]], 1) if ids[-1] in self._latest else (0, 0)
+            return NgramMatch(0, 0)
+        best = NgramMatch(self._latest[ids[-1]], 1) if ids[-1] in self._latest else NgramMatch(0, 0)
         if end < 2 or self._longest < 2:
             return best
         position = self._latest.get((ids[-2], ids[-1]), -1)
         for _ in range(_CANDIDATES):
-            if position < 0 or best[1] == self._longest:
+            if position < 0 or best.length == self._longest:
                 break
             length = self._common_suffix(position, end)
-            best = (position, length) if length > best[1] else best
+            best = NgramMatch(position, length) if length > best.length else best
             position = self._earlier[position]
         return best
 

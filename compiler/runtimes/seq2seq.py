@@ -43,7 +43,7 @@ class Seq2SeqModel(DecoderModel):
         """Each source of a batch alone."""
         if not sources.is_floating_point():  # of tokens, not of sounds
             refuse_visible_padding(sources, mask, self.uncounted)
-        return rows_of(sources, mask)
+        return unmasked_rows(sources, mask)
 
     def encode(self, sequences: Sequence[int], sources: Sequence[Tensor]) -> None:
         """Read sources, each into an open sequence that has none yet."""
@@ -147,7 +147,7 @@ class Seq2SeqModel(DecoderModel):
         return model_kwargs
 
 
-def rows_of(ids: Tensor, mask: Tensor | None) -> list[Tensor]:
+def unmasked_rows(ids: Tensor, mask: Tensor | None) -> list[Tensor]:
     """The tokens of each row that a mask shows."""
     visible = torch.ones_like(ids) if mask is None else mask
     return [row[row_mask.bool()] for row, row_mask in zip(ids, visible, strict=True)]

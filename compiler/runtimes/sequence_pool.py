@@ -7,7 +7,7 @@ in SGLang (Zheng et al. 2024, arXiv 2312.07104), section 3, with a list of place
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...kernels.packed_sizes import kv_bytes
 from .decoder import Decoder
@@ -35,6 +35,11 @@ class _Sequence:
     ids: list[int]
 
 
+class AcquiredSlot(NamedTuple):
+    number: int
+    n_shared_tokens: int
+
+
 class SequencePool:
     """
     count    of places; the engine's sequences are numbered so
@@ -50,7 +55,7 @@ class SequencePool:
         """Number of free sequences."""
         return len(self._empty) + len(self._sequences)
 
-    def acquire_slot(self, ids: Sequence[int] = (), owner: str = "") -> tuple[int, int]:
+    def acquire_slot(self, ids: Sequence[int] = (), owner: str = "") -> AcquiredSlot:
         """A free place for a prompt, and how many of its first tokens are in it already: never all, as the logits of
         the last are wanted. What another `owner` said is not gone on with, since the time that it takes tells of it."""
         ids = list(ids)
@@ -63,7 +68,7 @@ class SequencePool:
         shared = shares.get(number, 0)
         if self._sequences.pop(number, None) and (self._engine.backward or not shared):
             self._engine.forget(number, shared)
-        return number, shared
+        return AcquiredSlot(number, shared)
 
     def release(self, sequence: int, ids: Sequence[int] = (), owner: str = "") -> None:
         """Free a place that holds these tokens; without any it is emptied."""

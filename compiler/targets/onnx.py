@@ -96,7 +96,7 @@ class Onnx(Target):
         from ..artifacts.verify import verify_forms
         from ..runtimes.onnx.checking import graphs_in
         from ..runtimes.onnx.export import decodes
-        from ..runtimes.onnx.genai import write_genai_config
+        from ..runtimes.onnx.genai import write_genai_config_and_describe
         from ..runtimes.onnx.quantization import quantize_graphs
 
         folder, model = destination / FOLDER, program.model
@@ -106,7 +106,7 @@ class Onnx(Target):
             copy_sidecar_files(model, ctx.origin, folder)
             model.config.save_pretrained(folder)  # which other hosts of ONNX ask for
             if decodes(model) and len(graphs_in(folder)) == 1:
-                notes.append(write_genai_config(model, folder))
+                notes.append(write_genai_config_and_describe(model, folder))
         if notes:
             (destination / NOTES).write_text(json.dumps(notes), encoding="utf-8")
         if self.dynamic == "int8":  # what int8 loses can't be told from a fault: the graph is compared before

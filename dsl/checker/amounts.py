@@ -279,7 +279,7 @@ def _report_invalid_head_amount(
 
 def _illegal_heads_diagnostic(
     stage: Stage, name: str, value: Any, group: Group, step: int, target: float, build: PipelineBuild
-):
+) -> Diagnostic:
     low = int(target / step) * step
     counts = [c for c in (low, low + step) if 0 < c <= group.count]
     choices = [f"{c} ({percent(c / group.count)})" for c in counts]

@@ -1,7 +1,7 @@
 """From a call to an invocation: arguments bound to the parameters of a word."""
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..syntax import ast
 from ..syntax.diagnostics import Diagnostic, Fault, Fix
@@ -37,14 +37,20 @@ def check_plugin_call(kind: str, call: ast.Call, scope: Scope) -> tuple[Word | N
     return word, invocation if sound else None
 
 
-def check_plugin_call_partially(kind: str, call: ast.Call, scope: Scope) -> tuple[Word | None, Invocation | None, bool]:
+class CheckedCall(NamedTuple):
+    word: Word | None
+    invocation: Invocation | None
+    is_sound: bool
+
+
+def check_plugin_call_partially(kind: str, call: ast.Call, scope: Scope) -> CheckedCall:
     """The word that a call names, the checked call, and whether it is sound; of an unsound one its arguments without
     faults."""
     word = resolve_plugin_or_report(kind, call.name, scope)
     if word is None:
         _type_anyway(call, scope)
-        return None, None, False
-    return word, *typed_arguments_of_call(word, call.args, scope, call.name.span, call.span)
+        return CheckedCall(None, None, False)
+    return CheckedCall(word, *typed_arguments_of_call(word, call.args, scope, call.name.span, call.span))
 
 
 def resolve_plugin_or_report(kind: str, name: ast.Name, scope: Scope) -> Word | None:
@@ -127,9 +133,14 @@ def names_in_expression(expr: ast.Expr) -> list[ast.Name]:
     return []
 
 
+class CheckedArguments(NamedTuple):
+    invocation: Invocation
+    is_sound: bool
+
+
 def typed_arguments_of_call(
     plugin: Word, args: tuple[ast.Arg, ...], scope: Scope, name_span: Span, call_span: Span
-) -> tuple[Invocation, bool]:
+) -> CheckedArguments:
     """All parameters of a word with their values, those with a fault left out; and whether there was no fault."""
     arguments, sound = _arguments_by_parameter(plugin, args, scope)
     values: dict[str, Any] = {}
@@ -155,7 +166,7 @@ def typed_arguments_of_call(
                 )
             )
             sound = False
-    return Invocation(plugin.name, values, call_span, spans), sound
+    return CheckedArguments(Invocation(plugin.name, values, call_span, spans), sound)
 
 
 def _reported_other_kind_of_rows(plugin: Word, param: Param, value: Any, span: Span, scope: Scope) -> bool:

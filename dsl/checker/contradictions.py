@@ -38,7 +38,7 @@ def report_contradicting_bounds(bounds: Sequence[Bound], scope: Scope) -> None:
             continue
         scope.report(
             contradicting_bounds(
-                f"`{_text(bound)}` and `{_text(other.bound)}` can't both hold",
+                f"`{_bound_text(bound)}` and `{_bound_text(other.bound)}` can't both hold",
                 bound.span,
                 related=((other.bound.span, "the other bound"),) if other.bound.span else (),
                 help="drop one of them",
@@ -69,5 +69,5 @@ def _excludes(low: _End, high: _End) -> bool:
     return low.value + high.value > 0 or (low.value + high.value == 0 and (low.is_open or high.is_open))
 
 
-def _text(bound: Bound) -> str:
+def _bound_text(bound: Bound) -> str:
     return bound.span.text if bound.span else value_text(bound.metric)

@@ -111,7 +111,7 @@ def _are_valid_shares_or_report(value: Shares, param: Param, span: Span, report:
     return False
 
 
-def _applicable_bound_tests(value: Any, param: Param):
+def _applicable_bound_tests(value: Any, param: Param) -> list[tuple[Callable[[Any, Any], bool], Any, str]]:
     """(test, limit, sentence) for every bound that holds for a value.
 
     Where a parameter takes a count or a share, its bounds are those of the count; a share is 0% to 100%.

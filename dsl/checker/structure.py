@@ -7,7 +7,7 @@ are, amounts of it are left to `plan`.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..syntax.diagnostics import Fault, Fix
+from ..syntax.diagnostics import Diagnostic, Fault, Fix
 from ..syntax.nearest import nearest_name
 from ..syntax.source import Span
 from .amounts import report_invalid_amount
@@ -152,7 +152,7 @@ def _selectable_of_kinds(order: Sequence[str], skeleton: Skeleton) -> Selectable
     return Selectable("parts", sites)
 
 
-def _absent_parts_diagnostic(stage: Stage, candidates: Selectable, skeleton: Skeleton):
+def _absent_parts_diagnostic(stage: Stage, candidates: Selectable, skeleton: Skeleton) -> Diagnostic:
     stays = list(skeleton.stays.items()) if candidates.kind == "branches" else []
     refusals = stays or skeleton.facts.get("refused") or []
     narrows = candidates.kind in ("heads", "kv_heads", "channels", "experts", *_KIND_PHRASES)
@@ -209,7 +209,9 @@ def because(skeleton: Skeleton, path: str, reason: str) -> str:
     return f"{reason}: {opaque}" if opaque else reason
 
 
-def _no_match_diagnostic(stage: Stage, unmatched: UnmatchedPart, candidates: Selectable, skeleton: Skeleton):
+def _no_match_diagnostic(
+    stage: Stage, unmatched: UnmatchedPart, candidates: Selectable, skeleton: Skeleton
+) -> Diagnostic:
     """Says which part of a selector is dead, among how many, and what was probably meant."""
     span = stage.call.where("on")
     dead_span = _selector_span(span, unmatched)

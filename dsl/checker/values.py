@@ -79,7 +79,7 @@ class MetricRef:
     name: str
     args: tuple[tuple[str, Any], ...] = ()
 
-    def get(self, name: str, default=None):
+    def get(self, name: str, default=None) -> Any:
         return dict(self.args).get(name, default)
 
 

@@ -13,7 +13,7 @@ from .rules import Problem, Rules
 class Required:
     """The default of a parameter that must be given."""
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return "required"
 
 

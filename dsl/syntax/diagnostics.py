@@ -119,7 +119,7 @@ class Reject(Exception):
 def sorted_distinct_diagnostics(diagnostics) -> tuple[Diagnostic, ...]:
     """Sorted by place, those without a place first, equal ones once."""
 
-    def key(d: Diagnostic):
+    def key(d: Diagnostic) -> tuple[str, int, int]:
         return (d.span.source.name, d.span.start, d.span.end) if d.span else ("", -1, -1)
 
     return tuple(sorted(dict.fromkeys(diagnostics), key=key))

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from .edition import HEADS
 from .source import Source, Span
@@ -55,15 +56,15 @@ class ErrorSite:
         return self.stop
 
     @property
-    def token(self):
+    def token(self) -> Any:
         return self.tokens[self.at]
 
     @property
-    def previous(self):
+    def previous(self) -> Any:
         return self.tokens[max(self.at - 1, 0)]
 
     @property
-    def following(self):
+    def following(self) -> Any:
         return self.tokens[min(self.at + 1, len(self.tokens) - 1)]
 
     @property

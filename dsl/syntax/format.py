@@ -57,7 +57,7 @@ class _Writer:
             self.write_separator(statement, previous is None or _separated(previous, statement), "")
             self.write_statement(statement)
             previous = statement
-        if self._left() and file.statements == ():
+        if self._has_comments() and file.statements == ():
             self.blank()
         self.write_comments_before(len(self.source.text) + 1, "")
         return "\n".join(self.lines) + "\n"
@@ -81,12 +81,12 @@ class _Writer:
         """Write lines, with the comment that stands behind them on the line where their source ends."""
         self.lines += (indent + text).split("\n")
         self.end = end
-        if self._left() and end is not None and self._trails(self.comments[self.next], end):
+        if self._has_comments() and end is not None and self._trails(self.comments[self.next], end):
             self.lines[-1] += "  " + _comment(self.comments[self.next])
             self.end = self.comments[self.next].span.end
             self.next += 1
 
-    def _left(self) -> bool:
+    def _has_comments(self) -> bool:
         return self.next < len(self.comments)
 
     def _trails(self, comment: ast.Comment, end: int) -> bool:
@@ -95,7 +95,7 @@ class _Writer:
 
     def write_comments_before(self, offset: int, indent: str) -> None:
         """Write the comments before an offset, each on its own line."""
-        while self._left() and self.comments[self.next].span.start < offset:
+        while self._has_comments() and self.comments[self.next].span.start < offset:
             comment = self.comments[self.next]
             self.next += 1
             self.gap(comment.span.start)
@@ -206,13 +206,13 @@ class _Writer:
             self.write_lines_with_comment(INDENT, quoted(doc.value, multiline=True), doc.span.end)
         for item in items:
             self.write_separator(item, False, INDENT)
-            self.write_item(item)
+            self.write_block_item(item)
         self.write_comments_before(node.span.end, INDENT)
         if self.lines[opened : opened + 1] == [""]:
             del self.lines[opened]
         self.write_lines_with_comment("", "}", node.span.end)
 
-    def write_item(self, item) -> None:
+    def write_block_item(self, item: ast.Step | ast.Entry | ast.Bound | ast.Call) -> None:
         match item:
             case ast.Step():
                 self.write_value(INDENT, f"{item.name.path} = ", item.call, "", item.span.end)

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from . import ast
-from .diagnostics import Fault, Reject
+from .diagnostics import Diagnostic, Fault, Reject
 from .format import format_file
 from .parse import parse
 from .source import Source, Span
@@ -245,7 +245,7 @@ def _required_kind_text(allowed: tuple) -> str:
     return "a statement" if set(allowed) == set(get_args(ast.Statement)) else "a value"
 
 
-def _type_error(path: str, expected: str, data: Any):
+def _type_error(path: str, expected: str, data: Any) -> Diagnostic:
     kinds = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "nothing"}
     actual = kinds.get(type(data), "a number")
     if isinstance(data, dict) and isinstance(data.get("node"), str):

@@ -8,12 +8,16 @@ stacks go back to the start of the item, and reading resumes at the next item, c
 
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from .ast import File
 from .diagnostics import Diagnostic, Fault, Fix, sorted_distinct_diagnostics
 from .edition import DEPTH, EDITION, HEADS
 from .source import Source, Span
 from .source_file import LIMIT, read_source, too_large
+
+if TYPE_CHECKING:
+    from lark import Tree
 
 __all__ = ["Parsed", "parse", "read_source"]
 
@@ -81,7 +85,7 @@ class _Reader:
         self.parser = grammar().parse_interactive()
         self.words = terminal_by_keyword()
 
-    def parse_tree(self):
+    def parse_tree(self) -> "Tree":
         """Lark's tree of all that is grammatical."""
         at, last = self.feed_header(), len(self.tokens) - 1
         while at < last:

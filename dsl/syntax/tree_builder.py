@@ -58,7 +58,7 @@ class TreeBuilder(Transformer):
     def span(self, meta) -> Span:
         return Span(self.source, meta.start_pos, meta.end_pos)
 
-    def start(self, meta, children):
+    def start(self, meta, children) -> ast.File:
         number, doc, *statements = children
         return ast.File(self.source, int(number.value), doc, tuple(statements), self.comments)
 
@@ -73,18 +73,18 @@ class TreeBuilder(Transformer):
 
     # Declarations
 
-    def use(self, meta, children):
+    def use(self, meta, children) -> ast.Use:
         return ast.Use(children[0], children[1] and self.report_reserved_name(children[1]), span=self.span(meta))
 
-    def model(self, meta, children):
+    def model(self, meta, children) -> ast.Declare:
         return ast.Declare("model", self.report_reserved_name(children[0]), children[1], span=self.span(meta))
 
-    def data(self, meta, children):
+    def data(self, meta, children) -> ast.Declare:
         return ast.Declare("data", self.report_reserved_name(children[0]), children[1], span=self.span(meta))
 
     # Values
 
-    def op(self, meta, children):
+    def op(self, meta, children) -> str:
         return str(children[0])
 
     def joined(self, meta, children):
@@ -102,11 +102,11 @@ class TreeBuilder(Transformer):
             left = ast.Combine(str(op), left, right, span=Span(self.source, meta.start_pos, right.span.end))
         return left
 
-    def arg(self, meta, children):
+    def arg(self, meta, children) -> ast.Arg:
         name, value = children
         return ast.Arg(name.path if name else "", value, span=self.span(meta), name_span=name and name.span)
 
-    def number(self, meta, children):
+    def number(self, meta, children) -> ast.Number:
         span = self.span(meta)
         digits, unit = _number.fullmatch(children[0]).groups()
         if len(digits) > DIGITS:
@@ -116,10 +116,10 @@ class TreeBuilder(Transformer):
             digits = "0"
         return ast.Number(digits, unit, span=span)
 
-    def bool(self, meta, children):
+    def bool(self, meta, children) -> ast.Bool:
         return ast.Bool(children[0] == "true", span=self.span(meta))
 
-    def name(self, meta, children):
+    def name(self, meta, children) -> ast.Name:
         return ast.Name(str(children[0]), span=self.span(meta))
 
     word = name
@@ -136,12 +136,12 @@ class TreeBuilder(Transformer):
             )
         return name
 
-    def text(self, meta, children):
+    def text(self, meta, children) -> ast.Text:
         token, span = str(children[0]), self.span(meta)
         quotes = 3 if token.startswith('"""') else 1
         unknown = []
 
-        def plain(match):
+        def plain(match) -> str:
             code = match[1]
             if code is None:
                 return "\n"

@@ -1,6 +1,6 @@
 """Remove what contributes exactly zero."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import fx, nn
@@ -136,7 +136,7 @@ def _reader_items_always_zero(program: Program, groups: list[Group]) -> dict[Mem
     return masks
 
 
-def _listener(silent: torch.Tensor, member: Member):
+def _listener(silent: torch.Tensor, member: Member) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
     def hook(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         nonzero = (args[0] != 0).reshape(-1, args[0].shape[-1]).any(0).cpu()
         silent.logical_and_(~_any_of_item(nonzero, member, len(silent)))

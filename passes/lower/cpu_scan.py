@@ -7,7 +7,7 @@ from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Close, Pass
 from ...compiler.transforms.editing.rewrite import Rewriter
 from ...dsl.checker.skeleton import Skeleton
-from ...dsl.syntax.diagnostics import Fault
+from ...dsl.syntax.diagnostics import Diagnostic, Fault
 from ...kernels import levels
 
 no_scan = Fault(
@@ -73,7 +73,7 @@ class CpuScan(Pass):
         return skeleton
 
 
-def _none_in(skeleton: Skeleton):
+def _none_in(skeleton: Skeleton) -> Diagnostic:
     return no_scan(
         f"{skeleton.model_type} has no scan of Mamba or Mamba-2",
         help="leave the step out; `effc plan` lists what a model has",

@@ -8,7 +8,7 @@ from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Close, Pass, param
 from ...compiler.transforms.lowering.attentions import (
     attention_calls,
-    heads_of,
+    query_and_key_heads,
     replace_call,
     rewrite_attention_calls,
     unsupported_option,
@@ -42,7 +42,7 @@ class GroupQueries(Pass):
 
 
 def _reason(node: fx.Node) -> str:
-    queries, keys = heads_of(node)
+    queries, keys = query_and_key_heads(node)
     return unsupported_option(node) or ("every query head has keys of its own" if queries == keys else "")
 
 

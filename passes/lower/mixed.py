@@ -23,7 +23,7 @@ from ...compiler.transforms.editing.rewrite import Rewriter
 from ...compiler.transforms.lowering import choice, mixed, prediction_error
 from ...compiler.transforms.lowering.contenders import EAGER
 from ...compiler.transforms.lowering.mixed import Allocation, Allocator, Option, Packer
-from ...compiler.transforms.lowering.speed import race_kernels
+from ...compiler.transforms.lowering.speed import race_kernels_and_torch
 from ...compiler.transforms.search.layerwise import stages
 from ...compiler.transforms.search.solving import estimate_layerwise_effort
 from ...dsl.checker.skeleton import Part, Skeleton
@@ -91,7 +91,7 @@ class Mixed(Pass):
         chosen_parts = [part for part in self._parts(skeleton_of(program)) if part.path in sites]
         packer.observe(program, stages(program, chosen_parts), rows, options)
         rows = rows[:ROWS]
-        costs, budget = self._costs(packer, options, ctx)
+        costs, budget = self._costs_and_budget(packer, options, ctx)
         if sum(min(costs[path]) for path in sites) > budget:
             share = sum(min(costs[path]) for path in sites) / budget * self.keep.value
             raise over_budget(f"the cheapest formats keep {share:.1%} of {self.keep.of}", help="keep more").rejection()
@@ -138,7 +138,7 @@ class Mixed(Pass):
                 options.append(Option(kernel))
         return options
 
-    def _costs(
+    def _costs_and_budget(
         self, packer: Packer, options: Mapping[str, list[Option]], ctx: Context
     ) -> tuple[dict[str, list[float]], float]:
         """Cost of every option of every module, and the budget, in bytes or seconds."""
@@ -152,7 +152,7 @@ class Mixed(Pass):
                 continue
             shape = (*weight.shape, weight.dtype, tuple(options[path]))
             if shape not in seconds:
-                seconds[shape] = _raced(weight, options[path], packer.norms[path])
+                seconds[shape] = _seconds_of_options_and_torch(weight, options[path], packer.norms[path])
             costs[path], eager = seconds[shape]
             total += eager
         return costs, total * self.keep.value
@@ -198,12 +198,14 @@ class Mixed(Pass):
         return self.keep.of == "latency"
 
 
-def _raced(weight: torch.Tensor, options: list[Option], norms: torch.Tensor) -> tuple[list[float], float]:
+def _seconds_of_options_and_torch(
+    weight: torch.Tensor, options: list[Option], norms: torch.Tensor
+) -> tuple[list[float], float]:
     """Seconds of each option, and of torch, on one row."""
     dense = [option for option in options if not option.zeros]
-    times = race_kernels(weight, list(dict.fromkeys(option.kernel for option in dense)), 1, "native")
+    times = race_kernels_and_torch(weight, list(dict.fromkeys(option.kernel for option in dense)), 1, "native")
     seconds = {option: times[option.kernel] for option in dense}
     for option in (o for o in options if o.zeros):
-        sparse = race_kernels(mixed.masked(weight, option.zeros, norms), [option.kernel], 1, "native")
+        sparse = race_kernels_and_torch(mixed.masked(weight, option.zeros, norms), [option.kernel], 1, "native")
         seconds[option] = sparse[option.kernel] / sparse[EAGER] * times[EAGER]  # seconds of two races can't be compared
     return [seconds[option] for option in options], times[EAGER]

@@ -28,7 +28,7 @@ from ...compiler.transforms.lowering.speed import (
     SECONDS,
     KernelCase,
     estimate_seconds,
-    race_kernels,
+    race_kernels_and_torch,
     read_recorded_seconds,
 )
 from ...compiler.transforms.search.sparsity import no_linear
@@ -206,7 +206,7 @@ class SparseCpu(Pass):
             weight = choice.weight_of(program.model.get_submodule(site.path))
             if self._has_timings(ctx):
                 times[case] = journal.get_or_compute(
-                    case.name, partial(race_kernels, weight, kernels[site.path], self.rows, isa)
+                    case.name, partial(race_kernels_and_torch, weight, kernels[site.path], self.rows, isa)
                 )
             else:
                 sizes = {kernel: _packed_size(kernel, site) for kernel in kernels[site.path]}

@@ -15,7 +15,7 @@ from ...compiler.transforms.lowering import decoding_error
 from ...compiler.transforms.lowering.attentions import (
     attention_calls,
     exclusive_cache_update,
-    heads_of,
+    query_and_key_heads,
     replace_call,
     rewrite_attention_calls,
     unsupported_option,
@@ -117,7 +117,7 @@ class SparseKv(Pass):
 
 
 def _packed_cache_unsupported_reason(node: fx.Node) -> str:
-    (queries, keys), d = heads_of(node), node.args[1].meta["shape"][-1]
+    (queries, keys), d = query_and_key_heads(node), node.args[1].meta["shape"][-1]
     if unsupported_option(node):
         return unsupported_option(node)
     if node.kwargs.get("sliding_window"):

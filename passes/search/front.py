@@ -37,7 +37,7 @@ class Front(Pass):
         "Every point, or those that no other one beats in all measures.", default="all"
     )
 
-    def result_of(self, outcome: Outcome, ctx: Context) -> Outcome:
+    def result_of(self, outcome: Outcome, ctx: Context) -> Points:
         names = [ref.name for ref in self.points]
         if len(set(names)) < max(2, len(names)):
             raise too_few_points(

@@ -5,7 +5,7 @@ from collections import Counter
 
 from ...compiler.plugin.interfaces import param
 from ...compiler.transforms.supernet.explorer import Explorer, Genome
-from ...compiler.transforms.supernet.search_pass import Method, sizes
+from ...compiler.transforms.supernet.search_pass import Method, choice_counts
 
 
 class Heuristic(Method):
@@ -53,7 +53,7 @@ class Heuristic(Method):
         """The nearest allowed one, each dimension in turn set one value lower."""
         position = 0
         while not explorer.allows(genome):
-            if genome[position] < sizes(explorer)[position] - 1:
+            if genome[position] < choice_counts(explorer)[position] - 1:
                 genome = (*genome[:position], genome[position] + 1, *genome[position + 1 :])
             position = (position + 1) % len(genome)
         return genome

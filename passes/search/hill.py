@@ -3,7 +3,7 @@
 import random
 
 from ...compiler.transforms.supernet.explorer import Explorer, Genome, neighbours
-from ...compiler.transforms.supernet.search_pass import Method, evaluate_proposals, sample_allowed_genome, sizes
+from ...compiler.transforms.supernet.search_pass import Method, choice_counts, evaluate_proposals, sample_allowed_genome
 
 
 class Hill(Method):
@@ -29,7 +29,9 @@ class Hill(Method):
         front = explorer.pareto_front()
         rng.shuffle(front)
         for genome in front:
-            fresh = [g for g in neighbours(genome, sizes(explorer)) if g not in explorer.known and explorer.allows(g)]
+            fresh = [
+                g for g in neighbours(genome, choice_counts(explorer)) if g not in explorer.known and explorer.allows(g)
+            ]
             if fresh:
                 return rng.choice(fresh)
         return sample_allowed_genome(explorer, rng)

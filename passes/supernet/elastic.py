@@ -24,8 +24,8 @@ from ...compiler.transforms.supernet.elastic_dims import (
     check_experts,
     chosen,
     depth_dims,
+    items_least_important_first,
     kernel_dims,
-    pruning_orders,
     refuse_no_depth,
     refuse_single_choice,
     require_larger_kernels,
@@ -159,7 +159,7 @@ class Elastic(Learner):
         elif len(self.ranks) < 2:
             yield Conflict(("ranks",), "nothing is elastic", "ask for `channels`, `heads`, `depth`, or `ranks`")
 
-    def result_of(self, outcome: Outcome, ctx: Context) -> Outcome:
+    def result_of(self, outcome: Outcome, ctx: Context) -> Family:
         assert isinstance(outcome, Model), f"a family of {outcome.kind}"
         program = outcome.program
         self.forecast(skeleton_of(program))
@@ -241,7 +241,7 @@ class Elastic(Learner):
         refuse_single_choice(dims, "the model does not run without what would go")
         routed = [group for group in elastic if group.kind == "experts"]
         trust = router_weight_sums(program, ctx, self.data, routed, self.adapt) if routed else {}
-        return Space(tuple(dims)), pruning_orders(program, elastic, trust)
+        return Space(tuple(dims)), items_least_important_first(program, elastic, trust)
 
     # -- training --------------------------------------------------------------------------------------------
 

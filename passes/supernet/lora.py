@@ -80,7 +80,7 @@ class Lora(Learner):
     )
     zero: Literal["free", "middle"] = param("Whether 0 is any code of the grid, or the middle one.", default="free")
 
-    def result_of(self, outcome: Outcome, ctx: Context) -> Outcome:
+    def result_of(self, outcome: Outcome, ctx: Context) -> Family:
         assert isinstance(outcome, Model), f"a family of {outcome.kind}"
         program = outcome.program
         self.forecast(skeleton_of(program))

@@ -1,6 +1,6 @@
 """Train the interventions of a model while all its own weights stay."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import ClassVar, Literal
 
 import torch
@@ -147,7 +147,7 @@ class Reft(Learner):
 
     def _make_batch_gradient_function(
         self, model: nn.Module, edits: dict[str, Edits], ctx: Context, active: Tensor | None
-    ):
+    ) -> Callable[[Tensor, float], float]:
         """Loss of a batch: on the answers to its prompts, or on its classes."""
         rows, prompt_lengths, labels = (
             ctx.rows(self.data),
@@ -174,7 +174,7 @@ class Reft(Learner):
 
     def _make_validation_loss_function(
         self, model: nn.Module, edits: dict[str, Edits], ctx: Context, active: Tensor | None
-    ):
+    ) -> Callable[[], float]:
         validation = self.held_out
         assert validation is not None, "judged by no rows"
         rows, loss_mask = ctx.rows(validation), ctx.speech(validation)
@@ -225,7 +225,7 @@ class Reft(Learner):
         return active
 
 
-def _make_gradient_mask_hook(active: Tensor):
+def _make_gradient_mask_hook(active: Tensor) -> Callable[[Tensor], Tensor]:
     """A gradient with zeros for coordinates that are not trained."""
 
     def keep(gradient: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from effc.compiler.transforms.supernet.elastic_dims import (
     able,
     chosen,
     depth_dims,
+    items_least_important_first,
     kernel_dims,
-    pruning_orders,
     width_dims,
 )
 from effc.compiler.transforms.supernet.family import Family
@@ -80,7 +80,7 @@ def test_widths_kernels_and_blocks_of_it_are_elastic(net):
     assert [d.places[0] for d in dims if d.kind == "kernel"] == five and len(five) == 9
     space = Space((*dims, *depth_dims(program, None, "blocks")))
     assert len(space.of("blocks")) == 8, "all but the first of its inverted residuals that keep their shape"
-    family = Family(program, "", space, orders=pruning_orders(program, groups))
+    family = Family(program, "", space, orders=items_least_important_first(program, groups))
     choice, shown = space.choice("smallest"), net.dummy_inputs["inputs"]
     with family.applied(choice):
         masked = program.model(shown)

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 import torch
-from effc.compiler.analysis.planning.lock import _files
+from effc.compiler.analysis.planning.lock import _model_files
 from effc.compiler.artifacts.model_loading import load_stock_model
 from effc.compiler.inputs.sources.hf import Hf
 from effc.compiler.models.checkpoints.auxiliary_models import open_model_with_head
@@ -69,7 +69,7 @@ def hashed(folder, **settings):
     """A resolved origin, and the tensors of the files that decide its identity."""
     origin = Hf(name=str(folder)).resolve(worlds.context(folder.parent, **settings))
     files = [path for path in origin.files.facts if path.suffix == ".safetensors"]
-    assert {f for f in _files(folder, "m") if f.suffix == ".safetensors"} == set(files)
+    assert {f for f in _model_files(folder, "m") if f.suffix == ".safetensors"} == set(files)
     return origin, {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 

@@ -11,7 +11,13 @@ from effc.compiler.analysis.planning import shrink
 from effc.compiler.artifacts.stock import stock_config
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.transforms.supernet.choices import ChoiceSampler, Space
-from effc.compiler.transforms.supernet.elastic_dims import able, chosen, depth_dims, pruning_orders, width_dims
+from effc.compiler.transforms.supernet.elastic_dims import (
+    able,
+    chosen,
+    depth_dims,
+    items_least_important_first,
+    width_dims,
+)
 from effc.compiler.transforms.supernet.family import Family
 from effc.compiler.transforms.supernet.subnet_masks import dead
 from effc.dsl.checker.values import Ratio
@@ -38,7 +44,7 @@ def family_of(name, per="layer", depth="layers"):
         elastic += groups
     if depth != "none":
         dims += depth_dims(program, None, depth)
-    return Family(program, "", Space(tuple(dims)), orders=pruning_orders(program, elastic))
+    return Family(program, "", Space(tuple(dims)), orders=items_least_important_first(program, elastic))
 
 
 SCANS = ("ssm_heads", "ssm_channels", "ssm_state")
@@ -52,7 +58,7 @@ def scan_family(name):
         groups = able(program, groups, width_dims(groups, SHARES, "layer", 1))
         dims += width_dims(groups, SHARES, "layer", 1)
         elastic += groups
-    return Family(program, "", Space(tuple(dims)), orders=pruning_orders(program, elastic))
+    return Family(program, "", Space(tuple(dims)), orders=items_least_important_first(program, elastic))
 
 
 def alone(family, choice):

@@ -10,7 +10,13 @@ from effc.compiler.artifacts.stock import stock_config
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.transforms.search.routing import router_weight_sums
 from effc.compiler.transforms.supernet.choices import BLOCKS, Space
-from effc.compiler.transforms.supernet.elastic_dims import able, chosen, depth_dims, pruning_orders, width_dims
+from effc.compiler.transforms.supernet.elastic_dims import (
+    able,
+    chosen,
+    depth_dims,
+    items_least_important_first,
+    width_dims,
+)
 from effc.compiler.transforms.supernet.family import Family
 from effc.compiler.transforms.supernet.form_checks import check_family_fits_program
 from effc.compiler.transforms.supernet.subnet_masks import dead
@@ -39,7 +45,7 @@ def family_of(name, depth="none"):
     dims = width_dims(groups, SHARES, "layer", 1)
     if depth != "none":
         dims += depth_dims(program, None, depth)
-    return Family(program, "", Space(tuple(dims)), orders=pruning_orders(program, groups))
+    return Family(program, "", Space(tuple(dims)), orders=items_least_important_first(program, groups))
 
 
 @pytest.mark.parametrize("name", wide(NAMES, {"mixtral", "gpt_oss", "deepseek_v3", "lfm2_moe"}))

@@ -16,8 +16,8 @@ from effc.compiler.transforms.supernet.elastic_dims import (
     able,
     chosen,
     depth_dims,
+    items_least_important_first,
     kernel_dims,
-    pruning_orders,
     width_dims,
 )
 from effc.compiler.transforms.supernet.family import Family
@@ -135,7 +135,7 @@ def family_of(name):
     dims += [*kernel_dims(program, None, [5, 3], "layer"), *depth_dims(program, None, "blocks")]
     space = Space(tuple(dims))
     learned = {n: p.detach() + 0.1 * torch.randn_like(p) for n, p in init_crop_matrices(space).items()}
-    return Family(program, "", space, orders=pruning_orders(program, elastic), crops=learned)
+    return Family(program, "", space, orders=items_least_important_first(program, elastic), crops=learned)
 
 
 def alone(family, choice):

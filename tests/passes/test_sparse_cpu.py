@@ -143,7 +143,7 @@ def test_a_format_by_name_takes_all_and_the_model_says_nearly_the_same(tmp_path,
 def test_auto_decides_for_every_module_and_gives_a_reason(tmp_path, monkeypatch, name):
     model = tiny.model(name)
     monkeypatch.setattr(
-        "effc.passes.lower.sparse_cpu.race_kernels",
+        "effc.passes.lower.sparse_cpu.race_kernels_and_torch",
         lambda w, kernels, rows, isa: {EAGER: 2.0, **dict.fromkeys(kernels, 1.0)},
     )
     program, note = run(tmp_path, model)
@@ -169,9 +169,9 @@ def test_a_race_times_torchs_three_and_every_kernel_that_fits(tmp_path, monkeypa
 
 def test_a_resumed_build_decides_by_what_was_measured_before_the_kill(tmp_path, monkeypatch):
     model = sparse()
-    monkeypatch.setattr("effc.passes.lower.sparse_cpu.race_kernels", decided)
+    monkeypatch.setattr("effc.passes.lower.sparse_cpu.race_kernels_and_torch", decided)
     _, first = run(tmp_path, model, on=on("*.up_proj"))
-    monkeypatch.setattr("effc.passes.lower.sparse_cpu.race_kernels", lambda *_: pytest.fail("raced again"))
+    monkeypatch.setattr("effc.passes.lower.sparse_cpu.race_kernels_and_torch", lambda *_: pytest.fail("raced again"))
     _, again = run(tmp_path, model, on=on("*.up_proj"))
     assert again["lowered"] == first["lowered"] and again["timings"] == first["timings"]
 
@@ -185,7 +185,7 @@ def test_only_a_raced_choice_has_the_machine_in_its_key(tmp_path):
 
 def test_timings_of_another_machine_decide_as_if_measured_here(tmp_path, monkeypatch):
     model = sparse()
-    monkeypatch.setattr("effc.passes.lower.sparse_cpu.race_kernels", decided)
+    monkeypatch.setattr("effc.passes.lower.sparse_cpu.race_kernels_and_torch", decided)
     _, first = run(tmp_path, model, on=on("*.up_proj"))
     (tmp_path / "there.json").write_text(json.dumps({"steps": [{"decisions": [first]}]}))
     shutil.rmtree(tmp_path / "work")
@@ -214,7 +214,7 @@ def test_for_a_machine_that_this_is_not_times_are_estimated(tmp_path, monkeypatc
     threads = cpus() + 14  # whatever it is, it has no more of them
     profiles = {"xeon": {"isa": "amx_bf16", "threads": threads}}
     monkeypatch.setattr(speed, "CALL", 0.0)  # tiny layers are all calls
-    monkeypatch.setattr("effc.passes.lower.sparse_cpu.race_kernels", lambda *_: pytest.fail("raced here"))
+    monkeypatch.setattr("effc.passes.lower.sparse_cpu.race_kernels_and_torch", lambda *_: pytest.fail("raced here"))
     program, note = run(tmp_path, sparse(), on=on("*.up_proj"), machine=ProfileRef("xeon"), profiles=profiles)
     assert note["times"] == "estimated"
     assert (note["isa"], note["threads"]) == ("amx", threads) and list(lowered(program.model))
@@ -227,7 +227,7 @@ def test_for_a_machine_that_this_is_contenders_race_at_the_level_that_its_profil
         asked.append(isa)
         return decided(weight, kernels, rows, isa)
 
-    monkeypatch.setattr("effc.passes.lower.sparse_cpu.race_kernels", noted)
+    monkeypatch.setattr("effc.passes.lower.sparse_cpu.race_kernels_and_torch", noted)
     here = levels.available()[-1]
     profiles = {"this": {"isa": here, "threads": 1}}
     _, note = run(tmp_path, sparse(), on=on("*.up_proj"), machine=ProfileRef("this"), profiles=profiles)
@@ -289,7 +289,8 @@ def test_more_than_the_divergence_allowed_is_a_missed_expectation_with_names_and
 @pytest.mark.slow
 def test_modules_furthest_off_take_finer_grids_until_predictions_move_by_no_more_than_is_allowed(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "effc.passes.lower.sparse_cpu.race_kernels", lambda *race: {**decided(*race), "dense_linear_int4": 0.01}
+        "effc.passes.lower.sparse_cpu.race_kernels_and_torch",
+        lambda *race: {**decided(*race), "dense_linear_int4": 0.01},
     )
     _, coarse = run(tmp_path, sparse(), error=1.0)
     moved = coarse["accuracy"]["divergence"]
@@ -308,7 +309,7 @@ def test_modules_furthest_off_take_finer_grids_until_predictions_move_by_no_more
 
 def test_where_nothing_wins_the_step_is_refused_with_a_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "effc.passes.lower.sparse_cpu.race_kernels",
+        "effc.passes.lower.sparse_cpu.race_kernels_and_torch",
         lambda w, kernels, rows, isa: {EAGER: 1.0, **dict.fromkeys(kernels, 2.0)},
     )
     found = refused(lambda: run(tmp_path, sparse())).diagnostics[0]

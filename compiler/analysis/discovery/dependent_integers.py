@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -156,9 +156,10 @@ def _need(node: fx.Node, path: str, value: int, needed: int) -> Need:
 def _sizes(node: fx.Node, labelling: Labelling, removed: Tensor) -> Iterator[Need]:
     """view, reshape and expand: a size literal counts the positions of its axis."""
     out = labelling.values[node]
-    for axis, (owner, path, size) in enumerate(_literal_sizes(node, labelling)):
-        if isinstance(size, int) and size > 1:
-            yield _need(owner, path, size, size - int(vanished(out, axis, removed).sum()))
+    for axis, argument in enumerate(_size_argument_of_each_axis(node, labelling)):
+        if isinstance(argument.size, int) and argument.size > 1:
+            remaining = argument.size - int(vanished(out, axis, removed).sum())
+            yield _need(argument.holder, argument.path, argument.size, remaining)
 
 
 def _constant_size_needs(node: fx.Node, labelling: Labelling, removed: Tensor) -> Iterator[Need]:
@@ -174,40 +175,45 @@ def _constant_size_needs(node: fx.Node, labelling: Labelling, removed: Tensor) -
             yield _need(node, f"{path}{axis}", size, size - int(vanished(out, axis, removed).sum()))
 
 
-def _literal_sizes(node: fx.Node, labelling: Labelling) -> Iterator[tuple[fx.Node, str, Any]]:
-    """Yield for each axis of a view the node and argument path that hold its size, and the size: an int, a node, or
-    None."""
-    first = node.args[1]
+class _SizeArgument(NamedTuple):
+    """Size of one axis of a view: an int, a node or None; and the node and its argument that hold it."""
+
+    holder: fx.Node
+    path: str
+    size: Any
+
+
+def _size_argument_of_each_axis(view: fx.Node, labelling: Labelling) -> Iterator[_SizeArgument]:
+    first = view.args[1]
     if isinstance(first, (tuple, list)):
-        yield from ((node, f"args.1.{i}", size) for i, size in enumerate(first))
+        yield from (_SizeArgument(view, f"args.1.{i}", size) for i, size in enumerate(first))
     elif isinstance(first, fx.Node) and isinstance(labelling.values[first], tuple):
         yield from _sizes_in_size_sum(first, labelling)
     else:
-        yield from (_literal_size(node, i + 1, labelling) for i in range(len(node.args) - 1))
+        yield from (_size_argument(view, i + 1, labelling) for i in range(len(view.args) - 1))
 
 
-def _literal_size(node: fx.Node, index: int, labelling: Labelling) -> tuple[fx.Node, str, Any]:
-    """Node, argument path and value of one size argument: a literal, or an entry of a sum of sizes that was
-    unpacked."""
-    size = node.args[index]
+def _size_argument(view: fx.Node, index: int, labelling: Labelling) -> _SizeArgument:
+    """One argument of a view: a literal, or an entry of a sum of sizes that was unpacked."""
+    size = view.args[index]
     if isinstance(size, fx.Node) and name_of(size) == "getitem":
         source, at = size.args
         if isinstance(source, fx.Node) and isinstance(labelling.values[source], tuple) and isinstance(at, int):
             return list(_sizes_in_size_sum(source, labelling))[at]
-    return node, f"args.{index}", size
+    return _SizeArgument(view, f"args.{index}", size)
 
 
-def _sizes_in_size_sum(node: fx.Node, labelling: Labelling) -> Iterator[tuple[fx.Node, str, Any]]:
+def _sizes_in_size_sum(node: fx.Node, labelling: Labelling) -> Iterator[_SizeArgument]:
     """`x.size()[:-1] + (heads, head_dim)`"""
     if name_of(node) != "add":
-        yield from ((node, "", None) for _ in labelling.values[node])
+        yield from (_SizeArgument(node, "", None) for _ in labelling.values[node])
         return
     for i, part in enumerate(node.args):
         if isinstance(part, fx.Node):
             yield from _sizes_in_size_sum(part, labelling)
         else:
             assert isinstance(part, tuple | list), f"{node.name} adds other things than sizes"
-            yield from ((node, f"args.{i}.{j}", size) for j, size in enumerate(part))
+            yield from (_SizeArgument(node, f"args.{i}.{j}", size) for j, size in enumerate(part))
 
 
 def _split_needs(node: fx.Node, labelling: Labelling, removed: Tensor) -> Iterator[Need]:

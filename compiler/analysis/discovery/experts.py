@@ -7,7 +7,7 @@ the same for all tokens at once, without asking which, and that one can be trace
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -154,9 +154,14 @@ def overrides_forward(module: nn.Module) -> bool:
     )
 
 
-def trace_leaf_module(
-    module: nn.Module, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[fx.Graph | None, str]:
+class LeafTrace(NamedTuple):
+    """`refusal` is "" where there is a graph."""
+
+    graph: fx.Graph | None
+    refusal: str
+
+
+def trace_leaf_module(module: nn.Module, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> LeafTrace:
     """The graph of a leaf module, its placeholders named as its arguments; or None, and why it can't be traced.
 
     node          the call, whose own arguments say what types are passed
@@ -178,9 +183,9 @@ def trace_leaf_module(
         statics = {name: x for name, x in shapes.items() if name not in tensors}
         graph = trace_forward(module, tensors, statics, family=type(module).__module__, inline=True).graph
     except Exception as error:  # a forward may raise anything; then the module is taken as a whole
-        return None, f": {type(error).__name__}: {error}"
+        return LeafTrace(None, f": {type(error).__name__}: {error}")
     finally:
         experts.get_interface = find
     for inner in graph.nodes:
         inner.meta.pop("ints", None)  # their sources start at the module; a literal that must follow is refused
-    return graph, ""
+    return LeafTrace(graph, "")

@@ -228,11 +228,11 @@ def unit_as_code(unit: "Unit") -> str:
         elif node.op == "get_attr" or node.meta.get("dtype") in _INLINED:
             texts[node] = _node_expression(node, texts)
         elif _is_getitem(node):
-            texts[node] = _item(node, texts)
+            texts[node] = _getitem_expression(node, texts)
         else:
             texts[node] = node.name
             if node.op != "placeholder":
-                lines.append((f"{_result(node)} = {_node_expression(node, texts)}", _comment(node)))
+                lines.append((f"{_result_names(node)} = {_node_expression(node, texts)}", _comment(node)))
     column = min(max(len(text) for text, _ in lines), 64)
     head = f"{unit.path or 'model'}({', '.join(unit.placeholders)})"
     return "\n".join([head, *(f"    {text.ljust(column)}  {comment}".rstrip() for text, comment in lines)])
@@ -245,7 +245,7 @@ def _is_getitem(node: "fx.Node") -> bool:
     return isinstance(node.args[1], int) and isinstance(node.args[0].meta.get("dtype"), tuple)
 
 
-def _result(node: "fx.Node") -> str:
+def _result_names(node: "fx.Node") -> str:
     """The names that a node's results are given: of several, those that are used."""
     if not _all_users_are_getitem(node):
         return node.name
@@ -263,22 +263,22 @@ def _all_users_are_getitem(node: "fx.Node") -> bool:
     )
 
 
-def _item(node: "fx.Node", texts: dict[Any, str]) -> str:
+def _getitem_expression(node: "fx.Node", texts: dict[Any, str]) -> str:
     source: Any = node.args[0]
     return f"{source.name}_{node.args[1]}" if _all_users_are_getitem(source) else _node_expression(node, texts)
 
 
 def _comment(node: "fx.Node") -> str:
     shape, role = node.meta.get("shape"), node.meta.get("role", "")
-    return " ".join(x for x in (_sizes(shape), role if role in _LABELLED_KINDS else "") if x)
+    return " ".join(x for x in (_tensor_shape_text(shape), role if role in _LABELLED_KINDS else "") if x)
 
 
-def _sizes(shape: Any) -> str:
+def _tensor_shape_text(shape: Any) -> str:
     if not shape:
         return ""
     if all(isinstance(n, int) for n in shape):
         return f"[{', '.join(map(str, shape))}]"
-    return ", ".join(filter(None, map(_sizes, shape)))
+    return ", ".join(filter(None, map(_tensor_shape_text, shape)))
 
 
 def _called(node: "fx.Node") -> str:
@@ -336,7 +336,7 @@ def unit_as_dot(unit: "Unit") -> str:
     for node in unit.graph.nodes:
         if node in visible:
             label = node.name if node.op in ("placeholder", "output") else _called(node)
-            sizes = _sizes(node.meta.get("shape"))
+            sizes = _tensor_shape_text(node.meta.get("shape"))
             lines.append(f'  {node.name} [label="{label}{chr(92) + "n" + sizes if sizes else ""}"];')
             lines += [f"  {x.name} -> {node.name};" for x in node.all_input_nodes if x in visible]
     return "\n".join([*lines, "}"])

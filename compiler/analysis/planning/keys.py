@@ -43,12 +43,12 @@ def step_key_parts(call: Invocation, source: str, ctx: Context, steps: Mapping[s
             "threads": ctx.settings.threads,
             "format": FORMAT,
         }
-        | _results(call, steps)
+        | _keys_of_named_results(call, steps)
         | (_measured_on(call, ctx) if ctx.registry.make("pass", call).reads_clock() else {})
     )
 
 
-def _results(call: Invocation, steps: Mapping[str, str]) -> dict[str, Any]:
+def _keys_of_named_results(call: Invocation, steps: Mapping[str, str]) -> dict[str, Any]:
     """Keys of the results that a call names besides the one it follows; nothing where it names none."""
     named = {ref.name: steps[ref.name] for ref in references_in(call.args, StepRef)}
     return {"results": named} if named else {}

@@ -29,7 +29,7 @@ def layer_group_counts(
         for branch in skeleton.branches:
             if branch.unit == unit:
                 inside = [g for g in skeleton.groups if is_inside(g, branch)]
-                branches[_name(branch, unit)] = {"role": branch.role} | {g.kind: g.count for g in inside}
+                branches[_branch_label(branch, unit)] = {"role": branch.role} | {g.kind: g.count for g in inside}
         layers[original(unit, remaining_layer_indices or {})] = branches
     return layers
 
@@ -49,7 +49,7 @@ def layer_group_counts_of_packed(
     for unit in after.units:
         old = original(unit, remaining_layer_indices or {})
         for branch in (b for b in before.branches if b.unit == old):
-            widths = layers[old].get(_name(branch, old))
+            widths = layers[old].get(_branch_label(branch, old))
             if widths is not None:
                 groups = [g for g in before.groups if is_inside(g, branch) and g.kind not in widths]
                 counts = {g.kind: _packed_count(before, g, packed_modules, old, unit) for g in groups}
@@ -77,7 +77,7 @@ def _packed_count(
     return None
 
 
-def _name(branch: Branch, unit: str) -> str:
+def _branch_label(branch: Branch, unit: str) -> str:
     return branch.site.removeprefix(f"{unit}.") if branch.site != unit else branch.role
 
 
@@ -132,7 +132,7 @@ def _bar_cell(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None)
         return "█" * BAR
     if kind not in after and "heads" not in after:
         return "packed"  # and too fused to tell
-    full, left, unit = before[kind], _left(after, kind), ""
+    full, left, unit = before[kind], _remaining_count(after, kind), ""
     if kind == "kv_heads" and "heads" in after and after["heads"] * full < before.get("heads", 0) * left:
         full, left, unit = before["heads"], after["heads"], " heads"  # these went without their KV heads
     bar = "█" * max(1, round(BAR * left / full))
@@ -140,6 +140,6 @@ def _bar_cell(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None)
     return f"{bar.ljust(BAR, '░')} {left}{unit}{loss}"
 
 
-def _left(branch: Mapping[str, Any], group_kind: str) -> int:
+def _remaining_count(branch: Mapping[str, Any], group_kind: str) -> int:
     """One query head per KV head is plain attention, whose KV heads aren't counted apart."""
     return branch.get(group_kind, branch.get("heads", 0))

@@ -118,11 +118,11 @@ def _model_facts(name: str, ctx: Context) -> Iterator[tuple[str, Fact]]:
         return
     if origin.folder.parent.name == "snapshots":  # as the hub's cache lays a repository out: the folder is the commit
         yield f"model {name} commit", Fact(origin.folder.name, call.where("revision"))
-    for file in _files(origin.folder, origin.label):
+    for file in _model_files(origin.folder, origin.label):
         yield f"model {name} file {file.name}", Fact(cached_file_hash(file, ctx.settings.cache_dir), call.span)
 
 
-def _files(folder: Path, label: str) -> list[Path]:
+def _model_files(folder: Path, label: str) -> list[Path]:
     """Config, tokenizer and weights."""
     plain = [folder / name for name in ("config.json", *TOKENIZER_FILES) if (folder / name).is_file()]
     return plain + (

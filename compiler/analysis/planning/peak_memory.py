@@ -5,7 +5,7 @@ pass keeps beside its scores, it says by `effort`.
 """
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ....dsl.checker.skeleton import Skeleton
 from ....dsl.checker.values import MetricRef, references_in
@@ -89,17 +89,24 @@ def estimate_batch_bytes(skeleton: Skeleton, rows: "Tensor") -> int:
     0 of other rows."""
     if rows.dim() != 2 or rows.is_floating_point():
         return 0
-    item, vocab, hidden, wide = _sizes(skeleton)
+    item, vocab, hidden, wide = _model_sizes(skeleton)
     tokens = _batch(len(rows), rows.shape[1], vocab)
     logits = vocab * (item + (4 if item < 4 else 0))
     return tokens * (logits + 4 * item * wide) + 2 * item * rows.numel() * hidden
 
 
-def _sizes(skeleton: Skeleton) -> tuple[int, int, int, int]:
+class _ModelSizes(NamedTuple):
+    number_bytes: int
+    vocabulary: int
+    hidden: int
+    widest: int
+
+
+def _model_sizes(skeleton: Skeleton) -> _ModelSizes:
     """Bytes of a number, the vocabulary, the width of hidden states, and the widest that a layer computes."""
     vocab, hidden = skeleton.facts.get("vocab") or 0, skeleton.facts.get("hidden") or 0
     wide = max((n for shape in skeleton.shapes().values() for n in shape if n != vocab), default=0)
-    return itemsize(skeleton), vocab, hidden, wide
+    return _ModelSizes(itemsize(skeleton), vocab, hidden, wide)
 
 
 def _batch(rows: int, length: int, vocab: int) -> int:
@@ -110,7 +117,7 @@ def _batch(rows: int, length: int, vocab: int) -> int:
 def _estimate_scoring_bytes(call: "Invocation", skeleton: Skeleton, ctx: "Context") -> int:
     """Logits of a batch, twice more where a search compares them, what layers gave, what one computes."""
     scores = references_in(call.args, MetricRef)
-    (item, vocab, hidden, wide), largest = _sizes(skeleton), 0
+    (item, vocab, hidden, wide), largest = _model_sizes(skeleton), 0
     for name in keys.data_named(ctx.recipe, scores):
         rows_tensor = ctx.rows_by_name(name)
         rows, length = len(rows_tensor), rows_tensor[0].numel()

@@ -345,7 +345,7 @@ def _stage_lines(index: int, stage: Stage, width: int) -> list[str]:
         difference = "(known once it has run)"
     lines = [
         f"  {index}. {stage.name} = {stage.call.word}",
-        f"     touches   {_paths(stage.matched, width - 15)}" if stage.matched else "",
+        f"     touches   {_paths_text(stage.matched, width - 15)}" if stage.matched else "",
         f"     params    {before}{count(stage.before.params)} -> {after}{count(stage.after.params)}  {difference}",
         f"     flops     {before}{count(stage.before.flops)} -> {after}{count(stage.after.flops)} per token",
         f"     bytes     {before}{size(stage.before.bytes)} -> {after}{size(stage.after.bytes)}",
@@ -356,6 +356,6 @@ def _stage_lines(index: int, stage: Stage, width: int) -> list[str]:
     return [*filter(None, lines), f"     cache     {state}", ""]
 
 
-def _paths(paths: tuple[str, ...], width: int) -> str:
+def _paths_text(paths: tuple[str, ...], width: int) -> str:
     text = f"{len(paths)}: " + ", ".join(paths)
     return text if len(text) <= width else f"{len(paths)}: {paths[0]} … {paths[-1]}"

@@ -9,7 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,11 @@ from .mixing import best_mix, mix
 from .rotations import projected
 from .secure import LEAST
 from .state import State, shapes, state_fault
+
+
+class Evaluation(NamedTuple):
+    loss: float
+    accuracy: float
 
 
 class Learner(ABC):
@@ -64,9 +69,9 @@ class Learner(ABC):
     def loss(self, state: State, delta: State) -> float:
         """On its own held-out rows; NaN where it has none."""
 
-    def evaluate(self, state: State, delta: State) -> tuple[float, float]:
+    def evaluate(self, state: State, delta: State) -> Evaluation:
         """The loss, and the share of held-out rows that it gets right; NaN where that is no question."""
-        return self.loss(state, delta), math.nan
+        return Evaluation(self.loss(state, delta), math.nan)
 
 
 class Participant:
@@ -234,7 +239,9 @@ class Participant:
         if not peer_state:
             return local, 0.0
         if config["mix"] == "adaptive":
-            share, state = best_mix(local, peer_state, lambda s: _of(self.learner.loss(s, delta)), config["way"])
+            share, state = best_mix(
+                local, peer_state, lambda s: _comparable(self.learner.loss(s, delta)), config["way"]
+            )
             return state, share
         return mix(local, peer_state, float(config["mix"]), config["way"]), float(config["mix"])
 
@@ -246,6 +253,6 @@ def keys_of(memory: dict[str, Any]) -> Keys:
     return Keys(memory["keys"]["private"].tobytes())
 
 
-def _of(loss: float) -> float:
+def _comparable(loss: float) -> float:
     """A loss that can be compared: a client without held-out rows stays as it is."""
     return np.inf if math.isnan(loss) else loss

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ....dsl.syntax.diagnostics import Fault
 from ...core.safe_read import MALFORMED, MIB, irregular_file, parse_strict_json, read_json
@@ -263,7 +263,12 @@ def _run_flwr(commands: Path, env: Mapping[str, str], *words: str) -> dict[str, 
     return answer
 
 
-def run_status(deployment: Deployment) -> tuple[str, str]:
+class RunStatus(NamedTuple):
+    status: str
+    details: str
+
+
+def run_status(deployment: Deployment) -> RunStatus:
     """Flower's word for the run, `finished:completed` where all is well, and its details."""
     commands = flower_command_folder()
     env = {**os.environ, **QUIET, "FLWR_HOME": str(deployment.folder / "flower")}
@@ -272,7 +277,7 @@ def run_status(deployment: Deployment) -> tuple[str, str]:
         deployment.folder / "flower", deployment.port
     )  # whatever the folder says, it is this machine that is asked
     run = _run_flwr(commands, env, "ls", ENTRY, "--run-id", deployment.run)["runs"][0]
-    return str(run["status"]), str(run.get("status-details", ""))
+    return RunStatus(str(run["status"]), str(run.get("status-details", "")))
 
 
 def stop_deployment(deployment: Deployment) -> list[str]:

@@ -15,7 +15,7 @@ from ...transforms.training.objective import Objective
 from ...transforms.training.schedule import RowOrder, seed_of
 from ...transforms.training.trainable import TrainedParameters, training_mode
 from .bounds import client_refuses
-from .client import Learner
+from .client import Evaluation, Learner
 from .rows import Rows
 from .slots import Slots
 from .state import State
@@ -54,17 +54,18 @@ class CausalLmLearner(Learner):
     def loss(self, state: State, delta: State) -> float:
         return self.evaluate(state, delta)[0]
 
-    def evaluate(self, state: State, delta: State) -> tuple[float, float]:
+    def evaluate(self, state: State, delta: State) -> Evaluation:
         validation = self.held_out
         if not len(validation):
-            return math.nan, math.nan
+            return Evaluation(math.nan, math.nan)
         self.slots.load_state(state, delta)
         if validation.labels is not None:
-            return classification_loss_and_accuracy(
+            scored = classification_loss_and_accuracy(
                 self.slots.model, validation.ids, validation.prompts, validation.labels, "the data"
             )
+            return Evaluation(scored.loss, scored.accuracy)
         nats, tokens = total_nll(self.slots.model, validation.ids, validation.speech, validation.prompts)
-        return nats / tokens, math.nan
+        return Evaluation(nats / tokens, math.nan)
 
     def train(self, state: State, names: frozenset[str], delta: State, seed: int, deadline: float) -> State:
         self.slots.load_state(state, delta)
@@ -120,7 +121,10 @@ class CausalLmLearner(Learner):
 
 
 def accumulate_dp_sgd_gradient(
-    trained_params: TrainedParameters, accumulate_gradients: Callable[[Tensor, float], float], n_rows: int, local: Local
+    trained_params: TrainedParameters,
+    accumulate_gradients: Callable[[Tensor, float], float],
+    n_client_rows: int,
+    local: Local,
 ) -> None:
     """The noisy mean of clipped gradients of single rows, one backward pass each, at the masters.
 
@@ -130,7 +134,7 @@ def accumulate_dp_sgd_gradient(
     assert local.noise is not None
     draw = torch.Generator()
     draw.seed()
-    sampled = torch.rand(n_rows, generator=draw).lt(local.batch / n_rows).nonzero().flatten()
+    sampled = torch.rand(n_client_rows, generator=draw).lt(local.batch / n_client_rows).nonzero().flatten()
     totals = {name: torch.zeros_like(p) for name, p in trained_params.masters.items()}
     for row in sampled:
         accumulate_gradients(row[None], 1.0)

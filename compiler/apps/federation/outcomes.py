@@ -32,7 +32,7 @@ invalid_result = Fault(
 )
 
 
-def result_of(app: Path) -> Path | None:
+def result_folder(app: Path) -> Path | None:
     """The folder of states beside an app, of its run here or else of its deployment."""
     candidates = (app.with_name(f"{app.name}-result"), app.with_name(f"{app.name}-deployment") / "result")
     return next((candidate for candidate in candidates if (candidate / MARK).is_file()), None)
@@ -40,7 +40,7 @@ def result_of(app: Path) -> Path | None:
 
 def read_rounds(app: Path, declaration: Declaration) -> tuple[Round, ...]:
     """Rounds of the run whose result lies beside an app; () where none of this declaration does."""
-    folder = result_of(app.resolve())
+    folder = result_folder(app.resolve())
     if folder is None:
         return ()
     try:
@@ -55,7 +55,7 @@ def models_with_trained_states(app: Path, ctx: "Context") -> "Iterator[tuple[str
 
     A model is good until the next one is asked for. Raises Reject (bad-federation-result) at the call.
     """
-    folder = result_of(app.resolve())
+    folder = result_folder(app.resolve())
     if folder is None:
         return None
     declared = read_declaration(app / PACKAGE / NAME)

@@ -124,7 +124,7 @@ class Federation:
             if time.monotonic() >= end or (all_known and self.faults):
                 raise too_few_clients(
                     f"{len(self.members)} of {self.terms.clients} clients can take part",
-                    note=self._text(self.faults),
+                    note=self._faults_text(self.faults),
                     help="start the others, or ask for fewer with `wait`",
                 ).rejection()
             time.sleep(min(self.terms.every, _POLL_SECONDS))
@@ -198,7 +198,9 @@ class Federation:
                 except Exception as error:
                     reason = _sentence(error)
                 self.faults[client] = reason
-        raise too_few_clients("no client could tell the state to start from", note=self._text(self.faults)).rejection()
+        raise too_few_clients(
+            "no client could tell the state to start from", note=self._faults_text(self.faults)
+        ).rejection()
 
     # -- a round ---------------------------------------------------------------------------------------------
 
@@ -232,7 +234,7 @@ class Federation:
                 f"round {round_number}: {len(sent)} of {len(chosen)} clients sent a usable state, "
                 f"{self.terms.least} are "
                 "needed",
-                note=self._text(faults),
+                note=self._faults_text(faults),
                 help="run again: it goes on from the last round that was kept",
             ).rejection()
         if summed is not None:
@@ -297,7 +299,7 @@ class Federation:
             clients = sorted(vectors)
         raise too_few_clients(
             f"round {round_number}: {len(clients)} clients are left, and a sum hides the states of {LEAST} or more",
-            note=self._text(faults),
+            note=self._faults_text(faults),
             help="run again when more of them are there",
         ).rejection()
 
@@ -313,7 +315,7 @@ class Federation:
         return state
 
     @staticmethod
-    def _text(faults: Mapping[int, str]) -> str:
+    def _faults_text(faults: Mapping[int, str]) -> str:
         lines = [f"client {client}: {text}" if client >= 0 else text for client, text in sorted(faults.items())]
         return "; ".join(_first_line(text) for text in lines[:8])
 

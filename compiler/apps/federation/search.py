@@ -115,7 +115,9 @@ class RetrievalFederation(Federation):
             self.course.rounds.append(round_)
             self.on_round(round_)
         if not any(r.updates for r in self.course.rounds):
-            raise too_few_clients("no client got an answer", note=self._text(self.course.rounds[-1].faults)).rejection()
+            raise too_few_clients(
+                "no client got an answer", note=self._faults_text(self.course.rounds[-1].faults)
+            ).rejection()
         return self.course
 
     def _query_round(self, round_number: int, client: int) -> Round:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .client import Evaluation
 from .history import Round
 from .language import CausalLmLearner, Local
 from .rows import Rows
@@ -35,7 +36,7 @@ class Stream(CausalLmLearner):
         self.rows, self.held_out = self.parts[self.task]
         self.examples = len(self.rows)
 
-    def evaluate(self, state: State, delta: State) -> tuple[float, float]:
+    def evaluate(self, state: State, delta: State) -> Evaluation:
         """Mean loss and accuracy over the tasks that the client has met so far, each weighing the same; `losses` has
         them one by one."""
         task_results = []
@@ -45,9 +46,9 @@ class Stream(CausalLmLearner):
         self.losses = tuple(loss for loss, _ in task_results)
         known = [pair for pair in task_results if not math.isnan(pair[0])]
         if not known:
-            return math.nan, math.nan
+            return Evaluation(math.nan, math.nan)
         loss, right = (math.fsum(values) / len(known) for values in zip(*known, strict=True))
-        return loss, right
+        return Evaluation(loss, right)
 
     def by_task(self) -> tuple[float, ...]:
         return self.losses

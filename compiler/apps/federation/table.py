@@ -11,14 +11,14 @@ HEAD = f"{'round':>5}  {'clients':>7}  {'loss':>7}  {'worst':>7}  {'up':>9}  {'d
 def round_line(round_: Round) -> str:
     """Numbers of a round; accuracy or loss of every client, `-` for one that was left out."""
     known = sorted(set(round_.updates) | {c for c in round_.faults if c >= 0})
-    clients = " ".join(_of(round_.updates[c]) if c in round_.updates else "-" for c in known)
+    clients = " ".join(_accuracy_or_loss(round_.updates[c]) if c in round_.updates else "-" for c in known)
     return (
         f"{round_.number:>5}  {len(round_.updates):>7}  {_loss(round_.loss):>7}  {_loss(round_.worst):>7}  "
         f"{size(round_.bytes_up):>9}  {size(round_.bytes_down):>9}  {round_.seconds:>7.1f}  {clients}"
     )
 
 
-def _of(result: ClientUpdate) -> str:
+def _accuracy_or_loss(result: ClientUpdate) -> str:
     """A client's accuracy where its rows have classes, else its loss."""
     return _loss(result.loss) if math.isnan(result.accuracy) else f"{result.accuracy:.1%}"
 

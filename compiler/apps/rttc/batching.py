@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...models.rows.forward import evaluating
 from .adaptation import AdaptableModel, State
-from .generation import Settings, TokenStream, eos_ids_of, generate_rows, padded
+from .generation import GeneratedText, Settings, TokenStream, eos_ids_of, generate_rows, padded
 from .prompts import Prompts
 
 ROWS = 8  # of a batch: a step of so many of 135M parameters took no longer than one row's, with weights read once
@@ -62,8 +62,8 @@ class Batcher:
 
     def generate_in_batch(
         self, ids: list[int], settings: Settings, stopped: Callable[[], bool], state: State | None = None
-    ) -> tuple[str, int, str]:
-        """An answer under the adapters of `state`, or of the bare model; as `Growth.outcome` tells it."""
+    ) -> GeneratedText:
+        """An answer under the adapters of `state`, or of the bare model."""
         growth = TokenStream(self._prompts, ids, settings, eos_ids_of(self._model, self._prompts), stopped)
         row = _Row(ids, settings, growth, state)
         with self._changed:
@@ -72,7 +72,7 @@ class Batcher:
             threading.Thread(target=self._work, name="effc-batch", daemon=True).start()
         if row.error is not None:
             raise row.error
-        return growth.text_count_and_finish()
+        return growth.generated_text()
 
     def _work(self) -> None:
         """One batch, in a thread of its own: whoever asked for a short answer is not kept by the long ones beside."""

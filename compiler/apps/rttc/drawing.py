@@ -1,6 +1,6 @@
 """The curve of a calibration as a picture: accuracy against seconds a query, in SVG and in characters."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 from .policy import Point
@@ -60,10 +60,12 @@ def text_accuracy_chart(points: Sequence[Point], highlighted: Mapping[str, Point
     return f"accuracy on the dev set\n{summary}\n+{'-' * _COLUMNS} seconds a query\n" + "\n".join(lines) + "\n"
 
 
-def _axis_scales(points: Sequence[Point], x_range: tuple[float, float], y_range: tuple[float, float]):
+def _axis_scales(
+    points: Sequence[Point], x_range: tuple[float, float], y_range: tuple[float, float]
+) -> tuple[Callable[[float], float], Callable[[float], float]]:
     """Functions from seconds and accuracy to places."""
 
-    def scale(values: list[float], low: float, high: float):
+    def scale(values: list[float], low: float, high: float) -> Callable[[float], float]:
         least, span = min(values), (max(values) - min(values)) or 1.0
         return lambda value: low + (high - low) * (value - least) / span
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +34,12 @@ class Settings:
     top_p: float = 1.0
     seed: int = 0
     stops: tuple[str, ...] = ()
+
+
+class GeneratedText(NamedTuple):
+    text: str
+    n_tokens: int
+    finish_reason: str  # "stop" or "length"
 
 
 class TokenStream:
@@ -72,14 +78,14 @@ class TokenStream:
         met = any(stop in self._decoded() for stop in self._targets)
         self.finished = met or token in self._eos_ids or len(self.tokens) >= self.max_tokens or self._stopped()
 
-    def text_count_and_finish(self) -> tuple[str, int, str]:
-        """The text, the number of its tokens, and why it ended: "stop" or "length". Raises Cancelled."""
+    def generated_text(self) -> GeneratedText:
+        """Raises Cancelled."""
         if self._stopped():
             raise Cancelled
         stops = StopStrings(self._targets)
         text = stops.push_text(self._decoded()) + stops.end()
         is_stopped = stops.met or (bool(self.tokens) and self.tokens[-1] in self._eos_ids)
-        return text, len(self.tokens), "stop" if is_stopped else "length"
+        return GeneratedText(text, len(self.tokens), "stop" if is_stopped else "length")
 
     def _decoded(self) -> str:
         return self._tokenizer.decode(self.tokens, skip_special_tokens=True)
@@ -92,12 +98,12 @@ def eos_ids_of(model: Any, prompts: Prompts) -> tuple[int, ...]:
 
 def generate_one(
     model: Any, prompts: Prompts, ids: Sequence[int], settings: Settings, is_stopped: Callable[[], bool]
-) -> tuple[str, int, str]:
-    """An answer by the engine, as `TokenStream.outcome` tells it."""
+) -> GeneratedText:
+    """An answer by the engine."""
     eos_ids = eos_ids_of(model, prompts)
     growth = TokenStream(prompts, ids, settings, eos_ids, is_stopped)
     generate_rows(model, [ids], [growth], [settings], eos_ids)
-    return growth.text_count_and_finish()
+    return growth.generated_text()
 
 
 @torch.no_grad()  # training follows: no inference tensors

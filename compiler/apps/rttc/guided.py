@@ -23,7 +23,7 @@ from .adaptation import AdaptableModel, State
 from .batching import Batcher
 from .caching import StateCache
 from .embedder import Embedder
-from .generation import Cancelled, Settings, generate_one
+from .generation import Cancelled, GeneratedText, Settings, generate_one
 from .knowledge import Match
 from .native_generator import NativeGenerator
 from .policy import Branch, Decision, Policy, choose_answer
@@ -100,8 +100,8 @@ class GuidedModel:
 
     def generate_answer(
         self, ids: list[int], settings: Settings, stopped: Callable[[], bool], state: State | None = None
-    ) -> tuple[str, int, str]:
-        """An answer under the adapters of `state`, or of the bare model; as `Growth.outcome` tells it."""
+    ) -> GeneratedText:
+        """An answer under the adapters of `state`, or of the bare model."""
         speaker = self.speaker("direct" if state is None else "ttt")
         if speaker is self.model:
             return self.batcher.generate_in_batch(ids, settings, stopped, state)

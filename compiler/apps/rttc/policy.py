@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ....dsl.syntax.diagnostics import Fault
 from ...core.safe_read import MALFORMED
@@ -133,7 +133,12 @@ class Point:
     scaled: bool = False
 
 
-def simulate_policy(trial: Trial, policy: Policy) -> tuple[Branch, float]:
+class SimulatedQuery(NamedTuple):
+    branch: Branch
+    seconds: float
+
+
+def simulate_policy(trial: Trial, policy: Policy) -> SimulatedQuery:
     """The branch that a policy takes on a trial, and the seconds it spends until then."""
     decision, spent = Decision(), [0.0]
 
@@ -142,7 +147,7 @@ def simulate_policy(trial: Trial, policy: Policy) -> tuple[Branch, float]:
         return branch
 
     choose_answer(policy, answer, lambda branch: trial.rewards[branch], decision)
-    return decision.branch, spent[0]
+    return SimulatedQuery(decision.branch, spent[0])
 
 
 def measure(trials: Sequence[Trial], policy: Policy) -> Point:

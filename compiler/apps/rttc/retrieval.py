@@ -94,20 +94,20 @@ class RemoteRetriever:
     seconds: float = 5.0
 
     def facts(self) -> KnowledgeBaseFacts:
-        body, _ = self._request_json("/v1/knowledge", None)
+        body, _ = self._request_json_and_byte_count("/v1/knowledge", None)
         return _facts(body)
 
     def retrieve(self, vector: Tensor, count: int) -> Retrieved:
         sent = json.dumps({"vector": [round(v, 6) for v in vector.tolist()], "count": count}).encode()
-        body, received = self._request_json("/v1/retrieve", sent)
+        body, received = self._request_json_and_byte_count("/v1/retrieve", sent)
         try:
             matches = [Match(parse_sample(row["sample"]), float(row["score"])) for row in body["matches"]]
             return Retrieved(matches[:count], str(body["version"]), len(sent) + received)
         except MALFORMED as error:
             raise Unreachable(f"{self.url} answered something else than samples") from error
 
-    def _request_json(self, path: str, request_body: bytes | None) -> tuple[Any, int]:
-        text = self._request_bytes(path, request_body)
+    def _request_json_and_byte_count(self, url_path: str, request_body: bytes | None) -> tuple[Any, int]:
+        text = self._request_bytes(url_path, request_body)
         if len(text) > _MAX_BYTES:
             raise Unreachable(f"{self.url} answered more than {_MAX_BYTES} bytes")
         try:
@@ -115,9 +115,9 @@ class RemoteRetriever:
         except ValueError as error:
             raise Unreachable(f"{self.url} answered no JSON") from error
 
-    def _request_bytes(self, path: str, request_body: bytes | None) -> bytes:
+    def _request_bytes(self, url_path: str, request_body: bytes | None) -> bytes:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
-        request = urllib.request.Request(self.url.rstrip("/") + path, data=request_body, headers=headers)
+        request = urllib.request.Request(self.url.rstrip("/") + url_path, data=request_body, headers=headers)
         try:
             with _OPENER.open(request, timeout=self.seconds) as answer:
                 return _read_within_limits(answer, time.monotonic() + _SLOWEST * self.seconds)

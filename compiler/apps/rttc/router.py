@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -158,14 +159,20 @@ def _fit(features: Tensor, right: Tensor, penalty: float) -> tuple[Tensor, Tenso
     return torch.stack([weight for weight, _ in fitted]), torch.tensor([bias for _, bias in fitted]), mean, scale
 
 
-def _best_penalty(features: Tensor, right: Tensor, seed: int) -> tuple[float, Tensor, float]:
+class _PenaltyChoice(NamedTuple):
+    area: float
+    features: Tensor
+    penalty: float
+
+
+def _best_penalty(features: Tensor, right: Tensor, seed: int) -> _PenaltyChoice:
     """The largest area over questions held out that some penalty reaches, the features, and that penalty."""
     areas = {
         penalty: _auc_of_log_odds(_cross_validated_log_odds(features, right, penalty, seed), right)
         for penalty in PENALTIES
     }
     penalty = max(areas, key=lambda p: areas[p])
-    return areas[penalty], features, penalty
+    return _PenaltyChoice(areas[penalty], features, penalty)
 
 
 def _cross_validated_log_odds(features: Tensor, right: Tensor, penalty: float, seed: int) -> Tensor:

@@ -3,6 +3,7 @@
 import json
 import os
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ class Exported(nn.Module):
         packed = any(b.dtype == torch.uint8 for b in self.buffers())
         return self.params if packed else sum(p.numel() for p in self.parameters())
 
-    def forward(self, *args: Tensor, **kwargs: Tensor):
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
         kwargs = {**dict(zip(self.names, args, strict=False)), **kwargs}
         if "input_ids" in kwargs:
             kwargs.setdefault("attention_mask", torch.ones_like(kwargs["input_ids"]))
@@ -70,13 +71,13 @@ class Stepped(nn.Module):
         ones = torch.ones(len(mask), self.facts["context"] - mask.shape[1], dtype=mask.dtype)
         return torch.cat([mask, ones], 1)
 
-    def _call(self, ids: Tensor, mask: Tensor, past_length: int, past: list[Tensor]):
+    def _call(self, ids: Tensor, mask: Tensor, past_length: int, past: list[Tensor]) -> Any:
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, past_length : past_length + ids.shape[1]]
         available = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
         inputs = {name: available[name] for name in self.facts["inputs"]}
         return self.step(given=inputs, before=torch.tensor(past_length), past=past)
 
-    def generate(self, input_ids: Tensor, attention_mask: Tensor, generation_config):
+    def generate(self, input_ids: Tensor, attention_mask: Tensor, generation_config) -> SimpleNamespace:
         """Greedy: logits step by step, and rows of prompt and new tokens."""
         mask, past, outputs = self._pad_with_ones(attention_mask), self._empty(len(input_ids)), []
         ids, rows, before = input_ids, input_ids, 0

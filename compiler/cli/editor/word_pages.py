@@ -1,6 +1,7 @@
 """Pages of words for a person who points at one: what `effc explain` says, and what holds here."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from ....dsl.checker.vocabulary import Param, Vocabulary, Word
 from ....dsl.syntax import ast
@@ -36,13 +37,19 @@ def parameter_text(param: Param) -> str:
     return f"**{head}**\n\n{doc.strip()}"
 
 
-def parameter_values(plugin: Word, call: ast.Call) -> list[tuple[str, str, bool]]:
+class ParameterValue(NamedTuple):
+    name: str
+    text: str
+    is_explicit: bool
+
+
+def parameter_values(plugin: Word, call: ast.Call) -> list[ParameterValue]:
     """(parameter, its value here, whether the recipe gives it), defaults filled in."""
     explicit = {arg.name: arg.value.span.text for arg in call.args if arg.name}
     bare = [arg.value.span.text for arg in call.args if not arg.name]
     explicit |= dict(zip((p.name for p in plugin.params if p.positional), bare, strict=False))
     return [
-        (p.name, explicit.get(p.name, "" if p.required else default(p)), p.name in explicit)
+        ParameterValue(p.name, explicit.get(p.name, "" if p.required else default(p)), p.name in explicit)
         for p in plugin.params
         if p.name in explicit or not p.required
     ]

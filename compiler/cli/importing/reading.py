@@ -6,7 +6,7 @@ recipes have no use for anchors, so they are refused.
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ....dsl.syntax.diagnostics import Fault
 from ....dsl.syntax.source import Source, Span
@@ -26,8 +26,13 @@ unreadable_import = Fault(
 )
 
 
-def read_foreign_recipe(path: Path) -> tuple[Any, Source]:
-    """The content of a file, plain lists, objects, texts, numbers; and the text itself. Raises Reject."""
+class ForeignFile(NamedTuple):
+    content: Any  # plain lists, objects, texts, numbers
+    source: Source
+
+
+def parse_json_or_yaml_file(path: Path) -> ForeignFile:
+    """The content of a file, and its text. Raises Reject."""
     try:
         text = read_regular_file(path, MAX_FILE_BYTES).decode("utf-8-sig")
     except FileNotFoundError as error:
@@ -37,7 +42,7 @@ def read_foreign_recipe(path: Path) -> tuple[Any, Source]:
     source = Source(str(path), text)
     value = _json(source) if path.suffix.lower() == ".json" else _parse_yaml(source)
     _refuse_non_plain(value, source, 0)
-    return value, source
+    return ForeignFile(value, source)
 
 
 def _json(source: Source) -> Any:
@@ -46,7 +51,7 @@ def _json(source: Source) -> Any:
     except (ValueError, RecursionError) as error:
         reason = str(getattr(error, "msg", error)).lower()
         raise unreadable_import(
-            f"this is no JSON: {reason}", _at(source, getattr(error, "pos", 0))
+            f"this is no JSON: {reason}", _span_at(source, getattr(error, "pos", 0))
         ).rejection() from error
 
 
@@ -62,13 +67,13 @@ def _parse_yaml(source: Source) -> Any:
             if anchor or tag or number > 50_000 or depth > DEEPEST:
                 problem = "an anchor or its use" if anchor else "a tag" if tag else "too many values"
                 problem = _DEEP if depth > DEEPEST else f"has {problem}"
-                raise unreadable_import(f"this {problem}", _at(source, event.start_mark.index)).rejection()
+                raise unreadable_import(f"this {problem}", _span_at(source, event.start_mark.index)).rejection()
         return yaml.load(source.text, Loader=_loader_refusing_duplicates(yaml.SafeLoader))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         reason = str(getattr(error, "problem", "") or "it does not parse")
         raise unreadable_import(
-            f"this is no YAML: {reason[:120]}", _at(source, mark.index if mark else 0)
+            f"this is no YAML: {reason[:120]}", _span_at(source, mark.index if mark else 0)
         ).rejection() from error
     except (ValueError, RecursionError) as error:  # a date that is none; brackets without end
         raise unreadable_import(f"{source.name} holds what no recipe does").rejection() from error
@@ -105,6 +110,6 @@ def _refuse_non_plain(value: Any, source: Source, depth: int) -> None:
         raise unreadable_import(f"{source.name} holds a {type(value).__name__}, which no recipe does").rejection()
 
 
-def _at(source: Source, offset: int) -> Span:
+def _span_at(source: Source, offset: int) -> Span:
     offset = min(offset, max(len(source.text) - 1, 0))
     return Span(source, offset, min(offset + 1, len(source.text)))

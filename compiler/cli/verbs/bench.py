@@ -56,7 +56,7 @@ def register(app: typer.Typer) -> None:
         screen, plain = shared.screen, shared.format == "text"
         table = Table(seconds, threads)
         if plain:
-            table.on_line = lambda line: screen.answer(line.text() + "\n")
+            table.on_line = lambda line: screen.answer(line.as_table_text() + "\n")
         where = table_environment(table)
         if plain:
             screen.answer(_environment_line(where) + "\n")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ....dsl.syntax.diagnostics import Fault
+from ....dsl.syntax.diagnostics import Diagnostic, Fault
 from .flags import SharedFlags, make_verb
 from .options import argument, option
 from .output import code_of
@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
         Where the bound holds, it is what the recipe's baseline allows for the same metric."""
         from ...driver import api
-        from ...driver.judging.baseline import baseline_bound
+        from ...driver.judging.baseline import widest_baseline_bound
 
         shared.require_environment()
         with shared.listening() as listener:
@@ -39,7 +39,7 @@ def register(app: typer.Typer) -> None:
             if len(chosen) != 1:
                 raise _unknown_or_ambiguous_bound(chosen or of_result, bool(chosen), gate).rejection()
             (plan, bound), blame = chosen[0], api.bisect_bound(session, *chosen[0])
-            baseline = baseline_bound(session.path, plan, bound)
+            baseline = widest_baseline_bound(session.path, plan, bound)
             if not blame.diagnostics and baseline is not None:  # the bound holds, and a baseline may allow less
                 blame = api.bisect_bound(session, plan, baseline)
         return print_bisect_result(blame, shared)
@@ -51,7 +51,7 @@ def _begins_with(bound, bound_prefix: str) -> bool:
     return "".join(bound_text(bound).split()).startswith("".join(bound_prefix.split()))
 
 
-def _unknown_or_ambiguous_bound(bounds, is_ambiguous: bool, bound_prefix: str):
+def _unknown_or_ambiguous_bound(bounds, is_ambiguous: bool, bound_prefix: str) -> Diagnostic:
     from ...driver.judging.gate import bound_text
 
     texts = list(dict.fromkeys(f"`{bound_text(b)}`" for _, b in bounds))

@@ -114,7 +114,7 @@ def diagnostics_of_exception(error: BaseException, cache: Path | None = None) ->
     if is_out_of_memory(error):
         return [_out_of_memory_diagnostic(error)]
     if getattr(error, "errno", None) == errno.ENOSPC or any(t in text for t in _FULL):
-        return [_no_space_diagnostic(_file(error), cache)]
+        return [_no_space_diagnostic(_file_name_of_error(error), cache)]
     if type(error).__module__.split(".")[0] in _NETWORK:
         return [no_network(_sentence(error), help="check the connection; --offline uses what was downloaded")]
     if _is(error, "NoSuchLevel"):
@@ -122,9 +122,9 @@ def diagnostics_of_exception(error: BaseException, cache: Path | None = None) ->
     if _is(error, "KernelError"):
         return [kernel_error(_sentence(error), help="`effc doctor` says what the kernels find here")]
     if isinstance(error, PermissionError):
-        return [no_access(f"no permission: {_file(error)}")]
+        return [no_access(f"no permission: {_file_name_of_error(error)}")]
     if isinstance(error, OSError) and error.filename:
-        return [no_access(f"{(error.strerror or type(error).__name__).lower()}: {_file(error)}")]
+        return [no_access(f"{(error.strerror or type(error).__name__).lower()}: {_file_name_of_error(error)}")]
     return [
         internal(
             f"{type(error).__name__}: {_sentence(error)}" if text else type(error).__name__,
@@ -192,7 +192,7 @@ _USAGE = {
 }
 
 
-def _file(error: BaseException) -> str:
+def _file_name_of_error(error: BaseException) -> str:
     name = getattr(error, "filename", None)
     return str(name) if name else ""
 

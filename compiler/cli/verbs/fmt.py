@@ -42,7 +42,7 @@ def register(app: typer.Typer) -> None:
         faults: list[Diagnostic] = []
         for path in files:
             try:
-                source, after = formatted(path)
+                source, after = source_and_formatted_text(path)
             except Reject as rejection:
                 faults += rejection.diagnostics
                 continue
@@ -95,7 +95,7 @@ def _source(path: Path) -> Source:
     return Source("<stdin>", sys.stdin.read()) if str(path) == "-" else read_source(path)
 
 
-def formatted(path: Path) -> tuple[Source, str]:
+def source_and_formatted_text(path: Path) -> tuple[Source, str]:
     """A file and how it should look; Reject where it can't be parsed."""
     from ....dsl.syntax.format import format_source
 

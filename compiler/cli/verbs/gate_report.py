@@ -59,7 +59,7 @@ def markdown_report(results: "Sequence[Tested]") -> str:
     lines = []
     for r in results:
         lines += [f"### {r.pipeline} ({_code(str(r.path))})", "", "| bound | measured | limit | |", "|---|---|---|---|"]
-        lines += [_row(bound_text(o.bound), verdict_value_text(o), str(o.limit), _state(o)) for o in r.outcomes]
+        lines += [_row(bound_text(o.bound), verdict_value_text(o), str(o.limit), _state_text(o)) for o in r.outcomes]
         if r.drifts:
             lines += ["", "| measure | now against the baseline | at worst | |", "|---|---|---|---|"]
             lines += [_row(d.metric, d.text(), at_worst(d), d.state) for d in r.drifts]
@@ -84,7 +84,7 @@ def _plain(text: str) -> str:
     return re.sub(r"[\\`*_\[\]<>~]", r"\\\g<0>", visible(on_a_line(text)))
 
 
-def _state(verdict: "BoundVerdict") -> str:
+def _state_text(verdict: "BoundVerdict") -> str:
     return f"{verdict.state}, not certain" if verdict.uncertain else verdict.state
 
 

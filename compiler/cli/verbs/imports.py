@@ -40,9 +40,9 @@ def register(app: typer.Typer) -> None:
         """Write another tool's recipe as .effspec, with comments for what has no equivalent."""
         from ...core.cache import write_atomic
         from ..importing import llm_compressor, olive
-        from ..importing.reading import read_foreign_recipe
+        from ..importing.reading import parse_json_or_yaml_file
 
-        body, source = read_foreign_recipe(file)
+        body, source = parse_json_or_yaml_file(file)
         tool = next((t for t in (olive, llm_compressor) if t.is_one(body)), None)
         if tool is None:
             message = f"{file} is no recipe of llm-compressor or Olive"

@@ -213,7 +213,7 @@ def _refuse_large_tree(folder: Path, source: str) -> None:
         while chunk := listing.stdout.read(1 << 16):
             *entries, partial = (partial + chunk).split(b"\0")
             count += len(entries)
-            for mode, name in (_entry(entry) for entry in entries):
+            for mode, name in (_parse_mode_and_name(entry) for entry in entries):
                 if mode in _IRREGULAR_MODES and not any(part.startswith(".") for part in name.split("/")):
                     message = f"{name!a} in {source} is {_IRREGULAR_MODES[mode]}"
                     raise invalid_package(message, help="a package holds plain files").rejection()
@@ -223,7 +223,7 @@ def _refuse_large_tree(folder: Path, source: str) -> None:
                 raise too_large(source).rejection()
 
 
-def _entry(line: bytes) -> tuple[str, str]:
+def _parse_mode_and_name(line: bytes) -> tuple[str, str]:
     """Mode and name of what `git ls-tree` lists."""
     metadata, _, name = line.partition(b"\t")
     return metadata.split(b" ")[0].decode(), name.decode(errors="replace")

@@ -120,7 +120,9 @@ class RecordedLogits:
             for form, logits in self.forms:
                 if form.member == member:
                     rows.append(
-                        self.accounting.make_account(_name(form), logits, _size(self.folder / form.folder), program)
+                        self.accounting.make_account(
+                            _form_label(form), logits, _folder_bytes(self.folder / form.folder), program
+                        )
                     )
         return tuple(rows)
 
@@ -150,9 +152,9 @@ def _bytes(model: nn.Module) -> int:
     return sum(t.nbytes for _, t in distinct_tensors(model) if isinstance(t, Tensor))
 
 
-def _name(form: Form) -> str:
+def _form_label(form: Form) -> str:
     return f"{form.folder} in llama.cpp" if form.opens == "llama" else form.folder
 
 
-def _size(folder: Path) -> int:
+def _folder_bytes(folder: Path) -> int:
     return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())

@@ -251,20 +251,22 @@ def find_comparable_entry(
     return entry
 
 
-def baseline_bound(recipe: Path, plan: "Plan", bound: Bound) -> Bound | None:
+def widest_baseline_bound(recipe_path: Path, plan: "Plan", same_metric: Bound) -> Bound | None:
     """Bound that a baseline sets on the metric of another: the widest limit of the pipeline's artifacts; None where it
     has none, or times, which hold on one machine alone."""
-    body = read_baseline(recipe)
+    body = read_baseline(recipe_path)
     key = (plan.pipeline.name, plan.recipe.variant)
     entries = [a for a in body["artifacts"] if (a["pipeline"], a["variant"]) == key] if body else []
-    measures = [m for a in entries for m in a["measures"] if m["metric"] == metric_label(bound) and not m["clocked"]]
+    measures = [
+        m for a in entries for m in a["measures"] if m["metric"] == metric_label(same_metric) and not m["clocked"]
+    ]
     if body is None or not measures:
         return None
     better, tolerance = measures[0]["better"], float(body["tolerance"]["quality"])
-    exact = metric_label(bound) in EXACT
+    exact = metric_label(same_metric) in EXACT
     limits = [float(m["value"]) if exact else _changes(float(m["value"]), tolerance, better) for m in measures]
     op, limit = ("<=", max(limits)) if better == "lower" else (">=", min(limits))
-    return Bound(bound.metric, op, limit)
+    return Bound(same_metric.metric, op, limit)
 
 
 def named(plan: "Plan", artifact: str) -> dict[str, str]:

@@ -164,7 +164,7 @@ def _remeasure_artifacts(artifacts: "list[tuple[Path, Plan]]", session: "Session
         raise nothing_expected(
             f"{session.path} expects nothing", help="add `expect NAME { params <= 0.9 * base }`"
         ).rejection()
-    spoken = [(path, plan) for path, plan in artifacts if _speaks_of(plan, path)]
+    spoken = [(path, plan) for path, plan in artifacts if _has_bound_on(plan, path)]
     if not spoken:
         raise nothing_expected(
             f"no bound of the recipe speaks of {artifacts[0][0]}",
@@ -177,7 +177,7 @@ def _remeasure_artifacts(artifacts: "list[tuple[Path, Plan]]", session: "Session
         return [_remeasure_one(path, plan, session) for path, plan in spoken]
     entries = [
         baseline.find_comparable_entry(
-            body, baseline.named(plan, _name(path, plan)), plan, session.context(plan.recipe, plan.pipeline)
+            body, baseline.named(plan, _artifact_name(path, plan)), plan, session.context(plan.recipe, plan.pipeline)
         )
         for path, plan in spoken
     ]
@@ -190,7 +190,7 @@ def _remeasure_artifacts(artifacts: "list[tuple[Path, Plan]]", session: "Session
     return judged
 
 
-def _speaks_of(plan: "Plan", path: Path) -> bool:
+def _has_bound_on(plan: "Plan", path: Path) -> bool:
     """Whether any bound is asked of an artifact; of a front every one may be."""
     from ...artifacts.manifest import read_manifest
 
@@ -214,10 +214,10 @@ def _remeasure_one(path: Path, plan: "Plan", session: "Session") -> Tested:
         compared = _judge_artifact(path, plan, Cache(session.settings.cache_dir), ctx)
     listener(StageEnded(f"test {plan.pipeline.name}", compared.run["seconds"]["measure"]))
     missed = unmet_bound_diagnostics(compared.outcomes, session.settings.undecided)
-    return Tested(path, _name(path, plan), plan, compared, tuple(missed))
+    return Tested(path, _artifact_name(path, plan), plan, compared, tuple(missed))
 
 
-def _name(path: Path, plan: "Plan") -> str:
+def _artifact_name(path: Path, plan: "Plan") -> str:
     """Name of an artifact in the recipe; one that was moved goes by its folder's name."""
     emitted = [str(e.call.args["path"]) for e in plan.pipeline.emits]
     tails = path.resolve().parts

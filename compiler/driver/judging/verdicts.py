@@ -56,7 +56,12 @@ class Verdicts:
             if not is_rounded:
                 self.totals[target.source] = compared
             return replace(compared, outcomes=(*compared.outcomes, *wait)), (*compared.outcomes, *wait)
-        clocked = {name for b in self.plan.pipeline.expects if self.ctx.metric(b.metric).timed for name in _names(b)}
+        clocked = {
+            name
+            for b in self.plan.pipeline.expects
+            if self.ctx.metric(b.metric).timed
+            for name in _label_and_word_of_metric(b)
+        }
         measured_metrics = {m.metric for m in compared.measures} | set(known.ratios) | clocked
         measures = (*compared.measures, *(m for m in known.measures if m.metric not in measured_metrics))
         reused = [v for v in known.outcomes if metric_label(v.bound) not in clocked]
@@ -98,14 +103,14 @@ class Verdicts:
         return replace(self.plan, pipeline=replace(self.plan.pipeline, expects=tuple(bounds)))
 
 
-def _names(bound: Bound) -> tuple[str, str]:
+def _label_and_word_of_metric(bound: Bound) -> tuple[str, str]:
     """Names of a bound's metric in tables."""
     return metric_label(bound), value_text(bound.metric)
 
 
 def _remeasured(verdict: BoundVerdict, measures: Sequence[Measure], artifact: str) -> BoundVerdict:
     """The same, unless the artifact itself measures something else."""
-    value = next((m.compiled for m in measures if m.metric in _names(verdict.bound)), verdict.value)
+    value = next((m.compiled for m in measures if m.metric in _label_and_word_of_metric(verdict.bound)), verdict.value)
     if value == verdict.value or verdict.skipped or value is None:
         return verdict
     return replace(judge_bound(verdict.bound, verdict.original, value, verdict.unit), where=artifact)

@@ -74,7 +74,9 @@ class Chat(SampledRows):
 
     def _render_checked(self, messages: list[dict[str, str]], tokenizer: Any) -> str:
         return (
-            self._render_template(messages, tokenizer) if tokenizer.chat_template else "\n".join(self._lines(messages))
+            self._render_template(messages, tokenizer)
+            if tokenizer.chat_template
+            else "\n".join(self._message_lines(messages))
         )
 
     def _render_template(self, messages: list[dict[str, str]], tokenizer: Any, **options: Any) -> str:
@@ -91,7 +93,7 @@ class Chat(SampledRows):
                 help="name roles and their order as the template does",
             ).rejection() from error
 
-    def _lines(self, messages: list[dict[str, str]]) -> list[str]:
+    def _message_lines(self, messages: list[dict[str, str]]) -> list[str]:
         named = not (self.prompt or self.response)
         return [f"{message['role']}: {message['content']}" if named else message["content"] for message in messages]
 
@@ -114,7 +116,7 @@ class Chat(SampledRows):
                     ).rejection()
                 spans.append((len(before), len(after)))
             else:
-                end = len("\n".join(self._lines(messages[: number + 1])))
+                end = len("\n".join(self._message_lines(messages[: number + 1])))
                 spans.append((end - len(message["content"]), end))
         return spans
 

@@ -81,14 +81,16 @@ class Hub(Data):
 
 
 @cache
-def _load_dataset(name: str, config: str | None, split: str, revision: str | None, folder: Path, offline: bool) -> Any:
+def _load_dataset(
+    name: str, config: str | None, split: str, revision: str | None, recipe_folder: Path, offline: bool
+) -> Any:
     import datasets
 
     bars = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     how = datasets.DownloadConfig(local_files_only=offline)
     try:
-        if local := _local_builder_and_files(name, folder):
+        if local := _local_builder_and_files(name, recipe_folder):
             kind, files = local
             return datasets.load_dataset(kind, config, data_files=files, split=split)
         return datasets.load_dataset(name, config, split=split, revision=revision, download_config=how)
@@ -107,7 +109,7 @@ def _load_dataset(name: str, config: str | None, split: str, revision: str | Non
             datasets.enable_progress_bars()
 
 
-def _local_builder_and_files(name: str, folder: Path) -> tuple[str, list[str]] | None:
+def _local_builder_and_files(name: str, recipe_folder: Path) -> tuple[str, list[str]] | None:
     """The builder and the files of a local name; None for a name of the hub."""
     path = Path(name).expanduser()
     if path.suffix not in FORMATS and not name.startswith((".", "/", "~")):
@@ -116,13 +118,13 @@ def _local_builder_and_files(name: str, folder: Path) -> tuple[str, list[str]] |
                 f"a name of the hub has at most {_LONGEST} characters, and this has {len(name)}"
             ).rejection()
         return None
-    if os.path.isdir(folder / path):
-        files = [f for f in sorted((folder / path).rglob("*")) if f.suffix in FORMATS]
+    if os.path.isdir(recipe_folder / path):
+        files = [f for f in sorted((recipe_folder / path).rglob("*")) if f.suffix in FORMATS]
         files = [f for f in files if f.suffix == files[0].suffix]
         if not files:
-            raise invalid_dataset(f"{folder / path} holds no {', '.join(FORMATS)} file").rejection()
+            raise invalid_dataset(f"{recipe_folder / path} holds no {', '.join(FORMATS)} file").rejection()
     else:
-        files = find_files(name, folder)
+        files = find_files(name, recipe_folder)
     if files[0].suffix not in FORMATS:
         raise invalid_dataset(f"{files[0]} is none of {', '.join(FORMATS)}").rejection()
     return FORMATS[files[0].suffix], [str(f) for f in files]

@@ -22,7 +22,7 @@ class _Pair:
     answer: tuple[int, ...]
 
 
-def _size(pair: _Pair, two_sided: bool) -> int:
+def _n_row_tokens(pair: _Pair, two_sided: bool) -> int:
     """Tokens of a row that a pair needs."""
     lengths = len(pair.prompt), len(pair.answer)
     return 2 * max(lengths) if two_sided else sum(lengths)
@@ -85,7 +85,7 @@ class Pairs(SampledRows):
         parse = self._parse_source_and_target if two_sided else self._parse_pair
         records = self.records((self.prompt, self.answer), ctx)
         pairs = parse_each(records, lambda entry: parse(*entry, tokenizer))
-        sizes = [_size(pair, two_sided) for pair in pairs]
+        sizes = [_n_row_tokens(pair, two_sided) for pair in pairs]
         return drop_or_refuse_too_long(pairs, sizes, self.length, self.longer, pair_too_long, "pairs")
 
     def _parse_pair(self, record: Record, line_number: int, path: Path, tokenizer: Any) -> _Pair:

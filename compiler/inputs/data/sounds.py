@@ -49,7 +49,7 @@ class Sounds(SampledRows):
 
         tokenizer, extract = require_tokenizer(tokenizer, ctx), _load_feature_extractor(ctx)
         recordings = [
-            (self._file(*entry), self._speech(*entry, tokenizer))
+            (self._sound_path(*entry), self._speech(*entry, tokenizer))
             for entry in self.records((self.sound, self.text), ctx)
         ]
         sizes = [len(ids) for _, ids in recordings]
@@ -63,12 +63,12 @@ class Sounds(SampledRows):
         return self.sample(torch.stack(rows), ctx)
 
     def identity(self, ctx: Context) -> str:
-        recordings = [self._file(*entry) for entry in self.records((self.sound, self.text), ctx)]
+        recordings = [self._sound_path(*entry) for entry in self.records((self.sound, self.text), ctx)]
         preprocessor = [] if ctx.origin.folder is None else [ctx.origin.folder / "preprocessor_config.json"]
         files = [*self.files(ctx), *recordings, *(f for f in preprocessor if f.is_file())]
         return content_identity("sounds", files, self.identity_facts(ctx), ctx)
 
-    def _file(self, record: Record, line_number: int, path: Path) -> Path:
+    def _sound_path(self, record: Record, line_number: int, path: Path) -> Path:
         file = path.parent / text_of(record, self.sound, line_number, path)
         if not file.is_file():
             raise invalid_sound(f"record {line_number} of {path} names {file}, which is not there").rejection()

@@ -2,7 +2,7 @@
 
 from functools import cache, partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ...core.cache import digest
 from ...models.checkpoints.config_bounds import refuse_excessive_config_numbers
@@ -17,6 +17,9 @@ from ...models.checkpoints.origin import Origin
 from ...models.checkpoints.source_files import SourceFiles
 from ...plugin.context import Context
 from ...plugin.interfaces import Source, param
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class Config(Source):
@@ -67,13 +70,13 @@ class Config(Source):
         return declared if declared in ("float32", "bfloat16", "float16") else "float32"
 
 
-def _build(config: dict, dtype: str):
+def _build(config: dict, dtype: str) -> "nn.Module":
     from ...models.checkpoints.checkpoint import build_model_from_config
 
     return build_model_from_config(config, dtype)
 
 
-def _random(config: dict, seed: int, dtype: str):
+def _random(config: dict, seed: int, dtype: str) -> "nn.Module":
     from ...models.checkpoints.checkpoint import random
 
     return random(config, seed, dtype)

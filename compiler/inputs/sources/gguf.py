@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ....dsl.syntax.diagnostics import Fault
 from ....dsl.syntax.source_file import irregular_kind_of_path
@@ -27,6 +27,9 @@ from ...models.checkpoints.source_files import SourceFiles
 from ...models.checkpoints.weights import no_model, read_weight_headers
 from ...plugin.context import Context
 from ...plugin.interfaces import Source, param
+
+if TYPE_CHECKING:
+    from torch import nn
 
 invalid_gguf = Fault(
     "bad-gguf", "A GGUF file is cut, is not one, or holds an architecture that can't be read.", exit="environment"
@@ -222,20 +225,20 @@ def _convert_to_safetensors(path: Path, destination: Path, label: str) -> None:
     save_model(model, str(destination / "model.safetensors"), metadata={"format": "pt"})  # tied tensors once
 
 
-def _build(config: dict[str, Any], dtype: str):
+def _build(config: dict[str, Any], dtype: str) -> "nn.Module":
     from ...models.checkpoints.checkpoint import build_model_from_config
 
     return build_model_from_config(config, dtype)
 
 
-def _load(converted, config: dict[str, Any], dtype: str, label: str):
+def _load(converted, config: dict[str, Any], dtype: str, label: str) -> "nn.Module":
     from ...models.checkpoints.checkpoint import load_checked_model
 
     folder = converted()
     return load_checked_model(folder, config, dtype, label, read_weight_headers(folder, label))
 
 
-def _tokenizer(converted, label: str):
+def _tokenizer(converted, label: str) -> Any:
     from ...models.checkpoints.tokenizer import load_checked_tokenizer
 
     return load_checked_tokenizer(converted(), label)

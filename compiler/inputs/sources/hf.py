@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ...core.settings import Settings
 from ...models.checkpoints.model_folder import origin_of_folder
 from ...models.checkpoints.origin import Origin
@@ -95,7 +95,7 @@ def _offline() -> bool:
     return constants.is_offline_mode()
 
 
-def _hub_unreachable_diagnostic(label: str, offline: bool):
+def _hub_unreachable_diagnostic(label: str, offline: bool) -> Diagnostic:
     if offline:
         return hub_unreachable(
             f"{label} is not in the hub's cache and fetching is off",

@@ -283,7 +283,9 @@ def _arguments(call: UnitCall, first_call: UnitCall) -> dict[str, Any]:
 
 
 def _agree(graph: fx.Graph, other_graph: fx.Graph) -> None:
-    for a, b in zip_longest(map(_call_of, graph.nodes), map(_call_of, other_graph.nodes), fillvalue=((), "")):
+    for a, b in zip_longest(
+        map(_scope_and_call_text, graph.nodes), map(_scope_and_call_text, other_graph.nodes), fillvalue=((), "")
+    ):
         if a[1] != b[1]:
             # The one that does more at this point is further inside.
             scope = max(a[0], b[0], key=len)
@@ -303,7 +305,7 @@ def _check_optional_readers(graph: fx.Graph, optional: frozenset[str]) -> None:
                     raise Differs(scope[-1], f"it runs other operations where it is given no `{node.target}`")
 
 
-def _call_of(node: fx.Node) -> tuple[tuple[str, ...], str]:
+def _scope_and_call_text(node: fx.Node) -> tuple[tuple[str, ...], str]:
     return node.meta.get("scope", ()), f"{node.op} {node.target} {node.args} {node.kwargs}"
 
 

@@ -90,7 +90,7 @@ def _record_calls(model: nn.Module, inputs: dict[str, Any], layers: dict[str, nn
     calls = Calls()
     counts: dict[str, int] = {}
 
-    def hook(path: str):
+    def hook(path: str) -> Callable[..., None]:
         def keep(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             counts[path] = counts.get(path, 0) + 1
             arguments = _arguments(layer, args, kwargs)
@@ -234,7 +234,8 @@ def further_unit_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str
             result[path].append(call)
     for path, call in _generation_calls(model, inputs, paths).items():
         result[path].append(call)
-    for path, call in _unpadded_calls(model, inputs, paths).items():
+    unmasked = _calls_without_padding(model, paths) if "attention_mask" in inputs else {}
+    for path, call in unmasked.items():
         result[path].append(replace(call, plain=True))
     return result
 
@@ -255,9 +256,9 @@ def _generation_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]
     return _record_until_all_called(model, prepared, paths) if set(prepared) - set(inputs) else {}
 
 
-def _unpadded_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, UnitCall]:
-    """Calls of units for rows without padding: encoders pass them no mask then."""
-    if "attention_mask" not in inputs or not isinstance(model, PreTrainedModel):
+def _calls_without_padding(model: nn.Module, paths: list[str]) -> dict[str, UnitCall]:
+    """Calls of units for other rows, without padding: encoders pass them no mask then."""
+    if not isinstance(model, PreTrainedModel):
         return {}
     unmasked = {
         name: value
@@ -309,7 +310,7 @@ def _record_until_all_called(
     """
     calls: dict[str, UnitCall] = {}
 
-    def hook(path: str):
+    def hook(path: str) -> Callable[..., None]:
         def keep(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if len(calls) == len(paths):
                 raise _Enough

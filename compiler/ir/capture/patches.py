@@ -102,12 +102,12 @@ def _patch_attention(tracer: Any, exit_stack: ExitStack) -> None:
     find = AttentionInterface.get_interface
 
     def traced_find(self: Any, implementation: str, default: Any) -> Any:
-        return _attention_by_name if tracer.on else find(self, implementation, default)
+        return _call_attention_leaf if tracer.on else find(self, implementation, default)
 
     _exchange(exit_stack, AttentionInterface, "get_interface", traced_find)
 
 
-def _attention_by_name(
+def _call_attention_leaf(
     module: nn.Module, query: Any, key: Any, value: Any, attention_mask: Any = None, **options: Any
 ) -> Any:
     """The leaf, under the library's names for what it is given.

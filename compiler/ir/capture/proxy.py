@@ -99,7 +99,7 @@ class Value(fx.Proxy):
     __hash__ = object.__hash__
 
     @classmethod
-    def __torch_function__(cls, function, types, args=(), kwargs=None):
+    def __torch_function__(cls, function, types, args=(), kwargs=None) -> Any:
         kwargs = kwargs or {}
         tracer = (
             _first_traced_value(args).tracer

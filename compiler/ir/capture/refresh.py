@@ -4,6 +4,7 @@ A unit whose data flow was edited can't be traced again (its own forward calls m
 """
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ def with_current_integers(graph: fx.Graph, layer: nn.Module) -> fx.Graph | None:
     return fresh if changed else None
 
 
-def _make_attribute_reader(layer: nn.Module, node: fx.Node):
+def _make_attribute_reader(layer: nn.Module, node: fx.Node) -> Callable[[str], int]:
     def read(path: str) -> int:
         if path.startswith("config."):
             scope = node.meta["scope"][-1] if node.meta["scope"] else ""

@@ -260,7 +260,7 @@ def trace_forward(
     """
     tracer = Tracer(root, family, opaque, inline, optional)
     leaves.entered(tracer)
-    tables = _tables(root)
+    tables = _dicts_and_copies(root)
     try:
         with torch.no_grad(), patch_for_tracing(tracer), with_traced_integers(tracer.paths, tracer):
             values = {name: _placeholder(tracer, name, value) for name, value in arguments.items()}
@@ -286,7 +286,7 @@ def _put_back(root: nn.Module) -> None:
             members.update({name: value.value for name, value in members.items() if type(value) is Value})
 
 
-def _tables(root: nn.Module) -> list[tuple[dict, dict]]:
+def _dicts_and_copies(root: nn.Module) -> list[tuple[dict, dict]]:
     """Dicts that modules hold and what is in them: LeViT keeps the biases that it took once in one, by device, and
     another trace would find values of this one there."""
     members = (member for module in root.modules() for name, member in vars(module).items() if name not in _OF_TORCH)

@@ -54,14 +54,14 @@ def scan_in_chunks_or_whole(call: "MixerCall") -> Any:
     family = _proven[mixer]
     if family is None:
         return call.full_result()
-    out, last = scan_in_chunks(family, mixer, call.hidden, call.mask, _size(*call.hidden.shape[:2]))
+    out, last = scan_in_chunks(family, mixer, call.hidden, call.mask, _chunk_length(*call.hidden.shape[:2]))
     if call.cache is not None:
         call.cache.update_conv_state(last.window, mixer.layer_idx)
         call.cache.update_recurrent_state(last.state, mixer.layer_idx)
     return out
 
 
-def _size(sequences: int, length: int) -> int:
+def _chunk_length(sequences: int, length: int) -> int:
     """Positions of a piece, such that all are about equal."""
     largest = max(LEAST, ROWS // sequences)
     return -(-length // -(-length // largest))

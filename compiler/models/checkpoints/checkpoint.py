@@ -243,7 +243,9 @@ def load_checked_model(
     return module.eval()
 
 
-def _load_model_and_loading_info(folder: Path, config: Mapping[str, Any], dtype: str, weights: Weights, trusted: bool):
+def _load_model_and_loading_info(
+    folder: Path, config: Mapping[str, Any], dtype: str, weights: Weights, trusted: bool
+) -> Any:
     options = {"dtype": getattr(torch, dtype), "output_loading_info": True, "ignore_mismatched_sizes": True}
     if trusted:
         with without_library_logs(), remote_code_errors_as_diagnostics(folder):

@@ -9,7 +9,7 @@ from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ....dsl.syntax.diagnostics import Fault
 from ....dsl.syntax.source_file import irregular_kind_of_path
@@ -24,6 +24,9 @@ from .origin import Origin
 from .safetensors_header import FLOATS
 from .source_files import SourceFiles, root_of
 from .weights import Weights, missing_weights_hint, no_model, read_weight_headers
+
+if TYPE_CHECKING:
+    from torch import nn
 
 remote_code = Fault(
     "remote-code",
@@ -113,25 +116,29 @@ def no_tokenizer() -> None:
     """The tokenizer of a source that has none."""
 
 
-def read_model_config(path: Path, label: str) -> dict[str, Any]:
+def read_model_config(config_path: Path, label: str) -> dict[str, Any]:
     """config.json as it is, checked to be an object that says what the model is."""
-    if not os.path.isfile(path):
-        kind = irregular_kind_of_path(path)
-        message = f"{path} is {kind}, where a file is needed" if kind else f"there is no {path.name} in {path.parent}"
-        raise no_model(f"{label}: {message}", help=missing_weights_hint(path.parent)).rejection()
+    if not os.path.isfile(config_path):
+        kind = irregular_kind_of_path(config_path)
+        message = (
+            f"{config_path} is {kind}, where a file is needed"
+            if kind
+            else f"there is no {config_path.name} in {config_path.parent}"
+        )
+        raise no_model(f"{label}: {message}", help=missing_weights_hint(config_path.parent)).rejection()
     try:
-        config = read_json(path, CONFIG)
+        config = read_json(config_path, CONFIG)
     except OSError as error:
-        raise invalid_config(f"{path} can't be read: {error.strerror}").rejection() from error
+        raise invalid_config(f"{config_path} can't be read: {error.strerror}").rejection() from error
     except (ValueError, RecursionError) as error:
         raise invalid_config(
-            f"{path} is not JSON: {describe_json_error(error)}", help="fetch the file again"
+            f"{config_path} is not JSON: {describe_json_error(error)}", help="fetch the file again"
         ).rejection() from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise invalid_config(f"{path} has no `model_type`", help="take the model's own config.json").rejection()
+        raise invalid_config(f"{config_path} has no `model_type`", help="take the model's own config.json").rejection()
     if not isinstance(config.get("architectures", []), (list, NoneType)):
         raise invalid_config(
-            f"`architectures` of {path} is no list of names",
+            f"`architectures` of {config_path} is no list of names",
             help='write it as ["BertForMaskedLM"], with the class that the weights are of',
         ).rejection()
     return config
@@ -207,7 +214,9 @@ def refuse_adapter_folder(folder: Path, label: str) -> None:
         ).rejection()
 
 
-def _build_within_weight_count(config: dict[str, Any], dtype: str, code_folder: Path | None, weight_count: int | None):
+def _build_within_weight_count(
+    config: dict[str, Any], dtype: str, code_folder: Path | None, weight_count: int | None
+) -> "nn.Module":
     from .checkpoint import build_model_from_config, refuse_oversized_module
 
     module = build_model_from_config(config, dtype, code_folder)
@@ -216,13 +225,13 @@ def _build_within_weight_count(config: dict[str, Any], dtype: str, code_folder: 
     return module
 
 
-def _load(folder: Path, config: dict[str, Any], dtype: str, label: str, weights: Weights, trusted: bool):
+def _load(folder: Path, config: dict[str, Any], dtype: str, label: str, weights: Weights, trusted: bool) -> "nn.Module":
     from .checkpoint import load_checked_model
 
     return load_checked_model(folder, config, dtype, label, weights, trusted)
 
 
-def load_tokenizer(folder: Path, label: str, trusted: bool = False):
+def load_tokenizer(folder: Path, label: str, trusted: bool = False) -> Any:
     from .tokenizer import load_checked_tokenizer
 
     return load_checked_tokenizer(folder, label, trusted)

@@ -103,7 +103,7 @@ def read_safetensors_header(path: Path) -> Header:
 
 
 def _parse_header_json(path: Path, text: bytes) -> dict[str, Any]:
-    def once(pairs):
+    def once(pairs) -> dict[str, Any]:
         if len(dict(pairs)) != len(pairs):
             raise ValueError("a name occurs twice")
         return dict(pairs)

@@ -44,7 +44,7 @@ def main() -> None:
     for line in sys.stdin.buffer:
         head, arguments = json.loads(line), json.loads(sys.stdin.buffer.readline())
         attached = sys.stdin.buffer.read(head["attached"])
-        work = _work_of(head["kind"], tokenizers)
+        work = _request_handler(head["kind"], tokenizers)
         os.dup2(null_device, 2)
         _limit_memory(head["memory"])
         _limit_time(head["seconds"])
@@ -55,7 +55,7 @@ def main() -> None:
         answers.flush()
 
 
-def _work_of(kind: str, tokenizers: dict[str, Any]) -> Callable[[dict[str, Any], bytes], Answer]:
+def _request_handler(kind: str, tokenizers: dict[str, Any]) -> Callable[[dict[str, Any], bytes], Answer]:
     """Function that answers requests of a kind, with its libraries imported."""
     if kind == "render":
         from transformers.utils.chat_template_utils import render_jinja_template

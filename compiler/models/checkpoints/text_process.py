@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from threading import Lock
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 
@@ -30,6 +30,11 @@ class LimitExceeded(Exception):
     """Work that takes more time or memory than a text of its length may."""
 
 
+class ProcessReply(NamedTuple):
+    fields: dict[str, Any]
+    attached: bytes
+
+
 class TextProcess:
     """A process that works for this one: begun at the first request, and again after one that ended it."""
 
@@ -38,7 +43,7 @@ class TextProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._errors: IO[bytes] | None = None  # a file: a pipe that nobody reads would stop the child when it is full
 
-    def request(self, kind: str, arguments: Mapping[str, Any], attached: bytes = b"") -> tuple[dict[str, Any], bytes]:
+    def request(self, kind: str, arguments: Mapping[str, Any], attached: bytes = b"") -> ProcessReply:
         """Answer to a request, and the bytes behind it. Raises LimitExceeded where the kernel ended the process, Reject
         (no-text-process) where it doesn't start, and TypeError for texts that are none."""
         text = json.dumps(arguments, default=str if kind == "render" else None)
@@ -48,7 +53,7 @@ class TextProcess:
         with self._lock:
             return self._exchange(f"{head}\n{text}\n".encode() + attached, seconds, memory)
 
-    def _exchange(self, message: bytes, seconds: float, memory_bytes: int) -> tuple[dict[str, Any], bytes]:
+    def _exchange(self, message: bytes, seconds: float, memory_bytes: int) -> ProcessReply:
         if self._process and self._process.poll() is not None:  # ended by somebody else since the last text
             self._end()
         process = self._process or self._start_child()
@@ -65,7 +70,7 @@ class TextProcess:
             self._end()
             raise
         if body is not None and len(body) == size:
-            return fields, body
+            return ProcessReply(fields, body)
         with suppress(subprocess.TimeoutExpired):
             process.wait(_ENDING)  # its pipe closes before it ends, and a signal of ours would hide its own end
         code = self._end()

@@ -9,7 +9,7 @@ from pathlib import Path
 from ....dsl.syntax.diagnostics import Fault
 from ...core.json_errors import describe_json_error
 from ...core.safe_read import MALFORMED, MANIFEST, read_json
-from .safetensors_header import FLOATS, Header, damaged_weights, read_safetensors_header
+from .safetensors_header import FLOATS, Header, TensorSlot, damaged_weights, read_safetensors_header
 
 no_model = Fault("no-model", "A model source points at something that holds no model.", exit="environment")
 pickle_weights = Fault(
@@ -35,7 +35,7 @@ class Weights:
     headers: Mapping[str, Header]
 
     @property
-    def slots(self):
+    def slots(self) -> dict[str, TensorSlot]:
         return {name: slot for header in self.headers.values() for name, slot in header.slots.items()}
 
     @property

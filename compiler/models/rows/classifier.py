@@ -1,5 +1,7 @@
 """A model with a head over rows of tokens, or over images: logits of classes, padding left out."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -42,17 +44,27 @@ def refuse_labels_beyond_outputs(logits: Tensor, labels: Tensor, name: str) -> N
         ).rejection()
 
 
+class LossAndAccuracy(NamedTuple):
+    loss: float
+    accuracy: float
+
+
 def classification_loss_and_accuracy(
     model: nn.Module, rows: Tensor, lengths: Tensor | None, labels: Tensor, name: str
-) -> tuple[float, float]:
+) -> LossAndAccuracy:
     """Mean loss (nats of the right class) and accuracy of rows."""
     nats, right = classification_rows(model, rows, lengths, labels, name)
-    return nats / len(rows), sum(right) / len(rows)
+    return LossAndAccuracy(nats / len(rows), sum(right) / len(rows))
+
+
+class ClassScores(NamedTuple):
+    nats: float
+    is_right: list[bool]
 
 
 def classification_rows(
     model: nn.Module, rows: Tensor, lengths: Tensor | None, labels: Tensor, name: str
-) -> tuple[float, list[bool]]:
+) -> ClassScores:
     """Nats of the right class over all rows, and whether the likeliest class of each is the right one."""
     nats, right = 0.0, []
     with evaluating(model):
@@ -61,4 +73,4 @@ def classification_rows(
             refuse_labels_beyond_outputs(logits, labels[part], name)
             nats += nn.functional.cross_entropy(logits, labels[part], reduction="sum").item()
             right += (logits.argmax(1) == labels[part]).tolist()
-    return nats, right
+    return ClassScores(nats, right)

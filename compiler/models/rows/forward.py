@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import signature
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -153,13 +153,18 @@ def are_of_tokens(model: nn.Module, values: Tensor, rows: Tensor, targets: Tenso
     return values.shape[1] in (rows.shape[1], targets.shape[1]) and rows.dim() == 2 and enough
 
 
+class TotalNll(NamedTuple):
+    nats: float
+    n_predictions: int
+
+
 def total_nll(
     model: nn.Module,
     rows: Tensor,
     loss_mask: Tensor | None = None,
     prompt_lengths: Tensor | None = None,
     active: Tensor | None = None,
-) -> tuple[float, int]:
+) -> TotalNll:
     """Nats over all predicted tokens of rows [n, length], and how many there are: n * (length - 1).
 
     loss_mask   [n, length] bool: which tokens count when they are predicted, all where it is None
@@ -167,7 +172,12 @@ def total_nll(
     active    coordinates of those edits that act; all where it is None
     """
     nats, counts = row_nll(model, rows, loss_mask, prompt_lengths, active)
-    return math.fsum(nats), sum(counts)
+    return TotalNll(math.fsum(nats), sum(counts))
+
+
+class RowNll(NamedTuple):
+    nats: list[float]
+    n_predictions: list[int]
 
 
 def row_nll(
@@ -176,7 +186,7 @@ def row_nll(
     loss_mask: Tensor | None = None,
     prompt_lengths: Tensor | None = None,
     active: Tensor | None = None,
-) -> tuple[list[float], list[int]]:
+) -> RowNll:
     """Nats over the predicted tokens of each row, and how many there are: see `total_nll`."""
     sums, counts, first = [], [], 0
     with evaluating(model):
@@ -199,7 +209,7 @@ def row_nll(
                 sums.append(nats.sum().item())
                 counts.append(len(nats))
             first += len(batch)
-    return sums, counts
+    return RowNll(sums, counts)
 
 
 def continuation_logprobs(model: nn.Module, requests: Sequence[tuple[Sequence[int], int]]) -> list[float]:

@@ -76,23 +76,23 @@ def without_cache(model: nn.Module) -> dict[str, Any]:
 def is_encoder_decoder(model: nn.Module) -> bool:
     """Whether a model is an encoder with a decoder, which take a sequence each; one that effc's engine runs, too."""
     known = is_pretrained(model) or hasattr(model, "facts")
-    return known and "decoder_input_ids" in _names(type(model).forward)
+    return known and "decoder_input_ids" in _parameter_names(type(model).forward)
 
 
 def reads_tokens_alone(config: Mapping[str, Any]) -> bool:
     """Whether a model of that config, as plain JSON, takes no pictures, sounds or series; yes for unknown classes."""
     kind = model_class_from_architectures(str(config.get("model_type")), config.get("architectures"))
-    return kind is None or _names(kind.forward).isdisjoint(NUMBERS)
+    return kind is None or _parameter_names(kind.forward).isdisjoint(NUMBERS)
 
 
 def is_two_sided(config: Mapping[str, Any]) -> bool:
     """Whether a config, as plain JSON, is that of an encoder-decoder."""
     kind = model_class_from_architectures(str(config.get("model_type")), config.get("architectures"))
-    return kind is not None and "decoder_input_ids" in _names(kind.forward)
+    return kind is not None and "decoder_input_ids" in _parameter_names(kind.forward)
 
 
 @cache
-def _names(forward: Callable[..., Any]) -> set[str]:
+def _parameter_names(forward: Callable[..., Any]) -> set[str]:
     return set(inspect.signature(inspect.unwrap(forward)).parameters)
 
 

@@ -45,7 +45,7 @@ class Prompts:
 
     def locate_prompts_before_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Locate the prompts of a batch before the forward that is given token ids (a pre-hook)."""
-        inputs = dict(zip(_names(type(model)), args, strict=False)) | kwargs
+        inputs = dict(zip(_forward_parameter_names(type(model)), args, strict=False)) | kwargs
         rows = next((inputs[name] for name in _ROWS if inputs.get(name) is not None), None)
         if rows is not None and not isinstance(rows, Tensor):
             return  # a trace, whose leaves run on the values of an earlier forward
@@ -175,7 +175,7 @@ def _door(model: nn.Module) -> nn.Module:
     return model.base_model if is_pretrained(model) else model
 
 
-def _names(module_class: type[nn.Module]) -> tuple[str, ...]:
+def _forward_parameter_names(module_class: type[nn.Module]) -> tuple[str, ...]:
     """Names of what a forward takes, without `self`."""
     return tuple(inspect.signature(inspect.unwrap(module_class.forward)).parameters)[1:]
 

@@ -102,12 +102,12 @@ def _lower_attention(builder: PlanBuilder, node: fx.Node, name: str) -> Rows:
     if form is None:
         raise builder.rejection(node, _REASON)
     register = attention_lowering.append_attention(
-        builder, node, form, [_rows(builder, x) for x in leaves], (heads, kv_heads, head_dim, value_dim)
+        builder, node, form, [_rows_of_node(builder, x) for x in leaves], (heads, kv_heads, head_dim, value_dim)
     )
     return Rows(_register_as_sample_value(builder, node, register, heads, value_dim))
 
 
-def _rows(builder: PlanBuilder, node: fx.Node) -> Rows:
+def _rows_of_node(builder: PlanBuilder, node: fx.Node) -> Rows:
     value = builder.values[node]
     return value.rows if isinstance(value, CachedRows) else value
 
@@ -149,7 +149,7 @@ def _qkv_nodes(builder: PlanBuilder, node: fx.Node, name: str) -> tuple[fx.Node,
 
 
 def _leaf(builder: PlanBuilder, node: fx.Node, length: int) -> Leaf:
-    shape, axis = builder.positions.shape_for_length(_rows(builder, node).index, length)
+    shape, axis = builder.positions.shape_for_length(_rows_of_node(builder, node).index, length)
     return Leaf(node, shape, axis)
 
 

@@ -8,6 +8,7 @@ registers a step reads.
 
 from bisect import bisect_right
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +28,11 @@ class RowLayout:
 
     columns: Tensor
     order: Tensor
+
+
+class RegisterColumn(NamedTuple):
+    register: int
+    column: int
 
 
 class Layout:
@@ -55,10 +61,10 @@ class Layout:
     def columns(self, register: int) -> Tensor:
         return self.rows(register)[0]
 
-    def owner(self, element: int) -> tuple[int, int]:
+    def owner(self, element: int) -> RegisterColumn:
         """Register and column of an element of the first token."""
         register = bisect_right(self._first, element) - 1
-        return register, element - self._first[register]
+        return RegisterColumn(register, element - self._first[register])
 
     def locate(self, elements: Tensor) -> tuple[Tensor, Tensor]:
         """Register and token of every element."""

@@ -67,7 +67,7 @@ def lower_router(builder: PlanBuilder, call: NodeCall) -> Routed:
     return value
 
 
-def router_outputs_on_samples(builder: PlanBuilder, call: NodeCall) -> Any:
+def recognise_renamed_router(builder: PlanBuilder, call: NodeCall) -> Any:
     """Outputs of a router that is called something else: of rows [n, width], numbers that are counted among them."""
     is_layer = call.role in ("linear", "norm", "activation")
     if is_layer or len(call.args) != 1 or not isinstance(call.first, Rows) or call.first.index.dim() != 2:

@@ -146,28 +146,34 @@ class _RotaryCall:
 
         def operand(value: Any) -> Any:
             if isinstance(value, Positional):
-                return _part(self.builder.positions.at(value.node, length), length, start, x.shape[1])
+                return _narrow_position_axis(self.builder.positions.at(value.node, length), length, start, x.shape[1])
             if isinstance(value, Rows):
-                return self._to_value_axes(x.new_zeros(1, x.shape[1], value.index.shape[-1]), value)
+                return self._from_heads_first(x.new_zeros(1, x.shape[1], value.index.shape[-1]), value)
             return value
 
         turned_value = self.args[self.position]
         args = [
-            self._to_value_axes(x, value) if value is turned_value and i == self.position else operand(value)
+            self._from_heads_first(x, value) if value is turned_value and i == self.position else operand(value)
             for i, value in enumerate(self.args)
         ]
         output = run_node(self.node, self.builder.model, args, {k: operand(v) for k, v in self.options.items()})
         output = output[self.number] if isinstance(output, tuple | list) else output
-        return self._to_value_axes(output, turned_value, is_inverse=True).float()
+        return self._to_heads_first(output, turned_value).float()
 
-    def _to_value_axes(self, x: Tensor, reference_rows: Rows, is_inverse: bool = False) -> Tensor:
-        """[heads, t, width] in the axes of `reference_rows`: [b, h, t, d], [b, t, h, d] or [b, t, d]; or back."""
-        if reference_rows.index.dim() == 3:
+    def _from_heads_first(self, x: Tensor, axes_like: Rows) -> Tensor:
+        """x [heads, t, width] in the axes of those rows: [b, h, t, d], [b, t, h, d] or [b, t, d]."""
+        if axes_like.index.dim() == 3:
             return x
-        turned = reference_rows.index.shape[1] == self.builder.shape[1] and self._moves_along(reference_rows.index, 1)
-        if is_inverse:
-            return x[0].transpose(0, 1) if turned else x[0]
-        return (x.transpose(0, 1) if turned else x)[None]
+        return (x.transpose(0, 1) if self._has_tokens_before_heads(axes_like) else x)[None]
+
+    def _to_heads_first(self, x: Tensor, axes_like: Rows) -> Tensor:
+        """[heads, t, width] of x, whose axes are those of the rows."""
+        if axes_like.index.dim() == 3:
+            return x
+        return x[0].transpose(0, 1) if self._has_tokens_before_heads(axes_like) else x[0]
+
+    def _has_tokens_before_heads(self, rows: Rows) -> bool:
+        return rows.index.shape[1] == self.builder.shape[1] and self._moves_along(rows.index, 1)
 
     def _moves_along(self, index: Tensor, axis: int) -> bool:
         """Whether tokens follow each other along an axis."""
@@ -175,7 +181,7 @@ class _RotaryCall:
         return bool((token.view(index.shape[1:3]).diff(dim=axis - 1) == 1).all())
 
 
-def _part(value: Any, length: int, start: int, count: int) -> Any:
+def _narrow_position_axis(value: Any, length: int, start: int, count: int) -> Any:
     """Some positions of what has an axis of all: tables of a long context are read a part at a time."""
     if not isinstance(value, Tensor) or count == length:
         return value

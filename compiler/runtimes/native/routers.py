@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -128,7 +128,7 @@ def named_tensors(module: nn.Module, extra: list[Tensor | None]) -> dict[str, Te
 def infer_routing(module: nn.Module, sample: RoutingSample) -> Routing | None:
     """The rule by which a sample was chosen, of logits that a matrix makes; or None."""
     for logits, form in _candidate_logits(sample):
-        for kind, groups in product(_KINDS, _candidate_groups(module, logits.shape[-1])):
+        for kind, groups in product(_KINDS, _candidate_expert_groups(module, logits.shape[-1])):
             for shift in (None, *_vectors(sample, logits.shape[-1])):
                 rule = Routing(*form, shift, kind, sample.numbers.shape[-1], *groups)
                 fitted_rule = _with_fitted_weights(rule, logits, sample)
@@ -185,16 +185,24 @@ def _candidate_logits(sample: RoutingSample) -> Iterator[tuple[Tensor, tuple[str
                 yield logits if bias is None else logits + sample.tensors[bias].flatten(), (name, bias)
 
 
-def _candidate_groups(module: nn.Module, experts: int) -> list[tuple[int, int, int]]:
-    """Groups, how many are kept and how many judge, of the numbers that a router or its config holds."""
+class _ExpertGroups(NamedTuple):
+    """Groups of experts, how many of them are chosen, and how many experts of a group give its score."""
+
+    groups: int
+    n_groups_chosen: int
+    n_scoring_experts: int
+
+
+def _candidate_expert_groups(module: nn.Module, experts: int) -> list[_ExpertGroups]:
+    """Combinations of the numbers that a router or its config holds."""
     config = getattr(module, "config", None)
     values = [*vars(module).values(), *(vars(config).values() if config else ())]
     numbers = sorted({n for n in values if type(n) is int and 1 <= n <= _MAX_GROUPS})
     several = [
-        (groups, top_groups, judges)
+        _ExpertGroups(groups, chosen, scoring)
         for groups in numbers
-        for top_groups in numbers
-        for judges in (1, 2)
-        if groups > 1 and experts % groups == 0 and top_groups < groups and judges <= experts // groups
+        for chosen in numbers
+        for scoring in (1, 2)
+        if groups > 1 and experts % groups == 0 and chosen < groups and scoring <= experts // groups
     ]
-    return [(1, 1, 1), *several]
+    return [_ExpertGroups(1, 1, 1), *several]

@@ -96,7 +96,7 @@ def recognise_rwkv(
     expected = expected[0] if isinstance(expected, tuple) else expected
     if not isinstance(expected, Tensor) or expected.shape != (batch, *x.shape):
         return None
-    outputs, call = _outputs(layers, shares, x), _make_layer_call(layers)
+    outputs, call = _outputs_of_layers(layers, shares, x), _make_layer_call(layers)
     forms = (
         _candidate_time_mixings(layers, shares, vectors, outputs, call)
         if vectors
@@ -113,7 +113,7 @@ Outputs = dict[tuple[str, int], Tensor]  # what a layer makes of a mixture
 LayerCall = Callable[[str, Tensor], Tensor | None]
 
 
-def _outputs(layers: dict[str, nn.Linear], shares: list[Tensor], x: Tensor) -> Outputs:
+def _outputs_of_layers(layers: dict[str, nn.Linear], shares: list[Tensor], x: Tensor) -> Outputs:
     before = torch.cat([torch.zeros_like(x[:1]), x[:-1]])
     mixed = [x * share + before * (1 - share) for share in shares]
     call = _make_layer_call(layers)

@@ -24,7 +24,7 @@ def rename_symbolic_axes(model: Any) -> None:
                 names.setdefault(str(dim), name)
     for value in values:
         if value.shape is not None:
-            value.shape = type(value.shape)([_named(dim, names) for dim in value.shape])
+            value.shape = type(value.shape)([_with_axis_names(dim, names) for dim in value.shape])
 
 
 def _axis_names(name: str, has_past: bool) -> tuple[str, ...]:
@@ -37,7 +37,7 @@ def _axis_names(name: str, has_past: bool) -> tuple[str, ...]:
     return "batch_size", _LENGTHS.get(name, "")
 
 
-def _named(dim: Any, names: dict[str, str]) -> Any:
+def _with_axis_names(dim: Any, names: dict[str, str]) -> Any:
     if isinstance(dim, int) or dim.value is None:  # a length, or nothing known
         return dim
     return _SYMBOL.sub(lambda match: names.get(match[0], match[0]), str(dim))

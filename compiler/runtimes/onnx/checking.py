@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ....dsl.syntax.diagnostics import Reject
 from ...core.json_errors import first_line
 from ...core.safe_read import MALFORMED, MIB, open_regular, parse_strict_json, read_regular_file
 from .nbits_checking import DOMAIN, OPERATOR, nbits_problem
@@ -220,5 +221,5 @@ def _read_facts(path: Path, model: Any) -> dict[str, Any]:
     return facts
 
 
-def _rejected(path: Path, problem: str):
+def _rejected(path: Path, problem: str) -> Reject:
     return rejected_onnx(f"{path} {problem}", help=_REMEDY).rejection()

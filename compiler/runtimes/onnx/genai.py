@@ -55,7 +55,7 @@ _FIELDS = frozenset(
 ).union(_INPUTS, _CACHE, _SAMPLING)
 
 
-def write_genai_config(model: PreTrainedModel, folder: Path) -> str:
+def write_genai_config_and_describe(model: PreTrainedModel, folder: Path) -> str:
     """Write the file beside the graph of a decoder. Returns a sentence: what opens the folder, or why nothing does."""
     stored = read_checked_onnx(folder)
     problem = _problem(stored)

@@ -135,8 +135,12 @@ def export_graphs(model: nn.Module) -> Iterator[Graph]:
     mask = None if is_speech else reads.arguments["attention_mask"]
     states, cache = reads.module(**reads.arguments), _empty()
     _decoder_logits(model, mask, decoder_ids, states, cache)
-    slots = [n for n in range(len(cache.self_attention_cache.layers)) if all(p is not None for p in _parts(cache, n))]
-    past = [part for slot in slots for part in _parts(cache, slot)]
+    slots = [
+        n
+        for n in range(len(cache.self_attention_cache.layers))
+        if all(p is not None for p in _keys_and_values_of_cache(cache, n))
+    ]
+    past = [part for slot in slots for part in _keys_and_values_of_cache(cache, slot)]
     names = [f"{n}.{side}.{part}" for n in range(len(slots)) for side in SIDE_NAMES for part in ("key", "value")]
     free = {0: _FREE, 1: _FREE}
     # Of sounds all have as many states; what says which of them are a source's is only there where they differ.
@@ -192,7 +196,7 @@ def keys_and_values(cache: Any, layer_index: int) -> tuple[Any, Any]:
     return getattr(cache.layers[layer_index], "keys", None), getattr(cache.layers[layer_index], "values", None)
 
 
-def _parts(cache: Any, slot: int) -> list[Any]:
+def _keys_and_values_of_cache(cache: Any, slot: int) -> list[Any]:
     return [part for half in _halves(cache) for part in keys_and_values(half, slot)]
 
 

@@ -63,11 +63,11 @@ def dry_run(
 def unread_outputs(program: Program, path: str) -> frozenset[int]:
     """Outputs of a layer besides its first that neither the model nor its caller ever reads."""
     trial = copy_on_meta(program)
-    layer, count = trial.model.get_submodule(path), _values_of(program.units[path].graph)
+    layer, count = trial.model.get_submodule(path), _output_count(program.units[path].graph)
     return frozenset(index for index in range(1, count) if _is_output_unused(trial, layer, index))
 
 
-def _values_of(graph: fx.Graph) -> int:
+def _output_count(graph: fx.Graph) -> int:
     returned = next(node for node in graph.nodes if node.op == "output").args[0]
     return len(returned) if isinstance(returned, (tuple, list)) else 1
 

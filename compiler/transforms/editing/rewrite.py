@@ -193,7 +193,7 @@ class Rewriter:
         unread = unread_outputs(self.program, path)
         label = f"what {join} adds in {path}"
         trial = dry_run(self.program, label, lambda trial: Rewriter(trial)._remove_branch(path, join, keep, unread))
-        freed = _size(self.program.model) - _size(trial.model)
+        freed = _param_count(self.program.model) - _param_count(trial.model)
         if freed < frees / 2:
             raise frees_nothing(
                 f"without {label}, {freed:,} of {frees:,.0f} parameters would go: what stays reads what it computes",
@@ -341,7 +341,7 @@ class Rewriter:
         self.dirty = True
 
 
-def _size(model: nn.Module) -> int:
+def _param_count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 

@@ -70,13 +70,13 @@ def _inline_mixer_graph(program: Program, scan: "Scan", inner: fx.Graph) -> Unit
 
 
 def _copy_node_into_unit(
-    graph: fx.Graph, old: fx.Node, copies: dict[fx.Node, Any], mixer_path: str, node: fx.Node
+    graph: fx.Graph, old: fx.Node, copies: dict[fx.Node, Any], mixer_path: str, scope_source: fx.Node
 ) -> fx.Node:
     new = graph.node_copy(old, copies.__getitem__)
     if new.op in ("call_module", "get_attr"):
         new.target = f"{mixer_path}.{old.target}"
     new.meta = dict(old.meta)
-    scope = (*node.meta.get("scope", ()), mixer_path)
+    scope = (*scope_source.meta.get("scope", ()), mixer_path)
     new.meta["scope"] = (*scope, *(f"{mixer_path}.{path}" for path in old.meta.get("scope", ())))
     if old.meta.get("ints"):
         new.meta["ints"] = tuple(

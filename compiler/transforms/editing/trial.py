@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ....dsl.checker.skeleton import Branch
 from ...analysis.discovery.bypass import without_branch
@@ -39,7 +39,7 @@ def without_layer(program: "Program", unit: str) -> Iterator[None]:
     """The unit returns the hidden states that it was given."""
     module = program.model.get_submodule(unit)
 
-    def skip(_module, args, kwargs, output):
+    def skip(_module, args, kwargs, output) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 

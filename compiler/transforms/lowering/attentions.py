@@ -84,7 +84,7 @@ def unsupported_option(node: fx.Node) -> str:
     return f"it attends with `{name}`, which only the model's own attention knows" if name else ""
 
 
-def heads_of(node: fx.Node) -> tuple[int, int]:
+def query_and_key_heads(node: fx.Node) -> tuple[int, int]:
     """Query heads and key heads of a call."""
     return node.args[1].meta["shape"][1], node.args[2].meta["shape"][1]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -163,7 +163,12 @@ def _class_recording_weight_reads(module_class: type[nn.Module], path: str, read
     return type(module_class.__name__, (module_class,), members)
 
 
-def usable_kernels(site: Site, format: str) -> tuple[list[str], str]:
+class UsableKernels(NamedTuple):
+    kernels: list[str]
+    refusal: str
+
+
+def usable_kernels(site: Site, format: str) -> UsableKernels:
     """The kernels that may take a module, and why others, or all, may not."""
     requested = list(FORMATS.values()) if format == "auto" else [FORMATS[format]]
     refusals = {
@@ -174,7 +179,12 @@ def usable_kernels(site: Site, format: str) -> tuple[list[str], str]:
     if format == "auto":  # zeros that are not there can't be skipped
         shares = {"": 1.0, "weights": site.zeros, "blocks": site.case.blocks}
         usable = [k for k in usable if shares[BY_KERNEL[k].skips] >= BY_KERNEL[k].worth_from]
-    return usable, next(filter(None, refusals.values()), "")
+    return UsableKernels(usable, next(filter(None, refusals.values()), ""))
+
+
+class ReasonedKernel(NamedTuple):
+    kernel: str
+    reason: str
 
 
 def choose_kernel(
@@ -183,7 +193,7 @@ def choose_kernel(
     seconds_by_kernel: Mapping[str, float],
     error_of: Callable[[str], float | None],
     max_error: float,
-) -> tuple[str, str]:
+) -> ReasonedKernel:
     """(kernel or "", why) of a module whose contenders were timed.
 
     Of kernels that are equally fast it is the one of the finest grid; int8 and int4 only where they are not too far
@@ -202,17 +212,20 @@ def choose_kernel(
     barred_text = ", ".join(f"{FORMAT_OF[k]} would be off by {off[k]:.1%} of its outputs" for k in barred)
     left_out = f"; {barred_text}" if barred_text else ""
     if fastest is None:
-        return "", f"no kernel takes it{left_out}"
+        return ReasonedKernel("", f"no kernel takes it{left_out}")
     behind = by_time[by_time.index(fastest) + 1 :]
     tied = [fastest, *(k for k in behind if seconds_by_kernel[k] <= seconds_by_kernel[fastest] * WINS)]
     kernel = next(filter(fits, sorted(tied, key=lambda k: (BY_KERNEL[k].tolerance, seconds_by_kernel[k]))))
     if seconds_by_kernel[kernel] * WINS > seconds_by_kernel[EAGER]:
-        return "", (
-            f"torch takes {duration_text(seconds_by_kernel[EAGER])} and the fastest kernel, {FORMAT_OF[kernel]}, "
-            f"{duration_text(seconds_by_kernel[kernel])}{left_out}"
+        return ReasonedKernel(
+            "",
+            (
+                f"torch takes {duration_text(seconds_by_kernel[EAGER])} and the fastest kernel, {FORMAT_OF[kernel]}, "
+                f"{duration_text(seconds_by_kernel[kernel])}{left_out}"
+            ),
         )
     speedup = significant_digits(seconds_by_kernel[EAGER] / seconds_by_kernel[kernel], 3)
-    return kernel, f"{speedup} times as fast as torch{left_out}"
+    return ReasonedKernel(kernel, f"{speedup} times as fast as torch{left_out}")
 
 
 def more_exact_kernels(choices: Sequence[KernelChoice], error_share_to_remove: float) -> dict[str, str]:

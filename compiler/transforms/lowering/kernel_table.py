@@ -53,7 +53,7 @@ class KernelRace:
         """The ratio if a contender took no longer than reading its bytes; None where reading was not raced."""
         return self.named[slower].seconds * self.rate / self.named[name].bytes if self.rate else None
 
-    def text(self) -> str:
+    def as_table_text(self) -> str:
         first = self.contenders[0]
         lines = [
             self.title + (f"   read {self.rate / 1e9:.1f} GB/s" if self.rate else ""),

@@ -76,7 +76,7 @@ class KernelCase:
         return {"n": self.n, "k": self.k, "dtype": self.dtype, "zeros": self.zeros, "blocks": self.blocks}
 
 
-def race_kernels(weight: Tensor, kernels: Sequence[str], rows: int, isa: str) -> dict[str, float]:
+def race_kernels_and_torch(weight: Tensor, kernels: Sequence[str], rows: int, isa: str) -> dict[str, float]:
     """Seconds of torch's contenders and of the kernels, by name."""
     x = torch.randn(rows, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight.dtype)
     with torch.inference_mode(), nullcontext() if isa == "native" else levels.at_forced_level(isa):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from ....dsl.checker.skeleton import Group, Skeleton
 from ...analysis.planning import shrink
@@ -11,21 +12,26 @@ from .savings import OF_MODEL, SCANS, SavingsTable, steps
 from .uniform_widths import refreshed
 
 
-def shrink_to_budget(skeleton: Skeleton, goal: Budget, parts: Sequence[Parts]) -> tuple[Skeleton, int]:
-    """The skeleton when a budget is met, and after how many cuts.
+class ShrunkSkeleton(NamedTuple):
+    skeleton: Skeleton
+    n_cuts: int
+
+
+def shrink_to_budget(skeleton: Skeleton, goal: Budget, part_kinds: Sequence[Parts]) -> ShrunkSkeleton:
+    """The skeleton when a budget is met.
 
     Groups are narrowed alike. Kinds whose cuts are large come first and give no more than smaller cuts can't, so that
     little more goes than is asked for. Of whole parts the smallest go where groups don't suffice.
     """
-    full_size, savings_table = _total_quantity(skeleton, goal.of, parts), SavingsTable(skeleton)
+    full_size, savings_table = _total_quantity(skeleton, goal.of, part_kinds), SavingsTable(skeleton)
 
     def saved(remaining: Skeleton) -> float:
-        return full_size - _total_quantity(remaining, goal.of, parts)
+        return full_size - _total_quantity(remaining, goal.of, part_kinds)
 
     def met(remaining: Skeleton) -> bool:
         return goal.is_met(saved(remaining))
 
-    widths = [kind for kind in parts if isinstance(kind, WidthParts) and kind.groups]
+    widths = [kind for kind in part_kinds if isinstance(kind, WidthParts) and kind.groups]
     can = {
         kind.kind: sum(kind.max_cuts(g) * _of_cut(savings_table, kind, g, goal.of) for g in kind.groups)
         for kind in widths
@@ -39,11 +45,11 @@ def shrink_to_budget(skeleton: Skeleton, goal: Budget, parts: Sequence[Parts]) -
     for kind in widths:  # sides of one tensor save less together than each of them does alone
         left, cut_count = _narrow_evenly(left, goal, saved, kind)
         cuts += cut_count
-    for removable in sorted((p for p in parts if isinstance(p, RemovableParts)), key=lambda p: p.kind == SCANS):
+    for removable in sorted((p for p in part_kinds if isinstance(p, RemovableParts)), key=lambda p: p.kind == SCANS):
         if not met(left):
             left, cut_count = removable.remove_fewest_params_first_until(left, met)
             cuts += cut_count
-    return left, cuts
+    return ShrunkSkeleton(left, cuts)
 
 
 def _total_quantity(skeleton: Skeleton, quantity: str, parts: Sequence[Parts]) -> float:

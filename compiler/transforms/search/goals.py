@@ -61,7 +61,7 @@ def max_savings(savings_table: SavingsTable, quantity: str, parts: Sequence[Part
     blocks = [b for p in parts if isinstance(p, BlockParts) for b in p.branches]
     inside = {site for b in blocks for site in savings_table.inside[b.site]}
     widths: dict[tuple[str, str], float] = {
-        (g.site, g.kind): p.max_cuts(g) * p.stride(g) * _each(savings_table, g, quantity)
+        (g.site, g.kind): p.max_cuts(g) * p.stride(g) * _savings_of_step(savings_table, g, quantity)
         for p in parts
         if isinstance(p, WidthParts)
         for g in p.groups
@@ -83,7 +83,7 @@ def max_savings(savings_table: SavingsTable, quantity: str, parts: Sequence[Part
     return total
 
 
-def _each(savings_table: SavingsTable, group: Group, quantity: str) -> float:
+def _savings_of_step(savings_table: SavingsTable, group: Group, quantity: str) -> float:
     """Savings of a step of a group; of a mixer's items every block loses one."""
     if quantity == group.kind and group.kind.startswith("ssm_"):
         return group.count // steps(group)
@@ -144,14 +144,14 @@ def smallest_savings(savings_table: SavingsTable, quantity: str, parts: Sequence
     return min((saved for saved in savings if saved > 0), default=0.0)
 
 
-def refuse_overshoot(smallest_cut: float, saved_amount: float, goal: Budget) -> None:
+def refuse_overshoot(smallest_cut: float, already_saved: float, goal: Budget) -> None:
     """Reject (overshoots) where even the smallest cut, which saves `smallest_cut`, goes far beyond the goal."""
-    if saved_amount + smallest_cut <= (1 + SPARE) * goal.goal:
+    if already_saved + smallest_cut <= (1 + SPARE) * goal.goal:
         return
     share, each = goal.goal / goal.total, smallest_cut / goal.total
     raise overshoots(
         f"{share:.1%} of {goal.of} are to go, and the smallest part that can go is {each:.1%}"
-        + (f", with {saved_amount / goal.total:.1%} gone" if saved_amount else ""),
+        + (f", with {already_saved / goal.total:.1%} gone" if already_saved else ""),
         help=f"remove {math.ceil(1000 * each / (1 + SPARE)) / 10:g}% or more, cut in smaller steps, let other "
         "modules or kinds be cut, or allow it with `overshoot: true`",
         argument="remove",

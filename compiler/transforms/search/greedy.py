@@ -199,7 +199,7 @@ class Greedy:
             return skeleton
         if self.amount.of != "latency":
             self._refuse_unreachable(SavingsTable(skeleton, self.norms), goal)
-        return shrink_to_budget(skeleton, goal, self.parts)[0]
+        return shrink_to_budget(skeleton, goal, self.parts).skeleton
 
     def _refuse_without_score(self) -> None:
         if self.amount.of in ("flops", "bytes") or (self.amount.of == "params" and not self.even_params):
@@ -214,7 +214,7 @@ class Greedy:
         if self.score is None:
             return 0
         goal, first = self.search_budget(skeleton), sum(p.count for p in self.parts)
-        cuts = int(goal.goal) if goal.of == CUTS else shrink_to_budget(skeleton, goal, self.parts)[1]
+        cuts = int(goal.goal) if goal.of == CUTS else shrink_to_budget(skeleton, goal, self.parts).n_cuts
         removable = sum(p.count for p in self.parts if isinstance(p, RemovableParts))
         removed = min(cuts, removable) if removable == first else 0
         fewer = removed * (removed - 1) // 2  # what is gone is asked no more

@@ -78,7 +78,7 @@ def wanda_importance(program: "Program", group: Group, moments: Moments) -> torc
             tensor = as_matrix(program.model.get_parameter(member.tensor).detach(), member)
             scores = tensor.abs().sum(0).cpu().double() * norms
             total += _per_item(
-                scores.view(-1, len(norms) // _size(program, member)).sum(1), member.segments, group.count
+                scores.view(-1, len(norms) // _axis_length(program, member)).sum(1), member.segments, group.count
             )
     return total
 
@@ -145,7 +145,7 @@ def _removal_errors(
     return torch.stack(errors).cpu()
 
 
-def _size(program: "Program", member: Member) -> int:
+def _axis_length(program: "Program", member: Member) -> int:
     return program.model.get_parameter(member.tensor).shape[member.axis]
 
 

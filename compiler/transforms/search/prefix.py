@@ -285,7 +285,7 @@ class _FirstForward:
         self.calls.append(MetricForward(args, dict(kwargs), tensors[0].numel() if tensors else 1))
         self.next, self.stream = 0, None
 
-    def make_enter_hook(self, k: int):
+    def make_enter_hook(self, k: int) -> Callable[..., None]:
         def hook(_module, args, kwargs):
             hidden = args[0] if args else kwargs.get("hidden_states")
             known = self.stream is None or (isinstance(hidden, Tensor) and hidden is self.stream)
@@ -293,7 +293,7 @@ class _FirstForward:
 
         return hook
 
-    def make_leave_hook(self, k: int):
+    def make_leave_hook(self, k: int) -> Callable[..., None]:
         def hook(_module, _args, output):
             self.next = k + 1
             self.stream = stream(output)
@@ -321,7 +321,7 @@ class _Position:
             raise _OtherForwards
         self.module = self.outputs[self.index]
 
-    def instead_of(self, _forward):
+    def instead_of(self, _forward) -> Callable[..., Any]:
         return lambda *args, **kwargs: self.module
 
 
@@ -342,7 +342,9 @@ def _with_forward(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[Non
             layer.forward = before
 
 
-def _collect_outputs_hook(outputs: dict[int, Any], k: int, stops_forward: bool, detach: bool = True):
+def _collect_outputs_hook(
+    outputs: dict[int, Any], k: int, stops_forward: bool, detach: bool = True
+) -> Callable[..., None]:
     def hook(_module, _args, output):
         outputs[k] = _detached(output) if detach else output
         if stops_forward:

@@ -284,7 +284,7 @@ def as_matrix_inputs(module: nn.Module, x: Tensor) -> Tensor:
     return nn.functional.unfold(x.float(), kernel, dilation, padding, stride).movedim(1, 2).flatten(0, 1)
 
 
-def _sum_hook(sums: dict[str, Tensor], path: str):
+def _sum_hook(sums: dict[str, Tensor], path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         x = as_matrix_inputs(module, args[0].detach())  # [tokens, in]
         if path in sums:

@@ -1,6 +1,6 @@
 """Importance of each expert of a layer: its routing weight, or its weights."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -72,7 +72,7 @@ def router_weight_sums(
     return totals
 
 
-def _router_weight_hook(total: Tensor):
+def _router_weight_hook(total: Tensor) -> Callable[[nn.Module, tuple, dict], None]:
     """Hook on the inputs of experts: hidden states, and for every token the numbers chosen and their weights."""
 
     def hook(_module: nn.Module, args: tuple, kwargs: dict) -> None:

@@ -3,7 +3,7 @@
 import math
 from bisect import insort
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ....dsl.checker.values import MetricRef
 from .candidate import Candidate
@@ -18,6 +18,11 @@ SLACK = 0.5  # how far below an estimate the truth is taken to lie at most, of i
 MIN_SAMPLES = 8
 TRUST = 0.9  # of the candidates that were scored, how many keep to the bound
 MARGIN = 0.1  # what is put on top, of the terms' sizes
+
+
+class ExpectedGrowth(NamedTuple):
+    growth: float
+    lower_bound: float
 
 
 class ScoreEstimates:
@@ -46,10 +51,10 @@ class ScoreEstimates:
     def __contains__(self, path: str) -> bool:
         return path in self.estimates
 
-    def growths(self, candidate: Candidate, round_: "Round") -> tuple[float, float]:
+    def growths(self, candidate: Candidate, round_: "Round") -> ExpectedGrowth:
         """Expected growth of the score without it, and a lower bound."""
         growth, terms = self._expected_growth(candidate, round_)
-        return growth, growth - self.slack * terms
+        return ExpectedGrowth(growth, growth - self.slack * terms)
 
     def widen_slack_from(self, candidate: Candidate, growth: float, round_: "Round") -> None:
         """Compare an estimate with what was scored."""

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -79,9 +79,14 @@ class ReconstructingSparsifier(Sparsifier):
         )
 
 
+class LayerwiseChanges(NamedTuple):
+    zero_shares: dict[str, float]
+    relative_changes: dict[str, float]
+
+
 def solve_layerwise(
     program: "Program", ctx: Context, selected: Sequence[Part], rows: Tensor, solve_weight: New
-) -> tuple[dict[str, float], dict[str, float]]:
+) -> LayerwiseChanges:
     """Exchange the weights of the chosen modules, each layer for what the exchanged ones before it give; their shares
     of zeros and relative changes by path. Finished layers are stored; a run that was killed continues after them."""
     parts, shards = stages(program, selected), Shards(ctx.workdir / "layers")
@@ -95,7 +100,7 @@ def solve_layerwise(
             changes[path] = relative_change(before, after)
             zero_shares[path] = replace_weight(program, path, after, ctx)
         walk.leave(stage)
-    return zero_shares, changes
+    return LayerwiseChanges(zero_shares, changes)
 
 
 def _solve_stage(program: "Program", layerwise: Layerwise, stage: Stage, solve_weight: New) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Channels of the residual stream: which matter least, and what reads them refitted to do without."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -85,7 +85,7 @@ def norm_importance(program: "Program", ctx: "Context", stream: Group, data: Dat
     """
     sums: dict[str, Tensor] = {}
 
-    def hook(path: str):
+    def hook(path: str) -> Callable[..., None]:
         def add(_module: nn.Module, _args: tuple, output: Tensor) -> None:
             rows = output.detach().abs().flatten(1, -2).mean(1) if output.ndim > 2 else output.detach().abs()
             sums[path] = sums.get(path, 0) + rows.double().square().sum(0).cpu()

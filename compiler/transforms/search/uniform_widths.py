@@ -99,15 +99,17 @@ def report_refusals(
 
 def _cut_refusal(program: "Program", cuts: Sequence[tuple[Group, int]]) -> str | None:
     """Why a model does not run when groups have lost their first steps; None where it does, or nothing tells."""
-    reason = _forward_failure_after(copy_on_meta(program), cuts)
+    reason = _unsupported_forward_after(copy_on_meta(program), cuts)
     if reason is None or forward_runs(copy_on_meta(program)):
         return reason
     trial = small_copy(program)  # its code asks for numbers, as mixtures that look which experts were chosen do
-    return None if trial is None else _forward_failure_after(trial, cuts)
+    return None if trial is None else _unsupported_forward_after(trial, cuts)
 
 
-def _forward_failure_after(trial: "Program", cuts: Sequence[tuple[Group, int]]) -> str | None:
-    sliced = [(g, set(RankedGroup(g, list(range(g.count))).least_important_items(count))) for g, count in cuts]
+def _unsupported_forward_after(trial: "Program", removals: Sequence[tuple[Group, int]]) -> str | None:
+    sliced = [
+        (g, set(RankedGroup(g, list(range(g.count))).least_important_items(n_removed))) for g, n_removed in removals
+    ]
     try:
         with Rewriter(trial) as rewrite:
             slice_all(trial, rewrite, [(g, items) for g, items in sliced if items])

@@ -151,7 +151,7 @@ def check_experts(shares: Sequence[Ratio], skeleton: Skeleton, selector: Selecto
         check_expert_count(skeleton, group, left, EXPERTS)
 
 
-def pruning_orders(
+def items_least_important_first(
     program: "Program", groups: Sequence[Group], router_sums: Mapping[str, Tensor] = MappingProxyType({})
 ) -> dict[str, list[int]]:
     """Order the items of every group by which a narrower choice does without first: those whose weights are least.

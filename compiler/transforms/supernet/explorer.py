@@ -140,7 +140,7 @@ class Explorer:
         if objective.timed:
             assert self.table is not None, "nothing was timed"
             return self.table.time(choice)
-        key, task = self._task_of(objective, self.space.genome(choice))
+        key, task = self._key_and_task(objective, self.space.genome(choice))
         measure = partial(self._timely, objective, choice)
         if self.ctx.remote_scorer:
             with nullcontext() if self.is_over else self.ctx.run.searching():
@@ -165,7 +165,7 @@ class Explorer:
         deadline.stop = EarlyStop(reached, {"evaluated": len(self.known)})
         self.ctx.emit_event(Said(f"search: the time is over after {reached}"))
 
-    def _task_of(self, objective: Objective, genome: Genome) -> tuple[str, "Task"]:
+    def _key_and_task(self, objective: Objective, genome: Genome) -> tuple[str, "Task"]:
         """Key of a value, and the task for a worker."""
         key = digest([self.space.identity, value_text(objective.ref), list(genome)])
         return key, {"genome": list(genome), "metric": value_text(objective.ref)}
@@ -175,7 +175,7 @@ class Explorer:
         if self.ctx.remote_scorer:
             remote = [o for o in self.objectives if o.ref.name not in _COUNTS and not o.timed]
             new = [g for g in dict.fromkeys(genomes) if g not in self.known]
-            self.ctx.remote_scorer.prefetch(self.journal, dict(self._task_of(o, g) for g in new for o in remote))
+            self.ctx.remote_scorer.prefetch(self.journal, dict(self._key_and_task(o, g) for g in new for o in remote))
 
     def serve_tasks(self, task_source: "TaskSource", report_objectives: Iterable[Objective]) -> None:
         """Serve tasks in a worker: measure what is asked, for as long as it is."""

@@ -5,7 +5,7 @@ import random
 import numpy as np
 
 from .explorer import Explorer
-from .search_pass import TIRED, extreme_choices, sizes
+from .search_pass import TIRED, choice_counts, extreme_choices
 
 
 def run_nsga2(explorer: Explorer, rng: random.Random, population: int) -> None:
@@ -20,7 +20,7 @@ def run_nsga2(explorer: Explorer, rng: random.Random, population: int) -> None:
     from pymoo.operators.mutation.pm import PM
     from pymoo.operators.repair.rounding import RoundingRepair
 
-    widths = np.array(sizes(explorer))
+    widths = np.array(choice_counts(explorer))
     n_objectives = len(explorer.objectives)
     first = [tuple(rng.randrange(int(w)) for w in widths) for _ in range(max(0, population - 3))]
     algorithm = NSGA2(

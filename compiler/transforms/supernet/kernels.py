@@ -88,7 +88,7 @@ def reduced_padding(program: "Program", path: str, border: int) -> dict[str, Any
     if not isinstance(module, nn.Conv2d) or module.padding_mode != "zeros" or type(module.weight) is not nn.Parameter:
         return None
     less = [border * step for step in module.dilation]  # [high, wide]
-    attributes = _reduced_padding_of_kernel(module, path, less)
+    attributes = _edits_for_less_padding(module, path, less)
     if attributes is None:
         attributes = _less(_preceding_zero_pad(program, path), less)
     elif type(module).forward is not nn.Conv2d.forward and not _smaller_padding_equals_crop(
@@ -98,23 +98,27 @@ def reduced_padding(program: "Program", path: str, border: int) -> dict[str, Any
     return attributes
 
 
-def _reduced_padding_of_kernel(module: nn.Conv2d, path: str, reduction: Sequence[int]) -> dict[str, Any] | None:
+def _edits_for_less_padding(module: nn.Conv2d, path: str, removed_per_side: Sequence[int]) -> dict[str, Any] | None:
     if module.padding == "same":
         return {}
-    if isinstance(module.padding, tuple | list) and all(p >= n for p, n in zip(module.padding, reduction, strict=True)):
-        return {f"{path}.padding": [p - n for p, n in zip(module.padding, reduction, strict=True)]}
+    if isinstance(module.padding, tuple | list) and all(
+        p >= n for p, n in zip(module.padding, removed_per_side, strict=True)
+    ):
+        return {f"{path}.padding": [p - n for p, n in zip(module.padding, removed_per_side, strict=True)]}
     inner = [(f"{path}.{name}", child) for name, child in module.named_children() if type(child) is nn.ZeroPad2d]
-    return _less(inner[0], reduction) if len(inner) == 1 else None
+    return _less(inner[0], removed_per_side) if len(inner) == 1 else None
 
 
-def _less(pad: tuple[str, nn.ZeroPad2d] | None, removed_border: Sequence[int]) -> dict[str, Any] | None:
+def _less(pad: tuple[str, nn.ZeroPad2d] | None, removed_per_side: Sequence[int]) -> dict[str, Any] | None:
     if pad is None:
         return None
     path, module = pad
     left = [
         p - n
         for p, n in zip(
-            module.padding, (removed_border[1], removed_border[1], removed_border[0], removed_border[0]), strict=True
+            module.padding,
+            (removed_per_side[1], removed_per_side[1], removed_per_side[0], removed_per_side[0]),
+            strict=True,
         )
     ]
     return {f"{path}.padding": left} if min(left) >= 0 else None

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from ....dsl.checker.skeleton import Skeleton
 from ....dsl.checker.value_text import value_text
 from ....dsl.checker.values import DataRef, MetricRef, Ratio, references_in
-from ....dsl.syntax.diagnostics import Fault
+from ....dsl.syntax.diagnostics import Diagnostic, Fault
 from ...analysis.planning import keys
 from ...core.deadline import DeadlineExceeded
 from ...core.journal import Journal
@@ -64,7 +64,8 @@ class Method(Pass):
     def forwards(self, skeleton: Skeleton) -> int:
         return self.evals
 
-    def result_of(self, outcome: Outcome, ctx: Context) -> Outcome:
+    def result_of(self, outcome: Outcome, ctx: Context) -> Front:
+        """The front of a family, after the whole search."""
         assert isinstance(outcome, Family), f"searched in {outcome.kind}"
         check_search(self, outcome, ctx)
         objectives = [Objective.of(ref, ctx) for ref in self.measure]
@@ -100,7 +101,7 @@ class Method(Pass):
         return Point(f"choice_{index}", "", measures, choice)
 
 
-def no_finite(count: int):
+def no_finite(count: int) -> Diagnostic:
     return one_choice(
         f"none of the {count} choices that were evaluated has finite measures within the limits",
         help="evaluate more, or loosen `at_most`",
@@ -114,8 +115,8 @@ def check_search(search: Method, family: Family, ctx: Context) -> None:
         raise one_choice(
             "the family has one choice, and there is nothing to search", help="leave the step out"
         ).rejection()
-    selects = _rows(search.measure, ctx)
-    for name, identity in _rows(search.report, ctx).items():
+    selects = _data_identities(search.measure, ctx)
+    for name, identity in _data_identities(search.report, ctx).items():
         if identity in selects.values():
             raise report_is_selection(
                 f"`report` is measured on `{name}`, whose rows the search selects by",
@@ -124,12 +125,12 @@ def check_search(search: Method, family: Family, ctx: Context) -> None:
             ).rejection()
 
 
-def _rows(metrics: Sequence[MetricRef], ctx: Context) -> dict[str, str]:
+def _data_identities(metrics: Sequence[MetricRef], ctx: Context) -> dict[str, str]:
     refs = {ref.name: ref for metric in metrics for ref in references_in(dict(metric.args), DataRef)}
     return {name: keys.data_identity(ref, ctx) for name, ref in refs.items()}
 
 
-def sizes(explorer: Explorer) -> list[int]:
+def choice_counts(explorer: Explorer) -> list[int]:
     return [len(dim.values) for dim in explorer.space.dims]
 
 
@@ -180,11 +181,11 @@ def sample_allowed_genome(explorer: Explorer, rng: random.Random, attempts: int 
     """An allowed genome that is new; where none turns up, the last one drawn moved towards the smallest."""
     genome: Genome = ()
     for _ in range(attempts):
-        genome = tuple(rng.randrange(size) for size in sizes(explorer))
+        genome = tuple(rng.randrange(size) for size in choice_counts(explorer))
         if genome not in explorer.known and explorer.allows(genome):
             return genome
     while not explorer.allows(genome):
-        shrinkable = [i for i, size in enumerate(sizes(explorer)) if genome[i] < size - 1]
+        shrinkable = [i for i, size in enumerate(choice_counts(explorer)) if genome[i] < size - 1]
         index = rng.choice(shrinkable)
         genome = (*genome[:index], genome[index] + 1, *genome[index + 1 :])
     return genome

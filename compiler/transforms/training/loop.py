@@ -128,11 +128,11 @@ class TrainingLoop:
             self.course.finished = self.course.finished or step == self.regime.steps
             if step % self.regime.save == 0 or self.course.finished:
                 self._save()
-            self.ctx.tick(Ticked("step", step, self.regime.steps, self._text(loss)))
+            self.ctx.tick(Ticked("step", step, self.regime.steps, self._progress_text(loss)))
             if self.course.finished:
                 break
 
-    def _text(self, loss: float) -> str:
+    def _progress_text(self, loss: float) -> str:
         best = f", held out {self.course.lowest:.3f} at best" if self.course.held_out else ""
         return f"loss {loss:.3f}{best}"
 

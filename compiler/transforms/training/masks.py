@@ -28,7 +28,7 @@ class MaskedProduct(torch.autograd.Function):
         return x @ product(a, b, mask, scale).T
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, a, b, mask = ctx.saved_tensors
         of_x = gradient @ product(a, b, mask, ctx.scale) if ctx.needs_input_grad[0] else None
         slope = gradient.flatten(0, -2).T @ x.flatten(0, -2)  # [out, in]

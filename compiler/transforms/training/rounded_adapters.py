@@ -25,7 +25,7 @@ class RoundedProduct(torch.autograd.Function):
         return x @ _beyond(a, b, mask, scale, weight, scales).to(x.dtype).T
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, a, b, mask, weight = ctx.saved_tensors
         of_x = None
         if ctx.needs_input_grad[0]:

@@ -11,7 +11,7 @@ import torch
 from effc.compiler.artifacts.artifact import artifact_hash
 from effc.compiler.artifacts.manifest import read_manifest
 from effc.compiler.driver import api
-from effc.compiler.driver.pick import copy_point, refuse_other_machine
+from effc.compiler.driver.pick import copy_point, refuse_profile_mismatch
 from effc.compiler.driver.point_limits import Limit
 from effc.dsl.syntax.diagnostics import Reject
 from effc.kernels.levels import NAMES
@@ -154,13 +154,13 @@ def test_a_point_is_picked_for_the_machine_that_its_measures_are_of(front):
         "other": {"isa": "sve2"},
     }
     told = replace(manifest, recipe={"resolved": {"profiles": profiles}}, machine={**manifest.machine, "isa": "avx2"})
-    refuse_other_machine(told, "any")
+    refuse_profile_mismatch(told, "any")
     for name, words in (("wide", "64 threads, and 1 were"), ("best", "has avx2"), ("other", "nothing says whether")):
         with pytest.raises(Reject, match="measured-elsewhere") as caught:
-            refuse_other_machine(told, name)
+            refuse_profile_mismatch(told, name)
         assert words in caught.value.diagnostics[0].message
     with pytest.raises(Reject, match="no-such-point") as caught:
-        refuse_other_machine(told, "zen4")
+        refuse_profile_mismatch(told, "zen4")
     assert "any, wide, best, other" in caught.value.diagnostics[0].help
 
 

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 from effc.compiler.runtimes.onnx.checking import load_initializers, read_checked_onnx
-from effc.compiler.runtimes.onnx.genai import write_genai_config
+from effc.compiler.runtimes.onnx.genai import write_genai_config_and_describe
 from effc.compiler.runtimes.onnx.model import open_onnx
 from effc.compiler.runtimes.onnx.quantization import quantize_graphs
 from effc.compiler.targets.onnx import Onnx
@@ -105,7 +105,7 @@ def test_the_config_states_the_tokens_that_end_a_text_and_how_the_model_draws_to
     model = small_llama()
     model.config.pad_token_id = None
     model.generation_config.update(do_sample=True, top_p=0.5, eos_token_id=[2, 5], pad_token_id=None)
-    note = write_genai_config(model, tmp_path / "onnx")
+    note = write_genai_config_and_describe(model, tmp_path / "onnx")
     body = json.loads((tmp_path / "onnx" / "genai_config.json").read_text())
     assert body["model"]["eos_token_id"] == [2, 5] and body["model"]["pad_token_id"] == 2
     assert body["search"]["do_sample"] is True and body["search"]["top_p"] == 0.5

@@ -3,9 +3,9 @@
 In a unit's graph such a mixer is one node, because whether it has a state decides which way its forward goes.
 """
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -72,7 +72,7 @@ def _record_mixer_calls(program: "Program", mixers: dict[str, nn.Module]) -> dic
     """Arguments of each mixer in a forward of the program's inputs."""
     calls: dict[str, UnitCall] = {}
 
-    def hook(path: str):
+    def hook(path: str) -> Callable[..., None]:
         def keep(mixer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             arguments = dict(zip(argument_names(type(mixer)), args, strict=False)) | kwargs
             calls.setdefault(path, split_traced_and_constant(arguments))
@@ -90,14 +90,23 @@ def _record_mixer_calls(program: "Program", mixers: dict[str, nn.Module]) -> dic
     return calls
 
 
-def _trace_mixer(program: "Program", mixer: nn.Module, call: UnitCall) -> tuple[fx.Graph | None, str]:
+class _MixerTrace(NamedTuple):
+    """`refusal` is "" where there is a graph."""
+
+    graph: fx.Graph | None
+    refusal: str
+
+
+def _trace_mixer(program: "Program", mixer: nn.Module, call: UnitCall) -> _MixerTrace:
     free = {name: value for name, value in call.free.items() if name != CACHE}
     family = type(program.model).__module__
     try:
         with in_eval_mode(program.model), masks_without_data(program.model):
-            return trace_forward(mixer, free, {**call.statics, CACHE: None}, family=family, inline=True).graph, ""
+            return _MixerTrace(
+                trace_forward(mixer, free, {**call.statics, CACHE: None}, family=family, inline=True).graph, ""
+            )
     except Exception as error:  # a forward may raise anything
-        return None, f"it can't be captured without its state: {error}"
+        return _MixerTrace(None, f"it can't be captured without its state: {error}")
 
 
 def scans_in(graph: fx.Graph) -> list[fx.Node]:

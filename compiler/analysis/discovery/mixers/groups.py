@@ -153,12 +153,15 @@ def _infer_attribute_values(needs: Sequence[Need], mixer: nn.Module) -> dict[Nam
 def _unmet(needs: Sequence[Need], values: dict[Name, int], mixer: nn.Module) -> Need | None:
     """A literal that would have another value than it needs."""
     for need in needs:
-        if evaluate_expression(need.source, partial(_value, need.source_names(), values, mixer)) != need.needed:
+        if (
+            evaluate_expression(need.source, partial(_attribute_value, need.source_names(), values, mixer))
+            != need.needed
+        ):
             return need
     return None
 
 
-def _value(names: Mapping[str, Name], values: Mapping[Name, int], mixer: nn.Module, path: str) -> int:
+def _attribute_value(names: Mapping[str, Name], values: Mapping[Name, int], mixer: nn.Module, path: str) -> int:
     return values.get(names[path], read(mixer, names[path]))
 
 

@@ -1,5 +1,6 @@
 """State-space mixers of a model: groups that may be narrowed, scans that may go, and why not."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -55,7 +56,9 @@ def _without(mixer_graph: MixerGraph, mixer: "nn.Module") -> ScanFreeMixer | str
         return str(reason)
 
 
-def _changed_shapes_without_scan(path: str, mixer: "nn.Module", scan_free: ScanFreeMixer):
+def _changed_shapes_without_scan(
+    path: str, mixer: "nn.Module", scan_free: ScanFreeMixer
+) -> Iterator[tuple[str, tuple[int, ...] | None]]:
     shapes = {name: tuple(p.shape) for name, p in mixer.named_parameters(remove_duplicate=False)}
     for name, shape in shapes.items():
         if any(f"{name}.".startswith(f"{dead}.") for dead in scan_free.dead):

@@ -22,17 +22,17 @@ def open_index(engine: str, vectors: Tensor, version: str) -> Index:
     if kind == "flat" and not address:
         return Flat(vectors)
     if kind == "faiss" and not address:
-        _check("faiss", engine)
+        _require_module("faiss", engine)
         from .faiss import InvertedFile
 
         return InvertedFile(vectors)
     if kind in ("postgresql", "postgres") and address.startswith("//"):
-        _check("psycopg", engine)
+        _require_module("psycopg", engine)
         from .postgres import Postgres
 
         return Postgres(engine, vectors, version)
     if kind == "qdrant" and address:
-        _check("qdrant_client", engine)
+        _require_module("qdrant_client", engine)
         from .qdrant import Qdrant
 
         return Qdrant(address, vectors, version)
@@ -42,7 +42,7 @@ def open_index(engine: str, vectors: Tensor, version: str) -> Index:
     ).rejection()
 
 
-def _check(module: str, engine: str) -> None:
+def _require_module(module: str, engine: str) -> None:
     if not find_spec(module):
         kind = engine.partition(":")[0]
         raise no_engine(f"`{kind}` needs the module `{module}`", help="pip install 'effc[vectors]'").rejection()

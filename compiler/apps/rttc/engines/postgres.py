@@ -31,7 +31,7 @@ class Postgres:
             self._store_vectors_unless_stored(vectors, f"effc_{version}")
         except psycopg.Error as error:
             raise no_engine(
-                f"PostgreSQL can't be used: {_line(error)}", help="see `effc explain no-vector-engine`"
+                f"PostgreSQL can't be used: {_first_line(error)}", help="see `effc explain no-vector-engine`"
             ).rejection() from error
 
     def nearest(self, query: Tensor, count: int) -> list[int]:
@@ -96,5 +96,5 @@ def _literal(vector: Tensor) -> str:
     return str(vector.tolist())
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
