@@ -200,7 +200,7 @@ def test_logits_of_a_prompt_that_are_no_numbers_end_its_request_and_no_other(sch
     first.get(timeout=30)
     scheduler._runner.odd = 1 - job.sequence
     last = ask(scheduler, range(3, 103), 0, echo="", alternatives=0)[0].complete()[1]
-    assert last.finish == "failed" and first.complete()[1].count == 100 and scheduler.alive
+    assert last.finish == "logits_not_finite" and first.complete()[1].count == 100 and scheduler.alive
 
 
 def test_a_call_that_breaks_ends_its_requests_and_not_those_after_it(scheduler):
@@ -218,7 +218,7 @@ def test_logits_that_are_no_numbers_end_their_request_and_no_other(scheduler, te
     scheduler._runner.odd = 1 - job.sequence
     other, _ = ask(scheduler, [8, 9], 5, temperature=temperature)
     last = other.complete()[1]
-    assert last.finish == "failed" and "NaN" in last.error
+    assert last.finish == "logits_not_finite" and "NaN" in last.error
     assert first.complete()[1].count == 300 and scheduler.alive
 
 
