@@ -81,11 +81,11 @@ class Scheduler:
         self._stopping = self._draining = False
         self._thread = threading.Thread(target=self._run_loop, name="effc-scheduler", daemon=True)
         self.metrics = metrics or ModelMetrics(Metrics(), "")
-        self.metrics.add_queue(self)
 
     # -- from any thread -------------------------------------------------------------------------------------
 
     def start(self) -> None:
+        self.metrics.add_queue(self)
         self._thread.start()
 
     @property
