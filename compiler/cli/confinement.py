@@ -67,9 +67,9 @@ def _served_folders(options: dict[str, list[str]]) -> list[Path]:
     """Folders of models and adapters that `effc serve` names; those of no other option."""
     is_switch = {name: name in SWITCHES or not name.startswith("--") for name in options}
     models = [word for name, words in options.items() if is_switch[name] for word in words]
-    places = [word if os.path.exists(word) else word.partition("=")[2] for word in models]
-    places += [word.partition("=")[2] for word in options.get("--adapter", [])]
-    return [Path(place) for place in places if place and os.path.isdir(place)]
+    locations = [word if os.path.exists(word) else word.partition("=")[2] for word in models]
+    locations += [word.partition("=")[2] for word in options.get("--adapter", [])]
+    return [Path(location) for location in locations if location and os.path.isdir(location)]
 
 
 def _last(options: dict[str, list[str]], name: str, default: str) -> str:

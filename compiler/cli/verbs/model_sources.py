@@ -87,7 +87,8 @@ def refuse_reload_beside_personal_files(sources: Sequence[ModelSource]) -> None:
 
     home = Path.home().resolve()
     adapters = [text.partition("=")[2] for source in sources for text in source.adapters]
-    folders = [Path(place) for place in (*(source.location for source in sources), *adapters) if place]
+    locations = [*(source.location for source in sources), *adapters]
+    folders = [Path(location) for location in locations if location]
     for folder in filter(Path.is_dir, folders):
         if any(home.is_relative_to(around.resolve()) for around in folders_around(folder)):
             raise no_reload(
