@@ -328,7 +328,7 @@ class Scheduler:
 
     def _finish_broken_job(self, job: Job, error: Exception, logits: Tensor) -> None:
         """End a request that broke: by the model's logits [..., vocabulary], or by what it asks for."""
-        if logits.amax(-1).isfinite().all():
+        if not logits.numel() or logits.amax(-1).isfinite().all():
             self._finish_job(job, "failed", traceback_location(error))
         else:
             self._finish_job(job, "logits_not_finite", REASON)
