@@ -12,6 +12,10 @@ from ...dsl.syntax.diagnostics import Reject
 
 VERBS = ("verify", "inspect", "run", "doctor", "diff", "serve")
 _TEXTS = ("-p", "--prompt", "--cache-dir", "--access-log", "--otlp")  # options whose value is no file of the model
+SWITCHES = (  # options of `effc serve` without a value: the word behind one is a model
+    "--reload", "--insecure", "--mapped", "--copied", "--speculation", "--no-speculation", "--quiet", "--verbose",
+    "--debug", "--offline", "--trust-remote-code", "--no-progress", "--locked", "--help",
+)  # fmt: skip
 TEMPORARY = ExitStack()  # removes temporary files when it is closed
 atexit.register(TEMPORARY.close)
 _LOCAL_ENGINES = ("auto", "flat", "faiss")  # others read their own settings, and ask servers
@@ -48,7 +52,7 @@ def confine_verb(argv: Sequence[str]) -> None:
     ]  # a manifest.json is not always an artifact's
     readable = [*paths, *map(_artifact_or_repository_root, folders), *bases, *roots, *results, _hub_cache()]
     if argv[0] == "serve" and "--reload" in options:
-        readable += [around for folder in folders for around in folders_around(folder)]
+        readable += [around for folder in _served_folders(options) for around in folders_around(folder)]
     writable = [cache, _make_process_temporary_folder(cache), *_create_access_log(options)]
     asks = "--knowledge" in options or "--otlp" in options
     confine_process(readable, writable, "any" if asks else "listen" if argv[0] == "serve" else "none")
@@ -57,6 +61,15 @@ def confine_verb(argv: Sequence[str]) -> None:
 def folders_around(folder: Path) -> list[Path]:
     """Folders in which a new version of a folder appears, under its name or as another target of its link."""
     return [folder.absolute().parent, _artifact_or_repository_root(folder).parent]
+
+
+def _served_folders(options: dict[str, list[str]]) -> list[Path]:
+    """Folders of models and adapters that `effc serve` names; those of no other option."""
+    is_switch = {name: name in SWITCHES or not name.startswith("--") for name in options}
+    models = [word for name, words in options.items() if is_switch[name] for word in words]
+    locations = [word if os.path.exists(word) else word.partition("=")[2] for word in models]
+    locations += [word.partition("=")[2] for word in options.get("--adapter", [])]
+    return [Path(location) for location in locations if location and os.path.isdir(location)]
 
 
 def _last(options: dict[str, list[str]], name: str, default: str) -> str:

@@ -11,7 +11,9 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from effc.compiler.cli.confinement import confine_verb
+import typer
+from effc.compiler.cli.confinement import SWITCHES, confine_verb
+from effc.compiler.cli.main import make_app
 from effc.compiler.core import sandbox
 from effc.compiler.core.cache import Cache
 from effc.compiler.core.temporary_folder import make_temporary_folder
@@ -188,6 +190,23 @@ def test_a_prompt_that_names_a_folder_opens_none(artifacts, tmp_path, monkeypatc
     hub = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"), "hub")
     result = Path(f"{artifacts / 'stock' / 'model'}-result")
     assert set(asked) - {hub, result} == {artifacts / "stock" / "model", artifacts / "stock"}
+
+
+def test_a_reload_opens_the_folders_around_models_and_adapters_and_no_others(artifacts, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(sandbox, "confine_process", lambda readable, *args, **more: asked.extend(readable))
+    for name in ("models/a", "adapters/law", "words/name"):
+        (tmp_path / name).mkdir(parents=True)
+    words = ["serve", "--reload", f"a={tmp_path}/models/a", "--adapter", f"a:law={tmp_path}/adapters/law"]
+    confine_verb([*words, "--name", f"{tmp_path}/words/name"])
+    assert {tmp_path / "models", tmp_path / "adapters"} <= set(asked) and tmp_path / "words" not in asked
+
+
+def test_every_option_of_serve_without_a_value_is_known_to_the_confinement():
+    serve = typer.main.get_command(make_app(["serve"])).commands["serve"]
+    flags = [p for p in serve.params if getattr(p, "is_flag", False) or getattr(p, "count", False)]
+    names = {name for flag in flags for name in (*flag.opts, *flag.secondary_opts) if name.startswith("--")}
+    assert names | {"--help"} == set(SWITCHES)
 
 
 def test_temporary_files_are_gone_when_a_verb_ends(process, artifacts, tmp_path):  # noqa: F811

@@ -264,7 +264,7 @@ STATEMENTS = {
     "resources": (lambda s: s["predicate"].pop("resources"), "it has no list `resources`"),
     "time": (lambda s: s["predicate"]["effc"].update(signed="9" * 99), "a time has at most"),
     "key": (lambda s: s["predicate"]["effc"].update(key="p256:AAAA"), "it has 3 bytes"),
-    "note": (lambda s: s["predicate"]["effc"].update(note=3), "fields are texts"),
+    "note": (lambda s: s["predicate"]["effc"].update(note=3), "it has no text `note`"),
 }
 
 

@@ -53,6 +53,7 @@ class Service:
         self.adapters = {name: "", **{f"{name}:{adapter}": adapter for adapter in adapters}}
         self.context, self.vocabulary = context, vocabulary
         self.created = int(time.time())
+        self._n_unsubmitted = 0  # requests whose prompts are cut into tokens
         self.text_fingerprint = text_fingerprint(tokenizer)
         self._hidden_marks = hidden_tokens(tokenizer, (START, END))
         self._max_characters = context * max(map(len, tokenizer.get_vocab()), default=1)
@@ -71,6 +72,16 @@ class Service:
     @property
     def alive(self) -> bool:
         return self.scheduler.alive
+
+    @property
+    def n_slots(self) -> int:
+        """Requests that are answered at once."""
+        return self.scheduler.n_slots
+
+    @property
+    def n_requests(self) -> int:
+        """Requests that are answered or wait, those among them that have no place in the queue yet."""
+        return self._n_unsubmitted + self.scheduler.n_running + self.scheduler.n_waiting
 
     def start(self) -> None:
         self.scheduler.start()
@@ -96,8 +107,12 @@ class Service:
         span: "RequestSpan | None" = None,
     ) -> Any:
         """The answer to a request, whole or as a stream, with these headers."""
-        async with slot(call, len(await call.body())):
-            requests = await asyncio.to_thread(self._requests, request_body, client_id(call.scope))
+        self._n_unsubmitted += 1
+        try:
+            async with slot(call, len(await call.body())):
+                requests = await asyncio.to_thread(self._requests, request_body, client_id(call.scope))
+        finally:
+            self._n_unsubmitted -= 1
         pieces: asyncio.Queue[AnswerChunk] = asyncio.Queue()
         n_prompt = sum(len(request.ids) for request in requests)
         if span is not None:

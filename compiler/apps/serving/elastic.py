@@ -10,6 +10,8 @@ from .metrics import Metrics
 if TYPE_CHECKING:
     from .api import Service
 
+MODEL_HEADER = "X-Effc-Model"  # of an elastic model's answers: the model that gave them
+
 no_elastic = Fault(
     "no-elastic",
     "A model was to answer requests of another under load, and can't stand in for it.\n\n"
@@ -63,18 +65,18 @@ class Elastic:
         self._answered_by = {name: metrics.elastic.labels(large.name, name) for name in (large.name, small.name)}
         metrics.elastic_active.labels(large.name).set_function(lambda: float(self._is_down))
 
-    def choose(self, large: "Service", small: "Service") -> "Service":
-        """The model that answers the next request; the larger where a reload has left them with different texts."""
-        a, b = large.scheduler, small.scheduler
-        n_large, n_small = a.n_running + a.n_waiting, b.n_running + b.n_waiting
-        if n_large >= a.n_slots:
+    def choose(self, large: "Service", small: "Service | None") -> "Service":
+        """The model that answers the next request; the larger where a reload has left them with different texts, or
+        the smaller's place to an encoder (None)."""
+        n_large, n_small = large.n_requests, small.n_requests if small else 0
+        if n_large >= large.n_slots:
             self._is_down = True
-        elif 2 * (n_large + n_small) <= a.n_slots:
+        elif 2 * (n_large + n_small) <= large.n_slots:
             self._is_down = False
-        is_small = self._is_down and not _difference(large, small)
-        if is_small and n_small >= b.n_slots:  # both are busy: the shorter queue
-            is_small = n_small - b.n_slots <= n_large - a.n_slots
-        chosen = small if is_small else large
+        chosen = large
+        if self._is_down and small and not _difference(large, small):
+            is_shorter = n_small - small.n_slots <= n_large - large.n_slots  # of two queues
+            chosen = small if n_small < small.n_slots or is_shorter else large
         self._answered_by[chosen.name].inc()
         return chosen
 

@@ -5,6 +5,7 @@ import base64
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakValueDictionary
@@ -84,6 +85,7 @@ class EmbeddingService:
         self._length, self._vocabulary = length, vocabulary
         self._pad = tokenizer.pad_token_id or 0
         self._lock = asyncio.Lock()  # one forward at a time: it takes all threads
+        self._thread = ThreadPoolExecutor(1, "effc-encoder")  # waits for other models, and no request for it
         self._clients: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tokens_of: Counter[str] = Counter()  # of each client's texts that are not answered
         self._width = 0  # of vectors
@@ -179,9 +181,10 @@ class EmbeddingService:
             raise ErrorResponse(400, "the model's tokenizer breaks at this text", "input") from rejection
 
     async def _embed(self, batch: Sequence[int], rows: Sequence[list[int]]) -> Tensor:
+        loop = asyncio.get_running_loop()
         async with self._lock:
             try:
-                vectors = await asyncio.to_thread(self._forward, [rows[i] for i in batch])
+                vectors = await loop.run_in_executor(self._thread, self._forward, [rows[i] for i in batch])
             except Reject as rejection:  # tokens that a native artifact can't have inside of a text
                 raise ErrorResponse(400, rejection.diagnostics[0].message, "input") from rejection
         if not vectors.isfinite().all():

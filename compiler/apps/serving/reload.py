@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from ....dsl.syntax.diagnostics import Reject
 from .access_log import AccessLog
+from .daemon_thread import run_in_daemon_thread
 from .errors import traceback_location
 from .served_models import AnyService, ServedModels
 
@@ -36,7 +37,7 @@ class Reloader:
     async def _reload_model(self, name: str) -> None:
         reason = None
         try:
-            service = await asyncio.to_thread(self._open_service, name)
+            service = await run_in_daemon_thread(self._open_service, name)
         except Reject as rejection:
             reason = "; ".join(diagnostic.message for diagnostic in rejection.diagnostics)
         except Exception as error:  # whatever it is, the model that is there answers on

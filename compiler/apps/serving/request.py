@@ -233,7 +233,7 @@ class _Echo:
         assert alternatives is not None, "probabilities of a prompt are told where those of its answer are"
         if not self._tokens:
             self._tokens.append(Token(ids[0], None, ()))
-        if logits.isnan().any():
+        if not logits.amax(-1).isfinite().all():
             raise ValueError("logits are no numbers")
         for row in logits:
             if (position := len(self._tokens)) == len(ids):  # the last row is the answer's

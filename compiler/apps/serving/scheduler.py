@@ -81,11 +81,11 @@ class Scheduler:
         self._stopping = self._draining = False
         self._thread = threading.Thread(target=self._run_loop, name="effc-scheduler", daemon=True)
         self.metrics = metrics or ModelMetrics(Metrics(), "")
-        self.metrics.add_queue(self)
 
     # -- from any thread -------------------------------------------------------------------------------------
 
     def start(self) -> None:
+        self.metrics.add_queue(self)
         self._thread.start()
 
     @property
@@ -328,7 +328,7 @@ class Scheduler:
 
     def _finish_broken_job(self, job: Job, error: Exception, logits: Tensor) -> None:
         """End a request that broke: by the model's logits [..., vocabulary], or by what it asks for."""
-        if logits.amax(-1).isfinite().all():
+        if not logits.numel() or logits.amax(-1).isfinite().all():
             self._finish_job(job, "failed", traceback_location(error))
         else:
             self._finish_job(job, "logits_not_finite", REASON)

@@ -10,7 +10,8 @@ from urllib.parse import quote
 from fastapi import Request as Call
 
 from .api import Service
-from .elastic import Elastic, no_elastic
+from .daemon_thread import run_in_daemon_thread
+from .elastic import MODEL_HEADER, Elastic, no_elastic
 from .embeddings import EmbeddingRequest, EmbeddingService
 from .error_response import ErrorResponse
 from .metrics import Metrics
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from .tracing import RequestSpan, Tracing
 
 _LAST = 0.5  # seconds that a stopping scheduler has for its call
-MODEL = "X-Effc-Model"  # header of an elastic model's answers: the model that gave them
 AnyService = Service | EmbeddingService
 
 
@@ -95,7 +95,7 @@ class ServedModels:
         while self._requests[replaced]:  # not all of them are in its queue yet
             await asyncio.sleep(0.01)
         replaced.drain()
-        await asyncio.to_thread(replaced.join)
+        await run_in_daemon_thread(replaced.join)
         self._draining.remove(replaced)
 
     async def answer_text(self, request_body: ChatRequest | CompletionRequest, call: Call) -> Any:
@@ -104,9 +104,10 @@ class ServedModels:
             raise _other_endpoint(f"`{service.name}` is an encoder: send texts to /v1/embeddings")
         headers = None
         if elastic := self._elastic.get(request_body.model):
-            service = elastic.choose(service, self._decoder(elastic.small_name))
+            small = self._services[elastic.small_name]
+            service = elastic.choose(service, small if isinstance(small, Service) else None)
             request_body = request_body.model_copy(update={"model": service.name})
-            headers = {MODEL: quote(service.name)}
+            headers = {MODEL_HEADER: quote(service.name)}
         operation = "chat" if isinstance(request_body, ChatRequest) else "text_completion"
         with self._tracked(service), self._spanned(operation, requested, request_body.model, call) as span:
             return await service.answer_request(request_body, call, headers, span)

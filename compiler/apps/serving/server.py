@@ -21,6 +21,7 @@ from starlette.middleware.cors import CORSMiddleware
 from ....dsl.syntax.diagnostics import Fault
 from .access_log import AccessLog
 from .connection import LimitedSocket, uvicorn_settings
+from .elastic import MODEL_HEADER
 from .guard import Admission, Guard, loopback
 from .keys import Keys
 from .limits import Limits
@@ -140,8 +141,8 @@ def with_guard(app: FastAPI, count: Callable[[str, int, float], None], network: 
         guard,
         allow_origins=list(network.origins),
         allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "Content-Type"],
-        expose_headers=["X-Request-Id"],
+        allow_headers=["Authorization", "Content-Type", "traceparent", "tracestate"],
+        expose_headers=["X-Request-Id", MODEL_HEADER],
     )
 
 

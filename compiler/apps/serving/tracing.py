@@ -5,6 +5,7 @@ Source: https://opentelemetry.io/docs/specs/semconv/gen-ai/ ; times that it has 
 
 import logging
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,7 +23,7 @@ from .metrics import Metrics
 from .request import AnswerChunk
 
 _SETTINGS = ("temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty", "seed")
-_FLUSH_MS = 1000
+_FLUSH_SECONDS = 1
 
 
 class Tracing:
@@ -60,7 +61,9 @@ class Tracing:
 
     def stop(self) -> None:
         """Send what there is, for a second at most."""
-        self._provider.force_flush(_FLUSH_MS)
+        thread = threading.Thread(target=self._provider.force_flush, name="effc-flush", daemon=True)
+        thread.start()
+        thread.join(_FLUSH_SECONDS)  # force_flush takes a limit and keeps to none
 
 
 class RequestSpan:

@@ -20,8 +20,9 @@ model_names = Fault(
 no_reload = Fault(
     "no-reload",
     "A server was to open its models again while it answers, and can't.\n\n"
-    "A new version of a model's folder appears beside the old one, so a server with `--reload` reads the folder around "
-    "each model. That must not be the home folder, or one around it: put models into a folder of their own.",
+    "A new version of a folder appears beside the old one, so a server with `--reload` reads the folder around each "
+    "model and each adapter. That must not be the home folder, or one around it: put models into a folder of their "
+    "own.",
     exit="usage",
 )
 
@@ -50,18 +51,25 @@ def parse_model_arguments(
             f"`--name {name:.80}` is one name for {len(pairs)} models", help="write NAME=MODEL for each"
         ).rejection()
     names = [name or label or default_name(location) for label, location in pairs]
-    if twice := next((one for one, count in Counter(names).items() if count > 1), None):
-        raise model_names(f"two models are called `{twice:.80}`", help="write NAME=MODEL for one of them").rejection()
+    _refuse_equal_names("two models are", names)
     by_model: dict[str, list[str]] = {one: [] for one in names}
     for text in adapters:
-        model = next((one for one in names if text.startswith(f"{one}:")), names[0] if len(names) == 1 else None)
+        default = names[0] if len(names) == 1 else None
+        model = max((one for one in names if text.startswith(f"{one}:")), key=len, default=default)
         if model is None:
             raise no_adapter(
                 f"`--adapter {text:.80}` names none of the {len(names)} models",
                 help="write --adapter MODEL:NAME=FOLDER",
             ).rejection()
         by_model[model].append(text.removeprefix(f"{model}:"))
+    names_of_adapters = {f"{model}:{text.partition('=')[0]}" for model, texts in by_model.items() for text in texts}
+    _refuse_equal_names("a model and an adapter are", [*names, *names_of_adapters])
     return [ModelSource(one, location, by_model[one]) for one, (_, location) in zip(names, pairs, strict=True)]
+
+
+def _refuse_equal_names(subject: str, names: Sequence[str]) -> None:
+    if twice := next((one for one, count in Counter(names).items() if count > 1), None):
+        raise model_names(f"{subject} called `{twice:.80}`", help="write NAME=MODEL for one of them").rejection()
 
 
 def split_model_argument(argument: str) -> tuple[str, str]:
@@ -73,11 +81,14 @@ def split_model_argument(argument: str) -> tuple[str, str]:
 
 
 def refuse_reload_beside_personal_files(sources: Sequence[ModelSource]) -> None:
-    """Raises Reject (no-reload) where a folder around a model is the home folder or has it inside."""
+    """Raises Reject (no-reload) where a folder around a model, or around an adapter, is the home folder or has
+    it inside."""
     from ..confinement import folders_around
 
     home = Path.home().resolve()
-    folders = [Path(source.location) for source in sources]
+    adapters = [text.partition("=")[2] for source in sources for text in source.adapters]
+    locations = [*(source.location for source in sources), *adapters]
+    folders = [Path(location) for location in locations if location]
     for folder in filter(Path.is_dir, folders):
         if any(home.is_relative_to(around.resolve()) for around in folders_around(folder)):
             raise no_reload(

@@ -44,7 +44,7 @@ def opened(runtime, model, tmp_path):
     kind, options = TARGETS[runtime]
     target = kind(path="m", **options)
     target.emit(capture(model), tmp_path, context_of(tmp_path, model, recipe_of([])))
-    (form,) = target.forms()
+    form = target.forms()[0]
     return kind.open(tmp_path / form.folder, LoadRequest())[0]
 
 

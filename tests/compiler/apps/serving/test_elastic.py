@@ -1,5 +1,6 @@
 """`effc serve --elastic LARGE:SMALL`: a smaller model answers while the larger has no free slot."""
 
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import httpx
@@ -14,13 +15,12 @@ from tests.compiler.apps.serving.conftest import serving
 
 
 def model(name: str, n_slots: int = 4, **more) -> SimpleNamespace:
-    scheduler = SimpleNamespace(n_running=0, n_waiting=0, n_slots=n_slots)
-    return SimpleNamespace(**{"name": name, "scheduler": scheduler, "text_fingerprint": "a", "context": 64, **more})
+    counts = {"n_requests": 0, "n_slots": n_slots}
+    return SimpleNamespace(**{"name": name, **counts, "text_fingerprint": "a", "context": 64, **more})
 
 
 def load(service, n: int) -> None:
-    service.scheduler.n_running = min(n, service.scheduler.n_slots)
-    service.scheduler.n_waiting = n - service.scheduler.n_running
+    service.n_requests = n
 
 
 def test_new_requests_go_down_when_no_slot_is_free_and_up_when_half_of_them_are():
@@ -54,6 +54,13 @@ def test_after_a_reload_to_another_vocabulary_the_larger_model_answers_alone():
     assert elastic.choose(large, small) is small
     small.text_fingerprint = "b"
     assert elastic.choose(large, small) is large
+
+
+def test_after_a_reload_to_an_encoder_the_larger_model_answers_alone():
+    large = model("large", n_slots=1)
+    elastic = Elastic(large, model("small"), Metrics())
+    load(large, 5)
+    assert elastic.choose(large, None) is large
 
 
 @pytest.mark.parametrize(
@@ -113,3 +120,12 @@ def test_a_busy_server_answers_by_the_smaller_model_and_says_so(artifact, chatty
         stream.close()
         assert ask() == ("large", "large")
         assert server.metric("effc_elastic_requests_total", model="large", answered_by="small") == 1
+
+
+def test_requests_that_come_at_once_are_shared_by_both_models(artifact, chatty):
+    with serving(f"large={artifact}", f"small={chatty}", "--elastic", "large:small", "--parallel", "1") as server:
+        body = {"model": "large", "prompt": "And it came to pass " * 9, "max_tokens": 100}
+        with ThreadPoolExecutor(8) as clients:
+            answers = list(clients.map(lambda _: httpx.post(f"{server.url}/v1/completions", json=body), range(8)))
+        n_small = [answer.json()["model"] for answer in answers].count("small")
+        assert 3 <= n_small <= 5

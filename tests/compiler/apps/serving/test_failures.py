@@ -53,16 +53,15 @@ def asked_behind_a_break(model, tokenizer, **more):  # noqa: F811
     """Answers to a request whose logits are no numbers and to the next one, what was counted, and the log's lines."""
     runner = Seen(model, 2)
     scheduler = Scheduler(runner, tokenizer, ())
-    client, lines, log = guarded(
-        make_openai_application(Service("m", scheduler, tokenizer, CONTEXT, runner.vocabulary))
-    )
+    service = Service("m", scheduler, tokenizer, CONTEXT, runner.vocabulary)
+    client, lines, log = guarded(make_openai_application(ServedModels(service)))
     with client:
         body = {"model": "m", "prompt": "ab", "max_tokens": 2}
         runner.odd = 0
         odd = client.post("/v1/completions", json={**body, **more})
         runner.odd = None
         following = client.post("/v1/completions", json=body)
-        count = scheduler.metrics.requests.labels("logits_not_finite")._value.get()
+        count = scheduler.metrics.server.requests.labels("", "logits_not_finite")._value.get()
     log.close()
     return odd, following, count, [json.loads(line) for line in lines.getvalue().splitlines()]
 

@@ -1,13 +1,18 @@
 """`effc serve --reload`: SIGHUP opens the models again, and no request notices."""
 
+import asyncio
 import shutil
 import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from effc.compiler.apps.serving.access_log import AccessLog
+from effc.compiler.apps.serving.daemon_thread import run_in_daemon_thread
+from effc.compiler.apps.serving.reload import Reloader
 from effc.dsl.syntax.diagnostics import Reject
 from safetensors.torch import load_file, save_file
 
@@ -131,3 +136,56 @@ def test_a_model_beside_personal_files_is_not_served_so(models, monkeypatch):
         monkeypatch.setenv("HOME", str(home))
         with pytest.raises(Reject, match="lies beside personal files"):
             refuse_reload_beside_personal_files(sources)
+
+
+def test_an_adapter_beside_personal_files_is_not_served_so(models, tmp_path, monkeypatch):
+    from effc.compiler.cli.verbs.model_sources import parse_model_arguments, refuse_reload_beside_personal_files
+
+    (tmp_path / "home/law").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    sources = parse_model_arguments([str(models / "served")], adapters=[f"law={tmp_path}/home/law"])
+    with pytest.raises(Reject, match="home/law lies beside personal files"):
+        refuse_reload_beside_personal_files(sources)
+
+
+def test_a_loop_that_ends_waits_neither_for_a_model_that_opens_nor_for_one_that_is_drained():
+    released = threading.Event()
+
+    async def reload_and_leave() -> None:
+        for _ in range(50):  # more than the loop's pool has workers
+            task = asyncio.create_task(run_in_daemon_thread(released.wait, 60))
+            tasks.append(task)
+        await asyncio.sleep(0.1)
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: "a request"), 5) == "a request"
+
+    tasks: list[asyncio.Task] = []
+    start = time.monotonic()
+    asyncio.run(reload_and_leave())
+    assert time.monotonic() - start < 10 and all(task.cancelled() for task in tasks)
+    released.set()
+
+
+def test_a_thread_gives_its_result_or_raises_what_it_raised():
+    assert asyncio.run(run_in_daemon_thread(divmod, 7, 2)) == (3, 1)
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(run_in_daemon_thread(divmod, 7, 0))
+
+
+def test_a_signal_during_a_reload_ends_the_server_at_once():
+    """The reloader's task is cancelled with the loop, while the model is still opened."""
+    began, released = threading.Event(), threading.Event()
+    served = SimpleNamespace(model_names=["m"])
+
+    def open_service(name: str):
+        began.set()
+        released.wait(60)
+
+    async def reload_and_leave() -> None:
+        Reloader(served, open_service, AccessLog(None)).request()
+        while not began.is_set():
+            await asyncio.sleep(0.01)
+
+    start = time.monotonic()
+    asyncio.run(reload_and_leave())
+    assert time.monotonic() - start < 10
+    released.set()

@@ -1,10 +1,13 @@
 """Continuous batches: who is in a call, who waits, and what becomes of requests that end early."""
 
+import gc
 import queue
 import threading
+import weakref
 
 import pytest
 import torch
+from effc.compiler.apps.serving.metrics import Metrics, ModelMetrics
 from effc.compiler.apps.serving.request import Request
 from effc.compiler.apps.serving.runner import CachedModel
 from effc.compiler.apps.serving.scheduler import (
@@ -47,11 +50,11 @@ def tokenizer(folder):
 
 class Seen(CachedModel):
     """Remembers its calls: how many tokens of each sequence. `breaks`: the next call does. `odd`: a sequence whose
-    logits are no numbers."""
+    logits are all `value`."""
 
     def __init__(self, model, sequences):
         super().__init__(model, sequences)
-        self.calls, self.breaks, self.odd = [], False, None
+        self.calls, self.breaks, self.odd, self.value = [], False, None, float("nan")
 
     def run(self, ids, sequences, outputs):
         if self.breaks:
@@ -60,7 +63,7 @@ class Seen(CachedModel):
         self.calls.append({s: sequences.count(s) for s in sequences})
         logits = super().run(ids, sequences, outputs)
         odd = torch.tensor([sequences[at] == self.odd for at in outputs], dtype=torch.bool)
-        return torch.where(odd[:, None], float("nan"), logits) if len(outputs) else logits
+        return torch.where(odd[:, None], self.value, logits) if len(outputs) else logits
 
 
 class Answer(queue.Queue):
@@ -200,7 +203,21 @@ def test_logits_of_a_prompt_that_are_no_numbers_end_its_request_and_no_other(sch
     first.get(timeout=30)
     scheduler._runner.odd = 1 - job.sequence
     last = ask(scheduler, range(3, 103), 0, echo="", alternatives=0)[0].complete()[1]
-    assert last.finish == "failed" and first.complete()[1].count == 100 and scheduler.alive
+    assert last.finish == "logits_not_finite" and first.complete()[1].count == 100 and scheduler.alive
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_echo_of_logits_that_are_no_numbers_ends_its_request(scheduler, value):
+    scheduler._runner.odd, scheduler._runner.value = 0, value
+    last = ask(scheduler, range(3, 103), 0, echo="", alternatives=1)[0].complete()[1]
+    assert last.finish == "logits_not_finite"
+
+
+def test_a_scheduler_that_was_never_started_is_no_queue_of_the_metrics(model, tokenizer):
+    metrics = ModelMetrics(Metrics(), "m")
+    known = weakref.ref(Scheduler(CachedModel(model, 1), tokenizer, (), metrics=metrics))
+    gc.collect()
+    assert known() is None
 
 
 def test_a_call_that_breaks_ends_its_requests_and_not_those_after_it(scheduler):
@@ -218,7 +235,7 @@ def test_logits_that_are_no_numbers_end_their_request_and_no_other(scheduler, te
     scheduler._runner.odd = 1 - job.sequence
     other, _ = ask(scheduler, [8, 9], 5, temperature=temperature)
     last = other.complete()[1]
-    assert last.finish == "failed" and "NaN" in last.error
+    assert last.finish == "logits_not_finite" and "NaN" in last.error
     assert first.complete()[1].count == 300 and scheduler.alive
 
 

@@ -91,6 +91,11 @@ def test_a_full_queue_of_one_model_refuses_nothing_of_another():
         (["=zoo:tiny-llama"], {}, "there is no `=zoo:tiny-llama`"),
         (["zoo:tiny-llama", "b="], {}, "there is no `b=`"),
         (["a=zoo:tiny-llama", "b=zoo:tiny-llama"], {"adapters": ["c=out"]}, "names none of the 2 models"),
+        (
+            ["a=zoo:tiny-llama", "a:law=zoo:tiny-llama"],
+            {"adapters": ["a:law=out"]},
+            "a model and an adapter are called `a:law`",
+        ),
     ],
 )
 def test_models_that_no_request_could_tell_apart_are_refused(arguments, options, reason):
@@ -107,6 +112,8 @@ def test_an_adapter_goes_to_the_model_that_it_names():
         ModelSource("tiny-mamba2", "zoo:tiny-mamba2", ["law=y"]),
     ]
     assert parse_model_arguments(["zoo:tiny-llama"], "n", ["law=x"])[0].adapters == ["law=x"]
+    nested = parse_model_arguments(["a=zoo:tiny-llama", "a:b=zoo:tiny-llama"], adapters=["a:b:x=out", "a:y=out"])
+    assert [source.adapters for source in nested] == [["y=out"], ["x=out"]]
 
 
 def test_a_folder_whose_name_has_an_equals_sign_is_a_place(tmp_path):

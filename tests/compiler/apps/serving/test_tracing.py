@@ -1,5 +1,6 @@
 """`effc serve --otlp URL`: a span of each request at a collector, and never a word of it."""
 
+import socket
 import threading
 import time
 from contextlib import contextmanager
@@ -11,9 +12,12 @@ import pytest
 from effc.compiler.apps.serving.error_response import ErrorResponse
 from effc.compiler.apps.serving.metrics import Metrics
 from effc.compiler.apps.serving.request import AnswerChunk, Timing
+from effc.compiler.apps.serving.server import NetworkSettings, with_guard
 from effc.compiler.apps.serving.tracing import Tracing, traces_endpoint
 from effc.compiler.core import environment
+from fastapi import FastAPI
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from starlette.testclient import TestClient
 
 from tests.compiler.apps.serving.conftest import serving
 
@@ -151,6 +155,15 @@ def test_a_collector_that_is_away_costs_no_answer(artifact):
     assert code == 130 and "Traceback" not in errors and "opentelemetry" not in errors
 
 
+def test_a_collector_that_never_answers_holds_up_no_stop():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        tracing = Tracing(f"http://127.0.0.1:{silent.getsockname()[1]}", Metrics())
+        started(tracing).end_with_error(ValueError())
+        start = time.monotonic()
+        tracing.stop()
+        assert time.monotonic() - start < 3
+
+
 def test_environment_variables_alone_send_nothing(artifact):
     with collecting() as (collector, url), serving(artifact, OTEL_EXPORTER_OTLP_ENDPOINT=url, **FAST) as server:
         server.complete()
@@ -172,3 +185,13 @@ def test_a_collectors_url_may_have_the_path_of_traces():
 def test_a_missing_module_inside_a_missing_package_is_named():
     with pytest.raises(environment.Reject, match=r"needs nowhere\.sdk, not installed here"):
         environment.check_modules(["json.decoder", "nowhere.sdk"], "otel", "x")
+
+
+def test_pages_that_were_named_may_send_a_trace_and_read_which_model_answers():
+    network = NetworkSettings(origins=["https://page.example"])
+    client = TestClient(with_guard(FastAPI(), lambda *counted: None, network))
+    page = {"origin": "https://page.example"}
+    wish = {"access-control-request-method": "POST", "access-control-request-headers": "traceparent, tracestate"}
+    assert client.options("/v1/completions", headers={**page, **wish}).status_code == 200
+    exposed = client.get("/nowhere", headers=page).headers["access-control-expose-headers"]
+    assert "X-Effc-Model" in exposed and "X-Request-Id" in exposed
