@@ -79,6 +79,11 @@ class Service:
         return self.scheduler.n_slots
 
     @property
+    def capacity(self) -> int:
+        """Requests that are answered or wait at most."""
+        return self.scheduler.capacity
+
+    @property
     def n_requests(self) -> int:
         """Requests that are answered or wait, those among them that have no place in the queue yet."""
         return self._n_unsubmitted + self.scheduler.n_running + self.scheduler.n_waiting

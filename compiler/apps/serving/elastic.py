@@ -52,7 +52,9 @@ class Elastic:
     """Choice between a model and a smaller one, with hysteresis.
 
     Down as soon as the larger has no free slot; up again once both together answer no more requests than half of its
-    slots. Every request ends on the model that it began on: the two have keys and values of other shapes.
+    slots. While down, all new requests are the smaller's, as far as its queue goes: both compute with the same threads,
+    so that whatever the larger answers beside it holds it up. Every request ends on the model that it began on: the two
+    have keys and values of other shapes.
     """
 
     def __init__(self, large: "Service", small: "Service", metrics: Metrics):
@@ -74,9 +76,8 @@ class Elastic:
         elif 2 * (n_large + n_small) <= large.n_slots:
             self._is_down = False
         chosen = large
-        if self._is_down and small and not _difference(large, small):
-            is_shorter = n_small - small.n_slots <= n_large - large.n_slots  # of two queues
-            chosen = small if n_small < small.n_slots or is_shorter else large
+        if self._is_down and small and n_small < small.capacity and not _difference(large, small):
+            chosen = small
         self._answered_by[chosen.name].inc()
         return chosen
 

@@ -94,6 +94,11 @@ class Scheduler:
         return self._thread.is_alive() and not self._stopping and not self._draining
 
     @property
+    def capacity(self) -> int:
+        """Requests that are answered or wait at most."""
+        return self.n_slots + self._max_waiting
+
+    @property
     def n_running(self) -> int:
         return len(self._running)
 
