@@ -13,6 +13,7 @@ from .interfaces import Plugin, param
 if TYPE_CHECKING:
     import torch
 
+    from ...dsl.checker.skeleton import Skeleton
     from ...dsl.syntax.diagnostics import Diagnostic
     from ..core.settings import Settings
     from ..ir.outcome import Outcome
@@ -186,6 +187,9 @@ class Target(Plugin):
 
     def foresee(self, ctx: "Context") -> None:
         """Raise Reject where it could not write the recipe's model, whatever its weights: asked before passes run."""
+
+    def foresee_shapes(self, skeleton: "Skeleton", ctx: "Context") -> None:
+        """Raise Reject where it could not write a model of the shapes that a plan forecasts of its steps."""
 
     def lacks(self, earlier_passes: "Sequence[Pass]") -> "Diagnostic | None":
         """Diagnostic for a requirement that no earlier pass meets, unless the weights already do."""

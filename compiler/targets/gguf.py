@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...dsl.checker.rules import Conflict, Problem, Unread
+from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import DataRef
 from ...dsl.syntax.diagnostics import Diagnostic
 from ..artifacts.artifact import NOTES
@@ -202,6 +203,18 @@ class Gguf(Target):
             check_modules(("llama_cpp",), "llama", f"the target `gguf` with `type: {self.type}`")
         with without_storage():
             refuse_gguf_unwritable_config(ctx.origin.build())
+
+    def foresee_shapes(self, skeleton: Skeleton, ctx: Context) -> None:
+        from ..models.checkpoints.meta_init import without_storage
+        from ..runtimes.gguf.families import FAMILIES
+        from ..runtimes.gguf.shapes import embedding_scale, refuse_forecast
+
+        family = FAMILIES.get(skeleton.model_type)
+        if family is None or not (family.of.square or family.of.scaled):
+            return
+        with without_storage():
+            scale = embedding_scale(ctx.origin.build()) if family.of.scaled else None
+        refuse_forecast(skeleton, scale)
 
     def lacks(self, earlier_passes: Sequence[Pass]) -> Diagnostic | None:
         from ..runtimes.gguf.four_bits import KINDS, makes_codes, no_codes

@@ -20,7 +20,7 @@ from effc.passes.prune.hidden import Hidden
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from tests import tiny
+from tests import tiny, worlds
 from tests.architectures import table
 from tests.architectures.matrix import body, run
 from tests.grids import wide
@@ -211,6 +211,34 @@ def test_gguf_refuses_what_llama_cpp_would_compute_otherwise(tmp_path, name, rea
     model = hidden(tmp_path, tiny.model(name)).model
     with pytest.raises(Reject, match=reason):
         gguf_shape(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "reason"),
+    [
+        ("qwen2", "prune.hidden(keep: 75% of width, align: 16)", "takes them for the 48 of the residual stream"),
+        ("qwen2", "prune.heads(keep: 50% of heads)", "all heads of a layer have 32 numbers together"),
+        ("gemma2", "prune.hidden(keep: 75% of width, align: 16)", "embeddings are multiplied by the root of 64"),
+        ("llama", "prune.hidden(keep: 75% of width, align: 16)", ""),
+        ("qwen2", "prune.channels(keep: 50% of channels, align: 16)", ""),
+    ],
+)
+def test_gguf_refuses_such_widths_in_a_plan(tmp_path, name, step, reason):
+    tiny.model(name, vocab_size=worlds.VOCABULARY).save_pretrained(tmp_path / name)
+    worlds.tokenizer(tmp_path / name)
+    recipe = tmp_path / "r.effspec"
+    recipe.write_text(
+        f'effspec 1\nmodel base = hf("./{name}")\npipeline slim(base) {{ thin = {step} }}\nemit slim {{\n'
+        '  gguf("out", type: f16)\n}\n'
+    )
+    session = api.open_session(recipe, cache_dir=tmp_path / "cache")
+    if not reason:
+        assert api.plan_all_pipelines(session)
+        return
+    with pytest.raises(Reject, match=reason) as rejected:
+        api.plan_all_pipelines(session)
+    (diagnostic,) = rejected.value.diagnostics
+    assert diagnostic.fault.slug == "cannot-write-gguf" and diagnostic.span.line == 5
 
 
 def test_a_share_of_the_parameters_is_met_in_steps(tmp_path):

@@ -184,7 +184,7 @@ def plan_pipeline(recipe: Recipe, pipeline: Pipeline, ctx: Context, skeleton: Sk
             stage, after = _plan_stage(step.name, step.call, *done[step.source], first, ctx, store, known)
         done[step.name] = (stage.key, after, stage.hedges[1])
         stages.append(stage)
-    refuse_unsupported_targets(pipeline, ctx)
+    refuse_unsupported_targets(pipeline, ctx, {name: result[1:] for name, result in done.items()})
     emissions = tuple(estimate_emission(emit, done[emit.source][1], skeleton, pipeline, ctx) for emit in pipeline.emits)
     return Plan(recipe, pipeline, ctx.origin.label, ctx.origin.identity, tuple(stages), skeleton, emissions)
 

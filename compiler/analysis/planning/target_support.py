@@ -1,8 +1,10 @@
 """Checks before a compile of what a target would reject at its end."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from ....dsl.checker.recipe import Emit, Invocation, Pipeline
+from ....dsl.checker.skeleton import Skeleton
 from ....dsl.syntax.diagnostics import Reject
 from ...core.error_location import diagnostics_located_at
 from ...core.events import Warned
@@ -15,13 +17,17 @@ from ...plugin.target import Target
 _STAYING = ("linear", "channels", "heads", "kv_heads", "experts", "ssm_heads", "ssm_channels", "ssm_state", "width")
 
 
-def refuse_unsupported_targets(pipeline: Pipeline, ctx: Context) -> None:
-    """Raise what a target says of the pipeline's model and steps; a warning where it may turn out otherwise."""
+def refuse_unsupported_targets(pipeline: Pipeline, ctx: Context, forecasts: Mapping[str, tuple[Skeleton, str]]) -> None:
+    """Raise what a target says of the pipeline's model and steps; a warning where it may turn out otherwise.
+
+    forecasts   of the model and each step, the skeleton and the qualifier of its sizes, "" where they are exact
+    """
     for emit in pipeline.emits:
         with diagnostics_located_at(emit.call):
             target = ctx.registry.make("target", emit.call)
             _refuse_or_warn_model(target, emit, pipeline, ctx)
             _refuse_or_warn_missing_steps(target, emit, pipeline, ctx)
+            _refuse_or_warn_shapes(target, emit, *forecasts[emit.source], ctx)
 
 
 def _refuse_or_warn_model(target: Target, emit: Emit, pipeline: Pipeline, ctx: Context) -> None:
@@ -34,6 +40,17 @@ def _refuse_or_warn_model(target: Target, emit: Emit, pipeline: Pipeline, ctx: C
         message = f"{emit.call.word} would refuse the model as it is: {rejection.diagnostics[0].message}"
         note = f"it is refused at the end unless `{taking}` takes that out"
         ctx.emit_event(Warned(may_be_refused(message, emit.call.span, note=note)))
+
+
+def _refuse_or_warn_shapes(target: Target, emit: Emit, forecast: Skeleton, qualifier: str, ctx: Context) -> None:
+    try:
+        target.foresee_shapes(forecast, ctx)
+    except Reject as rejection:
+        if not qualifier:
+            raise
+        message = f"{emit.call.word} would refuse what `{emit.source}` is likely to leave"
+        message += f": {rejection.diagnostics[0].message}"
+        ctx.emit_event(Warned(may_be_refused(message, emit.call.span, note=f"`{emit.source}` decides when it runs")))
 
 
 def _refuse_or_warn_missing_steps(target: Target, emit: Emit, pipeline: Pipeline, ctx: Context) -> None:

@@ -1,12 +1,13 @@
 """Shape of a model in a GGUF file: its architecture, and widths and heads layer by layer."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ....dsl.checker.skeleton import Skeleton
 from ...models.checkpoints.pretrained import pretrained
 from .architectures import KINDS
 from .families import FAMILIES, Family, context_of, refuse_config, rope_of, window_keys
@@ -69,20 +70,42 @@ def _gguf_architecture(model: nn.Module, family: Family, layers: tuple[Layer, ..
                 help=f"prune all layers alike; {INSTEAD}",
             ).rejection()
         return "deci"
-    width = stream_width(model)
-    if (scale := vars(model.model.embed_tokens).get("scalar_embed_scale")) and round(scale**2) != width:
+    refuse_widths(family, stream_width(model), embedding_scale(model), {layers[0].heads * dim})
+    return family.kind
+
+
+def embedding_scale(model: Any) -> float | None:
+    """Factor of embeddings; None where they have none."""
+    return vars(model.model.embed_tokens).get("scalar_embed_scale")
+
+
+def refuse_widths(family: Family, width: int, scale: float | None, head_widths: Collection[int]) -> None:
+    """Raise Reject where llama.cpp derives a factor or heads from a stream's width, and the model has others.
+
+    head_widths   of attentions, the numbers that all heads of one have together
+    """
+    if scale and round(scale**2) != width:
         raise cannot_write_gguf(
             f"embeddings are multiplied by the root of {scale**2:.0f}, and llama.cpp's `{family.kind}` takes that of "
             f"the {width} channels of the residual stream",
             help=f"prune other things than the stream; {INSTEAD}",
         ).rejection()
-    if family.of.square and layers[0].heads * dim != width:
+    other = next((heads for heads in head_widths if heads != width), None)
+    if family.of.square and other is not None:
         raise cannot_write_gguf(
-            f"{layers[0].heads} heads of {dim} make {layers[0].heads * dim}, and llama.cpp's `{family.kind}` takes "
-            f"them for the {width} of the residual stream",
-            help=f"prune other things than heads; {INSTEAD}",
+            f"all heads of a layer have {other} numbers together, and llama.cpp's `{family.kind}` takes them for the "
+            f"{width} of the residual stream",
+            help=f"prune neither heads nor the stream, or both to one width; {INSTEAD}",
         ).rejection()
-    return family.kind
+
+
+def refuse_forecast(skeleton: Skeleton, scale: float | None) -> None:
+    """Raise Reject (cannot-write-gguf) where widths that a plan forecasts are none that llama.cpp derives."""
+    family, shapes = FAMILIES[skeleton.model_type], skeleton.shapes()
+    output = next(name for name, gguf_name in family.parts.items() if gguf_name == "attn_output")
+    names = (f"{unit}.{output}.weight" for unit in skeleton.units)
+    head_widths = {shapes[name][1] for name in names if name in shapes}
+    refuse_widths(family, shapes["model.embed_tokens.weight"][1], scale, head_widths)
 
 
 def stream_width(model: Any) -> int:

@@ -158,7 +158,7 @@ def test_a_window_that_llama_cpp_does_not_know_bounds_the_context_and_a_note_say
 
 def test_heads_that_do_not_fill_the_stream_are_refused_where_llama_cpp_counts_on_it(tmp_path):
     config = AutoConfig.for_model("qwen2", **{**SIZES, "head_dim": 16, "num_attention_heads": 2})
-    with pytest.raises(Reject, match=r"2 heads of 16 make 32, and llama.cpp's `qwen2` takes them for the 64"):
+    with pytest.raises(Reject, match=r"have 32 numbers together, and llama.cpp's `qwen2` takes them for the 64"):
         written(AutoModelForCausalLM.from_config(config).eval(), tmp_path)
 
 
