@@ -334,13 +334,18 @@ def _edited(path: Path, name: str, fact: str) -> Diagnostic:
 
 def hashed_files(path: Path) -> dict[str, Path]:
     """The files that a hash covers, by relative path; dot files and Python's caches are none."""
+    files = all_files(path)
+    return {n: f for n, f in files.items() if n not in UNHASHED and not any(map(is_hidden, n.split("/")))}
+
+
+def all_files(path: Path) -> dict[str, Path]:
+    """Every file below a folder, by relative path. Raises Reject where a folder is linked or a file is irregular."""
     irregular = next(
         (f for f in path.rglob("*") if (f.is_symlink() and f.is_dir()) or not (f.is_file() or f.is_dir())), None
     )
     if irregular is not None:
         raise irregular_file(f"{irregular} is a linked folder, or no ordinary file", help=_REMEDY).rejection()
-    files = {f.relative_to(path).as_posix(): f for f in sorted(path.rglob("*")) if f.is_file()}
-    return {n: f for n, f in files.items() if n not in UNHASHED and not any(map(is_hidden, n.split("/")))}
+    return {f.relative_to(path).as_posix(): f for f in sorted(path.rglob("*")) if f.is_file()}
 
 
 def is_hidden(part: str) -> bool:

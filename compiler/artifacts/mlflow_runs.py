@@ -1,48 +1,136 @@
 """Runs of MLflow in a folder: what artifacts were compiled with, what they measure, and their digests."""
 
+import json
+import logging
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ...dsl.checker.value_text import plain
+from ...dsl.checker.values import value_from_json
+from ..core.safe_read import MALFORMED
 from .pages.sheet import ReportData, number, word
 from .results_table import label_of
 
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
 _EXPERIMENT = "effc"
+_DIGEST = "effc.artifact_sha256"
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_OTHER_FOLDERS = (".trash", "models")  # of a file store, beside those of experiments
 _MAX_VALUE = 500  # characters of a parameter, which every version of MLflow takes
 _OTHER = re.compile(r"[^A-Za-z0-9_\-. :/]")  # not in names of MLflow
 
 
-def write_mlflow_runs(sheets: Sequence[ReportData], folder: Path) -> list[str]:
-    """Add a finished run for each artifact to a file store of MLflow, and return their ids. Nothing is sent anywhere.
+class StoreError(Exception):
+    """A file store that MLflow can't add a run to."""
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """`added` is False of a run that the store had: of the same digest, with the same measures."""
+
+    id: str
+    added: bool
+
+
+def store_problem(folder: str) -> str:
+    """Why a folder can't be MLflow's file store; "" where it is one, or would become one."""
+    path = Path(folder)
+    if not folder.strip():
+        return "names no folder: name one, such as runs"
+    if _SCHEME.match(folder):
+        return "is an address, and runs are written to a folder: name one, such as runs"
+    if path.exists() and not path.is_dir():
+        return "is a file, and MLflow keeps runs in a folder"
+    if other := next((p.name for p in sorted(path.glob("*")) if not _is_of_store(p)), ""):
+        return f"holds {other}, which is no experiment of MLflow: name a new folder, or one that MLflow wrote"
+    return ""
+
+
+def _is_of_store(path: Path) -> bool:
+    """Whether MLflow's file store may hold it; a hidden file (.gitignore) is no matter to it."""
+    if not path.is_dir():
+        return path.name.startswith(".")
+    return path.name in _OTHER_FOLDERS or (path / "meta.yaml").is_file()
+
+
+def write_mlflow_runs(sheets: Sequence[ReportData], folder: Path) -> list[StoredRun]:
+    """Add a finished run for each artifact to a file store of MLflow, unless it has the same; nothing is sent anywhere.
 
     Metrics are the compiled model's; the original's end in `.original`. Digests lie in the run's `digests.json`.
+    Raises StoreError where MLflow refuses the store.
     """
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"  # without it MLflow 3.17 refuses to write and to read one
-    from mlflow.entities import Metric, Param, RunTag
-    from mlflow.tracking import MlflowClient
+    with _without_logging():
+        from mlflow.exceptions import MlflowException
+        from mlflow.tracking import MlflowClient
 
-    client = MlflowClient(tracking_uri=folder.resolve().as_uri())
-    experiment = client.get_experiment_by_name(_EXPERIMENT)
-    experiment_id = experiment.experiment_id if experiment else client.create_experiment(_EXPERIMENT)
-    ids, now_ms = [], int(time.time() * 1000)
-    for sheet in sheets:
-        run_id = client.create_run(experiment_id, run_name=label_of(sheet)).info.run_id
-        client.log_batch(
-            run_id,
-            [Metric(name, value, now_ms, 0) for name, value in _metrics(sheet).items()],
-            [Param(name, value) for name, value in _params(sheet).items()],
-            [RunTag("effc.version", word(sheet.manifest.effc)), RunTag("effc.artifact_sha256", sheet.hash)],
-        )
-        digests = {path: {"bytes": size, "sha256": sha256} for path, (size, sha256) in sheet.manifest.files.items()}
-        client.log_dict(run_id, digests, "digests.json")
-        client.log_text(run_id, str(sheet.manifest.recipe.get("text", "")), "recipe.effspec")
-        client.set_terminated(run_id)
-        ids.append(run_id)
-    return ids
+        client = MlflowClient(tracking_uri=folder.resolve().as_uri())
+        try:
+            with _malformed_as_store_error():
+                experiment = client.get_experiment_by_name(_EXPERIMENT)
+            experiment_id = experiment.experiment_id if experiment else client.create_experiment(_EXPERIMENT)
+            return [_add_unless_stored(client, experiment_id, sheet) for sheet in sheets]
+        except MlflowException as error:
+            raise StoreError(f"MLflow can't add a run: {word(str(error))}") from error
+
+
+@contextmanager
+def _malformed_as_store_error() -> Iterator[None]:
+    """Turn what MLflow raises on files of another form into StoreError."""
+    from yaml import YAMLError
+
+    try:
+        yield
+    except (YAMLError, *MALFORMED) as error:
+        raise StoreError(f"MLflow can't read a file of the store: {word(str(error))}") from error
+
+
+@contextmanager
+def _without_logging() -> Iterator[None]:
+    """Without records of MLflow, which go to its own loggers and to the root's."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(level)
+
+
+def _add_unless_stored(client: "MlflowClient", experiment_id: str, sheet: ReportData) -> StoredRun:
+    metrics = _metrics(sheet)
+    with _malformed_as_store_error():
+        same_digest = client.search_runs([experiment_id], f"tags.`{_DIGEST}` = '{sheet.hash}'") if sheet.hash else ()
+    for run in same_digest:
+        if run.info.status == "FINISHED" and run.data.metrics == metrics:
+            return StoredRun(run.info.run_id, added=False)
+    return StoredRun(_add_run(client, experiment_id, sheet, metrics), added=True)
+
+
+def _add_run(client: "MlflowClient", experiment_id: str, sheet: ReportData, metrics: dict[str, float]) -> str:
+    from mlflow.entities import Metric, Param, RunTag
+
+    now_ms = int(time.time() * 1000)
+    run_id: str = client.create_run(experiment_id, run_name=label_of(sheet)).info.run_id
+    client.log_batch(
+        run_id,
+        [Metric(name, value, now_ms, 0) for name, value in metrics.items()],
+        [Param(name, value) for name, value in _params(sheet).items()],
+        [RunTag("effc.version", word(sheet.manifest.effc)), RunTag(_DIGEST, sheet.hash)],
+    )
+    digests = {path: {"bytes": size, "sha256": sha256} for path, (size, sha256) in sheet.manifest.files.items()}
+    client.log_dict(run_id, digests, "digests.json")
+    client.log_text(run_id, str(sheet.manifest.recipe.get("text", "")), "recipe.effspec")
+    client.set_terminated(run_id)
+    return run_id
 
 
 def _metrics(sheet: ReportData) -> dict[str, float]:
@@ -71,7 +159,19 @@ def _params(sheet: ReportData) -> dict[str, str]:
         values[f"step.{index}"] = step.get("word")
         args = step.get("args")
         values |= {f"step.{index}.{key}": value for key, value in (args.items() if isinstance(args, dict) else ())}
-    return {_name(key): word(str(value), _MAX_VALUE) for key, value in values.items() if value not in (None, "")}
+    return {
+        _name(key): word(_recipe_text(value), _MAX_VALUE) for key, value in values.items() if value not in (None, "")
+    }
+
+
+def _recipe_text(value: Any) -> str:
+    """A value of a manifest as a recipe says it; JSON where it is of another form."""
+    if isinstance(value, str):
+        return value
+    try:
+        return plain(value_from_json(value))
+    except MALFORMED:
+        return json.dumps(value)
 
 
 def _name(text: str) -> str:

@@ -10,12 +10,13 @@ from ...dsl.syntax.diagnostics import Reject
 from ...dsl.syntax.render import short
 from ..core.safe_read import MALFORMED, read_json
 from .load import handling_of
-from .manifest import Manifest, hashed_files, read_manifest, uncovered_files_text, verify_files
+from .manifest import Manifest, all_files, hashed_files, read_manifest, uncovered_files_text, verify_files
 from .provenance import origin_text
 from .signature import is_valid_signature, read_signatures
 from .signature_bundle import Bundle, read_bundle, read_statement, signed_files_problem
 
 _CODE = (".py", ".so", ".dll", ".dylib", ".pyd", ".sh", ".exe")
+_PICKLES = (".pkl", ".pickle")
 _MAX_BYTES = 1 << 20  # of a config that is read
 
 
@@ -124,8 +125,8 @@ def _checks_of_signer(key: str, signed: str, provenance: Mapping[str, Any] | Non
 
 
 def _file_checks(path: Path) -> Iterator[TrustCheck]:
-    names = hashed_files(path)
-    pickles = [name for name, file in names.items() if has_pickle_content(file)]
+    names = all_files(path)
+    pickles = [n for n, file in names.items() if n.lower().endswith(_PICKLES) or has_pickle_content(file)]
     code = [name for name in names if name.lower().endswith(_CODE)]
     for kind, file_names, state in (("pickles", pickles, "bad"), ("code", code, "note")):  # apps bring code
         yield TrustCheck(

@@ -15,7 +15,7 @@ from ..core.stopping import stop_requested
 from .confinement import TEMPORARY, confine_verb
 from .verbs.exit_codes import VerbException, diagnostics_of_exception, exit_table, show_traceback
 from .verbs.help_sections import SECTIONS
-from .verbs.interrupt import acknowledge, raise_or_exit_on_signal
+from .verbs.interrupt import acknowledge, raise_or_exit_on_signal, stop_sentence
 from .verbs.output import Screen, code_of
 from .verbs.pipe_streams import ReaderLeft, outlive_readers, refuse_full
 
@@ -107,7 +107,7 @@ def _run_until_stdout_is_full(argv: list[str]) -> int:
     _set_library_environment()
     code = 0
     try:
-        with raise_or_exit_on_signal():
+        with raise_or_exit_on_signal(stop_sentence(argv)):
             code = _invoke_and_get_exit_code(argv)
             refuse_full()
         return code
@@ -146,7 +146,7 @@ def _report_and_get_exit_code(carried: VerbException, argv: list[str]) -> int:
         return 0
     if stop_requested() and not (isinstance(error, Reject) and error.exit == EXITS["interrupted"]):
         error = KeyboardInterrupt()
-    diagnostics = diagnostics_of_exception(error, shared.cache_dir if shared else None)
+    diagnostics = diagnostics_of_exception(error, shared.cache_dir if shared else None, argv)
     if shared.debug if shared else "--debug" in argv:
         show_traceback(error)
     screen = shared.screen if shared else _guess(argv)

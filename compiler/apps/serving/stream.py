@@ -39,7 +39,8 @@ async def sse_events(
             yield HEARTBEAT
             continue
         if piece.error:
-            yield event(error_body(piece.error, INVALID if piece.finish == "refused" else "server_error"))
+            kind = INVALID if piece.finish == "refused" else "server_error"
+            yield event(error_body(piece.error, kind, code=piece.finish))
             return
         text = answer.add(piece)
         if text or piece.finish or (logprobs and piece.tokens):  # nothing is sent of a call that is not complete

@@ -23,9 +23,12 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Compare two artifacts: measures, shapes, steps, recipe, machine; more than two in a table of measures."""
         from ...artifacts.diff import diff_artifacts
+        from ...artifacts.load import verify_artifact_files
         from ...artifacts.pages.sheet import ReportData
         from ...artifacts.results_table import results_table
 
+        for path in (before, after, *artifacts) if not shared.signed_by else ():  # signed ones are compared already
+            verify_artifact_files(path)
         if artifacts:
             table = results_table([ReportData.of(path) for path in (before, after, *artifacts)])
             if shared.format == "json":

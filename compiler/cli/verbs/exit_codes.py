@@ -11,7 +11,7 @@ import typer
 
 from ....dsl.syntax.diagnostics import EXITS, Diagnostic, Fault, Reject
 from ...core.json_errors import is_out_of_memory
-from .interrupt import SENTENCE
+from .interrupt import stop_sentence
 
 if TYPE_CHECKING:
     from .flags import SharedFlags
@@ -101,13 +101,15 @@ class VerbException(Exception):
         self.error, self.shared = error, shared
 
 
-def diagnostics_of_exception(error: BaseException, cache: Path | None = None) -> Sequence[Diagnostic]:
-    """Diagnostics for an exception; `cache` is the folder of finished steps, where it is another."""
+def diagnostics_of_exception(
+    error: BaseException, cache: Path | None = None, argv: Sequence[str] = ()
+) -> Sequence[Diagnostic]:
+    """Diagnostics for an exception of a command line; `cache` is the folder of finished steps, where it is another."""
     match error:
         case Reject():
             return error.diagnostics
         case KeyboardInterrupt():
-            return [interrupted(SENTENCE)]
+            return [interrupted(stop_sentence(argv))]
     if isinstance(error, UsageError):
         return [_usage_diagnostic(error)]
     text = str(error)

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
@@ -19,13 +19,19 @@ from ...core.stopping import forget_stop, request_stop, run_last_actions
 
 PATIENCE = 0.7  # seconds that the main thread has to end well
 SENTENCE = "stopped; nothing is half written, and the same command goes on where it was stopped"
+_ANSWERING = ("run", "serve", "lsp")  # verbs that write nothing, and have nothing to go on with
 
 _patient = threading.Event()  # set while a verb answers Ctrl-C itself
 _announced = threading.Event()  # set once the main thread has told that it stops
 
 
+def stop_sentence(argv: Sequence[str]) -> str:
+    """Sentence that a command ends with when it is stopped."""
+    return "stopped" if argv and argv[0] in _ANSWERING else SENTENCE
+
+
 @contextmanager
-def raise_or_exit_on_signal() -> Iterator[None]:
+def raise_or_exit_on_signal(sentence: str = SENTENCE) -> Iterator[None]:
     """Turn SIGINT, SIGTERM and SIGHUP into KeyboardInterrupt, and end the process if nothing comes of it.
 
     A terminal that closes hangs up: a draft and a process that reopens it would stay behind.
@@ -39,7 +45,7 @@ def raise_or_exit_on_signal() -> Iterator[None]:
     before = {s: signal.signal(s, _raise) for s in _signals()}
     hook, sys.unraisablehook = sys.unraisablehook, _show_unless_interrupt
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    threading.Thread(target=_exit_if_stuck, args=(reader,), daemon=True).start()
+    threading.Thread(target=_exit_if_stuck, args=(reader, sentence), daemon=True).start()
     try:
         yield
     finally:
@@ -91,7 +97,7 @@ def _imports_torch(frame: FrameType | None) -> bool:
     return False
 
 
-def _exit_if_stuck(read_fd: int) -> None:
+def _exit_if_stuck(read_fd: int, sentence: str) -> None:
     while number := os.read(read_fd, 1):
         if number[0] == signal.SIGINT and _patient.is_set():
             continue
@@ -100,7 +106,7 @@ def _exit_if_stuck(read_fd: int) -> None:
             run_last_actions()
         if not _announced.is_set():
             with suppress(OSError):  # nobody reads it
-                os.write(2, f"note[interrupted]: {SENTENCE}\n".encode())
+                os.write(2, f"note[interrupted]: {sentence}\n".encode())
         os._exit(EXITS["interrupted"])
     os.close(read_fd)
 

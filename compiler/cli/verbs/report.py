@@ -1,7 +1,7 @@
 """`effc report`: one HTML page of an artifact, or a page that compares several, to look at and to pass on."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,27 +24,29 @@ def register(app: typer.Typer) -> None:
         artifacts: Annotated[list[Path], _artifacts],
         shared: SharedFlags,
         output: Annotated[Path, _output] = Path("report.html"),
-        mlflow: Annotated[Path | None, _mlflow] = None,
+        mlflow: Annotated[str | None, _mlflow] = None,
     ) -> None:
         """Write one HTML page of an artifact: what it measures, what was cut and how that was decided.
 
         Of artifacts of several pipelines or variants it is a table that compares them, with a page of each beside it.
         A page loads nothing from anywhere."""
+        from ...artifacts.load import verify_artifact_files
         from ...artifacts.pages.sheet import ReportData
         from ...artifacts.results_table import artifacts_in
         from ...core.cache import write_atomic
         from ...core.quantity import size
 
-        if mlflow is not None:
-            _refuse_unusable_store(mlflow)
-        sheets = [ReportData.of(path) for folder in artifacts for path in artifacts_in(folder)]
+        store = _run_store(mlflow) if mlflow is not None else None
+        paths = [path for folder in artifacts for path in artifacts_in(folder)]
+        if store and any(store.resolve().is_relative_to(path.resolve()) for path in paths):
+            raise typer.BadParameter(f"`--mlflow {mlflow}` lies in an artifact: name a folder outside")
+        for path in paths if not shared.signed_by else ():  # signed ones are compared already
+            verify_artifact_files(path)
+        sheets = [ReportData.of(path) for path in paths]
         printed = str(output) == "-"
         if printed and shared.format == "json":
             raise typer.BadParameter("`-o -` prints the page, and `--format json` prints JSON: leave one of them out")
-        if mlflow is not None:
-            from ...artifacts.mlflow_runs import write_mlflow_runs
-
-            write_mlflow_runs(sheets, mlflow)
+        runs = _record_runs(sheets, store, shared) if store else []
         first, *further = pages(sheets, "" if printed else output.stem)
         if printed:
             return shared.screen.write(first)
@@ -53,7 +55,11 @@ def register(app: typer.Typer) -> None:
             write_atomic(file, text.encode())
         if shared.format == "json":
             shared.screen.answer_json(
-                "report", path=str(output), bytes=len(first.encode()), pages=[str(file) for file in files[1:]]
+                "report",
+                path=str(output),
+                bytes=len(first.encode()),
+                pages=[str(file) for file in files[1:]],
+                runs=runs,
             )
         else:
             beside = f", with {len(further)} beside it" if further else ""
@@ -61,12 +67,31 @@ def register(app: typer.Typer) -> None:
         return None
 
 
-def _refuse_unusable_store(folder: Path) -> None:
+def _run_store(folder: str) -> Path:
+    """Folder of MLflow's file store. Raises BadParameter where it can't be one."""
+    from ...artifacts.mlflow_runs import store_problem
     from ...core.environment import check_modules
 
     check_modules(["mlflow"], "mlflow", "`effc report --mlflow`")
-    if folder.exists() and not folder.is_dir():
-        raise typer.BadParameter(f"`--mlflow {folder}` is a file, and MLflow keeps runs in a folder")
+    if problem := store_problem(folder):
+        raise typer.BadParameter(f"`--mlflow {folder}` {problem}")
+    return Path(folder)
+
+
+def _record_runs(sheets: "list[ReportData]", store: Path, shared: SharedFlags) -> list[dict[str, Any]]:
+    """Add the runs and say which; as JSON."""
+    from ...artifacts.mlflow_runs import StoreError, write_mlflow_runs
+
+    try:
+        runs = write_mlflow_runs(sheets, store)
+    except StoreError as error:
+        raise typer.BadParameter(f"`--mlflow {store}`: {error}") from error
+    for sheet, run in zip(sheets, runs, strict=True):
+        fact = "added" if run.added else "is there already: same digest, same measures"
+        shared.screen.note(f"{store}: run {run.id} of {sheet.location} {fact}")
+    return [
+        {"id": run.id, "artifact": sheet.location, "added": run.added} for sheet, run in zip(sheets, runs, strict=True)
+    ]
 
 
 def pages(sheets: "list[ReportData]", stem: str) -> list[str]:

@@ -219,7 +219,7 @@ with raise_or_exit_on_signal():
 def test_an_interrupt_in_a_callback_where_python_can_not_raise_ends_the_process_without_a_trace(tmp_path):
     script = """
 import os, signal, time, weakref
-from effc.compiler.cli.verbs.interrupt import raise_or_exit_on_signal
+from effc.compiler.cli.verbs.interrupt import raise_or_exit_on_signal, stop_sentence
 
 class Thing: pass
 
@@ -227,15 +227,20 @@ def callback(_):
     os.kill(os.getpid(), signal.SIGTERM)
     for _ in range(1000): pass
 
-with raise_or_exit_on_signal():
+with raise_or_exit_on_signal(stop_sentence(["serve", "model"])):
     thing = Thing()
     reference = weakref.ref(thing, callback)
     del thing
     time.sleep(30)
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=120)
-    assert (run.returncode, run.stderr.count("\n")) == (130, 1), run.stderr
-    assert run.stderr.startswith("note[interrupted]: stopped")
+    assert (run.returncode, run.stderr) == (130, "note[interrupted]: stopped\n")
+
+
+def test_only_a_verb_that_can_go_on_says_so_when_it_is_stopped():
+    for verb, goes_on in (("compile", True), ("tune", True), ("serve", False), ("run", False)):
+        (diagnostic,) = diagnostics_of_exception(KeyboardInterrupt(), argv=[verb, "x"])
+        assert ("goes on where it was stopped" in diagnostic.message) is goes_on
 
 
 @pytest.mark.parametrize("number", wide([signal.SIGINT, signal.SIGTERM, signal.SIGHUP], {signal.SIGINT}))

@@ -231,6 +231,18 @@ def test_doctor_names_pickles_and_configs_that_ask_for_code(effc, artifact, tmp_
     assert effc("doctor", "--trust", str(tmp_path)).code == 5
 
 
+@pytest.mark.parametrize(("name", "content"), [(".evil.pkl", b"\x80\x04N."), (".a/b", b"\x80\x04N."), ("c.pkl", b"N.")])
+def test_doctor_names_pickles_that_no_hash_covers_and_those_that_their_name_tells(effc, tmp_path, name, content):  # noqa: F811
+    with tarfile.open(STORED / "kinds.tar.xz") as archive:
+        archive.extractall(tmp_path, [m for m in archive if m.name.startswith("kinds/int4/")], filter="data")
+    file = tmp_path / "kinds" / "int4" / "native" / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(content)
+    run = effc("doctor", "--trust", str(tmp_path / "kinds" / "int4"), "--format", "json")
+    found = {c["topic"]: (c["state"], c["fact"]) for c in json.loads(run.out)["checks"]}
+    assert run.code == 5 and found["pickles"] == ("bad", f"native/{name}: effc would not read it")
+
+
 @pytest.mark.parametrize(
     "kind", ["front", "family", "adapters", "peft", "reft", "flower", "rttc", "onnx", "gguf", "int4"]
 )
