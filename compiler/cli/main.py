@@ -136,6 +136,11 @@ def _invoke_and_get_exit_code(argv: list[str]) -> int:
         return _report_and_get_exit_code(VerbException(error, None), argv)
 
 
+def _is_interruption(error: BaseException) -> bool:
+    """Whether a verb says in its own words that it was stopped."""
+    return isinstance(error, Reject) and all(d.exit == EXITS["interrupted"] for d in error.diagnostics)
+
+
 def _report_and_get_exit_code(carried: VerbException, argv: list[str]) -> int:
     error, shared = carried.error, carried.shared
     if isinstance(error, typer.Exit):
@@ -144,7 +149,7 @@ def _report_and_get_exit_code(carried: VerbException, argv: list[str]) -> int:
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, ReaderLeft):
         return 0
-    if stop_requested() and not (isinstance(error, Reject) and error.exit == EXITS["interrupted"]):
+    if stop_requested() and not _is_interruption(error):
         error = KeyboardInterrupt()
     diagnostics = diagnostics_of_exception(error, shared.cache_dir if shared else None, argv)
     if shared.debug if shared else "--debug" in argv:
