@@ -421,7 +421,7 @@ class prune:
         data: Rows on which channels are ranked, and what reads them refitted.
         reorder: Which channels go first: by weights, by what norms give, or by the share of the readers' outputs that comes through them; wanda with data, else l1.
         repair: With data, refit what reads the channels that go.
-        align: The width is a multiple of this.
+        align: The width is a multiple of this, the largest that is at most `keep`.
         """
     @staticmethod
     def multi(*, remove: str | Value, score: str | Value = ..., split: dict[str, float] | Value | None = ..., order: Sequence[Literal['blocks', 'channels', 'heads']] | Value = ..., reorder: Literal['l1', 'wanda', 'obs'] | Value | None = ..., group: int | Value = ..., heads: int | Value = ..., width_score: str | Value | None = ..., machine: str | Value | None = ..., check: str | Value | None = ..., on: str | Value | None = ..., search: Literal['racing', 'exact'] | Value = ..., rank: Literal['ratio', 'loss'] | Value | None = ..., estimate: Literal['none', 'taylor'] | Value = ..., together: int | Value = ..., repair: bool | Value | None = ..., data: str | Value | None = ..., overshoot: bool | Value = ..., clock: str | Value = ...) -> Value:

@@ -207,8 +207,11 @@ def _uniform_width_problem(
                 help=f"{_AT[name]} {_least(name, align, group.count)}, or align to less",
             )
     if all(_aligned(_remaining(name, value, g.count), align, g.count) >= g.count for g in groups):
+        text, count = f"`{name}: {value_text(value)}`", groups[0].count
         return no_effect(
-            f"`{name}: {value_text(value)}` in steps of {align} rounds to all {groups[0].count} channels",
+            f"{text} is less than one step of `align: {align}` below all {count} channels"
+            if groups[0].kind == "width"  # these are rounded down, as the parameters are
+            else f"{text} in steps of {align} rounds to all {count} channels",
             span,
             help="keep less, or align to less",
         )

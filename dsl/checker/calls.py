@@ -237,11 +237,15 @@ def _report_unknown_parameter(plugin: Word, arg: ast.Arg, scope: Scope) -> bool:
     names = [p.name for p in plugin.params]
     closest = nearest_name(arg.name, names)
     span = arg.name_span or arg.span
+    help = nearest_name_help(arg.name, names, "it has") or "it takes no parameters"
+    opposite = {"remove": "keep", "keep": "remove"}.get(arg.name, "")
+    if opposite in names:  # the amount is another then: no fix of the name alone
+        closest, help = "", f"`{opposite}` says what {'stays' if opposite == 'keep' else 'goes'}"
     scope.report(
         unknown_parameter(
             f"`{plugin.name}` has no parameter `{arg.name}`",
             span,
-            help=nearest_name_help(arg.name, names, "it has") or "it takes no parameters",
+            help=help,
             fix=Fix(span, closest) if closest else None,
         )
     )

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 from ...compiler.analysis.discovery.streams import with_stream
-from ...compiler.analysis.planning.amount import Amount
 from ...compiler.analysis.planning.stream_width import remaining_width, require_stream, with_stream_width
 from ...compiler.ir.program import Program
 from ...compiler.plugin.context import Context
@@ -55,7 +54,9 @@ class Hidden(Pass):
         default=None,
     )
     repair: bool = param("With data, refit what reads the channels that go.", default=True)
-    align: int = param("The width is a multiple of this.", default=64, ge=1, unit="channels")
+    align: int = param(
+        "The width is a multiple of this, the largest that is at most `keep`.", default=64, ge=1, unit="channels"
+    )
 
     def problems(self) -> Iterator[Problem]:
         if self.data is None:
@@ -69,7 +70,7 @@ class Hidden(Pass):
 
     def run(self, program: Program, ctx: Context) -> None:
         stream = streams.require_stream_of_model(program)
-        count = remaining_width(with_stream(program), Amount(self.keep), self.align)
+        count = remaining_width(with_stream(program), self.keep, self.align)
         moments = None
         if self.data and (self.repair or self.reorder in (None, "wanda")):
             modules = [path for path, _ in streams.observed_readers(program, stream)]
@@ -100,7 +101,7 @@ class Hidden(Pass):
             slice_out(program, rewrite, stream, removed)
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
-        return with_stream_width(skeleton, remaining_width(skeleton, Amount(self.keep), self.align))
+        return with_stream_width(skeleton, remaining_width(skeleton, self.keep, self.align))
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
         return estimate_fitting_effort(skeleton, ctx, [require_stream(skeleton)], self.data) if self.data else Effort()

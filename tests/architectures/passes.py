@@ -69,7 +69,7 @@ PASSES = {
         "data": DataRef("rows"),
         "reorder": None,
         "repair": True,
-        "align": 16,
+        "align": 8,
     },
     "clean.dead": {"align": 4},
     "shed.blocks": {"remove": 1, "score": _SCORE, "on": None, "search": "racing"},

@@ -6,7 +6,8 @@ import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.analysis.discovery.streams import stream_of_model, with_stream
-from effc.compiler.analysis.planning.stream_width import with_stream_width
+from effc.compiler.analysis.planning.shrink import params
+from effc.compiler.analysis.planning.stream_width import remaining_width, with_stream_width
 from effc.compiler.artifacts.stock import stock_config
 from effc.compiler.driver import api
 from effc.compiler.evaluation import equivalence
@@ -316,7 +317,7 @@ def test_a_share_that_leaves_no_step_is_refused():
     ("call", "message"),
     [
         ("keep: 100% of width", "changes nothing"),
-        ("keep: 99% of width, align: 64", "rounds to all 128 channels"),
+        ("keep: 99% of width, align: 64", "less than one step of `align: 64` below all 128 channels"),
         ("keep: 1% of width", "less than one step of `align: 64`"),
         ("keep: 50% of width, align: 256", "`align: 256` is more than the 128 channels of `model.layers`"),
         ("keep: 50% of channels", "of"),
@@ -330,6 +331,45 @@ def test_amounts_and_orders_that_mean_nothing_are_refused_where_they_stand(tmp_p
     recipe.write_text(text + 'emit slim { hf("out") }\n')
     diagnostics = api.open_session(recipe, cache_dir=tmp_path / "cache").check().diagnostics
     assert any(message in d.message and d.span and d.span.line == 4 for d in diagnostics), diagnostics
+
+
+@pytest.mark.parametrize("of", ["width", "params"])
+@pytest.mark.parametrize("align", [1, 8, 16])
+@pytest.mark.parametrize("share", [0.5, 0.6, 0.75])
+def test_the_widest_stream_that_is_at_most_a_share_is_kept(of, align, share):
+    skeleton = with_stream(capture(tiny.model("llama")))
+
+    def size(width):
+        return width if of == "width" else params(with_stream_width(skeleton, width))
+
+    expected = max(n for n in range(align, 65, align) if size(n) <= share * size(64))
+    if size(64) - size(expected) <= 1.5 * (1 - share) * size(64):
+        assert remaining_width(skeleton, Ratio(share, of), align) == expected
+    else:
+        with pytest.raises(Reject, match="overshoots"):
+            remaining_width(skeleton, Ratio(share, of), align)
+
+
+@pytest.mark.parametrize(
+    ("keep", "align", "message", "help"),
+    [
+        (Ratio(0.89, "params"), 64, "leaves 64 of 128 channels, 50", "write `align: 16`, or `keep: 50"),
+        (Ratio(0.8, "width"), 64, "leaves 64 of 128 channels, 50.0% of width", "write `align: 32`, or `keep: 50%"),
+        (Ratio(0.999, "width"), 1, "leaves 127 of 128 channels", "write `keep: 99.3% of width`"),
+        (
+            Ratio(0.0001, "params"),
+            1,
+            "0.01% of params` is less than one step, and a stream of 1 channel ke",
+            "at least",
+        ),
+    ],
+)
+def test_a_step_that_takes_far_more_than_the_share_is_refused_with_what_would_do(keep, align, message, help):
+    skeleton = with_stream(capture(tiny.model("llama", hidden_size=128)))
+    with pytest.raises(Reject) as rejected:
+        Hidden(keep=keep, align=align).forecast(skeleton)
+    (diagnostic,) = rejected.value.diagnostics
+    assert message in diagnostic.message and help in diagnostic.help and diagnostic.argument == "keep", diagnostic
 
 
 def test_a_share_of_the_parameters_that_no_width_meets_is_refused_in_plan(tmp_path):

@@ -4,6 +4,16 @@ from dataclasses import dataclass
 from typing import overload
 
 from ....dsl.checker.values import Ratio
+from ....dsl.syntax.diagnostics import Fault
+
+overshoots = Fault(
+    "overshoots",
+    "Even the smallest part that a pass may cut is far more than is to go.\n\n"
+    "A recipe that asks for 10 % is not to lose 29 %: cut in smaller steps, `align` among them, or say "
+    "`overshoot: true` where a pass has that.",
+)
+
+SPARE = 0.5  # of what is to go, how much more may go where nothing smaller can
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,17 @@
 """Width of the residual stream: the skeleton with fewer of its channels, and how many fit a share of the model."""
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import replace
 
 from ....dsl.checker.skeleton import Group, Member, Part, Skeleton
+from ....dsl.checker.value_text import value_text
+from ....dsl.checker.values import Ratio
 from ....dsl.syntax.diagnostics import Diagnostic, Fault
+from ...core.quantity import count_text
 from . import shrink
-from .amount import Amount
+from .amount import SPARE, overshoots
 
 fixed_width = Fault(
     "fixed-width",
@@ -17,7 +21,7 @@ fixed_width = Fault(
     "it, as one without a head does.",
 )
 
-too_narrow = Fault("too-narrow", "A share of the parameters leaves the residual stream less than one step of `align`.")
+too_narrow = Fault("too-narrow", "A share leaves the residual stream less than one step of `align`.")
 
 
 def require_stream(skeleton: Skeleton) -> Group:
@@ -69,21 +73,60 @@ def _members_after(stream: Group, removed: int) -> Iterator[Member]:
         yield replace(member, segments=tuple(segments))
 
 
-def remaining_width(skeleton: Skeleton, amount: Amount, align: int) -> int:
-    """Channels of the stream that stay: of a share of the parameters the most, in steps of `align`, that fit."""
+def remaining_width(skeleton: Skeleton, keep: Ratio, align: int) -> int:
+    """Channels of the stream that stay: the most, in steps of `align`, that are no more than the share.
+
+    Raises Reject (too-narrow, overshoots) where none are, or where far more would go than the share says.
+    """
     stream = require_stream(skeleton)
-    step = math.lcm(align, stream.multiple)
-    if amount.of != "params":
-        return amount.remaining_count(stream.count, step)
-    full = shrink.params(skeleton)
-    limit = amount.remaining_count(full)
-    widths = range(stream.count // step * step, 0, -step)
-    fits = next((n for n in widths if shrink.params(with_stream_width(skeleton, n)) <= limit), None)
-    if fits is None:
-        least = shrink.params(with_stream_width(skeleton, min(step, stream.count)))
+    width = _widest(skeleton, keep, align)
+    if width is None:
+        step = min(math.lcm(align, stream.multiple), stream.count)
+        least = _share(skeleton, step, keep.of)
         raise too_narrow(
-            f"{limit / full:.1%} of params are to stay, and a stream of {step} channels keeps {least / full:.1%}",
-            help=f"keep at least {math.ceil(1000 * least / full) / 10:g}% of params, or let `align` be less",
+            f"`keep: {value_text(keep)}` is less than one step, and a stream of {count_text(step, 'channel')} keeps "
+            f"{least:.1%}",
+            help=f"keep at least {_ceiling(least)}" + (", or let `align` be less" if align > 1 else ""),
             argument="keep",
         ).rejection()
-    return fits
+    left = _share(skeleton, width, keep.of)
+    if _is_far_below(left, keep):
+        finer = next((n for n in range(align - 1, 0, -1) if align % n == 0 and _is_near(skeleton, keep, n)), None)
+        raise overshoots(
+            f"`keep: {value_text(keep)}` in steps of `align: {align}` leaves {width} of {stream.count} channels, "
+            f"{left:.1%} of {keep.of}",
+            help=(f"write `align: {finer}`, or " if finer else "write ") + f"`keep: {_ceiling(left)} of {keep.of}`",
+            argument="keep",
+        ).rejection()
+    return width
+
+
+def _widest(skeleton: Skeleton, keep: Ratio, align: int) -> int | None:
+    """The most channels, in steps of `align`, that are at most a share; None where one step is more."""
+    stream = require_stream(skeleton)
+    step = math.lcm(align, stream.multiple)
+    limit = keep.value * (1 + 1e-9)  # 0.85 * 20 is 16.999999999999996
+    widths = range(step, stream.count + 1, step)
+    fitting = bisect_right(widths, limit, key=lambda width: _share(skeleton, width, keep.of))
+    return widths[fitting - 1] if fitting else None
+
+
+def _is_near(skeleton: Skeleton, keep: Ratio, align: int) -> bool:
+    width = _widest(skeleton, keep, align)
+    return width is not None and not _is_far_below(_share(skeleton, width, keep.of), keep)
+
+
+def _is_far_below(left: float, keep: Ratio) -> bool:
+    return 1 - left > (1 + SPARE) * (1 - keep.value) + 1e-9
+
+
+def _share(skeleton: Skeleton, width: int, of: str) -> float:
+    """Share of the channels, or of the parameters, that a stream of some width keeps."""
+    if of != "params":
+        return width / require_stream(skeleton).count
+    return shrink.params(with_stream_width(skeleton, width)) / shrink.params(skeleton)
+
+
+def _ceiling(share: float) -> str:
+    """The share with one digit after the point, and enough."""
+    return f"{math.ceil(1000 * share - 1e-9) / 10:g}%"

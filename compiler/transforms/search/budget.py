@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
+from ...analysis.planning.amount import SPARE
 from .candidate import Candidate
 
 CUTS = "cuts"  # a budget of them is met by their number, whatever they save
-SPARE = 0.5  # of the goal that the last cut may save beyond it, where another does not
 AMISS = 0.1  # of the goal that may be saved beyond it without a word
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from ....dsl.checker.skeleton import Group, Skeleton
 from ....dsl.checker.values import Shares
 from ....dsl.syntax.diagnostics import Fault
-from ...analysis.planning.amount import Amount
-from .budget import CUTS, SPARE, Budget
+from ...analysis.planning.amount import SPARE, Amount, overshoots
+from .budget import CUTS, Budget
 from .parts import BlockParts, Parts, RemovableParts, ScanParts, WidthParts
 from .refusals import out_of_reach, percent_floor
 from .savings import OF_MODEL, SCANS, SavingsTable, model_total, steps
@@ -16,13 +16,6 @@ too_coarse = Fault(
     "too-coarse",
     "A cut is larger than all that it could be cut from.\n\n"
     "Of a kind of which nothing can go, a search would say nothing, and its budget would come from the others.",
-)
-
-
-overshoots = Fault(
-    "overshoots",
-    "Even the smallest part that a search may cut is far more than is to go.\n\n"
-    "A recipe that asks for 10 % is not to lose 29 %: cut in smaller steps, or say `overshoot: true`.",
 )
 
 

@@ -143,7 +143,7 @@ def _forecast_to_param_count(skeleton: Skeleton, groups: Sequence[Group], amount
             return narrowed
     share = math.ceil(1000 * left / full_size) / 10
     raise out_of_reach(
-        f"{limit / full_size:.1%} of params are to stay, and the narrowest widths keep {share:g}%",
+        f"{100 * limit / full_size:.3g}% of params are to stay, and the narrowest widths keep {share:g}%",
         help=f"keep at least {share:g}% of params, or let `align` be less",
         argument="keep remove",
     ).rejection()
