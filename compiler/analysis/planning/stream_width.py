@@ -120,7 +120,7 @@ def _is_far_below(left: float, keep: Ratio) -> bool:
     return 1 - left > (1 + SPARE) * (1 - keep.value) + 1e-9
 
 
-def _share(skeleton: Skeleton, width: int, of: str) -> float:
+def _share(skeleton: Skeleton, width: int, of: str | None) -> float:
     """Share of the channels, or of the parameters, that a stream of some width keeps."""
     if of != "params":
         return width / require_stream(skeleton).count
