@@ -249,9 +249,10 @@ def _with_stated_head_dim(config: Any, changes: Mapping[str, Any]) -> dict[str, 
     decisive = {"num_attention_heads", _stream_width_name(config)}
     if decisive.isdisjoint(changes) or getattr(config, "head_dim", None) is not None:
         return dict(changes)
-    if type(getattr(config, "hidden_size", None)) is not int:  # stages of several widths
+    width, heads = (getattr(config, name, None) for name in ("hidden_size", "num_attention_heads"))
+    if type(width) is not int or type(heads) is not int:  # stages of several widths; parts with configs of their own
         return dict(changes)
-    return {**changes, "head_dim": config.hidden_size // config.num_attention_heads}
+    return {**changes, "head_dim": width // heads}
 
 
 def _stream_width_name(config: Any) -> str:
