@@ -14,29 +14,19 @@ import asyncio
 import json
 import os
 import random
-import subprocess
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean, quantiles
 
 import httpx
 import torch
 
-from bench.serve import EFFC, prompts
+from bench.serve import prompts, start_server
 
 
-@contextmanager
-def start_server(args: argparse.Namespace, *flags: str):
-    models = [f"large={args.large}", f"small={args.small}"]
-    command = [*EFFC, "serve", *models, "--port", "0", "--threads", str(args.threads), "--access-log", "none"]
-    command += ["--parallel", str(args.parallel), "--queue", "10000", "--connections", "10000", *flags]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        yield process.stdout.readline().strip().partition(" at ")[2]
-    finally:
-        process.terminate()
-        process.wait()
+def server_arguments(args: argparse.Namespace) -> list[str]:
+    limits = ["--parallel", str(args.parallel), "--queue", "10000", "--connections", "10000"]
+    return [f"large={args.large}", f"small={args.small}", "--access-log", "none", *limits]
 
 
 async def ask(client: httpx.AsyncClient, prompt: str, new: int) -> tuple[int, float, float, str]:
@@ -129,7 +119,7 @@ def main() -> None:
     for number in range(args.rounds):
         rate = 0.0
         for flags in ((), ("--elastic", "large:small")):
-            with start_server(args, *flags) as url:
+            with start_server(*server_arguments(args), *flags, threads=args.threads) as url:
                 if not rate:
                     rate = args.overload * asyncio.run(capacity(url, args))
                 row = asyncio.run(measure_overload(url, rate, number, args))

@@ -31,9 +31,9 @@ TEXT = " ".join(" ".join(pydoc_data.topics.topics.values()).split()).split(" ")
 
 
 @contextmanager
-def start_server(model: str, threads: int) -> Iterator[str]:
-    """URL of the server, which ends with the block."""
-    command = [*EFFC, "serve", model, "--port", "0", "--threads", str(threads), "--name", "model"]
+def start_server(*arguments: str, threads: int) -> Iterator[str]:
+    """URL of `effc serve` with these arguments; the server ends with the block."""
+    command = [*EFFC, "serve", *arguments, "--port", "0", "--threads", str(threads)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         yield process.stdout.readline().strip().partition(" at ")[2]
@@ -127,7 +127,7 @@ def main() -> None:
     given = parser.parse_args()
     alone = engine_throughput(given.model, given.threads, given.at_once, given.words, given.new)
     rows: dict[int, list[dict[str, float]]] = {count: [] for count in given.at_once}
-    with start_server(given.model, given.threads) as url:
+    with start_server(given.model, "--name", "model", threads=given.threads) as url:
         asyncio.run(measure_concurrent(url, 1, given.words, 4, 99))  # warm
         for turn in range(given.rounds):
             for count in given.at_once:
