@@ -221,12 +221,47 @@ struct ManyRows {
   void finish(int64_t block, int count, const uint8_t* sums, int64_t between, int64_t from, int64_t number) const {
     const LinearCall to = call;
     const Packed weight = packed;
+    const bool whole = 16 * (block + count) <= packed.head.n;
+    if (call.epilogue && whole) return finish_with(*call.epilogue, block, count, sums, between, from, number);
     for (int64_t row = 0; row < number; ++row) {
       const float scale = scales[from + row];
       for (int b = 0; b < count; ++b) {
         const uint8_t* own = sums + b * between + row * kRowStep;
         put(to, weight, block + b, first + from + row, finished<Format>(weight, block + b, own, kLineStep, scale));
       }
+    }
+  }
+
+  // An activation takes the sums of some rows at once, and by then the numbers that they meet are near.
+  void finish_with(const Epilogue epilogue, int64_t block, int count, const uint8_t* sums, int64_t between, int64_t from,
+                   int64_t number) const {
+    constexpr int64_t kRows = 32;
+    alignas(64) float values[kRows][16 * kPanelBlocks];
+    const LinearCall to = call;
+    const Packed weight = packed;
+    const int64_t stride = call.y_stride ? call.y_stride : packed.head.n, column = 16 * block;
+    auto* const y = static_cast<float*>(call.y) + column;
+    for (int64_t begin = 0; begin < number; begin += kRows) {
+      const int64_t rows = std::min(kRows, number - begin);
+      for (int64_t i = 0; i < rows; ++i) {
+        const int64_t row = first + from + begin + i;
+        for (int b = 0; b < count; ++b) {
+          if (epilogue.times) ahead(epilogue.times + row * epilogue.times_stride + column + 16 * b);
+          if (epilogue.plus) ahead(epilogue.plus + row * epilogue.plus_stride + column + 16 * b);
+          ahead(y + row * stride + 16 * b);
+          const uint8_t* own = sums + b * between + (begin + i) * kRowStep;
+          Floats sum = finished<Format>(weight, block + b, own, kLineStep, scales[from + begin + i]);
+          if (to.bias) sum = plus(sum, load_floats(static_cast<const float*>(to.bias) + column + 16 * b));
+          store(values[0] + 16 * (i * count + b), sum);
+        }
+      }
+      if (epilogue.act) epilogue.act({epilogue.kind, values[0], 16 * count * rows});
+      for (int64_t i = 0; i < rows; ++i)
+        for (int b = 0; b < count; ++b) {
+          const int64_t row = first + from + begin + i;
+          const Floats sum = load_floats(values[0] + 16 * (i * count + b));
+          store(y + row * stride + 16 * b, met(epilogue, row, column + 16 * b, sum));
+        }
     }
   }
 

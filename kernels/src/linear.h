@@ -75,15 +75,39 @@ inline int parts_for(const Packed& packed, int threads, int64_t rows) {
   return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>({threads, worth, packed.head.blocks})));
 }
 
+inline Floats met(const Epilogue& epilogue, int64_t row, int64_t first, Floats sum) {
+  if (epilogue.times) sum = times(sum, load_floats(epilogue.times + row * epilogue.times_stride + first));
+  if (epilogue.plus) sum = plus(sum, load_floats(epilogue.plus + row * epilogue.plus_stride + first));
+  return sum;
+}
+
+inline Floats apply(const Epilogue& epilogue, int64_t row, int64_t first, Floats sum) {
+  if (epilogue.act) {
+    float values[16];
+    store(values, sum);
+    epilogue.act({epilogue.kind, values, 16});
+    sum = load_floats(values);
+  }
+  return met(epilogue, row, first, sum);
+}
+
+// To the last outputs of a row, fewer than 16.
+inline void apply(const Epilogue& epilogue, int64_t row, int64_t first, int64_t count, float* values) {
+  if (epilogue.act) epilogue.act({epilogue.kind, values, 16});
+  for (int64_t i = 0; epilogue.times && i < count; ++i) values[i] *= epilogue.times[row * epilogue.times_stride + first + i];
+  for (int64_t i = 0; epilogue.plus && i < count; ++i) values[i] += epilogue.plus[row * epilogue.plus_stride + first + i];
+}
+
 // 16 finished sums of one row into y. At the end of a row they go through memory of their own.
 inline void put(const LinearCall& call, const Packed& packed, int64_t block, int64_t row, Floats sum) {
   const int64_t n = packed.head.n, first = 16 * block, count = std::min<int64_t>(16, n - first);
-  const int64_t at = row * n + first;
+  const int64_t at = row * (call.y_stride ? call.y_stride : n) + first;
   if (count == 16) {
     if (call.bias && call.bias_float)
       sum = plus(sum, load_floats(static_cast<const float*>(call.bias) + first));
     if (call.bias && !call.bias_float)
       sum = plus(sum, load_halves(static_cast<const uint16_t*>(call.bias) + first));
+    if (call.epilogue) sum = apply(*call.epilogue, row, first, sum);
     if (call.x_float)
       store(static_cast<float*>(call.y) + at, sum);
     else
@@ -92,13 +116,13 @@ inline void put(const LinearCall& call, const Packed& packed, int64_t block, int
   }
   float values[16];
   store(values, sum);
-  for (int64_t i = 0; i < count; ++i) {
-    if (call.bias) values[i] += element(call.bias, call.bias_float, first + i);
+  for (int64_t i = 0; call.bias && i < count; ++i) values[i] += element(call.bias, call.bias_float, first + i);
+  if (call.epilogue) apply(*call.epilogue, row, first, count, values);
+  for (int64_t i = 0; i < count; ++i)
     if (call.x_float)
       static_cast<float*>(call.y)[at + i] = values[i];
     else
       static_cast<uint16_t*>(call.y)[at + i] = to_bf16(values[i]);
-  }
 }
 
 // The outputs of a row; `step` bytes from one line's sums to the next's.

@@ -8,7 +8,7 @@
 
 namespace {
 
-inline void ahead(const uint8_t* at) { __builtin_prefetch(at); }
+inline void ahead(const void* at) { __builtin_prefetch(at); }
 inline void far_ahead(const uint8_t* at) { __builtin_prefetch(at, 0, 2); }  // no nearer than the second cache
 
 // What follows reads `value` from memory: a compiler would cut a vector that it has just stored into words again.
@@ -52,4 +52,15 @@ inline uint16_t to_bf16(float value) {
 #include "vec_avx2.h"
 #else
 #include "vec_portable.h"
+#endif
+
+#if !defined(__AVX512BF16__)
+namespace {
+
+inline void store_normal_halves(uint16_t* at, const Floats& a, const Floats& b) {
+  store_halves(at, a);
+  store_halves(at + 16, b);
+}
+
+}  // namespace
 #endif

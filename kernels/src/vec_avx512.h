@@ -82,6 +82,10 @@ inline void store_halves(uint16_t* at, Floats a) {
 
 // sum += w * x, x the two bfloat16 of one group.
 #if defined(__AVX512BF16__)
+// 32 numbers, none of them so small that it would be flushed to zero.
+inline void store_normal_halves(uint16_t* at, Floats a, Floats b) {
+  _mm512_storeu_si512(at, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b.v, a.v)));
+}
 inline void dot2(Floats& sum, Vec w, uint32_t x) {
   sum.v = _mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(w.v),
                            reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(x))));

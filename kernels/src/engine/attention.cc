@@ -168,7 +168,7 @@ struct Attend {
       Floats row[2 * N];
       for (int n = 0; n < 2 * N; ++n) row[n] = finished(m, token + 16 * n, load_floats(scores[n][m]));
       running.take_row(m, row);
-      for (int n = 0; n < 2 * N; ++n) store_halves(weights[n / 2][m] + n % 2 * 16, row[n]);
+      for (int n = 0; n < N; ++n) store_normal_halves(weights[n][m], row[2 * n], row[2 * n + 1]);
     }
     TILE_LOAD(4, weights[0], 64);
     if (N > 1) TILE_LOAD(5, weights[N - 1], 64);
@@ -319,8 +319,8 @@ void attend(const AttendCall& call) {
   });
 }
 
-// One token of one head, as `pack_tokens.cc` places it.
-void append(const AttendCall& call, const Run& run, int64_t index, int64_t head) {
+// Up to two tokens of one head that begin at an even position or are alone, as `pack_tokens.cc` places them.
+void append(const AttendCall& call, const Run& run, int64_t index, int64_t count, int64_t head) {
   const Step& step = *call.step;
   const int64_t row = run.first + index, position = run.position + index, own = position % kTokens;
   const int64_t key_tiles = (step.head_dim + 31) / 32;
@@ -329,26 +329,36 @@ void append(const AttendCall& call, const Run& run, int64_t index, int64_t head)
   const float* v = call.v + row * call.v_stride + head * step.value_dim;
   if (call.numbers == kKvInt8) {
     const engine::Int8Block lies(step.head_dim, step.value_dim);
-    return engine::append_int8(lies, k, step.head_dim, v, step.value_dim, own, block);
+    for (int64_t i = 0; i < count; ++i)
+      engine::append_int8(lies, k + i * call.k_stride, step.head_dim, v + i * call.v_stride, step.value_dim, own + i, block);
+    return;
   }
+  uint16_t halves[2][engine::kMostHead + 1];
   uint8_t* keys = block + own / 16 * key_tiles * 1024 + own % 16 * 4;
-  for (int64_t i = 0; i < step.head_dim; ++i) {
-    const uint16_t half = to_bf16(k[i]);
-    std::memcpy(keys + i / 2 * 64 + i % 2 * 2, &half, 2);
+  for (int64_t token = 0; token < count; ++token, keys += 4) {
+    for (int64_t i = 0; i < step.head_dim; ++i) halves[0][i] = to_bf16(k[token * call.k_stride + i]);
+    halves[0][step.head_dim] = 0;
+    for (int64_t pair = 0; 2 * pair < step.head_dim; ++pair) std::memcpy(keys + 64 * pair, &halves[0][2 * pair], 4);
   }
+  for (int64_t token = 0; token < count; ++token)
+    for (int64_t i = 0; i < step.value_dim; ++i) halves[token][i] = to_bf16(v[token * call.v_stride + i]);
   uint8_t* values = block + 2 * key_tiles * 1024 + own / 2 * 64 + own % 2 * 2;
   for (int64_t i = 0; i < step.value_dim; ++i) {
-    const uint16_t half = to_bf16(v[i]);
-    std::memcpy(values + i / 16 * 1024 + i % 16 * 4, &half, 2);
+    uint8_t* const at = values + i / 16 * 1024 + i % 16 * 4;
+    std::memcpy(at, &halves[0][i], 2);
+    if (count > 1) std::memcpy(at + 2, &halves[1][i], 2);
   }
 }
 
 void append_part(const AttendCall& call) {
   int64_t number = 0;
   for (int64_t r = 0; r < call.run_count; ++r)
-    for (int64_t index = 0; index < call.runs[r].count; ++index)
+    for (int64_t index = 0, count; index < call.runs[r].count; index += count) {
+      const bool two = (call.runs[r].position + index) % 2 == 0 && index + 1 < call.runs[r].count;
+      count = two ? 2 : 1;
       for (int64_t head = 0; head < call.step->kv_heads; ++head, ++number)
-        if (number % call.parts == call.part) append(call, call.runs[r], index, head);
+        if (number % call.parts == call.part) append(call, call.runs[r], index, count, head);
+    }
 }
 
 }  // namespace

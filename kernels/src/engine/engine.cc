@@ -7,6 +7,7 @@
 #include "../share.h"
 
 EFFC_TABLE(engine_rows, EngineRows)
+EFFC_TABLE(engine_act, ActCall)
 EFFC_TABLE(engine_attend, EngineAttend)
 #define EFFC_PART(name, kind, numbers, lies) EFFC_TABLE(name##_part, LinearPart)
 EFFC_LINEARS(EFFC_PART)
@@ -35,6 +36,7 @@ Engine::Engine(const Plan& plan)
   plan_.weights = weights_.data();
   plan_.slots = slots_.data();
   rows_at_ = engine_rows_at(plan.level);
+  act_at_ = engine_act_at(plan.level);
   attend_at_ = engine_attend_at(plan.level);
 #define EFFC_PART_AT(name, kind, numbers, lies) linear_at_[kind] = name##_part_at(plan.level);
   EFFC_LINEARS(EFFC_PART_AT)

@@ -113,6 +113,7 @@ class Engine {
   void rows(const Turn& turn, const Step& step, int64_t from, int64_t until) const;
   void linear(const Turn& turn, const Task& task) const;
   void linear(const Turn& turn, const Task& task, int64_t from, int64_t count) const;
+  Epilogue epilogue(const Turn& turn, const Fused& fused, int64_t from) const;
   void attention(const Turn& turn, const Task& task) const;
   RowsCall rows_call(const Turn& turn, const Step& step) const;
   void mix(const Turn& turn, const Step& step) const;
@@ -147,6 +148,7 @@ class Engine {
   MixtureRoom mixture_;
   std::vector<Pieces::Count> counts_;
   int32_t (*rows_at_)(const RowsCall&);
+  int32_t (*act_at_)(const ActCall&);
   int32_t (*attend_at_)(const AttendCall&);
   int32_t (*linear_at_[kKinds])(const LinearPart&);
   int32_t (*convolve_at_)(const CausalConvCall&);

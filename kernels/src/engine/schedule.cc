@@ -2,14 +2,44 @@
 
 #include <algorithm>
 
+#include "../share.h"
+
 namespace engine {
 namespace {
 
 bool is_view(const Step& step) { return step.op == kColumns && step.count == 1; }
 
+// Rows an even number of lines apart fall into few sets of a cache: of 16 columns, as products write and read them, no
+// more rows than these sets have ways would stay.
+int64_t spread(int32_t width) { return width < 256 ? width : ((width + 15) / 16 | 1) * 16; }
+
+// Whether each thread computes the same outputs of both weights.
+bool same_shares(const Plan& plan, int32_t one, int32_t other) {
+  const Packed a(plan.weights[one].at), b(plan.weights[other].at);
+  if (a.head.n != b.head.n) return false;
+  for (int part = 1; part < plan.threads; ++part)
+    if (Share::bound(a, part, plan.threads) != Share::bound(b, part, plan.threads)) return false;
+  return true;
+}
+
+// The step that reads each register, -1 where there is none, or more than one, or the caller does.
+std::vector<int32_t> sole_readers(const Plan& plan) {
+  std::vector<int32_t> readers(plan.register_count, -1), counts(plan.register_count);
+  for (int32_t i = 0; i < plan.step_count; ++i) {
+    const Step& step = plan.steps[i];
+    for (int32_t from : {step.x, step.y, step.z, step.c, step.gate})
+      if (from >= 0) ++counts[from], readers[from] = i;
+  }
+  if (plan.logits >= 0) ++counts[plan.logits];
+  for (int32_t reg = 0; reg < plan.register_count; ++reg)
+    if (counts[reg] != 1 || reg == plan.logits) readers[reg] = -1;
+  return readers;
+}
+
 }  // namespace
 
 Schedule::Schedule(const Plan& plan, bool mirrored) : mirrored(mirrored) {
+  fuse(plan);
   lay_views(plan);
   const auto fresh = buffers;
   tail = 0;
@@ -26,21 +56,64 @@ Schedule::Schedule(const Plan& plan, bool mirrored) : mirrored(mirrored) {
   place();
 }
 
+// A product takes over the steps behind it as long as each is the only one that reads what it makes, and what else that
+// step reads is there: made before, or by a product at whose outputs the same thread works.
+void Schedule::fuse(const Plan& plan) {
+  const auto readers = sole_readers(plan);
+  std::vector<int32_t> makers(plan.register_count, -1), products(plan.register_count, -1), writers(plan.register_count);
+  for (int32_t i = 0; i < plan.step_count; ++i)
+    if (plan.steps[i].to >= 0) writers[plan.steps[i].to] = i;
+  fused.assign(plan.step_count, {});
+  absorbed_.assign(plan.step_count, false);
+  in_place_.assign(plan.step_count, false);
+  of_product_.assign(plan.register_count, false);
+  for (int32_t i = 0; i < plan.step_count; ++i) {
+    const Step& step = plan.steps[i];
+    if (step.to < 0 || absorbed_[i]) continue;
+    Fused& own = fused[i];
+    own.to = step.to;
+    while (step.op == kLinear && !mirrored && readers[own.to] >= 0) {
+      const Step& next = plan.steps[readers[own.to]];
+      const int32_t other = next.x == own.to ? next.y : next.x;
+      const bool there = other >= 0 && makers[other] >= 0 && plan.widths[other] == plan.widths[step.to] &&
+                         (products[other] < 0 || same_shares(plan, step.weight, plan.steps[products[other]].weight));
+      if (next.op == kAct && own.act < 0 && own.times < 0 && own.plus < 0) {
+        own.act = readers[own.to];
+      } else if (next.op == kMul && there && own.times < 0 && own.plus < 0) {
+        own.times = other;
+        in_place_[i] = products[other] >= 0 && readers[other] >= 0;
+      } else if (next.op == kAdd && there && own.plus < 0) {
+        own.plus = other;
+      } else {
+        break;
+      }
+      absorbed_[readers[own.to]] = true;
+      own.to = next.to;
+    }
+    if (absorbed_[writers[own.to]] || writers[own.to] == i) makers[own.to] = i;
+    if (step.op == kLinear) products[own.to] = i, of_product_[own.to] = true;
+    in_place_[i] = in_place_[i] && own.to != plan.logits;
+  }
+}
+
 // A slice of a register is the same memory, seen from another column.
 void Schedule::lay_views(const Plan& plan) {
   views.resize(plan.register_count);
   std::vector<bool> seen(plan.register_count);
   for (int32_t i = 0; i < plan.step_count; ++i) {
     const Step& step = plan.steps[i];
-    if (step.to < 0) continue;
+    if (step.to < 0 || absorbed_[i]) continue;
+    const int32_t to = fused[i].to;
     if (is_view(step)) {
-      views[step.to] = {views[step.x].buffer, views[step.x].column + step.start};
-    } else if (!seen[step.to]) {
-      views[step.to] = {static_cast<int32_t>(buffers.size()), 0};
+      views[to] = {views[step.x].buffer, views[step.x].column + step.start};
+    } else if (in_place_[i]) {
+      views[to] = views[fused[i].times];
+    } else if (!seen[to]) {
+      views[to] = {static_cast<int32_t>(buffers.size()), 0};
       buffers.emplace_back();
-      buffers.back().floats = plan.widths[step.to];
+      buffers.back().floats = step.op == kLinear ? spread(plan.widths[to]) : plan.widths[to];
     }
-    seen[step.to] = true;
+    seen[to] = true;
   }
 }
 
@@ -51,7 +124,7 @@ void Schedule::order(const Plan& plan) {
   by_rows_.assign(buffers.size(), false);
   for (int32_t i = 0; i < plan.step_count; ++i) {
     const Step& step = plan.steps[i];
-    if (is_view(step)) continue;
+    if (is_view(step) || absorbed_[i]) continue;
     if (step.op == kLinear) {
       add_linear(plan, i);
     } else if (step.op == kAttention || step.op == kRemember || step.op == kRecall) {
@@ -128,10 +201,13 @@ void Schedule::add_linear(const Plan& plan, int32_t number) {
     add(Work::kPrepare, number, found->buffer, level);
   }
   level = found->level + apart;
+  for (int32_t other : {fused[number].times, fused[number].plus})
+    if (other >= 0) level = std::max(level, of_product_[other] ? made_[views[other].buffer] : ready(other, false));
+  for (int32_t other : {fused[number].times, fused[number].plus}) use(other, level);
   Buffer& prepared = buffers[found->buffer];
   prepared.last = std::max(prepared.last, level);
   add(Work::kMultiply, number, found->buffer, level);
-  make(step.to, level, false);
+  make(fused[number].to, level, false);
 }
 
 void Schedule::add_attention(const Plan& plan, int32_t number) {

@@ -17,6 +17,13 @@ struct Task {
   int32_t prepared;  // kPrepare and kMultiply: the buffer of x in the form in which a weight meets it
 };
 
+// Steps that a product does with its own sums, so that none of them reads and writes memory for itself: an activation,
+// then a product and a sum with other registers. Numbers of steps or registers, -1: none.
+struct Fused {
+  int32_t act = -1, times = -1, plus = -1;
+  int32_t to = -1;  // the register that the last one writes
+};
+
 // Rows of float32 in one of two kinds of memory, `floats` of each row apart.
 struct Buffer {
   int64_t floats = 0, at = 0;  // of a row; where it begins, in floats of a row
@@ -37,6 +44,7 @@ class Schedule {
 
   bool mirrored = false;
   std::vector<std::vector<Task>> levels;
+  std::vector<Fused> fused;     // of the steps that are products
   std::vector<View> views;      // of the registers
   std::vector<Buffer> buffers;  // of the registers that are no views of others, then the prepared ones
   std::vector<int32_t> carried; // buffers that are made before the tail and used in it
@@ -47,6 +55,7 @@ class Schedule {
   struct Prepared {
     int32_t x, tail, words, form, buffer, level;  // form: 0 bfloat16, 1 int8 or int16, else int8 by so many inputs
   };
+  void fuse(const Plan& plan);
   void lay_views(const Plan& plan);
   void order(const Plan& plan);
   void add_linear(const Plan& plan, int32_t step);
@@ -59,6 +68,9 @@ class Schedule {
   void place();
 
   std::vector<Prepared> prepared_;
+  std::vector<bool> absorbed_;   // steps that a product does
+  std::vector<bool> in_place_;   // products that write where `times` is
+  std::vector<bool> of_product_; // registers that a product writes
   std::vector<int32_t> made_;    // of each buffer: the level, -1 not yet
   std::vector<bool> by_rows_;    // of each buffer: by a step that works row by row
 };

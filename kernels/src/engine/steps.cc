@@ -346,6 +346,15 @@ void pointwise(const RowsCall& call, const float* x, const float* y, float* to) 
 
 }  // namespace
 
+int32_t EFFC_AT_LEVEL(engine_act)(const ActCall& call) {
+  for (float* at = call.values; at < call.values + call.count; at += 16) {
+    float x[16];  // apart from what is written, or compilers leave vectors aside
+    std::copy(at, at + 16, x);
+    act(call.kind, x, at);
+  }
+  return kOk;
+}
+
 int32_t EFFC_AT_LEVEL(engine_rows)(const EngineRows& call) {
   const Step& step = *call.step;
   for (int64_t row = call.from; row < call.until; ++row) {

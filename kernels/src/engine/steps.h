@@ -1,5 +1,6 @@
 // What the compilations of each level offer to the engine.
 #pragma once
+#include "../linear_call.h"
 #include "plan.h"
 
 namespace engine {

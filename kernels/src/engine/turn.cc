@@ -210,16 +210,27 @@ void Engine::linear(const Turn& turn, const Task& task) const {
     linear(turn, task, from, std::min(kLinearRows, count - from));
 }
 
+Epilogue Engine::epilogue(const Turn& turn, const Fused& fused, int64_t from) const {
+  Epilogue epilogue;
+  if (fused.act >= 0) epilogue.act = act_at_, epilogue.kind = steps_[fused.act].kind;
+  if (fused.times >= 0) epilogue.times = reg(turn, fused.times, epilogue.times_stride) + from * epilogue.times_stride;
+  if (fused.plus >= 0) epilogue.plus = reg(turn, fused.plus, epilogue.plus_stride) + from * epilogue.plus_stride;
+  return epilogue;
+}
+
 void Engine::linear(const Turn& turn, const Task& task, int64_t from, int64_t count) const {
   const Step& step = steps_[task.step];
   const Weight& weight = weights_[step.weight];
   LinearPart part{};
-  int64_t ignored;
   part.call.packed = weight.at;
   float* x = reg(turn, step.x, part.call.stride);
   part.call.x = x + from * part.call.stride;
   part.call.bias = step.bias < 0 ? nullptr : weights_[step.bias].at;
-  part.call.y = reg(turn, step.to, ignored) + from * widths_[step.to];
+  const Fused& fused = turn.schedule.fused[task.step];
+  float* y = reg(turn, fused.to, part.call.y_stride);
+  part.call.y = y + from * part.call.y_stride;
+  const Epilogue epilogue = this->epilogue(turn, fused, from);
+  if (fused.to != step.to) part.call.epilogue = &epilogue;
   part.call.rows = count;
   part.call.x_float = part.call.bias_float = 1;
   part.call.bounds = bounds_[step.weight].data();
