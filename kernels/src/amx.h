@@ -22,7 +22,6 @@
 #define TILE_STORE(t, at, stride) _tile_stored(t, at, stride)
 #define TILE_BF16(c, a, b) _tile_dpbf16ps(c, a, b)
 #define TILE_INT8(c, a, b) _tile_dpbusd(c, a, b)
-#define TILE_SIGNED(c, a, b) _tile_dpbssd(c, a, b)
 #else
 #define TILE_FOUND(at) model.found(at)
 #define TILE_CONFIGURE(at) model.configure(at)
@@ -31,8 +30,7 @@
 #define TILE_LOAD(t, at, stride) model.load(t, at, stride)
 #define TILE_STORE(t, at, stride) model.store(t, at, stride)
 #define TILE_BF16(c, a, b) model.bf16(c, a, b)
-#define TILE_INT8(c, a, b) model.int8<uint8_t>(c, a, b)
-#define TILE_SIGNED(c, a, b) model.int8<int8_t>(c, a, b)
+#define TILE_INT8(c, a, b) model.int8(c, a, b)
 #endif
 
 namespace {
@@ -117,7 +115,6 @@ struct TileModel {
         std::memcpy(data[c][row] + 4 * column, &sum, 4);
       }
   }
-  template <class Left>
   void int8(int c, int a, int b) {
     fit(c, a, b);
     for (int row = 0; row < shapes.rows[c]; ++row)
@@ -126,7 +123,7 @@ struct TileModel {
         std::memcpy(&sum, data[c][row] + 4 * column, 4);
         for (int k = 0; k < shapes.rows[b]; ++k)
           for (int i = 0; i < 4; ++i)
-            sum += static_cast<Left>(data[a][row][4 * k + i]) * static_cast<int8_t>(data[b][k][4 * column + i]);
+            sum += data[a][row][4 * k + i] * static_cast<int8_t>(data[b][k][4 * column + i]);
         std::memcpy(data[c][row] + 4 * column, &sum, 4);
       }
   }

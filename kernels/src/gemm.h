@@ -151,23 +151,17 @@ struct ManyRows {
   void all_rows([[maybe_unused]] int64_t block, const uint8_t* const* blocks, [[maybe_unused]] const typename Format::Cursor* next,
                 int64_t from, int64_t tiles, uint8_t* sums) const {
 #if EFFC_LEVEL >= 4
-    if constexpr (Format::kGrouped) {
-      const int64_t before = from * x_bytes(packed.head);  // of each row of x
-      const TileRows x{prepared + before, row_bytes(), rows};
-      Format::template tile_groups<N>(packed, block, blocks, from, tiles, x, sums, Panel::kBetween);
-    } else {
-      const int64_t steps = tiles * ((lines() + 31) / 32);
-      Soon<N> soon;
-      soon.lines = (16 * tiles + steps - 1) / steps;
-      for (int b = 0; b < N; ++b) soon.at[b] = next[b].at;
-      const bool last = from + tiles == packed.head.tiles, whole = from == 0 && last;
-      const int64_t between = whole ? 2 * 2048 : Panel::kBetween;
-      const auto done = [&](int64_t line, int64_t count, const uint8_t* own) {  // sums are in the nearest cache
-        if (last) finish(block, N, own, between, line / kLines, count / kLines);
-      };
-      tile_rows<Format, N>(blocks, from, tiles, {prepared, line_bytes<Format>(packed.head), lines()}, sums,
-                           whole ? 2 : kChunk * kLines / 32, between, soon, done);
-    }
+    const int64_t steps = tiles * ((lines() + 31) / 32);
+    Soon<N> soon;
+    soon.lines = (16 * tiles + steps - 1) / steps;
+    for (int b = 0; b < N; ++b) soon.at[b] = next[b].at;
+    const bool last = from + tiles == packed.head.tiles, whole = from == 0 && last;
+    const int64_t between = whole ? 2 * 2048 : Panel::kBetween;
+    const auto done = [&](int64_t line, int64_t count, const uint8_t* own) {  // sums are in the nearest cache
+      if (last) finish(block, N, own, between, line / kLines, count / kLines);
+    };
+    tile_rows<Format, N>(blocks, from, tiles, {prepared, line_bytes<Format>(packed.head), lines()}, sums,
+                         whole ? 2 : kChunk * kLines / 32, between, soon, done);
 #else
     const int64_t before = from * x_bytes(packed.head) / (Format::kLines / Lots::kLines);  // of each row's lines
     const Lots blocked(rows);
@@ -213,7 +207,7 @@ struct ManyRows {
           meet_rows<1>(block + b, cursors + b, next, from, panel, sums);
         b += step;
       }
-    if (EFFC_LEVEL < 4 || Format::kGrouped) finish(block, count, panel.sums, Panel::kBetween, 0, rows);
+    if (EFFC_LEVEL < 4) finish(block, count, panel.sums, Panel::kBetween, 0, rows);
   }
 
   // Outputs of `count` blocks and some rows of the chunk. Works on copies of what is read: whatever y might overlap
@@ -274,10 +268,9 @@ struct ManyRows {
       uint8_t* const own = job.prepared + start * bytes;
       uint8_t* const plain = reinterpret_cast<uint8_t*>(job.words) + start * bytes;  // not needed for words here
       for (int64_t line = 0; line < lines; line += kLines) {
-        uint8_t* const into = Format::kGrouped ? own + line * bytes : plain;
         const int64_t row = (start + line) / kLines;
-        job.scales[row] = prepare_row<Format>(job.call, job.packed.head, job.first + row, into, bytes);
-        for (int64_t n = 0; !Format::kGrouped && n < kLines; ++n)
+        job.scales[row] = prepare_row<Format>(job.call, job.packed.head, job.first + row, plain, bytes);
+        for (int64_t n = 0; n < kLines; ++n)
           lay_in_tiles(plain + n * bytes, job.packed.head.tiles, lines, own + 64 * (line + n));
       }
     }
@@ -315,12 +308,11 @@ struct ManyRows {
     const Share share(job.packed, part, parts, job.call.bounds);
 #if EFFC_LEVEL >= 4
     const TileUse tiles;
-    if constexpr (!Format::kGrouped)
-      if (job.lines() <= kStreamRows) {
-        const TileStream<Format> stream{job.call,     job.packed, job.first,     job.rows,
-                                        job.prepared, job.scales, panel.weights, panel.sums};
-        return stream.blocks(share.from, share.to);
-      }
+    if (job.lines() <= kStreamRows) {
+      const TileStream<Format> stream{job.call,     job.packed, job.first,     job.rows,
+                                      job.prepared, job.scales, panel.weights, panel.sums};
+      return stream.blocks(share.from, share.to);
+    }
 #endif
     for (int64_t block = share.from; block < share.to; block += kPanelBlocks)
       job.blocks(block, static_cast<int>(std::min<int64_t>(kPanelBlocks, share.to - block)), panel);

@@ -27,37 +27,6 @@ inline float scale_of(uint32_t bits) {
   return value;
 }
 
-#if EFFC_LEVEL >= 4
-
-constexpr int kTileInputs = 64;
-
-// Sums in tiles 0 and 1 by turns, x in 2 and 3, weights in 4 and 5.
-inline void shape_group_tiles(int rows, int inputs) {
-  TileShapes shapes;
-  for (int t = 0; t < 6; ++t) {
-    shapes.rows[t] = static_cast<uint8_t>(t < 4 ? rows : inputs / 4);
-    shapes.column_bytes[t] = static_cast<uint8_t>(t == 2 || t == 3 ? inputs : 64);
-  }
-  TILE_CONFIGURE(&shapes);
-}
-
-// The exact sums of up to 16 rows and one block over one group, into `into` [row] of 64 bytes. Numbers of tiles are
-// part of the instructions' names.
-#define EFFC_GROUP_PRODUCT(name, sum, left, right)                                                          \
-  inline void name(const uint8_t* x, int64_t stride, const uint8_t* w, int64_t group, uint8_t* into) {     \
-    TILE_ZERO(sum);                                                                                         \
-    for (int64_t i = 0; i < group; i += kTileInputs) {                                                      \
-      TILE_LOAD(left, x + i, stride);                                                                       \
-      TILE_LOAD(right, w + 16 * i, 64);                                                                     \
-      TILE_SIGNED(sum, left, right);                                                                        \
-    }                                                                                                       \
-    TILE_STORE(sum, into, 64);                                                                              \
-  }
-EFFC_GROUP_PRODUCT(group_product, 0, 2, 4)
-EFFC_GROUP_PRODUCT(next_group_product, 1, 3, 5)
-
-#endif
-
 // How a panel holds weights that meet many rows. Where bytes without a sign are multiplied by bytes with one at once,
 // x is code + 128 and the panel has code - zero: what is too much is the same for all rows. Elsewhere codes of 0..15
 // are cheaper to multiply, and what their zeros have too much depends on the row.
@@ -174,9 +143,8 @@ struct Int4 {
     }
   }
 
-  // Codes as vectors of bytes, less their zeros for tiles and where x is shifted; but for tiles, sides behind them.
+  // Codes as vectors of bytes, less their zeros where x is shifted; sides behind them.
   struct Cursor {
-    static constexpr bool kCentred = kShifted || EFFC_LEVEL >= 4;
     const Packed* packed = nullptr;
     int64_t block = 0, tile = 0;
     Cursor() = default;
@@ -186,23 +154,23 @@ struct Int4 {
       const int64_t lines = group_of(head) / 8;
       const uint8_t* at = packed->stream(block) + codes_at(head) + 64 * lines * tile;
       uint8_t* to = into;
-      [[maybe_unused]] uint8_t* side = into + kSides;
+      uint8_t* side = into + kSides;
       for (const int64_t end = tile + tiles; tile < end; ++tile) {
         const GroupScales own(*packed, block, tile);
         Ints sum = no_ints();
         for (int64_t line = 0; line < lines; ++line, at += 64, to += 128) {
           ahead(at + kAhead);
           Vec low = low_halves(load(at)), high = high_halves(load(at));
-          if constexpr (kCentred) low = minus_zeros(low, own.zero), high = minus_zeros(high, own.zero);
-          if constexpr (kShifted) dot4(sum, low, 0x01010101), dot4(sum, high, 0x01010101);
+          if constexpr (kShifted) {
+            low = minus_zeros(low, own.zero), high = minus_zeros(high, own.zero);
+            dot4(sum, low, 0x01010101), dot4(sum, high, 0x01010101);
+          }
           store(to, low);
           store(to + 64, high);
         }
-#if EFFC_LEVEL < 4
         store(reinterpret_cast<int32_t*>(side), kShifted ? times_short(sum, -128 & 0xffff) : own.zero);
         store(reinterpret_cast<float*>(side + 64), own.scale);
         side += 128;
-#endif
       }
       return into;
     }
@@ -268,51 +236,6 @@ struct Int4 {
     }
   }
 
-#if EFFC_LEVEL >= 4
-  // All rows, 16 at a time.
-  template <int N>
-  static void tile_groups(const Packed& packed, int64_t block, const uint8_t* const* blocks, int64_t from, int64_t tiles,
-                   const TileRows& x, uint8_t* sums, int64_t between) {
-    const int64_t group = group_of(packed.head), step = group + 8;
-    const int inputs = static_cast<int>(std::min<int64_t>(group, kTileInputs));
-    alignas(64) uint8_t whole[2][16 * 64];
-    alignas(64) float scales[N][16][16];  // a panel has at most 16 groups
-    for (int b = 0; b < N; ++b)
-      for (int64_t tile = 0; tile < tiles; ++tile)
-        store(scales[b][tile], GroupScales(packed, block + b, from + tile).scale);
-    for (int64_t row = 0; row < x.count; row += 16) {
-      const int count = static_cast<int>(std::min<int64_t>(16, x.count - row));
-      if (row == 0 || count < 16) shape_group_tiles(count, inputs);
-      const uint8_t* own_x = x.at + row * x.stride;
-      for (int b = 0; b < N; ++b) {
-        uint8_t* own = sums + b * between + 64 * row;
-        Floats all_sums[16];
-#pragma GCC unroll 16
-        for (int m = 0; m < 16; ++m) all_sums[m] = from > 0 ? load_sum(own + 64 * m) : none();
-        group_product(own_x, x.stride, blocks[b], group, whole[0]);
-        for (int64_t tile = 0; tile < tiles; ++tile) {
-          // The tiles of the next group are multiplied while the sums of this one are added.
-          const uint8_t *next_x = own_x + (tile + 1) * step, *next_w = blocks[b] + (tile + 1) * group * 16;
-          if (tile + 1 < tiles && tile % 2) group_product(next_x, x.stride, next_w, group, whole[0]);
-          if (tile + 1 < tiles && tile % 2 == 0) next_group_product(next_x, x.stride, next_w, group, whole[1]);
-          const Floats scale = load_floats(scales[b][tile]);
-          const uint8_t *found = whole[tile % 2], *x_scale = own_x + tile * step + group;
-#pragma GCC unroll 16
-          for (int m = 0; m < 16; ++m) {
-            const int64_t read = m < count ? m : 0;  // a row that is there
-            const Ints sum = load_ints(reinterpret_cast<const int32_t*>(found + 64 * m));
-            all_sums[m] =
-                rounded_once(to_floats(sum), times(scale, all(scale_of(word(x_scale + read * x.stride)))), all_sums[m]);
-          }
-        }
-#pragma GCC unroll 16
-        for (int m = 0; m < 16; ++m)
-          if (m < count) store_sum(own + 64 * m, all_sums[m]);
-      }
-    }
-  }
-#endif
-
   // The weights of one output as float32.
   static void read_row(const Packed& packed, int64_t row, float* y) {
     const Header& head = packed.head;
@@ -331,5 +254,55 @@ struct Int4 {
     }
   }
 };
+
+#if EFFC_LEVEL >= 4
+
+// The weights of a group as bfloat16, code - zero times scale rounded to nearest, for more rows than a stream of codes
+// meets at once: int8 sums of groups of 32 inputs would fill half a tile and cost as much again to be scaled.
+struct Int4Tiles : Bf16 {
+  static constexpr bool kUnpacked = true;
+  static constexpr int64_t kAhead = Int4::kAhead;
+
+  // As a weight whose tiles are those of bfloat16.
+  static Packed of(const Packed& int4) {
+    Packed own = int4;
+    own.head.kind = kDenseBf16;
+    own.head.tiles = int4.head.tiles * group_of(int4.head) / 32;
+    return own;
+  }
+
+  struct Cursor {
+    const uint8_t* at = nullptr;
+    const uint8_t* buffer = nullptr;
+    int64_t block = 0, tile = 0, tiles_of_group = 1;
+    Floats scale, minus;  // weight = scale * (128 + code) - minus
+    Cursor() = default;
+    Cursor(const Packed& packed, int64_t block) : buffer(packed.at), block(block) {
+      const Packed int4(buffer);
+      at = int4.stream(block) + codes_at(int4.head);
+      tiles_of_group = group_of(int4.head) / 32;
+    }
+    const uint8_t* vectors(int64_t tiles, uint8_t* into) {
+      for (int64_t i = 0; i < tiles; ++i) next_tile(into + 1024 * i);
+      return into;
+    }
+    const uint8_t* next_tile(uint8_t* into) {
+      if (tile % tiles_of_group == 0) {
+        const GroupScales own(Packed(buffer), block, tile / tiles_of_group);
+        scale = own.scale;
+        minus = times(own.scale, plus(to_floats(own.zero), all(128.0f)));
+      }
+      ++tile;
+#pragma GCC unroll 4
+      for (int line = 0; line < 4; ++line, at += 64, into += 256) {
+        ahead(at + kAhead);
+        codes_to_halves(at, scale, minus, into);
+      }
+      return into - 1024;
+    }
+  };
+};
+
+#endif
 
 }  // namespace

@@ -6,6 +6,7 @@
 // stays in its L1, and runs a register-blocked product over it (`gemm.h`).
 #pragma once
 #include <algorithm>
+#include <type_traits>
 
 #include "linear_call.h"
 #include "numbers.h"
@@ -16,7 +17,7 @@
 namespace {
 
 constexpr int kFewRows =
-    EFFC_LEVEL == 3 || EFFC_LEVEL == 4 ? 16 : 8;  // the lower levels lack registers for more
+    EFFC_LEVEL >= 3 ? 16 : 8;  // the lower levels lack registers for more
 
 // A sum is ready for its next product only after several others, so few rows take several chains of sums.
 // AVX-512 has two products a cycle; one of bfloat16 takes six cycles, one of int8 four.
@@ -211,24 +212,30 @@ int32_t by_rows(int64_t rows, bool steady, Few few, Many many) {
     if (lines == 1 && !steady) return few(Rows<1>());
   if (lines == 2 && !steady) return few(Rows<2>());
   if (lines <= 4 && !steady) return few(Rows<4>());
-#if EFFC_LEVEL == 3 || EFFC_LEVEL == 4
+#if EFFC_LEVEL >= 3
   if (lines <= 6 && steady) return few(Rows<6>());
 #endif
   if (lines <= 8 && (!steady || chains_for<Format>(8) == 1)) return few(Rows<8>());
-#if EFFC_LEVEL == 3 || EFFC_LEVEL == 4
+#if EFFC_LEVEL >= 3
   if (lines <= 12) return few(Rows<12>());
   if (lines <= kFewRows) return few(Rows<kFewRows>());
 #endif
   return many();
 }
 
-template <class Format>
+// Tiles = Format, or what the weight is where tiles multiply it.
+template <class Format, class Tiles = Format>
 int32_t linear(const LinearCall& call) {
   const Packed packed(call.packed);
   if (call.rows == 0) return kOk;
   return by_rows<Format>(
       call.rows, false, [&](auto rows) { return few_rows<Format, decltype(rows)::kCount>(call, packed); },
-      [&] { return many_rows<Format>(call, packed); });
+      [&] {
+        if constexpr (std::is_same_v<Format, Tiles>)
+          return many_rows<Format>(call, packed);
+        else
+          return many_rows<Tiles>(call, Tiles::of(packed));
+      });
 }
 
 template <class Format, int M>
@@ -265,6 +272,30 @@ int32_t many_part(const LinearPart& own, const Packed& packed) {
   return kOk;
 }
 
+// So many rows as few at a time, for a format whose sums are the same however many rows there are.
+template <class Format>
+int32_t part_by_part(const LinearPart& own, const Packed& packed) {
+  const int64_t bytes = line_bytes<Format>(packed.head), size = own.call.x_float ? 4 : 2, y_stride = own.call.y_stride;
+  for (int64_t from = 0; from < own.call.rows; from += kFewRows) {
+    LinearPart some = own;
+    Epilogue epilogue;
+    some.call.rows = std::min<int64_t>(kFewRows, own.call.rows - from);
+    some.call.x = static_cast<const uint8_t*>(own.call.x) + from * own.call.stride * size;
+    some.call.y = static_cast<uint8_t*>(own.call.y) + from * (y_stride ? y_stride : packed.head.n) * size;
+    some.rows += from * bytes;
+    some.words += from * bytes;
+    some.scales += from;
+    if (own.call.epilogue) {
+      epilogue = *own.call.epilogue;
+      if (epilogue.times) epilogue.times += from * epilogue.times_stride;
+      if (epilogue.plus) epilogue.plus += from * epilogue.plus_stride;
+      some.call.epilogue = &epilogue;
+    }
+    if (const int32_t status = few_part<Format, kFewRows>(some, packed)) return status;
+  }
+  return kOk;
+}
+
 // The weights of one output, as an embedding that shares them with the head wants them.
 template <class Format>
 void read_row(const LinearPart& own, const Packed& packed) {
@@ -287,8 +318,9 @@ void read_row(const LinearPart& own, const Packed& packed) {
   }
 }
 
-template <class Format>
+template <class Format, class Tiles = Format>
 int32_t linear_part(const LinearPart& own) {
+  constexpr bool kSame = std::is_same_v<Format, Tiles>;  // else few rows and many differ, in what steady ones must not
   const Packed packed(own.call.packed);
   if (own.stage == kReadRow) {
     if constexpr (Format::kGrouped)
@@ -298,9 +330,14 @@ int32_t linear_part(const LinearPart& own) {
     return kOk;
   }
   return by_rows<Format>(
-      own.call.rows, own.steady != 0,
+      own.call.rows, own.steady != 0 && kSame,
       [&](auto rows) { return few_part<Format, decltype(rows)::kCount>(own, packed); },
-      [&] { return many_part<Format>(own, packed); });
+      [&] {
+        if constexpr (kSame)
+          return many_part<Format>(own, packed);
+        else
+          return own.steady ? part_by_part<Format>(own, packed) : many_part<Tiles>(own, Tiles::of(packed));
+      });
 }
 
 }  // namespace

@@ -36,7 +36,7 @@ struct LinearPart {
   LinearCall call;
   Stage stage;
   int32_t part, parts;
-  uint8_t *rows, *words;  // of all parts: for each row, or for 8 or 16 if fewer, its `x_bytes` in tiles
+  uint8_t *rows, *words;  // of all parts: for each row, or for 8 or 16 if fewer, its `prepared_bytes` in tiles
   float* scales;          // likewise, one for each
   uint8_t* panels;        // kPanelBytes for each part
   int64_t row;            // kReadRow: the output whose weights go to y, float32

@@ -100,6 +100,11 @@ constexpr int64_t x_bytes(const Header& head) {
   return head.kind == kDenseInt8Int16 ? 128 : 64;
 }
 
+// The most that a prepared row takes for one tile, whichever way a level prepares it.
+constexpr int64_t prepared_bytes(const Header& head) {
+  return head.kind == kDenseInt4 ? 2 * group_of(head) : x_bytes(head);
+}
+
 // A checked buffer, opened for reading.
 struct Packed {
   const uint8_t* at;

@@ -3,6 +3,7 @@
 // A `Vec` holds, for 16 outputs, the weights of one group of inputs: 2 of bfloat16 or 4 of int8 per lane.
 // `Floats` and `Ints` are the 16 running sums.
 #pragma once
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -56,6 +57,19 @@ inline uint16_t to_bf16(float value) {
 
 #if !defined(__AVX512BF16__)
 namespace {
+
+// A line of int4 codes as 4 vectors of bfloat16, two inputs of 16 outputs each: scale * (128 + code) - minus.
+inline void codes_to_halves(const uint8_t* line, const Floats& scale, const Floats& minus, uint8_t* into) {
+  float scales[16], less[16];
+  store(scales, scale);
+  store(less, minus);
+  for (int lane = 0; lane < 16; ++lane)
+    for (int i = 0; i < 8; ++i) {
+      const int code = line[4 * lane + i % 4] >> (i < 4 ? 0 : 4) & 15;
+      const uint16_t half = to_bf16(std::fma(scales[lane], static_cast<float>(128 + code), -less[lane]));
+      std::memcpy(into + i / 2 * 64 + 4 * lane + i % 2 * 2, &half, 2);
+    }
+}
 
 inline void store_normal_halves(uint16_t* at, const Floats& a, const Floats& b) {
   store_halves(at, a);

@@ -82,6 +82,26 @@ inline void store_halves(uint16_t* at, Floats a) {
 
 // sum += w * x, x the two bfloat16 of one group.
 #if defined(__AVX512BF16__)
+// A line of int4 codes as 4 vectors of bfloat16, two inputs of 16 outputs each: scale * (128 + code) - minus, where
+// 128 + code is a code in the upper bits of a float32's fraction.
+inline void codes_to_halves(const uint8_t* line, Floats scale, Floats minus, uint8_t* into) {
+  const __m512i codes = _mm512_loadu_si512(line), mask = _mm512_set1_epi32(0xf << 16), base = _mm512_set1_epi32(0x43000000);
+  const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
+                                         20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const auto weight = [&](__m512i at_16) {
+    const __m512 shifted = _mm512_castsi512_ps(_mm512_ternarylogic_epi32(at_16, mask, base, 0xea));  // at_16 & mask | base
+    return _mm512_fmsub_ps(shifted, scale.v, minus.v);
+  };
+  const auto pair = [&](__m512i first, __m512i second, int vector) {
+    const __m512i both = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(weight(second), weight(first)));
+    _mm512_storeu_si512(into + 64 * vector, _mm512_permutexvar_epi16(pairs, both));
+  };
+  pair(_mm512_slli_epi32(codes, 16), _mm512_slli_epi32(codes, 8), 0);
+  pair(codes, _mm512_srli_epi32(codes, 8), 1);
+  pair(_mm512_slli_epi32(codes, 12), _mm512_slli_epi32(codes, 4), 2);
+  pair(_mm512_srli_epi32(codes, 4), _mm512_srli_epi32(codes, 12), 3);
+}
+
 // 32 numbers, none of them so small that it would be flushed to zero.
 inline void store_normal_halves(uint16_t* at, Floats a, Floats b) {
   _mm512_storeu_si512(at, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b.v, a.v)));

@@ -1,7 +1,7 @@
 """Weights, inputs and tolerances that tests of linear kernels share."""
 
 import torch
-from effc.kernels import native
+from effc.kernels import levels, native
 from effc.kernels.ops import KERNELS
 
 LINEAR = [name for name in KERNELS if name in native.LINEAR]
@@ -15,6 +15,15 @@ def weight(n: int, k: int, density: float, seed: int = 0) -> torch.Tensor:
 
 def run(kernel: str, x, packed, bias, n: int):
     return getattr(torch.ops.effc, kernel)(x, packed, bias, n)
+
+
+def reference(kernel: str, x: torch.Tensor, packed: torch.Tensor, bias, n: int) -> torch.Tensor:
+    """The kernel's reference, or for 16 rows or more of int4 on AMX the product of bfloat16 numbers, in float64."""
+    own = KERNELS[kernel]
+    if kernel != "dense_linear_int4" or not levels.level().startswith("amx") or len(x) < 16:
+        return own.reference(x, packed, bias, n)
+    product = x.bfloat16().double() @ own.unpack(packed).bfloat16().double().T
+    return (product + (0 if bias is None else bias.double())).to(x.dtype)
 
 
 def assert_close(found: torch.Tensor, wanted: torch.Tensor) -> None:

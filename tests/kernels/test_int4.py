@@ -54,10 +54,21 @@ def test_what_is_on_no_grid_goes_to_the_nearest_values_of_a_searched_one():
 @pytest.mark.parametrize("group", codes.GROUPS)
 def test_a_row_gives_the_same_bits_among_any_others(group, level):
     own = INT4.pack(weight(50, 300, 1.0), group=group)
-    x = torch.randn(40, 300, generator=torch.Generator().manual_seed(1))
-    whole = run("dense_linear_int4", x, own, None, 50)
-    for rows in (1, 2, 4, 7, 16, 33):
-        assert torch.equal(run("dense_linear_int4", x[:rows], own, None, 50), whole[:rows])
+    x = torch.randn(80, 300, generator=torch.Generator().manual_seed(1))
+    tiles = level.startswith("amx")  # 16 rows and more meet tiles of bfloat16 there, fewer int8
+    for many, counts in ((15 if tiles else 80, (1, 2, 4, 7, 15)), (80, (16, 31, 32, 33, 64))):
+        whole = run("dense_linear_int4", x[:many], own, None, 50)
+        for rows in counts:
+            assert torch.equal(run("dense_linear_int4", x[:rows], own, None, 50), whole[:rows]), rows
+
+
+def test_on_tiles_many_rows_are_as_near_to_the_exact_product_as_few(level):
+    w, x = weight(64, 512, 1.0), torch.randn(64, 512, generator=torch.Generator().manual_seed(1))
+    own = INT4.pack(w, group=32)
+    exact = x.double() @ INT4.unpack(own).double().T
+    few = torch.cat([run("dense_linear_int4", part, own, None, 64) for part in x.split(8)])
+    many = run("dense_linear_int4", x, own, None, 64)
+    assert float((many - exact).norm()) <= 1.01 * float((few - exact).norm())
 
 
 def test_large_inputs_of_one_group_do_not_blur_the_others():

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import linear
 
-from tests.kernels.layers import LINEAR, assert_close, run, weight
+from tests.kernels.layers import LINEAR, assert_close, reference, run, weight
 
 BF16 = [name for name in LINEAR if "int" not in name]
 INT16 = "dense_linear_int8_int16"
@@ -27,7 +27,7 @@ def test_every_size_gives_what_the_reference_gives(kernel, level):
         for rows in (1, 2, 4, 6, 8, 11, 16, 37):
             x = torch.randn(rows, k, generator=torch.Generator().manual_seed(rows))
             bias = torch.randn(n, generator=torch.Generator().manual_seed(k))
-            assert_close(run(kernel, x, own, bias, n), KERNELS[kernel].reference(x, own, bias, n))
+            assert_close(run(kernel, x, own, bias, n), reference(kernel, x, own, bias, n))
 
 
 @pytest.mark.parametrize("kernel", LINEAR)
@@ -47,7 +47,7 @@ def test_any_layer_gives_what_the_reference_gives(level, kernel, n, k, rows, den
     dtype = torch.bfloat16 if half else torch.float32
     x = torch.randn(rows, k, generator=torch.Generator().manual_seed(seed)).to(dtype)
     b = None if bias is None else torch.ones(n, dtype=bias) * 0.5
-    assert_close(run(kernel, x, own, b, n), KERNELS[kernel].reference(x, own, b, n))
+    assert_close(run(kernel, x, own, b, n), reference(kernel, x, own, b, n))
 
 
 @pytest.mark.parametrize("kernel", LINEAR)
@@ -55,7 +55,7 @@ def test_a_long_input_and_many_rows_pass_every_panel_and_chunk(kernel):
     w = weight(70, 4200, 0.3)
     own = KERNELS[kernel].pack(w)
     x = torch.randn(401, 4200, generator=torch.Generator().manual_seed(0))
-    assert_close(run(kernel, x, own, None, 70), KERNELS[kernel].reference(x, own, None, 70))
+    assert_close(run(kernel, x, own, None, 70), reference(kernel, x, own, None, 70))
 
 
 @pytest.mark.parametrize("kernel", ["dense_linear", "sparse_linear"])
@@ -104,7 +104,7 @@ def test_equal_weights_pack_to_equal_bytes_at_every_level_and_thread_count(kerne
 @pytest.mark.parametrize("kernel", [name for name in LINEAR if name not in BF16])
 def test_int8_and_int4_give_the_same_bits_at_every_level(kernel):
     own = KERNELS[kernel].pack(weight(70, 330, 0.5))
-    for rows in (1, 5, 40):
+    for rows in (1, 5, 15 if kernel == "dense_linear_int4" else 40):  # more rows of int4 are bfloat16 on AMX
         x = torch.randn(rows, 330, generator=torch.Generator().manual_seed(rows))
         found = []
         for name in [n for n in (*levels.NAMES, levels.MODEL) if not levels.unavailable_reason(n)]:

@@ -45,7 +45,7 @@ bool Engine::reserve_mixtures() {
       const auto most = [](int64_t& own, int64_t bytes) { own = std::max(own, ceil_to(bytes, 64)); };
       most(mixture_.x, kMixedRows * head.k * 4);
       most(mixture_.y, kMixedRows * head.n * 4);
-      most(mixture_.prepared, kMixedRows * head.tiles * x_bytes(head));
+      most(mixture_.prepared, kMixedRows * head.tiles * prepared_bytes(head));
       most(mixture_.picked, 4 * (step.count + 2) + rows * step.block * int64_t(sizeof(Pick)));
     }
   }

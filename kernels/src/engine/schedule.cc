@@ -181,7 +181,7 @@ void Schedule::add_linear(const Plan& plan, int32_t number) {
   // 0: bfloat16. Blocks take few rows as words where the other kinds take tiles. Inputs of 16 bits are more words.
   const int32_t form = static_cast<int32_t>(
       is_int8(head.kind) ? 1 : head.kind == kBlockBf16 ? 2 : group_of(head));
-  const int32_t words = static_cast<int32_t>(head.tiles * x_bytes(head) / 4);
+  const int32_t words = static_cast<int32_t>(head.tiles * prepared_bytes(head) / 4);
   const int32_t apart = mirrored ? 0 : 1;
   int32_t level = ready(step.x, false);
   const bool behind = tail > 0 && level + apart >= tail;
