@@ -2,7 +2,7 @@
 //
 // x is rounded to int8 group by group, so that both scales of a group are known when its int32 sum, which is
 // exact, is. Groups are added in float32, each by one fused step and the first first, whatever the level and the
-// number of rows: all give the same bits.
+// number of rows: all give the same bits. But for tiles, which many rows meet as bfloat16.
 #pragma once
 #include "linear.h"
 
