@@ -106,7 +106,7 @@ def probe_sounds(model: nn.Module, sounds: Tensor, ids: Tensor, steps: int) -> d
 def encoder_outputs(model: Any, inputs: dict[str, Tensor], output: Any) -> Any:
     """Outputs of a model's encoder in its own form: decoders ask for more than states. An engine has those alone."""
     encoder = model.get_encoder() if hasattr(model, "get_encoder") else model
-    return (output.encoder_last_hidden_state,) if encoder is model else encoder(**inputs)
+    return (output.encoder_last_hidden_state,) if encoder is model else encoder(*inputs.values())
 
 
 def position_arguments(model: nn.Module, mask: Tensor) -> dict[str, Tensor]:
