@@ -7,6 +7,7 @@ from effc.compiler.core.architectures import parse_architecture_matrix
 
 from tests.architectures import lot, matrix, table
 from tests.architectures.lot import Drawn
+from tests.architectures.small_configs import small
 
 
 def test_no_type_that_a_row_of_the_matrix_names_is_drawn_and_no_part_of_another():
@@ -26,6 +27,7 @@ def test_equal_seeds_draw_equal_types_and_others_draw_others():
 
 TINY = [
     *("cohere2_moe", "paligemma", "seamless_m4t_v2", "sew", "vibevoice", "wav2vec2-conformer", "align"),
+    *("florence2", "textnet", "vjepa2"),
     *("qwen3_5_moe", "emu3"),  # whose class is of the part that reads texts
     *("diffusion_gemma", "dots3_note", "qwen4_exp"),  # whose layers differ
 ]
@@ -34,7 +36,7 @@ TINY = [
 @pytest.mark.parametrize("kind", TINY)
 def test_a_config_and_those_inside_of_it_are_shrunk_until_the_model_is_tiny(kind):
     cls = lot.classes()[kind]
-    config, maker = next(lot.small(kind, cls)), getattr(transformers, cls)
+    config, maker = next(small(kind, cls)), getattr(transformers, cls)
     with torch.device("meta"):
         assert sum(p.numel() for p in maker(config).parameters()) <= lot.NUMBERS
 
@@ -67,14 +69,17 @@ def test_a_page_has_the_sentence_of_the_last_lot_alone_behind_its_table():
 @pytest.mark.parametrize(
     ("cls", "sizes"),
     [
-        ("MllamaForConditionalGeneration", {"vision_config.vision_output_dim": 384, "text_config.cross_attention_layers": [1] * 8}),
+        (
+            "MllamaForConditionalGeneration",
+            {"vision_config.vision_output_dim": 384, "text_config.cross_attention_layers": [1] * 8},
+        ),
         ("Qwen2VLForConditionalGeneration", {"text_config.rope_parameters.mrope_section": [2, 2, 4]}),
         ("ShieldGemma2ForImageClassification", {"mm_tokens_per_image": 4}),
         ("DiaForConditionalGeneration", {"decoder_config.cross_hidden_size": 64}),
     ],
 )
 def test_sizes_that_follow_from_others_are_shrunk_with_them(cls, sizes):
-    config = next(lot.small(getattr(transformers, cls).config_class.model_type, cls)).to_dict()
+    config = next(small(getattr(transformers, cls).config_class.model_type, cls)).to_dict()
     for path, expected in sizes.items():
         value = config
         for name in path.split("."):

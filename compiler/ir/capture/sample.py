@@ -65,7 +65,8 @@ def sample_inputs(model: nn.Module, batch: int = BATCH, length: int = LENGTH, pa
             f"{type(model).__name__} takes patches of images with `spatial_shapes`, and effc makes whole images",
             help=_WRAP,
         ).rejection()
-    if main == "pixel_values" and "decoder_input_ids" in names and "input_ids" not in names:
+    is_two_sided = "input_ids" not in names or getattr(model.config, "is_encoder_decoder", False)
+    if main == "pixel_values" and "decoder_input_ids" in names and is_two_sided:
         raise unknown_inputs(
             f"the decoder of {type(model).__name__} takes `decoder_input_ids` beside the images that its encoder sees, "
             "and effc makes images alone",
