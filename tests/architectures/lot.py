@@ -1,6 +1,8 @@
 """Architectures by lot: model types of transformers that no row of the matrix names, through whole recipes.
 
     python -m tests.architectures.matrix --lot 40 --seed 1      draws 40, prints the share that goes through and why not
+    python -m tests.architectures.matrix --types canine rwkv    those types, whether the matrix names them or not;
+                                                                without names those of `ODD`
 
 A type is drawn where transformers has a class of it for a task of `TASKS` and its config is no part of another's. Its
 config is shrunk by names that configs share (`SIZES`); a type whose config does not shrink so is drawn again, and named.
@@ -13,9 +15,11 @@ import multiprocessing
 import os
 import random
 import re
+import resource
+import signal
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,7 +50,13 @@ TASKS = (  # of one class for each type, the first that there is
 WORDS = ("prune.multi", "sparsify.wanda")
 FIRST = 10  # % of parameters; then, by what refused them, those that a user would take next, as `effc new` does
 OTHERS = {"out-of-reach": (5, 2, 1), "overshoots": (20, 40)}
-SECONDS = 240  # that a model and its recipes may take
+SECONDS = 240  # of a processor that a model and its recipes may take; four times as long where others run beside it
+ODD = (  # types that went wrong for somebody once
+    *("clip", "siglip", "metaclip_2", "bart", "fsmt", "pegasus_x", "t5", "prophetnet", "efficientnet", "mobilenet_v1"),
+    *("mobilenet_v2", "albert", "deepseek_v4", "big_bird", "voxtral", "convnextv2", "speecht5", "wav2vec2-bert"),
+    *("videomae", "instructblip", "canine", "squeezebert", "moonshine", "rwkv", "idefics2", "shieldgemma2"),
+    *("longformer", "jetmoe", "xmod", "cpmant", "clipseg", "inkling2", "inkling2_loop", "speech-encoder-decoder"),
+)
 NUMBERS = 12_000_000  # parameters of what still counts as tiny
 
 
@@ -64,18 +74,19 @@ class Drawn:
 
 
 def classes() -> dict[str, str]:
-    """Class names by model type, of the first task that has one; types that the matrix names are left out."""
+    """`every_class` without types that the matrix names."""
     named = {values[1] for values in (*GENERATED.values(), *MORE.values())} | set(table.ROWS)
+    alike = {kind.replace("-", "_") for kind in named}
+    return {kind: cls for kind, cls in every_class().items() if kind.replace("-", "_") not in alike}
+
+
+def every_class() -> dict[str, str]:
+    """Class names by model type, of the first task that has one."""
     found: dict[str, str] = {}
     for task in TASKS:
         for kind, cls in getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES").items():
             found.setdefault(kind, cls if isinstance(cls, str) else cls[0])
-    alike = {kind.replace("-", "_") for kind in named}
-    return {
-        kind: cls
-        for kind, cls in sorted(found.items())
-        if kind in CONFIG_MAPPING_NAMES and kind.replace("-", "_") not in alike and not _is_part(kind)
-    }
+    return {kind: cls for kind, cls in sorted(found.items()) if kind in CONFIG_MAPPING_NAMES and not _is_part(kind)}
 
 
 def _is_part(kind: str) -> bool:
@@ -210,10 +221,12 @@ def alone(kind: str, cls: str) -> Drawn:
         result = Path(folder) / "cells.json"
         child = forks.Process(target=_write_cells, args=(kind, cls, Path(folder), result))
         child.start()
-        child.join(SECONDS)
+        child.join(4 * SECONDS)
+        is_late = child.is_alive() or child.exitcode == -signal.SIGXCPU
         if child.is_alive():
             child.kill()
             child.join()
+        if is_late:
             return Drawn(kind, cls, dict.fromkeys(WORDS, ("late", f"not done in {SECONDS} s")))
         if not result.is_file():
             return Drawn(kind, cls, dict.fromkeys(WORDS, ("failed", "its process died")))
@@ -224,23 +237,36 @@ def _write_cells(kind: str, cls: str, folder: Path, result: Path) -> None:
     with open(os.devnull, "w") as silence:
         os.dup2(silence.fileno(), 1)
         os.dup2(silence.fileno(), 2)
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
     torch.set_num_threads(1)
     result.write_text(json.dumps(tried(kind, cls, folder)), encoding="utf-8")
 
 
-def run(number: int, seed: int) -> list[Drawn]:
-    """Print every type and reason as it is tried, and the shares."""
-    found = []
+def run(number: int, seed: int) -> str:
+    """Print every type and reason as it is tried; return the shares, printed as well."""
     print(f"{len(classes())} types; {number} by lot, seed {seed}", flush=True)
-    for one in drawn(number, seed):
-        found.append(one)
-        said = "; ".join(f"{word} {state} {why}".strip() for word, (state, why) in one.cells.items())
-        print(f"{one.kind:24} {one.cls:40} {said or 'not made small'}", flush=True)
-    print(summary(found, seed))
-    return found
+    text = summary([*_printed(drawn(number, seed))], f"By lot (seed {seed}")
+    print(text)
+    return text
 
 
-def summary(found: list[Drawn], seed: int) -> str:
+def run_types(kinds: list[str]) -> str:
+    """As `run`, of types by name; without names of `ODD`."""
+    every = every_class()
+    types = [*_printed(alone(kind, every[kind]) for kind in kinds or ODD)]
+    text = summary(types, f"By name ({', '.join(kinds) or 'types that once went wrong for somebody'}")
+    print(text)
+    return text
+
+
+def _printed(types: Iterable[Drawn]) -> Iterator[Drawn]:
+    for one in types:
+        cells = "; ".join(f"{word} {state} {why}".strip() for word, (state, why) in one.cells.items())
+        print(f"{one.kind:24} {one.cls:40} {cells or 'not made small'}", flush=True)
+        yield one
+
+
+def summary(found: list[Drawn], start: str) -> str:
     """One sentence: of how many types each pass goes through, and what could not be made small."""
     of, left = [one for one in found if one.is_made], [one.kind for one in found if not one.is_made]
     both = sum(all(state == "green" for state, _ in one.cells.values()) for one in of)
@@ -250,12 +276,13 @@ def summary(found: list[Drawn], seed: int) -> str:
         rest = ", ".join(f"{number} {state}" for state, number in sorted(count.items()) if state != "green")
         said.append(f"`{word}` {count['green']} of {len(of)}" + (f" ({rest})" if rest else ""))
     return (
-        f"By lot (seed {seed}; late: more than {SECONDS} s): {', '.join(said)}; "
+        f"{start}; late: more than {SECONDS} s of a processor): {', '.join(said)}; "
         f"no tiny config could be built for: {', '.join(left) or 'none'}."
     )
 
 
 def put_into(page: str, line: str) -> str:
-    """A page with the sentence of a lot at its end, in place of the one that stood there."""
-    rest = re.sub(r"(?m)^By lot \(seed .*\n?", "", page).rstrip("\n")
+    """A page with the sentence of a lot or of types by name at its end, in place of the one that stood there."""
+    start = line.partition(" (")[0]
+    rest = re.sub(rf"(?m)^{start} \(.*\n{{0,2}}", "", page).rstrip("\n")
     return f"{rest}\n\n{line}\n"

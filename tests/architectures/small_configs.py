@@ -46,6 +46,8 @@ SIZES: tuple[tuple[str, Any], ...] = (  # names of configs -> what stands there 
 UNSTATED = {
     "shieldgemma2": {"yes_token_index": 5, "no_token_index": 6},
     "qwen2_5_omni_thinker": {"vision_start_token_id": 5},
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": 5},
+    "step3p7": {"text_config": {"sliding_window": 8}},
     "wav2vec2-conformer": {"vocab_size": 32},
     "diffusion_gemma": {"text_config": {"num_experts": 8, "top_k_experts": 2, "moe_intermediate_size": 96}},
     "qwen4_exp": {
