@@ -353,10 +353,15 @@ def is_hidden(part: str) -> bool:
     return part.startswith(".") or part == "__pycache__"
 
 
+def uncovered_files(path: Path) -> list[str]:
+    """Files and folders of an artifact that no hash and no signature covers, by relative path."""
+    hidden = (p.relative_to(path) for p in sorted(path.rglob("*")) if is_hidden(p.name))
+    return [p.as_posix() for p in hidden if not any(map(is_hidden, p.parts[:-1]))]
+
+
 def uncovered_files_text(path: Path) -> str:
     """Sentence about the files and folders of an artifact that no hash and no signature covers; "" without any."""
-    hidden = (p.relative_to(path) for p in sorted(path.rglob("*")) if is_hidden(p.name))
-    names = [p.as_posix() for p in hidden if not any(map(is_hidden, p.parts[:-1]))]
+    names = uncovered_files(path)
     if not names:
         return ""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""

@@ -27,6 +27,7 @@ TEXT = "text"  # rows that are not compared, and their logits
 INPUT_PREFIX = "given."  # before names of a plain module's inputs
 STARTS = {"decoder_start_token_id", "bos_token_id"}  # of which `generate` of two sides needs one
 OPENED = ".opened"  # behind the name of the outputs: a file that says that the folder is open
+CODE_POINTS = 0x110000  # of Unicode, which CANINE hashes: `checkpoints/origin.py` has the same
 VOCABULARY_SIZES = ("decoder_vocab_size", "src_vocab_size")  # of a translator with two vocabularies
 
 
@@ -105,7 +106,7 @@ def probe_sounds(model: nn.Module, sounds: Tensor, ids: Tensor, steps: int) -> d
 def encoder_outputs(model: Any, inputs: dict[str, Tensor], output: Any) -> Any:
     """Outputs of a model's encoder in its own form: decoders ask for more than states. An engine has those alone."""
     encoder = model.get_encoder() if hasattr(model, "get_encoder") else model
-    return (output.encoder_last_hidden_state,) if encoder is model else encoder(**inputs)
+    return (output.encoder_last_hidden_state,) if encoder is model else encoder(*inputs.values())
 
 
 def position_arguments(model: nn.Module, mask: Tensor) -> dict[str, Tensor]:
@@ -167,6 +168,7 @@ def inputs_for_config(config, seed: int = 0, with_images: bool = False, pad_righ
     parts = [getattr(config, name, None) for name in ("text_config", "encoder", "decoder")]
     sizes = [getattr(part, "vocab_size", None) for part in (*parts, config)]
     sizes += [getattr(config, side, None) for side in VOCABULARY_SIZES]
+    sizes += [CODE_POINTS if getattr(config, "num_hash_buckets", None) else None]
     words = min((size for size in sizes if size), default=0)  # ids that both sides know
     if with_images or not words:
         if not hasattr(config, "num_channels"):  # it stands with the part that looks

@@ -9,7 +9,7 @@ from .safe_read import MALFORMED
 from .sealed_json import canonical
 
 _FULL_REASONS = {
-    "input": "the step before it gave another result than when this one was stored",
+    "input": "it works on another model than when this one was stored",
     "format": "results are kept in another form now",
 }
 _NAMED = {  # parts that hold hashes, by the names inside of them

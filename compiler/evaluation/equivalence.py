@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from ..ir.capture.sample import BATCH, LENGTH, PADDING, sample_inputs, sample_tokens
 from ..models.rows.forward import in_eval_mode, main_tensor_of_output
-from ..models.rows.inputs import is_encoder_decoder
+from ..models.rows.inputs import is_encoder_decoder, vocabulary_size
 from ..models.rows.packed_inputs import has_image_and_text_towers
 
 _STEPS = 2
@@ -31,7 +31,7 @@ def max_logit_difference(
     vocab   ids are drawn below it; by default the reference's vocabulary
     seed    chooses the ids
     """
-    vocab = vocab or _vocabulary(reference)
+    vocab = vocab or vocabulary_size(reference)
     return max_difference(
         record_logits_of_sample_calls(reference, vocab=vocab, seed=seed),
         record_logits_of_sample_calls(candidate, vocab=vocab, seed=seed),
@@ -50,7 +50,7 @@ def record_logits_of_sample_calls(model: nn.Module, *, vocab: int | None = None,
             return _encoder_decoder_logits(model)
         if "input_ids" not in names or has_image_and_text_towers(model) or not isinstance(model, PreTrainedModel):
             return [main_tensor_of_output(model(**sample_inputs(model, batch))) for batch in (BATCH, _OTHER_BATCH)]
-        vocab = vocab or _vocabulary(model)
+        vocab = vocab or vocabulary_size(model)
         assert vocab is not None, f"the ids of a {type(model).__name__} have no bound"
         observed = [_logits(model, names, sample_tokens(vocab, *shape, _device(model), seed)) for shape in _SHAPES]
         if _decodes(model, names):
@@ -128,12 +128,6 @@ def _prefill_and_decode_logits(
 def _decodes(model: nn.Module, names: set[str]) -> bool:
     """Whether the model takes a cache object; that it is a decoder not all of their configs say."""
     return "cache" in names and not model.config.is_encoder_decoder
-
-
-def _vocabulary(model: nn.Module) -> int | None:
-    """None for models that read no tokens."""
-    config = getattr(model, "config", None)
-    return getattr(config.get_text_config(), "vocab_size", None) if config is not None else None
 
 
 def _device(model: nn.Module) -> torch.device:

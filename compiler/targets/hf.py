@@ -118,7 +118,10 @@ class Hf(CheckpointTarget):
         return self.weight_bytes(weights) + both * weights.original + (1 + both) * weights.sidecars, {}
 
     def weight_bytes(self, weights: Weights) -> int:
-        """Weights on a grid take the bits of their codes, scales and zeros, where they are packed."""
+        """Weights on a grid take the bits of their codes, scales and zeros, where they are packed. Uneven layers are
+        filled up to the shapes of the original in `compat`."""
+        if self.form == "compat" and not weights.uniform:
+            return weights.original
 
         def size(weight: Weight) -> float:
             if self.format == "dense" or weight.grid is None or weight.table or len(weight.shape) != 2:

@@ -1,6 +1,8 @@
 """Architectures by lot: model types of transformers that no row of the matrix names, through whole recipes.
 
     python -m tests.architectures.matrix --lot 40 --seed 1      draws 40, prints the share that goes through and why not
+    python -m tests.architectures.matrix --types canine rwkv    those types, whether the matrix names them or not;
+                                                                without names those of `ODD`
 
 A type is drawn where transformers has a class of it for a task of `TASKS` and its config is no part of another's. Its
 config is shrunk by names that configs share (`SIZES`); a type whose config does not shrink so is drawn again, and named.
@@ -13,23 +15,23 @@ import multiprocessing
 import os
 import random
 import re
-import sys
+import resource
+import signal
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
 from tests.architectures import table
 from tests.architectures.generated import GENERATED
 from tests.architectures.more import MORE
+from tests.architectures.small_configs import small
 
 TASKS = (  # of one class for each type, the first that there is
     "CAUSAL_LM",
@@ -48,42 +50,14 @@ TASKS = (  # of one class for each type, the first that there is
 WORDS = ("prune.multi", "sparsify.wanda")
 FIRST = 10  # % of parameters; then, by what refused them, those that a user would take next, as `effc new` does
 OTHERS = {"out-of-reach": (5, 2, 1), "overshoots": (20, 40)}
-SECONDS = 240  # that a model and its recipes may take
-NUMBERS = 12_000_000  # parameters of what still counts as tiny
-_HEAD = r"head_dim|.*_head_dim|d_kv|attention_head_size"
-_HIDDEN = r"(.*_)?hidden_size|d_model|n_embd|embed_dim|emb_dim|hidden_dim|embedding_size|projection_dim|dim|d_embed"
-SIZES: tuple[tuple[str, Any], ...] = (  # names of configs -> what stands there in a small one; the first that matches
-    (r"num_feat_extract_layers", 7),  # as many as its convolutions, which are a list
-    (r"(.*_)?vocab_size.*|n_words", 128),
-    (r"(pad|bos|eos|decoder_start|sep|cls|mask)_token_id", None),  # those of the small vocabulary follow
-    (r".*token_(id|index)", 5),
-    (r"max_(position_embeddings|target_positions|seq_len)|n_positions", 256),
-    (r"max_source_positions", 64),
-    (r".*(num|n)_.*layers?|(encoder|decoder|text|vision|qformer)_layers|n_layers?|num_layers|depth", 2),
-    (r"num_hidden_layers", 2),
-    (r".*(key_value|kv)_heads", 4),
-    (r".*(attention_heads|num_heads|n_heads?)", 4),
-    (r"qk_head_dim", 32),  # of both its parts
-    (_HEAD, 16),
-    (_HIDDEN, 64),
-    (r".*(intermediate_size|ffn_dim|ffn_size|d_ff|dim_ff|n_inner|dff)", 96),
-    (r"(num|n)_(local_|routed_)?experts|moe_num_experts", 4),
-    (r"num_experts_per_tok(en)?|moe_k|moe_topk|top_k_experts", 2),
-    (r"n_group|topk_group|num_expert_group|(.*_)?n_?groups", 1),
-    (r"q_lora_rank", 24),
-    (r"kv_lora_rank", 16),
-    (r"image_size|input_size|img_size", 64),
-    (r"patch_size", 16),
-    (r"coordinate_size", 10),  # four of these and two of those are a hidden size
-    (r"shape_size", 12),
-    (r"mm_tokens_per_image", 4),  # a square of as many patches at most
+SECONDS = 240  # of a processor that a model and its recipes may take; four times as long where others run beside it
+ODD = (  # types that went wrong for somebody once
+    *("clip", "siglip", "metaclip_2", "bart", "fsmt", "pegasus_x", "t5", "prophetnet", "efficientnet", "mobilenet_v1"),
+    *("mobilenet_v2", "albert", "deepseek_v4", "big_bird", "voxtral", "convnextv2", "speecht5", "wav2vec2-bert"),
+    *("videomae", "instructblip", "canine", "squeezebert", "moonshine", "rwkv", "idefics2", "shieldgemma2"),
+    *("longformer", "jetmoe", "xmod", "cpmant", "clipseg", "inkling2", "inkling2_loop", "speech-encoder-decoder"),
 )
-UNSTATED = {
-    "shieldgemma2": {"yes_token_index": 5, "no_token_index": 6},
-    "qwen2_5_omni_thinker": {"vision_start_token_id": 5},
-}  # what classes read and configs don't state
-_WIDTH = ("hidden_size", "d_model", "embed_dim")  # of which other sizes of a config are multiples
-_OF_LAYERS = re.compile(r".*(layer|index|indices|idx).*")  # lists of numbers of layers
+NUMBERS = 12_000_000  # parameters of what still counts as tiny
 
 
 @dataclass
@@ -100,18 +74,19 @@ class Drawn:
 
 
 def classes() -> dict[str, str]:
-    """Class names by model type, of the first task that has one; types that the matrix names are left out."""
+    """`every_class` without types that the matrix names."""
     named = {values[1] for values in (*GENERATED.values(), *MORE.values())} | set(table.ROWS)
+    alike = {kind.replace("-", "_") for kind in named}
+    return {kind: cls for kind, cls in every_class().items() if kind.replace("-", "_") not in alike}
+
+
+def every_class() -> dict[str, str]:
+    """Class names by model type, of the first task that has one."""
     found: dict[str, str] = {}
     for task in TASKS:
         for kind, cls in getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES").items():
             found.setdefault(kind, cls if isinstance(cls, str) else cls[0])
-    alike = {kind.replace("-", "_") for kind in named}
-    return {
-        kind: cls
-        for kind, cls in sorted(found.items())
-        if kind in CONFIG_MAPPING_NAMES and kind.replace("-", "_") not in alike and not _is_part(kind)
-    }
+    return {kind: cls for kind, cls in sorted(found.items()) if kind in CONFIG_MAPPING_NAMES and not _is_part(kind)}
 
 
 def _is_part(kind: str) -> bool:
@@ -122,73 +97,11 @@ def _is_part(kind: str) -> bool:
         return True
 
 
-def small(kind: str) -> Iterator[PretrainedConfig]:
-    """Configs of a type, from the smallest to those with fewer names changed."""
-    shapes = ("image", "patch")
-    variants = (
-        ((), 1.0),
-        ((), 1.5),
-        (shapes, 1.0),
-        (("head", "kv", *shapes), 1.0),
-        (("head", "kv", "hidden", "dim", "patch"), 1.0),
-    )
-    for skipped, wider in variants:
-        try:
-            config = AutoConfig.for_model(kind, **UNSTATED.get(kind, {}))
-            _shrink(config, skipped, wider)
-            yield CONFIG_MAPPING[kind].from_dict(config.to_dict())
-        except Exception:  # anybody's checks of anybody's names
-            continue
-
-
-def _shrink(config: PretrainedConfig, skipped: tuple[str, ...], wider: float) -> None:
-    """Write `SIZES` over the numbers of a config and of those inside of it, widths `wider` times as large: six divides
-    96, which a sum of six tables of positions asks for."""
-    layers, kinds = getattr(config, "num_hidden_layers", None), _kinds_of_layers(config)
-    width = next((size for name in _WIDTH if isinstance(size := getattr(config, name, None), int)), 0)
-    for name, value in list(vars(config).items()):
-        if isinstance(value, PretrainedConfig):
-            _shrink(value, skipped, wider)
-        elif isinstance(value, list) and isinstance(layers, int) and len(value) == layers > 2:
-            entries = [entry for place, entry in enumerate(value) if entry not in value[:place]][:kinds]
-            setattr(config, name, entries + [value[0]] * (kinds - len(entries)))
-        elif isinstance(value, list) and _OF_LAYERS.fullmatch(name) and all(type(entry) is int for entry in value):
-            setattr(config, name, [min(max(entry, -2), 1) for entry in value])  # of two layers
-        elif type(value) is int and not any(part in name for part in skipped):
-            multiple = int(value * 64 * wider) // width if width and value > width and value % width == 0 else value
-            size = next((size for pattern, size in SIZES if re.fullmatch(pattern, name)), multiple)
-            size = kinds if name == "num_hidden_layers" else size
-            size = int(size * wider) if size and re.fullmatch(f"{_HEAD}|{_HIDDEN}", name) else size
-            setattr(config, name, size if size is not None else min(value, 3))
-        elif name == "rope_parameters" and isinstance(value, dict) and _reads_sections(config):
-            rotated = int(getattr(config, "head_dim", 16) * (value.get("partial_rotary_factor") or 1)) // 2
-            value["mrope_section"] = [rotated // 4, rotated // 4, rotated - 2 * (rotated // 4)]
-        elif name in ("depths", "hidden_sizes", "embed_dims") and isinstance(value, list):
-            setattr(config, name, [1 if name == "depths" else 32 * (place + 1) for place in range(len(value))])
-
-
-def _reads_sections(config: PretrainedConfig) -> bool:
-    """Whether positions of a model are those of time, height and width, each in a section of the rotated numbers."""
-    if "mrope_section" in (getattr(config, "rope_parameters", None) or {}):
-        return True
-    file = Path(sys.modules[type(config).__module__].__file__ or "")
-    source = file.with_name(file.name.replace("configuration_", "modeling_"))
-    is_text = not config.base_config_key or "text" in config.base_config_key
-    return is_text and source.is_file() and "mrope_section" in source.read_text(encoding="utf-8")
-
-
-def _kinds_of_layers(config: PretrainedConfig) -> int:
-    """As many layers as there are kinds of them in a list with one for each; two at least."""
-    layers = getattr(config, "num_hidden_layers", 0)
-    lists = [value for value in vars(config).values() if isinstance(value, list) and len(value) == layers > 2]
-    return max([2, *(len(set(value)) for value in lists if all(isinstance(entry, str) for entry in value))])
-
-
 def made(kind: str, cls: str) -> torch.nn.Module | None:
     """A small model of a type with random weights, of the first config whose forward runs, else of the first that is
     tiny; None where there is none."""
     maker, first = getattr(transformers, cls), None
-    for config in small(kind):
+    for config in small(kind, cls):
         try:
             with torch.device("meta"):
                 blank = maker(config)
@@ -308,10 +221,12 @@ def alone(kind: str, cls: str) -> Drawn:
         result = Path(folder) / "cells.json"
         child = forks.Process(target=_write_cells, args=(kind, cls, Path(folder), result))
         child.start()
-        child.join(SECONDS)
+        child.join(4 * SECONDS)
+        is_late = child.is_alive() or child.exitcode == -signal.SIGXCPU
         if child.is_alive():
             child.kill()
             child.join()
+        if is_late:
             return Drawn(kind, cls, dict.fromkeys(WORDS, ("late", f"not done in {SECONDS} s")))
         if not result.is_file():
             return Drawn(kind, cls, dict.fromkeys(WORDS, ("failed", "its process died")))
@@ -322,23 +237,36 @@ def _write_cells(kind: str, cls: str, folder: Path, result: Path) -> None:
     with open(os.devnull, "w") as silence:
         os.dup2(silence.fileno(), 1)
         os.dup2(silence.fileno(), 2)
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
     torch.set_num_threads(1)
     result.write_text(json.dumps(tried(kind, cls, folder)), encoding="utf-8")
 
 
-def run(number: int, seed: int) -> list[Drawn]:
-    """Print every type and reason as it is tried, and the shares."""
-    found = []
+def run(number: int, seed: int) -> str:
+    """Print every type and reason as it is tried; return the shares, printed as well."""
     print(f"{len(classes())} types; {number} by lot, seed {seed}", flush=True)
-    for one in drawn(number, seed):
-        found.append(one)
-        said = "; ".join(f"{word} {state} {why}".strip() for word, (state, why) in one.cells.items())
-        print(f"{one.kind:24} {one.cls:40} {said or 'not made small'}", flush=True)
-    print(summary(found, seed))
-    return found
+    text = summary([*_printed(drawn(number, seed))], f"By lot (seed {seed}")
+    print(text)
+    return text
 
 
-def summary(found: list[Drawn], seed: int) -> str:
+def run_types(kinds: list[str]) -> str:
+    """As `run`, of types by name; without names of `ODD`."""
+    every = every_class()
+    types = [*_printed(alone(kind, every[kind]) for kind in kinds or ODD)]
+    text = summary(types, f"By name ({', '.join(kinds) or 'types that once went wrong for somebody'}")
+    print(text)
+    return text
+
+
+def _printed(types: Iterable[Drawn]) -> Iterator[Drawn]:
+    for one in types:
+        cells = "; ".join(f"{word} {state} {why}".strip() for word, (state, why) in one.cells.items())
+        print(f"{one.kind:24} {one.cls:40} {cells or 'not made small'}", flush=True)
+        yield one
+
+
+def summary(found: list[Drawn], start: str) -> str:
     """One sentence: of how many types each pass goes through, and what could not be made small."""
     of, left = [one for one in found if one.is_made], [one.kind for one in found if not one.is_made]
     both = sum(all(state == "green" for state, _ in one.cells.values()) for one in of)
@@ -348,12 +276,13 @@ def summary(found: list[Drawn], seed: int) -> str:
         rest = ", ".join(f"{number} {state}" for state, number in sorted(count.items()) if state != "green")
         said.append(f"`{word}` {count['green']} of {len(of)}" + (f" ({rest})" if rest else ""))
     return (
-        f"By lot (seed {seed}; late: more than {SECONDS} s): {', '.join(said)}; "
+        f"{start}; late: more than {SECONDS} s of a processor): {', '.join(said)}; "
         f"no tiny config could be built for: {', '.join(left) or 'none'}."
     )
 
 
 def put_into(page: str, line: str) -> str:
-    """A page with the sentence of a lot at its end, in place of the one that stood there."""
-    rest = re.sub(r"(?m)^By lot \(seed .*\n?", "", page).rstrip("\n")
+    """A page with the sentence of a lot or of types by name at its end, in place of the one that stood there."""
+    start = line.partition(" (")[0]
+    rest = re.sub(rf"(?m)^{start} \(.*\n{{0,2}}", "", page).rstrip("\n")
     return f"{rest}\n\n{line}\n"

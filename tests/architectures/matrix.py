@@ -340,11 +340,12 @@ def main(arguments: list[str]) -> None:
     asked.add_argument("--column", nargs="*", default=list(WORDS), metavar="WORD", choices=WORDS)
     asked.add_argument("--seconds", type=float, default=math.inf)
     asked.add_argument("--lot", type=int, metavar="N")
+    asked.add_argument("--types", nargs="*", metavar="TYPE")
     asked.add_argument("--seed", type=int, default=0, metavar="S")
     given = asked.parse_args(arguments)
     torch.set_num_threads(1)
-    if given.lot:
-        drawn = lot.summary(lot.run(given.lot, given.seed), given.seed)
+    if given.lot or given.types is not None:
+        drawn = lot.run(given.lot, given.seed) if given.lot else lot.run_types(given.types)
         if given.write:
             PAGE.write_text(lot.put_into(PAGE.read_text(encoding="utf-8"), drawn), encoding="utf-8")
         return

@@ -14,6 +14,7 @@ TYPES = [
     ("encoder-decoder", _CUT.format("perplexity")),  # its config has two others, each with a vocabulary
     ("clipseg", _CUT.format("similarity")),  # has a scalar parameter, and no vocabulary at the top
     ("inkling2_loop", _CUT.format("perplexity").replace("10%", "8%")),  # cut branches left convolutions with a state
+    ("speech-encoder-decoder", _CUT.format("perplexity")),  # calls what its encoder hears `inputs`
     ("cpmant", _ZEROS),  # its forward takes `use_cache`, and no single token behind what it cached
 ]
 

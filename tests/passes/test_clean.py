@@ -259,6 +259,8 @@ def test_a_plan_says_that_weights_decide_how_much_is_left(folder):
     lines = plan_text(plan).splitlines()
     assert "     params    109.0 k -> at most 109.0 k  (known once it has run)" in lines
     assert "     params    at most 109.0 k -> at most 81.3 k  (-25.4 %)" in lines, lines
+    (emission,) = (line for line in lines if line.startswith("  emit"))
+    assert ", at most " in emission and emission.endswith(" on disk")
 
 
 def test_counts_behind_it_are_not_checked_against_the_structure_before_it(folder):

@@ -329,8 +329,10 @@ def plan_text(plan: Plan, width: int = 100) -> str:
     for index, stage in enumerate(plan.stages, 1):
         lines += _stage_lines(index, stage, width)
     lines += [f"  note: {remark}" for remark in unprunable_parts(plan.skeleton)]
+    hedges = {stage.name: stage.hedges[1] for stage in plan.stages}
     for planned in plan.emissions:
-        cost = f"about {duration_text(planned.seconds)}, {size(planned.disk_bytes)} on disk"
+        hedge = "at most " if hedges.get(planned.source) == "at most" else ""
+        cost = f"about {duration_text(planned.seconds)}, {hedge}{size(planned.disk_bytes)} on disk"
         lines.append(f"  emit {planned.call.word} to {planned.call.args['path']}: {cost}")
     work = f"{sum(not s.cached for s in plan.stages)} of {len(plan.stages)} steps to run"
     cost = f", about {duration_text(plan.seconds)}, peak {size(plan.peak_bytes)}"

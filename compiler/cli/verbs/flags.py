@@ -354,15 +354,14 @@ def _verify_signers(arguments: Mapping[str, Any], keys: Sequence[str], screen: S
             note_uncovered_files(path, screen)
 
 
-def note_uncovered_files(artifact: Path, screen: Screen) -> str:
-    """Note which files of an artifact, or of that which a form belongs to, no hash covers; the sentence, "" without."""
+def note_uncovered_files(artifact: Path, screen: Screen) -> None:
+    """Note which files of an artifact, or of that which a form belongs to, no hash covers."""
     from ...artifacts.load import artifact_of_path
     from ...artifacts.manifest import uncovered_files_text
 
     uncovered = uncovered_files_text(artifact_of_path(artifact) or artifact)
     if uncovered:
         screen.note(f"{artifact}: {uncovered}")
-    return uncovered
 
 
 SPOKEN = ("prompt", "sets")  # what a model is told, and values that the recipe's own check reads

@@ -31,13 +31,13 @@ def register(app: typer.Typer) -> None:
 
         Nothing of it is run."""
         from ...artifacts.load import verify_signature_and_files
-        from ...artifacts.manifest import read_manifest
+        from ...artifacts.manifest import read_manifest, uncovered_files
         from ...core.quantity import count_text
 
         signed = verify_signature_and_files(artifact, verify_key) if verify_key else ""
         manifest = read_manifest(artifact)
         forms = check_artifact_files(artifact, manifest, shared.cache_folder)
-        uncovered = note_uncovered_files(artifact, shared.screen)
+        note_uncovered_files(artifact, shared.screen)
         if shared.format == "json":
             return shared.screen.answer_json(
                 "verify",
@@ -46,7 +46,7 @@ def register(app: typer.Typer) -> None:
                 forms=forms,
                 files=len(manifest.files),
                 signed_by=signed or None,
-                uncovered=uncovered,
+                uncovered=uncovered_files(artifact),
             )
         message = f"ok: {count_text(len(manifest.files), 'file')} as the manifest has them"
         message += f", forms {', '.join(forms)}" if forms else ""

@@ -65,7 +65,8 @@ def sample_inputs(model: nn.Module, batch: int = BATCH, length: int = LENGTH, pa
             f"{type(model).__name__} takes patches of images with `spatial_shapes`, and effc makes whole images",
             help=_WRAP,
         ).rejection()
-    if main == "pixel_values" and "decoder_input_ids" in names and "input_ids" not in names:
+    is_two_sided = "input_ids" not in names or getattr(model.config, "is_encoder_decoder", False)
+    if main == "pixel_values" and "decoder_input_ids" in names and is_two_sided:
         raise unknown_inputs(
             f"the decoder of {type(model).__name__} takes `decoder_input_ids` beside the images that its encoder sees, "
             "and effc makes images alone",
@@ -73,7 +74,6 @@ def sample_inputs(model: nn.Module, batch: int = BATCH, length: int = LENGTH, pa
         ).rejection()
     if main == "pixel_values" and not has_image_and_text_towers(model):
         return {main: sample_pixels(model.config, batch, device).to(dtype_of(model))}
-    config = model.config.get_text_config()
     if is_speech_encoder_decoder(model):
         words = vocabulary_size(model, decoder=True) or 1
         decoder_ids = sample_tokens(words, batch, length, padding, device)["input_ids"]
@@ -85,13 +85,14 @@ def sample_inputs(model: nn.Module, batch: int = BATCH, length: int = LENGTH, pa
     if sound_shape(model):
         return {main: sounds(model, batch, device).to(dtype_of(model))}
     _refuse_unsupported_inputs(model, main, names)
-    inputs = sample_tokens(config.vocab_size, batch, length, padding, device)
+    words = vocabulary_size(model) or 1
+    inputs = sample_tokens(words, batch, length, padding, device)
     if has_image_and_text_towers(model):
         inputs["pixel_values"] = image_rows(model.config, batch, device).to(dtype_of(model))
     elif "use_cache" in names:
         inputs["use_cache"] = True
     if "decoder_input_ids" in names:
-        inputs |= spoken(inputs["input_ids"] % (vocabulary_size(model, decoder=True) or config.vocab_size))
+        inputs |= spoken(inputs["input_ids"] % (vocabulary_size(model, decoder=True) or words))
     return {name: value for name, value in inputs.items() if name in names}
 
 
@@ -123,11 +124,10 @@ def _refuse_unsupported_inputs(model: PreTrainedModel, main: str, names: set[str
             "makes rows of one",
             help=_WRAP,
         ).rejection()
-    if type(getattr(model.config.get_text_config(), "vocab_size", None)) is not int:
+    if type(vocabulary_size(model)) is not int:
         raise unknown_inputs(
             f"the config of {name} states no `vocab_size`, below which token ids would be drawn",
-            help="write it into its config.json, of CANINE 1114112, the code points that there are; or wrap the "
-            "model in a module of your own that has `dummy_inputs`",
+            help="write it into its config.json, or wrap the model in a module of your own that has `dummy_inputs`",
         ).rejection()
 
 

@@ -22,7 +22,7 @@ _REPEATS = re.compile(
 )
 _FREE = re.compile(
     r".*(position|theta|token|_id|seed|version|window|max_|_length|context|limit|chunk|norm|eps|base"
-    r"|expert_capacity|factor|interval|every|period|offset|index|indices|freq|timescale|bins|classes_map).*"
+    r"|expert_capacity|factor|scaling|interval|every|period|offset|index|indices|freq|timescale|bins|classes_map).*"
 )
 _ROWS = {("doge", "num_experts")}  # its experts are rows of one embedding, 16,384 where there is no mixture, too
 _INPUT_SIZES = re.compile(

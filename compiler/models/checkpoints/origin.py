@@ -26,6 +26,7 @@ _BEHIND_PADDING = (
     *("layoutlmv3", "lilt", "longformer", "luke", "markuplm", "mpnet", "roberta", "roberta-prelayernorm"),
     *("xlm-roberta", "xlm-roberta-xl", "xmod"),
 )
+CODE_POINTS = 0x110000  # of Unicode: ids of a model that hashes them, as CANINE does, and has no table
 # Keys of a config that say nothing of the module that it makes.
 _INCIDENTAL = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "_commit_hash")
 
@@ -111,7 +112,8 @@ class Origin:
         patches."""
         if "image_size" in self.config and "text_config" not in self.config:
             return None
-        return self._number("src_vocab_size") or self._number("vocab_size")
+        stated = self._number("src_vocab_size") or self._number("vocab_size")
+        return stated or (CODE_POINTS if self._number("num_hash_buckets") else None)
 
     @property
     def target_vocabulary(self) -> int | None:

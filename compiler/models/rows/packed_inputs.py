@@ -167,6 +167,8 @@ def sound_shape(model: nn.Module) -> tuple[int, ...]:
     """Shape of a sound that a model hears: samples [t], features [frames, bands], or Whisper's [bands, frames], as many
     frames as its convolutions halve to its positions. () for models that hear nothing."""
     main, config = getattr(model, "main_input_name", ""), getattr(model, "config", None)
+    if main == "inputs" and isinstance(encoder := getattr(model, "encoder", None), nn.Module):
+        return sound_shape(encoder)  # of a model of its own, beside any decoder
     if main == "input_values":
         return (WAVE,)
     if main != "input_features":

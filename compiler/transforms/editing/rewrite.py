@@ -27,6 +27,7 @@ from ...ir.liveness import detach, eliminate_dead_code
 from ...ir.program import Program
 from ...ir.unit import Unit, code_key
 from ...models.rows.inputs import is_encoder_decoder
+from .counted_positions import loses_count
 from .dry_run import dry_run, frees_nothing, layer_needed, unread_outputs
 
 _ADDS = (operator.add, operator.iadd, torch.add)
@@ -193,6 +194,12 @@ class Rewriter:
         unread = unread_outputs(self.program, path)
         label = f"what {join} adds in {path}"
         trial = dry_run(self.program, label, lambda trial: Rewriter(trial)._remove_branch(path, join, keep, unread))
+        if loses_count(self.program, trial, path):
+            raise layer_needed(
+                f"{label} can't be removed: it is the last attention that counts the tokens before it, and "
+                f"{type(self.program.model).__name__} has a table of positions",
+                help="remove another branch",
+            ).rejection()
         freed = _param_count(self.program.model) - _param_count(trial.model)
         if freed < frees / 2:
             raise frees_nothing(

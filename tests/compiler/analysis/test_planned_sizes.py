@@ -23,6 +23,7 @@ STEPS = {
     "fine": "s = quantize.round(bits: 8, group: 0)",
     "narrow": "s = prune.channels(keep: 50% of channels)",
     "zeros": "s = sparsify.magnitude(sparsity: 50% of weights)",
+    "shorter": "s = prune.blocks(remove: 1, score: perplexity(rows))",
     "skipped": "z = sparsify.magnitude(sparsity: 75% of weights)\n"
     's = lower.sparse_cpu(on: "*_proj", format: {format}, data: rows, divergence: 99.0)',
 }
@@ -41,6 +42,8 @@ QUICK = [
     ("skipped", 'native("a")'),
     ("skipped", 'native("a", weights: int4)'),
     ("skipped", 'hf("a", form: compact)'),
+    ("shorter", 'hf("a", form: compat)'),
+    ("narrow", 'hf("a", form: compat)'),
     *(("plain", f'gguf("a", type: {kind})') for kind in ("f32", "f16", "bf16", "q8_0")),
     ("grid", 'gguf("a", type: q4_0)'),
     ("grid", 'gguf("a", type: q4_1)'),

@@ -34,9 +34,10 @@ def test_a_module_that_says_nothing_of_its_inputs_is_refused():
     assert "dummy_inputs" in refused.value.diagnostics[0].help
 
 
-def test_a_model_of_characters_whose_config_states_no_vocabulary_is_refused():
+def test_a_model_whose_config_states_no_vocabulary_is_refused():
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     model = transformers.CanineModel(transformers.CanineConfig(**sizes, num_hash_buckets=64))
+    model.config.num_hash_buckets = 0
     with pytest.raises(Reject, match="the config of CanineModel states no `vocab_size`") as refused:
         capture(model)
     assert refused.value.diagnostics[0].slug == "unknown-inputs"

@@ -156,6 +156,18 @@ def test_the_config_of_a_model_without_a_layer_builds_that_model(name):
     assert max_logit_difference(model, plain) == 0.0
 
 
+@pytest.mark.parametrize(("name", "is_counted"), [("gpt2", True), ("llama", False)])
+def test_the_last_attention_stays_where_the_cache_says_at_which_row_of_a_table_the_next_token_stands(name, is_counted):
+    program = capture(tiny.model(name))
+    attentions = [(path, branches(unit)[0][0]) for path, unit in program.units.items()]
+    for path, join in attentions[:-1]:
+        Rewriter(program).drop_branch(path, join)
+    if not is_counted:
+        return Rewriter(program).drop_branch(*attentions[-1])
+    (diagnostic,) = refused(lambda: Rewriter(program).drop_branch(*attentions[-1])).diagnostics
+    assert diagnostic.slug == "layer-needed" and "table of positions" in diagnostic.message
+
+
 @pytest.mark.parametrize(("name", "layer"), [("jamba", 0), ("jamba", 1), ("gemma4_text", 1), ("bamba", 1), ("rwkv", 0)])
 def test_a_layer_that_the_model_does_not_run_without_is_refused_before_anything_changes(name, layer):
     model = tiny.model(name)

@@ -1,0 +1,60 @@
+"""Tables of positions, which a decoder reads by the number of tokens that its cache holds."""
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ...ir import surgery
+from ...ir.graphs import uses_self_attention_cache
+from ...ir.program import Program
+from ...models.checkpoints.origin import POSITIONS
+
+
+def loses_count(program: Program, trial: Program, path: str) -> bool:
+    """Whether the stack of a unit loses the last of its cached attentions in `trial`, and has a table of positions.
+
+    What is cached says where the next token stands; nothing is behind an attention over what an encoder gave.
+    """
+    stack = surgery.split(path)[0]
+    before, after = (
+        any(uses_self_attention_cache(unit.graph) for unit in of.units.values() if surgery.split(unit.path)[0] == stack)
+        for of in (program, trial)
+    )
+    return before and not after and _has_position_table(program, path)
+
+
+def _has_position_table(program: Program, path: str) -> bool:
+    """Whether a tensor outside of the units has a row for each position that the config of a unit's stack states."""
+    config = _config_above(program.model, path)
+    positions = next((size for name in POSITIONS if isinstance(size := getattr(config, name, None), int)), None)
+    if positions is None:
+        return False
+    words, inside = _word_embeddings(program.model), tuple(f"{unit}." for unit in program.units)
+    rows = {
+        len(table)
+        for name, module in program.model.named_modules()
+        if not isinstance(module, nn.Linear) and module not in words and not f"{name}.".startswith(inside)
+        for table in (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        if table.dim() == 2
+    }
+    return not rows.isdisjoint(range(positions, positions + 3))  # OPT and BART begin behind two rows
+
+
+def _word_embeddings(model: nn.Module) -> set[nn.Module]:
+    """Tables of tokens, of a model and of models inside of it."""
+    tables: set[nn.Module] = set()
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel):
+            try:
+                tables.add(part.get_input_embeddings())
+            except NotImplementedError:  # reads no tokens
+                continue
+    return tables
+
+
+def _config_above(model: nn.Module, path: str) -> object:
+    """The config of the innermost module around a unit that has one."""
+    while path:
+        path = surgery.split(path)[0]
+        if (config := vars(model.get_submodule(path)).get("config")) is not None:
+            return config
+    return getattr(model, "config", None)
