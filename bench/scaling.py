@@ -1,6 +1,6 @@
 """Print what elastic adapters give whose products are multiplied by alpha / largest rank, or by alpha / the rank drawn.
 
-    python bench/scaling.py [--steps 120] [--seeds 0 1 2] [--lr 1e-3 3e-3 1e-2]
+    python -m bench.scaling [--steps 120] [--seeds 0 1 2] [--lr 1e-3 3e-3 1e-2]
 
 The embedded model loses 40% of its MLP channels; adapters of ranks 32, 16 and 8 on all linear modules then learn
 calib.txt, one draw a step for every layer, and perplexity is measured on heldout.txt with the same rank everywhere. The
@@ -16,8 +16,9 @@ from pathlib import Path
 
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from heal import build_of
 from torch import Tensor, nn
+
+from bench.heal import build_of
 
 RANKS, ALPHA, BATCH = [32, 16, 8], 64.0, 8
 RULES = {"alpha / largest rank": lambda rank: ALPHA / RANKS[0], "alpha / rank": lambda rank: ALPHA / rank}
