@@ -101,7 +101,7 @@ def resampled(
 
 def fixed_rows(distance: float, power: float) -> int:
     """Rows of a two-sided t-test at 5 % with a power at a distance."""
-    z = NORMAL.inv_cdf(0.975) + NORMAL.inv_cdf(min(power, 0.999))
+    z = NORMAL.inv_cdf(0.975) + NORMAL.inv_cdf(min(max(power, 0.001), 0.999))
     return max(math.ceil((z / distance) ** 2), 3)
 
 
