@@ -60,7 +60,7 @@ def imported_modules(nodes: Sequence[ast.AST]) -> dict[str, str]:
     return {name: module for name, module in modules.items() if name not in stored | arguments}
 
 
-def references(nodes: Sequence[ast.AST]) -> Iterator[tuple[ast.AST, str, str]]:
+def references(nodes: Sequence[ast.AST]) -> Iterator[tuple[ast.expr | ast.stmt, str, str]]:
     """(node, module, name) of what is imported, by code in strings too, is an attribute, or is patched."""
     modules = imported_modules(nodes)
     for node in nodes:
