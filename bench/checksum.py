@@ -1,6 +1,6 @@
 """Print how fast a native artifact's weights are checked while they are loaded, GB/s.
 
-    python bench/checksum.py [--mebibytes N] [--threads N]
+    python -m bench.checksum [--mebibytes N] [--threads N]
 
 `plain` are embeddings, norms and tables, held against sha256 in the plan; `packed` are the layers, whose own hash and
 masks are read by one thread each. `read` is what memory gives one: a sum over as many bytes. Each is the best of five; with one

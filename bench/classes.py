@@ -1,6 +1,6 @@
 """Print accuracy against trained parameters on SST-2: interventions, adapters, the head alone and all weights.
 
-    python bench/classes.py MODEL DATA [--seconds 40] [--rows 800] [--seeds 0,1,2] [--layers 3]
+    python -m bench.classes MODEL DATA [--seconds 40] [--rows 800] [--seeds 0,1,2] [--layers 3]
 
 MODEL and DATA as bench/reviews.py has them, of the model as many layers as asked. Every method has the same
 processor time to train, on one thread: three steps say how many fit in. All see the same 4,000 sentences of at most 24

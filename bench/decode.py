@@ -1,6 +1,6 @@
 """SmolLM2-135M decoding: the native engine's variants, torch, ONNX Runtime and llama.cpp, in turn.
 
-    python bench/decode.py [--threads 2] [--seconds 4] [--only own,torch,onnx,llama] [--keep FOLDER] [--no-quality]
+    python -m bench.decode [--threads 2] [--seconds 4] [--only own,torch,onnx,llama] [--keep FOLDER] [--no-quality]
 
 All decode greedily from contexts of 64 to 128 tokens, and read prompts of 256 and 1,024. Each lives in a process of
 its own, since ggml sets up AMX tiles once a thread and dies where anybody else has released them, and is asked for
@@ -25,7 +25,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from decoders import (
+from effc.compiler.transforms.lowering.contenders import memory_read_contender
+from effc.compiler.transforms.lowering.racing import involuntary_switches, set_real_time_priority
+
+from bench.decoders import (
     IK,
     IK_LIBRARY,
     LLAMA,
@@ -38,8 +41,6 @@ from decoders import (
     tokenizer,
     write_contestants,
 )
-from effc.compiler.transforms.lowering.contenders import memory_read_contender
-from effc.compiler.transforms.lowering.racing import involuntary_switches, set_real_time_priority
 
 ROOT = Path(__file__).parents[1]
 PROMPTS = (256, 1024)  # tokens
@@ -132,7 +133,17 @@ class Racer:
 
     @classmethod
     def start(cls, folder: Path, name: str, threads: int) -> "Racer":
-        command = [sys.executable, __file__, "--child", name, "--keep", str(folder), "--threads", str(threads)]
+        command = [
+            sys.executable,
+            "-m",
+            "bench.decode",
+            "--child",
+            name,
+            "--keep",
+            str(folder),
+            "--threads",
+            str(threads),
+        ]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         return cls(name, process, answer(name, process))
 

@@ -261,7 +261,7 @@ def write_contestants(folder: Path, names: list[str]) -> None:
             with silent_llama():
                 quantised_gguf(folder, (LLAMA | IK)[name])
         elif name.startswith("ONNX"):
-            from onnx_decoder import export_decoder
+            from bench.onnx_decoder import export_decoder
 
             export_decoder(load_original(), folder)
 
@@ -271,7 +271,7 @@ def available_contestants(names: list[str]) -> list[str]:
     found = list(NATIVE_VARIANTS) if "own" in names else []
     found += TORCH if "torch" in names else []
     if "onnx" in names and all(map(find_spec, ONNX)):
-        from onnx_decoder import KINDS
+        from bench.onnx_decoder import KINDS
 
         found += KINDS
     if "llama" in names and find_spec("llama_cpp"):  # whose quantiser makes both engines' files
@@ -289,7 +289,7 @@ def open_contestant(folder: Path, name: str, threads: int) -> Any:
         return Ik(folder / f"{IK[name]}.gguf", threads)
     if name in TORCH:
         return in_torch(load_original(), name)
-    from onnx_decoder import KINDS, Onnx
+    from bench.onnx_decoder import KINDS, Onnx
 
     return Onnx(folder / KINDS[name] / "model.onnx", threads, SHORT, LONG)
 

@@ -1,6 +1,6 @@
 """Print what capture and discovery cost, in CPU seconds of one thread.
 
-    python bench/discovery.py
+    python -m bench.discovery
 
 SmolLM2's structure on the meta device, and every architecture of tests/architectures/table.py, tiny and random.
 """

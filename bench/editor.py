@@ -1,6 +1,6 @@
 """How long an editor waits: from a change of a recipe to its diagnostics, in a real session with `effc lsp`.
 
-python bench/editor.py [RECIPE...]
+python -m bench.editor [RECIPE...]
 """
 
 import importlib.util

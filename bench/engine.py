@@ -1,6 +1,6 @@
 """The native engine on the shape of SmolLM2-135M: tokens per second, where the time goes, how far the memory is.
 
-    python bench/engine.py [--threads 2] [--context 64] [--seconds 0.5] [--llama FOLDER]
+    python -m bench.engine [--threads 2] [--context 64] [--seconds 0.5] [--llama FOLDER]
 
 Weights are random, since speed depends on their number, format and sparsity alone; for quality see the report
 of a compiled model. Contenders of a table take turns, each for a burst, since all of them have threads that

@@ -1,7 +1,7 @@
 """Print what strategies of a federation come to for their bytes, and what the server's part costs with many clients.
 
-    python bench/federation.py                                 4 clients on the embedded tiny-llama
-    python bench/federation.py --scale                         the server alone, 100 to 10,000 clients
+    python -m bench.federation                                 4 clients on the embedded tiny-llama
+    python -m bench.federation --scale                         the server alone, 100 to 10,000 clients
 
 Four clients learn to tell speech from deeds in verses of the embedded model's own text, dealt to them by a Dirichlet
 distribution (beta 0.5) by whether they are the one or the other: client and task differ. All have the same steps of the

@@ -1,6 +1,6 @@
 """Print how fast four bits are multiplied beside eight: kernels called in turns, one thread, the shortest call of each.
 
-    python bench/four_bits.py [--rows 1 16 120 512] [--groups 32 64 128] [--calls 100]
+    python -m bench.four_bits [--rows 1 16 120 512] [--groups 32 64 128] [--calls 100]
 
 Rows are bfloat16 and rounded within the call. A ratio above one says that four bits are faster.
 """

@@ -1,6 +1,6 @@
 """Print tokens a second against held-out perplexity: SmolLM2 in this engine's formats and in those of other engines.
 
-    python bench/frontier.py FOLDER [--threads 2] [--rounds 9] [--only NAME ...] [--json FILE] [--no-speed | --raced]
+    python -m bench.frontier FOLDER [--threads 2] [--rounds 9] [--only NAME ...] [--json FILE] [--no-speed | --raced]
 
 The model is that of smol.py, which no 4-bit format gets back. Each contender lives in a process of its own; they take
 turns of 16 tokens, decoding greedily from contexts of 64 to 128, then of a prompt of 512 tokens, with real-time priority
@@ -30,11 +30,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import rivals
-import smol
-import text_quality
 import torch
-from frontier_models import IK, IMATRIX, LLAMA, NATIVE_VARIANTS, bytes_of, files_of, write_files
+
+from bench import rivals, smol, text_quality
+from bench.frontier_models import IK, IMATRIX, LLAMA, NATIVE_VARIANTS, bytes_of, files_of, write_files
 
 REST = 0.03  # seconds before a turn: threads of the one before spin for some milliseconds
 PROMPT_ROUNDS = 3
@@ -45,8 +44,9 @@ ENGINES = ("OpenVINO", "ONNX Runtime", "torchao")
 
 def answer_stdin_commands(folder: Path, contestant_name: str, threads: int) -> None:
     """Answer lines of stdin: `decode` with seconds a token, `prompt` with seconds, `score TEXT` with JSON."""
-    from decoders import Ik, Llama, Own, silent_llama
     from effc.compiler.transforms.lowering.racing import set_real_time_priority
+
+    from bench.decoders import Ik, Llama, Own, silent_llama
 
     torch.set_num_threads(threads)
     rows = json.loads((folder / "rows.json").read_text())
@@ -62,9 +62,9 @@ def answer_stdin_commands(folder: Path, contestant_name: str, threads: int) -> N
     contestant.prompt(ids[:64])
     print("ready", flush=True)
     for turn, line in enumerate(sys.stdin):
-        verb, *text = line.split()
+        verb, _, text = line.strip().partition(" ")
         if verb == "score":
-            print(json.dumps(text_quality.score(folder, *text, contestant.logits)), flush=True)
+            print(json.dumps(text_quality.score(folder, text, contestant.logits)), flush=True)
             continue
         raised = set_real_time_priority(True)
         print(timed(contestant, verb, ids[turn : turn + rivals.PROMPT]), flush=True)
@@ -88,10 +88,10 @@ def timed(contestant: Any, verb: str, ids: list[int]) -> float:
 class Contestant:
     def __init__(self, folder: Path, name: str, threads: int):
         options = [str(folder), "--serve", name, "--threads", str(threads)]
-        command = [sys.executable, __file__, *options]
+        command = [sys.executable, "-m", "bench.frontier", *options]
         if name in rivals.RIVALS:
             python, files = os.environ["RIVALS_PYTHON"], str(files_of(folder, name))
-            command = [python, rivals.__file__, "serve", name, str(folder), files, str(threads)]
+            command = [python, "-m", "bench.rivals", "serve", name, str(folder), files, str(threads)]
         self.name, self.child = name, subprocess.Popen(command, stdin=-1, stdout=-1, text=True)
         while (line := self.child.stdout.readline()) != "ready\n":  # libraries print their banners
             assert line, f"{name} did not begin"
@@ -240,7 +240,7 @@ def write_json(lines: list[dict], file: Path, threads: int) -> None:
 
 
 def contestants() -> list[str]:
-    from decoders import IK_LIBRARY
+    from bench.decoders import IK_LIBRARY
 
     names = list(NATIVE_VARIANTS)
     for library, theirs in (

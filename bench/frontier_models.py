@@ -4,8 +4,7 @@ import os
 import subprocess
 from pathlib import Path
 
-import rivals
-import smol
+from bench import rivals, smol
 
 ROUND = "q = quantize.round(group: 32)"
 PUBLISHED = "q = quantize.gptq(group: 32, data: calib, scales: range, order: given, sweeps: 0)"
@@ -73,8 +72,9 @@ def write_native(folder: Path, name: str, steps: int) -> None:
 def write_llama_cpp_quant(folder: Path, name: str) -> None:
     """A file of one of llama.cpp's forms, by its own quantiser from float16."""
     import llama_cpp as api
-    from decoders import silent_llama
     from effc.compiler.runtimes.gguf.writing import write_gguf
+
+    from bench.decoders import silent_llama
 
     whole = folder / "frontier" / "model.gguf"
     if not whole.exists():
@@ -107,7 +107,15 @@ def write_gguf_by_importance(folder: Path, name: str) -> None:
 
 def write_rival(folder: Path, name: str) -> None:
     environment = Path(os.environ["RIVALS_PYTHON"]).parent
-    command = [str(environment / "python"), rivals.__file__, "write", name, str(folder), str(files_of(folder, name))]
+    command = [
+        str(environment / "python"),
+        "-m",
+        "bench.rivals",
+        "write",
+        name,
+        str(folder),
+        str(files_of(folder, name)),
+    ]
     subprocess.run(command, check=True, env=os.environ | {"PATH": f"{environment}:{os.environ['PATH']}"})
 
 

@@ -1,6 +1,6 @@
 """Draw tokens a second against perplexity from the JSON that `bench/frontier.py --json` writes.
 
-    python bench/frontier_svg.py docs/measurements/data/frontier.json docs/frontier.svg
+    python -m bench.frontier_svg docs/measurements/data/frontier.json docs/frontier.svg
 
 Points of effc are filled circles, those of others squares and triangles; hollow ones were trained. A line joins what no
 other point of the same engine beats at both. What computes another model (more than twice the least perplexity) is left
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
-from tables import latest
+from bench.tables import latest
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860, 500, 64, 24, 56, 64
 COLORS = {

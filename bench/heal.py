@@ -1,6 +1,6 @@
 """Print what healing gives back on the embedded model, as a table.
 
-    python bench/heal.py [--steps N]
+    python -m bench.heal [--steps N]
 
 The model is pruned in two ways and healed in four, each with three seeds, on calib.txt (139 KB); perplexity
 is measured on heldout.txt, which nothing learns from. Seeds decide the order of rows and the adapters' start;

@@ -1,6 +1,6 @@
 """Print perplexity of the embedded model behind narrower streams, narrower MLPs and a search, and how fast each decodes.
 
-    python bench/hidden.py FOLDER [--keep 94 89 83] [--steps 50] [--speed 83] [--rounds 12]
+    python -m bench.hidden FOLDER [--keep 94 89 83] [--steps 50] [--speed 83] [--rounds 12]
                            [--model MODEL] [--align 8] [--group 32]
 
 All keep the same share of the parameters: `prune.hidden` as it is, without refitting, and in Minitron's order;
@@ -18,8 +18,9 @@ import statistics
 import time
 from pathlib import Path
 
-import smol
 import torch
+
+from bench import smol
 
 ZOO = Path(__file__).parents[1] / "recipes/zoo/tiny-llama"
 ARMS = {

@@ -1,6 +1,6 @@
 """Kernels against their targets, as ratios of interleaved calls in one process with cold weights.
 
-    python bench/kernels.py [--only gemv,block,rows,prefill,attention,pack] [--seconds 0.3] [--threads 2]
+    python -m bench.kernels [--only gemv,block,rows,prefill,attention,pack] [--seconds 0.3] [--threads 2]
 
 The same as `effc bench kernels`; compiler/transforms/lowering/racing.py says how samples are taken, compiler/transforms/lowering/kernel_table.py what
 is measured.

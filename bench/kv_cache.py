@@ -1,6 +1,6 @@
 """Decoding over keys and values in bfloat16 and in int8, on the shape of SmolLM2-135M: milliseconds of a token.
 
-    python bench/kv_cache.py [--threads 2] [--contexts 512,2048,8000] [--weights int8] [--seconds 2]
+    python -m bench.kv_cache [--threads 2] [--contexts 512,2048,8000] [--weights int8] [--seconds 2]
 
 Contenders take turns, as in engine.py, whose weights these are. `attend` is what the threads together spend on attention
 for a token.
@@ -13,7 +13,8 @@ from effc.kernels import levels
 from effc.kernels.engine import Engine
 from effc.kernels.engine_steps import KV_NUMBERS
 from effc.kernels.packed_sizes import kv_bytes
-from engine import FORMATS, Shape, decode_step, run_burst
+
+from bench.engine import FORMATS, Shape, decode_step, run_burst
 
 
 def attend_seconds(engine: Engine, call, calls: int = 20) -> float:

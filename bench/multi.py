@@ -1,6 +1,6 @@
 """Print what prune.multi costs and gives on SmolLM2-135M, beside what others would do.
 
-    python bench/multi.py [METHOD ...] [--share 0.065 0.15] [--seeds 0 1 2] [--rows 2] [--split 44:52:4]
+    python -m bench.multi [METHOD ...] [--share 0.065 0.15] [--seeds 0 1 2] [--rows 2] [--split 44:52:4]
                                 [--heal STEPS] [--data FOLDER] [--questions 100] [--cache FOLDER] [--json FILE]
 
 exact       the published search: stages by `--split`, every candidate in every round, weights by magnitude

@@ -1,6 +1,6 @@
 """Print what prune.multi costs and gives on the embedded model: racing beside the published search, three seeds.
 
-    python bench/multi_zoo.py [--share 6.5 15] [--rows 8] [--split 44:52:4 40:50:10]
+    python -m bench.multi_zoo [--share 6.5 15] [--rows 8] [--split 44:52:4 40:50:10]
 
 Scored on rows of 128 tokens of calib.txt, which the seed chooses; perplexity is of heldout.txt. Layer forwards are in
 units of one layer over the scored rows; `naive` is what scoring every candidate by the whole model would have run.

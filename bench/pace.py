@@ -1,6 +1,6 @@
 """What `compiler/transforms/lowering/speed.py` estimates from: the pace of a thread at this machine's level.
 
-    python bench/pace.py
+    python -m bench.pace
 
 Nanoseconds that 32 weights take each kernel where memory is no limit: the fastest of many calls on a weight that the
 second cache holds, less those of a tiny one. And what torch reads of weights that no cache holds, GB a second.

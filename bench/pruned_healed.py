@@ -1,6 +1,6 @@
 """Print perplexity of SmolLM2 after `prune.multi`, before and after a short training of what is left.
 
-    python bench/pruned_healed.py FOLDER [--shares 10 15 20] [--seeds 0 1 2] [--steps 20] [--samples 8]
+    python -m bench.pruned_healed FOLDER [--shares 10 15 20] [--seeds 0 1 2] [--steps 20] [--samples 8]
 
 The model is that of smol.py, in bfloat16. Cuts are decided by perplexity of `--samples` rows of 256 tokens, with
 estimates; training is `tune.heal(method: full)` of 4 rows of 128 tokens a step. A seed chooses the rows that decide,
@@ -14,9 +14,10 @@ import statistics
 import time
 from pathlib import Path
 
-import smol
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
+
+from bench import smol
 
 CUT = "cut = prune.multi(remove: {0}% of params, group: 128, score: perplexity(calib), estimate: taylor, together: 8)"
 HEAL = "fit = tune.heal(data: train, method: full, steps: {0}, batch: 4, lr: 5e-5, save: 20)"

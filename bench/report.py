@@ -1,6 +1,6 @@
 """Print what effc costs and gives on this machine, as tables.
 
-    python bench/report.py [capture] [plan] [prune] [resume]
+    python -m bench.report [capture] [plan] [prune] [resume]
 
 capture   check in a fresh process; capture and discovery of SmolLM2's structure on the meta device
 plan      the plan of Llama configs of 1B, 8B and 70B, each in a fresh process

@@ -1,7 +1,7 @@
 """Other engines' contestants in frontier.py's race: OpenVINO GenAI, ONNX Runtime GenAI and torchao.
 
-    PYTHON bench/rivals.py write NAME FOLDER OUT            NAME's files, made by its own tools, in the new folder OUT
-    PYTHON bench/rivals.py serve NAME FOLDER OUT THREADS    answers `decode`, `prompt`, `score TEXT`, as frontier.py's do
+    PYTHON -m bench.rivals write NAME FOLDER OUT            NAME's files, made by its own tools, in the new folder OUT
+    PYTHON -m bench.rivals serve NAME FOLDER OUT THREADS    answers `decode`, `prompt`, `score TEXT`, as frontier.py's do
 
 PYTHON is of an environment of their own, which frontier.py finds in the variable RIVALS_PYTHON:
 
@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import text_quality
 import torch
+
+from bench import text_quality
 
 STEPS = 16  # tokens of a turn
 CONTEXTS = (64, 80, 96, 112)  # tokens in front of a turn, one after the other, as the others decode from 64 to 128
@@ -257,9 +258,9 @@ def answer_stdin_requests(name: str, folder: Path, out: Path, threads: int) -> N
     contestant.prompt(ids[:PROMPT])
     print("ready", flush=True)
     for turn, line in enumerate(sys.stdin):
-        verb, *text = line.split()
+        verb, _, text = line.strip().partition(" ")
         if verb == "score":
-            print(json.dumps(text_quality.score(folder, *text, contestant.logits)), flush=True)
+            print(json.dumps(text_quality.score(folder, text, contestant.logits)), flush=True)
             continue
         set_real_time_priority(True)
         if verb == "prompt":

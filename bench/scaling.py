@@ -1,6 +1,6 @@
 """Print what elastic adapters give whose products are multiplied by alpha / largest rank, or by alpha / the rank drawn.
 
-    python bench/scaling.py [--steps 120] [--seeds 0 1 2] [--lr 1e-3 3e-3 1e-2]
+    python -m bench.scaling [--steps 120] [--seeds 0 1 2] [--lr 1e-3 3e-3 1e-2]
 
 The embedded model loses 40% of its MLP channels; adapters of ranks 32, 16 and 8 on all linear modules then learn
 calib.txt, one draw a step for every layer, and perplexity is measured on heldout.txt with the same rank everywhere. The
@@ -13,17 +13,34 @@ import math
 import statistics
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from heal import build_of
 from torch import Tensor, nn
+
+from bench.heal import build_of
+
+if TYPE_CHECKING:
+    from effc.compiler.driver.pipeline import Build
+    from effc.compiler.ir.program import Program
+    from effc.compiler.transforms.supernet.choices import ChoiceSampler
+    from effc.compiler.transforms.training.adapters import Adapters
 
 RANKS, ALPHA, BATCH = [32, 16, 8], 64.0, 8
 RULES = {"alpha / largest rank": lambda rank: ALPHA / RANKS[0], "alpha / rank": lambda rank: ALPHA / rank}
 
 
-def train(program, adapters, drawn, rows: Tensor, rule, steps: int, lr: float, seed: int) -> None:
+def train(
+    program: "Program",
+    adapters: "Adapters",
+    drawn: "ChoiceSampler",
+    rows: Tensor,
+    rule,
+    steps: int,
+    lr: float,
+    seed: int,
+) -> None:
     """AdamW with a rise over a twentieth and a cosine down."""
     from effc.compiler.transforms.training.objective import Objective
 
@@ -31,7 +48,7 @@ def train(program, adapters, drawn, rows: Tensor, rule, steps: int, lr: float, s
     lesson, optimizer = Objective(program.model, rows), torch.optim.AdamW(weights, lr=lr, weight_decay=0.0)
     chance = torch.Generator().manual_seed(seed)
     for step in range(steps):
-        drawn.begin(step + 1)
+        drawn.draw_for_step(step + 1)
         scale(adapters, drawn.ranks, rule)
         share = min(1.0, (step + 1) / max(1, steps // 20)) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
@@ -42,12 +59,12 @@ def train(program, adapters, drawn, rows: Tensor, rule, steps: int, lr: float, s
         optimizer.zero_grad()
 
 
-def scale(adapters, ranks, rule) -> None:
+def scale(adapters: "Adapters", ranks, rule) -> None:
     for path, layer in adapters.layers.items():
         layer.scaling = dict.fromkeys(layer.scaling, rule(ranks[path]))
 
 
-def perplexities(build, program, rule, steps: int, lr: float, seed: int) -> list[float]:
+def perplexities(build: "Build", program: "Program", rule, steps: int, lr: float, seed: int) -> list[float]:
     """On held-out text with each rank everywhere, after training by a rule."""
     from effc.compiler.models.rows.forward import total_nll
     from effc.compiler.transforms.supernet.choices import ChoiceSampler, Space

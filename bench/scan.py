@@ -1,6 +1,6 @@
 """State-space models on a CPU: prefill against projections, decode against transformers, cost by length.
 
-    python bench/scan.py [--only prefill,decode,length] [--rounds 7] [--threads 1] [--clock wall]
+    python -m bench.scan [--only prefill,decode,length] [--rounds 7] [--threads 1] [--clock wall]
 
 Models of width 768 with 6 layers and random weights, without an output head. What a line compares is called
 in turn, in alternating order, in one process; medians over the rounds. A round in which this process was

@@ -1,6 +1,6 @@
 """Print what searches of prune.multi cost and what they give, beside each other, on texts of two kinds.
 
-    python bench/search_cost.py [METHOD ...] [--model smollm2 tiny-llama] [--share 0.065 0.1 0.15]
+    python -m bench.search_cost [METHOD ...] [--model smollm2 tiny-llama] [--share 0.065 0.1 0.15]
                                       [--seeds 0 1 2] [--tokens 512] [--dtype bfloat16]
                                       [--cache FOLDER] [--json FILE]
 

@@ -1,6 +1,6 @@
 """Print how the cost of prune.multi's searches grows with layers and with calibration tokens.
 
-    python bench/search_growth.py [--widths smollm2] [--layers 8 16 30] [--tokens 256 1024] [--share 0.1]
+    python -m bench.search_growth [--widths smollm2] [--layers 8 16 30] [--tokens 256 1024] [--share 0.1]
                                       [--searches exact racing]
 
 Random Llamas of SmolLM2's widths (hidden 576, 9 heads, 3 KV heads, MLP 1536) or of Llama-3.2-1B's (2048, 32, 8, 8192)

@@ -1,6 +1,6 @@
 """Print what prune.multi takes on random Llamas of 0.13 B to 1.07 B parameters, beside what `plan` foresees.
 
-    python bench/search_large.py [SIZE ...] [--share 0.1] [--tokens 1024] [--threads 2] [--max-memory 6]
+    python -m bench.search_large [SIZE ...] [--share 0.1] [--tokens 1024] [--threads 2] [--max-memory 6]
                                        [--more "estimate: taylor"] [--folder FOLDER]
 
 Checkpoints are made on the spot in bfloat16, layer by layer, and kept in `--folder`: of 1.07 B parameters it takes
@@ -150,7 +150,7 @@ def main() -> None:
     print(", ".join(f"{k} {v}" for k, v in machine_facts().items()), f"{options.tokens} tokens scored", sep=", ")
     for size in options.sizes:
         write_random_checkpoint(options.folder / size, size)
-        again = [sys.executable, __file__, *sys.argv[1:], "--inside"]
+        again = [sys.executable, "-m", "bench.search_large", *sys.argv[1:], "--inside"]
         again = [a for a in again if a not in options.sizes] + [size]
         done = subprocess.run(again, stdout=subprocess.PIPE, text=True, check=True)
         print(json.dumps({"size": size, **json.loads(done.stdout)}), flush=True)

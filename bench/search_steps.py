@@ -1,6 +1,6 @@
 """Print what one step of each kind of a search by prune.multi takes on a large model, and what a whole search adds up to.
 
-    python bench/search_steps.py [SIZE] [--tokens 1024] [--share 0.1] [--threads 1] [--folder FOLDER]
+    python -m bench.search_steps [SIZE] [--tokens 1024] [--share 0.1] [--threads 1] [--folder FOLDER]
 
 Made for machines that are too slow or too busy for the whole search (`search_large.py`). The checkpoint is random and
 made on the spot. Each kind runs once on the model itself by effc's own code; processor seconds count, so that what
@@ -25,8 +25,9 @@ from effc.compiler.transforms.search.gradients import DRAWS, Gradients
 from effc.compiler.transforms.search.importance import obs_importance
 from effc.compiler.transforms.search.prefix import Prefix
 from effc.compiler.transforms.search.reconstruct import Moments, Reconstruction, module_of, readers
-from search_large import GROUP, SIZES, write_random_checkpoint
 from transformers import AutoModelForCausalLM
+
+from bench.search_large import GROUP, SIZES, write_random_checkpoint
 
 OWN_ROWS, OWN_LENGTH = 32, 256
 EIGHT = (4096, 32, 32, 8, 14336, 128256)

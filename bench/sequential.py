@@ -1,6 +1,6 @@
 """Print how often the paired sequential test is wrong, and how many rows it reads, on rows of the embedded model.
 
-    python bench/sequential.py [--resamples 1000] [--rows 1000] [--seed 0]
+    python -m bench.sequential [--resamples 1000] [--rows 1000] [--seed 0]
 
 Rows are windows of `text.heldout` of 64, 16 and 6 tokens (the shorter, the heavier the tails); models are the original
 in int4 (rounded to nearest, a scale for each row of a matrix) and without its third layer. Each resample draws rows with
@@ -101,7 +101,7 @@ def resampled(
 
 def fixed_rows(distance: float, power: float) -> int:
     """Rows of a two-sided t-test at 5 % with a power at a distance."""
-    z = NORMAL.inv_cdf(0.975) + NORMAL.inv_cdf(min(power, 0.999))
+    z = NORMAL.inv_cdf(0.975) + NORMAL.inv_cdf(min(max(power, 0.001), 0.999))
     return max(math.ceil((z / distance) ** 2), 3)
 
 

@@ -1,6 +1,6 @@
 """Print what `effc serve` gives: tokens per second and time to the first one, at several requests at once.
 
-    python bench/serve.py MODEL [--threads 2] [--at-once 1 4 16] [--words 60] [--new 64] [--long 800]
+    python -m bench.serve MODEL [--threads 2] [--at-once 1 4 16] [--words 60] [--new 64] [--long 800]
                                       [--rounds 3] [--json FILE]
 
 MODEL is what `effc serve` takes. Every request continues another part of Python's own language reference. The

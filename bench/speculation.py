@@ -1,6 +1,6 @@
 """Print what drafts of a text's own n-grams save: the same answers with and without them, taking turns.
 
-    python bench/speculation.py [--threads 1] [--rounds 7] [--new 160] [--chat FILE] [--models tiny,135m] [--json FILE]
+    python -m bench.speculation [--threads 1] [--rounds 7] [--new 160] [--chat FILE] [--models tiny,135m] [--json FILE]
 
 `tiny` is `zoo:tiny-llama` in bfloat16: "own" is what it says by itself, greedily, behind passages of its held-out text. `135m`
 has the shape of SmolLM2-135M in int8 and random weights, which say nothing of worth; its answers, and the other ones of

@@ -1,6 +1,6 @@
 """Print tokens a second of the native engine by its number of threads, more than the machine has included.
 
-    python bench/threads.py FOLDER [--threads 1 2 3 4] [--rounds 16]
+    python -m bench.threads FOLDER [--threads 1 2 3 4] [--rounds 16]
 
 FOLDER is what the target `native` writes. Each number has a process of its own; they take turns of 24 tokens, greedily
 from contexts of 64 to 128. Run it under `taskset -c 0` for a container of one core.
@@ -18,7 +18,7 @@ STEPS, REST = 24, 0.03  # tokens of a turn; seconds before it: threads of the on
 
 def answer_stdin_requests(folder: Path, threads: int) -> None:
     """Answer every line of stdin with seconds a token."""
-    from decoders import Own
+    from bench.decoders import Own
 
     made = Own(folder, threads)
     made.prompt(list(range(64)))
@@ -42,7 +42,7 @@ def main() -> None:
     if asked.serve:
         return answer_stdin_requests(asked.folder, asked.threads[0])
     print(", ".join(f"{k} {v}" for k, v in machine_facts().items()), flush=True)
-    command = [sys.executable, __file__, str(asked.folder), "--serve", "--threads"]
+    command = [sys.executable, "-m", "bench.threads", str(asked.folder), "--serve", "--threads"]
     players = {n: subprocess.Popen([*command, str(n)], stdin=-1, stdout=-1, text=True) for n in asked.threads}
     seconds: dict[int, list[float]] = {n: [] for n in players}
     for player in players.values():

@@ -320,3 +320,17 @@ CIRCLES = [
 
 def test_no_files_import_each_other_but_those_named():
     assert sorted(map(sorted, circles())) == sorted(map(sorted, CIRCLES))
+
+
+def test_benchmarks_import_each_other_where_the_type_checker_sees_them():
+    """`import smol` works where a file of bench/ is run by its path, and mypy then takes all of `smol` for unknown."""
+    scripts = {file.stem: file for file in (ROOT / "bench").glob("*.py")}
+    bare = [
+        f"{shown(file)}: {name}"
+        for file in scripts.values()
+        for node in ast.walk(tree(file))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
+        if name in scripts
+    ]
+    assert not bare, "import them as bench.NAME"

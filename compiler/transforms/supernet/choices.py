@@ -117,7 +117,7 @@ class ChoiceSampler:
     sandwich  whether a step is of the largest and the smallest choice, too
     opening   steps over which values beyond the first two come in, the larger ones first
     ranks     of adapters, by path, as they act now
-    tell      is told of every choice that is taken
+    on_choice  called with every choice that is taken
 
     Source: sandwich rule, Yu and Huang 2019 (arXiv 1903.05134); opening, in the manner of progressive shrinking,
     Cai et al. 2020 (arXiv 1908.09791).
