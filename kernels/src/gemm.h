@@ -56,7 +56,7 @@ struct RowBlocks {
       act(Rows<kLess>());
     else if (m == kFewer)
       act(Rows<kFewer>());
-    else  // 7 rows where at most 6 make a block
+    else  // 7 rows where at most 6 make a block, or one or two rows behind whole chunks: zeros stand beside them
       act(Rows<kFewest>());
   }
 };
@@ -173,10 +173,10 @@ struct ManyRows {
     const Lots blocked(rows);
     for (int64_t i = 0; i < blocked.count; ++i) {
       const int64_t start = blocked.start(i), m = blocked.start(i + 1) - start;
-      const uint32_t* block_words = words + start * (row_bytes() / 4) + before / 4 * m;
       uint8_t* own = sums + start * kRowStep;
       Lots::by_count(m, [&](auto count) {
         constexpr int M = decltype(count)::kCount;
+        const uint32_t* block_words = words + start * (row_bytes() / 4) + before / 4 * M;
         if constexpr (Format::kRareUpper) {
           meet_upper<M, N>(block, blocks, from, start, own);
           meet<M, N>(blocks, from, tiles, block_words, own + kLineStep);
