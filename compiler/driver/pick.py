@@ -132,7 +132,7 @@ def refuse_profile_mismatch(front: Manifest, profile_name: str) -> None:
     if isa not in NAMES or had not in NAMES:
         is_supported = measured_on.get("cpu") == machine_facts().get("cpu") and isa in cpu_flags()
         reason = "" if is_supported else f"nothing says whether {measured_on.get('cpu', 'the machine')} has {isa}"
-    elif NAMES.index(isa) > NAMES.index(had):
+    elif not covers(had, isa):
         reason = f"{profile_name} asks for {isa}, and {measured_on.get('cpu', 'the machine')} has {had}"
     elif threads and threads != measured_on.get("threads"):
         reason = f"{profile_name} asks for {threads} threads, and {measured_on.get('threads')} were used"

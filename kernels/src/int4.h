@@ -27,7 +27,7 @@ inline float scale_of(uint32_t bits) {
   return value;
 }
 
-#if EFFC_LEVEL >= 4
+#if EFFC_TILES
 
 constexpr int kTileInputs = 64;
 
@@ -176,7 +176,7 @@ struct Int4 {
 
   // Codes as vectors of bytes, less their zeros for tiles and where x is shifted; but for tiles, sides behind them.
   struct Cursor {
-    static constexpr bool kCentred = kShifted || EFFC_LEVEL >= 4;
+    static constexpr bool kCentred = kShifted || EFFC_TILES;
     const Packed* packed = nullptr;
     int64_t block = 0, tile = 0;
     Cursor() = default;
@@ -198,7 +198,7 @@ struct Int4 {
           store(to, low);
           store(to + 64, high);
         }
-#if EFFC_LEVEL < 4
+#if !EFFC_TILES
         store(reinterpret_cast<int32_t*>(side), kShifted ? times_short(sum, -128 & 0xffff) : own.zero);
         store(reinterpret_cast<float*>(side + 64), own.scale);
         side += 128;
@@ -268,7 +268,7 @@ struct Int4 {
     }
   }
 
-#if EFFC_LEVEL >= 4
+#if EFFC_TILES
   // All rows, 16 at a time.
   template <int N>
   static void tile_groups(const Packed& packed, int64_t block, const uint8_t* const* blocks, int64_t from, int64_t tiles,

@@ -23,7 +23,8 @@ constexpr int kFewRows =
 template <class Number>
 constexpr int chains_for(int rows) {
   constexpr bool slow = (EFFC_LEVEL == 3 || EFFC_LEVEL == 4) && Number::kWidth == 2;
-  return rows == 1 ? 8 : rows == 2 ? 4 : rows <= 4 ? (slow ? 4 : 2) : rows == 8 && slow ? 2 : 1;
+  if (slow && (rows == 4 || rows == 8)) return 16 / rows;
+  return std::max(1, std::min(8, kSums) / rows);
 }
 
 template <class Number, int M>
@@ -179,7 +180,7 @@ namespace {
 template <class Format, class Few, class Many>
 int32_t by_rows(int64_t rows, bool steady, Few few, Many many) {
   const int64_t lines = rows * Format::kLines;
-#if EFFC_LEVEL >= 4
+#if EFFC_TILES
   if constexpr (Format::kTilesFrom <= Format::kLines) return many();
   if (lines >= Format::kTilesFrom || steady) return many();
 #endif
