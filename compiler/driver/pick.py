@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.syntax.diagnostics import Fault
-from ...kernels.levels import NAMES
+from ...kernels.levels import NAMES, covers
 from ..artifacts.artifact import artifact_draft, refuse_output_path
 from ..artifacts.front_kinds import read_front_manifest
 from ..artifacts.load import POINTS, load
