@@ -12,9 +12,12 @@ import struct
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
+from effc.kernels import levels, native
 from effc.kernels.engine_steps import Plan
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -61,6 +64,18 @@ class EmulatedLibrary:
 
     def close(self) -> None:
         self.process.communicate(timeout=60)
+
+
+@contextmanager
+def kernels_of(library: EmulatedLibrary) -> Iterator[None]:
+    """Kernels run in this library within a block; which level is for `at_forced_level` to say."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(levels, "load_library", lambda: library)
+        native.library_function.cache_clear()
+        try:
+            yield
+        finally:
+            native.library_function.cache_clear()
 
 
 class EmulatedFunction:
