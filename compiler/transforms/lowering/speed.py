@@ -22,7 +22,7 @@ invalid_timings = Fault(
 
 no_rates = Fault(
     "no-rates",
-    "Times on another machine are estimated from rates of its level of instruction sets, and effc has none of this one.\n\n"
+    "Times on another machine are estimated from rates of its level of instruction sets, which effc lacks for one.\n\n"
     "Compile on such a machine, or give `timings` that were measured there.",
     exit="environment",
 )
