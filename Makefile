@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.effc-installed
 
-.PHONY: quickstart native test test-slow test-heavy test-lot test-slow-lot explore lint types docs wheel ends bench clean
+.PHONY: quickstart native test test-slow test-heavy test-lot test-slow-lot explore lint types docs wheel wheel-aarch64 ends bench clean
 
 quickstart: $(STAMP)
 	@$(BIN)/effc compile recipes/quickstart.effspec -o out --force --threads 1
@@ -70,6 +70,14 @@ wheel: $(STAMP)
 	$(PYTHON) -m venv build/wheel
 	build/wheel/bin/pip install -q dist/*.whl
 	$(PYTHON) tests/from_wheel.py build/wheel/bin/effc
+
+# The wheel for 64-bit ARM, by Debian's cross compiler (apt-get install g++-aarch64-linux-gnu); into dist/, unused here.
+wheel-aarch64: $(STAMP)
+	rm -f dist/*_aarch64.whl
+	_PYTHON_HOST_PLATFORM=linux-aarch64 $(BIN)/pip wheel -q --no-build-isolation --no-deps -w dist . \
+	  -C cmake.define.CMAKE_SYSTEM_NAME=Linux -C cmake.define.CMAKE_SYSTEM_PROCESSOR=aarch64 \
+	  -C cmake.define.CMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
+	$(PYTHON) tests/arm_wheel.py dist/*_aarch64.whl
 
 # Both ends of the stated ranges: the oldest torch and the newest, on the oldest Python and the newest. Needs both
 # Pythons; an hour and 20 GB. A release says in its notes what this printed.

@@ -2,20 +2,26 @@
 
 import ctypes
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-NAMES = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
+FAMILIES = {  # of processors: the levels that each runs, lowest first
+    "x86-64": ("portable", "avx2", "avx512", "avx512_bf16", "amx"),
+    "ARM": ("portable", "neon"),
+}
+NAMES = tuple(dict.fromkeys(name for family in FAMILIES.values() for name in family))
 MODEL = "amx_model"  # the AMX sources over tile instructions in plain C++; only `at_forced_level`, for tests
-CODES = {name: code for code, name in enumerate((*NAMES, MODEL))}
+CODES = {name: code for code, name in enumerate((*FAMILIES["x86-64"], MODEL, "neon"))}
 NEEDS = {
     "portable": "any processor",
     "avx2": "AVX2, FMA and BMI2",
     "avx512": "AVX-512 F, BW, VL and VBMI2",
     "avx512_bf16": "AVX-512 BF16 and VNNI",
     "amx": "AMX tiles with bfloat16 and int8, and the system's permission to use them",
+    "neon": "NEON with dot products of bytes (`asimddp`)",
 }
 
 
@@ -33,6 +39,11 @@ def load_library() -> ctypes.CDLL | None:
     paths = [Path(named)] if named else beside
     loaded = (ctypes.CDLL(str(path)) for path in paths)
     return next((lib for lib in loaded if hasattr(lib, "effc_built")), None)
+
+
+def covers(level: str, other: str) -> bool:
+    """Whether a processor of one level runs the kernels of another."""
+    return any(other in family[: family.index(level) + 1] for family in FAMILIES.values() if level in family)
 
 
 def level() -> str:
@@ -58,12 +69,12 @@ def unavailable_reason(name: str) -> str:
     if lib is None:
         reason = "the kernels are not compiled, or by an older effc; install it again"
         return "" if name == "portable" else reason
-    if not lib.effc_built(CODES[name]):
-        if name == MODEL:
-            return "this build has no model of AMX"
-        return f"the compiler of this build did not know {NEEDS[name]}"
-    if name != MODEL and CODES[name] > lib.effc_machine_level():
+    if name == MODEL:
+        return "" if lib.effc_built(CODES[name]) else "this build has no model of AMX"
+    if not covers([*CODES][lib.effc_machine_level()], name):
         return f"this machine lacks {NEEDS[name]}"
+    if not lib.effc_built(CODES[name]):
+        return f"the compiler of this build did not know {NEEDS[name]}"
     return ""
 
 
@@ -85,8 +96,9 @@ def active_level_reason() -> str:
     current = level()
     if os.environ.get("EFFC_ISA", "") not in ("", "native"):
         return f"level {current}, as EFFC_ISA says; the highest here is {available()[-1]}"
-    above = next((n for n in NAMES if CODES[n] > CODES[current]), None)
-    return f"level {current}" + (f"; not {above}: {unavailable_reason(above)}" if above else ", the highest")
+    family = FAMILIES["ARM" if platform.machine() in ("aarch64", "arm64") else "x86-64"]
+    above = family[family.index(current) + 1 :] if current in family else ()
+    return f"level {current}" + (f"; not {above[0]}: {unavailable_reason(above[0])}" if above else ", the highest")
 
 
 _forced: list[str] = []

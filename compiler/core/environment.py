@@ -170,14 +170,14 @@ def _plain(name: str) -> str:
 @cache
 def cpu_flags() -> frozenset[str]:
     """Instruction sets as Linux names them: `avx2`, `amx_bf16`; the kernels' level elsewhere."""
-    from ...kernels.levels import NAMES, level
+    from ...kernels.levels import NAMES, covers, level
 
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(errors="replace").splitlines():
             if line.startswith(("flags", "Features")):
                 return frozenset(line.partition(":")[2].split())
-    return frozenset(NAMES[: NAMES.index(level()) + 1])
+    return frozenset(name for name in NAMES if covers(level(), name))
 
 
 def cpu_model_name() -> str:

@@ -181,7 +181,7 @@ class lower:
         zeros: Shares of zeros to try with each sparse format.
         """
     @staticmethod
-    def sparse_cpu(*, on: str | Value | None = ..., format: Literal['auto', 'dense_bf16', 'sparse_bf16', 'dense_int8', 'sparse_int8', 'dense_int8_int16', 'dense_int4', 'block'] | Value = ..., isa: Literal['native', 'portable', 'avx2', 'avx512', 'avx512_bf16', 'amx'] | Value = ..., machine: str | Value | None = ..., timings: str | Value | None = ..., rows: int | Value = ..., error: float | Value = ..., data: str | Value | None = ..., divergence: float | Value = ...) -> Value:
+    def sparse_cpu(*, on: str | Value | None = ..., format: Literal['auto', 'dense_bf16', 'sparse_bf16', 'dense_int8', 'sparse_int8', 'dense_int8_int16', 'dense_int4', 'block'] | Value = ..., isa: Literal['native', 'portable', 'avx2', 'avx512', 'avx512_bf16', 'amx', 'neon'] | Value = ..., machine: str | Value | None = ..., timings: str | Value | None = ..., rows: int | Value = ..., error: float | Value = ..., data: str | Value | None = ..., divergence: float | Value = ...) -> Value:
         """Let linear modules run the native kernel that is fastest for each, or stay as they are.
 
         on: Linear modules; all where it is left out.

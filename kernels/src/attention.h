@@ -11,7 +11,7 @@
 #include "attention_tiles.h"
 #include "exponentials.h"
 #include "threads.h"
-#if EFFC_LEVEL >= 4
+#if EFFC_TILES
 #include "amx.h"
 #endif
 
@@ -34,9 +34,8 @@ constexpr int64_t kSlack = 2048;   // bytes behind the last block: a tile is rea
 
 // Chains for so many rows: a sum is ready for its next product only after several others.
 constexpr int chains_of(int rows) {
-  const int registers = EFFC_LEVEL >= 2 ? 16 : 8;
   int chains = 1;
-  while (chains < 8 && 2 * chains * rows <= registers) chains *= 2;
+  while (chains < 8 && 2 * chains * rows <= kSums) chains *= 2;
   return chains;
 }
 
@@ -124,7 +123,7 @@ struct Attention {
   // The products of 32 keys with the queries, 16 words of each row a tile; false where they pass the end.
   static bool score(Tiles& tiles, const uint8_t* end, const uint32_t* queries, int64_t key_tiles,
                     Floats (&scores)[2][M]) {
-#if EFFC_LEVEL >= 4
+#if EFFC_TILES
     alignas(64) float found[M][16];
     for (int half = 0; half < 2; ++half) {
       TILE_ZERO(0);
@@ -184,12 +183,12 @@ struct Attention {
       store_halves(halves, weights[0][m]);
       store_halves(halves + 16, weights[1][m]);
     }
-#if EFFC_LEVEL >= 4
+#if EFFC_TILES
     TILE_LOAD(5, pairs, 64);
 #endif
     for (int64_t lane = 0; lane < lanes(); ++lane) {
       float* values = running.values + lane * M * 16;
-#if EFFC_LEVEL >= 4
+#if EFFC_TILES
       TILE_LOAD(1, values, 64);
       TILE_LOAD(6, tiles.tile(), 64);
       TILE_BF16(1, 5, 6);
@@ -283,7 +282,7 @@ struct Attention {
 
   static void part(int part, int parts, void* context) {
     const Attention& job = *static_cast<const Attention*>(context);
-#if EFFC_LEVEL >= 4
+#if EFFC_TILES
     const TileUse use;
     shape_tiles(M, M);
 #endif

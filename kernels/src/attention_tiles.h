@@ -29,7 +29,7 @@ struct SparseTiles {
   int64_t left;  // tiles to come
   SparseTiles(const uint8_t* at, const uint8_t* end, int64_t tiles) : at(at), end(end), left(tiles) {}
 
-#if EFFC_LEVEL >= 4
+#if EFFC_TILES
   alignas(64) uint8_t ring[2][1024];
   int slot = 0;
   // A tile is unpacked while the one before is multiplied: what was stored a moment ago is not handed on to it.

@@ -1,7 +1,7 @@
 // Dense int4 weights with a scale per output and group of inputs; activations are rounded to int8 by groups.
 #include "int4.h"
 
-#if EFFC_LEVEL >= 4
+#if EFFC_TILES
 using ManyInt4 = Int4Tiles;
 #else
 using ManyInt4 = Int4;

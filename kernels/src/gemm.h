@@ -2,7 +2,7 @@
 // into its panel and multiplies all rows of the chunk with it; sums wait in memory between two depths.
 #pragma once
 
-#if EFFC_LEVEL >= 4
+#if EFFC_TILES
 #include "tile_stream.h"
 #else
 #include "rare_upper.h"
@@ -10,7 +10,7 @@
 
 namespace {
 
-#if EFFC_LEVEL >= 4
+#if EFFC_TILES
 constexpr int kAtOnce = 2;           // blocks: two columns of tiles
 constexpr int kMostPanelBlocks = 8;  // that meet a slice of x while it is in the second cache
 constexpr int64_t kDepth = 12;       // tiles of 1 KiB: two blocks of them stay in L1 while x passes
@@ -27,7 +27,7 @@ template <class Format>
 struct Panel {
   static constexpr int kPanelBlocks = std::max(kAtOnce, kMostPanelBlocks / Format::kLines);
   // Not powers of two: the blocks of a panel would all fall into the same few sets of a cache.
-  static constexpr int64_t kGroups = EFFC_LEVEL >= 4 ? 0 : 16 * 128;  // what groups of inputs have beside weights
+  static constexpr int64_t kGroups = EFFC_TILES ? 0 : 16 * 128;  // what groups of inputs have beside weights
   static constexpr int64_t kBlock = kDepth * 1024 + kGroups + 192, kBetween = kChunk * Format::kLines * 64 + 320;
   static constexpr int64_t kWeights = kAtOnce * kBlock, kBytes = kWeights + kPanelBlocks * kBetween;
   static_assert(kBytes <= kPanelBytes, "callers make room for every level");
@@ -56,7 +56,7 @@ struct RowBlocks {
       act(Rows<kLess>());
     else if (m == kFewer)
       act(Rows<kFewer>());
-    else  // 7 rows where at most 6 make a block
+    else  // 7 rows where at most 6 make a block, or one or two rows behind whole chunks: zeros stand beside them
       act(Rows<kFewest>());
   }
 };
@@ -78,7 +78,7 @@ struct ManyRows {
   int64_t lines() const { return rows * kLines; }
   int64_t depth() const {
     if (Format::kGrouped) return 64 * kGroupedDepth / group_of(packed.head);
-    if (EFFC_LEVEL < 4) return kDepth;
+    if (!EFFC_TILES) return kDepth;
     const int64_t depths = (packed.head.tiles + kDepth - 1) / kDepth;
     return (packed.head.tiles + depths - 1) / depths;
   }
@@ -116,7 +116,7 @@ struct ManyRows {
   }
 
   // Where the sums of a row and of its lines lie in a panel. Those of rare upper lines lie before all others.
-  static constexpr bool kApart = Format::kRareUpper && EFFC_LEVEL < 4;
+  static constexpr bool kApart = Format::kRareUpper && !EFFC_TILES;
   static constexpr int64_t kRowStep = kApart ? 64 : 64 * kLines, kLineStep = kApart ? 64 * kChunk : 64;
 
   // M lines by N blocks of outputs, whichever form the sums have.
@@ -129,7 +129,7 @@ struct ManyRows {
       product<M, N>(blocks, tiles * 16, words, sums, Panel::kBetween, from > 0);
   }
 
-#if EFFC_LEVEL < 4
+#if !EFFC_TILES
   // The upper lines of a block of rows that begins at `start`: what is multiplied lies where its first lower line was,
   // its words behind those of the lower lines.
   UpperFours upper_fours(int64_t start, int64_t count) const {
@@ -150,7 +150,7 @@ struct ManyRows {
   template <int N>
   void all_rows([[maybe_unused]] int64_t block, const uint8_t* const* blocks, [[maybe_unused]] const typename Format::Cursor* next,
                 int64_t from, int64_t tiles, uint8_t* sums) const {
-#if EFFC_LEVEL >= 4
+#if EFFC_TILES
     const int64_t steps = tiles * ((lines() + 31) / 32);
     Soon<N> soon;
     soon.lines = (16 * tiles + steps - 1) / steps;
@@ -167,10 +167,10 @@ struct ManyRows {
     const Lots blocked(rows);
     for (int64_t i = 0; i < blocked.count; ++i) {
       const int64_t start = blocked.start(i), m = blocked.start(i + 1) - start;
-      const uint32_t* block_words = words + start * (row_bytes() / 4) + before / 4 * m;
       uint8_t* own = sums + start * kRowStep;
       Lots::by_count(m, [&](auto count) {
         constexpr int M = decltype(count)::kCount;
+        const uint32_t* block_words = words + start * (row_bytes() / 4) + before / 4 * M;
         if constexpr (Format::kRareUpper) {
           meet_upper<M, N>(block, blocks, from, start, own);
           meet<M, N>(blocks, from, tiles, block_words, own + kLineStep);
@@ -207,7 +207,7 @@ struct ManyRows {
           meet_rows<1>(block + b, cursors + b, next, from, panel, sums);
         b += step;
       }
-    if (EFFC_LEVEL < 4) finish(block, count, panel.sums, Panel::kBetween, 0, rows);
+    if (!EFFC_TILES) finish(block, count, panel.sums, Panel::kBetween, 0, rows);
   }
 
   // Outputs of `count` blocks and some rows of the chunk. Works on copies of what is read: whatever y might overlap
@@ -259,7 +259,7 @@ struct ManyRows {
     }
   }
 
-#if EFFC_LEVEL >= 4
+#if EFFC_TILES
   static void prepare(int part, int parts, void* context) {
     const ManyRows& job = *static_cast<const ManyRows*>(context);
     const int64_t bytes = line_bytes<Format>(job.packed.head), count = (job.lines() + kTileRows - 1) / kTileRows;
@@ -306,7 +306,7 @@ struct ManyRows {
     const ManyRows& job = *static_cast<const ManyRows*>(context);
     const Panel panel(job.panels, part);
     const Share share(job.packed, part, parts, job.call.bounds);
-#if EFFC_LEVEL >= 4
+#if EFFC_TILES
     const TileUse tiles;
     if (job.lines() <= kStreamRows) {
       const TileStream<Format> stream{job.call,     job.packed, job.first,     job.rows,

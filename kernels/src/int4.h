@@ -255,7 +255,7 @@ struct Int4 {
   }
 };
 
-#if EFFC_LEVEL >= 4
+#if EFFC_TILES
 
 // The weights of a group as bfloat16, code - zero times scale rounded to nearest, for more rows than a stream of codes
 // meets at once: int8 sums of groups of 32 inputs would fill half a tile and cost as much again to be scaled.

@@ -4,6 +4,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 #if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -39,6 +43,8 @@ static int32_t detect() {
   if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vnni")) return kAvx512;
   return tiles() ? kAmx : kAvx512Bf16;
 }
+#elif defined(__aarch64__) && defined(__linux__)
+static int32_t detect() { return getauxval(AT_HWCAP) & HWCAP_ASIMDDP ? kNeon : kPortable; }
 #else
 static int32_t detect() { return kPortable; }
 #endif
@@ -65,6 +71,10 @@ static bool built(int32_t level) {
 #endif
 #ifdef EFFC_HAVE_AMX
     case kAmx:
+      return true;
+#endif
+#ifdef EFFC_HAVE_NEON
+    case kNeon:
       return true;
 #endif
   }

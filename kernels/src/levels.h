@@ -9,7 +9,7 @@
 #define EFFC_API extern "C" __attribute__((visibility("default")))
 
 // kAmxModel runs the AMX sources over tile instructions written in plain C++: for tests, never chosen.
-enum Level : int32_t { kPortable, kAvx2, kAvx512, kAvx512Bf16, kAmx, kAmxModel, kLevels };
+enum Level : int32_t { kPortable, kAvx2, kAvx512, kAvx512Bf16, kAmx, kAmxModel, kNeon, kLevels };
 
 // What an exported function answers; `native.py` has the sentences.
 enum Status : int32_t {
@@ -46,6 +46,11 @@ enum Status : int32_t {
 #else
 #define EFFC_AMX_MODEL(name) name##_amx_model
 #endif
+#ifdef EFFC_HAVE_NEON
+#define EFFC_NEON(name) name##_neon
+#else
+#define EFFC_NEON(name) nullptr
+#endif
 
 // Declares `name` at every level and makes `name_at(level)`: the body for a level, null where none was built.
 #define EFFC_TABLE(name, Call)                                                                              \
@@ -55,10 +60,11 @@ enum Status : int32_t {
   int32_t name##_avx512_bf16(const Call&);                                                                  \
   int32_t name##_amx(const Call&);                                                                          \
   int32_t name##_amx_model(const Call&);                                                                    \
+  int32_t name##_neon(const Call&);                                                                         \
   using name##_fn = int32_t (*)(const Call&);                                                               \
   static name##_fn name##_at(int32_t level) {                                                               \
     static constexpr name##_fn table[kLevels] = {name##_portable,        EFFC_AVX2(name), EFFC_AVX512(name), \
                                                  EFFC_AVX512_BF16(name), EFFC_AMX(name),                     \
-                                                 EFFC_AMX_MODEL(name)};                                      \
+                                                 EFFC_AMX_MODEL(name),   EFFC_NEON(name)};                   \
     return level >= 0 && level < kLevels ? table[level] : nullptr;                                          \
   }

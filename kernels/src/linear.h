@@ -17,14 +17,15 @@
 namespace {
 
 constexpr int kFewRows =
-    EFFC_LEVEL >= 3 ? 16 : 8;  // the lower levels lack registers for more
+    EFFC_LEVEL == 3 || EFFC_TILES ? 16 : 8;  // the lower levels lack registers for more
 
 // A sum is ready for its next product only after several others, so few rows take several chains of sums.
 // AVX-512 has two products a cycle; one of bfloat16 takes six cycles, one of int8 four.
 template <class Number>
 constexpr int chains_for(int rows) {
   constexpr bool slow = (EFFC_LEVEL == 3 || EFFC_LEVEL == 4) && Number::kWidth == 2;
-  return rows == 1 ? 8 : rows == 2 ? 4 : rows <= 4 ? (slow ? 4 : 2) : rows == 8 && slow ? 2 : 1;
+  if (slow && (rows == 4 || rows == 8)) return 16 / rows;
+  return std::max(1, std::min(8, kSums) / rows);
 }
 
 template <class Number, int M>
@@ -204,7 +205,7 @@ namespace {
 template <class Format, class Few, class Many>
 int32_t by_rows(int64_t rows, bool steady, Few few, Many many) {
   const int64_t lines = rows * Format::kLines;
-#if EFFC_LEVEL >= 4
+#if EFFC_TILES
   if constexpr (Format::kTilesFrom <= Format::kLines) return many();
   if (lines >= Format::kTilesFrom || steady) return many();
 #endif
@@ -212,11 +213,11 @@ int32_t by_rows(int64_t rows, bool steady, Few few, Many many) {
     if (lines == 1 && !steady) return few(Rows<1>());
   if (lines == 2 && !steady) return few(Rows<2>());
   if (lines <= 4 && !steady) return few(Rows<4>());
-#if EFFC_LEVEL >= 3
+#if EFFC_LEVEL == 3 || EFFC_TILES
   if (lines <= 6 && steady) return few(Rows<6>());
 #endif
   if (lines <= 8 && (!steady || chains_for<Format>(8) == 1)) return few(Rows<8>());
-#if EFFC_LEVEL >= 3
+#if EFFC_LEVEL == 3 || EFFC_TILES
   if (lines <= 12) return few(Rows<12>());
   if (lines <= kFewRows) return few(Rows<kFewRows>());
 #endif

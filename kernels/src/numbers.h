@@ -40,14 +40,14 @@ inline void codes(const void* x, int32_t x_float, int64_t at, int64_t count, flo
 }
 
 // Codes round(x * inverse) of 16 bits, less than 2**15 - 128 each way, as their upper and lower bytes: a code is
-// 256 * (high - 128) + low - 128.
-inline void halves(const void* x, int32_t x_float, int64_t at, int64_t count, float inverse, uint8_t* high,
-                   uint8_t* low) {
+// 256 * (high - zero) + low - zero, both differences in -128..127.
+inline void halves(const void* x, int32_t x_float, int64_t at, int64_t count, float inverse, int zero,
+                   uint8_t* high, uint8_t* low) {
   for (int64_t i = 0; i < count; ++i) {
     const float shifted = element(x, x_float, at + i) * inverse + 12582912.0f;
     const uint32_t code = word(&shifted) + 0x8080;
-    high[i] = static_cast<uint8_t>(code >> 8);
-    low[i] = static_cast<uint8_t>(code);
+    high[i] = static_cast<uint8_t>((code >> 8) + zero - 128);
+    low[i] = static_cast<uint8_t>(code + zero - 128);
   }
 }
 
@@ -90,16 +90,16 @@ struct Int8 {
   static Sum load_sum(const uint8_t* at) { return load_ints(reinterpret_cast<const int32_t*>(at)); }
   static void store_sum(uint8_t* at, Sum sum) { store(reinterpret_cast<int32_t*>(at), sum); }
 
-  // One row as code + 128, codes -127..127; behind it 128, which is zero. A row of zeros has scale 0; one
+  // One row as code + kZeroByte, codes -127..127; zeros behind it. A row of zeros has scale 0; one
   // that holds inf or NaN has scale NaN, as the product of the exact row would have.
   static float prepare(const void* x, int32_t x_float, int64_t at, int64_t k, uint8_t* into, int64_t bytes) {
     const float most = largest(x, x_float, at, k);
     const bool any = most > kLeast;
     if (any)
-      codes(x, x_float, at, k, 127.0f / most, 128, into);
+      codes(x, x_float, at, k, 127.0f / most, kZeroByte, into);
     else
-      std::memset(into, 128, k);
-    std::memset(into + k, 128, bytes - k);
+      std::memset(into, kZeroByte, k);
+    std::memset(into + k, kZeroByte, bytes - k);
     return any ? most / 127.0f : most - most;  // 0, or NaN
   }
 
@@ -109,8 +109,10 @@ struct Int8 {
     ahead(packed.at + packed.head.scales_at + 64 * block);
   }
 
-  // x is code + 128: 128 times the sum of the weights' codes is too much.
-  static Sum excess(const Packed& packed, int64_t block) { return load_sum(packed.at + packed.head.sums_at + 64 * block); }
+  // Where x is code + 128, 128 times the sum of the weights' codes is too much.
+  static Sum excess(const Packed& packed, int64_t block) {
+    return kZeroByte ? load_sum(packed.at + packed.head.sums_at + 64 * block) : none();
+  }
   static Floats centred(const Packed& packed, int64_t block, Sum sum) {
     return to_floats(minus(sum, excess(packed, block)));
   }
@@ -168,17 +170,17 @@ struct Int8Int16 : Int8 {
   static constexpr int64_t kRare = 96;          // one in so many inputs may have upper bytes
   static constexpr float kMostCode = 32639.0f;  // 127 * 256 + 127: either half has a sign
 
-  // Both lines as code + 128, `bytes` each.
+  // Both lines as code + kZeroByte, `bytes` each.
   static float prepare(const void* x, int32_t x_float, int64_t at, int64_t k, uint8_t* into, int64_t bytes) {
     const float most = largest(x, x_float, at, k);
     if (!(most > kLeast)) {
-      std::memset(into, 128, 2 * bytes);
+      std::memset(into, kZeroByte, 2 * bytes);
       return most - most;
     }
     const float common = common_magnitude(x, x_float, at, k, (k + kRare - 1) / kRare, most * (127.0f / kMostCode), most,
                                           reinterpret_cast<uint16_t*>(into));
-    std::memset(into, 128, 2 * bytes);
-    halves(x, x_float, at, k, 127.0f / common, into, into + bytes);
+    std::memset(into, kZeroByte, 2 * bytes);
+    halves(x, x_float, at, k, 127.0f / common, kZeroByte, into, into + bytes);
     return common / 127.0f;
   }
 

@@ -1,8 +1,8 @@
 // Upper bytes of inputs of 16 bits, nearly all of which are zero, in the product of many rows: of a block of rows only
 // the fours of inputs where one of them has others meet their weights.
 //
-// What is left out counts as zero, whose code is 128: sums begin with 128 times all weights, as if no four were left out,
-// and lose that of the fours that are multiplied. So they are the whole line's sums to the bit.
+// What is left out counts as zero. Where its code is 128, sums begin with 128 times all weights, as if no four were left
+// out, and lose that of the fours that are multiplied. So they are the whole line's sums to the bit.
 #pragma once
 #include <cstring>
 
@@ -10,7 +10,7 @@
 
 namespace {
 
-constexpr uint32_t kZeroCodes = 0x80808080u;  // a word of four codes of zero
+constexpr uint32_t kZeroCodes = 0x01010101u * kZeroByte;  // a word of four codes of zero
 
 // The fours of a block of rows that are multiplied, by depth of a panel.
 struct UpperFours {
@@ -50,7 +50,7 @@ struct UpperFours {
     typename Format::Sum excess[N], sum[N][M];
 #pragma GCC unroll 4
     for (int b = 0; b < N; ++b) excess[b] = Format::none();
-    for (int64_t i = from; i < to; ++i)
+    for (int64_t i = from; kZeroByte && i < to; ++i)
 #pragma GCC unroll 4
       for (int b = 0; b < N; ++b) Format::dot(excess[b], load(blocks[b] + 64 * fours()[i]), kZeroCodes);
 #pragma GCC unroll 4

@@ -23,6 +23,15 @@ inline Floats fused(Floats x, Floats y, Floats z) {
 inline Floats over(Floats x, Floats y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
 inline Floats smaller(Floats x, Floats y) { return {_mm256_min_ps(y.a, x.a), _mm256_min_ps(y.b, x.b)}; }
 constexpr int kStates = 4, kLanes = 1;  // 8 registers of state, 2 of y, 2 of x, 3 that all share
+#elif defined(__ARM_FEATURE_DOTPROD)
+inline Floats fused(const Floats& x, const Floats& y, const Floats& z) { return rounded_once(x, y, z); }
+inline Floats over(const Floats& x, const Floats& y) {
+  return by_register<Floats>([](float32x4_t p, float32x4_t q) { return vdivq_f32(p, q); }, x, y);
+}
+inline Floats smaller(const Floats& x, const Floats& y) {  // x where it is NaN
+  return by_register<Floats>([](float32x4_t p, float32x4_t q) { return vbslq_f32(vcltq_f32(q, p), q, p); }, x, y);
+}
+constexpr int kStates = 4, kLanes = 1;  // 16 registers of state, 4 of y, 4 of x, 4 that all share
 #else
 inline Floats fused(const Floats& a, const Floats& b, const Floats& c) { return plus(times(a, b), c); }
 inline Floats over(Floats a, const Floats& b) {

@@ -1,11 +1,14 @@
 // 64-byte vectors of packed weights and what kernels do with them, at the level of this compilation.
 //
 // A `Vec` holds, for 16 outputs, the weights of one group of inputs: 2 of bfloat16 or 4 of int8 per lane.
-// `Floats` and `Ints` are the 16 running sums.
+// `Floats` and `Ints` are the 16 running sums; `kSums` of them stay in registers beside what they are made of.
 #pragma once
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+
+// Whether this compilation multiplies tiles: those of AMX, or their model.
+#define EFFC_TILES (EFFC_LEVEL == 4 || EFFC_LEVEL == 5)
 
 namespace {
 
@@ -51,6 +54,8 @@ inline uint16_t to_bf16(float value) {
 #include "vec_avx512.h"
 #elif defined(__AVX2__)
 #include "vec_avx2.h"
+#elif defined(__ARM_FEATURE_DOTPROD)
+#include "vec_neon.h"
 #else
 #include "vec_portable.h"
 #endif

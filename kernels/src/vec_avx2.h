@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "shuffles.h"
+
 namespace {
 
 struct Vec { __m256i a, b; };
@@ -18,38 +20,6 @@ inline void store(uint8_t* at, Vec w) {
   store32(at, w.a);
   store32(at + 32, w.b);
 }
-
-// For 8 mask bits the shuffle that spreads (or gathers) 8 elements; 0x80 makes a zero.
-struct Shuffles {
-  alignas(16) uint8_t spread2[256][16];
-  alignas(16) uint8_t gather2[256][16];
-  alignas(16) uint8_t spread1[256][8];
-  alignas(16) uint8_t gather1[256][8];
-};
-
-constexpr Shuffles make_shuffles() {
-  Shuffles s{};
-  for (int mask = 0; mask < 256; ++mask) {
-    int taken = 0;
-    for (int i = 0; i < 8; ++i) {
-      s.gather1[mask][i] = s.spread1[mask][i] = 0x80;
-      s.gather2[mask][2 * i] = s.gather2[mask][2 * i + 1] = 0x80;
-      s.spread2[mask][2 * i] = s.spread2[mask][2 * i + 1] = 0x80;
-    }
-    for (int i = 0; i < 8; ++i) {
-      if (!(mask >> i & 1)) continue;
-      s.spread1[mask][i] = static_cast<uint8_t>(taken);
-      s.gather1[mask][taken] = static_cast<uint8_t>(i);
-      for (int half = 0; half < 2; ++half) {
-        s.spread2[mask][2 * i + half] = static_cast<uint8_t>(2 * taken + half);
-        s.gather2[mask][2 * taken + half] = static_cast<uint8_t>(2 * i + half);
-      }
-      ++taken;
-    }
-  }
-  return s;
-}
-constexpr Shuffles kShuffles = make_shuffles();
 
 inline __m128i load16(const void* at) { return _mm_loadu_si128(static_cast<const __m128i*>(at)); }
 inline __m128i load8(const void* at) { return _mm_loadl_epi64(static_cast<const __m128i*>(at)); }
@@ -187,6 +157,8 @@ inline void dot2(Floats& sum, Vec w, uint32_t x) {
   sum.b = dot2(sum.b, w.b, both);
 }
 
+// Bytes of x have no sign: a code of zero is 128.
+constexpr int kZeroByte = 128;
 // vpmaddubsw would saturate: 255 * 127 * 2 does not fit int16. So bytes are widened first.
 inline __m256i products(__m128i w, __m128i x) {
   return _mm256_madd_epi16(_mm256_cvtepi8_epi16(w), _mm256_cvtepu8_epi16(x));
@@ -206,6 +178,7 @@ inline void dot4(Ints& sum, Vec w, uint32_t x) {
 // Signed bytes, four of a lane, meet as many numbers of 16 bits: two words, of the first and third and of the second
 // and fourth.
 constexpr bool kSplitShorts = false;
+constexpr int32_t kBytesGain = 0;
 struct Bytes { Vec even, odd; };
 inline __m256i even_bytes(__m256i w) { return _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8); }
 inline Bytes load_bytes(const uint8_t* at) {
@@ -261,5 +234,6 @@ inline void dot_codes(Ints& sum, Vec codes, uint32_t x) {
 }
 
 constexpr int kGemmRows = 3, kGemmBlocks = 1;  // 6 registers of sums, 4 of halves of weights, 2 of x
+constexpr int kSums = 8;
 
 }  // namespace

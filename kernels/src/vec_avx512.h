@@ -121,7 +121,8 @@ inline void dot2(Floats& sum, Vec w, uint32_t x) {
 }
 #endif
 
-// sum += w * x, x the four unsigned bytes of one group, w signed.
+// sum += w * x, x the four unsigned bytes of one group, w signed. A code of zero is 128.
+constexpr int kZeroByte = 128;
 #if defined(__AVX512VNNI__)
 inline void dot4(Ints& sum, Vec w, uint32_t x) {
   sum.v = _mm512_dpbusd_epi32(sum.v, _mm512_set1_epi32(static_cast<int>(x)), w.v);
@@ -147,6 +148,7 @@ inline void dot4(Ints& sum, Vec w, uint32_t x) {
 // Their upper and lower bytes are a word each. Products are of unsigned bytes, so w gets 128 more, and sums too much by
 // 128 times the sum of x.
 constexpr bool kSplitShorts = true;
+constexpr int32_t kBytesGain = 128;
 struct Bytes { __m512i v; };
 inline Bytes load_bytes(const uint8_t* at) {
   return {_mm512_xor_si512(_mm512_loadu_si512(at), _mm512_set1_epi8(static_cast<char>(0x80)))};
@@ -159,6 +161,7 @@ inline Ints joined(const Ints (&sums)[2]) { return {_mm512_add_epi32(_mm512_slli
 #else
 // Two words: the first and third, the second and fourth.
 constexpr bool kSplitShorts = false;
+constexpr int32_t kBytesGain = 0;
 struct Bytes { __m512i even, odd; };
 inline Bytes load_bytes(const uint8_t* at) {
   const __m512i w = _mm512_loadu_si512(at);
@@ -226,5 +229,6 @@ inline void dot_codes(Ints& sum, Vec codes, uint32_t x) {
 }
 
 constexpr int kGemmRows = 6, kGemmBlocks = 4;  // 24 sums, 4 vectors of weights and a broadcast: 29 registers
+constexpr int kSums = 16;
 
 }  // namespace

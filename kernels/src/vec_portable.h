@@ -146,6 +146,8 @@ inline void dot2(Floats& sum, const Vec& w, uint32_t x) {
     sum.v[i] += as_float(pair << 16) * even + as_float(pair & 0xffff0000u) * odd;
   }
 }
+// Bytes of x have no sign: a code of zero is 128.
+constexpr int kZeroByte = 128;
 inline void dot4(Ints& sum, const Vec& w, uint32_t x) {
   for (int i = 0; i < 16; ++i)
     for (int j = 0; j < 4; ++j)
@@ -155,6 +157,7 @@ inline void dot4(Ints& sum, const Vec& w, uint32_t x) {
 // Signed bytes, four of a lane, meet as many numbers of 16 bits: two words, of the first and third and of the second
 // and fourth.
 constexpr bool kSplitShorts = false;
+constexpr int32_t kBytesGain = 0;
 using Bytes = Vec;
 inline Bytes load_bytes(const uint8_t* at) { return load(at); }
 inline void dot_short(Ints (&sums)[2], const Bytes& w, const uint32_t (&x)[2]) {
@@ -203,5 +206,6 @@ inline void dot_codes(Ints& sum, const Vec& codes, uint32_t x) {
 }
 
 constexpr int kGemmRows = 2, kGemmBlocks = 1;
+constexpr int kSums = 8;
 
 }  // namespace

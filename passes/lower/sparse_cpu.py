@@ -75,7 +75,7 @@ class SparseCpu(Pass):
 
     on: Selector | None = param("Linear modules; all where it is left out.", default=None)
     format: Literal["auto"] | FormatName = param("What wins, or one format for all, unmeasured.", default="auto")
-    isa: Literal["native", "portable", "avx2", "avx512", "avx512_bf16", "amx"] = param(
+    isa: Literal["native", "portable", "avx2", "avx512", "avx512_bf16", "amx", "neon"] = param(
         "Level of instruction sets that the kernels will run at.", default="native"
     )
     machine: ProfileRef | None = param(
@@ -217,7 +217,7 @@ class SparseCpu(Pass):
         declared = ctx.recipe.profiles[self.machine.name].get("isa") if self.machine else None
         if self.isa != "native" or declared is None:
             return self.isa
-        return next((n for n in reversed(levels.NAMES) if str(declared).startswith(n)), "avx512_bf16")
+        return next(n for n in reversed(levels.NAMES) if str(declared).startswith(n))
 
     def _threads(self, ctx: Context) -> int:
         declared = ctx.recipe.profiles[self.machine.name].get("threads") if self.machine else None

@@ -151,7 +151,7 @@ def test_an_emulated_processor_is_found_to_have_tiles_and_gives_the_bits_of_thei
     build(tmp_path)
     model = values(call(tmp_path / "hosted").stdout)
     assert model.keys() == KERNELS and len(set(model.values())) == len(KERNELS)
-    level = levels.NAMES.index("amx")
+    level = levels.CODES["amx"]
     assert values(emulated(tmp_path)) == {"level": f"{level:016x}", **model}
 
 

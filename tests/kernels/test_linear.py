@@ -58,6 +58,14 @@ def test_a_long_input_and_many_rows_pass_every_panel_and_chunk(kernel):
     assert_close(run(kernel, x, own, None, 70), reference(kernel, x, own, None, 70))
 
 
+@pytest.mark.parametrize("kernel", LINEAR)
+def test_one_or_two_rows_behind_a_whole_chunk_are_as_right_as_all_others(kernel, level):
+    own = KERNELS[kernel].pack(weight(20, 1100, 0.5))  # more than one depth of a panel
+    x = torch.randn(514, 1100, generator=torch.Generator().manual_seed(0))
+    for rows in (513, 514):
+        assert_close(run(kernel, x[:rows], own, None, 20), KERNELS[kernel].reference(x[:rows], own, None, 20))
+
+
 @pytest.mark.parametrize("kernel", ["dense_linear", "sparse_linear"])
 @pytest.mark.parametrize("level", [levels.MODEL, "amx"])
 def test_on_tiles_a_row_is_the_same_to_the_bit_whatever_stands_beside_it(kernel, level):

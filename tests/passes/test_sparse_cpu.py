@@ -257,6 +257,12 @@ def test_reckoned_times_know_what_limits_whom():
     assert tiles[2]["sparse_linear"] > 10 * tiles[0]["sparse_linear"]  # many rows take as long as they compute
 
 
+def test_times_at_a_level_that_was_never_measured_are_refused():
+    case = KernelCase(64, 64, "bfloat16", 0.0, 0.0)
+    found = refused(lambda: estimate_seconds(case, {"dense_linear": 8192}, 1, "neon", 2)).diagnostics[0]
+    assert found.slug == "no-rates" and "neon" in found.message
+
+
 def test_inputs_of_16_bits_are_reckoned_to_cost_time_where_products_take_it_and_memory_does_not():
     case, sizes = (
         KernelCase(4096, 4096, "bfloat16", 0.0, 0.0),

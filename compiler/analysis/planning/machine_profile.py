@@ -44,7 +44,7 @@ def missing_isa_reason(profile_name: str | None, ctx: "Context") -> str:
     """Why this machine is not the one that a profile describes; "" where it is."""
     if profile_name is None:
         return ""
-    from ....kernels.levels import NAMES, level
+    from ....kernels.levels import NAMES, covers, level
     from ...core.environment import cpu_flags
 
     isa = str(ctx.recipe.profiles[profile_name].get("isa", "portable"))
@@ -52,7 +52,7 @@ def missing_isa_reason(profile_name: str | None, ctx: "Context") -> str:
     if isa not in NAMES:  # finer than the kernels' levels: amx_bf16, avx512_bf16
         has = isa in cpu_flags()
         return "" if has else f"profile {profile_name} asks for {isa}, which this machine lacks"
-    if NAMES.index(isa) > NAMES.index(current):
+    if not covers(current, isa):
         return f"profile {profile_name} asks for {isa}, this machine has {current}"
     return ""
 

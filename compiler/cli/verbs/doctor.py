@@ -14,7 +14,7 @@ from .flags import SharedFlags, make_verb
 from .options import option
 from .verify import check_artifact_files
 
-TELLING = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "neon", "asimd")
+TELLING = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "asimddp")
 LITTLE = 2 << 30  # bytes free below which a compile of a small model may not fit
 
 

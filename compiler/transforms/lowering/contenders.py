@@ -48,7 +48,8 @@ def prepacked(w: Tensor, x: Tensor) -> Contender:
 
 def dynamic_int8_contender(w: Tensor, x: Tensor) -> Contender:
     """torch's dynamic quantisation: one scale for the weight, x rounded on every call."""
-    torch.backends.quantized.engine = "x86"
+    engines = torch.backends.quantized.supported_engines
+    torch.backends.quantized.engine = "x86" if "x86" in engines else "qnnpack"
     scale = max(float(w.abs().max()), 1e-8) / 127
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is to go: until then it is the opponent

@@ -20,6 +20,13 @@ invalid_timings = Fault(
     "bad-timings", "A file of timings can't be read, or lacks a shape that a model has.", exit="environment"
 )
 
+no_rates = Fault(
+    "no-rates",
+    "Times on another machine are estimated from rates of its level of instruction sets, which effc lacks for one.\n\n"
+    "Compile on such a machine, or give `timings` that were measured there.",
+    exit="environment",
+)
+
 SECONDS = 0.1  # of racing, for each contender
 STEP = 0.05  # sparsities that differ less are one case
 ROUNDED = tuple(f.kernel for f in NUMBER_FORMATS if f.grid)  # kernels that put weights on grids of few values
@@ -92,7 +99,12 @@ def estimate_seconds(
 
     packed_bytes   kernel -> bytes of the packed weight
     """
-    level = isa if isa in PACES else "avx512_bf16"
+    level = levels.level() if isa == "native" else isa
+    if level not in PACES:
+        raise no_rates(
+            f"kernels of {level} were measured on no machine, so their times can't be estimated",
+            help="give `timings` from a machine that has it, or name a `format`",
+        ).rejection()
     pace = PACES[level]
     width = 4 if case.dtype == "float32" else 2
     read = case.n * case.k * width / (pace.torch_read[width] * threads)

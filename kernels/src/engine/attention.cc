@@ -15,7 +15,7 @@ using engine::Run;
 constexpr int64_t kItemRows = 8, kFewRows = 4;
 
 // Whether items meet tiles of keys and values, two blocks at a time.
-bool on_tiles(const AttendCall& call) { return EFFC_LEVEL >= 4 && call.numbers != kKvInt8; }
+bool on_tiles(const AttendCall& call) { return EFFC_TILES && call.numbers != kKvInt8; }
 
 int64_t most_rows(const AttendCall& call) { return on_tiles(call) ? engine::kMostItemRows : kItemRows; }
 
@@ -123,7 +123,7 @@ struct Attend {
       for (int m = 0; m < M; ++m) scores[half][m] = finished(m, token + 16 * half, scores[half][m]);
   }
 
-#if EFFC_LEVEL >= 4
+#if EFFC_TILES
   // An even block and the next at once, so that few products wait for one before them. A row's sums depend neither on
   // the rows beside it nor on blocks that it does not see.
   void tile_blocks(int64_t from, int64_t until, Running<M>& running) const {
@@ -234,7 +234,7 @@ struct Attend {
   // Blocks of the item that this part has, of which parts first..last all have some.
   void run(int64_t from, int64_t until, int64_t first, int64_t last) {
     Running<M> running(values, value_lanes);
-#if EFFC_LEVEL >= 4
+#if EFFC_TILES
     const TileUse use;
     if constexpr (kTiles)
       tile_blocks(from, until, running);
@@ -290,7 +290,7 @@ void attend_item(const AttendCall& call, const Item& item, int64_t from, int64_t
                  const int64_t (&parts)[2]) {
   // The number of rows decides in how many chains a sum runs.
   const int64_t rows = call.steady ? kItemRows : item.count;
-#if EFFC_LEVEL >= 4
+#if EFFC_TILES
   if (on_tiles(call) && rows > kFewRows)
     return Attend<engine::kMostItemRows>(call, item).run(from, until, parts[0], parts[1]);
 #endif

@@ -39,7 +39,7 @@ struct Shorts {
     const int64_t whole = (count + kScaleGroup - 1) / kScaleGroup * kScaleGroup;
     std::memset(high, 128, whole);
     std::memset(low, 128, whole);
-    if (any) halves(x, 1, 0, count, kMostShort / most, high, low);
+    if (any) halves(x, 1, 0, count, kMostShort / most, 128, high, low);
   }
   int32_t code(int64_t i) const { return 256 * (high[i] - 128) + low[i] - 128; }
   void words(int64_t first, uint32_t (&pair)[2]) const {
@@ -54,8 +54,8 @@ struct Shorts {
   // What sums of 32 of them are too large by.
   int32_t excess(int64_t first) const {
     int32_t sum = 0;
-    for (int64_t i = first; kSplitShorts && i < first + kScaleGroup; ++i) sum += code(i);
-    return 128 * sum;
+    for (int64_t i = first; kBytesGain && i < first + kScaleGroup; ++i) sum += code(i);
+    return kBytesGain * sum;
   }
 };
 
@@ -97,7 +97,7 @@ struct Shares {
 template <int M>
 struct Int8Attention {
   // Keys of 16 tokens, or lanes of values, whose sums are in registers together.
-  static constexpr int kTogether = EFFC_LEVEL >= 2 && M <= 4 ? 2 : 1;
+  static constexpr int kTogether = kSums >= 16 && M <= 4 ? 2 : 1;
 
   const Int8Block lies;
   uint32_t queries[kMostHead / 4][M][2];

@@ -23,6 +23,8 @@ constexpr int64_t kIdleSpins = 2 * Barrier::kSpins;  // between two calls, until
 void pause() {
 #if defined(__x86_64__)
   _mm_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("isb");  // `yield` does nothing on most of these processors
 #else
   std::this_thread::yield();
 #endif
