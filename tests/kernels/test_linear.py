@@ -63,7 +63,7 @@ def test_one_or_two_rows_behind_a_whole_chunk_are_as_right_as_all_others(kernel,
     own = KERNELS[kernel].pack(weight(20, 1100, 0.5))  # more than one depth of a panel
     x = torch.randn(514, 1100, generator=torch.Generator().manual_seed(0))
     for rows in (513, 514):
-        assert_close(run(kernel, x[:rows], own, None, 20), KERNELS[kernel].reference(x[:rows], own, None, 20))
+        assert_close(run(kernel, x[:rows], own, None, 20), reference(kernel, x[:rows], own, None, 20))
 
 
 @pytest.mark.parametrize("kernel", ["dense_linear", "sparse_linear"])
