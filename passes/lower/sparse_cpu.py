@@ -50,7 +50,8 @@ class SparseCpu(Pass):
     differently.
 
     For another machine, give `timings` measured there, or name its `isa` or profile: then times are
-    estimated from bytes and instructions, which tells kernels apart, not their milliseconds.
+    estimated from bytes and instructions, which tells kernels apart, not their milliseconds. Of ARM (`neon`)
+    nothing was measured, so it takes `timings` or a `format`.
 
     What it costs in accuracy is measured on `data`, the model before against the model after. Where predictions
     move by more than `divergence`, the modules that are furthest off take the fastest kernel of a finer grid,

@@ -8,7 +8,8 @@ from effc.kernels import levels
 
 from tests.kernels.emulated.library import ROOT, EmulatedLibrary, build, kernels_of, missing_program
 
-EMULATED = pytest.param("neon", marks=pytest.mark.slow, id="neon")
+# The first of them waits for the library to be built, minutes where others use the processor.
+EMULATED = pytest.param("neon", marks=[pytest.mark.slow, pytest.mark.timeout(1200)], id="neon")
 
 
 @pytest.fixture(scope="session")

@@ -40,6 +40,13 @@ def test_the_model_of_amx_runs_wherever_it_was_built():
     assert levels.unavailable_reason(levels.MODEL) == ("" if built else "this build has no model of AMX")
 
 
+def test_a_processor_runs_the_lower_levels_of_its_own_family_alone():
+    for family in levels.FAMILIES.values():
+        for i, name in enumerate(family):
+            assert [other for other in levels.NAMES if levels.covers(name, other)] == list(family[: i + 1])
+    assert len({*levels.FAMILIES["ARM"]} & {*levels.FAMILIES["x86-64"]}) == 1
+
+
 def test_a_level_is_forced_by_the_environment(monkeypatch):
     for name in levels.available():
         monkeypatch.setenv("EFFC_ISA", name)

@@ -104,7 +104,8 @@ class _Request:
         self.arguments = b""
         self.count = 0
         self.alive: list = []  # what is pointed to
-        self.tensors = sorted(self._token_memory(token_arguments)) or None
+        self.integers = [*self._token_memory(token_arguments)]
+        self.storages: list[tuple[int, int]] = []
 
     @staticmethod
     def _token_memory(arguments: tuple) -> Iterator[tuple[int, int]]:
@@ -156,7 +157,8 @@ class _Request:
 
     def _memory_of(self, address: int) -> tuple[int, int]:
         """The tensor's storage that an address lies in, and where in it."""
-        for start, bytes in (*(self.tensors or ()), *_storages()):
+        self.storages = self.storages or [*self.integers, *_storages()]
+        for start, bytes in self.storages:
             if start <= address < start + bytes:
                 return self._memory(start, bytes)[0], address - start
         raise AssertionError(f"no tensor has the memory at {address:#x}")
@@ -188,7 +190,8 @@ def _exactly(stream, count: int) -> bytes:
 
 
 def _storages() -> Iterator[tuple[int, int]]:
-    for thing in gc.get_objects():
-        if type(thing) in (torch.Tensor, torch.nn.Parameter) and thing.device.type == "cpu":
-            storage = thing.untyped_storage()
+    kinds = {torch.Tensor, torch.nn.Parameter}
+    for tensor in [thing for thing in gc.get_objects() if type(thing) in kinds]:
+        if tensor.device.type == "cpu":
+            storage = tensor.untyped_storage()
             yield storage.data_ptr(), storage.nbytes()
