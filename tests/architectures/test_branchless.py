@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from effc.compiler.cli.verbs.new import NamedSource, choose_evaluation
+from effc.compiler.cli.verbs.new import GOALS, NamedSource, choose_evaluation
 from effc.compiler.driver import api
 from effc.dsl.syntax.diagnostics import Reject
 
@@ -38,6 +38,8 @@ def test_a_recipe_for_a_net_whose_last_states_become_narrower_compares_them(tmp_
     call = NamedSource("hf", "./model").call(session)
     score = choose_evaluation(session.resolve_model_origin(call), session.skeleton(call)).score("rows")
     assert score == "similarity(rows, by: cka)"
+    bound = choose_evaluation(session.resolve_model_origin(call), session.skeleton(call)).read(GOALS["smaller"][2][1])
+    assert bound == "similarity(heldout, by: cka) >= 0.80"
     (tmp_path / "r.effspec").write_text(
         'effspec 1\nmodel base = hf("./model")\ndata rows = synthetic(count: 4)\n'
         f"pipeline small(base) {{ slim = prune.multi(remove: 20% of params, group: 8, score: {score}) }}\n"

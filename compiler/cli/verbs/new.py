@@ -209,7 +209,7 @@ class Judge:
         """A step or a bound of `GOALS` for this model."""
         line = line.replace("text.calib", self.calib).replace("text.heldout", self.heldout)
         if self.metric == "similarity":
-            line = re.sub(r"perplexity(\(\S+\) )<= [\d.]+ \* base", r"similarity\1>= 0.80", line)
+            line = re.sub(r"(perplexity\(\S+\) )<= [\d.]+ \* base", r"\1>= 0.80", line)
         return re.sub(r"perplexity\((\w+(?:\.\w+)?)\)", lambda match: self.score(match[1]), line)
 
     def score(self, rows: str) -> str:
@@ -239,7 +239,7 @@ def choose_evaluation(origin: "Origin", skeleton: "Skeleton") -> Judge:
         return Judge(_TEXTS, metric, "text.calib", "text.heldout", "text.choose", "text.train")
     long = f", length: {max_positions}" if words and max_positions < 128 else ""  # tokens of a row, unless said
     lines = tuple(line.format(long=long) for line in _RANDOM_DATA_NOTE)
-    has_narrow_states = bool(origin.config.get("model_type")) and not (words or skeleton.stream)
+    has_narrow_states = not (origin.code or origin.vocabulary or skeleton.stream)
     by = ", by: cka" if has_narrow_states and metric == "similarity" else ""
     return Judge(lines, metric, "calib", "heldout", "choose", by=by)
 
@@ -351,7 +351,7 @@ def _render_recipe(
     used = judge.lines
     if judge.lines is not _TEXTS:
         read = " ".join((*steps, *bounds))
-        used = tuple(line for line in judge.lines if line.startswith("#") or f"({line.split()[1]})" in read)
+        used = tuple(line for line in judge.lines if line.startswith("#") or re.search(rf"\({line.split()[1]}\b", read))
     model = f"model base = {call}"
     lines = [
         "effspec 1",
