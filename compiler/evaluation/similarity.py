@@ -101,14 +101,14 @@ def refuse_other_width(new: Tensor, reference: Tensor) -> None:
 
 
 def linear_cka(model: nn.Module, rows: Tensor, original_states: dict[str, Tensor], pooling: str) -> Similarity:
-    """Linear CKA of the same: 1.0 also where states are turned or scaled alike.
+    """Linear CKA of the same: 1.0 also where states are turned or scaled alike; theirs may be of other widths.
 
     Over tokens it takes sums of products of states alone, so that not all tokens' states are held.
     """
     rowwise, tokenwise, at = _Products(), _Products(), 0
     for states_new in all_states(model, rows, pooling):
         row_slice = slice(at, at + len(states_new.pooled))
-        _refuse_other_token_shape(states_new.tokens, original_states["t"])
+        _refuse_other_token_shape(states_new.tokens[..., 0], original_states["t"][..., 0])
         rowwise.add(states_new.pooled, original_states["v"][row_slice])
         tokenwise.add(states_new.tokens[states_new.mask], original_states["t"][row_slice][states_new.mask.cpu()])
         at = row_slice.stop
@@ -122,12 +122,11 @@ class _Products:
     """
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count = self.width = 0
         self.sums: tuple[Tensor, Tensor] | None = None
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        refuse_other_width(x, y)
-        both = torch.cat([x.detach().cpu(), y], -1).double()  # [n, 2d]
+        both, self.width = torch.cat([x.detach().cpu(), y], -1).double(), x.shape[-1]  # [n, widths of x and y]
         total, products = self.sums or (0.0, 0.0)
         self.sums = total + both.sum(0), products + both.T @ both
         self.count += len(both)
@@ -135,8 +134,8 @@ class _Products:
     def cka(self) -> float:
         assert self.sums is not None, "there are no samples"
         total, products = self.sums
-        centred = products - torch.outer(total, total) / self.count  # [2d, 2d]
-        d = len(total) // 2
+        centred = products - torch.outer(total, total) / self.count  # [d + d of y, d + d of y]
+        d = self.width
         xx, yy, xy = centred[:d, :d], centred[d:, d:], centred[:d, d:]
         return float(xy.square().sum() / (xx.norm() * yy.norm()).clamp(min=1e-300))
 

@@ -155,7 +155,7 @@ def compiled(word: str, folder: Path) -> tuple[str, str]:
         shares = [FIRST]
         while shares:
             share = shares.pop(0)
-            path.write_text(_recipe(word, judge.metric, share), encoding="utf-8")
+            path.write_text(_recipe(word, judge.score("rows"), share), encoding="utf-8")
             faults = [d for d in api.check(path, cache_dir=folder / "cache").diagnostics if d.severity == "error"]
             if faults:
                 raise Reject(*faults)
@@ -178,9 +178,9 @@ def compiled(word: str, folder: Path) -> tuple[str, str]:
     return "green", ""
 
 
-def _recipe(word: str, metric: str, share: int) -> str:
+def _recipe(word: str, score: str, share: int) -> str:
     call = {
-        "prune.multi": f"prune.multi(remove: {share}% of params, group: 8, score: {metric}(rows))",
+        "prune.multi": f"prune.multi(remove: {share}% of params, group: 8, score: {score})",
         "sparsify.wanda": "sparsify.wanda(sparsity: 50%, data: rows)",
     }[word]
     name = word.replace(".", "_")

@@ -113,6 +113,8 @@ def _shrink(config: PretrainedConfig, skipped: tuple[str, ...], wider: float) ->
             setattr(config, name, [1 if name in _DEPTHS else 32 * (place + 1) for place in range(len(value))])
         elif name in _SCALES and isinstance(value, float):
             setattr(config, name, _SCALES[name])
+    if "width_coefficient" in vars(config):
+        config.hidden_dim = int(1280 * _SCALES["width_coefficient"])  # the published width of EfficientNet's last one
     if splits:
         config.head_dim = config.qk_rope_head_dim + _small_number("qk_nope_head_dim", 0, 0, wider)
     if "per_layer_config" in config.to_dict():

@@ -211,7 +211,10 @@ def test_a_note_says_what_is_wrong_with_a_value(folder, changes, said):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("max_window_layers", 80), ("expert_capacity", 64), ("moe_layer_interval", 500), ("attn_layer_period", 500)],
+    [
+        *(("max_window_layers", 80), ("expert_capacity", 64), ("moe_layer_interval", 500), ("attn_layer_period", 500)),
+        ("log_scaling_n_floor", 128_000),
+    ],
 )
 def test_numbers_that_shape_no_weight_are_free(folder, key, value):
     changes = reconfigured(folder, **{key: value})

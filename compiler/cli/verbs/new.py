@@ -194,6 +194,7 @@ class Judge:
     metric   perplexity of a model that predicts tokens, similarity of what else there is
     calib    the rows that passes read, `heldout` those of bounds, `choose` those that open steps are chosen by
     train    rows to heal on, "" where there are none
+    by       of a similarity, how states are compared where theirs may become narrower
     """
 
     lines: tuple[str, ...]
@@ -202,13 +203,18 @@ class Judge:
     heldout: str
     choose: str
     train: str = ""
+    by: str = ""
 
     def read(self, line: str) -> str:
         """A step or a bound of `GOALS` for this model."""
         line = line.replace("text.calib", self.calib).replace("text.heldout", self.heldout)
         if self.metric == "similarity":
-            line = re.sub(r"perplexity(\(\S+\) )<= [\d.]+ \* base", r"similarity\1>= 0.80", line)
-        return line.replace("perplexity(", f"{self.metric}(")
+            line = re.sub(r"(perplexity\(\S+\) )<= [\d.]+ \* base", r"\1>= 0.80", line)
+        return re.sub(r"perplexity\((\w+(?:\.\w+)?)\)", lambda match: self.score(match[1]), line)
+
+    def score(self, rows: str) -> str:
+        """The metric of a set of rows, as a recipe writes it."""
+        return f"{self.metric}({rows}{self.by})"
 
 
 _TEXTS = ("# Texts that come with effc; text of your own domain says more.", "use std.text")
@@ -232,7 +238,10 @@ def choose_evaluation(origin: "Origin", skeleton: "Skeleton") -> Judge:
     if reads:
         return Judge(_TEXTS, metric, "text.calib", "text.heldout", "text.choose", "text.train")
     long = f", length: {max_positions}" if words and max_positions < 128 else ""  # tokens of a row, unless said
-    return Judge(tuple(line.format(long=long) for line in _RANDOM_DATA_NOTE), metric, "calib", "heldout", "choose")
+    lines = tuple(line.format(long=long) for line in _RANDOM_DATA_NOTE)
+    has_narrow_states = not (origin.code or origin.vocabulary or skeleton.stream)
+    by = ", by: cka" if has_narrow_states and metric == "similarity" else ""
+    return Judge(lines, metric, "calib", "heldout", "choose", by=by)
 
 
 def display_name(model: str) -> str:
@@ -342,7 +351,7 @@ def _render_recipe(
     used = judge.lines
     if judge.lines is not _TEXTS:
         read = " ".join((*steps, *bounds))
-        used = tuple(line for line in judge.lines if line.startswith("#") or f"({line.split()[1]})" in read)
+        used = tuple(line for line in judge.lines if line.startswith("#") or re.search(rf"\({line.split()[1]}\b", read))
     model = f"model base = {call}"
     lines = [
         "effspec 1",

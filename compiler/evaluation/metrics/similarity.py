@@ -17,7 +17,8 @@ class Similarity(Metric):
     For models without a head: sentence embedders, image towers, the encoder of a larger model. 1.0 is the original
     itself. `of: pooled` compares one vector for each row, `tokens` the last layer's state of every token that is no
     padding, `both` takes the mean of the two. By `cosine` states have to point where the original's do, as an index
-    that was made with it asks; `cka` (linear centred kernel alignment) forgives what turns or scales them all alike.
+    that was made with it asks; `cka` (linear centred kernel alignment) forgives what turns or scales them all alike,
+    and compares states that are narrower, too, as the last ones of a convolutional net may become.
 
     `pooling: auto` does what 1_Pooling/config.json of a folder of sentence-transformers says, and takes the mean
     where there is none; `own` is what the model itself calls `pooler_output`. Of a model with a head, the states
