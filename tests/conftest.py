@@ -28,13 +28,14 @@ settings.load_profile("repeatable")
 def pytest_addoption(parser):
     parser.addoption("--update", action="store_true", help="rewrite goldens with what the code says now")
     parser.addoption("--lot", metavar="SEED", help="run files in an order drawn with this seed")
-    parser.addoption("--minutes", type=float, help="begin no test after so many minutes, and skip what is left")
+    parser.addoption("--minutes", type=float, help="skip tests that may not end within so many minutes")
 
 
 LEFT_OUT = pytest.StashKey[Counter]()  # (marker, file) -> how many tests of it did not run
 SAID_BY = {"heavy": "make test-heavy", "slow": "make test-slow"}
 
 
+ORDINARY = 120  # seconds that a test may well take whose timeout is not above the default
 START = pytest.StashKey[float]()  # seconds of the monotonic clock at which the first test begins
 
 
@@ -61,7 +62,8 @@ def pytest_runtest_setup(item):
     if minutes is None:
         return
     left = item.config.stash[START] + 60 * minutes - time.monotonic()
-    if left < 0 or (mark is not None and mark.args[0] > max(left, 300)):
+    timeout = mark.args[0] if mark is not None else 0
+    if left < (timeout if timeout > 300 else ORDINARY):
         pytest.skip(f"does not fit into the {minutes:g} minutes of this run")
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from ....dsl.checker.recipe import Bound
 from ....dsl.checker.values import DataRef, references_in
 from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ...analysis.planning import keys
@@ -52,14 +53,21 @@ def _unreachable_bounds(wish: Wish, trials: Trials) -> Iterator[Diagnostic]:
     bounds = [b for b in wish.bounds if b.metric.name == "bytes" and b.op in ("<=", "<")]
     if not bounds:
         return
-    plans = {c: plan for c in _smallest(wish) if (plan := trials.plan_or_none(c)) is not None}
-    planned = {c: sum(e.weight_bytes for e in plan.emissions) for c, plan in plans.items()}
+    limits: list[tuple[Bound, float]] = []
+    for bound in bounds:
+        factor = Size.of(wish.session.skeleton(wish.recipe.models[bound.baseline])).bytes if bound.baseline else 1
+        limits.append((bound, limit_in_unit(bound.limit, "B") * factor))
+    lowest = min(limit for _, limit in limits)
+    planned: dict[Candidate, int] = {}
+    for candidate in _smallest(wish):
+        if (plan := trials.plan_or_none(candidate)) is not None:
+            planned[candidate] = sum(e.weight_bytes for e in plan.emissions)
+            if ROOM * planned[candidate] <= lowest:  # further plans could say nothing else
+                return
     if not planned:
         return
     candidate = min(planned, key=lambda c: planned[c])
-    for bound in bounds:
-        factor = Size.of(wish.session.skeleton(wish.recipe.models[bound.baseline])).bytes if bound.baseline else 1
-        limit = limit_in_unit(bound.limit, "B") * factor
+    for bound, limit in limits:
         if ROOM * planned[candidate] > limit:
             yield unreachable_bound(
                 f"`{bound_text(bound)}` allows {size(limit)}, and the smallest candidate is planned at "

@@ -7,6 +7,7 @@ on and decides the same.
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -77,7 +78,7 @@ class Search:
         """Time that the search took, that of killed runs up to their last measurement included."""
         return sum(t.seconds + t.overhead for t in (*self.quick_trials.values(), *self.finals.values()))
 
-    @property
+    @cached_property
     def objectives(self) -> tuple[str, ...]:
         """Names of the metrics to be best at: one, or the two of a front."""
         return tuple(self.wish.measured_name(ref) for ref in self.wish.objectives)
@@ -141,8 +142,13 @@ class Search:
         )
 
     def _signed_ratio(self, trial: Trial, name: str) -> float:
-        ratio = trial.ratio(name)
-        return ratio if self.wish.context.metric(self.trials.metrics[name]).better == "lower" else -ratio
+        return self._signs[name] * trial.ratio(name)
+
+    @cached_property
+    def _signs(self) -> dict[str, int]:
+        """By metric 1 where less is better, -1 where more is."""
+        metric = self.wish.context.metric
+        return {name: 1 if metric(ref).better == "lower" else -1 for name, ref in self.trials.metrics.items()}
 
     def violation(self, trial: Trial) -> float:
         """Share by which a trial misses the bound that it misses most; 0 where it keeps all."""

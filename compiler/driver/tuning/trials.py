@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -73,7 +74,7 @@ class Trials:
     folder: Path | None = None  # plans alone, no measurements
     artifacts: dict[Candidate, tuple[Path, str]] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def metrics(self) -> dict[str, MetricRef]:
         """Metrics of the bounds and the objectives, by their text on the rows that candidates are measured on."""
         refs = (*(b.metric for b in self.wish.bounds), *self.wish.objectives)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from ....dsl.checker.check import check_recipe_file
@@ -81,7 +81,7 @@ class Wish:
 
     def measured_name(self, metric: MetricRef) -> str:
         """Text of a metric on the rows that candidates are measured on."""
-        return value_text(on_rows(metric, self.choose))
+        return _text_on_rows(metric, self.choose)
 
     @cached_property
     def context(self) -> Context:
@@ -146,6 +146,11 @@ class Wish:
 def on_rows(metric: MetricRef, data: DataRef) -> MetricRef:
     """The metric on other rows; one that reads none as it is."""
     return replace(metric, args=tuple((n, data if isinstance(v, DataRef) else v) for n, v in metric.args))
+
+
+@lru_cache(256)
+def _text_on_rows(metric: MetricRef, data: DataRef) -> str:
+    return value_text(on_rows(metric, data))
 
 
 def read_wish(session: Session) -> Wish:

@@ -121,13 +121,16 @@ HEARS = {  # encoders of waves, and of frames of features, each with a decoder o
 }
 
 
-@pytest.mark.parametrize("kind", HEARS)
+@pytest.mark.parametrize(
+    "kind", [kind if kind == "Moonshine" else pytest.param(kind, marks=pytest.mark.slow) for kind in HEARS]
+)
 def test_a_model_that_says_what_it_hears_is_given_sounds_of_the_form_that_its_config_names(kind, tmp_path):
     config = getattr(transformers, f"{kind}Config")(**HEARS[kind])
     cls = f"{kind}ForSpeechToText" if kind == "SpeechT5" else f"{kind}ForConditionalGeneration"
     assert compiled(tmp_path, cls, config, "similarity") < 0.95
 
 
+@pytest.mark.slow
 def test_code_points_are_drawn_for_a_model_that_hashes_them_and_states_no_vocabulary(tmp_path):
     config = transformers.CanineConfig(
         **_LAYERS, num_hash_buckets=64, num_hash_functions=4, local_transformer_stride=16

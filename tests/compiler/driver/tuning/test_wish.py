@@ -133,7 +133,7 @@ def test_formats_for_each_module_are_given_bits_by_the_width_of_the_model(tmp_pa
     [
         ({"bounds": "bytes <= 3MB bytes >= 4MB"}, "contradicting-bounds"),
         ({"bounds": "bytes <= 0.3MB"}, "unreachable-bound"),
-        ({"bounds": "bytes <= 0.05 * base"}, "unreachable-bound"),
+        pytest.param({"bounds": "bytes <= 0.05 * base"}, "unreachable-bound", marks=pytest.mark.slow),
         ({"bounds": "perplexity(text.calib) <= 1.05 * base"}, "rows-read-before"),
         ({"bounds": "perplexity(dev) <= 1.05 * base"}, "rows-read-before"),
         ({"target": 'native("a") hf("b")'}, "not-open"),
