@@ -1,9 +1,9 @@
 """Dense int4 weights with a scale for each output and group of 32, 64 or 128 inputs; x is rounded to int8 by groups.
 
 weight = scale * (code - zero), code and zero in 0..15, scales bfloat16. Of a group the sum is exact int32; groups are
-added in float32, in their order, so every level and any number of rows gives the same bits, but on AMX, where 16 rows and
-more meet tiles of bfloat16. A weight that is on such a grid already, as `quantize.*` leaves it, keeps its codes; others
-are rounded to the grid of least squared error.
+added in float32, in their order, so every level and any number of rows gives the same bits, but on AMX, where 16 rows
+and more meet tiles of bfloat16. A weight that is on such a grid already, as `quantize.*` leaves it, keeps its codes;
+others are rounded to the grid of least squared error.
 """
 
 import ctypes
