@@ -47,8 +47,9 @@ UNSTATED = {
     "shieldgemma2": {"yes_token_index": 5, "no_token_index": 6},
     "qwen2_5_omni_thinker": {"vision_start_token_id": 5},
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 5},
+    "hunyuan_v1_moe": {"head_dim": 16},
     "step3p7": {"text_config": {"sliding_window": 8}},
-    **dict.fromkeys(("wav2vec2-bert", "wav2vec2-conformer"), {"vocab_size": 32}),
+    **{kind: {"vocab_size": 32} for kind in ("wav2vec2-bert", "wav2vec2-conformer")},
     "diffusion_gemma": {"text_config": {"num_experts": 8, "top_k_experts": 2, "moe_intermediate_size": 96}},
     "qwen4_exp": {
         "text_config": {
