@@ -47,8 +47,9 @@ UNSTATED = {
     "shieldgemma2": {"yes_token_index": 5, "no_token_index": 6},
     "qwen2_5_omni_thinker": {"vision_start_token_id": 5},
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 5},
+    "hunyuan_v1_moe": {"head_dim": 16},
     "step3p7": {"text_config": {"sliding_window": 8}},
-    "wav2vec2-conformer": {"vocab_size": 32},
+    **{kind: {"vocab_size": 32} for kind in ("wav2vec2-bert", "wav2vec2-conformer")},
     "diffusion_gemma": {"text_config": {"num_experts": 8, "top_k_experts": 2, "moe_intermediate_size": 96}},
     "qwen4_exp": {
         "text_config": {
@@ -100,7 +101,7 @@ def _shrink(config: PretrainedConfig, skipped: tuple[str, ...], wider: float) ->
         elif isinstance(value, list) and isinstance(layers, int) and len(value) == layers > 2 and name != "depths":
             entries = [entry for place, entry in enumerate(value) if entry not in value[:place]][:kinds]
             setattr(config, name, entries + [value[0]] * (kinds - len(entries)))
-        elif name == "_out_indices" and layers is None:
+        elif name == "_out_indices" and (layers is None or "depths" in vars(config)):
             continue  # of stages, none of which goes
         elif isinstance(value, list) and _OF_LAYERS.fullmatch(name) and all(type(entry) is int for entry in value):
             setattr(config, name, [min(max(entry, -2), 1) for entry in value])  # of two layers
