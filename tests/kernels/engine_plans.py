@@ -80,8 +80,10 @@ def llama(
     context: int = 128,
     seed: int = 0,
     softcap: float | None = None,
+    parallel: str = "",
     **attention,
 ) -> Built:
+    """`parallel`: attention and MLP read one norm, and their sum is taken as GPT-NeoX or as Cohere takes it."""
     b = Built(kernel, seed, context)
     head = b.packed(vocabulary, hidden)
     x = b.step("embedding", hidden, table=head)
@@ -105,11 +107,16 @@ def llama(
             )
             for r, n in ((q, heads), (k, kv))
         )
-        x = b.step("add", hidden, x=x, y=b.linear(b.attention(q, k, v, heads, kv, d, **attention), hidden))
-        inner = b.norm(x)
+        attended = b.linear(b.attention(q, k, v, heads, kv, d, **attention), hidden)
+        if parallel != "neox":
+            x = b.step("add", hidden, x=x, y=attended)
+        inner = inner if parallel else b.norm(x)
         gate = b.step("act", 2 * hidden, x=b.linear(inner, 2 * hidden), kind="silu")
         both = b.step("mul", 2 * hidden, x=gate, y=b.linear(inner, 2 * hidden))
-        x = b.step("add", hidden, x=x, y=b.linear(both, hidden))
+        down = b.linear(both, hidden)
+        if parallel == "neox":
+            down = b.step("add", hidden, x=down, y=attended)
+        x = b.step("add", hidden, x=x, y=down)
     logits = b.step("linear", vocabulary, x=b.norm(x), weight=head, bias=None)
     if softcap:
         b.step("softcap", vocabulary, x=logits, at=softcap)

@@ -112,11 +112,13 @@ def test_sequences_of_different_lengths_do_not_see_each_other(kernel, count):
         assert_near(row, wanted_logits(built, prompt)[-1], share_of(kernel))
 
 
+@pytest.mark.parametrize("parallel", ["", "neox", "cohere"])
+@pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("wanted", [[0], [4, 9, 19], list(range(20)), []])
-def test_only_wanted_rows_are_computed_and_they_are_the_same(wanted):
-    built = llama(softcap=5.0)
+def test_only_wanted_rows_are_computed_and_they_are_the_same(wanted, threads, parallel):
+    built = llama(softcap=5.0, parallel=parallel)
     ids = ids_of(built, 20)
-    found = engine(built).run(ids, [0] * 20, wanted)
+    found = engine(built, threads).run(ids, [0] * 20, wanted)
     assert found.shape == (len(wanted), 70)
     if wanted:
         assert_near(found, wanted_logits(built, ids)[wanted])

@@ -68,7 +68,7 @@ void Engine::reserve() {
   look_ahead(many_, many_soon_);
   // 256 MiB of rows at most: a wide vocabulary would need a gigabyte of them.
   const int64_t fit = (int64_t(64) << 20) / std::max<int64_t>(1, many_.shared_floats);
-  chunk_ = std::max<int64_t>(16, std::min(kLinearRows, fit));
+  chunk_ = std::max<int64_t>(16, std::min(kLinearRows, fit) / 16 * 16);  // kernels round rows up to 16 at most
   whole_ = plan_.logits < 0;
   for (const Step& step : steps_) whole_ |= step.op == kAttention && step.count;
   if (whole_) chunk_ = ceil_to(plan_.context, kLinearRows);  // costs memory only as far as texts go
@@ -83,7 +83,7 @@ void Engine::reserve() {
 
 // Whether a thread reads its blocks from their middle on as well; `tile_stream.h`.
 bool two_streams(uint32_t kind, int32_t level) {
-  return level >= kAmx && kind != kBlockBf16 && kind != kDenseInt4;
+  return (level == kAmx || level == kAmxModel) && kind != kBlockBf16 && kind != kDenseInt4;
 }
 
 // Behind each level the weights of the next one that has some: what a kernel looks up first, and the first

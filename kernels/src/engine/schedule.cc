@@ -183,8 +183,10 @@ void Schedule::add_linear(const Plan& plan, int32_t number) {
       is_int8(head.kind) ? 1 : head.kind == kBlockBf16 ? 2 : group_of(head));
   const int32_t words = static_cast<int32_t>(head.tiles * prepared_bytes(head) / 4);
   const int32_t apart = mirrored ? 0 : 1;
-  int32_t level = ready(step.x, false);
-  const bool behind = tail > 0 && level + apart >= tail;
+  int32_t level = ready(step.x, false), met = 0;  // met: the first level in which all that its sums meet is there
+  for (int32_t other : {fused[number].times, fused[number].plus})
+    if (other >= 0) met = std::max(met, of_product_[other] ? made_[views[other].buffer] : ready(other, false));
+  const bool behind = tail > 0 && std::max(level + apart, met) >= tail;
   if (behind) level = std::max(level, tail);
   auto found = std::find_if(prepared_.begin(), prepared_.end(), [&](const Prepared& p) {
     return p.x == step.x && p.tail == behind && p.words == words && p.form == form;
@@ -200,9 +202,7 @@ void Schedule::add_linear(const Plan& plan, int32_t number) {
     use(step.x, level);
     add(Work::kPrepare, number, found->buffer, level);
   }
-  level = found->level + apart;
-  for (int32_t other : {fused[number].times, fused[number].plus})
-    if (other >= 0) level = std::max(level, of_product_[other] ? made_[views[other].buffer] : ready(other, false));
+  level = std::max(found->level + apart, met);
   for (int32_t other : {fused[number].times, fused[number].plus}) use(other, level);
   Buffer& prepared = buffers[found->buffer];
   prepared.last = std::max(prepared.last, level);

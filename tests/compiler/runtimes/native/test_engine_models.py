@@ -59,6 +59,13 @@ def test_a_prompt_and_64_steps_give_the_models_logits(pair):
         assert_near(output.logits, wanted[:, at : at + 1])
 
 
+def test_a_prompt_of_which_only_the_last_token_is_wanted_gives_the_models_choice(pair):
+    model, native = pair
+    ids = torch.randint(3, 128, (1, 23), generator=torch.Generator().manual_seed(5))  # nothing of it is cached yet
+    made = native.generate(ids, max_new_tokens=2, return_dict_in_generate=True, output_logits=True)
+    assert_near(made.logits[0], rows_of(model, ids, torch.ones_like(ids))[:, -1])
+
+
 def test_rows_of_different_lengths_are_one_batch(pair):
     model, native = pair
     ids = torch.randint(3, 128, (3, 17), generator=torch.Generator().manual_seed(4))
