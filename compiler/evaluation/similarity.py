@@ -82,9 +82,13 @@ def _cosines(new: Tensor, reference: Tensor) -> Tensor:
     return nn.functional.cosine_similarity(new.double(), reference.to(new.device).double(), dim=-1)
 
 
-def _refuse_other_token_shape(new: Tensor, reference: Tensor) -> None:
-    """Raises Reject (other-vocabulary) for what is no state of the same tokens, as a result of a model with a head."""
-    if new.shape[1:] != reference.shape[1:]:
+def _refuse_other_token_shape(new: Tensor, reference: Tensor, narrower: bool = False) -> None:
+    """Raises Reject (other-vocabulary) for what is no state of the same tokens, as a result of a model with a head.
+
+    new, reference  [b, t, width]; `narrower`: `new` may have fewer numbers a token
+    """
+    fits = new.shape[-1] <= reference.shape[-1] if narrower else new.shape[-1] == reference.shape[-1]
+    if new.shape[1:-1] != reference.shape[1:-1] or not fits:
         actual, known = (" x ".join(map(str, x.shape[1:])) for x in (new, reference))
         raise other_vocabulary(
             f"similarity compares hidden states of {known} numbers a row, and {actual} are given",
@@ -101,14 +105,14 @@ def refuse_other_width(new: Tensor, reference: Tensor) -> None:
 
 
 def linear_cka(model: nn.Module, rows: Tensor, original_states: dict[str, Tensor], pooling: str) -> Similarity:
-    """Linear CKA of the same: 1.0 also where states are turned or scaled alike; theirs may be of other widths.
+    """Linear CKA of the same: 1.0 also where states are turned or scaled alike; they may be narrower.
 
     Over tokens it takes sums of products of states alone, so that not all tokens' states are held.
     """
     rowwise, tokenwise, at = _Products(), _Products(), 0
     for states_new in all_states(model, rows, pooling):
         row_slice = slice(at, at + len(states_new.pooled))
-        _refuse_other_token_shape(states_new.tokens[..., 0], original_states["t"][..., 0])
+        _refuse_other_token_shape(states_new.tokens, original_states["t"], narrower=True)
         rowwise.add(states_new.pooled, original_states["v"][row_slice])
         tokenwise.add(states_new.tokens[states_new.mask], original_states["t"][row_slice][states_new.mask.cpu()])
         at = row_slice.stop
