@@ -125,14 +125,14 @@ def decoder_start_id(model: nn.Module) -> int:
 
 def vocabulary_size(model: nn.Module, *, decoder: bool = False) -> int | None:
     """Vocabulary size of a model's inputs, or of its outputs, where its config states it: a translator may have two.
-    Code points, where a model hashes ids."""
+    Code points, where a model hashes its ids."""
     config = getattr(model, "config", None)
     if config is None:
         return None
-    decoder = decoder and is_encoder_decoder(model)
-    text = config.get_text_config(**({"decoder": True} if decoder else {}))
-    side_size = getattr(text, "decoder_vocab_size" if decoder else "src_vocab_size", None)
-    hashed = CODE_POINTS if getattr(text, "num_hash_buckets", None) else None
+    two_sided = decoder and is_encoder_decoder(model)
+    text = config.get_text_config(**({"decoder": True} if two_sided else {}))
+    side_size = getattr(text, "decoder_vocab_size" if two_sided else "src_vocab_size", None)
+    hashed = CODE_POINTS if not decoder and getattr(text, "num_hash_buckets", None) else None
     return side_size or getattr(text, "vocab_size", None) or hashed
 
 
