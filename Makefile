@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.effc-installed
 
-.PHONY: quickstart native test test-slow test-heavy test-lot test-slow-lot explore lint types docs wheel wheel-aarch64 ends bench clean
+.PHONY: quickstart native test test-slow test-heavy test-arm test-lot test-slow-lot explore lint types docs wheel wheel-aarch64 ends bench clean
 
 quickstart: $(STAMP)
 	@$(BIN)/effc compile recipes/quickstart.effspec -o out --force --threads 1
@@ -39,6 +39,11 @@ test-lot: $(STAMP)
 test-slow-lot: $(STAMP)
 	@echo "a lot of the slow tests: make test-slow-lot LOT=$(LOT) MINUTES=$(MINUTES)"
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "slow and not heavy" --lot "$(LOT)" --minutes $(MINUTES)
+
+# The kernels for ARM, built by a cross compiler, in the tests of kernels; each call runs under qemu.
+test-arm: $(STAMP)
+	$(BIN)/python -m tests.kernels.emulated.library
+	$(BIN)/pytest -n 2 -m "slow and not heavy" -k "neon or emulated" tests/kernels
 
 explore: $(STAMP)
 	$(BIN)/pytest -n 2 -m "hypothesis and not heavy" --hypothesis-profile=exploring

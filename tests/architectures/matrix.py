@@ -344,6 +344,8 @@ def main(arguments: list[str]) -> None:
     asked.add_argument("--seed", type=int, default=0, metavar="S")
     given = asked.parse_args(arguments)
     torch.set_num_threads(1)
+    if unknown := set(given.types or ()) - lot.every_class().keys():
+        asked.error(f"no such types: {', '.join(sorted(unknown))}")
     if given.lot or given.types is not None:
         drawn = lot.run(given.lot, given.seed) if given.lot else lot.run_types(given.types)
         if given.write:

@@ -8,8 +8,7 @@ from effc.kernels import levels
 
 from tests.kernels.emulated.library import ROOT, EmulatedLibrary, build, kernels_of, missing_program
 
-# The first of them waits for the library to be built, minutes where others use the processor.
-EMULATED = pytest.param("neon", marks=[pytest.mark.slow, pytest.mark.timeout(1200)], id="neon")
+EMULATED = pytest.param("neon", marks=pytest.mark.slow, id="neon")  # `make test-arm` has built the library before
 
 
 @pytest.fixture(scope="session")

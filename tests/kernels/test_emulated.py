@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from tests.kernels.emulated.library import ROOT, EmulatedLibrary, build, kernels_of
 from tests.kernels.layers import LINEAR, assert_close, run, weight
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.slow
 PROMPT, TOKENS = [1, 40, 300, 17, 900, 33, 5, 208, 61], 6
 SHARES = {"bf16": 2**-6, "int8": 2**-4, "int8_int16": 2**-5, "int4": 2**-4}  # of the largest logit, as in test_engine
 
@@ -46,7 +46,7 @@ def test_exact_sums_are_those_of_this_machine_to_the_bit(kernel, emulated_librar
     own = KERNELS[kernel].pack(w)
     with kernels_of(emulated_library), levels.at_forced_level("neon"):
         assert torch.equal(KERNELS[kernel].pack(w), own)
-    for rows in (1, 2, 5, 8, 19):
+    for rows in (1, 2, 5, 8, 15):  # 16 rows of int4 are bfloat16 on AMX
         x = torch.randn(rows, 1100, generator=torch.Generator().manual_seed(rows))
         x[:, 7] *= 100  # an input that keeps 16 bits
         expected = run(kernel, x, own, None, 70)

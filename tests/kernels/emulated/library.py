@@ -195,3 +195,7 @@ def _storages() -> Iterator[tuple[int, int]]:
         if tensor.device.type == "cpu":
             storage = tensor.untyped_storage()
             yield storage.data_ptr(), storage.nbytes()
+
+
+if __name__ == "__main__":
+    print(f"{missing_program()} is not installed" if missing_program() else build(ROOT / "build" / "aarch64"))
