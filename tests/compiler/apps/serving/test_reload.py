@@ -121,6 +121,15 @@ def test_a_folder_that_does_not_verify_leaves_the_model_that_answers(models, oth
         assert streamed(server) and "there is no" in server.said()
 
 
+@pytest.fixture
+def default_hangup():
+    """What SIGHUP does to a new process, also where the tests were started by nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("default_hangup")
 def test_without_the_option_a_hangup_ends_the_server(models):
     with serving(models / "served") as server:
         server.process.send_signal(signal.SIGHUP)
