@@ -95,10 +95,18 @@ def with_rows(expr: Any, kind: str, rows: str) -> Any:
         return replace(expr, items=tuple(with_rows(item, kind, rows) for item in expr.items))
     node = call(expr.path).node if isinstance(expr, ast.Name) else expr
     word = registry().vocabulary.word(kind, node.name.path) if isinstance(node, ast.Call) else None
-    if word is None or not rows:
+    if word is None:
         return expr
     positional = (p.name for p in word.params if p.positional)
     arguments = [(arg.name or next(positional, ""), arg) for arg in node.args]
+    if not rows:
+        lacking = [p.name for p in word.params if is_filled(word, p) and p.name not in dict(arguments)]
+        if lacking and kind == "pass":
+            raise invalid_option(
+                f"`{node.name.path}` reads data for its `{lacking[0]}`, and there is none",
+                help="give `data=`: texts, or token ids",
+            ).rejection()
+        return expr
     metrics = {p.name for p in word.params if {"metric", "list[metric]"} & set(p.types)}
     args = [replace(a, value=with_rows(a.value, "metric", rows)) if n in metrics else a for n, a in arguments]
     for param in (p for p in word.params if is_filled(word, p) and p.name not in dict(arguments)):

@@ -201,6 +201,6 @@ def missed_text(wish: Wish, trial: Trial) -> str:
     missed = [(o, o.value) for o in judged(wish, trial, wish.context) if not o.passed and o.value is not None]
     return ", ".join(
         f"`{bound_text(replace(o.bound, metric=on_rows(o.bound.metric, wish.choose), span=None))}`: "
-        + (f"{value / o.original:.3g}" if o.original else measurement_text(value, o.unit))
+        + (f"{value / o.original:.5g}" if o.original else measurement_text(value, o.unit))
         for o, value in missed
     )

@@ -189,7 +189,7 @@ MISTAKES = {
     "an argument without its name": (tiny.model, [effc.prune.blocks(1, 2)], {"data": IDS}, "too-many-arguments"),
     "number where a ratio is needed": (tiny.model, [effc.prune.multi(remove=0.15)], {"data": IDS}, "wrong-unit"),
     "text that is no ratio": (tiny.model, [effc.prune.multi(remove="15 %")], {"data": IDS}, "wrong-type"),
-    "no data": (tiny.model, [BLOCKS], {}, "missing-parameter"),
+    "no data": (tiny.model, [BLOCKS], {}, "bad-option"),
     "target among the steps": (tiny.model, [effc.targets.native("x")], {}, "unknown-word"),
     "text as a step": (tiny.model, ["prune.blocks(remove: 1)"], {}, "bad-option"),
     "word that is not called": (tiny.model, [effc.prune.blocks], {}, "bad-option"),
