@@ -216,7 +216,7 @@ struct ManyRows {
     const LinearCall to = call;
     const Packed weight = packed;
     const bool whole = 16 * (block + count) <= packed.head.n;
-    if (call.epilogue && whole) return finish_with(*call.epilogue, block, count, sums, between, from, number);
+    if (call.epilogue && whole) return finish_with_epilogue(*call.epilogue, block, count, sums, between, from, number);
     for (int64_t row = 0; row < number; ++row) {
       const float scale = scales[from + row];
       for (int b = 0; b < count; ++b) {
@@ -227,13 +227,13 @@ struct ManyRows {
   }
 
   // An activation takes the sums of some rows at once, and by then the numbers that they meet are near.
-  void finish_with(const Epilogue epilogue, int64_t block, int count, const uint8_t* sums, int64_t between, int64_t from,
+  void finish_with_epilogue(const Epilogue epilogue, int64_t block, int count, const uint8_t* sums, int64_t between, int64_t from,
                    int64_t number) const {
     constexpr int64_t kRows = 32;
     alignas(64) float values[kRows][16 * kPanelBlocks];
     const LinearCall to = call;
     const Packed weight = packed;
-    const int64_t stride = call.y_stride ? call.y_stride : packed.head.n, column = 16 * block;
+    const int64_t stride = row_stride(call, packed.head.n), column = 16 * block;
     auto* const y = static_cast<float*>(call.y) + column;
     for (int64_t begin = 0; begin < number; begin += kRows) {
       const int64_t rows = std::min(kRows, number - begin);
@@ -254,7 +254,7 @@ struct ManyRows {
         for (int b = 0; b < count; ++b) {
           const int64_t row = first + from + begin + i;
           const Floats sum = load_floats(values[0] + 16 * (i * count + b));
-          store(y + row * stride + 16 * b, met(epilogue, row, column + 16 * b, sum));
+          store(y + row * stride + 16 * b, combine(epilogue, row, column + 16 * b, sum));
         }
     }
   }

@@ -77,7 +77,7 @@ inline int parts_for(const Packed& packed, int threads, int64_t rows) {
   return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>({threads, worth, packed.head.blocks})));
 }
 
-inline Floats met(const Epilogue& epilogue, int64_t row, int64_t first, Floats sum) {
+inline Floats combine(const Epilogue& epilogue, int64_t row, int64_t first, Floats sum) {
   if (epilogue.times) sum = times(sum, load_floats(epilogue.times + row * epilogue.times_stride + first));
   if (epilogue.plus) sum = plus(sum, load_floats(epilogue.plus + row * epilogue.plus_stride + first));
   return sum;
@@ -90,7 +90,7 @@ inline Floats apply(const Epilogue& epilogue, int64_t row, int64_t first, Floats
     epilogue.act({epilogue.kind, values, 16});
     sum = load_floats(values);
   }
-  return met(epilogue, row, first, sum);
+  return combine(epilogue, row, first, sum);
 }
 
 // To the last outputs of a row, fewer than 16.
@@ -100,10 +100,12 @@ inline void apply(const Epilogue& epilogue, int64_t row, int64_t first, int64_t 
   for (int64_t i = 0; epilogue.plus && i < count; ++i) values[i] += epilogue.plus[row * epilogue.plus_stride + first + i];
 }
 
+inline int64_t row_stride(const LinearCall& call, int64_t n) { return call.y_stride ? call.y_stride : n; }
+
 // 16 finished sums of one row into y. At the end of a row they go through memory of their own.
 inline void put(const LinearCall& call, const Packed& packed, int64_t block, int64_t row, Floats sum) {
   const int64_t n = packed.head.n, first = 16 * block, count = std::min<int64_t>(16, n - first);
-  const int64_t at = row * (call.y_stride ? call.y_stride : n) + first;
+  const int64_t at = row * row_stride(call, n) + first;
   if (count == 16) {
     if (call.bias && call.bias_float)
       sum = plus(sum, load_floats(static_cast<const float*>(call.bias) + first));
@@ -276,13 +278,13 @@ int32_t many_part(const LinearPart& own, const Packed& packed) {
 // So many rows as few at a time, for a format whose sums are the same however many rows there are.
 template <class Format>
 int32_t part_by_part(const LinearPart& own, const Packed& packed) {
-  const int64_t bytes = line_bytes<Format>(packed.head), size = own.call.x_float ? 4 : 2, y_stride = own.call.y_stride;
+  const int64_t bytes = line_bytes<Format>(packed.head), size = own.call.x_float ? 4 : 2, stride = row_stride(own.call, packed.head.n);
   for (int64_t from = 0; from < own.call.rows; from += kFewRows) {
     LinearPart some = own;
     Epilogue epilogue;
     some.call.rows = std::min<int64_t>(kFewRows, own.call.rows - from);
     some.call.x = static_cast<const uint8_t*>(own.call.x) + from * own.call.stride * size;
-    some.call.y = static_cast<uint8_t*>(own.call.y) + from * (y_stride ? y_stride : packed.head.n) * size;
+    some.call.y = static_cast<uint8_t*>(own.call.y) + from * stride * size;
     some.rows += from * bytes;
     some.words += from * bytes;
     some.scales += from;

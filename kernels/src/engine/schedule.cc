@@ -11,7 +11,7 @@ bool is_view(const Step& step) { return step.op == kColumns && step.count == 1; 
 
 // Rows an even number of lines apart fall into few sets of a cache: of 16 columns, as products write and read them, no
 // more rows than these sets have ways would stay.
-int64_t spread(int32_t width) { return width < 256 ? width : ((width + 15) / 16 | 1) * 16; }
+int64_t padded_stride(int32_t width) { return width < 256 ? width : ((width + 15) / 16 | 1) * 16; }
 
 // Whether each thread computes the same outputs of both weights.
 bool same_shares(const Plan& plan, int32_t one, int32_t other) {
@@ -111,7 +111,7 @@ void Schedule::lay_views(const Plan& plan) {
     } else if (!seen[to]) {
       views[to] = {static_cast<int32_t>(buffers.size()), 0};
       buffers.emplace_back();
-      buffers.back().floats = step.op == kLinear ? spread(plan.widths[to]) : plan.widths[to];
+      buffers.back().floats = step.op == kLinear ? padded_stride(plan.widths[to]) : plan.widths[to];
     }
     seen[to] = true;
   }
@@ -183,10 +183,11 @@ void Schedule::add_linear(const Plan& plan, int32_t number) {
       is_int8(head.kind) ? 1 : head.kind == kBlockBf16 ? 2 : group_of(head));
   const int32_t words = static_cast<int32_t>(head.tiles * prepared_bytes(head) / 4);
   const int32_t apart = mirrored ? 0 : 1;
-  int32_t level = ready(step.x, false), met = 0;  // met: the first level in which all that its sums meet is there
+  int32_t level = ready(step.x, false), operands_ready = 0;
   for (int32_t other : {fused[number].times, fused[number].plus})
-    if (other >= 0) met = std::max(met, of_product_[other] ? made_[views[other].buffer] : ready(other, false));
-  const bool behind = tail > 0 && std::max(level + apart, met) >= tail;
+    if (other >= 0)
+      operands_ready = std::max(operands_ready, of_product_[other] ? made_[views[other].buffer] : ready(other, false));
+  const bool behind = tail > 0 && std::max(level + apart, operands_ready) >= tail;
   if (behind) level = std::max(level, tail);
   auto found = std::find_if(prepared_.begin(), prepared_.end(), [&](const Prepared& p) {
     return p.x == step.x && p.tail == behind && p.words == words && p.form == form;
@@ -202,7 +203,7 @@ void Schedule::add_linear(const Plan& plan, int32_t number) {
     use(step.x, level);
     add(Work::kPrepare, number, found->buffer, level);
   }
-  level = std::max(found->level + apart, met);
+  level = std::max(found->level + apart, operands_ready);
   for (int32_t other : {fused[number].times, fused[number].plus}) use(other, level);
   Buffer& prepared = buffers[found->buffer];
   prepared.last = std::max(prepared.last, level);
