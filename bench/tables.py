@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from bench.task_answers import pruned_task_rows
+
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "docs" / "measurements" / "data"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
@@ -166,6 +168,7 @@ TABLES: dict[str, tuple[Path, Callable[[Any], list[tuple]]]] = {
     "frontier_intel": (DATA / "frontier_intel.json", frontier_rows),  # of another machine: `--json FILE`
     "frontier_intel_rivals": (DATA / "frontier_intel.json", frontier_rival_rows),
     "sparse_amx": (DATA / "sparse_amx.json", sparse_amx_rows),
+    "pruned_tasks": (DATA / "pruned_tasks.json", pruned_task_rows),
     "headline": (DATA / "frontier_intel.json", headline_rows),
     "tune_amd": (DATA / "tune_amd.json", tune_rows),  # of another machine: `python -m bench.tune --json FILE`
     "library": (ROOT / "recipes" / "effects.json", library_effect_rows),

@@ -212,42 +212,48 @@ def row_nll(
     return RowNll(sums, counts)
 
 
+ContextRow = tuple[tuple[int, ...], int]  # tokens that are read, and where what is judged begins
+
+
 def continuation_logprobs(model: nn.Module, requests: Sequence[tuple[Sequence[int], int]]) -> list[float]:
     """Summed log-probability of ids[begin:] given ids[:begin], begin > 0, for every (ids, begin), in order.
 
-    Rows of similar length run together, padded behind: a causal model does not look there.
+    Rows of similar length run together, padded behind: a causal model does not look there. The last token is predicted
+    and never read, so that requests that differ in it alone, as yes and no, share a row.
     """
     log_probs = [0.0] * len(requests)
-    order = sorted(range(len(requests)), key=lambda i: len(requests[i][0]))
+    sharing: dict[ContextRow, list[int]] = {}
+    for i, (tokens, begin) in enumerate(requests):
+        sharing.setdefault((tuple(tokens[:-1]), begin), []).append(i)
+    rows = sorted(sharing, key=lambda row: len(row[0]))
     with evaluating(model):
-        for group in follow(list(_index_batches_within_logits_bytes(model, order, requests)), "batches of questions"):
-            width = len(requests[group[-1]][0])
-            ids = torch.tensor([[*requests[i][0], *[0] * (width - len(requests[i][0]))] for i in group])  # [b, t]
-            with prompts(model, torch.tensor([requests[i][1] for i in group])):
-                first = min(requests[i][1] for i in group) - 1
+        for batch in follow(list(_batches_within_logits_bytes(model, rows)), "batches of questions"):
+            width = len(batch[-1][0])
+            ids = torch.tensor([[*read, *[0] * (width - len(read))] for read, _ in batch])  # [b, t]
+            with prompts(model, torch.tensor([begin for _, begin in batch])):
+                first = min(begin for _, begin in batch) - 1
                 values = last_logits(model, ids, width - first)
-            for row, i in enumerate(group):
-                tokens, begin = requests[i]
-                targets = ids[row, begin : len(tokens)].to(values.device)
-                nats = token_losses(values[row, begin - 1 - first : len(tokens) - 1 - first], targets)
-                log_probs[i] = -nats.cpu().double().sum().item()  # not all devices have float64
+            for row_values, (read, begin) in zip(values, batch, strict=True):
+                predictive = row_values[begin - 1 - first : len(read) - first]
+                for i in sharing[read, begin]:
+                    targets = torch.tensor(requests[i][0][begin:], device=values.device)
+                    nats = token_losses(predictive, targets)
+                    log_probs[i] = -nats.cpu().double().sum().item()  # not all devices have float64
     return log_probs
 
 
-def _index_batches_within_logits_bytes(
-    model: nn.Module, order: Sequence[int], requests: Sequence[tuple[Sequence[int], int]]
-) -> Iterator[Sequence[int]]:
-    """Indices in batches whose logits fit `BATCH_BYTES`, padded to the longest of each."""
+def _batches_within_logits_bytes(model: nn.Module, rows: Sequence[ContextRow]) -> Iterator[Sequence[ContextRow]]:
+    """Rows, shortest first, in batches whose logits fit `BATCH_BYTES`, padded to the longest of each."""
     width, start = vocabulary(model) or 1 << 15, 0
-    while start < len(order):
+    while start < len(rows):
         end = start + 1
         while (
-            end < len(order)
+            end < len(rows)
             and end - start < rows_at_once()
-            and ((end - start + 1) * len(requests[order[end]][0]) * width * 4 <= BATCH_BYTES)
+            and ((end - start + 1) * len(rows[end][0]) * width * 4 <= BATCH_BYTES)
         ):
             end += 1
-        yield order[start:end]
+        yield rows[start:end]
         start = end
 
 

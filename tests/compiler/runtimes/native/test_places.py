@@ -144,7 +144,7 @@ def test_an_answer_that_is_judged_behind_its_question_is_all_that_is_computed(pa
         del mindful.engine.run
     assert found == [continuation_logprobs(plain, [one])[0] for one in asked]
     if mindful.engine.backward:
-        assert counted == [4, 2]
+        assert counted == [3, 1]
 
 
 def test_an_answer_that_breaks_off_leaves_a_sequence_that_is_right(pair):

@@ -1,0 +1,65 @@
+"""Table of bench/pruned_tasks.py: means over seeds, and paired intervals over questions.
+
+An interval is of the difference of two methods over questions, paired, the seeds' answers averaged first.
+"""
+
+import math
+from collections.abc import Iterable
+from statistics import NormalDist, fmean, stdev
+from typing import Any
+
+TASKS = {"ARC-Easy": True, "ARC-Challenge": True, "openbookqa": True, "boolq": False}  # by characters of an option?
+TEXTS = ("docs", "kjv", "code")
+Z = NormalDist().inv_cdf(0.975)
+
+
+def answers(row: dict[str, Any], task: str) -> list[int]:
+    return [int(bit) for bit in f"{int(row[task], 16):0{row[f'{task} questions']}b}"]
+
+
+def mean_answers(rows: Iterable[dict[str, Any]], task: str) -> list[float]:
+    """Share of the seeds that have each question right."""
+    return [fmean(seeds) for seeds in zip(*(answers(row, task) for row in rows), strict=True)]
+
+
+def mean_difference(a: list[dict], b: list[dict]) -> tuple[float, float]:
+    """Mean over tasks of the difference in accuracy, and half its paired 95 % interval over questions."""
+    parts = []
+    for task in TASKS:
+        pairs = zip(mean_answers(a, task), mean_answers(b, task), strict=True)
+        differences = [x - y for x, y in pairs]
+        parts.append((fmean(differences), stdev(differences) / len(differences) ** 0.5))
+    return fmean(mean for mean, _ in parts), Z * math.hypot(*(error for _, error in parts)) / len(parts)
+
+
+def spread(values: list[float], digits: int) -> str:
+    low, high = (f"{f(values):.{digits}f}" for f in (min, max))
+    return f"{fmean(values):.{digits}f}" + (f" ({low}–{high})" if low != high else "")
+
+
+def pruned_task_rows(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Lines of the table: means over seeds with their range, and the last column's interval beside `racing`."""
+    lines = [("removed", "method", "params", *TEXTS, *TASKS, "mean", "mean of `racing` less this")]
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        groups.setdefault((row["share"], row["heal"], row["method"]), []).append(row)
+    for (share, heal, method), group in sorted(groups.items(), key=lambda item: item[0][:2]):
+        accuracies = {task: [fmean(answers(row, task)) for row in group] for task in TASKS}
+        means = [fmean(values) for values in zip(*accuracies.values(), strict=True)]
+        rival = groups.get((share, heal, "racing"))
+        gap = ""
+        if rival and method not in ("racing", "original"):
+            value, half = mean_difference(rival, group)
+            gap = f"{100 * value:+.1f} ± {100 * half:.1f}"
+        lines.append(
+            (
+                f"{share:.0%}" + (", healed" if heal else ""),
+                method,
+                f"{fmean(row['params'] for row in group) / 1e6:.1f} M",
+                *(spread([row[name] for row in group], 1) for name in TEXTS),
+                *(spread([100 * v for v in accuracies[task]], 1) for task in TASKS),
+                spread([100 * v for v in means], 1),
+                gap,
+            )
+        )
+    return lines
