@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ..core.events import announcing_stage, tick
 from ..core.memory import is_large
-from ..ir.capture.first_calls import model_failure_diagnostic
+from ..ir.capture.failed_forward import model_failure_diagnostic
 from ..ir.capture.sample import sample_inputs
 from ..ir.layers.fast_mixers import without_mixer_kernels
 from ..models.rows.forward import REMEDY, not_a_number

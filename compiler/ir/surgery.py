@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from .traced_integers import LAYER_INDICES
 
 _STATISTICS = frozenset({"running_mean", "running_var"})
+_OF_TORCH = frozenset(vars(nn.Module()))  # tables of parameters and hooks, which torch keeps
 
 
 def split(path: str) -> tuple[str, str]:
@@ -72,9 +73,23 @@ def replace_tensor_everywhere(model: nn.Module, path: str, tensor: torch.Tensor)
         table: dict[str, Any] = module._parameters if name in module._parameters else module._buffers
         table[name] = tensor
         module._non_persistent_buffers_set.discard(name)  # a constructor makes it in its old size
+        _clear_cached_tensors(module)
         if name == "weight":
             sync_stated_sizes(module)
     return [f"{owner}.{name}" if owner else name for owner, _, name in holders]
+
+
+def plain_dicts(module: nn.Module) -> Iterator[dict[Any, Any]]:
+    """Dicts that a module's class keeps, without those of torch: LeViT's have the biases of its attention by device."""
+    members = (member for name, member in vars(module).items() if name not in _OF_TORCH)
+    return (member for member in members if type(member) is dict)
+
+
+def _clear_cached_tensors(module: nn.Module) -> None:
+    """Forget tensors that a forward computed from weights which are others now, and kept for the next one."""
+    for table in plain_dicts(module):
+        for key in [key for key, value in table.items() if isinstance(value, torch.Tensor)]:
+            del table[key]
 
 
 def sync_stated_sizes(module: nn.Module) -> None:

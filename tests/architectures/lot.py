@@ -49,7 +49,7 @@ TASKS = (  # of one class for each type, the first that there is
 )
 WORDS = ("prune.multi", "sparsify.wanda")
 FIRST = 10  # % of parameters; then, by what refused them, those that a user would take next, as `effc new` does
-OTHERS = {"out-of-reach": (5, 2, 1), "overshoots": (20, 40)}
+OTHERS = {"out-of-reach": (7, 3, 1), "overshoots": (20, 40)}
 SECONDS = 240  # of a processor that a model and its recipes may take; four times as long where others run beside it
 ODD = (  # types that went wrong for somebody once
     *("clip", "siglip", "metaclip_2", "bart", "fsmt", "pegasus_x", "t5", "prophetnet", "efficientnet", "mobilenet_v1"),

@@ -15,6 +15,8 @@ TYPES = [
     ("clipseg", _CUT.format("similarity")),  # has a scalar parameter, and no vocabulary at the top
     ("inkling2_loop", _CUT.format("perplexity").replace("10%", "8%")),  # cut branches left convolutions with a state
     ("speech-encoder-decoder", _CUT.format("perplexity")),  # calls what its encoder hears `inputs`
+    ("fsmt", _CUT.format("similarity")),  # hands on a causal mask only where no cache is kept
+    ("levit", _CUT.format("similarity")),  # keeps biases by device, those of heads that are gone among them
     ("cpmant", _ZEROS),  # its forward takes `use_cache`, and no single token behind what it cached
 ]
 

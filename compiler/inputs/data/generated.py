@@ -7,7 +7,7 @@ from ....dsl.syntax.diagnostics import Reject
 from ...analysis.planning.keys import versions
 from ...core.cache import Cache, digest
 from ...core.deadline import DeadlineExceeded
-from ...ir.capture.first_calls import model_failure_diagnostic
+from ...ir.capture.failed_forward import model_failure_diagnostic
 from ...models.rows.forward import in_eval_mode, not_a_number
 from ...models.rows.inputs import device_of
 from ...models.rows.packed_inputs import can_generate_from_ids_alone

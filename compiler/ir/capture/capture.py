@@ -27,6 +27,7 @@ from ..program import Program
 from ..surgery import unshare_config
 from ..unit import Unit, argument_names, code_key
 from .dropout import adopt_dropout_probabilities, has_attention_dropout
+from .failed_forward import source_line, unsupported_model
 from .first_calls import (
     Calls,
     UnitCall,
@@ -34,9 +35,7 @@ from .first_calls import (
     outermost_list_elements,
     record_first_calls,
     run_with_hooks,
-    source_line,
     split_traced_and_constant,
-    unsupported_model,
 )
 from .patches import patch_module_calls
 from .refresh import refresh_metadata
@@ -123,7 +122,7 @@ def retrace_units(program: Program, touched: set[str] | None = None) -> None:
     for path in calls.order:
         old = program.units.get(path)
         if old is not None and old.edited:
-            call = calls.first[calls.signatures[path]]
+            call = calls.first[calls.signatures[path]].with_masks()
             with in_eval_mode(program.model):
                 values = tuple(map(call.free.get, old.placeholders))
                 refresh_metadata(old.graph, old.module(program.model), values)
@@ -231,24 +230,28 @@ def _trace_until_consistent(
     a leaf, and all is traced again."""
     layer, opaque, calls = model.get_submodule(path), dict(opaque), _most_arguments_first(calls)
     optional |= frozenset(name for call in calls if call.plain for name in calls[0].free if name not in call.free)
+    full, optional = calls[0].with_masks(), optional | calls[0].masks.keys()
+
+    def trace(call: UnitCall, first: UnitCall) -> Trace:
+        return trace_forward(
+            layer,
+            _arguments(call, first),
+            first.statics,
+            family=type(model).__module__,
+            opaque=frozenset(opaque),
+            select_result=select_result,
+            optional=optional,
+        )
+
     for _ in range(_RETRIES):
         traces: list[Trace] = []
         try:
             for call in (call for call in calls if not call.plain):
-                traces.append(
-                    trace_forward(
-                        layer,
-                        _arguments(call, calls[0]),
-                        calls[0].statics,
-                        family=type(model).__module__,
-                        opaque=frozenset(opaque),
-                        select_result=select_result,
-                        optional=optional,
-                    )
-                )
+                traces.append(trace(call, calls[0]))
                 _agree(traces[0].graph, traces[-1].graph)
-            _check_optional_readers(traces[0].graph, optional)
-            return _Traced(traces[0].graph, calls[0], opaque, any(t.of_this_layer for t in traces), optional)
+            graph = trace(full, full).graph if calls[0].masks else traces[0].graph
+            _check_optional_readers(graph, optional)
+            return _Traced(graph, full, opaque, any(t.of_this_layer for t in traces), optional)
         except Exception as error:  # a forward may raise anything
             inner, reason = vars(error)["effc_path"], f"{error} at {source_line(error, model)}"
             if isinstance(error, Differs):

@@ -1,9 +1,6 @@
 """The first call of every unit, found by running the model once."""
 
 import copy
-import inspect
-import linecache
-import re
 import traceback
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field, replace
@@ -15,31 +12,24 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
 
-from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ...models.rows.forward import in_eval_mode
 from ...models.rows.inputs import is_encoder_decoder
-from ..layers.leaves import is_modeling
 from ..unit import argument_names
+from .failed_forward import (
+    failing_module_path,
+    first_sentence,
+    random_draw_diagnostic,
+    remedy_for_failed_forward,
+    source_line,
+    unsupported_model,
+)
 from .random_draws import NoDraws, RandomDraw
 from .sample import knows_inputs, masks_without_data, sample_inputs
 from .signature import call_signature, module_signature
 
-unsupported_model = Fault(
-    "unsupported-model", "A model does something that effc can't capture as a graph.", exit="environment"
-)
-stock_failure = Fault(
-    "stock-fails",
-    "A model's own code in transformers fails on ordinary tokens, before effc has changed anything in it.",
-    exit="environment",
-)
-
 # How models say that a size or a cache is not one for them. A wrong name or type would be a mistake of ours.
 _CANT_RUN = (RuntimeError, ValueError, IndexError)
 _PACKAGE = __name__.partition(".")[0]  # the package: an environment may lie inside of the folder of its sources
-_WITHOUT_WEIGHTS = "effc looks at a model before its weights are read"
-_NO_KERNEL = re.compile(r"Could not run '|no fake impl|Torch not compiled with CUDA|no NVIDIA driver")
-# Arguments of forwards that may not do without.
-_BESIDES = ("input_ids", "pixel_values", "pixel_values_videos", "input_features", "bbox")
 _OTHER_SHAPE = (3, 11, 3)  # batch, length, left padding of each further row
 
 
@@ -48,11 +38,17 @@ class UnitCall:
     """The arguments of a unit's first call: `free` become placeholders, `statics` are baked.
 
     plain   a call for rows without padding and mask: what it lacks of another call's arguments is None then
+    masks   of the same call where no cache is kept, if there are none otherwise
     """
 
     free: dict[str, Any] = field(default_factory=dict)
     statics: dict[str, Any] = field(default_factory=dict)
     plain: bool = False
+    masks: dict[str, Any] = field(default_factory=dict)
+
+    def with_masks(self) -> "UnitCall":
+        statics = {name: value for name, value in self.statics.items() if name not in self.masks}
+        return replace(self, free=self.free | self.masks, statics=statics, masks={})
 
 
 @dataclass
@@ -83,7 +79,19 @@ def record_first_calls(model: nn.Module, inputs: dict[str, Any]) -> Calls:
         root_calls = _record_calls(model, inputs, {"": model})
         root_calls.irregular = calls.irregular
         return root_calls
+    paths = {calls.signatures[path]: path for path in reversed(calls.order)}
+    _add_uncached_masks(model, inputs, {path: calls.first[signature] for signature, path in paths.items()})
     return calls
+
+
+def _add_uncached_masks(model: nn.Module, inputs: dict[str, Any], calls: dict[str, UnitCall]) -> None:
+    """Add masks that a model hands on only where it keeps no cache: FSMT takes a call with one for a token, which needs
+    no causal mask."""
+    if not calls or inputs.get("use_cache") is not True or not is_encoder_decoder(model):
+        return
+    for path, uncached in _record_until_all_called(model, inputs | {"use_cache": False}, [*calls]).items():
+        call = calls[path]
+        call.masks |= {name: x for name, x in uncached.free.items() if "mask" in name and name not in call.free}
 
 
 def _record_calls(model: nn.Module, inputs: dict[str, Any], layers: dict[str, nn.Module]) -> Calls:
@@ -110,108 +118,18 @@ def _record_calls(model: nn.Module, inputs: dict[str, Any], layers: dict[str, nn
         with NoDraws():
             run_with_hooks(model, inputs, hook, layers)
     except RandomDraw as error:
-        raise _random_draw_diagnostic(error, model).rejection() from error
+        raise random_draw_diagnostic(error, model).rejection() from error
     except Exception as error:  # whatever a model's own code raises, it can't be run
         at = f" in {path}" if (path := failing_module_path(error, model)) else ""
         raise unsupported_model(
             f"{type(model).__name__} fails when it runs{at}: {type(error).__name__}: {first_sentence(error)} "
             f"at {source_line(error, model)}",
-            help=_remedy_for_failed_forward(error, model, inputs),
+            help=remedy_for_failed_forward(error, model, inputs),
         ).rejection() from error
     for path in [path for path in calls.order if counts[path] > 1]:
         calls.order.remove(path)
         calls.irregular[path] = f"called {counts[path]} times in one forward"
     return calls
-
-
-def _random_draw_diagnostic(error: Exception, model: nn.Module) -> Diagnostic:
-    """Diagnostic of a forward that draws numbers; or that makes modules anew, whose weights are drawn: BigBird's
-    `set_attention_type` does where rows are short, and its config's `attention_type` says which it has."""
-    where, line = failing_module_path(error, model) or type(model).__name__, source_line(error, model)
-    names = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
-    setters = [name.removeprefix("set_") for name in names if name.startswith("set_")]
-    switch = next((name for name in setters if hasattr(getattr(model, "config", None), name)), "")
-    if "__init__" not in names:
-        return unsupported_model(
-            f"{where} draws random numbers when it runs, so {error} at {line}", help="let it draw while it trains alone"
-        )
-    message = f"{where} makes modules anew when it runs, with weights that are drawn, at {line}"
-    if not switch:
-        return unsupported_model(message, help="let it make all of its modules when it is made")
-    return unsupported_model(
-        f"{message}: it changes its `{switch}`, which is {getattr(model.config, switch)!r}, for short rows",
-        help=f"set `{switch}` in its config.json to the one that it changes to, as 'original_full' of BigBird",
-    )
-
-
-def _remedy_for_failed_forward(error: Exception, model: nn.Module, inputs: dict[str, Any]) -> str:
-    if _NO_KERNEL.search(str(error)):
-        return (
-            "torch has no code for that operation on the device that effc looks at models on: register a fake and "
-            "a CPU implementation with torch.library, or let the module fall back to torch functions"
-        )
-    if any(p.is_meta for p in model.parameters()):  # before anything else is said: numbers may be what it lacks
-        return (
-            f"{_WITHOUT_WEIGHTS}, and gives it {', '.join(inputs)} alone: where it needs more, wrap it in a module of "
-            "your own that has `dummy_inputs`; where that line asks what numbers a tensor holds, let it not"
-        )
-    parameters = inspect.signature(inspect.unwrap(type(model).forward)).parameters
-    needed = [name for name in argument_names(type(model)) if parameters[name].default is inspect.Parameter.empty]
-    lacking = [n for n in dict.fromkeys((*needed, *_BESIDES)) if n in parameters and n not in inputs]
-    if lacking:
-        names = ", ".join(f"`{name}`" for name in lacking)
-        return (
-            f"it takes {names} besides, and effc gives it {', '.join(inputs)}: wrap it in a module of your own "
-            "whose `dummy_inputs` have all that it takes, and give it rows of `tensors`: `effc explain unknown-inputs`"
-        )
-    return (
-        f"it was given {', '.join(inputs)} alone: where it needs more, wrap it in a module of your own that has "
-        "`dummy_inputs`; if a step of the recipe came before, it can't do without what the step removed"
-    )
-
-
-def needs_weights(rejection: Reject) -> bool:
-    """Whether a model was refused that has no weights, and that may run where it has some."""
-    return any((diagnostic.help or "").startswith(_WITHOUT_WEIGHTS) for diagnostic in rejection.diagnostics)
-
-
-def model_failure_diagnostic(model: nn.Module, verb: str, error: Exception) -> Diagnostic:
-    """Diagnostic of an exception that a model's own forward or `generate` raised."""
-    message = f"{type(error).__name__}: {first_sentence(error)} at {source_line(error, model)}"
-    return stock_failure(
-        f"{type(model).__name__} fails when it {verb}: {message}",
-        help="its code is of the model: take another version of transformers, or another class of the model",
-    )
-
-
-def first_sentence(error: Exception) -> str:
-    """First sentence of an exception: torch appends tables of alternatives."""
-    text = (str(error).strip().splitlines() or [""])[0]
-    return text.split(". ")[0].rstrip(".")
-
-
-def failing_module_path(error: Exception, model: nn.Module) -> str:
-    """The path of the innermost module in whose forward an exception passed; "" for the model itself."""
-    paths = {id(module): path for path, module in model.named_modules()}
-    entered = [
-        paths[id(frame.f_locals["self"])]
-        for frame, _ in traceback.walk_tb(error.__traceback__)
-        if id(frame.f_locals.get("self")) in paths
-    ]
-    return entered[-1] if entered else ""
-
-
-def source_line(error: Exception, model: nn.Module) -> str:
-    """Last frame of an exception in the model's own source: file, line and text."""
-    files = {
-        inspect.unwrap(type(m).forward).__code__.co_filename
-        for m in model.modules()
-        if is_modeling(type(m).__module__, type(model).__module__)
-    }
-    frames = traceback.extract_tb(error.__traceback__)
-    frame = next((f for f in reversed(frames) if f.filename in files), frames[-1])
-    name = frame.filename.rpartition("/")[2]
-    return f"{name}:{frame.lineno}: `{linecache.getline(frame.filename, frame.lineno or 0).strip()}`"
 
 
 class _Enough(Exception):

@@ -14,7 +14,7 @@ from ...models.checkpoints.meta_init import without_storage
 from ...models.checkpoints.origin import Origin
 from ..program import Program
 from .capture import capture
-from .first_calls import needs_weights
+from .failed_forward import needs_weights
 
 
 def capture_on_meta(origin: Origin) -> Program:

@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache
 
 from ..graphs import is_impure, shape_and_dtype
 from ..layers import leaves
+from ..surgery import plain_dicts
 from ..traced_integers import LayerIndex, TracedInt, with_traced_integers
 from .patches import patch_for_tracing
 from .proxy import Method, Value
@@ -29,8 +30,6 @@ _SCALARS = (*_PLAIN, int, float, complex, torch.device, type(...))
 _ADDS = (operator.add, operator.iadd, torch.add)
 _TO_PYTHON = ("item", "tolist")
 _RESULTS = (torch.Tensor, *_SCALARS, tuple, list, dict, Cache, nn.Module, PreTrainedConfig)
-
-_OF_TORCH = frozenset(vars(nn.Module()))  # tables of parameters and hooks, which torch keeps
 
 
 class Uncapturable(Exception):
@@ -287,10 +286,8 @@ def _put_back(root: nn.Module) -> None:
 
 
 def _dicts_and_copies(root: nn.Module) -> list[tuple[dict, dict]]:
-    """Dicts that modules hold and what is in them: LeViT keeps the biases that it took once in one, by device, and
-    another trace would find values of this one there."""
-    members = (member for module in root.modules() for name, member in vars(module).items() if name not in _OF_TORCH)
-    return [(member, dict(member)) for member in members if type(member) is dict]
+    """Dicts of modules and what is in them: another trace would find values of this one there."""
+    return [(table, dict(table)) for module in root.modules() for table in plain_dicts(module)]
 
 
 def _placeholder(tracer: Tracer, name: str, value: Any) -> Value:

@@ -38,6 +38,7 @@ from .latency import Latency, measure_latency
 from .loop import Search
 from .overfit import OverfitCheck, check_enough_rows
 from .parts import Parts, RemovableParts
+from .reach import refuse_gap
 from .savings import OF_MODEL, SavingsTable, steps, stride
 from .score_estimates import ScoreEstimates
 from .uniform_widths import forecast_even_widths, narrow_evenly, report_refusals, split_cuttable
@@ -184,6 +185,8 @@ class Greedy:
             refuse_overshoot(smallest_savings(savings_table, goal.of, self.parts), 0.0, goal)
         if goal.of != CUTS:
             refuse_unreachable(max_savings(savings_table, goal.of, self.parts), goal, savings_table.skeleton.stays)
+        if goal.of in OF_MODEL and not self.overshoots:
+            refuse_gap(savings_table, goal, self.parts)
 
     # -- what `plan` says ------------------------------------------------------------------------------------
 

@@ -25,9 +25,9 @@ from ..editing.dry_run import frees_nothing, layer_needed
 from .budget import CUTS, Budget
 from .candidate import Candidate, Cut, JointCandidate, Pool
 from .choice import Choice, Round
-from .goals import refuse_overshoot
 from .overfit import OverfitCheck, Rows
 from .prefix import Prefix
+from .reach import affordable
 from .reconstruct import Moments
 from .refusals import SCORE_HELP, no_candidate_diagnostic, no_finite_score, saved_less
 from .remote_candidates import ScoringWorker, key_of, task_of
@@ -86,10 +86,7 @@ class Search:
             if not pairs:
                 return
             if not choice.scores_all:
-                affordable = [(pool, c) for pool, c in pairs if budget.has_budget(saved, c)]
-                if not affordable and self.limit:
-                    refuse_overshoot(min(c.saves(budget.of) for _, c in pairs), saved, self.limit)
-                pairs = affordable or pairs
+                pairs = affordable(pairs, pools, saved, budget, self.limit)
             try:
                 self._decide_round(pairs, metric, budget, choice)
             except DeadlineExceeded:

@@ -76,19 +76,22 @@ class RemovableParts(Parts):
     def remove_fewest_params_first_until(
         self, skeleton: Skeleton, is_budget_met: Callable[[Skeleton], bool]
     ) -> tuple[Skeleton, int]:
-        """The skeleton when the smallest went until a budget is met, and how many: no more than what comes."""
+        """The skeleton when the smallest went until a budget is met, or the largest where those do not meet it, and how
+        many: no more than what comes."""
         savings_table = SavingsTable(skeleton)
         order = sorted(self.names, key=lambda name: self.weigh(savings_table, name, "params"))
         limit = max(0, min(len(order), self.all - 1))
 
-        def left(count: int) -> Skeleton:
+        def left(names: Sequence[str]) -> Skeleton:
             current = skeleton
-            for name in sorted(order[:count], key=self.names.index, reverse=True):  # layers behind one move up
+            for name in sorted(names, key=self.names.index, reverse=True):  # layers behind one move up
                 current = self.without(current, name)
             return current
 
-        count = bisect_left(range(limit), True, key=lambda count: is_budget_met(left(count)))
-        return left(count), count
+        if not is_budget_met(left(order[:limit])):
+            order.reverse()
+        count = bisect_left(range(limit), True, key=lambda count: is_budget_met(left(order[:count])))
+        return left(order[:count]), count
 
 
 @dataclass(frozen=True)

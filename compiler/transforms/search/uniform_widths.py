@@ -13,7 +13,7 @@ from ...analysis.discovery.discover import skeleton_of
 from ...analysis.planning import shrink
 from ...analysis.planning.amount import Amount
 from ...core.events import Event, Said
-from ...ir.capture.first_calls import unsupported_model
+from ...ir.capture.failed_forward import unsupported_model
 from ..editing.dry_run import copy_on_meta, forward_runs, small_copy
 from ..editing.rewrite import Rewriter
 from .importance import ascending, l1_importance

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from tests import worlds
+from tests.architectures.test_unseen import assert_sliced_is_silenced
 
 torch.set_num_threads(1)
 
@@ -80,8 +81,9 @@ def test_a_layer_that_asks_for_numbers_only_while_it_trains_is_captured(opened):
     assert {f"model.{side}.layers.{n}" for side in ("encoder", "decoder") for n in range(2)} <= units
 
 
-def test_what_a_forward_keeps_in_a_dict_of_its_module_is_no_value_of_a_trace():
-    """LeViT keeps the biases that it took by device: the second trace of a unit must take its own."""
+@pytest.fixture
+def levit() -> LevitForImageClassification:
+    """A LeViT, whose attentions keep their biases in a dict, by device, once they have run."""
     config = LevitConfig(
         image_size=64,
         hidden_sizes=[16, 32, 48],
@@ -91,8 +93,17 @@ def test_what_a_forward_keeps_in_a_dict_of_its_module_is_no_value_of_a_trace():
         down_ops=[["Subsample", 8, 2, 2, 2, 2], ["Subsample", 8, 4, 2, 2, 2]],
         num_labels=3,
     )
-    model = LevitForImageClassification(config).eval()
-    program = capture(model)
+    return LevitForImageClassification(config).eval()
+
+
+def test_what_a_forward_keeps_in_a_dict_of_its_module_is_no_value_of_a_trace(levit):
+    program = capture(levit)
     assert [*program.units] == [f"levit.encoder.stages.{n}" for n in range(3)] and not program.opaque
-    tables = [m.attention_bias_cache for m in model.modules() if hasattr(m, "attention_bias_cache")]
+    tables = [m.attention_bias_cache for m in levit.modules() if hasattr(m, "attention_bias_cache")]
     assert tables and all(type(held) is torch.Tensor for table in tables for held in table.values())
+
+
+def test_tensors_that_a_forward_keeps_in_a_dict_are_computed_anew_behind_a_cut(levit):
+    for parameter in levit.parameters():
+        torch.nn.init.uniform_(parameter, -0.5, 0.5)
+    assert_sliced_is_silenced(capture(levit), "heads")

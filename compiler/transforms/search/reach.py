@@ -1,0 +1,88 @@
+"""Whether what is left can meet a budget without going far beyond it: parts that go as a whole leave gaps."""
+
+import math
+from collections.abc import Sequence
+
+from ...analysis.planning.amount import SPARE, overshoots
+from .budget import Budget
+from .candidate import Candidate, Pool
+from .goals import refuse_overshoot
+from .parts import Parts, RemovableParts, WidthParts
+from .refusals import percent_floor
+from .savings import SavingsTable
+
+_SUMS = 1000  # of sizes of parts; where there are more, they lie close together
+
+
+def can_be_met(budget: Budget, saved: float, parts: Sequence[float], widths: float = 0.0) -> bool:
+    """Whether some of these parts meet a budget of which so much is saved, and leave no more than a cut may go beyond.
+
+    parts   savings of each part that goes as a whole
+    widths  savings of all that is cut in steps, which meet any budget up to that
+    """
+    return _nearest(budget, saved, parts, widths) is None
+
+
+def _nearest(budget: Budget, saved: float, parts: Sequence[float], widths: float) -> tuple[float, float] | None:
+    """Savings below and beyond a budget that can't be met; None where it can be."""
+    sums, beyond = {saved}, math.inf
+    for part in sorted(parts, reverse=True):
+        if len(sums) > _SUMS or any(budget.is_met(s + widths) for s in sums):
+            return None
+        longer = {s + part for s in sums}
+        sums |= {s for s in longer if budget.has_room(s)}
+        beyond = min([beyond, *(s for s in longer if not budget.has_room(s))])
+    below = max(sums) + widths
+    return None if budget.is_met(below) else (below, beyond)
+
+
+def refuse_gap(savings_table: SavingsTable, goal: Budget, parts: Sequence[Parts]) -> None:
+    """Reject (overshoots) where less can go and far more, and nothing between."""
+    whole = [p.weigh(savings_table, name, goal.of) for p in parts if isinstance(p, RemovableParts) for name in p.names]
+    steps = (
+        p.max_cuts(g) * p.stride(g) * savings_table.of_step(g.site, g.kind, goal.of)
+        for p in parts
+        if isinstance(p, WidthParts)
+        for g in p.groups
+    )
+    nearest = _nearest(goal, 0.0, whole, sum(steps))
+    if nearest is None or not math.isfinite(nearest[1]):  # more than there is: another refusal says so
+        return
+    below, beyond = (value / goal.total for value in nearest)
+    raise overshoots(
+        f"{goal.goal / goal.total:.1%} of {goal.of} are to go, and the parts that can go are so large that "
+        f"{below:.1%} go or {beyond:.1%}",
+        help=f"remove {percent_floor(below)}, or {math.ceil(1000 * beyond / (1 + SPARE)) / 10:g}% or more, cut in "
+        "smaller steps, let other modules or kinds be cut, or allow it with `overshoot: true`",
+        argument="remove",
+    ).rejection()
+
+
+def affordable(
+    pairs: list[tuple[Pool, Candidate]], pools: Sequence[Pool], saved: float, budget: Budget, limit: Budget | None
+) -> list[tuple[Pool, Candidate]]:
+    """Candidates that don't go far beyond a budget, and behind which it can still be met; all where there are none.
+
+    limit   the goal of all turns, beyond which nothing may go far. Raises Reject (overshoots) where all would.
+    """
+    within = [(pool, c) for pool, c in pairs if budget.has_budget(saved, c)]
+    if limit is None:
+        return within or pairs
+    if not within:
+        refuse_overshoot(min(c.saves(budget.of) for _, c in pairs), saved, limit)
+    return _without_dead_ends(within, pools, saved, budget) or within or pairs
+
+
+def _without_dead_ends(
+    pairs: list[tuple[Pool, Candidate]], pools: Sequence[Pool], saved: float, budget: Budget
+) -> list[tuple[Pool, Candidate]]:
+    sizes = [candidate.saves(budget.of) for _, candidate in pairs]
+    each = [sum(size for (owner, _), size in zip(pairs, sizes, strict=True) if owner is pool) for pool in pools]
+    widths = sum(max(0.0, pool.reachable(budget.of) - once) for pool, once in zip(pools, each, strict=True))
+    if can_be_met(budget, saved, (), widths):  # whatever goes first
+        return pairs
+    return [
+        pair
+        for at, pair in enumerate(pairs)
+        if can_be_met(budget, saved + sizes[at], sizes[:at] + sizes[at + 1 :], widths)
+    ]
