@@ -56,10 +56,12 @@ async def stream_answer(client: httpx.AsyncClient, prompt: str, new: int) -> lis
     async with client.stream("POST", "/completions", json=body) as answer:
         answer.raise_for_status()
         async for line in answer.aiter_lines():
-            if '"text": "' in line and '"text": ""' not in line:
+            if not line.startswith("data: {"):
+                continue
+            chunk = json.loads(line[6:])
+            if any(choice["text"] for choice in chunk["choices"]):
                 times.append(time.perf_counter())
-            elif '"usage": ' in line:
-                count = json.loads(line[6:])["usage"]["completion_tokens"]
+            count = (chunk.get("usage") or {}).get("completion_tokens", count)
     return [*times, count]
 
 

@@ -163,8 +163,19 @@ def sparse_amx_rows(measured: dict[str, Any]) -> list[tuple]:
     ]
 
 
+def servers_under_load_rows(measured: dict[str, Any]) -> list[tuple]:
+    """Milliseconds of each server under each load."""
+    columns = ("first_p50_ms", "first_p95_ms", "token_p50_ms", "token_p95_ms", "token_longest_ms")
+    head = ("load", "server", "first token, p50", "p95", "between tokens, p50", "p95", "longest", "tokens/s")
+    return [head] + [
+        (row["load"], row["server"], *(f"{row[column]:.0f}" for column in columns), f"{row['tokens_s']:.0f}")
+        for row in measured["rows"]
+    ]
+
+
 TABLES: dict[str, tuple[Path, Callable[[Any], list[tuple]]]] = {
     "loads": (DATA / "loads.json", latency_under_load_rows),
+    "servers": (DATA / "servers.json", servers_under_load_rows),  # of files of other engines: bench/servers.py
     "tune": (DATA / "tune.json", tune_rows),
     "mixed": (DATA / "mixed.json", mixed_format_rows),
     "frontier": (DATA / "frontier.json", frontier_rows),
