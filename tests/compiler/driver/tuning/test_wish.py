@@ -133,6 +133,10 @@ def test_formats_for_each_module_are_given_bits_by_the_width_of_the_model(tmp_pa
     [
         ({"bounds": "bytes <= 3MB bytes >= 4MB"}, "contradicting-bounds"),
         ({"bounds": "bytes <= 0.3MB"}, "unreachable-bound"),
+        ({"bounds": "bytes <= 0MB"}, "unreachable-bound"),
+        ({"bounds": "params <= 20K"}, "unreachable-bound"),
+        ({"bounds": "perplexity(text.heldout) <= -1"}, "unreachable-bound"),
+        ({"bounds": "agreement(text.heldout) >= 1.5"}, "unreachable-bound"),
         pytest.param({"bounds": "bytes <= 0.05 * base"}, "unreachable-bound", marks=pytest.mark.slow),
         ({"bounds": "perplexity(text.calib) <= 1.05 * base"}, "rows-read-before"),
         ({"bounds": "perplexity(dev) <= 1.05 * base"}, "rows-read-before"),
