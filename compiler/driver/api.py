@@ -246,7 +246,12 @@ def check(path: str | Path, **options: Unpack[Options]) -> "Checked":
 
 def plan(path: str | Path, *, pipelines: Sequence[str] | None = None, **options: Unpack[Options]) -> "list[Plan]":
     """Plan of a recipe file, per variant and pipeline, or of the named pipelines alone; reads no weights."""
-    return plan_all_pipelines(_narrowed(open_session(path, **options), pipelines))
+    session = _narrowed(open_session(path, **options), pipelines)
+    plans = plan_all_pipelines(session)
+    from .judging.planned_sizes import refuse_unreachable_bounds
+
+    refuse_unreachable_bounds(session, plans)
+    return plans
 
 
 def compile(
@@ -377,8 +382,7 @@ def build(
             for plan in compiled:
                 on_plan(plan)
                 ctx = session.context(plan.recipe, plan.pipeline)
-                where = plan.folder(out)
-                results.append(Build(plan, ctx, cache, dump=dump, team=team).run(where, force))
+                results.append(Build(plan, ctx, cache, dump=dump, team=team).run(plan.folder(out), force))
     return results
 
 

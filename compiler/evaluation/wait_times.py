@@ -16,6 +16,7 @@ class Wait(Metric):
 
     unit: ClassVar[str] = "ms"
     timed: ClassVar[bool] = True
+    lowest: ClassVar[float] = 1e-9
     percent: ClassVar[int] = 50
 
     def measure(self, model: nn.Module, ctx: Context) -> float:

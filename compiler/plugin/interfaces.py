@@ -196,6 +196,7 @@ class Metric(Plugin):
 
     unit             as printed: "nats/token", "ms", "B"
     better           "lower" or "higher"
+    lowest, highest  values that no model goes beyond, a number, bytes or seconds; None where none is
     exact            it counts shapes and needs no weights: also right on the meta device
     timed            it reads a clock: differs between runs and machines, is never taken from a cache
     needs_original   it compares with the original's outputs on its `data`, which compiler/evaluation/reference.py keeps
@@ -206,6 +207,8 @@ class Metric(Plugin):
 
     unit: ClassVar[str] = ""
     better: ClassVar[str] = "lower"
+    lowest: ClassVar[float | None] = None
+    highest: ClassVar[float | None] = None
     exact: ClassVar[bool] = False
     timed: ClassVar[bool] = False
     needs_original: ClassVar[bool] = False

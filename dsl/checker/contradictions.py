@@ -1,19 +1,26 @@
-"""Bounds of one pipeline that no value can keep together."""
+"""Bounds of one pipeline that no value can keep, alone or together."""
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..syntax.diagnostics import Fault
 from .recipe import Bound
 from .scope import Scope
 from .units import magnitude
 from .value_text import value_text
-from .values import Range
+from .values import Bytes, Duration, Range
 
 MAX_REPORTS = 50  # of a pipeline
 
 contradicting_bounds = Fault("contradicting-bounds", "Two bounds on one metric leave no value that keeps both.")
+
+
+unreachable_bound = Fault(
+    "unreachable-bound",
+    "A bound that nothing can keep: its metric never has such a value, or the plan foresees a size beyond it.\n\n"
+    "Of a search of steps it is the smallest candidate's size that is beyond it.",
+)
 
 
 class _End(NamedTuple):
@@ -25,10 +32,11 @@ class _End(NamedTuple):
 
 
 def report_contradicting_bounds(bounds: Sequence[Bound], scope: Scope) -> None:
-    """Report bounds that exclude what those before them leave of one metric of one artifact, with one baseline."""
+    """Report bounds that no model keeps, and those that exclude what the ones before them leave of one metric of one
+    artifact, with one baseline."""
     strictest: dict[tuple[object, ...], tuple[_End, _End]] = {}
     reports = 0
-    for bound in bounds:
+    for bound in (b for b in bounds if not _reported_unreachable(b, scope)):
         subject = bound.metric, bound.baseline, bound.part, bound.profile
         low, high = _ends(bound)
         least, greatest = strictest.get(subject, (low, high))
@@ -47,6 +55,39 @@ def report_contradicting_bounds(bounds: Sequence[Bound], scope: Scope) -> None:
         reports += 1
         if reports == MAX_REPORTS:
             return
+
+
+def _reported_unreachable(bound: Bound, scope: Scope) -> bool:
+    """Whether a bound without a baseline is reported: it lies beyond all values of its metric."""
+    if bound.baseline is not None:
+        return False
+    facts = scope.session.vocabulary.words("metric")[bound.metric.name].facts
+    lowest, highest = facts.get("lowest"), facts.get("highest")
+    low, high = _ends(bound)
+    if lowest is not None and _excludes(_End(lowest, False, bound), high):
+        reason = f"never below {_value_text(lowest, bound.limit)}"
+    elif highest is not None and _excludes(low, _End(-highest, False, bound)):
+        reason = f"never above {_value_text(highest, bound.limit)}"
+    else:
+        return False
+    scope.report(
+        unreachable_bound(
+            f"`{bound.metric.name}` of a model is {reason}",
+            bound.span,
+            help="write a limit that a model can keep, or a share of the original's: `0.9 * base`",
+        )
+    )
+    return True
+
+
+def _value_text(value: float, limit: Any) -> str:
+    """A value of a metric, written as its limits are."""
+    match limit.low if isinstance(limit, Range) else limit:
+        case Bytes():
+            return f"{value:g} byte"
+        case Duration():
+            return value_text(Duration(value))
+    return value_text(value)
 
 
 def _ends(bound: Bound) -> tuple[_End, _End]:

@@ -268,7 +268,7 @@ def _closest_glob_or_alternative(unmatched: UnmatchedPart, paths: Sequence[str])
     if any(matches(f"{unmatched.glob}.**", p) for p in paths):
         return f"{unmatched.glob}.**"
     words = [
-        c if set(c) & set("*{") or c.isdigit() or c in known else nearest_name(c, known) or c
+        c if set(c) & set("*{}") or c.isdigit() or c in known else nearest_name(c, known) or c
         for c in unmatched.glob.split(".")
     ]
     guess = ".".join(words)

@@ -10,6 +10,7 @@ import torch
 from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.analysis.planning import shrink
 from ...compiler.analysis.planning.selection import inner_parts
+from ...compiler.core.device import bytes_on
 from ...compiler.core.events import Said
 from ...compiler.core.journal import Journal
 from ...compiler.core.quantity import count_text, significant_digits
@@ -25,6 +26,7 @@ from ...compiler.transforms.lowering.contenders import EAGER
 from ...compiler.transforms.lowering.mixed import Allocation, Allocator, Option, Packer
 from ...compiler.transforms.lowering.speed import race_kernels_and_torch
 from ...compiler.transforms.search.layerwise import stages
+from ...compiler.transforms.search.prefix import Prefix
 from ...compiler.transforms.search.solving import estimate_layerwise_effort
 from ...dsl.checker.skeleton import Part, Skeleton
 from ...dsl.checker.values import DataRef, Ratio, Selector
@@ -85,13 +87,13 @@ class Mixed(Pass):
     )
 
     def run(self, program: Program, ctx: Context) -> None:
-        sites, rows = self._sites(program), ctx.rows(self.data)
-        options = {path: self._options(site) for path, site in sites.items()}
+        sites, rows = self.sites(program), ctx.rows(self.data)
+        options = {path: self.options_of(site) for path, site in sites.items()}
         packer = Packer({path: program.model.get_submodule(path) for path in sites})
         chosen_parts = [part for part in self._parts(skeleton_of(program)) if part.path in sites]
         packer.observe(program, stages(program, chosen_parts), rows, options)
         rows = rows[:ROWS]
-        costs, budget = self._costs_and_budget(packer, options, ctx)
+        costs, budget = self.costs_and_budget(packer, options, ctx)
         if sum(min(costs[path]) for path in sites) > budget:
             share = sum(min(costs[path]) for path in sites) / budget * self.keep.value
             raise over_budget(f"the cheapest formats keep {share:.1%} of {self.keep.of}", help="keep more").rejection()
@@ -102,7 +104,9 @@ class Mixed(Pass):
 
         journal = Journal(ctx.workdir / "losses.jsonl")
         chosen, history = Allocator(
-            program.model, options, costs, budget, packer.pack, loss, journal.get_or_compute
+            program.model,
+            *(options, costs, budget, packer.pack, loss, journal.get_or_compute),
+            lambda: Prefix(program, bytes_on(ctx.settings.device, ctx.settings.max_memory)),
         ).allocate()
         with Rewriter(program) as rewrite:
             for path, option in ctx.each(list(chosen.items()), "packing", len(chosen)):
@@ -113,7 +117,7 @@ class Mixed(Pass):
     def _parts(self, skeleton: Skeleton) -> tuple[Part, ...]:
         return inner_parts(skeleton, self.on)
 
-    def _sites(self, program: Program) -> dict[str, choice.Site]:
+    def sites(self, program: Program) -> dict[str, choice.Site]:
         """Modules that can run a kernel."""
         paths = [part.path for part in self._parts(skeleton_of(program))]
         unsuitable = choice.unsupported_reasons(program, paths)
@@ -122,7 +126,7 @@ class Mixed(Pass):
             raise choice.nothing_lowered("no linear module can run a kernel", help="select others by `on:`").rejection()
         return sites
 
-    def _options(self, site: choice.Site) -> list[Option]:
+    def options_of(self, site: choice.Site) -> list[Option]:
         """Options of a module: the kernels that take its shape."""
         options = []
         for name in self.formats:
@@ -138,7 +142,7 @@ class Mixed(Pass):
                 options.append(Option(kernel))
         return options
 
-    def _costs_and_budget(
+    def costs_and_budget(
         self, packer: Packer, options: Mapping[str, list[Option]], ctx: Context
     ) -> tuple[dict[str, list[float]], float]:
         """Cost of every option of every module, and the budget, in bytes or seconds."""

@@ -9,6 +9,7 @@ import typer
 from ....dsl.syntax.diagnostics import EXITS
 from .flags import SharedFlags, make_verb, pipeline_option
 from .options import argument, option
+from .output import code_of
 
 _recipe = argument("RECIPE", "A recipe file.", readable=False)
 _output = option("Save the plan; `compile --plan` refuses drift.", "-o", "--output", metavar="FILE")
@@ -31,17 +32,23 @@ def register(app: typer.Typer) -> None:
 
         shared.require_environment()
         with shared.listening() as listener:
-            plans = api.plan_all_pipelines(shared.session(recipe, listener, pipeline))
+            session = shared.session(recipe, listener, pipeline)
+            plans = api.plan_all_pipelines(session)
         from ...analysis.planning.plan import saved_form  # after the recipe was checked: it imports torch
+        from ...driver.judging.planned_sizes import unreachable_bounds
 
-        if output:
+        unreachable = [d for p in plans for d in unreachable_bounds(session, p)]
+        if output and not unreachable:
             from ...core.cache import write_atomic
 
             write_atomic(output, (json.dumps(saved_form(plans), indent=1) + "\n").encode())
         if shared.format == "json":
-            shared.screen.answer_json("plan", plans=[p.to_json() for p in plans])
+            shared.screen.complain(unreachable, "plan", plans=[p.to_json() for p in plans])
         else:
             _print_plans(plans, shared)
+            shared.screen.complain(unreachable, "plan")
+        if unreachable:
+            return code_of(unreachable)
         if output:
             shared.screen.note(f"saved to {output}; compile with --plan {output} refuses anything else")
         work = any(p.has_work for p in plans)

@@ -1,6 +1,8 @@
 """`effc tune`: searches steps for a wish, and compiles the recipe that comes out."""
 
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,14 +11,13 @@ import typer
 
 from ....dsl.checker.value_text import quoted
 from ....dsl.checker.vocabulary import Vocabulary
-from ....dsl.syntax.diagnostics import Reject
-from ....dsl.syntax.format import format_source
-from ....dsl.syntax.parse import parse
+from ....dsl.syntax.diagnostics import Diagnostic, Reject
 from ....dsl.syntax.source import Source
 from ...core.quantity import duration_text, size
 from .compile import artifact_summary_text
 from .flags import SharedFlags, make_verb, pipeline_option
 from .new import Judge, choose_evaluation, display_name, source_expression
+from .option_spans import OptionText, located_in_options
 from .options import argument, option
 from .output import code_of
 
@@ -93,21 +94,22 @@ def register(app: typer.Typer) -> None:
             options = WishOptions(target, optimize, against, tuple(expect), within, data)
             if subject.endswith(".effspec"):
                 refuse_options_of_a_model(options)
-                session, recipe = shared.session(Path(subject), listener, pipeline), Path(subject)
+                written = Written(shared.session(Path(subject), listener, pipeline), Path(subject))
             else:
                 if pipeline:
                     raise typer.BadParameter("--pipeline is for a recipe, and this is a model")
                 refuse_more_or_less_than_one(target, optimize, within, *filter(None, [against]), *expect)
-                session, recipe = wish_session(subject, options, shared, listener)
-            wish = read_wish(session)
-            path = recipe.with_name("-".join([recipe.stem, *session.pipelines, "tuned"]) + ".effspec")
-            if explain:
-                return print_preview(wish, candidate, shared)
-            journal = Journal.of(wish, Cache(session.settings.cache_dir))
-            page = path.with_suffix(".html")
-            if page.is_file():  # a page that can't be written at all is a note in the end
-                refuse_output_path(page, force or journal.wrote(page), True)
-            tuned = search_steps(wish, path, output, force=force, name=candidate)
+                written = wish_session(subject, options, shared, listener)
+            with written.naming_options():
+                wish = read_wish(written.session)
+                if explain:
+                    return print_preview(wish, candidate, shared)
+                journal = Journal.of(wish, Cache(written.session.settings.cache_dir))
+                page = written.result.with_suffix(".html")
+                if page.is_file():  # a page that can't be written at all is a note in the end
+                    refuse_output_path(page, force or journal.wrote(page), True)
+                tuned = search_steps(wish, written.result, output, force=force, name=candidate)
+            tuned.unmet = written.located(tuned.unmet)
             problem = _write_page(tuned, page, journal) if tuned.compiled else ""
         code = print_tuned(tuned, shared)
         if problem:
@@ -145,19 +147,51 @@ def refuse_more_or_less_than_one(*texts: str) -> None:
             raise typer.BadParameter("an option of the wish is empty: leave it out")
 
 
-def wish_session(model: str, options: WishOptions, shared: SharedFlags, listener: Any) -> "tuple[Session, Path]":
-    """Session of a recipe with open steps that stands in no file, and the path that its result is named by."""
+@dataclass(frozen=True)
+class Written:
+    """Recipe of a wish.
+
+    path      of the recipe, by which the one that comes out is named
+    options   places of options in a recipe that was written from them
+    """
+
+    session: "Session"
+    path: Path
+    source: Source | None = None
+    options: Sequence[OptionText] = ()
+
+    @property
+    def result(self) -> Path:
+        """The recipe that comes out."""
+        return self.path.with_name("-".join([self.path.stem, *self.session.pipelines, "tuned"]) + ".effspec")
+
+    def located(self, diagnostics: Sequence[Diagnostic]) -> list[Diagnostic]:
+        """Diagnostics with places that a user knows."""
+        return located_in_options(diagnostics, self.source, self.options) if self.source else list(diagnostics)
+
+    @contextmanager
+    def naming_options(self) -> Iterator[None]:
+        """Raise a Reject again with places that a user knows."""
+        try:
+            yield
+        except Reject as rejection:
+            raise Reject(*self.located(rejection.diagnostics)) from rejection
+
+
+def wish_session(model: str, options: WishOptions, shared: SharedFlags, listener: Any) -> Written:
+    """Session of a recipe with open steps that stands in no file."""
     beside = Path()
-    source = source_expression(model, beside)
+    expression = source_expression(model, beside)
     name = re.sub(r"[^A-Za-z0-9]+", "-", display_name(model)).strip("-").lower() or "model"
     session = shared.session(COMMAND_LINE, listener)
-    call = source.call(session)
+    call = expression.call(session)
     judge = choose_evaluation(session.resolve_model_origin(call), session.skeleton(call))
     if options.data is not None:
         judge = own_text(options.data, judge, session.resolve_model_origin(call))
-    source_text = Source(str(COMMAND_LINE), wish_text(source.text, name, judge, options, session.registry.vocabulary))
-    text = source_text.text if parse(source_text).diagnostics else format_source(source_text)
-    return replace(session, texts={COMMAND_LINE.resolve(): text}), Path(f"{name}.effspec")
+    text = wish_text(expression.text, name, judge, options, session.registry.vocabulary)
+    places = option_texts(text, options, judge, session.registry.vocabulary)
+    source = Source(str(COMMAND_LINE), text)
+    return Written(replace(session, texts={COMMAND_LINE.resolve(): text}), Path(f"{name}.effspec"), source, places)
 
 
 def wish_text(source: str, name: str, judge: Judge, options: WishOptions, vocabulary: Vocabulary) -> str:
@@ -183,12 +217,37 @@ def wish_text(source: str, name: str, judge: Judge, options: WishOptions, vocabu
 
 def with_rows(text: str, data: str, vocabulary: Vocabulary) -> str:
     """A metric or bound with rows to measure on, where its metric needs some and none are written."""
-    match = re.match(r"\s*([A-Za-z_][\w.]*)\s*(?!\w*[\s]*\()", text)
+    at = end_of_metric(text, vocabulary)
+    return f"{text[:at]}({data}){text[at:]}" if at else text
+
+
+def end_of_metric(text: str, vocabulary: Vocabulary) -> int:
+    """Offset behind the name of a metric that needs rows and has none written; 0 of other texts."""
+    match = re.match(r"\s*([A-Za-z_][\w.]*)", text)
     word = vocabulary.word("metric", match[1]) if match else None
     if match is None or word is None or text[match.end() :].lstrip().startswith("("):
-        return text
-    needs_rows = any(p.name == "data" and p.required for p in word.params)
-    return f"{match[1]}({data}) {text[match.end() :]}".strip() if needs_rows else text
+        return 0
+    return match.end() if any(p.name == "data" and p.required for p in word.params) else 0
+
+
+def option_texts(recipe: str, options: WishOptions, judge: Judge, vocabulary: Vocabulary) -> list[OptionText]:
+    """Places of the options in the recipe that `wish_text` wrote from them."""
+    texts: list[OptionText] = []
+
+    def add(option: str, text: str, rows: str, before: str) -> None:
+        written = with_rows(text, rows, vocabulary) if rows else text
+        behind = texts[-1].start if texts else 0
+        start = recipe.index(before + written, behind) + len(before)
+        texts.append(OptionText(option, text, start, end_of_metric(text, vocabulary), len(written) - len(text)))
+
+    add("--optimize", options.optimize, judge.choose, "search.steps(optimize: ")
+    if options.against:
+        add("--against", options.against, judge.choose, "against: ")
+    add("--within", options.within, "", "within: ")
+    for bound in options.expect:
+        add("--expect", bound, judge.heldout, "\n")
+    add("--for", options.target, "", f"emit {PIPELINE} {{ ")
+    return texts
 
 
 def own_text(file: Path, judge: Judge, origin: "Origin") -> Judge:
@@ -241,7 +300,15 @@ def print_preview(wish: "Wish", candidate: str, shared: SharedFlags) -> int:
 
 def print_tuned(tuned: "Tuned", shared: SharedFlags) -> int:
     """Table of the artifact, then of the candidates; the exit code."""
-    from ...driver.tuning.summary import metric_names, neighbours, others_text, rows, tied_text, to_json
+    from ...driver.tuning.summary import (
+        measured_twice_text,
+        metric_names,
+        neighbours,
+        others_text,
+        rows,
+        tied_text,
+        to_json,
+    )
 
     screen = shared.screen
     if screen.format == "json":
@@ -250,6 +317,8 @@ def print_tuned(tuned: "Tuned", shared: SharedFlags) -> int:
     for compiled in tuned.chosen.values():
         for artifact in (a for result in compiled.results for a in result.artifacts):
             screen.answer(artifact_summary_text(artifact.path, artifact.manifest, screen) + "\n")
+    if sentence := measured_twice_text(tuned):
+        screen.answer(sentence)
     head = ("candidate", *metric_names(tuned.search), "")
     width = len(head) - 2
     table = [head, *((r.name, *(r.cells or ("",) * width), r.state) for r in rows(tuned))]

@@ -2,23 +2,21 @@
 
 from collections.abc import Iterator
 
-from ....dsl.checker.recipe import Bound
+from ....dsl.checker.contradictions import unreachable_bound
+from ....dsl.checker.recipe import Bound, Emit
 from ....dsl.checker.values import DataRef, references_in
 from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ...analysis.planning import keys
-from ...analysis.planning.plan import Size
+from ...analysis.planning.cost import Emission
+from ...analysis.planning.plan import Plan
 from ...core.environment import check_modules
-from ...core.quantity import size
-from ..judging.gate import bound_text, limit_in_unit
+from ...core.quantity import measurement_text
+from ..judging.gate import bound_text, judge_bound
+from ..judging.planned_sizes import UNITS, is_missed, original_size, planned_size
 from .alternatives import Candidate, candidates_of
 from .trials import Trials
 from .wish import Wish
 
-ROOM = 0.97  # share of planned bytes that a bound on bytes must leave room for: they are known to 3 %
-
-unreachable_bound = Fault(
-    "unreachable-bound", "A bound on bytes is below the smallest candidate of a search of steps, by its plan."
-)
 rows_read_before = Fault(
     "rows-read-before",
     "A bound reads rows that the search of steps reads, too.\n\n"
@@ -50,32 +48,40 @@ def _shared_rows(wish: Wish) -> Iterator[Diagnostic]:
 
 
 def _unreachable_bounds(wish: Wish, trials: Trials) -> Iterator[Diagnostic]:
-    bounds = [b for b in wish.bounds if b.metric.name == "bytes" and b.op in ("<=", "<")]
-    if not bounds:
-        return
-    limits: list[tuple[Bound, float]] = []
-    for bound in bounds:
-        factor = Size.of(wish.session.skeleton(wish.recipe.models[bound.baseline])).bytes if bound.baseline else 1
-        limits.append((bound, limit_in_unit(bound.limit, "B") * factor))
-    lowest = min(limit for _, limit in limits)
-    planned: dict[Candidate, int] = {}
-    for candidate in _smallest(wish):
-        if (plan := trials.plan_or_none(candidate)) is not None:
-            planned[candidate] = sum(e.weight_bytes for e in plan.emissions)
-            if ROOM * planned[candidate] <= lowest:  # further plans could say nothing else
-                return
-    if not planned:
-        return
-    candidate = min(planned, key=lambda c: planned[c])
-    for bound, limit in limits:
-        if ROOM * planned[candidate] > limit:
+    """A diagnostic for each bound on a size that the smallest candidate misses by its plan."""
+    bounds = [b for b in wish.bounds if b.metric.name in UNITS and b.op in ("<=", "<")]
+    smallest: dict[str, tuple[float, Candidate, Plan]] = {}  # by metric
+    for candidate in _smallest(wish) if bounds else []:
+        if (plan := trials.plan_or_none(candidate)) is None:
+            continue
+        for metric in {b.metric.name for b in bounds}:
+            planned = planned_size(plan, *_emitted_model(wish, plan), metric)
+            if metric not in smallest or planned < smallest[metric][0]:
+                smallest[metric] = planned, candidate, plan
+        if smallest and not any(_is_missed_by(wish, bound, *smallest[bound.metric.name]) for bound in bounds):
+            return  # further plans could say nothing else
+    for bound in bounds if smallest else []:
+        planned, candidate, plan = smallest[bound.metric.name]
+        if _is_missed_by(wish, bound, planned, candidate, plan):
+            unit = UNITS[bound.metric.name]
+            limit = judge_bound(bound, original_size(wish.session, plan, bound), planned, unit).limit
             yield unreachable_bound(
-                f"`{bound_text(bound)}` allows {size(limit)}, and the smallest candidate is planned at "
-                f"{size(planned[candidate])}",
+                f"`{bound_text(bound)}` allows {limit}, and the smallest candidate is planned at "
+                f"{measurement_text(planned, unit)}",
                 bound.span,
                 note=f"smallest: {candidate.name}",
-                help="allow more bytes, or write the steps yourself",
+                help="allow more, or write the steps yourself",
             )
+
+
+def _is_missed_by(wish: Wish, bound: Bound, planned: float, candidate: Candidate, plan: Plan) -> bool:
+    return is_missed(bound, original_size(wish.session, plan, bound), planned)
+
+
+def _emitted_model(wish: Wish, plan: Plan) -> tuple[Emit, Emission]:
+    """The target that steps are searched for, and its plan."""
+    pairs = zip(plan.pipeline.emits, plan.emissions, strict=True)
+    return next(pair for pair in pairs if pair[0].call.word == wish.emit.call.word)
 
 
 def _smallest(wish: Wish) -> list[Candidate]:

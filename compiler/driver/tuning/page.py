@@ -9,7 +9,7 @@ from ...artifacts.pages.origin import measure_table_rows, origin_facts
 from ...artifacts.pages.page import render_template
 from ...core.cache import write_atomic
 from ...core.quantity import count_text, duration_text
-from .summary import Row, metric_names, neighbours, others_text, rows, tied_text
+from .summary import Row, measured_twice_text, metric_names, neighbours, others_text, rows, tied_text
 from .tune import Tuned
 
 SHORTEST, LARGEST = 0.02, 3.0  # ratios to the original between which points are drawn
@@ -23,8 +23,8 @@ def write_page(tuned: Tuned, path: Path) -> None:
     measured = count_text(search.measured_count, "candidate")
     hint = (
         f"{measured} of {len(search.candidates)} measured in {duration_text(search.seconds)}; {others_text(search)}. "
-        "Values beside the original's, on rows that no bound reads; of a first look, on 8 rows, the change alone."
-    )
+        "Values beside the original's, on rows that no bound reads; of a first look, on 8 rows, the change alone. "
+    ) + measured_twice_text(tuned)
     sheets = {c: a.sheet for c, compiled in tuned.chosen.items() for r in compiled.results for a in r.artifacts[:1]}
     caption = f"The best at {heads[0]} among candidates that keep all bounds."
     if tuned.unmet:

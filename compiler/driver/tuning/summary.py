@@ -40,6 +40,12 @@ def others_text(search: Search) -> str:
     return f"{rejected} refused by the target or a pass; {sentence}" if search.refused_count else sentence
 
 
+def measured_twice_text(tuned: Tuned) -> str:
+    """Sentence on why the table of candidates has other figures of what was compiled; "" where nothing was."""
+    sentence = "Figures of the search, on its rows and in its races; the compiled artifact was measured again."
+    return sentence if tuned.compiled else ""
+
+
 def rows(tuned: Tuned) -> list[Row]:
     """Candidates, best first; those that were refused come last."""
     search = tuned.search

@@ -25,6 +25,8 @@ class Accuracy(Metric):
 
     unit = ""
     better = "higher"
+    lowest = 0.0
+    highest = 1.0
     rowwise = True
 
     data: DataRef = param("Rows with a class each.", positional=True)

@@ -25,6 +25,8 @@ class Agreement(Metric):
     """
 
     better: ClassVar[str] = "higher"
+    lowest: ClassVar[float] = 0.0
+    highest: ClassVar[float] = 1.0
     needs_original: ClassVar[bool] = True
     rowwise: ClassVar[bool] = True
 

@@ -21,6 +21,7 @@ class Bytes(Metric):
 
     unit: ClassVar[str] = "B"
     exact: ClassVar[bool] = True
+    lowest: ClassVar[float] = 1
 
     def measure(self, model: nn.Module, ctx: Context) -> float:
         if isinstance(model, HasWeightSizes) and model.stored_bytes is not None:

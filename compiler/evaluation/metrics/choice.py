@@ -27,6 +27,8 @@ class Choice(Metric):
     """
 
     better: ClassVar[str] = "higher"
+    lowest: ClassVar[float] = 0.0
+    highest: ClassVar[float] = 1.0
     rowwise: ClassVar[bool] = True
 
     data: DataRef = param("Questions, made by `choices`.", rows_kind="questions with options", positional=True)

@@ -26,6 +26,7 @@ class Divergence(Metric):
     """
 
     unit: ClassVar[str] = "nats/token"
+    lowest: ClassVar[float] = 0.0
     needs_original: ClassVar[bool] = True
     rowwise: ClassVar[bool] = True
 

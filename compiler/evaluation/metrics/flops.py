@@ -24,6 +24,7 @@ class Flops(Metric):
 
     unit: ClassVar[str] = "FLOP"
     exact: ClassVar[bool] = True
+    lowest: ClassVar[float] = 1
 
     context: int = param("Positions that the token attends to.", default=512, ge=0, unit="tokens")
 

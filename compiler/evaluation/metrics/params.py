@@ -32,6 +32,7 @@ class Params(Metric):
 
     unit: ClassVar[str] = "params"
     exact: ClassVar[bool] = True
+    lowest: ClassVar[float] = 1
 
     def measure(self, model: nn.Module, ctx: Context) -> float:
         if not isinstance(model, HasWeightSizes):

@@ -27,6 +27,7 @@ class Perplexity(Metric):
     """
 
     rowwise: ClassVar[bool] = True
+    lowest: ClassVar[float] = 1.0
 
     data: DataRef = param("Rows to predict.", positional=True)
 

@@ -33,6 +33,8 @@ class Retrieval(Metric):
     """
 
     better: ClassVar[str] = "higher"
+    lowest: ClassVar[float] = 0.0
+    highest: ClassVar[float] = 1.0
     rowwise: ClassVar[bool] = True
 
     data: DataRef = param(

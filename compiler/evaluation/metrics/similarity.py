@@ -30,6 +30,8 @@ class Similarity(Metric):
     """
 
     better: ClassVar[str] = "higher"
+    lowest: ClassVar[float] = -1.0
+    highest: ClassVar[float] = 1.0
     needs_original: ClassVar[bool] = True
     compares: ClassVar[str] = "states"
 

@@ -22,6 +22,7 @@ class Throughput(Metric):
 
     unit: ClassVar[str] = "tokens/s"
     better: ClassVar[str] = "higher"
+    lowest: ClassVar[float] = 0.0
     timed: ClassVar[bool] = True
 
     batch: int = param("Sequences that are decoded together.", default=1, ge=1)

@@ -21,6 +21,7 @@ from ...ir.layers.linear import KernelLinear, weight_of
 from ...ir.program import Program
 from ..search.layerwise import Grams, Layerwise, Stage
 from ..search.masks import apply_mask, keep_mask, magnitude
+from ..search.prefix import Prefix
 from ..search.quantizing import nonzero_mask
 from ..search.updates import gptq
 
@@ -138,6 +139,7 @@ class Allocator:
     pack      a module on an option
     loss      of the model as it is now
     remember  computes a value by a key, unless an earlier run of the step did
+    prefix    of the model as it is now, which keeps what its layers give; None runs whole models
     """
 
     model: nn.Module
@@ -147,6 +149,7 @@ class Allocator:
     pack: Callable[[str, Option], nn.Module]
     loss: Callable[[], float]
     remember: Callable[[str, Callable[[], list[float]]], list[float]] = lambda key, compute: compute()
+    prefix: Callable[[], Prefix | None] = lambda: None
 
     def allocate(self) -> tuple[Allocation, list[float]]:
         """The best allocation, and the losses of the model on the solutions, one a round; the model is as before."""
@@ -176,14 +179,17 @@ class Allocator:
         """Loss of every option, all other modules as the allocation has them, in a round of that number."""
         paths = follow(list(self.options), f"losses of modules, round {round_index + 1}")
         around = digest(repr(allocation)) if allocation else round_index  # times differ, and so may what they choose
-        return {path: self.remember(f"{around} {path}", partial(self._losses_of, path)) for path in paths}
+        prefix = self.prefix()
+        return {path: self.remember(f"{around} {path}", partial(self._losses_of, path, prefix)) for path in paths}
 
-    def _losses_of(self, path: str) -> list[float]:
+    def _losses_of(self, path: str, prefix: Prefix | None) -> list[float]:
         present, losses = self.model.get_submodule(path), []
+        if prefix is not None and prefix.chain is None:
+            prefix.measure_from(self.loss)
         try:
             for option in self.options[path]:
                 self.model.set_submodule(path, self.pack(path, option))
-                losses.append(self.loss())
+                losses.append(self.loss() if prefix is None else prefix.measure_from(self.loss, prefix.unit_of(path)))
         finally:
             self.model.set_submodule(path, present)
         return losses

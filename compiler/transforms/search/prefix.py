@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ....dsl.checker.skeleton import is_submodule
 from ...models.rows.forward import evaluating, in_eval_mode, main_tensor_of_output
 
 if TYPE_CHECKING:
@@ -157,6 +158,10 @@ class Prefix:
         """Run one layer over what those before it give, for whoever listens; its outputs are not kept."""
         assert self.chain, "layers can't be entered in the middle"
         self._run_layers_between(layer - 1, self.layer_outputs(layer - 1) if layer else None, layer)
+
+    def unit_of(self, path: str) -> str | None:
+        """The layer that a module is in; None outside all layers."""
+        return next((unit for unit in self.program.units if is_submodule(path, unit)), None)
 
     def _index(self, path: str | None) -> int:
         return list(self.program.units).index(path) if path in self.program.units else 0

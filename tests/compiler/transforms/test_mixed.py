@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from effc.compiler.driver import api
-from effc.compiler.transforms.lowering.mixed import Allocator, Option, masked, solve
+from effc.compiler.transforms.lowering.mixed import Allocator, Option, _with_weight, masked, solve
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -91,3 +91,32 @@ def test_modules_that_lose_more_together_are_parted():
 def test_masks_take_what_matters_least_for_what_a_module_is_given():
     weight = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
     assert masked(weight, 0.5, torch.tensor([10.0, 1.0, 1.0, 1.0])).tolist() == [[1.0, 0.0, 0.0, 4.0]]
+
+
+def test_losses_are_those_of_whole_forwards_though_layers_in_front_of_a_change_are_not_run():
+    from effc.compiler.ir.capture.capture import capture
+    from effc.compiler.transforms.search.prefix import Prefix
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, vocab_size=64
+    )
+    program = capture(LlamaForCausalLM(config).eval())
+    rows, paths = torch.randint(64, (2, 8)), [f"model.layers.{i}.mlp.up_proj" for i in range(3)]
+    weights = {path: program.model.get_submodule(path).weight.detach().clone() for path in paths}
+
+    def halved(path: str, option: Option) -> nn.Module:
+        return _with_weight(weights[path] * (1 - option.zeros), None)
+
+    def losses(prefix) -> dict[str, list[float]]:
+        def loss() -> float:
+            with torch.no_grad():
+                return float(program.model(input_ids=rows)["logits"].square().mean())
+
+        options = {path: [Option("dense", zeros) for zeros in (0.25, 0.5)] for path in paths}
+        return Allocator(program.model, options, {}, 1.0, halved, loss, prefix=prefix).measured_losses(0)
+
+    prefix = Prefix(program, 1 << 20)
+    assert losses(lambda: prefix) == losses(lambda: None)
+    assert prefix.chain and prefix.layers_run < 7 * 3, "every forward began at the first layer"

@@ -34,6 +34,7 @@ def test_the_smallest_format_within_the_bound_is_chosen_and_its_recipe_compiles_
     assert "search.steps" not in recipe.read_text()
     page = (tmp_path / "w-tuned.html").read_text()
     assert answer["chosen"] in page and "<svg" in page and "prune" not in page
+    assert "the compiled artifact was measured again" in page, "two figures of one candidate, and neither says why"
     again = [
         "compile",
         str(recipe),

@@ -133,6 +133,10 @@ def test_formats_for_each_module_are_given_bits_by_the_width_of_the_model(tmp_pa
     [
         ({"bounds": "bytes <= 3MB bytes >= 4MB"}, "contradicting-bounds"),
         ({"bounds": "bytes <= 0.3MB"}, "unreachable-bound"),
+        ({"bounds": "bytes <= 0MB"}, "unreachable-bound"),
+        ({"bounds": "params <= 20K"}, "unreachable-bound"),
+        ({"bounds": "perplexity(text.heldout) <= -1"}, "unreachable-bound"),
+        ({"bounds": "agreement(text.heldout) >= 1.5"}, "unreachable-bound"),
         pytest.param({"bounds": "bytes <= 0.05 * base"}, "unreachable-bound", marks=pytest.mark.slow),
         ({"bounds": "perplexity(text.calib) <= 1.05 * base"}, "rows-read-before"),
         ({"bounds": "perplexity(dev) <= 1.05 * base"}, "rows-read-before"),
@@ -240,6 +244,28 @@ def test_a_wrong_bound_on_the_command_line_gets_a_caret(tmp_path, capsys, monkey
     assert main(["tune", "zoo:tiny-llama", "--expect", "perplexty <= 1.02 * base"]) == 3
     error = capsys.readouterr().err
     assert "^^^" in error and "perplexity" in error
+
+
+@pytest.mark.parametrize(
+    "options, place, marked",
+    [
+        (["--expect", "perplexty <= 1.02 * base"], "--expect:1:1", "perplexty"),
+        (["--expect", "bytes <= 2MB", "--expect", "  perplexity <= -1"], "--expect:1:3", "perplexity <= -1"),
+        (["--expect", "perplexity <= 1.02 * bse"], "--expect:1:22", "bse"),
+        (["--expect", "perplexity <="], "--expect:1:12", "<="),
+        (["--expect", "bytes <= 1KB"], "--expect:1:1", "bytes <= 1KB"),
+        (["--optimize", "decode.p5"], "--optimize:1:1", "decode.p5"),
+        (["--against", "perplexitty"], "--against:1:1", "perplexitty"),
+        (["--within", "30 mins"], "--within:1:", ""),
+        (["--for", "nativ"], "--for:1:1", "nativ"),
+    ],
+)
+def test_a_mistake_in_an_option_is_placed_in_its_own_text(options, place, marked, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["tune", "zoo:tiny-llama", "--explain", *options]) == 3
+    error = capsys.readouterr().err
+    assert place in error and "command-line" not in error, error
+    assert "^" * len(marked) in error and options[-1] in error, error
 
 
 def test_a_file_of_text_that_is_missing_is_one_diagnostic_before_anything_is_read(tmp_path, capsys, monkeypatch):
