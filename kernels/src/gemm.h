@@ -4,6 +4,7 @@
 
 #if EFFC_TILES
 #include "tile_stream.h"
+#include "tile_upper.h"
 #else
 #include "rare_upper.h"
 #endif
@@ -29,11 +30,13 @@ struct Panel {
   // Not powers of two: the blocks of a panel would all fall into the same few sets of a cache.
   static constexpr int64_t kGroups = EFFC_TILES ? 0 : 16 * 128;  // what groups of inputs have beside weights
   static constexpr int64_t kBlock = kDepth * 1024 + kGroups + 192, kBetween = kChunk * Format::kLines * 64 + 320;
-  static constexpr int64_t kWeights = kAtOnce * kBlock, kBytes = kWeights + kPanelBlocks * kBetween;
+  static constexpr int64_t kWeights = kAtOnce * kBlock, kSums = kPanelBlocks * kBetween;
+  static constexpr bool kGathers = EFFC_TILES && Format::kRareUpper;  // weights of the columns with upper bytes
+  static constexpr int64_t kBytes = kWeights + kSums + (kGathers ? kAtOnce * kDepth * 1024 : 0);
   static_assert(kBytes <= kPanelBytes, "callers make room for every level");
-  uint8_t *weights, *sums;  // sums [block][line] of 64 bytes
+  uint8_t *weights, *sums, *gathered;  // sums [block][line] of 64 bytes
   // As far apart for every format: one thread may multiply by int8 while another still does by bfloat16.
-  Panel(uint8_t* all, int part) : weights(all + part * kPanelBytes), sums(weights + kWeights) {}
+  Panel(uint8_t* all, int part) : weights(all + part * kPanelBytes), sums(weights + kWeights), gathered(sums + kSums) {}
 };
 
 // Rows of a chunk in blocks of nearly kMost, so that none is left with one or two. A row's lines are in one block;
@@ -115,9 +118,10 @@ struct ManyRows {
       for (int m = 0; m < M; ++m) Format::store_sum(sums + b * between + 64 * m, sum[b][m]);
   }
 
-  // Where the sums of a row and of its lines lie in a panel. Those of rare upper lines lie before all others.
-  static constexpr bool kApart = Format::kRareUpper && !EFFC_TILES;
-  static constexpr int64_t kRowStep = kApart ? 64 : 64 * kLines, kLineStep = kApart ? 64 * kChunk : 64;
+  // Where the sums of a row and of its lines lie in a panel. Those of rare upper lines lie before all others, of tiles
+  // before those of as many rows.
+  static constexpr int64_t kUpperSums = 64 * (EFFC_TILES ? 32 : kChunk);
+  static constexpr int64_t kRowStep = Format::kRareUpper ? 64 : 64 * kLines, kLineStep = Format::kRareUpper ? kUpperSums : 64;
 
   // M lines by N blocks of outputs, whichever form the sums have.
   template <int M, int N>
@@ -129,7 +133,47 @@ struct ManyRows {
       product<M, N>(blocks, tiles * 16, words, sums, Panel::kBetween, from > 0);
   }
 
-#if !EFFC_TILES
+#if EFFC_TILES
+  UpperColumns upper_columns(int64_t start, int64_t count) const {
+    const int64_t line = line_bytes<Format>(packed.head), at = start * row_bytes();
+    return {reinterpret_cast<uint8_t*>(words) + at + 2 * line, prepared + at + count * line, packed.head.tiles, depth(), count};
+  }
+
+  // Lower lines by all weights, upper ones by those of their columns, 32 rows at a time as `tile_rows` has them.
+  template <int N>
+  void rows_and_upper(int64_t block, const uint8_t* const* blocks, Soon<N>& soon, int64_t from, int64_t tiles,
+                      const Panel& panel, uint8_t* sums) const {
+    const bool last = from + tiles == packed.head.tiles, whole = from == 0 && last, again = from > 0;
+    const int64_t slots = whole ? 2 : kChunk / 32, slot = 2 * kUpperSums, between = whole ? 2 * slot : Panel::kBetween;
+    const int64_t line = line_bytes<Format>(packed.head), d = from / depth();
+    const TileBlocks blocked(rows);
+    const auto done = [&](int64_t i) {
+      const int64_t start = blocked.start(i), count = blocked.start(i + 1) - start;
+      if (last) finish(block, N, sums + i % slots * slot, between, start, count);
+    };
+    int64_t shaped = 0;
+    for (int64_t i = 0; i < blocked.count; ++i) {
+      const int64_t start = blocked.start(i), count = blocked.start(i + 1) - start;
+      const int64_t first = std::min(count, kTileRows), others = count - first;
+      const UpperColumns upper = upper_columns(start, count);
+      const uint8_t* gathered[N];
+      for (int b = 0; b < N; ++b) gathered[b] = upper.gather(d, blocks[b], panel.gathered + b * kDepth * 1024);
+      if (count != shaped) shape_tiles(static_cast<int>(first), static_cast<int>(others));
+      shaped = count;
+      uint8_t* const own = sums + i % slots * slot;
+      const uint8_t* x = prepared + start * row_bytes();
+      const uint8_t* below = others ? x + first * line + from * others * 64 : nullptr;
+      tile_product<Format, N>(blocks, tiles, x + from * first * 64, first * 64, below, others * 64, own + kUpperSums,
+                              between, again, soon);
+      Soon<N> none{};
+      x = upper.inputs_of(d);
+      below = others ? x + first * 64 * upper.tiles_of(d) : nullptr;
+      tile_product<SignedCodes, N>(gathered, upper.tiles_of(d), x, first * 64, below, others * 64, own, between, again, none);
+      if (i > 0) done(i - 1);
+    }
+    done(blocked.count - 1);
+  }
+#else
   // The upper lines of a block of rows that begins at `start`: what is multiplied lies where its first lower line was,
   // its words behind those of the lower lines.
   UpperFours upper_fours(int64_t start, int64_t count) const {
@@ -149,12 +193,13 @@ struct ManyRows {
 
   template <int N>
   void all_rows([[maybe_unused]] int64_t block, const uint8_t* const* blocks, [[maybe_unused]] const typename Format::Cursor* next,
-                int64_t from, int64_t tiles, uint8_t* sums) const {
+                int64_t from, int64_t tiles, [[maybe_unused]] const Panel& panel, uint8_t* sums) const {
 #if EFFC_TILES
-    const int64_t steps = tiles * ((lines() + 31) / 32);
+    const int64_t steps = tiles * (((Format::kRareUpper ? rows : lines()) + 31) / 32);
     Soon<N> soon;
     soon.lines = (16 * tiles + steps - 1) / steps;
     for (int b = 0; b < N; ++b) soon.at[b] = next[b].at;
+    if constexpr (Format::kRareUpper) return rows_and_upper<N>(block, blocks, soon, from, tiles, panel, sums);
     const bool last = from + tiles == packed.head.tiles, whole = from == 0 && last;
     const int64_t between = whole ? 2 * 2048 : Panel::kBetween;
     const auto done = [&](int64_t line, int64_t count, const uint8_t* own) {  // sums are in the nearest cache
@@ -189,7 +234,7 @@ struct ManyRows {
     const int64_t tiles = std::min(depth(), packed.head.tiles - from);
     const uint8_t* vectors[N];
     for (int b = 0; b < N; ++b) vectors[b] = cursors[b].vectors(tiles, panel.weights + b * Panel::kBlock);
-    all_rows<N>(block, vectors, next, from, tiles, sums);
+    all_rows<N>(block, vectors, next, from, tiles, panel, sums);
   }
 
   // Up to kPanelBlocks blocks, kAtOnce at a time if as many are left.
@@ -210,6 +255,13 @@ struct ManyRows {
     if (!EFFC_TILES) finish(block, count, panel.sums, Panel::kBetween, 0, rows);
   }
 
+  static Floats outputs(const Packed& packed, int64_t block, const uint8_t* sums, float scale) {
+    if constexpr (EFFC_TILES && Format::kRareUpper)
+      return Format::finish_signed(packed, block, Format::load_sum(sums), Format::load_sum(sums + kLineStep), scale);
+    else
+      return finished<Format>(packed, block, sums, kLineStep, scale);
+  }
+
   // Outputs of `count` blocks and some rows of the chunk. Works on copies of what is read: whatever y might overlap
   // would be read again for each block of each row.
   void finish(int64_t block, int count, const uint8_t* sums, int64_t between, int64_t from, int64_t number) const {
@@ -221,7 +273,7 @@ struct ManyRows {
       const float scale = scales[from + row];
       for (int b = 0; b < count; ++b) {
         const uint8_t* own = sums + b * between + row * kRowStep;
-        put(to, weight, block + b, first + from + row, finished<Format>(weight, block + b, own, kLineStep, scale));
+        put(to, weight, block + b, first + from + row, outputs(weight, block + b, own, scale));
       }
     }
   }
@@ -244,7 +296,7 @@ struct ManyRows {
           if (epilogue.plus) ahead(epilogue.plus + row * epilogue.plus_stride + column + 16 * b);
           ahead(y + row * stride + 16 * b);
           const uint8_t* own = sums + b * between + (begin + i) * kRowStep;
-          Floats sum = finished<Format>(weight, block + b, own, kLineStep, scales[from + begin + i]);
+          Floats sum = outputs(weight, block + b, own, scales[from + begin + i]);
           if (to.bias) sum = plus(sum, load_floats(static_cast<const float*>(to.bias) + column + 16 * b));
           store(values[0] + 16 * (i * count + b), sum);
         }
@@ -262,6 +314,8 @@ struct ManyRows {
 #if EFFC_TILES
   static void prepare(int part, int parts, void* context) {
     const ManyRows& job = *static_cast<const ManyRows*>(context);
+    if constexpr (Format::kRareUpper)
+      if (job.lines() > kStreamRows) return job.prepare_upper(part, parts);
     const int64_t bytes = line_bytes<Format>(job.packed.head), count = (job.lines() + kTileRows - 1) / kTileRows;
     for (int64_t i = count * part / parts; i < count * (part + 1) / parts; ++i) {
       const int64_t start = kTileRows * i, lines = std::min(kTileRows, job.lines() - start);
@@ -273,6 +327,27 @@ struct ManyRows {
         for (int64_t n = 0; n < kLines; ++n)
           lay_in_tiles(plain + n * bytes, job.packed.head.tiles, lines, own + 64 * (line + n));
       }
+    }
+  }
+
+  void prepare_upper(int part, int parts) const {
+    const TileBlocks blocked(rows);
+    const int64_t line = line_bytes<Format>(packed.head);
+    for (int64_t i = blocked.count * part / parts; i < blocked.count * (part + 1) / parts; ++i) {
+      const int64_t start = blocked.start(i), count = blocked.start(i + 1) - start, upper_half = std::min(count, kTileRows);
+      const UpperColumns upper = upper_columns(start, count);
+      uint8_t* const plain = reinterpret_cast<uint8_t*>(words) + start * row_bytes();
+      uint8_t* const own = prepared + start * row_bytes();
+      upper.begin();
+      int64_t known = 0;
+      for (int64_t row = 0; row < count; ++row) {
+        scales[start + row] = prepare_row<Format>(call, packed.head, first + start + row, plain, line);
+        known = upper.note(plain, row, known);
+        const bool second = row >= kTileRows;
+        uint8_t* const half = own + (second ? upper_half * line : 0);
+        lay_in_tiles(plain + line, packed.head.tiles, second ? count - upper_half : upper_half, half + 64 * (row % kTileRows));
+      }
+      upper.lay(known);
     }
   }
 #else

@@ -185,8 +185,12 @@ struct Int8Int16 : Int8 {
   }
 
   static Floats finish(const Packed& packed, int64_t block, const Sum* sums, float scale) {
-    const Floats high = times(centred(packed, block, sums[0]), all(256.0f));
-    return scaled(packed, block, plus(high, centred(packed, block, sums[1])), scale);
+    return finish_signed(packed, block, minus(sums[0], excess(packed, block)), sums[1], scale);
+  }
+  // Where the upper codes have signs.
+  static Floats finish_signed(const Packed& packed, int64_t block, Sum upper, Sum lower, float scale) {
+    const Floats high = times(to_floats(upper), all(256.0f));
+    return scaled(packed, block, plus(high, centred(packed, block, lower)), scale);
   }
 };
 
