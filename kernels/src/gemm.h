@@ -161,14 +161,13 @@ struct ManyRows {
       if (count != shaped) shape_tiles(static_cast<int>(first), static_cast<int>(others));
       shaped = count;
       uint8_t* const own = sums + i % slots * slot;
-      const uint8_t* x = prepared + start * row_bytes();
-      const uint8_t* below = others ? x + first * line + from * others * 64 : nullptr;
+      const uint8_t *const x = prepared + start * row_bytes(), *const codes = upper.inputs_of(d);
+      const uint8_t* const below = others ? x + first * line + from * others * 64 : nullptr;
       tile_product<Format, N>(blocks, tiles, x + from * first * 64, first * 64, below, others * 64, own + kUpperSums,
                               between, again, soon);
       Soon<N> none{};
-      x = upper.inputs_of(d);
-      below = others ? x + first * 64 * upper.tiles_of(d) : nullptr;
-      tile_product<SignedCodes, N>(gathered, upper.tiles_of(d), x, first * 64, below, others * 64, own, between, again, none);
+      tile_product<SignedCodes, N>(gathered, upper.tiles_of(d), codes, 64 * count, others ? codes + 64 * first : nullptr,
+                                   64 * count, own, between, again, none);
       if (i > 0) done(i - 1);
     }
     done(blocked.count - 1);
@@ -366,14 +365,16 @@ struct ManyRows {
       const UpperColumns upper = upper_columns(start, count);
       uint8_t* const plain = reinterpret_cast<uint8_t*>(words) + start * row_bytes();
       uint8_t* const own = prepared + start * row_bytes();
-      upper.begin();
       int64_t known = 0;
+      upper.begin();
       for (int64_t row = 0; row < count; ++row) {
-        scales[start + row] = prepare_row<Format>(call, packed.head, first + start + row, plain, line);
-        known = upper.note(plain, row, known);
+        const int64_t at = (first + start + row) * call.stride;
+        scales[start + row] = Format::prepare_lower(
+            call.x, call.x_float, at, packed.head.k, plain, line, reinterpret_cast<uint16_t*>(plain),
+            [&](int64_t column, int8_t code) { upper.note(known++, column, row, code); });
         const bool second = row >= kTileRows;
         uint8_t* const half = own + (second ? upper_half * line : 0);
-        lay_in_tiles(plain + line, packed.head.tiles, second ? count - upper_half : upper_half, half + 64 * (row % kTileRows));
+        lay_in_tiles(plain, packed.head.tiles, second ? count - upper_half : upper_half, half + 64 * (row % kTileRows));
       }
       upper.lay(known);
     }
