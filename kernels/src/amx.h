@@ -7,7 +7,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
 
 #if EFFC_LEVEL == 4
 #include <immintrin.h>
@@ -23,7 +22,6 @@
 #define TILE_STORE(t, at, stride) _tile_stored(t, at, stride)
 #define TILE_BF16(c, a, b) _tile_dpbf16ps(c, a, b)
 #define TILE_INT8(c, a, b) _tile_dpbusd(c, a, b)
-#define TILE_SIGNED(c, a, b) _tile_dpbssd(c, a, b)
 #else
 #define TILE_FOUND(at) model.found(at)
 #define TILE_CONFIGURE(at) model.configure(at)
@@ -32,8 +30,7 @@
 #define TILE_LOAD(t, at, stride) model.load(t, at, stride)
 #define TILE_STORE(t, at, stride) model.store(t, at, stride)
 #define TILE_BF16(c, a, b) model.bf16(c, a, b)
-#define TILE_INT8(c, a, b) model.int8<uint8_t>(c, a, b)
-#define TILE_SIGNED(c, a, b) model.int8<int8_t>(c, a, b)
+#define TILE_INT8(c, a, b) model.int8(c, a, b)
 #endif
 
 namespace {
@@ -118,7 +115,6 @@ struct TileModel {
         std::memcpy(data[c][row] + 4 * column, &sum, 4);
       }
   }
-  template <class Code>
   void int8(int c, int a, int b) {
     fit(c, a, b);
     for (int row = 0; row < shapes.rows[c]; ++row)
@@ -127,7 +123,7 @@ struct TileModel {
         std::memcpy(&sum, data[c][row] + 4 * column, 4);
         for (int k = 0; k < shapes.rows[b]; ++k)
           for (int i = 0; i < 4; ++i)
-            sum += static_cast<Code>(data[a][row][4 * k + i]) * static_cast<int8_t>(data[b][k][4 * column + i]);
+            sum += data[a][row][4 * k + i] * static_cast<int8_t>(data[b][k][4 * column + i]);
         std::memcpy(data[c][row] + 4 * column, &sum, 4);
       }
   }
@@ -186,11 +182,6 @@ struct Soon {
   }
 };
 
-// The arithmetic of inputs that are codes with a sign, where others are code + 128.
-struct SignedCodes {
-  static constexpr int kWidth = 1;
-};
-
 // Up to 32 rows by one or two blocks of outputs. upper, lower: tiles of x, a tile after the other; blocks[b]:
 // tiles of weights; sums [b][row] of 64 bytes, blocks `between` apart.
 template <class Number, int N>
@@ -220,11 +211,6 @@ void tile_product(const uint8_t* const* blocks, int64_t tiles, const uint8_t* up
       if (N > 1) TILE_BF16(1, 4, 7);
       if (lower) TILE_BF16(2, 5, 6);
       if (lower && N > 1) TILE_BF16(3, 5, 7);
-    } else if constexpr (std::is_same_v<Number, SignedCodes>) {
-      TILE_SIGNED(0, 4, 6);
-      if (N > 1) TILE_SIGNED(1, 4, 7);
-      if (lower) TILE_SIGNED(2, 5, 6);
-      if (lower && N > 1) TILE_SIGNED(3, 5, 7);
     } else {
       TILE_INT8(0, 4, 6);
       if (N > 1) TILE_INT8(1, 4, 7);

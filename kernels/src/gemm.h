@@ -4,7 +4,6 @@
 
 #if EFFC_TILES
 #include "tile_stream.h"
-#include "tile_upper.h"
 #else
 #include "rare_upper.h"
 #endif
@@ -30,13 +29,11 @@ struct Panel {
   // Not powers of two: the blocks of a panel would all fall into the same few sets of a cache.
   static constexpr int64_t kGroups = EFFC_TILES ? 0 : 16 * 128;  // what groups of inputs have beside weights
   static constexpr int64_t kBlock = kDepth * 1024 + kGroups + 192, kBetween = kChunk * Format::kLines * 64 + 320;
-  static constexpr int64_t kWeights = kAtOnce * kBlock, kSums = kPanelBlocks * kBetween;
-  static constexpr bool kGathers = EFFC_TILES && Format::kRareUpper;  // weights of the columns with upper bytes
-  static constexpr int64_t kBytes = kWeights + kSums + (kGathers ? kAtOnce * kDepth * 1024 : 0);
+  static constexpr int64_t kWeights = kAtOnce * kBlock, kBytes = kWeights + kPanelBlocks * kBetween;
   static_assert(kBytes <= kPanelBytes, "callers make room for every level");
-  uint8_t *weights, *sums, *gathered;  // sums [block][line] of 64 bytes
+  uint8_t *weights, *sums;  // sums [block][line] of 64 bytes
   // As far apart for every format: one thread may multiply by int8 while another still does by bfloat16.
-  Panel(uint8_t* all, int part) : weights(all + part * kPanelBytes), sums(weights + kWeights), gathered(sums + kSums) {}
+  Panel(uint8_t* all, int part) : weights(all + part * kPanelBytes), sums(weights + kWeights) {}
 };
 
 // Rows of a chunk in blocks of nearly kMost, so that none is left with one or two. A row's lines are in one block;
@@ -118,10 +115,9 @@ struct ManyRows {
       for (int m = 0; m < M; ++m) Format::store_sum(sums + b * between + 64 * m, sum[b][m]);
   }
 
-  // Where the sums of a row and of its lines lie in a panel. Those of rare upper lines lie before all others, of tiles
-  // before those of as many rows.
-  static constexpr int64_t kUpperSums = 64 * (EFFC_TILES ? 32 : kChunk);
-  static constexpr int64_t kRowStep = Format::kRareUpper ? 64 : 64 * kLines, kLineStep = Format::kRareUpper ? kUpperSums : 64;
+  // Where the sums of a row and of its lines lie in a panel. Those of rare upper lines lie before all others.
+  static constexpr bool kApart = Format::kRareUpper && !EFFC_TILES;
+  static constexpr int64_t kRowStep = kApart ? 64 : 64 * kLines, kLineStep = kApart ? 64 * kChunk : 64;
 
   // M lines by N blocks of outputs, whichever form the sums have.
   template <int M, int N>
@@ -133,46 +129,7 @@ struct ManyRows {
       product<M, N>(blocks, tiles * 16, words, sums, Panel::kBetween, from > 0);
   }
 
-#if EFFC_TILES
-  UpperColumns upper_columns(int64_t start, int64_t count) const {
-    const int64_t line = line_bytes<Format>(packed.head), at = start * row_bytes();
-    return {reinterpret_cast<uint8_t*>(words) + at + 2 * line, prepared + at + count * line, packed.head.tiles, depth(), count};
-  }
-
-  // Lower lines by all weights, upper ones by those of their columns, 32 rows at a time as `tile_rows` has them.
-  template <int N>
-  void rows_and_upper(int64_t block, const uint8_t* const* blocks, Soon<N>& soon, int64_t from, int64_t tiles,
-                      const Panel& panel, uint8_t* sums) const {
-    const bool last = from + tiles == packed.head.tiles, whole = from == 0 && last, again = from > 0;
-    const int64_t slots = whole ? 2 : kChunk / 32, slot = 2 * kUpperSums, between = whole ? 2 * slot : Panel::kBetween;
-    const int64_t line = line_bytes<Format>(packed.head), d = from / depth();
-    const TileBlocks blocked(rows);
-    const auto done = [&](int64_t i) {
-      const int64_t start = blocked.start(i), count = blocked.start(i + 1) - start;
-      if (last) finish(block, N, sums + i % slots * slot, between, start, count);
-    };
-    int64_t shaped = 0;
-    for (int64_t i = 0; i < blocked.count; ++i) {
-      const int64_t start = blocked.start(i), count = blocked.start(i + 1) - start;
-      const int64_t first = std::min(count, kTileRows), others = count - first;
-      const UpperColumns upper = upper_columns(start, count);
-      const uint8_t* gathered[N];
-      for (int b = 0; b < N; ++b) gathered[b] = upper.gather(d, blocks[b], panel.gathered + b * kDepth * 1024);
-      if (count != shaped) shape_tiles(static_cast<int>(first), static_cast<int>(others));
-      shaped = count;
-      uint8_t* const own = sums + i % slots * slot;
-      const uint8_t *const x = prepared + start * row_bytes(), *const codes = upper.inputs_of(d);
-      const uint8_t* const below = others ? x + first * line + from * others * 64 : nullptr;
-      tile_product<Format, N>(blocks, tiles, x + from * first * 64, first * 64, below, others * 64, own + kUpperSums,
-                              between, again, soon);
-      Soon<N> none{};
-      tile_product<SignedCodes, N>(gathered, upper.tiles_of(d), codes, 64 * count, others ? codes + 64 * first : nullptr,
-                                   64 * count, own, between, again, none);
-      if (i > 0) done(i - 1);
-    }
-    done(blocked.count - 1);
-  }
-#else
+#if !EFFC_TILES
   // The upper lines of a block of rows that begins at `start`: what is multiplied lies where its first lower line was,
   // its words behind those of the lower lines.
   UpperFours upper_fours(int64_t start, int64_t count) const {
@@ -192,13 +149,12 @@ struct ManyRows {
 
   template <int N>
   void all_rows([[maybe_unused]] int64_t block, const uint8_t* const* blocks, [[maybe_unused]] const typename Format::Cursor* next,
-                int64_t from, int64_t tiles, [[maybe_unused]] const Panel& panel, uint8_t* sums) const {
+                int64_t from, int64_t tiles, uint8_t* sums) const {
 #if EFFC_TILES
-    const int64_t steps = tiles * (((Format::kRareUpper ? rows : lines()) + 31) / 32);
+    const int64_t steps = tiles * ((lines() + 31) / 32);
     Soon<N> soon;
     soon.lines = (16 * tiles + steps - 1) / steps;
     for (int b = 0; b < N; ++b) soon.at[b] = next[b].at;
-    if constexpr (Format::kRareUpper) return rows_and_upper<N>(block, blocks, soon, from, tiles, panel, sums);
     const bool last = from + tiles == packed.head.tiles, whole = from == 0 && last;
     const int64_t between = whole ? 2 * 2048 : Panel::kBetween;
     const auto done = [&](int64_t line, int64_t count, const uint8_t* own) {  // sums are in the nearest cache
@@ -233,7 +189,7 @@ struct ManyRows {
     const int64_t tiles = std::min(depth(), packed.head.tiles - from);
     const uint8_t* vectors[N];
     for (int b = 0; b < N; ++b) vectors[b] = cursors[b].vectors(tiles, panel.weights + b * Panel::kBlock);
-    all_rows<N>(block, vectors, next, from, tiles, panel, sums);
+    all_rows<N>(block, vectors, next, from, tiles, sums);
   }
 
   // Up to kPanelBlocks blocks, kAtOnce at a time if as many are left.
@@ -278,10 +234,7 @@ struct ManyRows {
   static Floats output(const Outputs& outputs, const uint8_t* sums, float scale) {
     typename Format::Sum own[kLines];
     for (int line = 0; line < kLines; ++line) own[line] = Format::load_sum(sums + kLineStep * line);
-    if constexpr (EFFC_TILES && Format::kRareUpper)
-      return outputs.of_signed(own, scale);
-    else
-      return outputs.of(own, scale);
+    return outputs.of(own, scale);
   }
 
   // Outputs of whole blocks as float32, with their bias, from `y` on.
@@ -341,8 +294,6 @@ struct ManyRows {
 #if EFFC_TILES
   static void prepare(int part, int parts, void* context) {
     const ManyRows& job = *static_cast<const ManyRows*>(context);
-    if constexpr (Format::kRareUpper)
-      if (job.lines() > kStreamRows) return job.prepare_upper(part, parts);
     const int64_t bytes = line_bytes<Format>(job.packed.head), count = (job.lines() + kTileRows - 1) / kTileRows;
     for (int64_t i = count * part / parts; i < count * (part + 1) / parts; ++i) {
       const int64_t start = kTileRows * i, lines = std::min(kTileRows, job.lines() - start);
@@ -354,29 +305,6 @@ struct ManyRows {
         for (int64_t n = 0; n < kLines; ++n)
           lay_in_tiles(plain + n * bytes, job.packed.head.tiles, lines, own + 64 * (line + n));
       }
-    }
-  }
-
-  void prepare_upper(int part, int parts) const {
-    const TileBlocks blocked(rows);
-    const int64_t line = line_bytes<Format>(packed.head);
-    for (int64_t i = blocked.count * part / parts; i < blocked.count * (part + 1) / parts; ++i) {
-      const int64_t start = blocked.start(i), count = blocked.start(i + 1) - start, upper_half = std::min(count, kTileRows);
-      const UpperColumns upper = upper_columns(start, count);
-      uint8_t* const plain = reinterpret_cast<uint8_t*>(words) + start * row_bytes();
-      uint8_t* const own = prepared + start * row_bytes();
-      int64_t known = 0;
-      upper.begin();
-      for (int64_t row = 0; row < count; ++row) {
-        const int64_t at = (first + start + row) * call.stride;
-        scales[start + row] = Format::prepare_lower(
-            call.x, call.x_float, at, packed.head.k, plain, line, reinterpret_cast<uint16_t*>(plain),
-            [&](int64_t column, int8_t code) { upper.note(known++, column, row, code); });
-        const bool second = row >= kTileRows;
-        uint8_t* const half = own + (second ? upper_half * line : 0);
-        lay_in_tiles(plain, packed.head.tiles, second ? count - upper_half : upper_half, half + 64 * (row % kTileRows));
-      }
-      upper.lay(known);
     }
   }
 #else

@@ -192,38 +192,10 @@ struct Int8Int16 : Int8 {
     return common / 127.0f;
   }
 
-#if EFFC_TILES
-  // The lower line alone; note(column, code) for each upper code that is not zero, in order. `bits`: memory for k numbers.
-  template <class Note>
-  static float prepare_lower(const void* x, int32_t x_float, int64_t at, int64_t k, uint8_t* into, int64_t bytes,
-                             uint16_t* bits, Note note) {
-    const float most = largest(x, x_float, at, k);
-    if (!(most > kLeast)) {
-      std::memset(into, kZeroByte, bytes);
-      return most - most;
-    }
-    const float common = common_magnitude(x, x_float, at, k, (k + kRare - 1) / kRare, most * (127.0f / kMostCode), most, bits);
-    std::memset(into + k, kZeroByte, bytes - k);
-    for (int64_t from = 0; from < k; from += 64) {
-      alignas(64) uint8_t upper[64];
-      if (k - from < 64) std::memset(upper, kZeroByte, 64);
-      halves(x, x_float, at + from, std::min<int64_t>(64, k - from), 127.0f / common, kZeroByte, upper, into + from);
-      for (uint8_t& code : upper) code ^= kZeroByte;
-      for (uint64_t left = nonzero4(load(upper)); left; left &= left - 1) {
-        const int column = __builtin_ctzll(left);
-        note(from + column, static_cast<int8_t>(upper[column]));
-      }
-    }
-    return common / 127.0f;
-  }
-#endif
   struct Outputs : Int8::Outputs {
     using Int8::Outputs::Outputs;
-    Floats of(const Sum* sums, float scale) const { return of_halves(centred(sums[0]), sums[1], scale); }
-    // Where upper codes have signs.
-    Floats of_signed(const Sum* sums, float scale) const { return of_halves(to_floats(sums[0]), sums[1], scale); }
-    Floats of_halves(Floats upper, Sum lower, float scale) const {
-      return scaled(plus(times(upper, all(256.0f)), centred(lower)), scale);
+    Floats of(const Sum* sums, float scale) const {
+      return scaled(plus(times(centred(sums[0]), all(256.0f)), centred(sums[1])), scale);
     }
   };
 };
