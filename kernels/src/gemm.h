@@ -215,47 +215,79 @@ struct ManyRows {
   void finish(int64_t block, int count, const uint8_t* sums, int64_t between, int64_t from, int64_t number) const {
     const LinearCall to = call;
     const Packed weight = packed;
-    const bool whole = 16 * (block + count) <= packed.head.n;
-    if (call.epilogue && whole) return finish_with_epilogue(*call.epilogue, block, count, sums, between, from, number);
-    for (int64_t row = 0; row < number; ++row) {
-      const float scale = scales[from + row];
+    const bool whole = 16 * (block + count) <= weight.head.n, of_floats = to.x_float && (!to.bias || to.bias_float);
+    if (whole && of_floats && to.epilogue)
+      return finish_with_epilogue(*to.epilogue, block, count, sums, between, from, number);
+    if (whole && of_floats) {
+      const int64_t stride = row_stride(to, weight.head.n);
+      float* const y = static_cast<float*>(to.y) + (first + from) * stride + 16 * block;
+      return finish_blocks(block, count, sums, between, from, number, y, stride);
+    }
+    for (int64_t row = 0; row < number; ++row)
       for (int b = 0; b < count; ++b) {
         const uint8_t* own = sums + b * between + row * kRowStep;
-        put(to, weight, block + b, first + from + row, finished<Format>(weight, block + b, own, kLineStep, scale));
+        put(to, weight, block + b, first + from + row, output(Outputs(weight, block + b), own, scales[from + row]));
       }
+  }
+
+  using Outputs = typename Format::Outputs;
+  static Floats output(const Outputs& outputs, const uint8_t* sums, float scale) {
+    typename Format::Sum own[kLines];
+    for (int line = 0; line < kLines; ++line) own[line] = Format::load_sum(sums + kLineStep * line);
+    return outputs.of(own, scale);
+  }
+
+  // Outputs of whole blocks as float32, with their bias, from `y` on.
+  void finish_blocks(int64_t block, int count, const uint8_t* sums, int64_t between, int64_t from, int64_t number, float* y,
+                     int64_t stride) const {
+    for (int b = 0; b < count;) {
+      const int step = count - b >= kAtOnce ? kAtOnce : 1;
+      if (step == kAtOnce)
+        finish_at_once<kAtOnce>(block + b, sums + b * between, between, from, number, y + 16 * b, stride);
+      else
+        finish_at_once<1>(block + b, sums + b * between, between, from, number, y + 16 * b, stride);
+      b += step;
     }
   }
 
-  // An activation takes the sums of some rows at once, and by then the numbers that they meet are near.
-  void finish_with_epilogue(const Epilogue epilogue, int64_t block, int count, const uint8_t* sums, int64_t between, int64_t from,
-                   int64_t number) const {
-    constexpr int64_t kRows = 32;
-    alignas(64) float values[kRows][16 * kPanelBlocks];
-    const LinearCall to = call;
-    const Packed weight = packed;
-    const int64_t stride = row_stride(call, packed.head.n), column = 16 * block;
-    auto* const y = static_cast<float*>(call.y) + column;
-    for (int64_t begin = 0; begin < number; begin += kRows) {
-      const int64_t rows = std::min(kRows, number - begin);
-      for (int64_t i = 0; i < rows; ++i) {
-        const int64_t row = first + from + begin + i;
-        for (int b = 0; b < count; ++b) {
-          if (epilogue.times) ahead(epilogue.times + row * epilogue.times_stride + column + 16 * b);
-          if (epilogue.plus) ahead(epilogue.plus + row * epilogue.plus_stride + column + 16 * b);
-          ahead(y + row * stride + 16 * b);
-          const uint8_t* own = sums + b * between + (begin + i) * kRowStep;
-          Floats sum = finished<Format>(weight, block + b, own, kLineStep, scales[from + begin + i]);
-          if (to.bias) sum = plus(sum, load_floats(static_cast<const float*>(to.bias) + column + 16 * b));
-          store(values[0] + 16 * (i * count + b), sum);
-        }
+  template <int N>
+  void finish_at_once(int64_t block, const uint8_t* sums, int64_t between, int64_t from, int64_t number, float* y,
+                      int64_t stride) const {
+    const float *const own_scales = scales + from, *const bias = static_cast<const float*>(call.bias);
+    Outputs outputs[N];
+    Floats biases[N];
+#pragma GCC unroll 4
+    for (int b = 0; b < N; ++b) {
+      outputs[b] = Outputs(packed, block + b);
+      biases[b] = bias ? load_floats(bias + 16 * (block + b)) : no_floats();
+    }
+    for (int64_t row = 0; row < number; ++row, sums += kRowStep, y += stride)
+#pragma GCC unroll 4
+      for (int b = 0; b < N; ++b) {
+        const Floats sum = output(outputs[b], sums + b * between, own_scales[row]);
+        store(y + 16 * b, bias ? plus(sum, biases[b]) : sum);
       }
-      if (epilogue.act) epilogue.act({epilogue.kind, values[0], 16 * count * rows});
+  }
+
+  // An activation takes the outputs of some rows at once, and by then the numbers that they meet are near.
+  void finish_with_epilogue(const Epilogue epilogue, int64_t block, int count, const uint8_t* sums, int64_t between,
+                            int64_t from, int64_t number) const {
+    constexpr int64_t kRows = 32;
+    alignas(64) float values[kRows * 16 * kPanelBlocks];
+    const int64_t stride = row_stride(call, packed.head.n), width = 16 * count;
+    for (int64_t begin = 0; begin < number; begin += kRows) {
+      const int64_t rows = std::min(kRows, number - begin), row = first + from + begin;
       for (int64_t i = 0; i < rows; ++i)
-        for (int b = 0; b < count; ++b) {
-          const int64_t row = first + from + begin + i;
-          const Floats sum = load_floats(values[0] + 16 * (i * count + b));
-          store(y + row * stride + 16 * b, combine(epilogue, row, column + 16 * b, sum));
+        for (int64_t column = 16 * block; column < 16 * block + width; column += 16) {
+          if (epilogue.times) ahead(epilogue.times + (row + i) * epilogue.times_stride + column);
+          if (epilogue.plus) ahead(epilogue.plus + (row + i) * epilogue.plus_stride + column);
         }
+      finish_blocks(block, count, sums + begin * kRowStep, between, from + begin, rows, values, width);
+      if (epilogue.act) epilogue.act({epilogue.kind, values, width * rows});
+      float* y = static_cast<float*>(call.y) + row * stride + 16 * block;
+      for (int64_t i = 0; i < rows; ++i, y += stride)
+        for (int64_t column = 0; column < width; column += 16)
+          store(y + column, combine(epilogue, row + i, 16 * block + column, load_floats(values + i * width + column)));
     }
   }
 

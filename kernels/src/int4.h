@@ -35,6 +35,7 @@ constexpr int64_t kSides = 8192;  // bytes of codes in a panel; behind them each
 
 struct Int4 {
   using Sum = Floats;
+  using Outputs = SumsAsOutputs;
   static constexpr int kWidth = 2, kLines = 1;
   static constexpr bool kGrouped = true;
   static constexpr bool kRareUpper = false;
@@ -44,7 +45,6 @@ struct Int4 {
   static Sum load_sum(const uint8_t* at) { return load_floats(reinterpret_cast<const float*>(at)); }
   static void store_sum(uint8_t* at, Sum sum) { store(reinterpret_cast<float*>(at), sum); }
   static void ahead_of(const Packed&, int64_t) {}
-  static Floats finish(const Packed&, int64_t, const Sum* sums, float) { return sums[0]; }
 
   // Group after group: int8 codes, the float32 scale, and the sum of the codes with its sign turned (in 16 bits).
   static void prepare(const void* x, int32_t x_float, int64_t at, const Header& head, uint8_t* into) {

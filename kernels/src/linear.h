@@ -134,7 +134,7 @@ template <class Format>
 Floats finished(const Packed& packed, int64_t block, const uint8_t* sums, int64_t step, float scale) {
   typename Format::Sum own[Format::kLines];
   for (int line = 0; line < Format::kLines; ++line) own[line] = Format::load_sum(sums + step * line);
-  return Format::finish(packed, block, own, scale);
+  return typename Format::Outputs(packed, block).of(own, scale);
 }
 
 template <class Format>
@@ -157,9 +157,9 @@ struct FewRows {
       Format::ahead_of(job.packed, block + 4);
       for (auto& sum : sums) sum = Format::none();
       Format::template rows<M>(job.packed, block, job.words, sums);
+      const typename Format::Outputs outputs(job.packed, block);
       for (int row = 0; row < M / Format::kLines && row < job.call.rows; ++row)
-        put(job.call, job.packed, block, row,
-            Format::finish(job.packed, block, sums + row * Format::kLines, job.scales[row]));
+        put(job.call, job.packed, block, row, outputs.of(sums + row * Format::kLines, job.scales[row]));
     }
   }
 };

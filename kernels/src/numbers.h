@@ -51,8 +51,16 @@ inline void halves(const void* x, int32_t x_float, int64_t at, int64_t count, fl
   }
 }
 
+// Outputs of a block of which a sum is one.
+struct SumsAsOutputs {
+  SumsAsOutputs() = default;
+  SumsAsOutputs(const Packed&, int64_t) {}
+  static Floats of(const Floats* sums, float) { return sums[0]; }
+};
+
 struct Bf16 {
   using Sum = Floats;
+  using Outputs = SumsAsOutputs;  // what turns the sums of a block, one of each line, into outputs
   static constexpr int kLines = 1;  // rows of bytes that a row of x becomes; each has a sum of its own
   static constexpr bool kGrouped = false;  // whether inputs in groups have scales of their own
   static constexpr bool kRareUpper = false;  // whether the first of two lines is nearly all zeros
@@ -75,7 +83,6 @@ struct Bf16 {
   }
 
   static void ahead_of(const Packed&, int64_t) {}
-  static Floats finish(const Packed&, int64_t, const Sum* sums, float) { return sums[0]; }
 };
 
 struct Int8 {
@@ -103,7 +110,7 @@ struct Int8 {
     return any ? most / 127.0f : most - most;  // 0, or NaN
   }
 
-  // What `finish` will read of a block that comes soon.
+  // What `Outputs` will read of a block that comes soon.
   static void ahead_of(const Packed& packed, int64_t block) {
     ahead(packed.at + packed.head.sums_at + 64 * block);
     ahead(packed.at + packed.head.scales_at + 64 * block);
@@ -113,16 +120,17 @@ struct Int8 {
   static Sum excess(const Packed& packed, int64_t block) {
     return kZeroByte ? load_sum(packed.at + packed.head.sums_at + 64 * block) : none();
   }
-  static Floats centred(const Packed& packed, int64_t block, Sum sum) {
-    return to_floats(minus(sum, excess(packed, block)));
-  }
-  static Floats scaled(const Packed& packed, int64_t block, Floats sum, float scale) {
-    const auto* scales = reinterpret_cast<const float*>(packed.at + packed.head.scales_at + 64 * block);
-    return times(sum, times(load_floats(scales), all(scale)));
-  }
-  static Floats finish(const Packed& packed, int64_t block, const Sum* sums, float scale) {
-    return scaled(packed, block, centred(packed, block, sums[0]), scale);
-  }
+  struct Outputs {
+    Sum excess;
+    Floats scales;
+    Outputs() = default;
+    Outputs(const Packed& packed, int64_t block)
+        : excess(Int8::excess(packed, block)),
+          scales(load_floats(reinterpret_cast<const float*>(packed.at + packed.head.scales_at + 64 * block))) {}
+    Floats centred(Sum sum) const { return to_floats(minus(sum, excess)); }
+    Floats scaled(Floats sum, float scale) const { return times(sum, times(scales, all(scale))); }
+    Floats of(const Sum* sums, float scale) const { return scaled(centred(sums[0]), scale); }
+  };
 };
 
 // How many of these exceed `limit`; in runs that fit a sum of 16 bits, so that a compiler counts 32 at once.
@@ -184,10 +192,12 @@ struct Int8Int16 : Int8 {
     return common / 127.0f;
   }
 
-  static Floats finish(const Packed& packed, int64_t block, const Sum* sums, float scale) {
-    const Floats high = times(centred(packed, block, sums[0]), all(256.0f));
-    return scaled(packed, block, plus(high, centred(packed, block, sums[1])), scale);
-  }
+  struct Outputs : Int8::Outputs {
+    using Int8::Outputs::Outputs;
+    Floats of(const Sum* sums, float scale) const {
+      return scaled(plus(times(centred(sums[0]), all(256.0f)), centred(sums[1])), scale);
+    }
+  };
 };
 
 }  // namespace

@@ -124,12 +124,17 @@ def llama(
 
 
 def gpt2(
-    kernel: str = "dense_linear", layers: int = 2, hidden: int = 40, heads: int = 5, vocabulary: int = 60
+    kernel: str = "dense_linear",
+    layers: int = 2,
+    hidden: int = 40,
+    heads: int = 5,
+    vocabulary: int = 60,
+    context: int = 64,
 ) -> Built:
-    b = Built(kernel, 1, 64)
+    b = Built(kernel, 1, context)
     d = hidden // heads
     tokens = b.step("embedding", hidden, table=b.random(vocabulary, hidden))
-    x = b.step("add", hidden, x=tokens, y=b.step("positions", hidden, table=b.random(64, hidden, scale=0.3)))
+    x = b.step("add", hidden, x=tokens, y=b.step("positions", hidden, table=b.random(context, hidden, scale=0.3)))
     for _ in range(layers):
         fused = b.linear(b.norm(x, "layer", bias=True), 3 * hidden, bias=True)
         q, k, v = (

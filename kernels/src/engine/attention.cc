@@ -13,6 +13,7 @@ using engine::AttendCall;
 using engine::Run;
 
 constexpr int64_t kItemRows = 8, kFewRows = 4;
+constexpr int64_t kKeyTokens = 16;  // of a tile of keys
 
 // Whether items meet tiles of keys and values, two blocks at a time.
 bool on_tiles(const AttendCall& call) { return EFFC_TILES && call.numbers != kKvInt8; }
@@ -319,11 +320,29 @@ void attend(const AttendCall& call) {
   });
 }
 
-// Up to two tokens of one head that begin at an even position or are alone, as `pack_tokens.cc` places them.
+inline void to_halves(const float* from, int64_t count, uint16_t* into) {
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16) store_halves(into + i, load_floats(from + i));
+  for (; i < count; ++i) into[i] = to_bf16(from[i]);
+}
+
+// Values of two tokens, or of one at an even or odd position, as words of a line of each tile of values.
+inline void put_values(const uint16_t* first, const uint16_t* second, int64_t count, uint8_t* line, int64_t odd) {
+  for (int64_t from = 0; from < count; from += 16, line += 1024)
+    for (int64_t i = from; i < std::min(from + 16, count); ++i) {
+      const uint32_t both = first[i] | static_cast<uint32_t>(second ? second[i] : 0) << 16;
+      if (second)
+        std::memcpy(line + 4 * (i - from), &both, 4);
+      else
+        std::memcpy(line + 4 * (i - from) + 2 * odd, &first[i], 2);
+    }
+}
+
+// Tokens of one head that share a tile of keys, as `pack_tokens.cc` places them.
 void append(const AttendCall& call, const Run& run, int64_t index, int64_t count, int64_t head) {
   const Step& step = *call.step;
   const int64_t row = run.first + index, position = run.position + index, own = position % kTokens;
-  const int64_t key_tiles = (step.head_dim + 31) / 32;
+  const int64_t key_tiles = (step.head_dim + 31) / 32, pairs = (step.head_dim + 1) / 2;
   uint8_t* block = call.rooms[run.sequence] + head * call.head_bytes + position / kTokens * call.block_bytes;
   const float* k = call.k + row * call.k_stride + head * step.head_dim;
   const float* v = call.v + row * call.v_stride + head * step.value_dim;
@@ -333,32 +352,37 @@ void append(const AttendCall& call, const Run& run, int64_t index, int64_t count
       engine::append_int8(lies, k + i * call.k_stride, step.head_dim, v + i * call.v_stride, step.value_dim, own + i, block);
     return;
   }
-  uint16_t halves[2][engine::kMostHead + 1];
-  uint8_t* keys = block + own / 16 * key_tiles * 1024 + own % 16 * 4;
-  for (int64_t token = 0; token < count; ++token, keys += 4) {
-    for (int64_t i = 0; i < step.head_dim; ++i) halves[0][i] = to_bf16(k[token * call.k_stride + i]);
-    halves[0][step.head_dim] = 0;
-    for (int64_t pair = 0; 2 * pair < step.head_dim; ++pair) std::memcpy(keys + 64 * pair, &halves[0][2 * pair], 4);
+  uint32_t words[kKeyTokens][engine::kMostHead / 2];
+  uint16_t halves[kKeyTokens][engine::kMostHead];
+  for (int64_t token = 0; token < count; ++token) {
+    to_halves(k + token * call.k_stride, step.head_dim, halves[token]);
+    if (step.head_dim % 2) halves[token][step.head_dim] = 0;
+    std::memcpy(words[token], halves[token], 4 * pairs);
   }
-  for (int64_t token = 0; token < count; ++token)
-    for (int64_t i = 0; i < step.value_dim; ++i) halves[token][i] = to_bf16(v[token * call.v_stride + i]);
-  uint8_t* values = block + 2 * key_tiles * 1024 + own / 2 * 64 + own % 2 * 2;
-  for (int64_t i = 0; i < step.value_dim; ++i) {
-    uint8_t* const at = values + i / 16 * 1024 + i % 16 * 4;
-    std::memcpy(at, &halves[0][i], 2);
-    if (count > 1) std::memcpy(at + 2, &halves[1][i], 2);
+  uint8_t* const keys = block + own / kKeyTokens * key_tiles * 1024 + own % kKeyTokens * 4;
+  for (int64_t pair = 0; pair < pairs; ++pair)
+    for (int64_t token = 0; token < count; ++token) std::memcpy(keys + 64 * pair + 4 * token, &words[token][pair], 4);
+  for (int64_t token = 0; token < count; ++token) to_halves(v + token * call.v_stride, step.value_dim, halves[token]);
+  uint8_t* const values = block + 2 * key_tiles * 1024;
+  for (int64_t token = 0, next; token < count; token = next) {
+    const int64_t at = own + token;
+    const bool two = at % 2 == 0 && token + 1 < count;
+    next = token + 1 + two;
+    put_values(halves[token], two ? halves[token + 1] : nullptr, step.value_dim, values + at / 2 * 64, at % 2);
   }
 }
 
+// Tokens that share lines of memory go to one thread.
 void append_part(const AttendCall& call) {
   int64_t number = 0;
-  for (int64_t r = 0; r < call.run_count; ++r)
-    for (int64_t index = 0, count; index < call.runs[r].count; index += count) {
-      const bool two = (call.runs[r].position + index) % 2 == 0 && index + 1 < call.runs[r].count;
-      count = two ? 2 : 1;
+  for (int64_t r = 0; r < call.run_count; ++r) {
+    const Run& run = call.runs[r];
+    for (int64_t index = 0, count; index < run.count; index += count) {
+      count = std::min(run.count - index, kKeyTokens - (run.position + index) % kKeyTokens);
       for (int64_t head = 0; head < call.step->kv_heads; ++head, ++number)
-        if (number % call.parts == call.part) append(call, call.runs[r], index, count, head);
+        if (number % call.parts == call.part) append(call, run, index, count, head);
     }
+  }
 }
 
 }  // namespace

@@ -10,6 +10,7 @@ namespace engine {
 namespace {
 
 constexpr int64_t kRowsAtOnce = 16;
+constexpr int64_t kRowsOfThread = 128;
 
 // Adds the time in which it exists to what a thread spent, if that is kept.
 class Stopwatch {
@@ -218,7 +219,24 @@ Epilogue Engine::epilogue(const Turn& turn, const Fused& fused, int64_t from) co
   return epilogue;
 }
 
+// A thread that has its own rows finds them in its cache, where another's outputs of the same rows would come from that
+// one's. With fewer rows reading the weights takes longest, and each thread has outputs of its own.
 void Engine::linear(const Turn& turn, const Task& task, int64_t from, int64_t count) const {
+  const int64_t threads = plan_.threads;
+  const bool by_rows = threads > 1 && !turn.schedule.mirrored && count >= kRowsOfThread * threads;
+  if (task.work == Work::kPrepare && turn.schedule.mirrored) return linear(turn, task, from, count, 0, 1, 0);
+  for (int part = turn.first_part; part <= turn.last_part; ++part) {
+    const int64_t begin = count * part / threads, end = count * (part + 1) / threads;
+    if (by_rows)
+      linear(turn, task, from + begin, end - begin, 0, 1, begin);
+    else
+      linear(turn, task, from, count, part, plan_.threads, 0);
+  }
+}
+
+// Rows `from` on, of which `before` rows of the lot are others'.
+void Engine::linear(const Turn& turn, const Task& task, int64_t from, int64_t count, int32_t number, int32_t parts,
+                    int64_t before) const {
   const Step& step = steps_[task.step];
   const Weight& weight = weights_[step.weight];
   LinearPart part{};
@@ -233,23 +251,19 @@ void Engine::linear(const Turn& turn, const Task& task, int64_t from, int64_t co
   if (fused.to != step.to) part.call.epilogue = &epilogue;
   part.call.rows = count;
   part.call.x_float = part.call.bias_float = 1;
-  part.call.bounds = bounds_[step.weight].data();
+  if (parts == plan_.threads) part.call.bounds = bounds_[step.weight].data();
   part.stage = task.work == Work::kPrepare ? kPrepare : kMultiply;
-  const int64_t floats = turn.schedule.buffers[task.prepared].floats;
-  const int64_t each = (floats - 16) / 2 * std::min(turn.capacity, kLinearRows);
-  float* prepared = buffer(turn, task.prepared) + from * floats;
-  part.rows = reinterpret_cast<uint8_t*>(prepared);
-  part.words = reinterpret_cast<uint8_t*>(prepared + each);
-  part.scales = prepared + 2 * each;
-  part.panels = panels_.at();
+  const int64_t floats = turn.schedule.buffers[task.prepared].floats, row = (floats - 16) / 2;
+  const int64_t each = row * std::min(turn.capacity, kLinearRows);
+  float* prepared = buffer(turn, task.prepared) + (from - before) * floats;
+  part.rows = reinterpret_cast<uint8_t*>(prepared + before * row);
+  part.words = reinterpret_cast<uint8_t*>(prepared + each + before * row);
+  part.scales = prepared + 2 * each + before;
+  part.panels = panels_.at() + (parts == 1 ? turn.thread * kPanelBytes : 0);
   part.steady = plan_.steady;
-  part.parts = 1;
-  if (part.stage == kPrepare && turn.schedule.mirrored) {
-    linear_at_[weight.form](part);
-    return;
-  }
-  part.parts = plan_.threads;
-  for (part.part = turn.first_part; part.part <= turn.last_part; ++part.part) linear_at_[weight.form](part);
+  part.part = number;
+  part.parts = parts;
+  linear_at_[weight.form](part);
 }
 
 void Engine::attention(const Turn& turn, const Task& task) const {

@@ -1,0 +1,38 @@
+"""Prompts of so many rows that each thread multiplies rows of its own, and not all rows by outputs of its own."""
+
+import pytest
+from effc.kernels import packed
+
+from tests.kernels.engine_oracle import wanted_logits
+from tests.kernels.engine_plans import gpt2, llama
+from tests.kernels.test_engine import assert_near, engine, ids_of, share_of
+
+FIRST, SECOND = 290, 127  # tokens of two texts: their boundary is in the middle of a tile of keys
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("kernel", sorted(set(packed.KINDS) - {"dense_linear_int4"}))
+def test_two_long_texts_in_one_call_give_what_torch_gives(kernel, threads, monkeypatch):
+    monkeypatch.setattr("effc.kernels.engine.usable_cores", lambda: 64)
+    built = llama(kernel, context=300)
+    first, second = ids_of(built, FIRST + 1), ids_of(built, SECOND + 1, seed=1)
+    own = engine(built, threads, sequences=2)
+    logits = own.run(first[:-1] + second[:-1], [0] * FIRST + [1] * SECOND)
+    following = own.run([first[-1], second[-1]], [0, 1])
+    for text, found, last in ((first, logits[:FIRST], 0), (second, logits[FIRST:], 1)):
+        wanted = wanted_logits(built, text)
+        assert_near(found, wanted[:-1], share_of(kernel))
+        assert_near(following[last : last + 1], wanted[-1:], share_of(kernel))
+
+
+@pytest.mark.parametrize("make", [lambda: llama(context=300, parallel="neox"), lambda: gpt2(context=300)])
+def test_what_follows_a_product_is_done_to_the_rows_of_each_thread(make, level):
+    built = make()
+    ids = ids_of(built, 280)
+    assert_near(engine(built, 2).run(ids, [0] * 280), wanted_logits(built, ids))
+
+
+def test_only_the_rows_of_wanted_tokens_go_on_behind_the_last_attention():
+    built = llama(context=300)
+    ids, wanted = ids_of(built, 300), [3, 150, 299]
+    assert_near(engine(built, 2).run(ids, [0] * 300, wanted), wanted_logits(built, ids)[wanted])
