@@ -51,7 +51,7 @@ inline void halves(const void* x, int32_t x_float, int64_t at, int64_t count, fl
   }
 }
 
-// Outputs of a block of which a sum is one.
+// Where the sums of a block are its outputs as they are.
 struct SumsAsOutputs {
   SumsAsOutputs() = default;
   SumsAsOutputs(const Packed&, int64_t) {}

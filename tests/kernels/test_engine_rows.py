@@ -1,6 +1,7 @@
 """Prompts of so many rows that each thread multiplies rows of its own, and not all rows by outputs of its own."""
 
 import pytest
+import torch
 from effc.kernels import packed
 
 from tests.kernels.engine_oracle import wanted_logits
@@ -36,3 +37,23 @@ def test_only_the_rows_of_wanted_tokens_go_on_behind_the_last_attention():
     built = llama(context=300)
     ids, wanted = ids_of(built, 300), [3, 150, 299]
     assert_near(engine(built, 2).run(ids, [0] * 300, wanted), wanted_logits(built, ids)[wanted])
+
+
+@pytest.mark.parametrize("kernel", ["dense_linear_int4", "dense_linear_int8"])
+def test_steady_logits_of_a_long_prompt_are_the_same_to_the_bit_with_any_threads(kernel, monkeypatch):
+    monkeypatch.setattr("effc.kernels.engine.usable_cores", lambda: 64)
+    built = llama(kernel, hidden=64, d=16, context=400)
+    ids = ids_of(built, 390)
+    alone = engine(built, 1, steady=True).run(ids, [0] * 390)
+    for threads in (2, 3):
+        assert torch.equal(engine(built, threads, steady=True).run(ids, [0] * 390), alone)
+
+
+def test_a_text_whose_tokens_come_in_two_runs_of_one_call_has_the_keys_of_both():
+    built = llama(context=400)
+    text, other = ids_of(built, 301), ids_of(built, 20, seed=1)
+    own, whole = engine(built, 2, sequences=2), engine(built, 2)
+    runs = [*text[:137], *other, *text[137:300]]
+    own.run(runs, [0] * 137 + [1] * 20 + [0] * 163, [])
+    whole.run(text[:300], [0] * 300, [])
+    assert_near(own.run(text[300:], [0]), whole.run(text[300:], [0]))

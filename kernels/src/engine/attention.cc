@@ -372,7 +372,7 @@ void append(const AttendCall& call, const Run& run, int64_t index, int64_t count
   }
 }
 
-// Tokens that share lines of memory go to one thread.
+// Tokens of a run whose keys share lines of memory go to one thread: two would take the lines from each other.
 void append_part(const AttendCall& call) {
   int64_t number = 0;
   for (int64_t r = 0; r < call.run_count; ++r) {

@@ -112,9 +112,13 @@ class Engine {
   void rows(const Turn& turn, const Task* begin, const Task* end) const;
   void rows(const Turn& turn, const Step& step, int64_t from, int64_t until) const;
   void linear(const Turn& turn, const Task& task) const;
-  void linear(const Turn& turn, const Task& task, int64_t from, int64_t count) const;
-  void linear(const Turn& turn, const Task& task, int64_t from, int64_t count, int32_t number, int32_t parts,
-              int64_t before) const;
+  // Rows of a lot, and which part of their outputs one thread computes.
+  struct LotPart {
+    int64_t begin, end;
+    int32_t part, parts;
+  };
+  void linear(const Turn& turn, const Task& task, int64_t lot, int64_t count) const;
+  void linear(const Turn& turn, const Task& task, int64_t lot, const LotPart& own) const;
   Epilogue epilogue(const Turn& turn, const Fused& fused, int64_t from) const;
   void attention(const Turn& turn, const Task& task) const;
   RowsCall rows_call(const Turn& turn, const Step& step) const;

@@ -10,7 +10,8 @@ namespace engine {
 namespace {
 
 constexpr int64_t kRowsAtOnce = 16;
-constexpr int64_t kRowsOfThread = 128;
+constexpr int64_t kRowsOfThread = 128;  // measured on two cores: with fewer, unpacking weights once more costs as much
+constexpr int64_t kTileRows = 16;
 
 // Adds the time in which it exists to what a thread spent, if that is kept.
 class Stopwatch {
@@ -219,24 +220,23 @@ Epilogue Engine::epilogue(const Turn& turn, const Fused& fused, int64_t from) co
   return epilogue;
 }
 
-// A thread that has its own rows finds them in its cache, where another's outputs of the same rows would come from that
-// one's. With fewer rows reading the weights takes longest, and each thread has outputs of its own.
-void Engine::linear(const Turn& turn, const Task& task, int64_t from, int64_t count) const {
+// `count` rows of a lot, as many as a kernel takes at once. With many for each, a thread multiplies rows of its own by all
+// weights: what it reads then is in its cache, as it wrote it. With fewer, reading weights takes longest, and it multiplies all
+// rows by outputs of its own.
+void Engine::linear(const Turn& turn, const Task& task, int64_t lot, int64_t count) const {
   const int64_t threads = plan_.threads;
   const bool by_rows = threads > 1 && !turn.schedule.mirrored && count >= kRowsOfThread * threads;
-  if (task.work == Work::kPrepare && turn.schedule.mirrored) return linear(turn, task, from, count, 0, 1, 0);
-  for (int part = turn.first_part; part <= turn.last_part; ++part) {
-    const int64_t begin = count * part / threads, end = count * (part + 1) / threads;
+  if (task.work == Work::kPrepare && turn.schedule.mirrored) return linear(turn, task, lot, {0, count, 0, 1});
+  const auto begin = [&](int64_t part) { return part == threads ? count : count * part / threads / kTileRows * kTileRows; };
+  for (int part = turn.first_part; part <= turn.last_part; ++part)
     if (by_rows)
-      linear(turn, task, from + begin, end - begin, 0, 1, begin);
+      linear(turn, task, lot, {begin(part), begin(part + 1), 0, 1});
     else
-      linear(turn, task, from, count, part, plan_.threads, 0);
-  }
+      linear(turn, task, lot, {0, count, part, plan_.threads});
 }
 
-// Rows `from` on, of which `before` rows of the lot are others'.
-void Engine::linear(const Turn& turn, const Task& task, int64_t from, int64_t count, int32_t number, int32_t parts,
-                    int64_t before) const {
+void Engine::linear(const Turn& turn, const Task& task, int64_t lot, const LotPart& own) const {
+  const int64_t from = lot + own.begin;
   const Step& step = steps_[task.step];
   const Weight& weight = weights_[step.weight];
   LinearPart part{};
@@ -249,20 +249,20 @@ void Engine::linear(const Turn& turn, const Task& task, int64_t from, int64_t co
   part.call.y = y + from * part.call.y_stride;
   const Epilogue epilogue = this->epilogue(turn, fused, from);
   if (fused.to != step.to) part.call.epilogue = &epilogue;
-  part.call.rows = count;
+  part.call.rows = own.end - own.begin;
   part.call.x_float = part.call.bias_float = 1;
-  if (parts == plan_.threads) part.call.bounds = bounds_[step.weight].data();
+  if (own.parts == plan_.threads) part.call.bounds = bounds_[step.weight].data();
   part.stage = task.work == Work::kPrepare ? kPrepare : kMultiply;
   const int64_t floats = turn.schedule.buffers[task.prepared].floats, row = (floats - 16) / 2;
   const int64_t each = row * std::min(turn.capacity, kLinearRows);
-  float* prepared = buffer(turn, task.prepared) + (from - before) * floats;
-  part.rows = reinterpret_cast<uint8_t*>(prepared + before * row);
-  part.words = reinterpret_cast<uint8_t*>(prepared + each + before * row);
-  part.scales = prepared + 2 * each + before;
-  part.panels = panels_.at() + (parts == 1 ? turn.thread * kPanelBytes : 0);
+  float* prepared = buffer(turn, task.prepared) + lot * floats;
+  part.rows = reinterpret_cast<uint8_t*>(prepared + own.begin * row);
+  part.words = reinterpret_cast<uint8_t*>(prepared + each + own.begin * row);
+  part.scales = prepared + 2 * each + own.begin;
+  part.panels = panels_.at() + (own.parts == 1 ? turn.thread * kPanelBytes : 0);  // of all parts
   part.steady = plan_.steady;
-  part.part = number;
-  part.parts = parts;
+  part.part = own.part;
+  part.parts = own.parts;
   linear_at_[weight.form](part);
 }
 
