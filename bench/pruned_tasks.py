@@ -9,7 +9,7 @@ counts (`acc_norm`; `acc` for boolq, which is asked without its passage). Texts 
 (`docs`), the King James Bible and source code of Python's library: 16,384 tokens each. Both run in bfloat16.
 
 FILE keeps the answers to every question, a row a model, so that a run that was stopped goes on. An interval is of the
-difference of two methods over questions, paired, the seeds' answers averaged first; seeds have their range.
+difference of two methods over questions, for the seeds that both have, whose answers are averaged first; seeds have their range.
 """
 
 import argparse
@@ -90,12 +90,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("commonsense", type=Path)
-    parser.add_argument("--methods", nargs="+", default=["layers", "blocks", "racing", "exact"])
+    methods = ("layers", "blocks", "racing", "exact")
+    parser.add_argument("--methods", nargs="+", choices=methods, default=methods)
     parser.add_argument("--shares", type=float, nargs="+", default=[0.1])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--heal", type=int, default=0, help="steps of training behind each cut")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if options.heal and "layers" in options.methods:
+        parser.error("`layers` is no recipe, so that nothing is trained behind it: leave it out of --methods")
     torch.set_num_threads(1)
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)

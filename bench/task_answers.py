@@ -1,7 +1,4 @@
-"""Table of bench/pruned_tasks.py: means over seeds, and paired intervals over questions.
-
-An interval is of the difference of two methods over questions, paired, the seeds' answers averaged first.
-"""
+"""Table of bench/pruned_tasks.py: means over seeds, and paired intervals over questions."""
 
 import math
 from collections.abc import Iterable
@@ -24,7 +21,12 @@ def mean_answers(rows: Iterable[dict[str, Any]], task: str) -> list[float]:
 
 
 def mean_difference(a: list[dict], b: list[dict]) -> tuple[float, float]:
-    """Mean over averaged tasks of the difference in accuracy, and half its paired 95 % interval over questions."""
+    """Mean over averaged tasks of the difference in accuracy, and half its paired 95 % interval over questions.
+
+    Seeds that both have are averaged first: the interval is for these, and says nothing of others.
+    """
+    seeds = {row["seed"] for row in a} & {row["seed"] for row in b}
+    a, b = ([row for row in rows if row["seed"] in seeds] for rows in (a, b))
     parts = []
     for task in AVERAGED:
         pairs = zip(mean_answers(a, task), mean_answers(b, task), strict=True)
@@ -40,7 +42,7 @@ def spread(values: list[float], digits: int) -> str:
 
 def pruned_task_rows(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     """Lines of the table: means over seeds with their range, and the last column's interval beside `racing`."""
-    lines = [("removed", "method", "params", *TEXTS, *TASKS, "mean of the first three", "`racing` less this")]
+    lines = [("removed", "method", "seeds", "params", *TEXTS, *TASKS, "mean of the first three", "`racing` less this")]
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
         groups.setdefault((row["share"], row["heal"], row["method"]), []).append(row)
@@ -56,6 +58,7 @@ def pruned_task_rows(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
             (
                 f"{share:.0%}" + (", healed" if heal else ""),
                 method,
+                f"{len(group)}",
                 f"{fmean(row['params'] for row in group) / 1e6:.1f} M",
                 *(spread([row[name] for row in group], 1) for name in TEXTS),
                 *(spread([100 * v for v in accuracies[task]], 1) for task in TASKS),
