@@ -17,6 +17,7 @@ TYPES = [
     ("speech-encoder-decoder", _CUT.format("perplexity")),  # calls what its encoder hears `inputs`
     ("fsmt", _CUT.format("similarity")),  # hands on a causal mask only where no cache is kept
     ("levit", _CUT.format("similarity")),  # keeps biases by device, those of heads that are gone among them
+    ("granite_speech5_ctc", _ZEROS),  # its first layer takes features of four frames in a row
     ("cpmant", _ZEROS),  # its forward takes `use_cache`, and no single token behind what it cached
 ]
 

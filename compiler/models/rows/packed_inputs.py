@@ -178,7 +178,16 @@ def sound_shape(model: nn.Module) -> tuple[int, ...]:
     parts = (config, getattr(config, "encoder_config", None))
     sizes = ((part, getattr(part, name, None)) for part in parts for name in _BANDS)
     bands = next((size * getattr(part, "input_channels", 1) for part, size in sizes if isinstance(size, int)), 0)
-    return (FRAMES, bands) if bands else ()
+    return (FRAMES, _stacked(model, bands)) if bands else ()
+
+
+def _stacked(model: nn.Module, bands: int) -> int:
+    """Features of an input: those of several frames in a row, where an encoder's first layer is a linear one of as many
+    inputs, as Granite Speech 5's."""
+    encoder = getattr(model, "encoder", None)
+    layers = encoder.modules() if isinstance(encoder, nn.Module) else iter(())
+    first = next((layer for layer in layers if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d))), None)
+    return first.in_features if isinstance(first, nn.Linear) and first.in_features % bands == 0 else bands
 
 
 def _accepts(model: nn.Module, *names: str) -> bool:
