@@ -22,6 +22,7 @@ from effc.kernels.codes import codes_if_on_grid
 from effc.kernels.grid import Grid
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import ViTConfig, ViTForImageClassification
 
 from tests import tiny, worlds
 from tests.quantised import quantised
@@ -183,6 +184,21 @@ def test_biases_are_added_behind_the_product(tmp_path):
     program = quantised(model, {"_proj": Grid(4, 32, False, True)})
     folder, target = emitted(tmp_path, program)
     assert len(verify_forms(folder, model, target.forms())) == 6
+
+
+@pytest.mark.slow
+def test_a_vision_model_keeps_the_codes_of_its_grid(tmp_path):
+    config = ViTConfig(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, image_size=32, patch_size=8
+    )
+    model = tiny.randomize(ViTForImageClassification(config).eval())
+    program = quantised(model, {"": Grid(4, 32, True, True)})
+    folder, target = emitted(tmp_path, program)
+    weights = weights_in(folder)
+    assert len(weights) == 13
+    for path, weight in weights.items():
+        assert np.array_equal(weight, model.get_submodule(path).weight.detach().numpy()), path
+    assert all(check.holds for check in verify_forms(folder, model, target.forms()))
 
 
 # -- what is refused ----------------------------------------------------------------------------------------
