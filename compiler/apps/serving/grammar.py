@@ -68,7 +68,7 @@ class Matcher:
         reason = f"{self._matcher.stop_reason()}: {_one_line(self._matcher.get_error())}"
         if "NoExtension" in reason:
             raise GrammarError("no text keeps to the schema")
-        if "TooComplex" in reason or "Too many" in reason:
+        if any(words in reason for words in ("TooComplex", "Too many", "Current row has")):
             raise GrammarError("the schema is too complex: fewer properties, choices or repetitions at one place work")
         raise GrammarError(f"the schema can't be kept to: {reason}")
 

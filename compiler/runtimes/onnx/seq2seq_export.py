@@ -103,7 +103,7 @@ class NextDecoderStep(nn.Module):
             cache.cross_attention_cache.update(*source, slot)
             cache.is_updated[slot] = True
         # What is made of these is not asked for: what was kept of the source is taken.
-        states = past[2].new_zeros(len(input_ids), past[2].shape[2], self.width)
+        states = past[2].new_zeros(input_ids.shape[0], past[2].shape[2], self.width)
         logits = _decoder_logits(self.model, encoder_attention_mask, input_ids, states, cache)
         return logits, [part for slot in self.slots for part in keys_and_values(cache.self_attention_cache, slot)]
 

@@ -14,7 +14,7 @@ from effc.compiler.driver import api
 from effc.compiler.evaluation.metrics.bytes import Bytes
 from effc.compiler.evaluation.metrics.params import Params
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.runtimes.onnx.checking import load_initializers, read_checked_onnx
+from effc.compiler.runtimes.onnx.checking import graphs_in, load_initializers, read_checked_onnx
 from effc.compiler.runtimes.onnx.nbits import block_size, nbits_bytes, pack_nbits
 from effc.compiler.targets.onnx import Onnx
 from effc.dsl.syntax.diagnostics import Reject
@@ -22,6 +22,7 @@ from effc.kernels.codes import codes_if_on_grid
 from effc.kernels.grid import Grid
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import T5Config, T5ForConditionalGeneration, ViTConfig, ViTForImageClassification
 
 from tests import tiny, worlds
 from tests.quantised import quantised
@@ -183,6 +184,33 @@ def test_biases_are_added_behind_the_product(tmp_path):
     program = quantised(model, {"_proj": Grid(4, 32, False, True)})
     folder, target = emitted(tmp_path, program)
     assert len(verify_forms(folder, model, target.forms())) == 6
+
+
+@pytest.mark.slow
+def test_a_vision_model_keeps_the_codes_of_its_grid(tmp_path):
+    config = ViTConfig(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, image_size=32, patch_size=8
+    )
+    model = tiny.randomize(ViTForImageClassification(config).eval())
+    program = quantised(model, {"": Grid(4, 32, True, True)})
+    folder, target = emitted(tmp_path, program)
+    weights = weights_in(folder)
+    assert len(weights) == 13
+    for path, weight in weights.items():
+        assert np.array_equal(weight, model.get_submodule(path).weight.detach().numpy()), path
+    assert all(check.holds for check in verify_forms(folder, model, target.forms()))
+
+
+@pytest.mark.slow
+def test_all_three_graphs_of_an_encoder_with_a_decoder_have_the_codes(tmp_path):
+    sizes = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 1, "num_heads": 4}
+    tokens = {"vocab_size": 128, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}
+    model = tiny.randomize(T5ForConditionalGeneration(T5Config(**sizes, **tokens)).eval())
+    folder, target = emitted(tmp_path, quantised(model, {"": Grid(4, 32, True, True)}))
+    counts = [read_checked_onnx(folder / "onnx", name).operators["MatMulNBits"] for name in graphs_in(folder / "onnx")]
+    assert counts == [6, 10, 8]  # the last one reads the source's keys and values from its cache
+    checks = verify_forms(folder, model, target.forms())
+    assert len(checks) == 6 and all(check.holds for check in checks)
 
 
 # -- what is refused ----------------------------------------------------------------------------------------

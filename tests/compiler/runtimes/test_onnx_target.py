@@ -303,3 +303,15 @@ def test_encoders_vision_models_and_plain_modules_are_written_as_they_are(tmp_pa
         assert verify_forms(folder, model, target.forms())
         opened, _ = type(target).open(folder / "onnx", LoadRequest())
         assert Params().measure(opened, None) == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(1200)
+def test_weights_beyond_two_gigabytes_are_written_and_run(tmp_path):
+    sizes = {"hidden_size": 4096, "intermediate_size": 18944, "num_hidden_layers": 2, "vocab_size": 512}
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128}
+    model = tiny.blank("llama", **sizes, **heads)
+    folder, target = emitted(tmp_path, model)
+    assert (folder / "onnx" / "model.onnx.data").stat().st_size > 1 << 31
+    checks = verify_forms(folder, model, target.forms())
+    assert len(checks) == 6 and all(check.holds for check in checks)

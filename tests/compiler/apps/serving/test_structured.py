@@ -210,6 +210,7 @@ def schema(value) -> dict:
 
 SELF = {"type": "object", "properties": {"self": {"$ref": "#"}}, "required": ["self"]}
 MANY = {"type": "object", "properties": {f"p{i}": {"type": "integer"} for i in range(1000)}}
+CHOICES = {"anyOf": [{"type": "object", "properties": {f"p{i}": {}}, "required": [f"p{i}"]} for i in range(2100)]}
 DEEP = {"type": "object"}
 for _ in range(60):
     DEEP = {"type": "object", "properties": {"a": DEEP}, "required": ["a"]}
@@ -224,6 +225,7 @@ for _ in range(60):
         (schema({"$ref": "#/$defs/nowhere"}), "the schema can't be used"),
         (schema({"$ref": "#"}), "no text keeps to the schema"),
         (schema(SELF), "the schema is too complex"),
+        (schema(CHOICES), "fewer properties, choices"),
         (schema({"type": "integer", "minimum": 10**30}), "numbers have 64 bits"),
         (schema({"oneOf": [{"type": "integer"}, {"minimum": 3}]}), "write `anyOf`"),
         (schema({"type": "string", "pattern": "^(?=a).*$"}), "look-around"),
