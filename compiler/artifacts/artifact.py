@@ -115,7 +115,7 @@ def refuse_unwritable_folder(destination: Path) -> None:
     """Refuse a file or folder where nothing can be written, or created: before any work."""
     existing = next(p for p in destination.absolute().parents if os.path.lexists(p))
     reason = "" if existing.is_dir() else "it is a file, not a folder"
-    if not reason and not (os.access(existing, os.W_OK | os.X_OK) and _takes_a_folder(existing)):
+    if not reason and not (os.access(existing, os.W_OK | os.X_OK) and _can_hold_folders(existing)):
         reason = "this user can't write there"
     if reason:
         raise output_unwritable(
@@ -123,7 +123,7 @@ def refuse_unwritable_folder(destination: Path) -> None:
         ).rejection()
 
 
-def _takes_a_folder(existing: Path) -> bool:
+def _can_hold_folders(existing: Path) -> bool:
     """Whether a folder can be created in one; not in those of the kernel, such as /proc, whatever their rights say."""
     try:
         os.rmdir(tempfile.mkdtemp(prefix=".effc-", dir=existing))

@@ -97,16 +97,16 @@ def test_inspect_refuses_a_plan_that_somebody_edited(effc, artifact, tmp_path, h
 
 
 def test_inspect_says_which_files_somebody_changed_and_draws_what_is_there(effc, artifact, tmp_path):
-    place = tmp_path / "cpu"
-    shutil.copytree(artifact[0], place)
-    weights = place / "native" / "weights.bin"
+    copy = tmp_path / "cpu"
+    shutil.copytree(artifact[0], copy)
+    weights = copy / "native" / "weights.bin"
     body = bytearray(weights.read_bytes())
     body[-1] ^= 1
     weights.write_bytes(body)
-    run = effc("inspect", place)
+    run = effc("inspect", copy)
     assert run.code == 0 and "LlamaForCausalLM" in run.out
     assert "warning[changed-file]" in run.err and "native/weights.bin has other content" in run.err
-    answer = json.loads(effc("inspect", place, "--format", "json").out)
+    answer = json.loads(effc("inspect", copy, "--format", "json").out)
     assert [d["slug"] for d in answer["diagnostics"]] == ["changed-file"]
     assert "changed-file" not in effc("inspect", artifact[0]).err
 
