@@ -109,9 +109,12 @@ bench-%: $(STAMP)
 
 $(STAMP): pyproject.toml CMakeLists.txt $(wildcard kernels/src/*)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing effc into $(VENV): torch and transformers take a few minutes the first time"
+	@echo "1/3 cmake, ninja and scikit-build-core: seconds"
 	@$(BIN)/pip install -q --upgrade "scikit-build-core>=0.10" cmake ninja
-	@$(BIN)/pip install -q --no-build-isolation -e ".[test,gguf,data,tune,serve,search,onnx,fed,vectors,report,editor,docs]"
+	@echo "2/3 effc with its kernels, compiled here: one to five minutes, by the processor"
+	@$(BIN)/pip install -q --no-build-isolation --no-deps -e .
+	@echo "3/3 torch, transformers and the other packages, 1 GB the first time, as pip shows: one to five minutes, by the network"
+	@$(BIN)/pip install "effc[test,gguf,data,tune,serve,search,onnx,fed,vectors,report,editor,docs]"
 	@touch $@
 
 clean:

@@ -41,7 +41,7 @@ from effc.compiler.transforms.search.prefix import Prefix
 from effc.dsl.checker.values import DataRef, Ratio
 from effc.passes.lower.mixed import Mixed
 
-from bench.mixed import GPTQ, ROOT, SPARSE
+from bench.mixed import GPTQ, ROOT
 from bench.smol import finished
 from bench.tables import markdown
 from bench.tables import mixed_speed_rows as table
@@ -57,12 +57,16 @@ emit point {{ native("point") }}
 """
 TEXTS = ("heldout", "unlike")
 ZEROS = (50,)  # percent
+SPARSE = (
+    "thin = sparsify.sparsegpt(sparsity: {0}% of weights, data: calib)"
+    "  cpu = lower.sparse_cpu(format: sparse_int8, data: calib, divergence: 10)"  # whatever it loses
+)
 FORMATS = ["dense_int8_int16", "dense_int8", "dense_int4", "sparse_int8"]
 SINGLES = {
     "int8": ("", NumberFormats("int8")),
     "int8/int16": ("", NumberFormats("int8_int16")),
     **{f"int4, group {g}, gptq": (GPTQ.format(g).replace("text.", ""), NumberFormats("int4", g)) for g in (32, 64)},
-    **{f"sparse int8, {z} % zeros": (SPARSE.format(z).replace("text.", ""), NumberFormats("int8")) for z in ZEROS},
+    **{f"sparse int8, {z} % zeros": (SPARSE.format(z), NumberFormats("int8")) for z in ZEROS},
 }
 KINDS: dict[str, Callable[[Option], bool]] = {
     "all": lambda option: True,
@@ -70,7 +74,7 @@ KINDS: dict[str, Callable[[Option], bool]] = {
     "zeros": lambda option: option.zeros > 0 or option.kernel == "dense_linear_int8",
 }
 SHARES = (0.0, 0.2, 0.5, 1.0)  # of the way from all modules on int4 in groups of 64 to all on int8
-STEPS, REST = 16, 0.03  # tokens of a turn, and seconds before it: threads of the one before spin for some milliseconds
+STEPS, PAUSE = 16, 0.03  # tokens of a turn, and seconds before it: threads of the one before spin for some milliseconds
 SHORT, LONG = 64, 128  # tokens: a decoding context runs from the first to the second
 
 
@@ -162,12 +166,12 @@ def write_mixed(bench: Bench, once: bool) -> None:
 
     journal = Journal(bench.folder / "losses.jsonl")
     losses = allocator(options, costs, 1.0, journal.get_or_compute).measured_losses(0)
-    written: dict[str, str] = {}  # allocation -> name of its point
+    names: dict[str, str] = {}  # allocation -> name of its point
     for kind, is_allowed in KINDS.items():
-        kept = {path: [i for i, o in enumerate(every) if is_allowed(o)] for path, every in options.items()}
+        allowed = {path: [i for i, o in enumerate(listed) if is_allowed(o)] for path, listed in options.items()}
 
-        def restricted(values: Mapping[str, list], kept=kept) -> dict[str, list]:
-            return {path: [values[path][i] for i in indices] for path, indices in kept.items()}
+        def restricted(values: Mapping[str, list], allowed=allowed) -> dict[str, list]:
+            return {path: [values[path][i] for i in indices] for path, indices in allowed.items()}
 
         def remember(key: str, compute, kind=kind, losses=restricted(losses)) -> list[float]:
             around, path = key.split(" ")
@@ -177,17 +181,17 @@ def write_mixed(bench: Bench, once: bool) -> None:
             name = f"mixed ({kind}), {share:.0%} of the way"
             if name in bench.points():
                 continue
-            ends = [total_of(o, options, costs) for o in ("dense_linear_int4", "dense_linear_int8")]
-            budget = ends[0] + share * (ends[1] - ends[0])
-            now, prices = restricted(options), restricted(costs)
+            limits = [total_of(o, options, costs) for o in ("dense_linear_int4", "dense_linear_int8")]
+            budget = limits[0] + share * (limits[1] - limits[0])
+            subset, prices = restricted(options), restricted(costs)
             if sum(map(min, prices.values())) > budget:
                 print(f"{name}: nothing is as fast", flush=True)
                 continue
             if once:
-                chosen = {path: now[path][i] for path, i in solve(restricted(losses), prices, budget).items()}
+                chosen = {path: subset[path][i] for path, i in solve(restricted(losses), prices, budget).items()}
             else:
-                chosen, _ = allocator(now, prices, budget, remember).allocate()
-            if (same := written.setdefault(repr(chosen), name)) in bench.points():
+                chosen, _ = allocator(subset, prices, budget, remember).allocate()
+            if (same := names.setdefault(repr(chosen), name)) in bench.points():
                 bench.record(name, bench.points()[same])
             else:
                 write_allocation(bench, name, program, packer, chosen)
@@ -219,26 +223,24 @@ def write_allocation(bench: Bench, name: str, program: Program, packer: Packer, 
 
 
 def race(bench: Bench, rounds: int, threads: int) -> dict[str, list[float]]:
-    """Tokens a second of each point, turn by turn."""
+    """Tokens a second of each point's folder, turn by turn."""
     torch.set_num_threads(threads)
-    engines = {
-        name: open_native(bench.folder / "points" / row["folder"], threads=threads).engine
-        for name, row in bench.points().items()
-    }
+    folders = sorted({row["folder"] for row in bench.points().values()})
+    engines = {name: open_native(bench.folder / "points" / name, threads=threads).engine for name in folders}
     ids = list(range(100, 100 + SHORT))
     for engine in engines.values():
         engine.run(ids, [0] * SHORT, [SHORT - 1])
     first = next(iter(engines.values()))
     tokens = max(STEPS, min(512, round(0.05 / seconds_of_a_token(first, STEPS))))
     rates: dict[str, list[float]] = {name: [] for name in engines}
-    for turn in range(rounds + 1):
-        for name in sorted(engines, reverse=turn % 2 == 1):
-            time.sleep(REST)
+    for number in range(rounds + 1):
+        for name in sorted(engines, reverse=number % 2 == 1):
+            time.sleep(PAUSE)
             raised = set_real_time_priority(True)
             rate = 1 / seconds_of_a_token(engines[name], tokens)
             if raised:
                 set_real_time_priority(False)
-            rates[name] += [rate] if turn else []
+            rates[name] += [rate] if number else []
     return rates
 
 
@@ -271,8 +273,9 @@ def main() -> None:
         return
     rates = race(bench, args.rounds, args.threads)
     points = {
-        name: row | {"tokens_s": statistics.median(rates[name]), "range": [min(rates[name]), max(rates[name])]}
+        name: row | {"tokens_s": statistics.median(speeds), "range": [min(speeds), max(speeds)]}
         for name, row in bench.points().items()
+        if (speeds := rates[row["folder"]])
     }
     if args.json:
         args.json.write_text(json.dumps(points, indent=1) + "\n")

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -94,12 +95,7 @@ def remove_nested_folders_while_empty(innermost_first: list[Path]) -> None:
 def refuse_output_path(destination: Path, force: bool, is_file: bool = False) -> None:
     """Refuse a place that is taken, or where nothing can be written: before any work. `is_file`: for one, not a
     folder."""
-    existing = next(p for p in destination.absolute().parents if os.path.lexists(p))
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        reason = "this user can't write there" if existing.is_dir() else "it is a file, not a folder"
-        raise output_unwritable(
-            f"{_as_spelled(existing, destination)}: {reason}", help="name an output folder that you can write to"
-        ).rejection()
+    refuse_unwritable_folder(destination)
     if not os.path.lexists(destination):
         return
     if not force:
@@ -113,6 +109,27 @@ def refuse_output_path(destination: Path, force: bool, is_file: bool = False) ->
             f"{destination} exists and is no artifact, so --force does not replace it",
             help="remove it yourself, or name another folder",
         ).rejection()
+
+
+def refuse_unwritable_folder(destination: Path) -> None:
+    """Refuse a file or folder where nothing can be written, or created: before any work."""
+    existing = next(p for p in destination.absolute().parents if os.path.lexists(p))
+    reason = "" if existing.is_dir() else "it is a file, not a folder"
+    if not reason and not (os.access(existing, os.W_OK | os.X_OK) and _can_hold_folders(existing)):
+        reason = "this user can't write there"
+    if reason:
+        raise output_unwritable(
+            f"{_as_spelled(existing, destination)}: {reason}", help="name an output folder that you can write to"
+        ).rejection()
+
+
+def _can_hold_folders(existing: Path) -> bool:
+    """Whether a folder can be created in one; not in those of the kernel, such as /proc, whatever their rights say."""
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".effc-", dir=existing))
+    except OSError as error:
+        return error.errno in _FULL
+    return True
 
 
 def _as_spelled(folder: Path, destination: Path) -> Path:

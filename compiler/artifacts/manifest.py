@@ -271,9 +271,8 @@ def _read_manifest_json(file: Path) -> Any:
     try:
         data = read_json(file, MANIFEST, file.parent)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise no_artifact(
-            f"{file.parent} has no {file.name}", help=_enclosing_artifact_hint(file.parent)
-        ).rejection() from error
+        fact = f"{file.parent} has no {file.name}" if file.parent.exists() else f"there is no folder `{file.parent}`"
+        raise no_artifact(fact, help=_enclosing_artifact_hint(file.parent)).rejection() from error
     except OSError as error:
         raise no_artifact(f"{file} can't be read: {error.strerror}").rejection() from error
     except UnicodeDecodeError as error:

@@ -64,6 +64,11 @@ def duration_text(value: float) -> str:
     return f"{rounded // 3600} h {rounded % 3600 // 60} min"
 
 
+def with_article(noun: str) -> str:
+    """`an int`, `a list`."""
+    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
+
+
 def measurement_text(value: float, unit: str = "") -> str:
     """A metric's value with its unit."""
     if not math.isfinite(value):

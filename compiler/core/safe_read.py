@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 import tomllib
 from collections import Counter
@@ -26,6 +27,7 @@ DATA = 1 << 36  # bytes of a text that somebody learns from
 _DEEPEST = 100  # of lists and objects in JSON: what effc and transformers write has a tenth of it
 # What it raises to take data apart that is of another form than was thought.
 MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # that half of a pair may be, as JSON writes it
 _PARTS = 500  # dots of a line of TOML
 _DIGITS = 300  # of a whole number
 _HELP = "name an ordinary file; if it came with a folder, fetch that again from somebody whom you trust"
@@ -93,14 +95,16 @@ def read_json(path: Path, max_bytes: int, root: Path | None = None) -> Any:
 
 def parse_strict_json(data: bytes | str) -> Any:
     """JSON that has one meaning: raises ValueError for a name that stands twice in an object, deep nesting, and whole
-    numbers of more than 300 digits, too: no fraction is as large, so that arithmetic of both would break.
+    numbers of more than 300 digits, too: no fraction is as large, so that arithmetic of both would break. So does half
+    of a surrogate pair, which no UTF-8 holds.
 
     Readers differ in which of two they take, so that one could check what another uses.
     """
+    text = data if isinstance(data, str) else data.decode()
     try:
-        parsed = json.loads(
-            data if isinstance(data, str) else data.decode(), object_pairs_hook=_once, parse_int=_number
-        )
+        parsed = json.loads(text, object_pairs_hook=_once, parse_int=_number)
+        if _SURROGATE.search(text):
+            _refuse_lone_surrogates(parsed)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
     level = [parsed]
@@ -121,6 +125,13 @@ def read_toml(path: Path, max_bytes: int, root: Path | None = None) -> dict[str,
         return tomllib.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
+
+
+def _refuse_lone_surrogates(parsed: Any) -> None:
+    try:
+        json.dumps(parsed, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("a string holds half of a surrogate pair, which UTF-8 cannot hold") from error
 
 
 def _number(text: str) -> int:

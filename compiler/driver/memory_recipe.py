@@ -17,6 +17,7 @@ from ...dsl.syntax.parse import parse
 from ...dsl.syntax.source import Source
 from ..core.cache import digest, tensor_hash, write_atomic
 from ..core.options import invalid_option
+from ..core.quantity import with_article
 from ..core.settings import Settings
 from ..plugin.word_functions import is_filled, registry
 from .api import Session, build
@@ -130,5 +131,7 @@ def _numbered(stem: str) -> Iterable[str]:
 def checked_call(value: Any, role: str, example: str) -> ast.Call:
     """Node of a value that is a call of a word. Raises Reject (bad-option) for another."""
     if not isinstance(value, Value) or not isinstance(value.node, ast.Call):
-        raise invalid_option(f"a {role} is a {type(value).__name__}", help=f"write it like `{example}`").rejection()
+        raise invalid_option(
+            f"a {role} is {with_article(type(value).__name__)}", help=f"write it like `{example}`"
+        ).rejection()
     return value.node

@@ -12,7 +12,7 @@ from ...dsl.syntax.builder import Value, call
 from ...dsl.syntax.diagnostics import Diagnostic, Reject
 from ...dsl.syntax.render import render
 from ..artifacts.artifact import refuse_output_path
-from ..artifacts.manifest import Measure
+from ..artifacts.measures import Measures
 from ..core.cache import Cache, write_atomic
 from ..core.deadline import out_of_time
 from ..core.options import apply_option_rules, integer_rule, invalid_option
@@ -127,9 +127,10 @@ class Optimized:
         return load(self.artifact.path, device=None if self.device == "cpu" else self.device)
 
     @property
-    def measures(self) -> dict[str, Measure]:
-        """Measures beside the original's, by the metric as the recipe writes it: `perplexity(heldout)`."""
-        return {measure.metric: measure for measure in self.artifact.manifest.measures}
+    def measures(self) -> Measures:
+        """Measures beside the original's, by the metric as the recipe writes it: `perplexity(heldout)`; prints as a
+        table."""
+        return Measures({measure.metric: measure for measure in self.artifact.manifest.measures})
 
     def save(self, folder: str | Path) -> Path:
         """A new folder with the recipe, its model and its rows, which compiles to the same artifact (where a search

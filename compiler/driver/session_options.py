@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 from ..core import options
 from ..core.cache import default_cache
 from ..core.events import Listener
+from ..core.quantity import with_article
 from ..core.settings import Settings
 
 
@@ -73,7 +74,7 @@ def session_options(values: Mapping[str, Any]) -> tuple[Settings, Any, Path | No
     if settings is None:
         settings = Settings(**{"cache_dir": default_cache(), **values})
     elif not isinstance(settings, Settings):
-        fact = f"`settings` is a {type(settings).__name__}, which holds no options"
+        fact = f"`settings` is {with_article(type(settings).__name__)}, which holds no options"
         raise options.invalid_option(fact, help='give a dict of options, such as {"seed": 1}').rejection()
     else:
         _refuse_mix(values)

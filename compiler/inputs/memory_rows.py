@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..core.options import invalid_option
+from ..core.quantity import with_article
 from .windows import encode, no_tokenizer, start_token, token_windows
 
 HELD_OUT = 10  # of so many rows the last one
@@ -40,7 +41,7 @@ def _token_rows(data: Rows, tokenizer: Any, length: int, samples: int) -> Tensor
             raise invalid_option(f"`data` is {data.dtype} of shape {list(data.shape)}", help=FORMS).rejection()
         return data[:samples].to("cpu", torch.int64)
     if not isinstance(data, Iterable):
-        raise invalid_option(f"`data` is a {type(data).__name__}", help=FORMS).rejection()
+        raise invalid_option(f"`data` is {with_article(type(data).__name__)}", help=FORMS).rejection()
     if tokenizer is None:
         raise no_tokenizer(
             "`data` holds texts, and there is no tokenizer that makes tokens of them",

@@ -10,6 +10,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss, ForMaskedLMLoss, ForSe
 
 from ...dsl.syntax.diagnostics import Fault
 from ..core.options import apply_option_rules, integer_rule
+from ..core.quantity import with_article
 from .generation import invalid_sampling
 
 invalid_inputs = Fault(
@@ -96,4 +97,4 @@ def _kind(value: Any) -> str:
     """`[2, 5] float32` of a tensor, else the type's name."""
     if isinstance(value, Tensor):
         return f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
-    return f"a {type(value).__name__}"
+    return with_article(type(value).__name__)

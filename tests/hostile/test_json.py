@@ -59,6 +59,16 @@ def test_a_number_that_no_fraction_is_as_large_as_is_refused(number):
         parse_strict_json(f'{{"a": [{number}]}}')
 
 
+@pytest.mark.parametrize("text", [r'"\ud800"', r'{"a": ["\uDC80"]}', r'{"\ud800": 1}', r'"\ude00\ud83d"'])
+def test_half_of_a_surrogate_pair_is_refused(text):
+    with pytest.raises(ValueError, match="half of a surrogate pair"):
+        parse_strict_json(text)
+
+
+def test_a_whole_pair_and_an_escaped_backslash_are_read():
+    assert parse_strict_json(r'["\ud83d\ude00", "\\ud800"]') == ["\N{GRINNING FACE}", r"\ud800"]
+
+
 def test_ordinary_json_is_read(tmp_path):
     (tmp_path / "x").write_text('{"a": [1, {"b": Infinity}], "c": {"b": null}}')
     assert read_json(tmp_path / "x", 100) == {"a": [1, {"b": float("inf")}], "c": {"b": None}}

@@ -171,7 +171,8 @@ class SharedFlags:
         folder = self.cache_dir or default_cache()
         if folder.exists() and not folder.is_dir():
             raise typer.BadParameter(
-                f"the cache is a folder, and {folder} is {irregular_kind_of_path(folder) or 'a file'}"
+                f"the cache is a folder, and {folder} is {irregular_kind_of_path(folder) or 'a file'}: name another by "
+                "--cache-dir or EFFC_CACHE_DIR"
             )
         return folder
 

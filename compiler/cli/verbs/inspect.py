@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ....dsl.syntax.diagnostics import Fault
+from ....dsl.syntax.diagnostics import Fault, Reject
 from .flags import SharedFlags, make_verb
 from .options import argument, option
 
@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from ...artifacts.manifest import Manifest
     from ...plugin.target import ArtifactSummary
 
+changed_file = Fault(
+    "changed-file",
+    "An artifact that is inspected has files that are not as its manifest has them.\n\n"
+    "`effc verify` refuses it, and so does whatever loads it.",
+    severity="warning",
+)
 unknown_layer = Fault("unknown-layer", "`--graph` names no repeated layer of the model.", exit="usage")
 
 _model = argument("MODEL", "An artifact, a model folder, zoo:NAME, hf:ORG/NAME or a recipe.")
@@ -34,6 +40,7 @@ def register(app: typer.Typer) -> None:
         """Draw a model: modules, shapes, heads, channels, or one layer's program."""
         if shared.format == "dot" and graph is None:
             raise typer.BadParameter("`--format dot` draws one layer: add --graph UNIT")
+        _warn_of_changed_files(model, shared)
         front = _front_manifest(model)
         if shared.format == "svg" and front is None:
             raise typer.BadParameter(f"`--format svg` draws a front, and `{model}` is none")
@@ -54,6 +61,21 @@ def register(app: typer.Typer) -> None:
             _print_skeletons(summaries, shared)
             _print_layer_reductions(model, shared)
         return None
+
+
+def _warn_of_changed_files(location: str, shared: SharedFlags) -> None:
+    """Warn of files of an artifact that are not as its manifest has them: what is drawn is what lies there now."""
+    from ...artifacts.manifest import NAME, verify_files
+    from ...core.events import Warned
+
+    path = Path(location)
+    if not (path / NAME).is_file():
+        return
+    try:
+        verify_files(path)
+    except Reject as rejection:
+        for diagnostic in rejection.diagnostics:
+            shared.screen.warn(Warned(changed_file(diagnostic.message, help=diagnostic.help)), displayed=False)
 
 
 def _front_manifest(location: str) -> "Manifest | None":

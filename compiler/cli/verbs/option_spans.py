@@ -43,17 +43,17 @@ def located_in_options(
     def located(span: Span | None) -> Span | None:
         if span is None or span.source.name != recipe.name:
             return span
-        places = (option.span(span.start, span.end) for option in options if span.source.text == recipe.text)
-        return next((place for place in places if place is not None), None)
+        spans = (option.span(span.start, span.end) for option in options if span.source.text == recipe.text)
+        return next((s for s in spans if s is not None), None)
 
     def located_fix(fix: Fix | None) -> Fix | None:
-        return replace(fix, span=place) if fix and (place := located(fix.span)) else None
+        return replace(fix, span=target) if fix and (target := located(fix.span)) else None
 
     return [
         replace(
             d,
             span=located(d.span),
-            related=tuple((place, text) for span, text in d.related if (place := located(span)) is not None),
+            related=tuple((target, text) for span, text in d.related if (target := located(span)) is not None),
             fix=located_fix(d.fix),
             offer=located_fix(d.offer),
         )

@@ -28,9 +28,12 @@ def register(app: typer.Typer) -> None:
         """Show what a compile will do, to what, and what it costs.
 
         Reads no weights."""
+        from ...artifacts.artifact import refuse_unwritable_folder
         from ...driver import api
 
         shared.require_environment()
+        if output:
+            refuse_unwritable_folder(output)
         with shared.listening() as listener:
             session = shared.session(recipe, listener, pipeline)
             plans = api.plan_all_pipelines(session)

@@ -54,6 +54,8 @@ def register(app: typer.Typer) -> None:
         """Talk to a model: a chat, or one answer with --prompt or a pipe. Of a federation: simulate it."""
         shared.require_environment()
         check_model_path(model)
+        if prompt is not None and any("\ud800" <= sign <= "\udfff" for sign in prompt):
+            raise typer.BadParameter("the text of `--prompt` is not UTF-8")
         if pick:
             from ...driver.pick import point_folder_or_copy
 

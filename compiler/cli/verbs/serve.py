@@ -160,6 +160,7 @@ def register(app: typer.Typer) -> None:
         from ...apps.serving.limits import MIB, Limits
         from ...apps.serving.rate import RateLimit
 
+        smaller = parse_elastic_options(elastic, [source.name for source in sources])
         server.refuse_unusable_certificate(tls_cert, tls_key)
         listener = server.open_listener(host, port)
         admission = server.make_admission_or_refuse(listener, host, _keys(api_key), allow_host, insecure)
@@ -167,7 +168,6 @@ def register(app: typer.Typer) -> None:
         _warn(shared, host, insecure and not admission.keys)
         limits = Limits(max_body or 4 * MIB, connections, timeout)
         entrance = server.NetworkSettings(bounded, limits, _log_to(access_log, shared), tls_cert, tls_key, tuple(cors))
-        smaller = parse_elastic_options(elastic, [source.name for source in sources])
         options = ModelOptions(parallel, queue, mapped, speculation, smaller, _collector(otlp))
         service = _make_service(sources, role, knowledge, engine, shared, options)
         _answer_until_signal(service, listener, entrance, reload, shared)

@@ -94,22 +94,22 @@ def register(app: typer.Typer) -> None:
             options = WishOptions(target, optimize, against, tuple(expect), within, data)
             if subject.endswith(".effspec"):
                 refuse_options_of_a_model(options)
-                written = Written(shared.session(Path(subject), listener, pipeline), Path(subject))
+                wish_recipe = WishRecipe(shared.session(Path(subject), listener, pipeline), Path(subject))
             else:
                 if pipeline:
                     raise typer.BadParameter("--pipeline is for a recipe, and this is a model")
                 refuse_more_or_less_than_one(target, optimize, within, *filter(None, [against]), *expect)
-                written = wish_session(subject, options, shared, listener)
-            with written.naming_options():
-                wish = read_wish(written.session)
+                wish_recipe = wish_session(subject, options, shared, listener)
+            with wish_recipe.naming_options():
+                wish = read_wish(wish_recipe.session)
                 if explain:
                     return print_preview(wish, candidate, shared)
-                journal = Journal.of(wish, Cache(written.session.settings.cache_dir))
-                page = written.result.with_suffix(".html")
+                journal = Journal.of(wish, Cache(wish_recipe.session.settings.cache_dir))
+                page = wish_recipe.result.with_suffix(".html")
                 if page.is_file():  # a page that can't be written at all is a note in the end
                     refuse_output_path(page, force or journal.wrote(page), True)
-                tuned = search_steps(wish, written.result, output, force=force, name=candidate)
-            tuned.unmet = written.located(tuned.unmet)
+                tuned = search_steps(wish, wish_recipe.result, output, force=force, name=candidate)
+            tuned.unmet = wish_recipe.located(tuned.unmet)
             problem = _write_page(tuned, page, journal) if tuned.compiled else ""
         code = print_tuned(tuned, shared)
         if problem:
@@ -148,7 +148,7 @@ def refuse_more_or_less_than_one(*texts: str) -> None:
 
 
 @dataclass(frozen=True)
-class Written:
+class WishRecipe:
     """Recipe of a wish.
 
     path      of the recipe, by which the one that comes out is named
@@ -178,7 +178,7 @@ class Written:
             raise Reject(*self.located(rejection.diagnostics)) from rejection
 
 
-def wish_session(model: str, options: WishOptions, shared: SharedFlags, listener: Any) -> Written:
+def wish_session(model: str, options: WishOptions, shared: SharedFlags, listener: Any) -> WishRecipe:
     """Session of a recipe with open steps that stands in no file."""
     beside = Path()
     expression = source_expression(model, beside)
@@ -189,9 +189,9 @@ def wish_session(model: str, options: WishOptions, shared: SharedFlags, listener
     if options.data is not None:
         judge = own_text(options.data, judge, session.resolve_model_origin(call))
     text = wish_text(expression.text, name, judge, options, session.registry.vocabulary)
-    places = option_texts(text, options, judge, session.registry.vocabulary)
+    texts = option_texts(text, options, judge, session.registry.vocabulary)
     source = Source(str(COMMAND_LINE), text)
-    return Written(replace(session, texts={COMMAND_LINE.resolve(): text}), Path(f"{name}.effspec"), source, places)
+    return WishRecipe(replace(session, texts={COMMAND_LINE.resolve(): text}), Path(f"{name}.effspec"), source, texts)
 
 
 def wish_text(source: str, name: str, judge: Judge, options: WishOptions, vocabulary: Vocabulary) -> str:
@@ -216,7 +216,7 @@ def wish_text(source: str, name: str, judge: Judge, options: WishOptions, vocabu
 
 
 def with_rows(text: str, data: str, vocabulary: Vocabulary) -> str:
-    """A metric or bound with rows to measure on, where its metric needs some and none are written."""
+    """A metric or bound with rows to measure on, where its metric needs some and none are wish_recipe."""
     at = end_of_metric(text, vocabulary)
     return f"{text[:at]}({data}){text[at:]}" if at else text
 
@@ -235,10 +235,10 @@ def option_texts(recipe: str, options: WishOptions, judge: Judge, vocabulary: Vo
     texts: list[OptionText] = []
 
     def add(option: str, text: str, rows: str, before: str) -> None:
-        written = with_rows(text, rows, vocabulary) if rows else text
+        with_data = with_rows(text, rows, vocabulary) if rows else text
         behind = texts[-1].start if texts else 0
-        start = recipe.index(before + written, behind) + len(before)
-        texts.append(OptionText(option, text, start, end_of_metric(text, vocabulary), len(written) - len(text)))
+        start = recipe.index(before + with_data, behind) + len(before)
+        texts.append(OptionText(option, text, start, end_of_metric(text, vocabulary), len(with_data) - len(text)))
 
     add("--optimize", options.optimize, judge.choose, "search.steps(optimize: ")
     if options.against:

@@ -15,7 +15,7 @@ from .gate import bound_text, is_decided, judge_bound
 if TYPE_CHECKING:
     from ..api import Session
 
-ROOM = 0.97  # sizes are planned to 3 %
+TOLERANCE = 0.97  # share of a planned size that an artifact may have: they are known to 3 %
 UNITS = {"bytes": "B", "params": "params"}  # metrics that plans know
 
 
@@ -30,10 +30,10 @@ def unreachable_bounds(session: "Session", plan: Plan) -> Iterator[Diagnostic]:
     for bound in (b for b in plan.pipeline.expects if b.metric.name in UNITS):
         original = original_size(session, plan, bound)
         for emit, emission in zip(plan.pipeline.emits, plan.emissions, strict=True):
-            if not _speaks_of(bound, emit) or not _holds_a_model(session, plan, emit):
+            if not _speaks_of(bound, emit) or not _emits_a_model(session, plan, emit):
                 continue
             planned, unit = planned_size(plan, emit, emission, bound.metric.name), UNITS[bound.metric.name]
-            if is_missed(bound, original, planned, at_most=_hedge(plan, emit) == "at most"):
+            if is_missed(bound, original, planned, upper_bound=_hedge(plan, emit) == "at most"):
                 limit = judge_bound(bound, original, planned, unit).limit
                 yield unreachable_bound(
                     f"`{bound_text(bound)}` asks for {limit}, and `{emit.call.word}` is planned at "
@@ -59,9 +59,9 @@ def planned_size(plan: Plan, emit: Emit, emission: Emission, metric: str) -> flo
     return next((s.after.params for s in plan.stages if s.name == emit.source), Size.of(plan.skeleton).params)
 
 
-def is_missed(bound: Bound, original: float | None, planned: float, at_most: bool = False) -> bool:
+def is_missed(bound: Bound, original: float | None, planned: float, upper_bound: bool = False) -> bool:
     """Whether all sizes that an artifact of a planned one may come to miss a bound."""
-    unit, interval = UNITS[bound.metric.name], (0.0 if at_most else ROOM * planned, planned / ROOM)
+    unit, interval = UNITS[bound.metric.name], (0.0 if upper_bound else TOLERANCE * planned, planned / TOLERANCE)
     return is_decided(bound, original, interval, unit) and not judge_bound(bound, original, planned, unit).passed
 
 
@@ -69,7 +69,7 @@ def _speaks_of(bound: Bound, emit: Emit) -> bool:
     return bound.part in ("", emit.call.word) and not facts(emit.call.word).get("later", "")
 
 
-def _holds_a_model(session: "Session", plan: Plan, emit: Emit) -> bool:
+def _emits_a_model(session: "Session", plan: Plan, emit: Emit) -> bool:
     """Whether a target holds one model: sizes of fronts and adapters are known once they are there."""
     if session.registry.describes_artifacts(emit.call.word):
         return False

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ...core.cache import digest, tensor_hash
 from ...core.hashes import sha256_of_file
 from ...core.options import invalid_option
+from ...core.quantity import with_article
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,7 +34,7 @@ def unwrapped_model(model: Any) -> "PreTrainedModel":
     if not isinstance(model, PreTrainedModel):
         help = "pass a PreTrainedModel, also wrapped by peft; in a recipe, `module(...)` takes other modules"
         raise invalid_option(
-            f"`model` is a {type(model).__name__}, which has no checkpoint of its own", help=help
+            f"`model` is {with_article(type(model).__name__)}, which has no checkpoint of its own", help=help
         ).rejection()
     if getattr(model, "_hf_peft_config_loaded", False):
         help = "wrap the model by `peft.get_peft_model`, or merge the adapters into it"

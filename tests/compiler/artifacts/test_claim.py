@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from effc.compiler.artifacts.output_lock import OutputPath, outputs_locked_until_finished
 from effc.dsl.checker.recipe import Invocation
+from effc.dsl.syntax.diagnostics import Reject
 
 from tests.worlds import refused
 
@@ -90,3 +91,12 @@ def test_a_second_name_of_another_file_is_not_written(tmp_path):
 def test_a_pipe_in_place_of_the_lock_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / ".a.effc-lock")
     assert refusal(tmp_path).slug == "output-unwritable"
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc")
+def test_a_folder_that_takes_nothing_whatever_its_rights_say_is_refused_before_any_work():
+    from effc.compiler.artifacts.artifact import refuse_output_path
+
+    with pytest.raises(Reject) as rejection:
+        refuse_output_path(Path("/proc/out"), force=False)
+    assert rejection.value.diagnostics[0].slug == "output-unwritable"

@@ -18,7 +18,7 @@ emit small {{ {targets} }}
 HALF = "thin = prune.channels(keep: 50% of channels)"
 
 
-def written(tmp_path, bounds: str, step: str = HALF, targets: str = 'hf("small")'):
+def recipe_file(tmp_path, bounds: str, step: str = HALF, targets: str = 'hf("small")'):
     file = tmp_path / "r.effspec"
     file.write_text(RECIPE.format(bounds=bounds, step=step, targets=targets))
     return file
@@ -36,7 +36,7 @@ def written(tmp_path, bounds: str, step: str = HALF, targets: str = 'hf("small")
     ],
 )
 def test_a_bound_that_the_planned_size_misses_is_refused_with_its_place(bounds, targets, tmp_path, capsys):
-    file = written(tmp_path, bounds, targets=targets)
+    file = recipe_file(tmp_path, bounds, targets=targets)
     with pytest.raises(Reject) as rejection:
         api.plan(file, cache_dir=tmp_path / "cache")
     (diagnostic,) = rejection.value.diagnostics
@@ -57,12 +57,12 @@ def test_a_bound_that_the_planned_size_misses_is_refused_with_its_place(bounds, 
     ],
 )
 def test_what_may_still_be_kept_is_planned(bounds, step, targets, tmp_path):
-    file = written(tmp_path, bounds, step, targets)
+    file = recipe_file(tmp_path, bounds, step, targets)
     assert len(api.plan(file, cache_dir=tmp_path / "cache")) == 1
 
 
 def test_the_answer_in_json_has_the_plan_and_the_bound(tmp_path, capsys):
-    file = written(tmp_path, "bytes <= 1MB")
+    file = recipe_file(tmp_path, "bytes <= 1MB")
     assert main(["plan", str(file), "--cache-dir", str(tmp_path / "cache"), "--format", "json"]) == 3
     answer = json.loads(capsys.readouterr().out)
     assert answer["status"] == "error" and answer["plans"] and answer["diagnostics"][0]["slug"] == "unreachable-bound"

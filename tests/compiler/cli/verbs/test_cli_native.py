@@ -96,6 +96,28 @@ def test_inspect_refuses_a_plan_that_somebody_edited(effc, artifact, tmp_path, h
     assert run.code == 5 and "error[native-damaged]" in run.err, run.err
 
 
+def test_inspect_says_which_files_somebody_changed_and_draws_what_is_there(effc, artifact, tmp_path):
+    copy = tmp_path / "cpu"
+    shutil.copytree(artifact[0], copy)
+    weights = copy / "native" / "weights.bin"
+    body = bytearray(weights.read_bytes())
+    body[-1] ^= 1
+    weights.write_bytes(body)
+    run = effc("inspect", copy)
+    assert run.code == 0 and "LlamaForCausalLM" in run.out
+    assert "warning[changed-file]" in run.err and "native/weights.bin has other content" in run.err
+    answer = json.loads(effc("inspect", copy, "--format", "json").out)
+    assert [d["slug"] for d in answer["diagnostics"]] == ["changed-file"]
+    assert "changed-file" not in effc("inspect", artifact[0]).err
+
+
+def test_a_prompt_that_is_no_text_and_a_folder_that_is_not_there_are_said_to_be_so(effc, artifact):
+    run = effc("run", artifact[0], "-p", "a \udc80")
+    assert run.code == 2 and "`--prompt` is not UTF-8" in run.err
+    missing = effc("verify", "nothere")
+    assert missing.code == 5 and "there is no folder `nothere`" in missing.err
+
+
 def test_run_answers_as_text_and_as_json(effc, artifact):
     path, _ = artifact
     told = effc("run", path, "-p", "In the beginning", "-n", "12")

@@ -247,7 +247,7 @@ def test_a_wrong_bound_on_the_command_line_gets_a_caret(tmp_path, capsys, monkey
 
 
 @pytest.mark.parametrize(
-    "options, place, marked",
+    "options, location, marked",
     [
         (["--expect", "perplexty <= 1.02 * base"], "--expect:1:1", "perplexty"),
         (["--expect", "bytes <= 2MB", "--expect", "  perplexity <= -1"], "--expect:1:3", "perplexity <= -1"),
@@ -260,11 +260,11 @@ def test_a_wrong_bound_on_the_command_line_gets_a_caret(tmp_path, capsys, monkey
         (["--for", "nativ"], "--for:1:1", "nativ"),
     ],
 )
-def test_a_mistake_in_an_option_is_placed_in_its_own_text(options, place, marked, tmp_path, capsys, monkeypatch):
+def test_a_mistake_in_an_option_is_placed_in_its_own_text(options, location, marked, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["tune", "zoo:tiny-llama", "--explain", *options]) == 3
     error = capsys.readouterr().err
-    assert place in error and "command-line" not in error, error
+    assert location in error and "command-line" not in error, error
     assert "^" * len(marked) in error and options[-1] in error, error
 
 

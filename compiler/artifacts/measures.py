@@ -1,0 +1,23 @@
+"""Measures of an artifact by metric, which print as a table."""
+
+from ..core.quantity import measurement_text, relative_change_text
+from .manifest import Measure
+
+
+class Measures(dict[str, Measure]):
+    """Measures beside the original's, by the metric as the recipe writes it."""
+
+    def __repr__(self) -> str:
+        rows = [("metric", "original", "compiled", "change"), *(map(_row, self.values()))]
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def _row(measure: Measure) -> tuple[str, str, str, str]:
+    original, compiled = (
+        "" if value is None else measurement_text(value, measure.unit) for value in (measure.original, measure.compiled)
+    )
+    known = measure.original and measure.compiled is not None
+    change = relative_change_text(measure.original, measure.compiled) if known else ""
+    return measure.metric, original, compiled or measure.untimed, change
