@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 
 _ATEN = torch.ops.aten
 _CASTS = (_ATEN.to.dtype, _ATEN.to.device, _ATEN.to.dtype_layout)
-_SAME = (_ATEN.detach_.default, _ATEN.detach.default, _ATEN.alias.default, _ATEN.lift_fresh_copy.default)
+_IDENTITIES = (_ATEN.detach_.default, _ATEN.detach.default, _ATEN.alias.default, _ATEN.lift_fresh_copy.default)
 _SPELT = {_ATEN.__and__.Tensor: _ATEN.bitwise_and.Tensor, _ATEN.__or__.Tensor: _ATEN.bitwise_or.Tensor}
 _CHECKS = (  # which the exporter drops itself
     _ATEN.sym_constrain_range_for_size.default,
@@ -25,7 +25,7 @@ _CHECKS = (  # which the exporter drops itself
 
 
 @contextmanager
-def decompositions_in_place() -> Iterator[None]:
+def light_decompositions() -> Iterator[None]:
     """Inside, `run_decompositions` gives a program back, rewritten, if no other operation of it is to be decomposed."""
     stock = ExportedProgram.run_decompositions
 
@@ -48,9 +48,9 @@ def _suffices(graph: fx.Graph, decomposed: Container[Any]) -> bool:
     output = next(reversed(graph.nodes))
     for node in graph.nodes:
         if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
-            if node.target in _SAME and output in node.users:  # the signature has its name
+            if node.target in _IDENTITIES and output in node.users:  # the signature has its name
                 return False
-            if node.target in (*_CASTS, *_SAME, *_SPELT, *_CHECKS) or _is_unused_size(node):
+            if node.target in (*_CASTS, *_IDENTITIES, *_SPELT, *_CHECKS) or _is_unused_size(node):
                 continue
             if node.target in decomposed or node.target._schema.is_mutable:
                 return False
@@ -74,7 +74,7 @@ def _rewrite(graph: fx.Graph) -> None:
             graph.erase_node(node)
         elif node.target in _SPELT:
             node.target = _SPELT[node.target]
-        elif node.target in _SAME:
+        elif node.target in _IDENTITIES:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
         elif node.target in _CASTS:

@@ -28,7 +28,7 @@ from . import seq2seq_export
 from .axes import rename_symbolic_axes
 from .checking import FACTS, NAME, read_checked_onnx
 from .decoder import KEEPS, Decoder
-from .decompositions import decompositions_in_place
+from .decompositions import light_decompositions
 from .nbits import NBitsWeight, linears_as_matmul_nbits
 from .refusal import cannot_write_onnx
 
@@ -131,7 +131,7 @@ def _export_module(
 ) -> Any:
     kind = type(getattr(module, "model", module)).__name__
     try:
-        with decompositions_in_place():
+        with light_decompositions():
             return torch.onnx.export(
                 module.eval(),
                 (),

@@ -23,9 +23,9 @@ class Budget:
     def has_budget(self, saved_amount: float, candidate: Candidate) -> bool:
         """Whether a cut saves at most half of the goal more than is asked for: a branch of a small model may be
         all of it, and more, where some channels would do."""
-        return self.of == CUTS or self.has_room(saved_amount + candidate.saves(self.of))
+        return self.of == CUTS or self.is_within(saved_amount + candidate.saves(self.of))
 
-    def has_room(self, saved_amount: float) -> bool:
+    def is_within(self, saved_amount: float) -> bool:
         return saved_amount <= (1 + SPARE) * self.goal
 
     def is_beyond(self, saved_amount: float) -> bool:

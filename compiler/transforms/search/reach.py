@@ -30,29 +30,29 @@ def _nearest(budget: Budget, saved: float, parts: Sequence[float], widths: float
         if len(sums) > _SUMS or any(budget.is_met(s + widths) for s in sums):
             return None
         longer = {s + part for s in sums}
-        sums |= {s for s in longer if budget.has_room(s)}
-        beyond = min([beyond, *(s for s in longer if not budget.has_room(s))])
-    below = max(sums) + widths
-    return None if budget.is_met(below) else (below, beyond)
+        sums |= {s for s in longer if budget.is_within(s)}
+        beyond = min([beyond, *(s for s in longer if not budget.is_within(s))])
+    under = max(sums) + widths
+    return None if budget.is_met(under) else (under, beyond)
 
 
 def refuse_gap(savings_table: SavingsTable, goal: Budget, parts: Sequence[Parts]) -> None:
     """Reject (overshoots) where less can go and far more, and nothing between."""
-    whole = [p.weigh(savings_table, name, goal.of) for p in parts if isinstance(p, RemovableParts) for name in p.names]
+    sizes = [p.weigh(savings_table, name, goal.of) for p in parts if isinstance(p, RemovableParts) for name in p.names]
     steps = (
         p.max_cuts(g) * p.stride(g) * savings_table.of_step(g.site, g.kind, goal.of)
         for p in parts
         if isinstance(p, WidthParts)
         for g in p.groups
     )
-    nearest = _nearest(goal, 0.0, whole, sum(steps))
+    nearest = _nearest(goal, 0.0, sizes, sum(steps))
     if nearest is None or not math.isfinite(nearest[1]):  # more than there is: another refusal says so
         return
-    below, beyond = (value / goal.total for value in nearest)
+    under, beyond = (value / goal.total for value in nearest)
     raise overshoots(
         f"{goal.goal / goal.total:.1%} of {goal.of} are to go, and the parts that can go are so large that "
-        f"{below:.1%} go or {beyond:.1%}",
-        help=f"remove {percent_floor(below)}, or {math.ceil(1000 * beyond / (1 + SPARE)) / 10:g}% or more, cut in "
+        f"{under:.1%} go or {beyond:.1%}",
+        help=f"remove {percent_floor(under)}, or {math.ceil(1000 * beyond / (1 + SPARE)) / 10:g}% or more, cut in "
         "smaller steps, let other modules or kinds be cut, or allow it with `overshoot: true`",
         argument="remove",
     ).rejection()
@@ -70,10 +70,10 @@ def affordable(
         return within or pairs
     if not within:
         refuse_overshoot(min(c.saves(budget.of) for _, c in pairs), saved, limit)
-    return _without_dead_ends(within, pools, saved, budget) or within or pairs
+    return _completable(within, pools, saved, budget) or within or pairs
 
 
-def _without_dead_ends(
+def _completable(
     pairs: list[tuple[Pool, Candidate]], pools: Sequence[Pool], saved: float, budget: Budget
 ) -> list[tuple[Pool, Candidate]]:
     sizes = [candidate.saves(budget.of) for _, candidate in pairs]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from effc.compiler.runtimes.onnx.decompositions import decompositions_in_place
+from effc.compiler.runtimes.onnx.decompositions import light_decompositions
 from torch import nn
 
 aten = torch.ops.aten
@@ -37,7 +37,7 @@ def targets(program: torch.export.ExportedProgram) -> set:
 @pytest.mark.parametrize(("module", "same"), [(Casts(), True), (InPlace(), False), (GivesBackItself(), False)])
 def test_a_program_is_traced_again_only_where_more_than_casts_is_to_be_taken_apart(module, same):
     program, table = exported(module), torch.export.default_decompositions()
-    with decompositions_in_place():
+    with light_decompositions():
         result = program.run_decompositions(table)
     assert (result is program) == same
     assert not any(t._schema.is_mutable for t in targets(result) if isinstance(t, torch._ops.OpOverload))
@@ -48,7 +48,7 @@ def test_a_program_is_traced_again_only_where_more_than_casts_is_to_be_taken_apa
 
 def test_outside_of_an_export_decompositions_are_torchs():
     stock = torch.export.ExportedProgram.run_decompositions
-    with pytest.raises(ZeroDivisionError), decompositions_in_place():
+    with pytest.raises(ZeroDivisionError), light_decompositions():
         assert torch.export.ExportedProgram.run_decompositions is not stock
         raise ZeroDivisionError
     assert torch.export.ExportedProgram.run_decompositions is stock
