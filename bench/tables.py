@@ -203,7 +203,7 @@ TABLES: dict[str, tuple[Path, Callable[[Any], list[tuple]]]] = {
     "servers": (DATA / "servers.json", servers_under_load_rows),  # of files of other engines: bench/servers.py
     "tune": (DATA / "tune.json", tune_rows),
     "mixed": (DATA / "mixed.json", mixed_format_rows),
-    "mixed_speed": (DATA / "mixed_speed.json", mixed_speed_rows),  # `python -m bench.mixed_speed FOLDER --race --json FILE`
+    "mixed_speed": (DATA / "mixed_speed.json", mixed_speed_rows),  # `python -m bench.mixed_speed`
     "frontier": (DATA / "frontier.json", frontier_rows),
     "frontier_rivals": (DATA / "frontier.json", frontier_rival_rows),
     "frontier_intel": (DATA / "frontier_intel.json", frontier_rows),  # of another machine: `--json FILE`

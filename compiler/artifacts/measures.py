@@ -18,6 +18,7 @@ def _row(measure: Measure) -> tuple[str, str, str, str]:
     original, compiled = (
         "" if value is None else measurement_text(value, measure.unit) for value in (measure.original, measure.compiled)
     )
-    known = measure.original and measure.compiled is not None
-    change = relative_change_text(measure.original, measure.compiled) if known else ""
+    change = ""
+    if measure.original and measure.compiled is not None:
+        change = relative_change_text(measure.original, measure.compiled)
     return measure.metric, original, compiled or measure.untimed, change
