@@ -163,7 +163,8 @@ async def clients_beside_long_prompts(
     async def send_long_prompts() -> None:
         for number in count(1000 * args.seed + 500):
             await asyncio.sleep(1)
-            await stream_answer(client, *prompts(1, args.long, number), 1)
+            (text,) = prompts(1, args.long, number)
+            await stream_answer(client, text, 1)
 
     long = asyncio.create_task(send_long_prompts())
     await clients_at_once(4)(client, samples, texts, args)

@@ -257,9 +257,9 @@ def _trace_until_consistent(
             if isinstance(error, Differs):
                 reason = str(error)
             if not inner or inner in opaque:
-                full = ".".join(part for part in (path, inner) if part) or type(model).__name__
+                failing = ".".join(part for part in (path, inner) if part) or type(model).__name__
                 remedy = _ONE_GRAPH if isinstance(error, Differs) else _REMEDY
-                raise unsupported_model(f"{full} can't be captured: {reason}", help=remedy).rejection() from error
+                raise unsupported_model(f"{failing} can't be captured: {reason}", help=remedy).rejection() from error
             opaque[inner] = reason
     raise unsupported_model(
         f"{path} has more than {_RETRIES} modules that can't be captured", note="; ".join(opaque.values()), help=_REMEDY
