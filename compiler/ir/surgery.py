@@ -86,10 +86,20 @@ def plain_dicts(module: nn.Module) -> Iterator[dict[Any, Any]]:
 
 
 def _clear_cached_tensors(module: nn.Module) -> None:
-    """Forget tensors that a forward computed from weights which are others now, and kept for the next one."""
+    """Forget tensors that a forward computed from weights which are others now, and kept for the next one, by device.
+
+    Other dicts are the module's own: `dummy_inputs`, or numbers that no forward computes again.
+    """
     for table in plain_dicts(module):
-        for key in [key for key, value in table.items() if isinstance(value, torch.Tensor)]:
+        for key in [key for key, value in table.items() if isinstance(value, torch.Tensor) and _is_device(key)]:
             del table[key]
+
+
+def _is_device(key: Any) -> bool:
+    try:
+        return isinstance(torch.device(key), torch.device) and not isinstance(key, int)
+    except (RuntimeError, TypeError):
+        return False
 
 
 def sync_stated_sizes(module: nn.Module) -> None:

@@ -89,3 +89,11 @@ def test_what_a_side_saves_is_counted_once():
     for branch in branches(program, "attention") + branches(program, "ssm"):
         sizes = [math.prod(s) for p in skeleton_of(program).parts if p.path in branch.parts for _, s in p.tensors]
         assert savings_table.branch_savings(branch.site, "params") == sum(sizes) > 0
+
+
+def test_a_cut_leaves_a_modules_own_dict_of_tensors_alone():
+    program = capture(model(True))
+    narrowed = program.model.layers[1].mixer.in_proj
+    narrowed.steps = {"ids": torch.arange(3), "cpu": torch.ones(2)}
+    without(program, branches(program, "ssm")[0])
+    assert list(narrowed.steps) == ["ids"]  # what is kept by device is computed again

@@ -54,7 +54,7 @@ def max_savings(savings_table: SavingsTable, quantity: str, parts: Sequence[Part
     blocks = [b for p in parts if isinstance(p, BlockParts) for b in p.branches]
     inside = {site for b in blocks for site in savings_table.inside[b.site]}
     widths: dict[tuple[str, str], float] = {
-        (g.site, g.kind): p.max_cuts(g) * p.stride(g) * _savings_of_step(savings_table, g, quantity)
+        (g.site, g.kind): p.max_cuts(g) * p.stride(g) * savings_of_step(savings_table, g, quantity)
         for p in parts
         if isinstance(p, WidthParts)
         for g in p.groups
@@ -76,7 +76,7 @@ def max_savings(savings_table: SavingsTable, quantity: str, parts: Sequence[Part
     return total
 
 
-def _savings_of_step(savings_table: SavingsTable, group: Group, quantity: str) -> float:
+def savings_of_step(savings_table: SavingsTable, group: Group, quantity: str) -> float:
     """Savings of a step of a group; of a mixer's items every block loses one."""
     if quantity == group.kind and group.kind.startswith("ssm_"):
         return group.count // steps(group)

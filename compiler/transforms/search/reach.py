@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from ...analysis.planning.amount import SPARE, overshoots
 from .budget import Budget
 from .candidate import Candidate, Pool
-from .goals import refuse_overshoot
+from .goals import refuse_overshoot, savings_of_step
 from .parts import Parts, RemovableParts, WidthParts
 from .refusals import percent_floor
 from .savings import SavingsTable
@@ -40,10 +40,11 @@ def refuse_gap(savings_table: SavingsTable, goal: Budget, parts: Sequence[Parts]
     """Reject (overshoots) where less can go and far more, and nothing between."""
     sizes = [p.weigh(savings_table, name, goal.of) for p in parts if isinstance(p, RemovableParts) for name in p.names]
     steps = (
-        p.max_cuts(g) * p.stride(g) * savings_table.of_step(g.site, g.kind, goal.of)
+        p.max_cuts(g) * p.stride(g) * savings_of_step(savings_table, g, goal.of)
         for p in parts
         if isinstance(p, WidthParts)
         for g in p.groups
+        if p.max_cuts(g)
     )
     nearest = _nearest(goal, 0.0, sizes, sum(steps))
     if nearest is None or not math.isfinite(nearest[1]):  # more than there is: another refusal says so

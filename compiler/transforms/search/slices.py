@@ -79,7 +79,8 @@ class Slices(Pool):
         return [g for g in skeleton_of(self.program).groups if g.kind == self.kind and g.site in self.ranked]
 
     def reachable(self, quantity: str) -> float:
-        return sum(max(0, steps(g) - self.least) // self.step * self.step_savings(g, quantity) for g in self.groups())
+        cuts = {g: max(0, steps(g) - self.least) // self.step for g in self.groups()}
+        return sum(count * self.step_savings(g, quantity) for g, count in cuts.items() if count)
 
     def step_savings(self, group: Group, quantity: str) -> float:
         """Savings of a step of a group."""

@@ -150,10 +150,10 @@ def test_a_decoder_whose_config_names_no_first_token_writes_nothing_and_is_prune
     assert compiled(tmp_path, "T5ForConditionalGeneration", config, "perplexity") < 0.95
 
 
-def test_a_decoder_that_masks_without_a_cache_alone_is_refused_with_the_mask(tmp_path):
+@pytest.mark.slow
+def test_a_decoder_that_masks_without_a_cache_alone_is_pruned(tmp_path):
     config = transformers.FSMTConfig(**_SIDES, langs=["de", "en"], src_vocab_size=128, tgt_vocab_size=96)
-    with pytest.raises(Reject, match=r"decoder.layers.0 was compiled without `decoder_padding_mask`"):
-        compiled(tmp_path, "FSMTForConditionalGeneration", config, "similarity")
+    assert compiled(tmp_path, "FSMTForConditionalGeneration", config, "similarity") <= 0.95
 
 
 @pytest.mark.slow

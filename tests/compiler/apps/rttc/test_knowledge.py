@@ -161,7 +161,7 @@ def test_a_base_of_another_embedder_or_a_vector_of_another_width_is_refused(worl
         ('{"text": ""}', "neither"),
         ('{"question": "a"}', "neither"),
         (json.dumps({"text": "a" * 9000}), "at most 8192"),
-        ('{"text": "\\ud800"}', "surrogates not allowed"),
+        ('{"text": "\\ud800"}', "half of a surrogate pair"),
         ("[" * 9999, "line 2"),
     ],
 )
