@@ -21,6 +21,7 @@ START, END = "<tool_call>", "</tool_call>"
 MAX_TOOLS = 128  # as OpenAI has it
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 _NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+_COMPOSING = frozenset({"$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas", "patternProperties"})
 _OUTSIDE_STRING, _IN_STRING = re.compile(rf'"|{END}'), re.compile(r'\\.|"', re.DOTALL)
 
 
@@ -40,7 +41,11 @@ class Function(BaseModel):
 
     @property
     def schema_of_arguments(self) -> dict[str, Any]:
-        return {"type": "object", **self.parameters} if self.parameters else _NO_PARAMETERS
+        """Parameters as an object, closed unless they say otherwise: small models go on with arguments of their own."""
+        if not self.parameters:
+            return _NO_PARAMETERS
+        closed = "properties" in self.parameters and not _COMPOSING & self.parameters.keys()
+        return {"type": "object", **({"additionalProperties": False} if closed else {}), **self.parameters}
 
 
 class Tool(BaseModel):
