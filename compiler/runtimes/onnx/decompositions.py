@@ -52,11 +52,16 @@ def _suffices(graph: fx.Graph, decomposed: Container[Any]) -> bool:
                 return False
             if node.target in (*_CASTS, *_IDENTITIES, *_SPELT, *_CHECKS) or _is_unused_size(node):
                 continue
-            if node.target in decomposed or node.target._schema.is_mutable:
+            if node.target in decomposed or _may_mutate(node.target):
                 return False
         elif node.op == "call_function" and isinstance(node.target, torch._ops.HigherOrderOperator):
             return False
     return True
+
+
+def _may_mutate(op: torch._ops.OpOverload) -> bool:
+    """Whether an operation writes to what it reads: `batch_norm` may, which no schema says, and ONNX has others for it."""
+    return op._schema.is_mutable or torch.Tag.maybe_aliasing_or_mutating in op.tags
 
 
 def _is_unused_size(node: fx.Node) -> bool:
