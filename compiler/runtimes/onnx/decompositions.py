@@ -60,7 +60,7 @@ def _suffices(graph: fx.Graph, decomposed: Container[Any]) -> bool:
 
 
 def _may_mutate(op: torch._ops.OpOverload) -> bool:
-    """Whether an operation writes to what it reads: `batch_norm` may, which no schema says, and ONNX has others for it."""
+    """Whether an operation may write to what it reads, as `batch_norm`, whose schema does not say so."""
     return op._schema.is_mutable or torch.Tag.maybe_aliasing_or_mutating in op.tags
 
 
