@@ -27,6 +27,8 @@ _CHECKS = (  # which the exporter drops itself
 @contextmanager
 def light_decompositions() -> Iterator[None]:
     """Inside, `run_decompositions` gives a program back, rewritten, if no other operation of it is to be decomposed."""
+    # Exchanged on the class, since torch.onnx.export calls it itself and takes no other. A program that another thread
+    # decomposes meanwhile computes what it did, as all rewrites keep its numbers.
     stock = ExportedProgram.run_decompositions
 
     def run(program: ExportedProgram, table: Any = None, **options: Any) -> ExportedProgram:
