@@ -28,7 +28,6 @@ from . import seq2seq_export
 from .axes import rename_symbolic_axes
 from .checking import FACTS, NAME, read_checked_onnx
 from .decoder import KEEPS, Decoder
-from .decompositions import light_decompositions
 from .nbits import NBitsWeight, linears_as_matmul_nbits
 from .refusal import cannot_write_onnx
 
@@ -131,18 +130,17 @@ def _export_module(
 ) -> Any:
     kind = type(getattr(module, "model", module)).__name__
     try:
-        with light_decompositions():
-            return torch.onnx.export(
-                module.eval(),
-                (),
-                kwargs=example_inputs,
-                dynamo=True,
-                verbose=False,
-                opset_version=_OPSET,
-                dynamic_shapes=shapes,
-                input_names=inputs,
-                output_names=outputs,
-            )
+        return torch.onnx.export(
+            module.eval(),
+            (),
+            kwargs=example_inputs,
+            dynamo=True,
+            verbose=False,
+            opset_version=_OPSET,
+            dynamic_shapes=shapes,
+            input_names=inputs,
+            output_names=outputs,
+        )
     except Exception as error:  # whatever torch meets in a forward, or has no translation of
         raise cannot_write_onnx(
             f"torch.onnx.export makes no ONNX of {kind}: {first_line(error.__cause__ or error)}",
