@@ -52,11 +52,11 @@ def _render_text(diagnostic: Diagnostic, color: bool) -> str:
 
 def _source_snippets(diagnostic: Diagnostic, span: Span, paint) -> list[str]:
     """The primary place with the related ones of its file, then those of other files."""
-    marks = {span.source.name: [(span, "^", diagnostic.label)]}
+    marks = {(span.source.name, span.source.text): [(span, "^", diagnostic.label)]}  # an option may be there twice
     for where, label in diagnostic.related:
-        marks.setdefault(where.source.name, []).append((where, "-", label))
+        marks.setdefault((where.source.name, where.source.text), []).append((where, "-", label))
     lines = []
-    for arrow, (name, spans) in zip(["-->"] + [":::"] * len(marks), marks.items(), strict=False):
+    for arrow, ((name, _), spans) in zip(["-->"] + [":::"] * len(marks), marks.items(), strict=False):
         line, column = spans[0][0].source.position(spans[0][0].start)
         excerpt = Excerpt(spans)
         lines.append(f"{' ' * (excerpt.width - 2)}{paint('gutter', arrow)} {visible(on_a_line(name))}:{line}:{column}")

@@ -268,6 +268,15 @@ def test_a_mistake_in_an_option_is_placed_in_its_own_text(options, location, mar
     assert "^" * len(marked) in error and options[-1] in error, error
 
 
+def test_two_options_that_contradict_are_both_shown(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["--expect", "bytes <= 3MB", "--expect", "bytes >= 10MB"]
+    assert main(["tune", "zoo:tiny-llama", "--explain", *options]) == 3
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("| ")[1] for line in lines if "| b" in line] == ["bytes >= 10MB", "bytes <= 3MB"]
+    assert [line.split()[0] for line in lines if "--expect:1:1" in line] == ["-->", ":::"]
+
+
 def test_a_file_of_text_that_is_missing_is_one_diagnostic_before_anything_is_read(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["tune", "zoo:tiny-llama", "--data", "none.txt", "--explain"]) == 3
