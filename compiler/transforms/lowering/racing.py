@@ -1,10 +1,11 @@
 """Timing functions against each other: in turn, over weights that no cache holds, on a machine that others use.
 
 All are called one after the other, in alternating order, each over copies of its weights that together
-exceed the last cache, so that every call reads memory. A sample counts if no thread of this process was
-pre-empted in it (`ru_nivcsw`); the others are thrown away and counted. Bursts are short, with real-time
-priority where the system allows, and other work gets as long in between. What comes out are ratios within
-one race: seconds of two races can't be compared.
+exceed the last cache, so that every call reads memory. Each is called twice, and the second call is timed: the first
+one brings code and page tables back that others displaced, which made it up to 1.8 times as slow. A sample counts if
+no thread of this process was pre-empted in it (`ru_nivcsw`); the others are thrown away and counted. Bursts are short,
+with real-time priority where the system allows, and other work gets as long in between. What comes out are ratios
+within one race: seconds of two races can't be compared.
 """
 
 import os
@@ -62,7 +63,8 @@ def race(contenders: Sequence[Contender], seconds: float, allow_real_time: bool 
 
 def _time_one_call_each(contenders: Sequence[Contender], copy_index: int) -> None:
     for c in contenders:
-        call = c.calls[copy_index % len(c.calls)]
+        c.calls[2 * copy_index % len(c.calls)]()
+        call = c.calls[(2 * copy_index + 1) % len(c.calls)]
         before, start = involuntary_switches(), time.perf_counter()
         call()
         elapsed = time.perf_counter() - start

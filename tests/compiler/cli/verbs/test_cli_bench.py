@@ -1,6 +1,7 @@
 """bench kernels: a small race, its answer as text and JSON, and what it refuses."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -120,9 +121,23 @@ def test_a_race_calls_all_in_turn_and_cycles_through_their_copies():
     ]
     race(contenders, 0.001)
     after = order[2:]  # the first call of each warms up
-    assert [name for name, _ in after[:8]] == ["b", "a", "a", "b", "b", "a", "a", "b"]
+    assert [name for name, _ in after[:8]] == ["b", "b", "a", "a", "a", "a", "b", "b"]
     assert [copy for name, copy in after if name == "a"][:5] == [0, 1, 2, 0, 1]
-    assert all(len(c.times) + len(c.thrown) == len(after) // 2 for c in contenders)
+    assert all(len(c.times) + len(c.thrown) == len(after) // 4 for c in contenders), "every second call is timed"
+
+
+def test_a_race_times_no_call_that_follows_one_of_another_contender():
+    """Calls behind another contender's are slow here; whoever stands between two others would pay for both."""
+    last = []
+
+    def call(name: str) -> None:
+        if last[-1:] != [name]:
+            time.sleep(0.002)
+        last.append(name)
+
+    contenders = [Contender(name, [lambda name=name: call(name)]) for name in ("a", "b", "c")]
+    race(contenders, 0.01)
+    assert all(c.seconds < 0.001 for c in contenders)
 
 
 def test_a_table_frees_the_copies_of_a_line(monkeypatch):
