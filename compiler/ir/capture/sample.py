@@ -30,7 +30,7 @@ unknown_inputs = Fault(
     "unknown-inputs",
     "Nothing says what a module's forward takes.\n\n"
     "Models of transformers are run on token ids, pixels, videos, sounds or series made from their config, or on "
-    "pixels, videos or sounds with tokens; those that can't do without more are not. Any other module names small inputs "
+    "pixels, videos or sounds with tokens; those that need more are not. Any other module names small inputs "
     "of its own in the attribute or property "
     "`dummy_inputs`: the keyword arguments of its forward, tensors whose first axis is the batch. A module around a "
     "model of transformers that takes more than effc makes:\n\n"
