@@ -33,9 +33,11 @@ from ..models.rows.inputs import is_encoder_decoder, vocabulary_size
 from ..models.rows.packed_inputs import (
     SAMPLES,
     frames_of,
-    has_image_and_text_towers,
-    is_speech_encoder_decoder,
+    is_media_encoder_decoder,
+    main_input_of,
+    media_shape,
     sound_shape,
+    tokens_of,
 )
 from ..plugin.target import Form
 from . import fork_server
@@ -198,15 +200,15 @@ def half_precision_error(
 
 def make_probe_inputs(model: nn.Module, seed: int = 0) -> dict[str, torch.Tensor]:
     """Fixed inputs for any model: what its config asks for, or what it takes under names of its own."""
-    if is_speech_encoder_decoder(model):
+    if is_media_encoder_decoder(model):
         generator = torch.Generator().manual_seed(seed)
-        heard = torch.randn(ROWS, *sound_shape(model), generator=generator)
+        media = torch.randn(ROWS, *media_shape(model), generator=generator)
         words = vocabulary_size(model, decoder=True) or 1
-        return {"sounds": heard, "ids": torch.randint(0, words, (ROWS, LENGTH), generator=generator)}
-    numbers = getattr(model, "main_input_name", "") in SAMPLES or frames_of(model) or sound_shape(model)
-    if not isinstance(model, PreTrainedModel) or numbers or has_image_and_text_towers(model):
+        return {"media": media, "ids": torch.randint(0, words, (ROWS, LENGTH), generator=generator)}
+    numbers = main_input_of(model) in SAMPLES or frames_of(model) or sound_shape(model)
+    if not isinstance(model, PreTrainedModel) or numbers or tokens_of(model):
         return {f"{INPUT_PREFIX}{name}": x.contiguous() for name, x in sample_inputs(model).items()}
-    images = model.main_input_name == "pixel_values"
+    images = main_input_of(model) == "pixel_values"
     # A source is filled up behind its text, as encoders' rows are: many number positions by the place in a row.
     pad_right = is_encoder_decoder(model) or not model.can_generate()
     inputs = inputs_for_config(model.config, seed, images, pad_right=pad_right)

@@ -36,7 +36,8 @@ def probe_model(model: nn.Module, inputs: dict[str, Tensor], steps: int = STEPS)
     """Logits of every kind of call that a user makes, and the tokens of a greedy generation.
 
     inputs   "ids" [rows, length] int64 and "mask", the same shape with zeros at the left of some rows;
-             or "pixels" of images, "sounds" and "ids", or what a plain module takes, each name behind `INPUT_PREFIX`
+             or "pixels" of images, "media" (sounds or images) and "ids", or what a plain module takes, each name
+             behind `INPUT_PREFIX`
     """
     if all(name.startswith(INPUT_PREFIX) for name in inputs):
         return {
@@ -45,8 +46,8 @@ def probe_model(model: nn.Module, inputs: dict[str, Tensor], steps: int = STEPS)
     if "pixels" in inputs:
         kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
         return {"outputs of a batch": first_output(model(pixel_values=inputs["pixels"].to(kind)))}
-    if "sounds" in inputs:
-        return probe_sounds(model, inputs["sounds"], inputs["ids"], steps)
+    if "media" in inputs:
+        return probe_media(model, inputs["media"], inputs["ids"], steps)
     ids, mask = inputs["ids"], inputs["mask"]
     if "decoder_input_ids" in inspect.signature(model.forward).parameters:
         return probe_encoder_decoder(model, ids, mask, steps)
@@ -90,10 +91,10 @@ def probe_encoder_decoder(model: nn.Module, ids: Tensor, mask: Tensor, steps: in
     return outputs
 
 
-def probe_sounds(model: nn.Module, sounds: Tensor, ids: Tensor, steps: int) -> dict[str, Tensor]:
-    """Outputs for sounds, at once and token by token: `generate` has rules that not every config follows."""
+def probe_media(model: nn.Module, media: Tensor, ids: Tensor, steps: int) -> dict[str, Tensor]:
+    """Outputs for sounds or images, at once and token by token: `generate` has rules that not every config follows."""
     kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    hears = {getattr(model, "main_input_name", "input_features"): sounds.to(kind)}
+    hears = {getattr(model, "main_input_name", "input_features"): media.to(kind)}
     full = model(**hears, decoder_input_ids=ids, use_cache=True)
     kwargs, parts = {"encoder_outputs": encoder_outputs(model, hears, full), "use_cache": True}, [first_output(full)]
     for position in range(min(steps, getattr(model.config, "max_target_positions", steps))):

@@ -61,6 +61,7 @@ UNSTATED = {
 _WIDTH = ("hidden_size", "d_model", "embed_dim")  # of which other sizes of a config are multiples
 _DEPTHS = ("depths", "num_block_repeats")
 _SCALES = {"width_coefficient": 0.2, "depth_coefficient": 1.0}  # of EfficientNet's lists
+_PLACEHOLDERS = re.compile(r"(image|video|audio)_token_(id|index)")
 _OF_LAYERS = re.compile(r".*(layer|index|indices|idx).*")  # lists of numbers of layers
 
 
@@ -107,6 +108,8 @@ def _shrink(config: PretrainedConfig, skipped: tuple[str, ...], wider: float) ->
             setattr(config, name, [min(max(entry, -2), 1) for entry in value])  # of two layers
         elif type(value) is int and not any(part in name for part in skipped):
             setattr(config, name, kinds if name == "num_hidden_layers" else _small_number(name, value, width, wider))
+        elif value is None and _PLACEHOLDERS.fullmatch(name):
+            setattr(config, name, 5)  # which a checkpoint states
         elif name == "rope_parameters" and isinstance(value, dict) and _reads_sections(config):
             rotated = int(getattr(config, "head_dim", 16) * (value.get("partial_rotary_factor") or 1)) // 2
             value["mrope_section"] = [rotated // 4, rotated // 4, rotated - 2 * (rotated // 4)]
@@ -123,10 +126,10 @@ def _shrink(config: PretrainedConfig, skipped: tuple[str, ...], wider: float) ->
 
 
 def _small_number(name: str, value: int, width: int, wider: float) -> int:
-    """What stands in a small config in place of a number: by its name, else as many times the width as before."""
+    """What stands in a small config in place of a number: by its name, else as many times the width as before, once among them."""
     if name == "num_feat_extract_layers":  # as many as its convolutions, which are a list
         return value
-    multiple = int(value * 64 * wider) // width if width and value > width and value % width == 0 else value
+    multiple = int(value * 64 * wider) // width if width and value >= width and value % width == 0 else value
     size = next((size for pattern, size in SIZES if re.fullmatch(pattern, name)), multiple)
     size = int(size * wider) if size and re.fullmatch(f"{_HEAD}|{_HIDDEN}", name) else size
     return size if size is not None else min(value, 3)

@@ -24,14 +24,6 @@ _TEXT = {
     ("lacking", "config"),
     [
         (
-            "input_ids",
-            transformers.BlipConfig(
-                text_config={**_TEXT, "encoder_hidden_size": 32, "max_position_embeddings": 64},
-                vision_config={**_TEXT, "image_size": 32, "patch_size": 8},
-                architectures=["BlipForConditionalGeneration"],
-            ),
-        ),
-        (
             "pixel_values",
             transformers.IdeficsConfig(
                 **_TEXT,
@@ -51,7 +43,7 @@ _TEXT = {
             ),
         ),
     ],
-    ids=["blip", "idefics", "instructblip"],
+    ids=["idefics", "instructblip"],
 )
 def test_a_forward_that_needs_pixels_and_tokens_is_refused_with_their_name(lacking, config, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(json.loads(config.to_json_string())))
@@ -109,16 +101,6 @@ def test_a_decoder_that_writes_several_codebooks_at_once_is_refused_with_their_n
     with pytest.raises(Reject, match="takes `decoder_input_ids` of 9 codebooks at each position") as refused:
         capture(model)
     assert "`dummy_inputs`" in refused.value.diagnostics[0].help
-
-
-def test_an_encoder_of_images_with_a_decoder_is_refused_with_the_input_that_effc_does_not_make():
-    sizes = {name: size for name, size in _TEXT.items() if name != "vocab_size"}
-    encoder = transformers.ViTConfig(**sizes, image_size=32, patch_size=8)
-    decoder = transformers.BertConfig(**_TEXT, max_position_embeddings=64)
-    config = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
-    model = table.randomized(lambda: transformers.VisionEncoderDecoderModel(config))
-    with pytest.raises(Reject, match="takes `decoder_input_ids` beside the images that its encoder sees"):
-        capture(model)
 
 
 def test_channels_of_an_image_are_no_codebooks():

@@ -12,7 +12,7 @@ from ....dsl.syntax.diagnostics import Fault
 from ...artifacts.openers.export import Exported
 from ...models.rows.chat_template import render_template_or_reject
 from ...models.rows.inputs import device_of
-from ...models.rows.packed_inputs import is_speech_encoder_decoder
+from ...models.rows.packed_inputs import is_media_encoder_decoder, sound_shape
 from ...runtimes.finite_logits import FiniteLogits
 from .text import TextDecoder
 
@@ -39,9 +39,9 @@ class Reply:
 
 def refuse_without_generate(model: Any) -> None:
     """Raise Reject of a model that generates nothing, or nothing of texts."""
-    if is_speech_encoder_decoder(model):
+    if is_media_encoder_decoder(model):
         raise not_generative(
-            "this model hears sounds and reads no prompt",
+            f"this model {'hears sounds' if sound_shape(model) else 'sees images'} and reads no prompt",
             help=f"`effc.load` opens it, and its `generate` takes `{model.main_input_name}`",
         ).rejection()
     if getattr(model, "can_generate", lambda: False)():

@@ -1,7 +1,7 @@
 """Random token ids, or whatever else a model takes, for tests of shape and speed."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...core.cache import digest
 from ...plugin.context import Context
@@ -29,31 +29,38 @@ class Synthetic(Data):
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         import torch
 
+        from ...models.rows.packed_inputs import fill_placeholders
+
         generator = torch.Generator().manual_seed(ctx.seed if self.seed is None else self.seed)
-        ahead, words = self._row_shape_and_vocabulary(ctx)
-        if words is None:
-            return iter(torch.randn(self.count, *ahead, generator=generator))
-        if not ahead:
-            return iter(torch.randint(words, (self.count, self.length), generator=generator))
-        numbers = torch.randn(self.count, *ahead, generator=generator)
-        ids = torch.randint(words, (self.count, self.length), generator=generator)
+        layout = self._layout(ctx)
+        if layout.words is None:
+            return iter(torch.randn(self.count, *layout.shape, generator=generator))
+        if layout.model is None:
+            return iter(torch.randint(layout.words, (self.count, self.length), generator=generator))
+        numbers = torch.randn(self.count, *layout.shape, generator=generator)
+        ids = torch.randint(layout.words, (self.count, self.length), generator=generator)
         refuse_rows_beyond_model(ids, "synthetic", ctx.origin)
-        return iter(torch.cat([numbers, ids.float()], dim=1))
+        return iter(torch.cat([numbers, fill_placeholders(layout.model, ids).float()], dim=1))
 
     def identity(self, ctx: Context) -> str:
-        seed = ctx.seed if self.seed is None else self.seed
-        ahead, words = self._row_shape_and_vocabulary(ctx)
-        layout = ahead if words is None else [ahead, words] if ahead else words
-        return digest(["synthetic", self.count, self.length, seed, layout])
+        import torch
 
-    def _row_shape_and_vocabulary(self, ctx: Context) -> tuple[tuple[int, ...], int | None]:
+        from ...models.rows.packed_inputs import fill_placeholders
+
+        seed = ctx.seed if self.seed is None else self.seed
+        words, ahead, model = self._layout(ctx)
+        parts: Any = ahead if words is None else [ahead, words] if ahead else words
+        begin = fill_placeholders(model, torch.zeros(1, 0, dtype=torch.long)).tolist()[0] if model and words else []
+        return digest(["synthetic", self.count, self.length, seed, [parts, begin] if begin else parts])
+
+    def _layout(self, ctx: Context) -> "Layout":
         """The shape of the numbers that a row begins with, and how many ids there are for what follows them."""
         known, config = (ctx.origin.vocabulary, ctx.origin.target_vocabulary), ctx.origin.config
         words = min((n for n in known if n is not None), default=None)  # both halves of a row know them
         from ...models.rows.inputs import reads_tokens_alone, vocabulary_size
 
         if words is not None and reads_tokens_alone(config):
-            return (), words
+            return Layout(words)
         import torch
 
         from ...ir.capture.sample import sample_inputs
@@ -63,10 +70,10 @@ class Synthetic(Data):
             model: Any = ctx.origin.build().to("meta")
         several = packed_input_parts(model)
         if words is not None and not several and getattr(model, "main_input_name", TOKENS) == TOKENS:
-            return (), words
+            return Layout(words)
         if several and all(part.dtype.is_floating_point for part in several):
             words = vocabulary_size(model, decoder=True) if tokens_of(model) else None
-            return (sum(part.size for part in several),), words
+            return Layout(words, (sum(part.size for part in several),), model)
         with torch.device("meta"):
             inputs = list(sample_inputs(model).values())
         if len(inputs) != 1 or not inputs[0].is_floating_point():
@@ -75,4 +82,12 @@ class Synthetic(Data):
                 "from: random rows can't be made for it",
                 help='put rows of all that it takes into a file, and name that: `tensors("rows.safetensors")`',
             ).rejection()
-        return tuple(inputs[0].shape[1:]), None
+        return Layout(None, tuple(inputs[0].shape[1:]))
+
+
+class Layout(NamedTuple):
+    """Form of a row: ids below `words`, none where it is None, behind numbers that a model takes beside them."""
+
+    words: int | None
+    shape: tuple[int, ...] = ()
+    model: Any = None  # of several inputs, without weights

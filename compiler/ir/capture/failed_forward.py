@@ -24,7 +24,10 @@ stock_failure = Fault(
 _WITHOUT_WEIGHTS = "effc looks at a model before its weights are read"
 _NO_KERNEL = re.compile(r"Could not run '|no fake impl|Torch not compiled with CUDA|no NVIDIA driver")
 # Arguments of forwards that may not do without.
-_BESIDES = ("input_ids", "pixel_values", "pixel_values_videos", "input_features", "bbox")
+_BESIDES = (
+    *("input_ids", "pixel_values", "pixel_values_videos", "input_features", "bbox"),
+    "image_embeds_position_mask",
+)
 
 
 def random_draw_diagnostic(error: Exception, model: nn.Module) -> Diagnostic:

@@ -1,6 +1,5 @@
 """The small batch that models are captured with, and the state in which they run it."""
 
-import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,19 +13,25 @@ from transformers.integrations.moe import ExpertsInterface
 from ....dsl.syntax.diagnostics import Fault
 from ...models.rows.inputs import dtype_of, vocabulary_size
 from ...models.rows.packed_inputs import (
+    PICTURES,
     WAVE,
-    frames_of,
+    fill_placeholders,
     has_image_and_text_towers,
-    image_shape,
-    is_speech_encoder_decoder,
+    is_media_encoder_decoder,
+    main_input_of,
+    media_shape,
+    packed_input_parts,
+    parameter_names,
     sound_shape,
+    tokens_of,
 )
 
 unknown_inputs = Fault(
     "unknown-inputs",
     "Nothing says what a module's forward takes.\n\n"
-    "Models of transformers are run on token ids, pixels, videos, sounds or series made from their config; those that "
-    "can't do without more are not. Any other module names small inputs of its own in the attribute or property "
+    "Models of transformers are run on token ids, pixels, videos, sounds or series made from their config, or on "
+    "pixels, videos or sounds with tokens; those that need more are not. Any other module names small inputs "
+    "of its own in the attribute or property "
     "`dummy_inputs`: the keyword arguments of its forward, tensors whose first axis is the batch. A module around a "
     "model of transformers that takes more than effc makes:\n\n"
     "    class Seen(torch.nn.Module):\n"
@@ -55,29 +60,17 @@ def sample_inputs(model: nn.Module, batch: int = BATCH, length: int = LENGTH, pa
     """
     if not isinstance(model, PreTrainedModel):
         return _declared_dummy_inputs(model, batch)
-    names = set(inspect.signature(inspect.unwrap(type(model).forward)).parameters)
+    names, main = parameter_names(type(model).forward), main_input_of(model) or "input_ids"
     device = next(model.parameters()).device
-    main = getattr(model, "main_input_name", "input_ids")
-    if frames := frames_of(model):
-        return {main: videos(model.config, frames, batch, device).to(dtype_of(model))}
     if main == "pixel_values" and "spatial_shapes" in names:  # SigLIP 2
         raise unknown_inputs(
             f"{type(model).__name__} takes patches of images with `spatial_shapes`, and effc makes whole images",
             help=_WRAP,
         ).rejection()
-    is_two_sided = "input_ids" not in names or getattr(model.config, "is_encoder_decoder", False)
-    if main == "pixel_values" and "decoder_input_ids" in names and is_two_sided:
-        raise unknown_inputs(
-            f"the decoder of {type(model).__name__} takes `decoder_input_ids` beside the images that its encoder sees, "
-            "and effc makes images alone",
-            help=_WRAP,
-        ).rejection()
-    if main == "pixel_values" and not has_image_and_text_towers(model):
-        return {main: sample_pixels(model.config, batch, device).to(dtype_of(model))}
-    if is_speech_encoder_decoder(model):
-        words = vocabulary_size(model, decoder=True) or 1
-        decoder_ids = sample_tokens(words, batch, length, padding, device)["input_ids"]
-        return {main: sounds(model, batch, device).to(dtype_of(model)), **spoken(decoder_ids), "use_cache": True}
+    if tokens_of(model):
+        return _media_with_tokens(model, batch, length, padding)
+    if main in PICTURES:
+        return {main: images(model, batch, device).to(dtype_of(model))}
     if main == "input_values":
         return {main: _with_channel_axis(model, waves(model.config, batch, device).to(dtype_of(model)))}
     if main == "past_values" and hasattr(model.config, "num_input_channels"):
@@ -87,12 +80,27 @@ def sample_inputs(model: nn.Module, batch: int = BATCH, length: int = LENGTH, pa
     _refuse_unsupported_inputs(model, main, names)
     words = vocabulary_size(model) or 1
     inputs = sample_tokens(words, batch, length, padding, device)
-    if has_image_and_text_towers(model):
-        inputs["pixel_values"] = image_rows(model.config, batch, device).to(dtype_of(model))
-    elif "use_cache" in names:
+    if "use_cache" in names:
         inputs["use_cache"] = True
     if "decoder_input_ids" in names:
         inputs |= spoken(inputs["input_ids"] % (vocabulary_size(model, decoder=True) or words))
+    return {name: value for name, value in inputs.items() if name in names}
+
+
+def _media_with_tokens(model: PreTrainedModel, batch: int, length: int, padding: int) -> dict[str, Any]:
+    """Images, videos or sounds with the tokens that a model reads or says beside them."""
+    names, device = parameter_names(type(model).forward), next(model.parameters()).device
+    (part,) = packed_input_parts(model)
+    numbers = _numbers((batch, *part.shape), 0).to(device).to(dtype_of(model))
+    words = vocabulary_size(model, decoder=True) or 1
+    read = sample_tokens(words, batch, length, padding, device)
+    if is_media_encoder_decoder(model):
+        heard = {part.name: numbers.sub(1) if sound_shape(model) else numbers}
+        return heard | spoken(read["input_ids"]) | {"use_cache": True}
+    ids = fill_placeholders(model, read["input_ids"])
+    if ids.shape[1] > length:  # as many rows as were asked for, none of them filled up
+        read = {"input_ids": ids}
+    inputs = read | {part.name: numbers} | ({"use_cache": True} if not has_image_and_text_towers(model) else {})
     return {name: value for name, value in inputs.items() if name in names}
 
 
@@ -156,32 +164,14 @@ def _position_function_and_padding(model: nn.Module) -> tuple[Callable[[Tensor, 
     return None, 0
 
 
-def sample_pixels(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:
-    """Images [batch, channels, height, width] of the size that the config names, in 0..1."""
-    if not hasattr(config, "num_channels"):  # it stands with the part that looks, or colours are three
-        config = getattr(config, "vision_config", None) or getattr(config, "backbone_config", None) or config
-    size = getattr(config, "image_size", None) or IMAGE  # convolutional nets take any
-    shape = (batch, getattr(config, "num_channels", 3), *(size if isinstance(size, (list, tuple)) else (size, size)))
-    count = torch.Size(shape).numel()
-    return ((torch.arange(count).view(shape) * 7919 + 31 * seed) % 256).float().div(255).to(device)
-
-
-def videos(config: Any, frames: int, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:
-    """Videos [batch, frames, channels, height, width] of the size that the config names, in 0..2."""
-    size = getattr(config, "image_size", None) or getattr(config, "crop_size", IMAGE)
-    channels = next((getattr(config, name) for name in ("num_channels", "in_chans") if hasattr(config, name)), 3)
-    height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    return _numbers((batch, frames, channels, height, width), seed).to(device)
+def images(model: nn.Module, batch: int, device: Any = "cpu") -> Tensor:
+    """Images [batch, channels, height, width] or videos [batch, frames, ...] of the size that a config names."""
+    return _numbers((batch, *media_shape(model)), 0).to(device)
 
 
 def sounds(model: nn.Module, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:
     """Sounds [batch, ...] of the shape that a model hears, in -1..1."""
     return _numbers((batch, *sound_shape(model)), seed).sub(1).to(device)
-
-
-def image_rows(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:
-    """Images for a model that is given texts with them, in 0..2."""
-    return _numbers((batch, *image_shape(config)), seed).to(device)
 
 
 def waves(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:

@@ -25,6 +25,7 @@ no_logits = Fault("no-logits", "A metric needs logits, and the model returns som
 no_next_token = Fault("no-next-token", "A metric over predicted tokens measures a model that predicts none.")
 REMEDY = "look at the last step that changed weights; --dump-ir shows what each changed"
 
+_TOWER_OUTPUTS = ("text_embeds", "image_embeds", "video_embeds", "audio_embeds")
 BATCH_BYTES = 256 << 20  # what the logits of one batch may take
 CHUNK_BYTES = 64 << 20  # what their float32 copy may take
 
@@ -84,14 +85,16 @@ def main_tensor_of_output(output: Any) -> Tensor:
     if isinstance(output, (tuple, list)):
         return main_tensor_of_output(output[0])
     if isinstance(output, Mapping):
-        if has_two_towers(output):  # what each says, not who fits whom
-            return torch.cat([output["text_embeds"], output["image_embeds"]], -1)
+        if towers := tower_embeddings(output):  # what each says, not who fits whom
+            return torch.cat(towers, -1)
         return output[main_name(output)]
     return output  # a tensor, or what stands for one while a forward is traced
 
 
-def has_two_towers(output: Mapping[str, Any]) -> bool:
-    return "text_embeds" in output and "image_embeds" in output
+def tower_embeddings(output: Mapping[str, Any]) -> list[Tensor]:
+    """Embeddings [b, d] of texts and of what a model of two towers compares them with; none of other models."""
+    names = [name for name in _TOWER_OUTPUTS if name in output]
+    return [output[name] for name in names] if "text_embeds" in names and len(names) > 1 else []
 
 
 def main_name(output: Mapping[str, Any]) -> str:
@@ -150,7 +153,7 @@ def are_of_tokens(model: nn.Module, values: Tensor, rows: Tensor, targets: Tenso
     """Whether logits [b, t, vocab] say what follows in rows, and no class of each or of each of its tokens."""
     known = vocabulary_size(model, decoder=True)
     enough = known is None or values.shape[-1] >= known
-    return values.shape[1] in (rows.shape[1], targets.shape[1]) and rows.dim() == 2 and enough
+    return values.shape[1] - targets.shape[1] in (0, 1) and rows.dim() == 2 and enough
 
 
 class TotalNll(NamedTuple):

@@ -5,8 +5,7 @@ what the encoder is given, its second half what the decoder says.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
@@ -18,9 +17,11 @@ from ..checkpoints.origin import CODE_POINTS
 from ..checkpoints.pretrained import is_pretrained, pretrained
 from .packed_inputs import (
     SAMPLES,
-    is_speech_encoder_decoder,
+    is_media_encoder_decoder,
+    main_input_of,
     other_parts,
     packed_input_parts,
+    parameter_names,
     tokens_of,
     unpack_inputs_and_tokens,
 )
@@ -38,7 +39,7 @@ def forward_args_and_kwargs(model: nn.Module, rows: Tensor) -> tuple[tuple[Any, 
         return (rows.to(dtype_of(model)),), no_cache
     if not hasattr(model, "can_generate"):
         return (rows,), no_cache
-    if (main := getattr(model, "main_input_name", "")) in SAMPLES:
+    if (main := main_input_of(model)) in SAMPLES:
         raise other_parts(
             f"{type(model).__name__} takes `{main}`, and its rows are token ids", help="give it rows of `tensors`"
         ).rejection()
@@ -54,7 +55,7 @@ def _packed_arguments(model: nn.Module, rows: Tensor) -> dict[str, Tensor]:
     named, tokens = unpack_inputs_and_tokens(model, rows)
     if not tokens_of(model):
         return named
-    if is_speech_encoder_decoder(model):
+    if is_media_encoder_decoder(model):
         return named | {"decoder_input_ids": decoder_inputs_of(model, tokens)}
     return named | {"input_ids": tokens, **_mask(tokens, padding(model))}
 
@@ -76,25 +77,23 @@ def without_cache(model: nn.Module) -> dict[str, Any]:
 
 def is_encoder_decoder(model: nn.Module) -> bool:
     """Whether a model is an encoder with a decoder, which take a sequence each; one that effc's engine runs, too."""
-    known = is_pretrained(model) or hasattr(model, "facts")
-    return known and "decoder_input_ids" in _parameter_names(type(model).forward)
+    if not is_pretrained(model) and not hasattr(model, "facts"):
+        return False
+    names = parameter_names(type(model).forward)
+    is_decoder_alone = "input_ids" in names and not getattr(getattr(model, "config", None), "is_encoder_decoder", True)
+    return "decoder_input_ids" in names and not is_decoder_alone  # BLIP-2 is either, by its config
 
 
 def reads_tokens_alone(config: Mapping[str, Any]) -> bool:
     """Whether a model of that config, as plain JSON, takes no pictures, sounds or series; yes for unknown classes."""
     kind = model_class_from_architectures(str(config.get("model_type")), config.get("architectures"))
-    return kind is None or _parameter_names(kind.forward).isdisjoint(NUMBERS)
+    return kind is None or parameter_names(kind.forward).isdisjoint(NUMBERS)
 
 
 def is_two_sided(config: Mapping[str, Any]) -> bool:
     """Whether a config, as plain JSON, is that of an encoder-decoder."""
     kind = model_class_from_architectures(str(config.get("model_type")), config.get("architectures"))
-    return kind is not None and "decoder_input_ids" in _parameter_names(kind.forward)
-
-
-@cache
-def _parameter_names(forward: Callable[..., Any]) -> set[str]:
-    return set(inspect.signature(inspect.unwrap(forward)).parameters)
+    return kind is not None and "decoder_input_ids" in parameter_names(kind.forward)
 
 
 def source_and_target(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,9 +160,8 @@ def _mask(rows: Tensor, pad_id: int | None) -> dict[str, Tensor]:
 
 def predictions(model: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor | None]:
     """Targets of a model's logits for rows, [b, p], and the mask of those that count, [b, p]: None for all."""
+    tokens = unpack_inputs_and_tokens(model, rows)[1] if tokens_of(model) else rows
     if not is_encoder_decoder(model):
-        return rows[:, 1:], None
-    target = (
-        unpack_inputs_and_tokens(model, rows)[1] if is_speech_encoder_decoder(model) else source_and_target(rows)[1]
-    )
+        return tokens[:, 1:], None
+    target = tokens if is_media_encoder_decoder(model) else source_and_target(rows)[1]
     return target, non_padding_mask(target, padding(model))

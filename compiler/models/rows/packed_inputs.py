@@ -5,8 +5,9 @@ Inputs of a stated size come first, in the order of `parts`; tokens come last, a
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -24,8 +25,14 @@ other_parts = Fault(
     exit="environment",
 )
 SAMPLES = ("input_values", "past_values")  # main inputs that hold sounds or time series, and no ids
+PICTURES = ("pixel_values", "pixel_values_videos")  # main inputs that hold images or videos
 WAVE, FRAMES = 1600, 64  # samples (a tenth of a second) and frames of features, where a model takes any number
 _BANDS = ("feature_projection_input_dim", "input_feat_per_channel", "num_mel_bins")  # features per frame, in configs
+IMAGE = 64  # pixels of a side where a model takes images of any size
+FRAMES_OF_VIDEO = 4  # images of a video where a config names none: those of InstructBLIP
+_FRAMES = ("num_frames", "frames_per_clip")  # names of configs
+_CHANNELS = ("num_channels", "in_chans")
+_PLACEHOLDERS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 EXACT = 1 << 24  # integers below it are what they were after float32
 
 
@@ -42,10 +49,26 @@ class PackedInput:
         return prod(self.shape)
 
 
-def is_speech_encoder_decoder(model: nn.Module) -> bool:
-    """Whether a model is an encoder of sounds with a decoder that says what was said."""
-    hears = bool(sound_shape(model))  # asked first: a signature takes longer, and every forward asks
-    return hears and "decoder_input_ids" in inspect.signature(inspect.unwrap(type(model).forward)).parameters
+def is_media_encoder_decoder(model: nn.Module) -> bool:
+    """Whether a model is an encoder of sounds or images with a decoder of tokens."""
+    return tokens_of(model) == "decoder_input_ids"
+
+
+def tokens_of(model: nn.Module) -> str:
+    """The name of the tokens that a row ends with; "" where it has none."""
+    if not main_input_of(model):  # a plain module
+        return ""
+    names, config = parameter_names(type(model).forward), getattr(model, "config", None)
+    is_decoder_alone = "input_ids" in names and not getattr(config, "is_encoder_decoder", False)
+    if "decoder_input_ids" in names and not is_decoder_alone:
+        return "decoder_input_ids" if media_shape(model) else ""
+    if "input_ids" in names and (has_image_and_text_towers(model) or main_input_of(model) in PICTURES):
+        return "input_ids"
+    return ""
+
+
+def main_input_of(model: nn.Module) -> str:
+    return str(getattr(model, "main_input_name", ""))
 
 
 def hears_fixed_length(model: nn.Module) -> bool:
@@ -56,18 +79,20 @@ def hears_fixed_length(model: nn.Module) -> bool:
 
 
 def frames_of(model: nn.Module) -> int:
-    """Number of images per video of a model that takes videos alone; 0 of others."""
-    main, config = getattr(model, "main_input_name", ""), getattr(model, "config", None)
-    names = {"pixel_values": "num_frames", "pixel_values_videos": "frames_per_clip"}
-    frames = getattr(config, names.get(main, ""), None)
-    return frames if isinstance(frames, int) and not _accepts(model, "input_ids") else 0
+    """Number of images per video of a model that takes videos; 0 of others."""
+    if main_input_of(model) not in PICTURES:
+        return 0
+    config = _of_images(model.config)
+    frames = next((n for name in _FRAMES if isinstance(n := getattr(config, name, None), int)), 0)
+    has_no_images = main_input_of(model) == PICTURES[1] or _placeholder(model.config).startswith("video")
+    return frames or (FRAMES_OF_VIDEO if has_no_images else 0)
 
 
 def has_image_and_text_towers(model: nn.Module) -> bool:
     """Whether a model has two towers, for images and for texts, and is given both at once. Others read alone."""
     towers = (getattr(type(model), f"get_{kind}_features", None) for kind in ("text", "image"))
-    has_both = _accepts(model, "input_ids", "pixel_values") and not pretrained(model).can_generate()
-    if not has_both or not all(map(callable, towers)):
+    has_both = is_pretrained(model) and {"input_ids", PICTURES[0]} <= parameter_names(type(model).forward)
+    if not has_both or pretrained(model).can_generate() or not all(map(callable, towers)):
         return False
     image_config = _of_images(model.config)
     return hasattr(image_config, "image_size") and hasattr(image_config, "num_channels")
@@ -93,10 +118,10 @@ def is_start(model: Any) -> bool:
 
 def packed_input_parts(model: nn.Module) -> tuple[PackedInput, ...]:
     """Inputs at the start of a packed row; empty for models with one input."""
-    if is_speech_encoder_decoder(model):
-        return (PackedInput(pretrained(model).main_input_name, sound_shape(model), torch.float32),)
-    if has_image_and_text_towers(model):
-        return (PackedInput("pixel_values", image_shape(model.config), torch.float32),)
+    if tokens_of(model):
+        main = main_input_of(model)
+        name = main if media_shape(model) else PICTURES[0]
+        return (PackedInput(name, media_shape(model) or image_shape(model.config), torch.float32),)
     dummies = None if is_pretrained(model) else getattr(model, "dummy_inputs", None)
     if not isinstance(dummies, Mapping):
         return ()
@@ -108,11 +133,22 @@ def packed_input_parts(model: nn.Module) -> tuple[PackedInput, ...]:
     return tuple(inputs) if len(inputs) > 1 else ()
 
 
-def tokens_of(model: nn.Module) -> str:
-    """The name of the tokens that a row ends with; "" where it has none."""
-    if is_speech_encoder_decoder(model):
-        return "decoder_input_ids"
-    return "input_ids" if has_image_and_text_towers(model) else ""
+def fill_placeholders(model: nn.Module, ids: Tensor) -> Tensor:
+    """Token ids [b, t] that begin with a placeholder for each vector of an image or video, and have none behind, where
+    a model exchanges such tokens for as many vectors as its config's `num_query_tokens` says."""
+    if tokens_of(model) != "input_ids" or not (name := _placeholder(model.config)):
+        return ids
+    count, token = getattr(model.config, "num_query_tokens", None), getattr(model.config, name)
+    words = getattr(model.config.get_text_config(), "vocab_size", 0)
+    if not isinstance(count, int) or not 0 <= token < words:
+        return ids
+    vectors = count * (frames_of(model) or 1)
+    ids = torch.where(ids == token, (token + 1) % words, ids)
+    return torch.cat([ids.new_full((len(ids), vectors), token), ids], dim=1)
+
+
+def _placeholder(config: Any) -> str:
+    return next((name for name in _PLACEHOLDERS if isinstance(getattr(config, name, None), int)), "")
 
 
 def unpack_inputs_and_tokens(model: nn.Module, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -145,22 +181,34 @@ def _refuse_rows_of_other_layout(model: nn.Module, layout: tuple[PackedInput, ..
         names = [*(part.name for part in layout), *([tokens_of(model)] if has_tokens else [])]
         expected = ", ".join(f"`{name}`" for name in names)
         raise other_parts(
-            f"{type(model).__name__} {'hears sounds: it ' if is_speech_encoder_decoder(model) else ''}"
+            f"{type(model).__name__} {'hears sounds: it ' if sound_shape(model) else ''}"
             f"takes {expected}, and its rows hold something else",
-            help="give it rows of `tensors`" + (" or `sounds`" if is_speech_encoder_decoder(model) else ""),
+            help="give it rows of `tensors`" + (" or `sounds`" if sound_shape(model) else ""),
         ).rejection()
 
 
 def image_shape(config: Any) -> tuple[int, int, int]:
-    """Channels, height and width of the images that a model sees."""
+    """Channels, height and width of the images that a model sees; of any size where its config names none."""
     image_config = _of_images(config)
-    size = image_config.image_size
+    size = next((s for name in ("image_size", "crop_size") if (s := getattr(image_config, name, None))), IMAGE)
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    return image_config.num_channels, height, width
+    channels = next((n for name in _CHANNELS if (n := getattr(image_config, name, None))), 3)
+    return channels, height, width
 
 
 def _of_images(config: Any) -> Any:
-    return getattr(config, "vision_config", None) or config
+    """The part of a config that says how images are: itself, or that of a tower, a backbone or an encoder."""
+    parts = [getattr(config, name, None) for name in ("vision_config", "backbone_config", "encoder")]
+    sizes = [part for part in (config, *parts) if any(getattr(part, name, None) for name in _CHANNELS)]
+    return next((part for part in (*sizes, *parts) if part is not None), config)
+
+
+def media_shape(model: nn.Module) -> tuple[int, ...]:
+    """Shape of a model's main input in a row, where that is an image, a video or a sound; else ()."""
+    if main_input_of(model) not in PICTURES:
+        return sound_shape(model)
+    frames = frames_of(model)
+    return (frames, *image_shape(model.config)) if frames else image_shape(model.config)
 
 
 def sound_shape(model: nn.Module) -> tuple[int, ...]:
@@ -190,7 +238,7 @@ def _stacked(model: nn.Module, bands: int) -> int:
     return first.in_features if isinstance(first, nn.Linear) and first.in_features % bands == 0 else bands
 
 
-def _accepts(model: nn.Module, *names: str) -> bool:
-    if not is_pretrained(model):
-        return False
-    return set(names) <= set(inspect.signature(inspect.unwrap(type(model).forward)).parameters)
+@cache
+def parameter_names(forward: Callable[..., Any]) -> frozenset[str]:
+    """Names of the arguments of a forward; kept, as every call of a model asks for them."""
+    return frozenset(inspect.signature(inspect.unwrap(forward)).parameters)

@@ -20,9 +20,9 @@ from ...ir.layers.linear import count_params
 from ...ir.program import Program
 from ...models.checkpoints.origin import max_row_tokens
 from ...models.checkpoints.pretrained import pretrained
-from ...models.rows.forward import has_two_towers, in_eval_mode, main_name
+from ...models.rows.forward import in_eval_mode, main_name, tower_embeddings
 from ...models.rows.inputs import decoder_start_id, is_encoder_decoder, padding
-from ...models.rows.packed_inputs import is_speech_encoder_decoder
+from ...models.rows.packed_inputs import is_media_encoder_decoder
 from ..native.kv_tensors import decoder_sample_inputs
 from . import seq2seq_export
 from .axes import rename_symbolic_axes
@@ -83,7 +83,7 @@ def onnx_artifact_facts(model: nn.Module) -> dict[str, Any]:
         "model_type": getattr(config, "model_type", ""),
         "params": count_params(model),
         "context": max_row_tokens(text.to_dict())
-        if is_speech_encoder_decoder(model)
+        if is_media_encoder_decoder(model)
         else getattr(text, "max_position_embeddings", None),
         "decodes": decodes(model),
         **(_encoder_decoder_facts(model) if is_encoder_decoder(model) else {}),
@@ -92,7 +92,7 @@ def onnx_artifact_facts(model: nn.Module) -> dict[str, Any]:
 
 def _encoder_decoder_facts(model: nn.Module) -> dict[str, Any]:
     vocabulary = (
-        0 if is_speech_encoder_decoder(model) else pretrained(model).get_encoder().get_input_embeddings().num_embeddings
+        0 if is_media_encoder_decoder(model) else pretrained(model).get_encoder().get_input_embeddings().num_embeddings
     )
     return {"start": decoder_start_id(model), "pad": padding(model), "source_vocabulary": vocabulary}
 
@@ -121,7 +121,7 @@ def _export_forward(model: nn.Module, inputs: dict[str, Any]) -> Any:
     inputs = {name: x.float() if x.is_floating_point() else x for name, x in inputs.items()}
     shapes = {name: dict.fromkeys(range(axes), free) if x.dim() else None for name, x in inputs.items()}
     output = model(**inputs) if isinstance(model, PreTrainedModel) else None
-    outputs = [main_name(output)] if isinstance(output, Mapping) and not has_two_towers(output) else None
+    outputs = [main_name(output)] if isinstance(output, Mapping) and not tower_embeddings(output) else None
     return _export_module(first_result_of(model), inputs, shapes, list(inputs), outputs)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ...ir.capture.sample import sample_inputs
 from ...models.checkpoints.pretrained import pretrained
 from ...models.rows.forward import logits_of_output
-from ...models.rows.packed_inputs import hears_fixed_length, is_speech_encoder_decoder
+from ...models.rows.packed_inputs import hears_fixed_length, is_media_encoder_decoder
 from .checking import BEGINNING, CONTINUATION, ENCODER, FEATURES
 from .refusal import cannot_write_onnx
 
@@ -128,7 +128,7 @@ class SpeechContinuation(NextDecoderStep):
 
 def export_graphs(model: nn.Module) -> Iterator[Graph]:
     """The three graphs of a model in float32."""
-    inputs, is_speech = sample_inputs(model, padding=0), is_speech_encoder_decoder(model)
+    inputs, is_speech = sample_inputs(model, padding=0), is_media_encoder_decoder(model)
     decoder_ids = inputs["decoder_input_ids"]
     reads = _hearing(model, inputs) if is_speech else _encoder_graph(model, inputs)
     yield reads
