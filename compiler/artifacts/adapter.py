@@ -1,91 +1,207 @@
 """Adapter folders, read as untrusted input: numbers and names of a LoRA, nothing that peft would import or unpickle."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...dsl.syntax.diagnostics import Fault
 from ..core.safe_read import read_json
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 rejected_adapter = Fault(
     "refused-adapter",
-    "An adapter folder holds something that effc's own don't.\n\n"
+    "An adapter folder holds something that effc doesn't compute, or doesn't fit its model.\n\n"
     "effc reads LoRA of linear modules from safetensors. What else peft knows, open with peft itself.",
     exit="environment",
 )
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _LARGEST = 1 << 20  # bytes of a config
-_PREFIX = "base_model.model."
+_PREFIX, _SIDES = "base_model.model.", (".lora_A.weight", ".lora_B.weight")
+_READ = {"peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "target_modules"}
+# Of training, of how peft found the modules whose tensors are here, or of what is refused by a field of its own.
+_WITHOUT_EFFECT = {
+    "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules",
+    "fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config", "lora_dropout",
+    "lora_ga_config", "megatron_config", "megatron_core", "peft_version", "qalora_group_size", "revision",
+    "runtime_config", "task_type", "velora_config",
+}  # fmt: skip
+_ORDINARY = {"bias": ("none",), "init_lora_weights": (True, False, None, "gaussian", "orthogonal")}
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Rank and alpha of each module's adapter, by its path."""
+
+    ranks: Mapping[str, int]
+    alphas: Mapping[str, float]
+    is_rank_stabilized: bool
 
 
 def load_peft_adapters(folder: Path, base: Any) -> Any:
-    """The base with the folder's adapters on it, in evaluation mode."""
+    """The base with the folder's adapters on it, in evaluation mode. Raises Reject (refused-adapter)."""
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    body = _read_checked_adapter_config(folder / CONFIG)
-    paths = {name for name, module in base.named_modules() if hasattr(module, "weight")}
-    unknown = [path for path in body["target_modules"] if path not in paths]
-    if unknown:
-        raise rejected_adapter(f"{folder / CONFIG} names `{unknown[0][:80]}`, which the base doesn't have").rejection()
-    _check_tensor_header(folder, body)
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise rejected_adapter(f"{folder / WEIGHTS} can't be read: {error}").rejection() from error
+    lora, shapes = read_lora(folder)
+    transposed = _refuse_other_shapes(folder, shapes, base)
+    tensors = load_file(folder / WEIGHTS)
+    _refuse_other_numbers(folder, tensors)
+    first = next(iter(lora.ranks))
     config = LoraConfig(
-        r=body["r"],
-        lora_alpha=body["lora_alpha"],
+        r=lora.ranks[first],
+        lora_alpha=lora.alphas[first],  # type: ignore[arg-type]  # a number that it divides, whatever the annotation says
+        rank_pattern=dict(lora.ranks),
+        alpha_pattern=dict(lora.alphas),
+        use_rslora=lora.is_rank_stabilized,
         lora_dropout=0.0,
         bias="none",
-        target_modules=list(body["target_modules"]),
+        target_modules=list(lora.ranks),
         inference_mode=True,
-        fan_in_fan_out=body["fan_in_fan_out"],
+        fan_in_fan_out=transposed,
     )
     model = get_peft_model(base, config)
-    try:
-        set_peft_model_state_dict(model, tensors)
-    except RuntimeError as error:
-        raise rejected_adapter(f"{folder / WEIGHTS} has other shapes than the base: {error}").rejection() from error
+    set_peft_model_state_dict(model, tensors)
     return model.eval()
 
 
 def check(folder: Path) -> None:
-    """Read the numbers, and the headers of the weights, as `read` does; no model is made."""
-    _check_tensor_header(folder, _read_checked_adapter_config(folder / CONFIG))
+    """Read the numbers, and the headers of the weights, as `load_peft_adapters` does; no model is made."""
+    read_lora(folder)
 
 
-def _check_tensor_header(folder: Path, body: dict[str, Any]) -> None:
-    """Hold names and ranks of the weights, by their header, against the config, before peft makes room for them."""
-    from ..models.checkpoints.safetensors_header import read_safetensors_header
+def read_lora(folder: Path) -> tuple[Lora, dict[str, tuple[int, ...]]]:
+    """Ranks and alphas of a folder, and the shapes of its tensors by name, all by headers: no room is made.
+
+    Raises Reject (refused-adapter, damaged-weights).
+    """
+    body = _read_checked_adapter_config(folder / CONFIG)
+    shapes = _read_shapes(folder)
+    down = {name: shape for name, shape in shapes.items() if name.endswith(_SIDES[0])}
+    ranks = {name[len(_PREFIX) : -len(_SIDES[0])]: shape[0] for name, shape in down.items()}
+    expected = {f"{_PREFIX}{path}{side}" for path in ranks for side in _SIDES}
+    if not ranks or set(shapes) != expected:
+        difference = sorted(expected ^ set(shapes))[0] if shapes else "a tensor"
+        raise rejected_adapter(
+            f"{folder / WEIGHTS} is no LoRA of linear modules, by `{difference[:80]}`", help="open it with peft itself"
+        ).rejection()
+    _refuse_unnamed_modules(folder, body["target_modules"], ranks)
+    _refuse_other_ranks(folder, body, shapes, ranks)
+    alphas = {path: _by_pattern(body["alpha_pattern"], path, body["lora_alpha"]) for path in ranks}
+    return Lora(ranks, alphas, body["use_rslora"]), shapes
+
+
+def _read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    from ..models.checkpoints.safetensors_header import FLOATS, read_safetensors_header
 
     try:
         slots = read_safetensors_header(folder / WEIGHTS).slots
     except OSError as error:
-        raise rejected_adapter(f"{folder / WEIGHTS} can't be read: {error}").rejection() from error
-    expected = {f"{_PREFIX}{path}.{side}.weight" for path in body["target_modules"] for side in ("lora_A", "lora_B")}
-    if set(slots) != expected:
-        difference = sorted(expected ^ set(slots))[0]
-        raise rejected_adapter(f"{folder / WEIGHTS} and {CONFIG} differ about `{difference[:80]}`").rejection()
+        fact = f"can't be read: {error.strerror}"
+        if (folder / PICKLE).exists():
+            fact += f"; {PICKLE} is a pickle, which can run code"
+        help = "have peft write it as safetensors"
+        raise rejected_adapter(f"{folder / WEIGHTS} {fact}", help=help).rejection() from error
     for name, slot in slots.items():
-        axis = 0 if name.endswith(".lora_A.weight") else 1
-        if len(slot.shape) != 2 or slot.shape[axis] != body["r"]:
-            fact = f"has `{name[:80]}` of {list(slot.shape)}, and the rank of {CONFIG} is {body['r']}"
-            raise rejected_adapter(f"{folder / WEIGHTS} {fact}").rejection()
+        if len(slot.shape) != 2 or slot.dtype not in FLOATS:
+            raise rejected_adapter(
+                f"{folder / WEIGHTS} has `{name[:80]}` of {slot.dtype} {list(slot.shape)}, which is no matrix of floats"
+            ).rejection()
+    return {name: slot.shape for name, slot in slots.items()}
+
+
+def _refuse_unnamed_modules(folder: Path, targets: list[str] | str, ranks: Mapping[str, int]) -> None:
+    """Hold modules with tensors against names of the config, which are paths or their ends; patterns are not tried."""
+    if isinstance(targets, str):
+        return
+    named, with_tensors = set(targets), {end for path in ranks for end in _ends(path)}
+    if missing := [path for path in ranks if named.isdisjoint(_ends(path))]:
+        raise rejected_adapter(f"{folder / CONFIG} does not name `{missing[0][:80]}`, which has tensors").rejection()
+    if bare := sorted(named - with_tensors):
+        raise rejected_adapter(f"{folder / CONFIG} names `{bare[0][:80]}`, which has no tensors").rejection()
+
+
+def _refuse_other_ranks(
+    folder: Path, body: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], ranks: Mapping[str, int]
+) -> None:
+    for path in ranks:
+        rank = _by_pattern(body["rank_pattern"], path, body["r"])
+        for side, axis in zip(_SIDES, (0, 1), strict=True):
+            name = f"{_PREFIX}{path}{side}"
+            if shapes[name][axis] != rank:
+                fact = f"has `{name[:80]}` of {list(shapes[name])}, and the rank of {CONFIG} is {rank}"
+                raise rejected_adapter(f"{folder / WEIGHTS} {fact}").rejection()
+
+
+def _refuse_other_shapes(folder: Path, shapes: Mapping[str, tuple[int, ...]], base: "nn.Module") -> bool:
+    """Hold tensors against the modules of a model; whether these store weights as [inputs, outputs]."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    modules, is_transposed = dict(base.named_modules()), False
+    for name, shape in shapes.items():
+        side = next(side for side in _SIDES if name.endswith(side))
+        module = modules.get(path := name[len(_PREFIX) : -len(side)])
+        if not isinstance(module, nn.Linear | Conv1D):
+            missing = "doesn't have" if module is None else "has as no linear module"
+            raise rejected_adapter(f"{folder / WEIGHTS} adapts `{path[:80]}`, which the model {missing}").rejection()
+        is_transposed |= isinstance(module, Conv1D)
+        outputs, inputs = module.weight.shape[::-1] if isinstance(module, Conv1D) else module.weight.shape
+        width, expected = (shape[1], inputs) if side == _SIDES[0] else (shape[0], outputs)
+        if width != expected:
+            raise rejected_adapter(
+                f"{folder / WEIGHTS} has `{name[:80]}` of {list(shape)}; the model has {expected} in place of {width}",
+                help="name the model that it was trained on",
+            ).rejection()
+    return is_transposed
+
+
+def _refuse_other_numbers(folder: Path, tensors: "Mapping[str, Tensor]") -> None:
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise rejected_adapter(f"{folder / WEIGHTS}: `{name[:80]}` holds NaN or infinity").rejection()
+
+
+def _ends(path: str) -> list[str]:
+    """A path, and what is left of it behind each of its dots."""
+    parts = path.split(".")
+    return [".".join(parts[i:]) for i in range(len(parts))]
+
+
+def _by_pattern(pattern: Mapping[str, Any], path: str, default: Any) -> Any:
+    return next((pattern[end] for end in _ends(path) if end in pattern), default)
 
 
 def _read_checked_adapter_config(file: Path) -> dict[str, Any]:
-    """The few fields that a LoRA needs; Reject where one is missing or of another form."""
+    """The few fields that a LoRA needs; Reject where one is missing or of another form, or where another field has peft
+    compute something else."""
     try:
         body = read_json(file, _LARGEST)
         assert isinstance(body, dict) and body.get("peft_type") == "LORA", "it is no LoRA"
-        assert type(body.get("r")) is int and 0 < body["r"] <= 1 << 16, "its rank is no positive number"
-        alpha = body.get("lora_alpha")
-        ordinary = isinstance(alpha, int | float) and type(alpha) is not bool and abs(alpha) < 1e9
-        assert ordinary, "its `lora_alpha` is no number of an ordinary size"
+        assert _is_rank(body.get("r")), "its rank is no positive number"
+        assert _is_alpha(body.get("lora_alpha")), "its `lora_alpha` is no number of an ordinary size"
+        for name, is_right in (("rank_pattern", _is_rank), ("alpha_pattern", _is_alpha)):
+            pattern = body.get(name) or {}
+            assert isinstance(pattern, dict) and all(map(is_right, pattern.values())), f"its `{name}` has no numbers"
         targets = body.get("target_modules")
-        assert isinstance(targets, list) and targets and all(isinstance(t, str) for t in targets), "it names no modules"
+        assert isinstance(targets, list | str) and targets, "it names no modules"
+        assert all(isinstance(t, str) for t in targets), "it names no modules"
+        for name, values in _ORDINARY.items():
+            assert body.get(name, values[0]) in values, f"effc doesn't compute what its `{name}` says"
+        others = [name for name in body.keys() - _READ - _WITHOUT_EFFECT - _ORDINARY.keys() if body[name]]
+        assert not others, f"effc doesn't compute what its `{min(others)[:80]}` says"
     except (OSError, ValueError, AssertionError) as error:
         raise rejected_adapter(f"{file}: {error}").rejection() from error
-    return body | {"fan_in_fan_out": body.get("fan_in_fan_out") is True, "target_modules": sorted(targets)}
+    patterns = {name: body.get(name) or {} for name in ("rank_pattern", "alpha_pattern")}
+    return body | patterns | {"use_rslora": body.get("use_rslora") is True}
+
+
+def _is_rank(value: Any) -> bool:
+    return type(value) is int and 0 < value <= 1 << 16
+
+
+def _is_alpha(value: Any) -> bool:
+    return isinstance(value, int | float) and type(value) is not bool and abs(value) < 1e9

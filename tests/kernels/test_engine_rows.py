@@ -6,7 +6,7 @@ from effc.kernels import packed
 
 from tests.kernels.engine_oracle import wanted_logits
 from tests.kernels.engine_plans import gpt2, llama
-from tests.kernels.test_engine import assert_near, engine, ids_of, share_of
+from tests.kernels.test_engine import KERNELS, assert_near, engine, ids_of, share_of
 
 FIRST, SECOND = 290, 127  # tokens of two texts: their boundary is in the middle of a tile of keys
 
@@ -57,3 +57,25 @@ def test_a_text_whose_tokens_come_in_two_runs_of_one_call_has_the_keys_of_both()
     own.run(runs, [0] * 137 + [1] * 20 + [0] * 163, [])
     whole.run(text[:300], [0] * 300, [])
     assert_near(own.run(text[300:], [0]), whole.run(text[300:], [0]))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_logits_of_a_token_do_not_depend_on_how_long_its_prompt_is(kernel, level):
+    """Items of attention hold 16 rows at most, of 3 query heads of a token here: the last one has 1 to 16."""
+    built = llama(kernel, context=100)
+    ids, own = ids_of(built, 65), engine(built, 1)
+    longest = own.run(ids, [0] * 65)
+    for count in range(48, 65):
+        own.forget(0)
+        assert torch.equal(own.run(ids[:count], [0] * count), longest[:count]), count
+
+
+@pytest.mark.parametrize("kernel", ["dense_linear", "dense_linear_int8"])
+def test_no_row_is_left_alone_behind_a_chunk(kernel):
+    """Linear layers take 512 rows at once, and a single one by sums of another order."""
+    built = llama(kernel, context=600)
+    ids, own = ids_of(built, 560), engine(built, 1)
+    longest = own.run(ids, [0] * 560)
+    for count in (513, 516, 528, 529):
+        own.forget(0)
+        assert torch.equal(own.run(ids[:count], [0] * count), longest[:count]), count

@@ -1,7 +1,8 @@
-"""Several folders of interventions on one base, for requests that name one: `BASE:NAME`."""
+"""Several adapters on one base, interventions and LoRA, for requests that name one: `BASE:NAME`."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,62 +14,117 @@ if TYPE_CHECKING:
 no_adapter = Fault(
     "no-adapter",
     "An adapter was named that can't be put onto the model that is served.\n\n"
-    "`--adapter NAME=FOLDER` takes artifacts of the target `reft`, or their `reft/` folders, that were trained in this "
-    "very model; the model is one that torch runs. Requests name it as `MODEL:NAME`.",
+    "`--adapter NAME=FOLDER` takes artifacts of the target `reft` that were trained in this very model, and LoRA that "
+    "peft or the target `peft` wrote; `--adapter '*=FOLDER'` takes all in FOLDER, by the names of their folders. The "
+    "model is one that torch runs. Requests name an adapter as `MODEL:NAME`.",
     exit="usage",
 )
+ALL = "*"  # name of whatever lies in a folder
 
 
 def parse_adapter_options(name_folder_pairs: Sequence[str]) -> dict[str, Path]:
-    """Folders of interventions by name, out of `NAME=FOLDER`. Raises Reject (no-adapter)."""
-    from ...artifacts.reft import FILE, FOLDER
-
+    """Folders of adapters by name, out of `NAME=FOLDER` and `*=FOLDER`. Raises Reject (no-adapter)."""
     folders: dict[str, Path] = {}
     for text in name_folder_pairs:
         name, equals, path_text = text.partition("=")
-        if not equals or not name or not path_text or any(mark in name for mark in ":/ ") or not name.isprintable():
+        if not equals or not path_text or not (name == ALL or _is_name(name)):
             raise no_adapter(f"`--adapter {text}` names no adapter", help="write --adapter NAME=FOLDER").rejection()
-        if name in folders:
-            raise no_adapter(f"two adapters are called `{name}`", help="give either a name of its own").rejection()
-        folder = Path(path_text)
-        inner = next((f for f in (folder / FOLDER, folder) if (f / FILE).is_file()), None)
-        if inner is None:
-            raise no_adapter(
-                f"{path_text} holds no interventions", help="name an artifact that the target `reft` wrote"
-            ).rejection()
-        folders[name] = inner
+        for each, folder in adapter_folders(text).items():
+            if each in folders:
+                raise no_adapter(f"two adapters are called `{each}`", help="give either a name of its own").rejection()
+            folders[each] = _weights_folder(folder)
     return folders
 
 
+def _is_name(name: str) -> bool:
+    return bool(name) and name.isprintable() and not any(mark in name for mark in ":/ ")
+
+
+def adapter_folders(option: str) -> dict[str, Path]:
+    """Folders that `NAME=FOLDER` or `*=FOLDER` names, with or without `MODEL:`. Raises Reject (no-adapter)."""
+    name, _, location = option.partition("=")
+    folder = Path(location)
+    if name.rpartition(":")[2] != ALL:
+        return {name: folder}
+    try:
+        entries = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise no_adapter(f"{folder} is no folder of adapters: {error.strerror}").rejection() from error
+    for entry in entries:
+        if not _is_name(entry.name):
+            help = "rename it: `:`, `/` and spaces are in no name"
+            raise no_adapter(f"{str(entry)!a} has no name for an adapter", help=help).rejection()
+    return {entry.name: entry for entry in entries}
+
+
+def _weights_folder(folder: Path) -> Path:
+    """The folder itself, or the one of an artifact, where an adapter's files are."""
+    from ...artifacts.adapter import CONFIG
+    from ...artifacts.reft import FILE, FOLDER
+
+    candidates = ((folder / FOLDER, FILE), (folder, FILE), (folder / "adapter", CONFIG), (folder, CONFIG))
+    inner = next((inside for inside, file in candidates if (inside / file).is_file()), None)
+    if inner is None:
+        raise no_adapter(
+            f"{folder} holds no interventions and no LoRA",
+            help="name an artifact of the targets `reft` or `peft`, or a folder that peft wrote",
+        ).rejection()
+    return inner
+
+
 def copies_with_adapters(model: Any, label: str, folders: Mapping[str, Path]) -> dict[str, Any]:
-    """The model once more for every folder, with its interventions on: other modules over the same tensors.
+    """The model once more for every folder, with its adapter on: other modules over the same tensors.
 
     Raises Reject where the model is none of torch, or another than an adapter was trained in.
     """
-    from ...artifacts.reft import attach_interventions, base_hash, other_base, read_reft_folder
+    from ...artifacts.reft import FILE, base_hash
     from ...runtimes.model import DecoderModel
 
     if not folders:
         return {}
     if isinstance(model, DecoderModel):
         raise no_adapter(
-            f"{label} runs on the native engine, which has no step for interventions",
+            f"{label} runs on the native engine, which has no step for adapters",
             help="serve the model as `hf` wrote it, or its own folder",
         ).rejection()
-    base_sha, result = base_hash(model), {}
+    base_sha = cache(partial(base_hash, model))
+    copies = {}
     for name, folder in folders.items():
         _check_files(folder)
-        base, _ = read_reft_folder(folder)
-        if base["sha256"] != base_sha:
-            raise other_base(
-                f"{folder} belongs to {base['place'] or 'the model beside it'}, and {label} has other tensors",
-                help="serve the model that it was trained in",
-            ).rejection()
+        is_lora = not (folder / FILE).is_file()
+        if not is_lora:
+            _refuse_other_base(folder, label, base_sha())
         shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
-        result[name] = copy.deepcopy(model, shared)
-        attach_interventions(result[name], folder, check_base=False)
-        result[name].eval()
-    return result
+        copied = copy.deepcopy(model, shared)
+        copies[name] = _with_lora(copied, folder) if is_lora else _with_interventions(copied, folder)
+    return copies
+
+
+def _with_lora(copied: Any, folder: Path) -> Any:
+    from ...artifacts.adapter import load_peft_adapters
+    from ...core.environment import check_modules
+
+    check_modules(["peft"], "tune", "an adapter that peft wrote")
+    return load_peft_adapters(folder, copied).get_base_model()
+
+
+def _with_interventions(copied: Any, folder: Path) -> Any:
+    from ...artifacts.reft import attach_interventions
+
+    attach_interventions(copied, folder, check_base=False)
+    return copied.eval()
+
+
+def _refuse_other_base(folder: Path, label: str, base_sha: str) -> None:
+    """Hold interventions against the model; a LoRA does not say which tensors it was trained beside."""
+    from ...artifacts.reft import other_base, read_reft_folder
+
+    base, _ = read_reft_folder(folder)
+    if base["sha256"] != base_sha:
+        raise other_base(
+            f"{folder} belongs to {base['place'] or 'the model beside it'}, and {label} has other tensors",
+            help="serve the model that it was trained in",
+        ).rejection()
 
 
 def _check_files(folder: Path) -> None:

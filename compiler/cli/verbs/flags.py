@@ -345,14 +345,22 @@ def _verify_signers(arguments: Mapping[str, Any], keys: Sequence[str], screen: S
     """Raises Reject for an artifact, or for that of `NAME=FOLDER`, that none of the keys signed; notes files that no
     signature covers."""
     from ...artifacts.load import verify_signature_and_files
-    from .model_sources import split_model_argument
 
     for name, value in arguments.items():
-        for path in [Path(value)] if isinstance(value, (str, Path)) else value:
-            if isinstance(path, str):
-                path = Path(path.partition("=")[2] if name == "adapter" else split_model_argument(path)[1])
+        for path in _artifact_paths(name, value):
             verify_signature_and_files(path, keys)
             note_uncovered_files(path, screen)
+
+
+def _artifact_paths(name: str, value: Any) -> list[Path]:
+    from ...apps.serving.adapters import adapter_folders
+    from .model_sources import split_model_argument
+
+    if isinstance(value, (str, Path)):
+        return [Path(value)]
+    if name == "adapter":
+        return [folder for option in value for folder in adapter_folders(option).values()]
+    return [path if isinstance(path, Path) else Path(split_model_argument(path)[1]) for path in value]
 
 
 def note_uncovered_files(artifact: Path, screen: Screen) -> None:

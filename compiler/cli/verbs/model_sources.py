@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ....dsl.syntax.diagnostics import Fault
-from ...apps.serving.adapters import no_adapter
+from ...apps.serving.adapters import ALL, no_adapter
 from ...driver.models import check_model_path
 
 model_names = Fault(
@@ -64,6 +64,11 @@ def parse_model_arguments(
         by_model[model].append(text.removeprefix(f"{model}:"))
     names_of_adapters = {f"{model}:{text.partition('=')[0]}" for model, texts in by_model.items() for text in texts}
     _refuse_equal_names("a model and an adapter are", [*names, *names_of_adapters])
+    for one in names:
+        if f"{one.rpartition(':')[0]}:{ALL}" in names_of_adapters:
+            raise model_names(
+                f"`{one:.80}` may be an adapter's name, too", help="name the model without `:`"
+            ).rejection()
     return [ModelSource(one, location, by_model[one]) for one, (_, location) in zip(names, pairs, strict=True)]
 
 

@@ -29,7 +29,7 @@ _warmth = option(
 )
 _pick = option("Of a front: one point, or the best within limits.", "--pick", metavar="NAME|N|METRIC=VALUE")
 _adapter = option(
-    "Interventions (target `reft`) to answer with; lines that begin with :NAME choose among several.",
+    "Interventions (target `reft`) or a LoRA to answer with; lines that begin with :NAME choose among several.",
     "--adapter",
     metavar="NAME=FOLDER",
 )

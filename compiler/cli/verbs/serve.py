@@ -49,8 +49,8 @@ _adapter = typer.Option(
     "--adapter",
     metavar="NAME=FOLDER",
     show_default=False,
-    help="Interventions (target `reft`) that requests may name: the model MODEL:NAME; repeatable. With several models "
-    "MODEL:NAME=FOLDER.",
+    help="Interventions (target `reft`) or LoRA that requests may name: the model MODEL:NAME; repeatable. `*=FOLDER`: "
+    "all in FOLDER. With several models MODEL:NAME=FOLDER.",
 )
 _parallel = typer.Option("--parallel", metavar="N", min=1, max=16, help="Requests that a model answers at once.")
 _queue = typer.Option(

@@ -289,8 +289,9 @@ struct Cut {
 
 void attend_item(const AttendCall& call, const Item& item, int64_t from, int64_t until,
                  const int64_t (&parts)[2]) {
-  // The number of rows decides in how many chains a sum runs.
-  const int64_t rows = call.steady ? kItemRows : item.count;
+  // The number of rows decides in how many chains a sum runs: of a prompt's last item it is that of the items before it.
+  const bool follows = item.first > 0 && item.run->count > 1;
+  const int64_t rows = call.steady || follows ? kItemRows : item.count;
 #if EFFC_TILES
   if (on_tiles(call) && rows > kFewRows)
     return Attend<engine::kMostItemRows>(call, item).run(from, until, parts[0], parts[1]);

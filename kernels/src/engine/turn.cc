@@ -57,9 +57,17 @@ struct Engine::Job {
   int64_t long_waits = 0, levels = 0;     // of thread 0
 };
 
+// Where a lot of at most `most` rows ends that begins at `from` of `count`: half way where a few rows would be left, which linear
+// layers take by sums of another order.
+static int64_t lot_end(int64_t from, int64_t count, int64_t most) {
+  const int64_t left = count - from;
+  if (left <= most || left > most + kTileRows) return std::min(count, from + most);
+  return from + std::min(most, ceil_to((left + 1) / 2, kTileRows));
+}
+
 // Where a chunk ends: anywhere, or behind as many whole texts as linear layers take at once, and at least one.
 int64_t Engine::chunk_end(const Tokens& tokens, int64_t from) const {
-  if (!whole_) return std::min(tokens.count, from + chunk_);
+  if (!whole_) return lot_end(from, tokens.count, chunk_);
   int64_t end = from;
   while (end < tokens.count) {
     int64_t next = end + 1;
@@ -208,8 +216,10 @@ void Engine::rows(const Turn& turn, const Step& step, int64_t from, int64_t unti
 // of its own where it is prepared.
 void Engine::linear(const Turn& turn, const Task& task) const {
   const int64_t count = turn.batch.count();
-  for (int64_t from = 0; from < count; from += kLinearRows)
-    linear(turn, task, from, std::min(kLinearRows, count - from));
+  for (int64_t from = 0, until; from < count; from = until) {
+    until = lot_end(from, count, kLinearRows);
+    linear(turn, task, from, until - from);
+  }
 }
 
 Epilogue Engine::epilogue(const Turn& turn, const Fused& fused, int64_t from) const {

@@ -157,7 +157,7 @@ def test_another_base_and_the_native_engine_are_refused_by_name(folders, artifac
     assert isinstance(engine.model, DecoderModel)
     with pytest.raises(Reject) as refused:
         copies_with_adapters(engine.model, "served", found)
-    assert "native engine, which has no step for interventions" in str(refused.value)
+    assert "native engine, which has no step for adapters" in str(refused.value)
     other = open_model("zoo:tiny-llama", Settings(artifact.parent / "cache")).model
     with torch.no_grad():
         next(other.parameters()).add_(1)
