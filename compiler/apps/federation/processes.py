@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ....dsl.syntax.diagnostics import Reject
+from ...core.process_start import process_start_time
 from ...core.safe_read import open_regular
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # Flower's logs have it, whoever reads them
@@ -36,19 +37,6 @@ class Process:
     @property
     def lives(self) -> bool:
         return self.started != "" and self.started == process_start_time(self.pid)
-
-
-def process_start_time(pid: int) -> str:
-    """When a process began, in the system's own words; "" where there is none that runs."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return "" if fields[0] == "Z" else fields[19]
-    except OSError:
-        pass
-    if Path("/proc/self").exists():
-        return ""
-    completed = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return completed.stdout.strip()
 
 
 def start_process(name: str, command: Sequence[str], env: Mapping[str, str], folder: Path) -> Process:
