@@ -10,8 +10,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from ....dsl.syntax.diagnostics import Reject
+from ....dsl.syntax.json_types import within
 from ...core.process_start import process_start_time
 from ...core.safe_read import open_regular
 
@@ -24,15 +26,9 @@ class Process:
     """`started` is what the system says of its start: an id may be another process's by now."""
 
     name: str
-    pid: int
+    pid: Annotated[int, within(2, 1 << 31)]  # 0 and less are groups, which a signal would go to
     started: str
     log: str
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for what names no process: 0 and less are groups, which a signal would go to."""
-        fits = type(self.pid) is int and self.pid > 1 and all(isinstance(t, str) for t in (self.name, self.started))
-        if not fits or not isinstance(self.log, str):
-            raise ValueError("a process has a name, an id, its start and a log")
 
     @property
     def lives(self) -> bool:
