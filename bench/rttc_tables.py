@@ -207,11 +207,11 @@ def chart(dev: Sequence[Row], test: Sequence[Row], rewards: Sequence[str]) -> st
     return svg_accuracy_chart([point for name, point in points.items() if name != "oracle"], marked, "test questions")
 
 
-def main(folder: Path, drawn: Path | None = None) -> None:
+def main(folder: Path, chart_file: Path | None = None) -> None:
     rows, rewards = read_rows(folder)
     dev, test = ([row for row in rows if row["part"] == part] for part in ("dev", "test"))
-    if drawn is not None:
-        drawn.write_text(chart(dev, test, rewards), encoding="utf-8")
+    if chart_file is not None:
+        chart_file.write_text(chart(dev, test, rewards), encoding="utf-8")
     print("\n".join([*by_task(rows, rewards), *table_rows(dev, test, rewards)]))
     for name in dict.fromkeys(row["task"] for row in rows):
         own_dev, own_test = ([row for row in part if row["task"] == name] for part in (dev, test))

@@ -19,6 +19,7 @@ from stat import S_ISREG
 
 from ...dsl.syntax.diagnostics import Diagnostic, Fault
 from ..core.cache import fsync_path, write_atomic
+from ..core.process_start import process_start_time
 from .card import model_card
 from .manifest import CARD, MEASURES, NAME, SBOM, Manifest, artifact_hash, dump, hash_files, verify_files
 from .sbom import cyclonedx_json
@@ -64,7 +65,7 @@ def artifact_draft(destination: Path, force: bool = False) -> Iterator[Draft]:
         created = [folder for folder in destination.parents if not folder.exists()]  # the innermost first
         destination.parent.mkdir(parents=True, exist_ok=True)
         recover_or_remove_stale_drafts_in(destination.parent)
-        folder = destination.parent / f".{destination.name}.effc-{os.getpid()}-{_process_start_time(os.getpid())}"
+        folder = destination.parent / f".{destination.name}.effc-{os.getpid()}-{_start_digits(os.getpid())}"
         folder.mkdir()
         try:
             yield Draft(folder, destination, force)
@@ -192,7 +193,7 @@ def recover_or_remove_stale_drafts_in(parent: Path) -> None:
     """Remove drafts of processes that are gone; bring back what was aside when its writer died."""
     for path in parent.iterdir():
         match = _DRAFT.fullmatch(path.name)
-        if not match or _process_start_time(int(match[2])) == match[3]:
+        if not match or _start_digits(int(match[2])) == match[3]:
             continue
         if match[4] and not os.path.lexists(parent / match[1]):
             os.rename(path, parent / match[1])
@@ -200,21 +201,9 @@ def recover_or_remove_stale_drafts_in(parent: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _process_start_time(pid: int) -> str:
-    """Start time of a process in clock ticks, as numbers are used again; "" when it is gone."""
-    stat = Path(f"/proc/{pid}/stat")
-    if Path("/proc/self/stat").exists():
-        try:
-            return stat.read_text().rpartition(")")[2].split()[19]
-        except OSError:
-            return ""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return ""
-    except PermissionError:
-        pass
-    return "0"
+def _start_digits(pid: int) -> str:
+    """Start of a process as the name of a draft has it; "" when it is gone."""
+    return re.sub(r"\D", "", process_start_time(pid))
 
 
 @contextmanager

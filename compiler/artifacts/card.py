@@ -121,7 +121,7 @@ def _kernels_section(manifest: Manifest) -> str:
             format,
             zeros,
             f"{sum(e['bytes'] for e in same) / sum(e['bytes_before'] for e in same):.2f}",
-            _faster(same[0]),
+            ", ".join(f"{name} {ratio:.2f}" for name, ratio in same[0]["faster_than"].items()),
             same[0]["why"],
         ]
         for (shape, format, zeros), same in groups.items()
@@ -129,10 +129,6 @@ def _kernels_section(manifest: Manifest) -> str:
     head = ["outputs x inputs", "modules", "format", "zeros", "bytes", "times as fast as", "because"]
     caption = "Times of each are of one race on that machine; `manifest.json` names every module."
     return "\n".join(["## Kernels", "", caption, "", _table(head, rows)])
-
-
-def _faster(entry: dict) -> str:
-    return ", ".join(f"{name} {ratio:.2f}" for name, ratio in entry["faster_than"].items())
 
 
 def _step_summary(step) -> str:

@@ -97,12 +97,8 @@ def _is_size_expression(text: str) -> bool:
         tree = ast.parse(text, mode="eval").body
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return False
-    small = _is_allowed_term(tree) and _terms(tree) <= _MAX_TERMS
+    small = _is_allowed_term(tree) and sum(isinstance(node, ast.Call) for node in ast.walk(tree)) <= _MAX_TERMS
     return small and _depth(tree) <= _MAX_LEVELS and _polynomial_degree(tree) <= _MAX_DEGREE
-
-
-def _terms(tree: ast.AST) -> int:
-    return sum(isinstance(node, ast.Call) for node in ast.walk(tree))
 
 
 def _depth(node: ast.AST) -> int:

@@ -14,13 +14,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
+from ...dsl.syntax.json_types import from_json
 from ...dsl.syntax.render import on_a_line, short
 from ..core.safe_read import MALFORMED, MANIFEST, irregular_file, read_json, refuse_irregular_file
 from .form_losses import Account
-from .manifest_form import check_manifest_form, is_profile
+from .manifest_form import Finite, Profile, check_manifest_form
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -186,6 +187,12 @@ def _records_to_json(value: Any) -> Any:
 
 
 _STEP = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
+_Printable = Annotated[str, str.isprintable]
+_MEMBER = {
+    "measures": Annotated[tuple[tuple[_Printable, Finite, _Printable, Literal["lower", "higher"]], ...], bool],
+    "profile": Mapping[str, Profile],
+    "steps": tuple[str, ...],
+}
 
 
 def _members(data: Any) -> tuple[Mapping[str, Any], ...]:
@@ -200,28 +207,8 @@ def _checked_member(data: Any) -> Mapping[str, Any]:
     """A point of a front, whose name becomes a path and whose words go to a terminal."""
     if not (isinstance(data, Mapping) and isinstance(data["name"], str) and _STEP.fullmatch(data["name"])):
         raise ValueError("a point has a name that no step could have")
-    measures, steps = data["measures"], data["steps"]
-    if not (
-        isinstance(measures, list)
-        and measures
-        and all(
-            isinstance(m, list)
-            and len(m) == 4
-            and isinstance(m[0], str)
-            and m[0].isprintable()
-            and type(m[1]) in (int, float)
-            and abs(m[1]) < 1e300
-            and isinstance(m[2], str)
-            and m[2].isprintable()
-            and m[3] in ("lower", "higher")
-            for m in measures
-        )
-    ):
-        raise ValueError(f"the measures of {data['name']} are of another form")
-    if not all(is_profile(data["profile"][side]) for side in data["profile"]):
-        raise ValueError(f"the profile of {data['name']} is of another form")
-    if not (isinstance(steps, list) and all(isinstance(step, str) for step in steps)):
-        raise ValueError(f"the steps of {data['name']} are of another form")
+    for field_name, kind in _MEMBER.items():
+        from_json(data[field_name], kind, f"members.{data['name']}.{field_name}")
     return data
 
 

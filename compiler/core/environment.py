@@ -41,7 +41,9 @@ class Package:
         """ "ok", "missing" or "outside" its range."""
         if not self.version:
             return "missing"
-        return "ok" if _version_in_range(self.version, self.range) else "outside"
+        from packaging.specifiers import SpecifierSet
+
+        return "ok" if SpecifierSet(self.range).contains(self.version, prereleases=True) else "outside"
 
     @property
     def remedy(self) -> str:
@@ -63,25 +65,33 @@ def required_packages_with_state() -> list[Package]:
 
 def distributions_of_dependencies() -> dict[str, metadata.Distribution]:
     """Installed distributions that effc asks for, and that these ask for without an extra, by plain name."""
+    from packaging.utils import canonicalize_name
+
     closure: dict[str, metadata.Distribution] = {}
     waiting = ["effc", *(p.name for p in required_packages_with_state())]
     while waiting:
-        name = waiting.pop()
-        if _plain(name) in closure:
+        name = canonicalize_name(waiting.pop())
+        if name in closure:
             continue
         try:
-            closure[_plain(name)] = package = metadata.distribution(name)
+            closure[name] = package = metadata.distribution(name)
         except metadata.PackageNotFoundError:
             continue
-        if _plain(name) != "effc":
+        if name != "effc":
             waiting += [name for name, _, group in map(_name_range_and_extra, package.requires or ()) if not group]
     return closure
 
 
 def refuse_missing_packages(names: Iterable[str] = ()) -> None:
     """Reject required packages (or those named) that are missing or outside their range."""
-    selected = {_plain(n) for n in names}
-    chosen = [p for p in required_packages_with_state() if (_plain(p.name) in selected if selected else not p.group)]
+    from packaging.utils import canonicalize_name
+
+    selected = {canonicalize_name(n) for n in names}
+    chosen = [
+        p
+        for p in required_packages_with_state()
+        if (canonicalize_name(p.name) in selected if selected else not p.group)
+    ]
     problems = [package_problem_diagnostic(p) for p in dict.fromkeys(chosen) if p.state != "ok"]
     if problems:
         raise Reject(*problems)
@@ -118,14 +128,12 @@ def package_problem_diagnostic(package: Package) -> Diagnostic:
 
 def _name_range_and_extra(text: str) -> tuple[str, str, str]:
     """Name, range and extra of a metadata line such as `gguf>=0.17; extra == "gguf"`."""
-    import re
+    from packaging.requirements import Requirement
 
-    need, _, marker = text.partition(";")
-    match = re.match(r"\s*([A-Za-z0-9._-]+)(?:\[[^\]]*\])?\s*\(?([^)]*)\)?", need)
-    assert match, f"metadata line {text}"
-    extra = re.search(r"""extra\s*==\s*['"]([^'"]+)""", marker)
-    clauses = sorted(match[2].replace(" ", "").split(","), key=lambda c: not c.startswith(">"))
-    return match[1], ",".join(clauses), extra[1] if extra else ""
+    need = Requirement(text)
+    extra = str(need.marker or "").rpartition("extra == ")[2].strip('"')
+    clauses = sorted(map(str, need.specifier), key=lambda clause: not clause.startswith(">"))
+    return need.name, ",".join(clauses), extra
 
 
 def installed(name: str) -> str:
@@ -134,37 +142,6 @@ def installed(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return ""
-
-
-def _version_in_range(version: str, version_range: str) -> bool:
-    """Whether `2.13.0+cpu` lies in `>=2.8,<3`. Enough of PEP 440 for what pyproject.toml says."""
-    release = _release(version)
-    tests = {
-        ">=": lambda a, b: a >= b,
-        "<=": lambda a, b: a <= b,
-        "==": lambda a, b: a == b,
-        "!=": lambda a, b: a != b,
-        ">": lambda a, b: a > b,
-        "<": lambda a, b: a < b,
-    }
-    for clause in filter(None, version_range.split(",")):
-        op = next(o for o in tests if clause.startswith(o))
-        bound = _release(clause[len(op) :])
-        width = max(len(release), len(bound))
-        if not tests[op](release + (0,) * (width - len(release)), bound + (0,) * (width - len(bound))):
-            return False
-    return True
-
-
-def _release(version: str) -> tuple[int, ...]:
-    import re
-
-    match = re.match(r"\d+(?:\.\d+)*", version)
-    return tuple(map(int, match[0].split("."))) if match else ()
-
-
-def _plain(name: str) -> str:
-    return name.lower().replace("_", "-").replace(".", "-")
 
 
 @cache

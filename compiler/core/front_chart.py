@@ -1,4 +1,4 @@
-"""A front drawn: points over its first two measures, as text and as SVG."""
+"""Points over two measures, as text and as SVG."""
 
 from collections.abc import Sequence
 from html import escape
@@ -19,14 +19,22 @@ def ascii_scatter_plot(points: Sequence[ChartPoint], x_label: str, y_label: str)
     return "\n".join(lines)
 
 
-def svg_scatter_plot(points: Sequence[ChartPoint], x_label: str, y_label: str) -> str:
-    """Chart as a standalone SVG."""
-    marks = []
+def svg_scatter_plot(
+    points: Sequence[ChartPoint], x_label: str, y_label: str, joined_indices: Sequence[int] = ()
+) -> str:
+    """Chart as a standalone SVG. Points without a name are grey; a line joins those of `joined_indices`, in order."""
+    marks, places = [], []
     extents = {axis: (min(p[axis] for p in points), max(p[axis] for p in points)) for axis in (1, 2)}
     for name, x, y in _scale_points_to_area(points, WIDTH - 2 * EDGE, HEIGHT - 2 * EDGE):
         cx, cy = EDGE + x, HEIGHT - EDGE - y
-        marks.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="4"/>')
-        marks.append(f'<text x="{cx + 7:.1f}" y="{cy - 6:.1f}">{escape(name)}</text>')
+        places.append(f"{cx:.1f},{cy:.1f}")
+        color = "#000" if name else "#bbb"
+        marks.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="4" fill="{color}"/>')
+        if name:
+            marks.append(f'<text x="{cx + 7:.1f}" y="{cy - 6:.1f}">{escape(name)}</text>')
+    if joined_indices:
+        line = " ".join(places[index] for index in joined_indices)
+        marks.append(f'<polyline points="{line}" fill="none" stroke="#888" stroke-dasharray="4 3"/>')
     (left, right), (low, high) = extents[1], extents[2]
     bottom = HEIGHT - EDGE + 22
     labels = [

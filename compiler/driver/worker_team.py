@@ -136,11 +136,11 @@ class Team:
                 help="give them the same environment and a shared --cache-dir, or leave --workers out",
             ).rejection()
 
-    def handle_lost_worker(self, index: int, reason: str, key: str) -> None:
+    def handle_lost_worker(self, index: int, reason: str, task_key: str) -> None:
         """Say that a worker was lost, and hire another in its place, unless it is lost again and again."""
         self.failures[index] = self.failures.get(index, 0) + 1
         is_replaced = self.failures[index] < LOSSES
-        then = "its task is done again" if key else "it was doing nothing"
+        then = "its task is done again" if task_key else "it was doing nothing"
         left = "" if is_replaced else "; its place stays empty"
         self.settings.on_event(Said(f"worker {index + 1} was lost ({reason}): {then}{left}"))
         if is_replaced:

@@ -156,7 +156,7 @@ def row_kl_divergence(model: nn.Module, rows: Tensor, reference: OriginalOutputs
 
 
 def iterate_logits_beside_reference(
-    model: nn.Module, rows: Tensor, reference: OriginalOutputs, name: str
+    model: nn.Module, rows: Tensor, reference: OriginalOutputs, metric_name: str
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(ours, theirs) logits [c, vocab] in float32, chunk by chunk over all rows."""
     at = 0
@@ -167,7 +167,7 @@ def iterate_logits_beside_reference(
                 original = reference.logits(slice(at, at + len(batch)), part)
                 if original.shape[-1] != new.shape[-1]:
                     raise other_vocabulary(
-                        f"{name} compares {new.shape[-1]} logits with the original's {original.shape[-1]}",
+                        f"{metric_name} compares {new.shape[-1]} logits with the original's {original.shape[-1]}",
                         help="compare models of different vocabularies by `perplexity`",
                     ).rejection()
                 yield new[part].float(), original.to(new.device)

@@ -1,16 +1,16 @@
 """Edits since the base config, as plain data, and their replay on a fresh skeleton."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
 from ...dsl.checker.skeleton import is_submodule
 from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.json_types import from_json, within
 from ..core.json_errors import first_line
-from ..core.safe_read import Unlisted, require
+from ..core.safe_read import Unlisted
 from . import editable_attributes, graph_json, surgery, targets
 from .layers import fast_mixers, reft, swap_table
 from .operations import check_path
@@ -63,10 +63,12 @@ class Edits:
     @staticmethod
     def from_json(data: Any) -> "Edits":
         """Raises Reject (refused-edits) on data of another form; graphs are checked when replayed."""
+        if not isinstance(data, dict) or data.get("format") != FORMAT or data.keys() != {"format", *_KINDS}:
+            raise _refusal("other fields than these: " + ", ".join(_KINDS))
         try:
-            return _parse_edits(data)
-        except Unlisted as error:
-            raise _refusal(str(error)) from error
+            return Edits(**{name: from_json(data[name], kind, name) for name, kind in _KINDS.items()})
+        except ValueError as error:
+            raise _refusal(f"data of another form: {error}") from error
 
     def rename(self, new_paths: dict[str, str]) -> None:
         """Follow layers that moved: old path -> new path."""
@@ -180,83 +182,33 @@ def _refusal(content: str) -> Reject:
     return rejected_edits(f"stored edits hold {content}").rejection()
 
 
-def _parse_edits(data: Any) -> Edits:
-    require(isinstance(data, dict) and data.get("format") == FORMAT, "another format")
-    known = {f.name for f in fields(Edits)}
-    require(set(data) == known | {"format"}, "other fields than these: " + ", ".join(sorted(known)))
-    require(isinstance(data["deleted"], list), "a list of deleted modules of another form")
-    for path in data["deleted"]:
-        _checked_path(path)
-    readers: dict[str, Callable[[Any], Any]] = {
-        "layers": _numbers,
-        "shapes": _numbers,
-        "swapped": _checked_swap_entry,
-        "attributes": lambda value: _checked_plain_value(value, 0),
-        "slots": _number,
-        "kinds": _checked_text,
-        "graphs": _checked_graph_entry,
-    }
-    tables = {}
-    for name, read in readers.items():
-        require(isinstance(data[name], dict), f"{name} of another form")
-        tables[name] = {_checked_path(path): read(value) for path, value in data[name].items()}
-    return Edits(deleted=list(data["deleted"]), **tables)
+def _is_plain(value: Any, depth: int = 0) -> bool:
+    if isinstance(value, (list, dict)):
+        items = value.values() if isinstance(value, dict) else value
+        return depth < _DEEPEST and all(_is_plain(item, depth + 1) for item in items)
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
-def _checked_path(path: Any) -> str:
-    require(isinstance(path, str), "a path that is no text")
-    return check_path(path)
+def _is_swap(entry: dict[str, Any]) -> bool:
+    fits = entry.keys() == {"class", "spec"} and entry["class"] in list(swap_table.CLASSES)
+    return fits and isinstance(entry["spec"], dict) and _is_plain(entry["spec"])
 
 
-def _checked_text(value: Any) -> str:
-    require(isinstance(value, str) and len(value) < 200, "something else where a short text belongs")
-    return value
+def _is_graph(entry: dict[str, Any]) -> bool:
+    fits = entry.keys() == {"graph", "placeholders", "statics"} and isinstance(entry["statics"], dict)
+    return fits and isinstance(entry["placeholders"], list) and _is_plain([entry["placeholders"], entry["statics"]])
 
 
-def _number(value: Any) -> int:
-    require(type(value) is int and 0 <= value < 2**40, "something else where a number belongs")
-    return value
-
-
-def _numbers(value: Any) -> list[int]:
-    require(isinstance(value, list), "something else where numbers belong")
-    return [_number(item) for item in value]
-
-
-def _checked_plain_value(value: Any, depth: int) -> Any:
-    require(depth < _DEEPEST, "a value nested too deep")
-    if isinstance(value, list):
-        return [_checked_plain_value(item, depth + 1) for item in value]
-    if isinstance(value, dict):
-        require(all(isinstance(key, str) for key in value), "a key that is no text")
-        return {key: _checked_plain_value(item, depth + 1) for key, item in value.items()}
-    require(value is None or isinstance(value, (bool, int, float, str)), "a value that is no plain data")
-    return value
-
-
-def _checked_swap_entry(value: Any) -> dict[str, Any]:
-    require(
-        isinstance(value, dict)
-        and set(value) == {"class", "spec"}
-        and isinstance(value["spec"], dict)
-        and isinstance(value["class"], str),
-        "a module of another form",
-    )
-    name = swap_table.CLASS_PATHS.get(value["class"], value["class"])
-    require(name in swap_table.CLASSES, f"the class {name[:80]}")
-    return {"class": name, "spec": _checked_plain_value(value["spec"], 0)}
-
-
-def _checked_graph_entry(value: Any) -> dict[str, Any]:
-    require(
-        isinstance(value, dict)
-        and set(value) == {"graph", "placeholders", "statics"}
-        and isinstance(value["placeholders"], list)
-        and isinstance(value["statics"], dict),
-        "a unit graph of another form",
-    )
-    return {
-        "graph": value["graph"],
-        "placeholders": [_checked_text(name) for name in value["placeholders"]],
-        "statics": _checked_plain_value(value["statics"], 0),
-    }
+_Path = Annotated[str, lambda path: check_path(path) == path]
+_Text = Annotated[str, lambda text: len(text) < 200]
+_Number = Annotated[int, within(0, 2**40 - 1)]
+_KINDS = {
+    "layers": dict[_Path, list[_Number]],
+    "deleted": list[_Path],
+    "swapped": dict[_Path, Annotated[dict[str, Any], _is_swap]],
+    "shapes": dict[_Path, list[_Number]],
+    "attributes": dict[_Path, Annotated[Any, _is_plain]],
+    "slots": dict[_Path, _Number],
+    "kinds": dict[_Path, _Text],
+    "graphs": dict[_Path, Annotated[dict[str, Any], _is_graph]],
+}

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
 
 from ...dsl.checker.recipe import Invocation, Recipe
 from ...dsl.checker.values import DataRef, MetricRef, StepRef
@@ -115,10 +115,15 @@ class Context:
         """Mask of the assistant's tokens, [rows, length] bool; None for rows without roles."""
         import torch
 
+        masks = self._facts_of_rows(ref, "speech")
+        return None if masks is None else torch.stack(masks).bool()
+
+    def _facts_of_rows(self, ref: DataRef, method: Literal["speech", "prompts", "labels"]) -> list[Any] | None:
+        """Results of a method of a data set, row by row; None where it says nothing of its rows."""
         call = self.recipe.data[ref.name]
         with diagnostics_located_at(call):
-            masks = self.data(ref).speech(self.tokenizer, self.relative_to(call))
-            return None if masks is None else torch.stack(list(masks)).bool()
+            values = getattr(self.data(ref), method)(self.tokenizer, self.relative_to(call))
+            return None if values is None else list(values)
 
     def answers(self, ref: DataRef) -> "torch.Tensor | None":
         """Mask of the answer's tokens in rows of a prompt and its answer, [rows, length] bool; None of others."""
@@ -134,19 +139,15 @@ class Context:
         """Number of prompt tokens of each row, [rows] int64; None where rows are no prompts with answers."""
         import torch
 
-        call = self.recipe.data[ref.name]
-        with diagnostics_located_at(call):
-            lengths = self.data(ref).prompts(self.tokenizer, self.relative_to(call))
-            return None if lengths is None else torch.tensor(list(lengths))
+        lengths = self._facts_of_rows(ref, "prompts")
+        return None if lengths is None else torch.tensor(lengths)
 
     def labels(self, ref: DataRef) -> "torch.Tensor | None":
         """The number of each row's class, [rows] int64; None where rows have none."""
         import torch
 
-        call = self.recipe.data[ref.name]
-        with diagnostics_located_at(call):
-            numbers = self.data(ref).labels(self.tokenizer, self.relative_to(call))
-            return None if numbers is None else torch.tensor(list(numbers))
+        numbers = self._facts_of_rows(ref, "labels")
+        return None if numbers is None else torch.tensor(numbers)
 
     def metric(self, ref: MetricRef) -> Any:
         """The metric that a recipe names, with its arguments."""

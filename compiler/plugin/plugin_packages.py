@@ -19,7 +19,7 @@ from importlib.metadata import Distribution, distributions
 from importlib.util import find_spec
 from pathlib import Path
 
-from ...dsl.syntax.diagnostics import Diagnostic, Fault
+from ...dsl.syntax.diagnostics import Fault
 
 GROUP = "effc.plugins"
 FOLDERS = {"pass": "passes", "target": "targets", "metric": "metrics", "data": "data", "model": "models"}
@@ -81,11 +81,7 @@ def _package_folder_or_reject(name: str, package: str) -> Path:
     for location in (spec and spec.submodule_search_locations) or ():
         if (folder := Path(location, *inner)).is_dir():
             return folder
-    raise _without_folder(name, package).rejection()
-
-
-def _without_folder(name: str, package: str) -> Diagnostic:
-    return invalid_plugin(
+    raise invalid_plugin(
         f"the entry point `{name}` of {GROUP} names `{package}`, which is no package here",
         help="install the package that has it again, or remove it",
-    )
+    ).rejection()

@@ -43,7 +43,10 @@ class Plugins(Mapping[str, Word]):
         self.modules: dict[str, str] = {}
         for name, package, file in public:
             if name in self.paths:
-                raise _has_two_files(kind, name, self.paths[name], file).rejection()
+                raise invalid_plugin(
+                    f"the {kind} `{name}` is in {self.paths[name]} and in {file}",
+                    help="a package names its plug-ins below a folder of its own name, such as `acme.halve`",
+                ).rejection()
             self.paths[name], self.modules[name] = file, f"{package}.{name}"
 
     def __getitem__(self, name: str) -> Word:
@@ -115,13 +118,6 @@ def _import_or_reject(kind: str, name: str, module: str) -> ModuleType:
             f"the {kind} `{name}` can't be imported from {module}: {type(error).__name__}: {error}",
             help="--debug shows where; install another version of its package",
         ).rejection() from error
-
-
-def _has_two_files(kind: str, name: str, file: Path, other: Path) -> Diagnostic:
-    return invalid_plugin(
-        f"the {kind} `{name}` is in {file} and in {other}",
-        help="a package names its plug-ins below a folder of its own name, such as `acme.halve`",
-    )
 
 
 def _unreadable(kind: str, name: str, file: Path, error: Exception) -> Diagnostic:

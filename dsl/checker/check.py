@@ -18,7 +18,7 @@ from .recipe import Bound, Emit, Invocation, Pipeline, Recipe, Step
 from .result_kinds import report_unaccepted_results, report_unknown_bound_parts
 from .scope import LABELS, CheckState, Scope, Variant
 from .skeleton import Skeleton
-from .typed import type_mismatch
+from .typed import kind_mismatch
 from .values import DataRef, MetricRef, references_in
 from .vocabulary import Vocabulary
 
@@ -188,13 +188,7 @@ def _read_pipeline_expect_or_emit(statement: ast.Statement, scope: Scope, result
     if entry is None:
         scope.report_unknown_name(name, ("pipeline",), noun="pipeline")
     elif entry.kind != "pipeline":
-        scope.report(
-            type_mismatch(
-                f"`{name.path}` is {LABELS[entry.kind]}, a pipeline is needed",
-                name.span,
-                related=((entry.span, "declared here"),),
-            )
-        )
+        scope.report(kind_mismatch(name, entry, ", a pipeline is needed"))
     result = results.get(name.path)
     line = result.line if result else None
     inner = line.scope if line else scope

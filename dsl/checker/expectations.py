@@ -9,8 +9,8 @@ from .calls import check_plugin_call, metric_ref
 from .pipelines import PipelineBuild, resolve_from_argument
 from .recipe import Bound, Emit
 from .result_kinds import report_unholdable_result
-from .scope import LABELS, POISON, Scope
-from .typed import type_mismatch, typed_value
+from .scope import POISON, Scope
+from .typed import kind_mismatch, typed_value
 from .values import Range, Ratio
 from .vocabulary import Param, Word
 
@@ -66,13 +66,7 @@ def _name_of_declared_entry(name: ast.Name, kind: str, scope: Scope) -> Any:
         scope.report_unknown_name(name, (kind,), noun=kind)
         return POISON
     if entry.kind != kind:
-        scope.report(
-            type_mismatch(
-                f"`{name.path}` is {LABELS[entry.kind]}, a {kind} is needed",
-                name.span,
-                related=((entry.span, "declared here"),),
-            )
-        )
+        scope.report(kind_mismatch(name, entry, f", a {kind} is needed"))
         return POISON
     return scope.variant.add_module_entry(entry)
 

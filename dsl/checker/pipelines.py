@@ -10,8 +10,8 @@ from .calls import check_plugin_call_partially
 from .modules import instantiate_module, module_call_arguments
 from .recipe import Invocation
 from .rules import Rules
-from .scope import LABELS, Scope, ScopeEntry
-from .typed import type_mismatch
+from .scope import Scope, ScopeEntry
+from .typed import kind_mismatch, type_mismatch
 from .values import StepRef, references_in
 from .vocabulary import Word
 
@@ -79,13 +79,7 @@ def _model_entry_of_pipeline(pipeline: ast.Pipeline, scope: Scope) -> ScopeEntry
     if entry is None:
         scope.report_unknown_name(name, ("model",), noun="model")
     elif entry.kind != "model":
-        scope.report(
-            type_mismatch(
-                f"`{name.path}` is {LABELS[entry.kind]}, a pipeline starts from a model",
-                name.span,
-                related=((entry.span, "declared here"),),
-            )
-        )
+        scope.report(kind_mismatch(name, entry, ", a pipeline starts from a model"))
         entry = None
     else:
         scope.variant.add_module_entry(entry)
@@ -142,13 +136,7 @@ def resolve_from_argument(arg: ast.Arg, scope: Scope, pipeline: ast.Pipeline, st
         scope.report_unknown_name(value, ("step",), (pipeline.model.path,), "step")
         return None
     if entry.kind != "step":
-        scope.report(
-            type_mismatch(
-                f"`{value.path}` is {LABELS[entry.kind]}; `from` names an earlier step or `{pipeline.model.path}`",
-                value.span,
-                related=((entry.span, "declared here"),),
-            )
-        )
+        scope.report(kind_mismatch(value, entry, f"; `from` names an earlier step or `{pipeline.model.path}`"))
         return None
     return entry.name
 

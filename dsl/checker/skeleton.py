@@ -4,8 +4,11 @@ Made once per config on the meta device by `compiler/analysis/discovery/discover
 `check`, `plan` and passes. Nothing here imports torch.
 """
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
+
+from ..syntax.json_types import from_json
 
 Kind = Literal["channels", "heads", "kv_heads", "experts", "ssm_heads", "ssm_channels", "ssm_state", "width"]
 FORMAT = 1
@@ -67,6 +70,15 @@ class Group:
     per_block: int = 0
     readers: int = 1
     multiple: int = 1
+
+    def renamed(self, new_path_of: Callable[[str], str]) -> "Group":
+        """The group where modules and tensors have other paths."""
+        return replace(
+            self,
+            site=new_path_of(self.site),
+            members=tuple(replace(m, tensor=new_path_of(m.tensor)) for m in self.members),
+            attributes=tuple((new_path_of(path), attribute, per) for path, attribute, per in self.attributes),
+        )
 
 
 @dataclass(frozen=True)
@@ -134,35 +146,4 @@ class Skeleton:
         """Raises KeyError, TypeError or ValueError on data of another form."""
         if data["format"] != FORMAT:
             raise ValueError(f"skeleton format {data['format']}, this effc reads {FORMAT}")
-
-        def deep(v: Any) -> Any:
-            return tuple(deep(x) for x in v) if isinstance(v, (list, tuple)) else v
-
-        parts = tuple(Part(p["path"], p["kind"], deep(p["tensors"])) for p in data["parts"])
-        branches = tuple(Branch(**{k: deep(v) for k, v in b.items()}) for b in data["branches"])
-
-        def group(g: dict) -> Group:
-            return Group(
-                g["site"],
-                g["kind"],
-                g["count"],
-                tuple(Member(m["tensor"], m["axis"], deep(m["segments"])) for m in g["members"]),
-                deep(g["attributes"]),
-                g["per_block"],
-                g["readers"],
-                g.get("multiple", 1),
-            )
-
-        scans = tuple(Scan(**{k: deep(v) for k, v in s.items()}) for s in data.get("scans", ()))
-        return Skeleton(
-            data["model_type"],
-            parts,
-            deep(data["units"]),
-            branches,
-            tuple(map(group, data["groups"])),
-            deep(data["tied"]),
-            deep(data["opaque"]),
-            scans,
-            group(data["stream"]) if "stream" in data else None,
-            dict(data["facts"]),
-        )
+        return from_json({name: value for name, value in data.items() if name != "format"}, Skeleton)

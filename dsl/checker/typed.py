@@ -215,6 +215,12 @@ def _unknown_choice_diagnostic(expr: ast.Expr, text: str, param: Param) -> Diagn
     )
 
 
+def kind_mismatch(name: ast.Name, entry: ScopeEntry, need: str) -> Diagnostic:
+    """Diagnostic for a name of another kind of thing; `need` goes on with what belongs there."""
+    fact = f"`{name.path}` is {LABELS[entry.kind]}{need}"
+    return type_mismatch(fact, name.span, related=((entry.span, "declared here"),))
+
+
 def _legal(param: Param) -> str:
     """Allowed values of a choice: all of them where they are few."""
     texts = [f"`{param.name}: {choice}`" for choice in param.choices]
@@ -238,13 +244,7 @@ def _evaluate_name(expr: ast.Name, param: Param, scope: Scope) -> Any:
     if entry.kind == "param":
         return POISON if entry.value is POISON else _from_param(expr, entry, param)
     if entry.kind not in param.types:
-        raise InvalidLiteral(
-            type_mismatch(
-                f"`{expr.path}` is {LABELS[entry.kind]}, {expected_phrase(param)} is needed for `{param.name}`",
-                expr.span,
-                related=((entry.span, "declared here"),),
-            )
-        )
+        raise InvalidLiteral(kind_mismatch(expr, entry, f", {expected_phrase(param)} is needed for `{param.name}`"))
     return HANDLES[entry.kind](scope.variant.add_module_entry(entry, scope.instance))
 
 
@@ -279,13 +279,7 @@ def _report_not_a_value(
             expr, accepted_kinds, metrics, expected, is_string_accepted=param is not None and "string" in param.types
         )
     else:
-        scope.report(
-            type_mismatch(
-                f"`{expr.path}` is {LABELS[entry.kind]}, {expected} is needed",
-                expr.span,
-                related=((entry.span, "declared here"),),
-            )
-        )
+        scope.report(kind_mismatch(expr, entry, f", {expected} is needed"))
 
 
 def _call(expr: ast.Call, param: Param, scope: Scope) -> Any:

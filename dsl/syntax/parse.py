@@ -287,12 +287,12 @@ class _Reader:
 
     # Reporting
 
-    def report_once_per_item(self, diagnostic: Diagnostic, repairs: bool = False) -> None:
+    def report_once_per_item(self, diagnostic: Diagnostic, joins_fix: bool = False) -> None:
         """Add a diagnostic, one per item; further slips of an item that are repaired add their fix to it."""
         if not self.blamed:
             self.diagnostics.append(diagnostic)
             self.blamed = True
-        elif repairs and diagnostic.fix and self.diagnostics[-1].fix:
+        elif joins_fix and diagnostic.fix and self.diagnostics[-1].fix:
             self.diagnostics[-1] = _merged(self.diagnostics[-1], diagnostic)
 
     def span(self, token) -> Span:

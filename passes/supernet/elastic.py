@@ -43,7 +43,7 @@ from ...compiler.transforms.supernet.objectives import (
 from ...compiler.transforms.supernet.subnet_masks import SubnetMasks
 from ...compiler.transforms.training.acceptance import refuse_same_rows
 from ...compiler.transforms.training.adapters import Shape, adaptable_modules, with_adapters
-from ...compiler.transforms.training.effort import adapter_size, estimate_training_effort
+from ...compiler.transforms.training.effort import adapter_size, estimate_run_effort
 from ...compiler.transforms.training.masks import masks
 from ...compiler.transforms.training.schedule import seed_of
 from ...compiler.transforms.training.trained_pass import Learner
@@ -197,20 +197,10 @@ class Elastic(Learner):
         return skeleton
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
-        batch, looks = self.batch * ctx.rows(self.data).shape[1], 0
-        if self.held_out:
-            looks = ctx.rows(self.held_out).numel() * (1 + self.steps // max(self.every, 1))
         adapters = adapter_size(parts(skeleton, None), self.ranks[0])
         trained = adapters if self.train == "adapters" else shrink.params(skeleton)
-        each = self.draws + 2 * self.sandwich
-        return estimate_training_effort(
-            skeleton,
-            trained if self.steps else 0,
-            batch,
-            each * self.steps * self.accumulate * batch,
-            looks,
-            checkpointing=self.gradient_checkpointing,
-        )
+        forwards = self.draws + 2 * self.sandwich
+        return estimate_run_effort(self, self.data, skeleton, ctx, trained if self.steps else 0, forwards=forwards)
 
     # -- what may be chosen ----------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from ...compiler.transforms.supernet.choices import ChoiceSampler, Space
 from ...compiler.transforms.supernet.family import Family, check_ranks
 from ...compiler.transforms.training.acceptance import refuse_same_rows
 from ...compiler.transforms.training.adapters import Shape, adaptable_modules, with_adapters
-from ...compiler.transforms.training.effort import adapter_size, estimate_training_effort
+from ...compiler.transforms.training.effort import adapter_size, estimate_run_effort
 from ...compiler.transforms.training.loop import TrainingState
 from ...compiler.transforms.training.objective import Objective
 from ...compiler.transforms.training.schedule import seed_of
@@ -119,18 +119,8 @@ class Lora(Learner):
         return skeleton
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
-        rows = ctx.rows(self.data)
-        batch, looks = self.batch * rows.shape[1], 0
-        if self.held_out:
-            looks = ctx.rows(self.held_out).numel() * (1 + self.steps // self.every)
-        trained = adapter_size(self._chosen(skeleton), max(self.ranks))
-        return estimate_training_effort(
-            skeleton,
-            trained,
-            batch,
-            self.steps * self.accumulate * batch,
-            looks,
-            checkpointing=self.gradient_checkpointing,
+        return estimate_run_effort(
+            self, self.data, skeleton, ctx, adapter_size(self._chosen(skeleton), max(self.ranks))
         )
 
     def _chosen(self, skeleton: Skeleton) -> tuple[Part, ...]:

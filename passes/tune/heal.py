@@ -20,7 +20,7 @@ from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, Lossy, param
 from ...compiler.transforms.training.acceptance import no_gain_diagnostic, refuse_same_rows
 from ...compiler.transforms.training.adapters import Shape, adaptable_modules, with_adapters
-from ...compiler.transforms.training.effort import adapter_size, estimate_training_effort, full_size
+from ...compiler.transforms.training.effort import adapter_size, estimate_run_effort, full_size
 from ...compiler.transforms.training.loop import TrainingState
 from ...compiler.transforms.training.masks import masks
 from ...compiler.transforms.training.objective import Objective
@@ -156,25 +156,13 @@ class Heal(Learner):
         return skeleton
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
-        rows = ctx.rows(self.data)
-        batch, looks = self.batch * rows.shape[1], 0
-        if self.held_out:
-            looks = ctx.rows(self.held_out).numel() * (2 + self.steps // self.every)
         chosen = parts(skeleton, self.on)
         if self.method == "lora":
             trained = adapter_size(chosen, self.rank)
         else:
             trained = full_size(chosen) if self.on else shrink.params(skeleton)
         narrow = self.method == "full" and skeleton.facts.get("dtype") in ("bfloat16", "float16")
-        return estimate_training_effort(
-            skeleton,
-            trained,
-            batch,
-            self.steps * self.accumulate * batch,
-            looks,
-            has_masters=narrow,
-            checkpointing=self.gradient_checkpointing,
-        )
+        return estimate_run_effort(self, self.data, skeleton, ctx, trained, extra_looks=2, has_masters=narrow)
 
     def _train_and_restore_best(
         self,

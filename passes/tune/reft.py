@@ -19,7 +19,7 @@ from ...compiler.models.rows.prompt_positions import head, prompts
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, Lossy, param
 from ...compiler.transforms.training.acceptance import no_gain_diagnostic, refuse_same_rows
-from ...compiler.transforms.training.effort import estimate_training_effort
+from ...compiler.transforms.training.effort import estimate_run_effort
 from ...compiler.transforms.training.loop import TrainingLoop, TrainingState
 from ...compiler.transforms.training.objective import Objective
 from ...compiler.transforms.training.trainable import TrainedParameters, activation_checkpointing, training_mode
@@ -106,24 +106,13 @@ class Reft(Learner):
         )
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
-        rows, looks = ctx.rows(self.data), 0
-        if self.held_out:
-            looks = ctx.rows(self.held_out).numel() * (1 + self.steps // self.every)
-        batch = self.batch * rows.shape[1]
         trained = sum(
             shape[0] * (shape[1] if len(shape) > 1 else 1)
             for part in skeleton.parts
             if part.kind == "Intervention"
             for _, shape in part.tensors
         )
-        return estimate_training_effort(
-            skeleton,
-            trained,
-            batch,
-            self.steps * self.accumulate * batch,
-            looks,
-            checkpointing=self.gradient_checkpointing,
-        )
+        return estimate_run_effort(self, self.data, skeleton, ctx, trained)
 
     def _train_interventions_to_best(
         self,

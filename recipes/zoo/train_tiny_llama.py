@@ -19,7 +19,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 from tempfile import TemporaryDirectory
@@ -228,23 +228,15 @@ license: apache-2.0
 language: en
 library_name: transformers
 ---
-# tiny-llama
+# {name}
 
-A Llama of {parameters:,} parameters with its own tokenizer, trained long enough that pruning visibly costs
-and healing visibly repairs. It continues King James English; it knows nothing else.
+{summary} It continues King James English; it knows nothing else.
 
-- **Data:** the King James Bible (1611), {train_bytes:,} bytes of training text, one paragraph per chapter, no
-  verse numbers. `calib.txt` is every {stride}th training chapter ({calib_bytes:,} bytes).
-- **Held out**, from the tokenizer too: `heldout.txt`, {held_bytes:,} bytes, {held_tokens:,} tokens:
-  {held_books}.
-- **Licence:** the text is in the public domain; weights, tokenizer and script are Apache-2.0.
-- **Tokenizer:** byte-level BPE, {vocab_size:,} entries with `{bos_token}`, `{eos_token}` and `{pad_token}`;
-  puts `{bos_token}` in front; {ratio:.2f} bytes per token on the held-out text.
+{data}
 - **Architecture:** `{architectures[0]}`, {num_hidden_layers} layers, hidden {hidden_size}, tied embeddings,
-  {num_attention_heads} query and {num_key_value_heads} key/value heads of {head_dim},
-  MLP {intermediate_size}, {max_position_embeddings} positions, {dtype}.
-- **Training:** {steps:,} steps of {rows} x {window} tokens, {tokens:,} tokens, {epochs:.1f} epochs,
-  {seconds:,.0f} s of wall time; AdamW (0.9, 0.98), weight decay 0.1, peak learning rate {lr:g},
+  {parts}, {dtype}.
+- **Training:** {before}{steps:,} steps of {rows} x {window} tokens, {tokens:,} tokens, {epochs:.1f} epochs,
+  {seconds:,.0f} s of wall time; AdamW (0.9, 0.98), weight decay 0.1{decayed}, peak learning rate {lr:g},
   {warmup} warmup steps, cosine to 2%, clip 1.0, {precision}, seed {seed}.
 - **Machine:** {machine}, {threads} thread(s); Python {python}, torch {torch},
   transformers {transformers_version}, tokenizers {tokenizers}.
@@ -263,55 +255,71 @@ Sampled (temperature 0.7, top-k 50, seed {seed}) after "{prompt}":
 
 > {sample}
 
-## Reproduce (the script says how to get the text)
+## Reproduce ({source} says how to get the text)
 
     {command}
 """
+DATA = """- **Data:** the King James Bible (1611), {train_bytes:,} bytes of training text, one paragraph per chapter, no
+  verse numbers. `calib.txt` is every {stride}th training chapter ({calib_bytes:,} bytes).
+- **Held out**, from the tokenizer too: `heldout.txt`, {held_bytes:,} bytes, {held_tokens:,} tokens:
+  {held_books}.
+- **Licence:** the text is in the public domain; weights, tokenizer and script are Apache-2.0.
+- **Tokenizer:** byte-level BPE, {vocabulary:,} entries with `{bos_token}`, `{eos_token}` and `{pad_token}`;
+  puts `{bos_token}` in front; {ratio:.2f} bytes per token on the held-out text."""
 PROMPT = "And it came to pass, when the king"
 
 
 def write_card(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: dict[str, float], args: argparse.Namespace
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    facts: dict[str, float],
+    args: argparse.Namespace,
+    texts: Path,
+    words: Sequence[str] = (),
+    **parts: str,
 ) -> None:
-    held_out = (args.out / "heldout.txt").read_text()
-    cached_tokens, held_bytes = len(encode(held_out, tokenizer)), len(held_out.encode())
+    """Write and print the card of a trained model.
+
+    texts   folder of calib.txt and heldout.txt
+    words   of the command, before and behind the common options
+    parts   sentences that differ from model to model: name, summary, data, parts, before, decayed, source
+    """
     options = {name: getattr(args, name) for name in ("rows", "lr", "warmup", "seed", "threads")}
     flags = [f"--{name} {value}" for name, value in {"steps": args.steps, **options}.items()]
-    (args.out / "README.md").write_text(
-        CARD.format(
-            **model.config.to_dict(),
-            **tokenizer.special_tokens_map,
-            **facts,
-            **options,
-            parameters=model.num_parameters(),
-            held_books=", ".join(HELD_OUT),
-            held_bytes=held_bytes,
-            cached_tokens=cached_tokens,
-            ratio=held_bytes / cached_tokens,
-            stride=CALIBRATION_STRIDE,
-            window=WINDOW,
-            calib_bytes=(args.out / "calib.txt").stat().st_size,
-            uniform=math.log(len(tokenizer)),
-            precision="bfloat16 autocast over float32 weights" if args.bf16 else "float32",
-            machine=args.machine,
-            python=platform.python_version(),
-            torch=torch.__version__,
-            tokenizers=tokenizers.__version__,
-            quality=quality(model, tokenizer, args.out),
-            prompt=PROMPT,
-            sample=sample(model, tokenizer, PROMPT, args.seed).replace("\n\n", "\n>\n> "),
-            command=f"python recipes/zoo/{Path(__file__).name} --text kjv.txt \\\n        "
-            + " ".join(flags)
-            + ("" if args.bf16 else " --no-bf16"),
-        )
+    card = CARD.format(
+        **model.config.to_dict(),
+        **facts,
+        **options,
+        **parts,
+        bos_token=tokenizer.bos_token,
+        window=WINDOW,
+        uniform=math.log(len(tokenizer)),
+        precision="bfloat16 autocast over float32 weights" if args.bf16 else "float32",
+        machine=args.machine,
+        python=platform.python_version(),
+        torch=torch.__version__,
+        tokenizers=tokenizers.__version__,
+        quality=quality(model, tokenizer, texts),
+        prompt=PROMPT,
+        sample=sample(model, tokenizer, PROMPT, args.seed).replace("\n\n", "\n>\n> "),
+        command=" ".join(["python", *words[:1], "--text kjv.txt \\\n       ", *flags, *words[1:]])
+        + ("" if args.bf16 else " --no-bf16"),
     )
+    (args.out / "README.md").write_text(card)
+    print(card)
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def held_out_facts(tokenizer: PreTrainedTokenizerFast, folder: Path) -> dict[str, str | float]:
+    held_out = (folder / "heldout.txt").read_text()
+    tokens, size = len(encode(held_out, tokenizer)), len(held_out.encode())
+    return {"held_books": ", ".join(HELD_OUT), "held_bytes": size, "held_tokens": tokens, "ratio": size / tokens}
+
+
+def common_parser(description: str, steps: int) -> argparse.ArgumentParser:
+    """Options of the scripts that train models of the zoo."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--text", type=Path, required=True, help="the King James Bible as `bible` prints it")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("tiny-llama"))
-    parser.add_argument("--steps", type=int, default=5600)
+    parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--rows", type=int, default=4, help=f"windows of {WINDOW} tokens in a batch")
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--warmup", type=int, default=200, help="steps")
@@ -321,17 +329,23 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop training after this time")
     parser.add_argument("--checkpoint-seconds", type=float, default=180)
     parser.add_argument("--machine", default=f"{os.cpu_count()}-core {platform.machine()} CPU")
-    return parser.parse_args()
+    return parser
 
 
-def main() -> None:
-    args = arguments()
+def begin(args: argparse.Namespace) -> tuple[list[Chapter], list[Chapter]]:
+    """Set torch up and make the folder; chapters to train on, and those that are held out."""
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     chapters = read_chapters(args.text.read_text())
-    training = [chapter for chapter in chapters if chapter.book not in HELD_OUT]
-    held_out = [chapter for chapter in chapters if chapter.book in HELD_OUT]
+    return [c for c in chapters if c.book not in HELD_OUT], [c for c in chapters if c.book in HELD_OUT]
+
+
+def main() -> None:
+    parser = common_parser(__doc__, steps=5600)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("tiny-llama"))
+    args = parser.parse_args()
+    training, held_out = begin(args)
     (args.out / "heldout.txt").write_text(prose(held_out) + "\n")
     (args.out / "calib.txt").write_text(prose(training[::CALIBRATION_STRIDE]) + "\n")
     tokenizer = train_tokenizer([chapter.text for chapter in training])
@@ -340,8 +354,31 @@ def main() -> None:
     stream = token_stream(training, tokenizer)
     facts = train(model, stream, torch.tensor(encode(prose(held_out), tokenizer)), args)
     save(model, args.out)
-    write_card(model, tokenizer, facts | {"train_bytes": len(prose(training).encode())}, args)
-    print((args.out / "README.md").read_text())
+    config = model.config
+    write_card(
+        model,
+        tokenizer,
+        facts,
+        args,
+        args.out,
+        [f"recipes/zoo/{Path(__file__).name}"],
+        name="tiny-llama",
+        summary=f"A Llama of {model.num_parameters():,} parameters with its own tokenizer, trained long enough that "
+        "pruning visibly costs\nand healing visibly repairs.",
+        data=DATA.format(
+            **tokenizer.special_tokens_map,
+            **held_out_facts(tokenizer, args.out),
+            train_bytes=len(prose(training).encode()),
+            stride=CALIBRATION_STRIDE,
+            calib_bytes=(args.out / "calib.txt").stat().st_size,
+            vocabulary=config.vocab_size,
+        ),
+        parts=f"{config.num_attention_heads} query and {config.num_key_value_heads} key/value heads of "
+        f"{config.head_dim},\n  MLP {config.intermediate_size}, {config.max_position_embeddings} positions",
+        before="",
+        decayed="",
+        source="the script",
+    )
 
 
 if __name__ == "__main__":

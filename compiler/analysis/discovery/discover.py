@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeGuard
 
 from torch import fx, nn
@@ -53,7 +54,9 @@ def discover(program: Program) -> Skeleton:
         for path, structure in unit_structures
         for site, reason in _first_refusals(structure.rejected, per_site=not path)
     ]
-    unit_groups = [_prefix_group(group, path) for path, structure in unit_structures for group in structure.groups]
+    unit_groups = [
+        group.renamed(partial(join, path)) for path, structure in unit_structures for group in structure.groups
+    ]
     groups = []
     for one in join_shared_groups(unit_groups, program, tied):
         groups += [one] if isinstance(one, Group) else []
@@ -229,15 +232,6 @@ def join(path: str, inner: str) -> str:
 def _branch_site(branch: Branch, path: str) -> Branch:
     parts = tuple(join(path, part) for part in branch.parts)
     return replace(branch, unit=path, site=join(path, branch.site), parts=parts)
-
-
-def _prefix_group(group: Group, path: str) -> Group:
-    return replace(
-        group,
-        site=join(path, group.site),
-        members=tuple(replace(m, tensor=join(path, m.tensor)) for m in group.members),
-        attributes=tuple((join(path, module), name, per) for module, name, per in group.attributes),
-    )
 
 
 def _is_pretrained(model: nn.Module) -> TypeGuard[PreTrainedModel]:

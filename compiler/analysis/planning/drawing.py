@@ -69,7 +69,7 @@ def draw_skeleton(skeleton: Skeleton, *, width: int = 100) -> str:
     sizes = [max((len(cell[i]) for cell in cells), default=0) for i in range(3)]
     lines = [_model_title(skeleton)]
     lines += [f"{tree.ljust(sizes[0])}  {role.ljust(sizes[1])}  {count.rjust(sizes[2])}" for tree, role, count in cells]
-    lines += _remarks(skeleton)
+    lines += [f"{', '.join(same[1:])} is {same[0]}" for same in skeleton.tied] + unprunable_parts(skeleton)
     return "\n".join(line if len(line) <= width else f"{line[: width - 1]}…" for line in lines)
 
 
@@ -185,10 +185,6 @@ def _shape_text(part: Part) -> str:
         sizes = " x ".join(map(str, shape)) or "scalar"
         group_text.append(sizes if name == "weight" else name if name == "bias" else f"{name} {sizes}")
     return " + ".join(group_text)
-
-
-def _remarks(skeleton: Skeleton) -> list[str]:
-    return [f"{', '.join(same[1:])} is {same[0]}" for same in skeleton.tied] + unprunable_parts(skeleton)
 
 
 def unprunable_parts(skeleton: Skeleton) -> list[str]:

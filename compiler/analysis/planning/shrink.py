@@ -94,7 +94,7 @@ def flops_per_token(skeleton: Skeleton, context: int) -> int:
     weights = sum(_active_matmul_params(skeleton, part) for part in skeleton.parts)
     return (
         2 * weights
-        + 4 * context * sum(map(_attended, _query_heads(skeleton)))
+        + 4 * context * sum(map(_attended, (group for group in skeleton.groups if group.kind == "heads")))
         + 6 * sum(_scan_state_numel(skeleton, scan.site) for scan in skeleton.scans)
     )
 
@@ -118,10 +118,6 @@ def _active_matmul_params(skeleton: Skeleton, part: Part) -> int:
             shape = (min(active, shape[0]), *shape[1:])
         total += math.prod(shape) if len(shape) > 1 else 0
     return total
-
-
-def _query_heads(skeleton: Skeleton) -> Iterator[Group]:
-    return (group for group in skeleton.groups if group.kind == "heads")
 
 
 def _attended(group: Group) -> int:
@@ -229,8 +225,8 @@ def _rename_modules(skeleton: Skeleton, new_path_of: Callable[[str], str]) -> Sk
             replace(b, site=new_path_of(b.site), unit=new_path_of(b.unit), parts=tuple(map(new_path_of, b.parts)))
             for b in skeleton.branches
         ),
-        groups=tuple(_renamed_group(g, new_path_of) for g in skeleton.groups),
-        stream=skeleton.stream and _renamed_group(skeleton.stream, new_path_of),
+        groups=tuple(g.renamed(new_path_of) for g in skeleton.groups),
+        stream=skeleton.stream and skeleton.stream.renamed(new_path_of),
         tied=tuple(tuple(map(new_path_of, same)) for same in skeleton.tied),
         opaque=tuple((new_path_of(path), reason) for path, reason in skeleton.opaque),
         scans=tuple(
@@ -242,15 +238,6 @@ def _rename_modules(skeleton: Skeleton, new_path_of: Callable[[str], str]) -> Sk
             )
             for s in skeleton.scans
         ),
-    )
-
-
-def _renamed_group(group: Group, new_path_of: Callable[[str], str]) -> Group:
-    return replace(
-        group,
-        site=new_path_of(group.site),
-        members=tuple(replace(m, tensor=new_path_of(m.tensor)) for m in group.members),
-        attributes=tuple((new_path_of(path), attribute, per) for path, attribute, per in group.attributes),
     )
 
 

@@ -6,7 +6,7 @@ from .low_rank import modules
 from .noise import noisy_mean
 from .rotations import projected
 from .state import Shapes, State, mean
-from .strategy import Payload, Strategy, TrainedState
+from .strategy import Payload, Strategy, TrainedState, examples_of, states_of
 
 
 class FedAvg(Strategy):
@@ -28,12 +28,12 @@ class FedAvg(Strategy):
         return Payload({"global": self.state})
 
     def aggregate(self, round_number: int, client_states: Mapping[int, TrainedState]) -> None:
-        states = {k: s.state for k, s in client_states.items()}
+        states = states_of(client_states)
         if self.clip:
             seed = None if self.seed is None else self.seed + round_number
             self.state = noisy_mean(states, self._before(states), self.clip, self.noise, seed)
         else:
-            self.state = mean(states, {k: s.examples for k, s in client_states.items()})
+            self.state = mean(states, examples_of(client_states))
         self.state = projected(self.state)  # rows R of interventions stay orthonormal
 
     def _before(self, states: Mapping[int, State]) -> State:

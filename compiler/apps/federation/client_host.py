@@ -34,13 +34,8 @@ class ClientHost:
     """
 
     def __init__(self, declaration: Declaration, model: Path, data: Path, settings: Settings, local_data: bool = False):
-        self.declared, self.model, self.data, self.settings, self.local_data = (
-            declaration,
-            model,
-            data,
-            settings,
-            local_data,
-        )
+        self.declared, self.model, self.data = declaration, model, data
+        self.settings, self.local_data = settings, local_data
         self.base = base_hash(model, settings.cache_dir)
 
     def check_base(self) -> None:
@@ -89,25 +84,13 @@ class ClientHost:
             numbers = np.arange(len(known))
             partners = {k: np.stack([np.full(len(known), k), numbers], axis=1) for k in clients}
             return [RetrievalClient(k, self.base, questions_all, known, partners[k], declared.top) for k in clients]
-        questions, documents = (self._record_indices_by_client(halves, declared.seed + n) for n in (0, 1))
+        questions, documents = (record_indices_by_client(declared, halves, declared.seed + n) for n in (0, 1))
         owner_of = {at: (k, n) for k, row_numbers in enumerate(documents) for n, at in enumerate(row_numbers)}
+        partners = {k: np.array([owner_of[at] for at in questions[k]]) for k in clients}
         return [
-            RetrievalClient(
-                k,
-                self.base,
-                questions_all[questions[k]],
-                known[documents[k]],
-                np.array([owner_of[at] for at in questions[k]]),
-                declared.top,
-            )
+            RetrievalClient(k, self.base, questions_all[questions[k]], known[documents[k]], partners[k], declared.top)
             for k in clients
         ]
-
-    def _record_indices_by_client(self, sizes: list[int], seed: int) -> list[list[int]]:
-        """For every client numbers of records, all data sets behind one another."""
-        declared, starts = self.declared, [sum(sizes[:n]) for n in range(len(sizes))]
-        parts = partition_rows(sizes, declared.clients, declared.split, declared.beta, seed)
-        return [[starts[number] + row for number, row in part] for part in parts]
 
     def _load_rows(self) -> "list[Rows]":
         """Rows of every data set."""
@@ -145,10 +128,14 @@ class ClientHost:
         return rows.select(learn), rows.select(validation)
 
 
+def rows_of_parts(declaration: Declaration, sizes: list[int], seed: int) -> list[list[tuple[int, int]]]:
+    """For every client (data set, row), of data sets of so many rows."""
+    return partition_rows(sizes, declaration.clients, declaration.split, declaration.beta, seed)
+
+
 def tasks_of(declaration: Declaration, rows: "list[Rows]") -> "list[list[Rows]]":
     """For every client its rows of every data set, none of some perhaps."""
-    sizes = [len(r) for r in rows]
-    parts = partition_rows(sizes, declaration.clients, declaration.split, declaration.beta, declaration.seed)
+    parts = rows_of_parts(declaration, [len(r) for r in rows], declaration.seed)
     return [[r.select([row for n, row in part if n == number]) for number, r in enumerate(rows)] for part in parts]
 
 
@@ -156,13 +143,16 @@ def rows_by_client(declaration: Declaration, rows: "list[Rows]") -> "list[Rows]"
     """The rows of every client."""
     from .rows import concatenate_rows
 
-    sizes = [len(r) for r in rows]
-    parts = partition_rows(sizes, declaration.clients, declaration.split, declaration.beta, declaration.seed)
-    joined_rows = concatenate_rows(rows) if len({r.ids.shape[1] for r in rows}) == 1 else None
-    if joined_rows is None:  # rows of data sets of different length stay apart: every client has one of them
-        return [rows[part[0][0]].select([row for _, row in part]) for part in parts]
+    if len({r.ids.shape[1] for r in rows}) > 1:  # data sets of different length stay apart: a client has one of them
+        return [next(task for task in tasks if len(task)) for tasks in tasks_of(declaration, rows)]
+    joined_rows, sizes = concatenate_rows(rows), [len(r) for r in rows]
+    return [joined_rows.select(part) for part in record_indices_by_client(declaration, sizes, declaration.seed)]
+
+
+def record_indices_by_client(declaration: Declaration, sizes: list[int], seed: int) -> list[list[int]]:
+    """For every client numbers of records, all data sets behind one another."""
     starts = [sum(sizes[:n]) for n in range(len(sizes))]
-    return [joined_rows.select([starts[number] + row for number, row in part]) for part in parts]
+    return [[starts[number] + row for number, row in part] for part in rows_of_parts(declaration, sizes, seed)]
 
 
 @contextmanager

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from ....dsl.syntax.diagnostics import Fault
+from ....dsl.syntax.json_types import from_json, within
 from ...core.cache import digest
 from ...core.hashes import files_hash
 from ...core.safe_read import CONFIG, MALFORMED, read_json
@@ -36,6 +37,9 @@ other_base = Fault(
     "The model in a folder is not the one that a federation was declared for.",
     exit="environment",
 )
+
+Number = Annotated[float, within(0, 1e300)]
+Count = Annotated[int, within(1, 1_000_000)]
 
 
 @dataclass(frozen=True)
@@ -70,42 +74,42 @@ class Declaration:
     """
 
     base: str
-    folder: str
-    trains: str
+    folder: Literal["compact", "model"]  # beside it, never a path
+    trains: Literal["lora", "reft", "prompt", "full", "index"]
     full: Shapes
-    alpha: float
-    ranks: tuple[int, ...]
-    strategy: str
+    alpha: Number
+    ranks: tuple[Count, ...]
+    strategy: Literal["fedavg", "ffa", "stack", "svd", "hetlora", "abm", "coverage", "alone", "search"]
     center: Center
     way: Way
-    mix: float | None
-    clip: float
-    noise: float
-    delta: float
-    clients: int
+    mix: Number | None
+    clip: Number
+    noise: Number
+    delta: Number
+    clients: Count
     split: Split
-    beta: float
-    hold: float
+    beta: Number
+    hold: Number
     data: tuple[DataSet, ...]
-    steps: int
-    batch: int
-    lr: float
-    rounds: int
-    deadline: float
-    share: float
+    steps: Count
+    batch: Count
+    lr: Number
+    rounds: Count
+    deadline: Number
+    share: Number
     seed: int
-    protects: str
+    protects: Literal["clients", "rows"]
     secure: bool
     sizes: tuple[SubNetwork, ...]
     size_of: tuple[int, ...]
     stream: bool
-    anchor: float
-    top: int
+    anchor: Number
+    top: Count
     counted: Literal["all", "holders"] = "holders"  # what declarations that don't say it did
-    allocation: str = "budgets"
+    allocation: Literal["budgets", "sandwich"] = "budgets"
     budgets: tuple[str, ...] = ()
-    counts: str = "params"
-    examples: int = 0
+    counts: Literal["params", "flops"] = "params"
+    examples: Annotated[int, within(0, 1 << 62)] = 0
 
     def assignable_size_indices(self, client: int) -> tuple[int, ...]:
         """Numbers of the sizes that a client may have to train, its own first; -1 of the whole model without sizes."""
@@ -147,24 +151,10 @@ class Declaration:
 
     @staticmethod
     def from_json(body: Mapping[str, Any]) -> "Declaration":
-        """Raises KeyError, TypeError or ValueError on data of another form."""
-        values = {f.name: body[f.name] for f in fields(Declaration) if f.name in body or f.default is MISSING}
-        values |= {
-            "full": {str(n): tuple(int(x) for x in shape) for n, shape in body["full"].items()},
-            "ranks": tuple(int(r) for r in body["ranks"]),
-            "data": tuple(DataSet(**d) for d in body["data"]),
-            "sizes": tuple(SubNetwork.from_json(size) for size in body["sizes"]),
-            "size_of": tuple(int(n) for n in body["size_of"]),
-            "budgets": tuple(body.get("budgets", ())),
-        }
-        declared = Declaration(**values)
-        for name, fits in _FITS.items():
-            if not fits(getattr(declared, name)):
-                raise ValueError(f"`{name}` is of another form, or out of its range")
-        if not all(
-            isinstance(d.name, str) and isinstance(d.word, str) and isinstance(d.args, dict) for d in declared.data
-        ):
-            raise ValueError("`data` is of another form")
+        """Raises LookupError, TypeError or ValueError on data of another form."""
+        # declarations of early 0.2 call the indices `kept`
+        sizes = [{"indices" if n == "kept" else n: v for n, v in size.items()} for size in body["sizes"]]
+        declared = from_json({**{n: v for n, v in body.items() if n != "format"}, "sizes": sizes}, Declaration)
         if not (
             all(size.indices_fit(declared.full) for size in declared.sizes)
             and (not declared.sizes or len(declared.size_of) == declared.clients)
@@ -173,45 +163,6 @@ class Declaration:
         ):
             raise ValueError("`sizes` are not of the model's arrays")
         return declared
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < 1e300
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 1 <= value <= 1_000_000
-
-
-def _is_one_of(*texts: str) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, str) and value in texts
-
-
-STRATEGIES = ("fedavg", "ffa", "stack", "svd", "hetlora", "abm", "coverage", "alone", "search")
-_FITS: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(
-        ("alpha", "clip", "noise", "delta", "beta", "hold", "lr", "deadline", "share", "anchor"), _is_number
-    ),
-    **dict.fromkeys(("clients", "steps", "batch", "rounds", "top"), _is_count),
-    "folder": _is_one_of("compact", "model"),  # beside it, never a path
-    "trains": _is_one_of("lora", "reft", "prompt", "full", "index"),
-    "strategy": _is_one_of(*STRATEGIES),
-    "center": _is_one_of("mean", "median"),
-    "counted": _is_one_of("all", "holders"),
-    "allocation": _is_one_of("budgets", "sandwich"),
-    "counts": _is_one_of("params", "flops"),
-    "budgets": lambda value: all(isinstance(text, str) for text in value),
-    "way": _is_one_of("project", "align", "function"),
-    "split": _is_one_of("even", "blocks", "dirichlet", "distinct"),
-    "base": lambda value: isinstance(value, str),
-    "mix": lambda value: value is None or _is_number(value),
-    "ranks": lambda value: all(map(_is_count, value)),
-    "seed": lambda value: type(value) is int,
-    "examples": lambda value: type(value) is int and 0 <= value < 1 << 62,
-    "protects": _is_one_of("clients", "rows"),
-    "secure": lambda value: type(value) is bool,
-    "stream": lambda value: type(value) is bool,
-}
 
 
 def read_declaration(file: Path) -> Declaration:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ....dsl.syntax.diagnostics import Fault
+from ....dsl.syntax.json_types import from_json
 from ...core.safe_read import MALFORMED, MIB, irregular_file, parse_strict_json, read_json
 from .declaration import Declaration
 from .identities import check_certificates, write_keys_and_certificates
@@ -77,7 +78,7 @@ class Deployment:
 def read_deployment(folder: Path) -> Deployment:
     try:
         body = read_json(folder / NAME, MIB)
-        processes = tuple(Process(**p) for p in body["processes"])
+        processes = from_json(body["processes"], tuple[Process, ...], "processes")
         if any(Path(p.log) != folder / f"{p.name}.log" or "/" in p.name for p in processes):
             raise ValueError("a log lies elsewhere")
         port, run = body["port"], body["run"]

@@ -76,7 +76,10 @@ class CausalLmLearner(Learner):
             learn, order = self._make_accumulate_gradients(), RowOrder(len(self.rows), seed)
             for step in range(self.local.steps):
                 if time.monotonic() > deadline:
-                    raise _late_error(step, self.local.steps)
+                    raise client_refuses(
+                        f"the round's time was over after {step} of {self.local.steps} steps",
+                        help="give the round more `deadline`, or clients fewer `steps`",
+                    ).rejection()
                 torch.manual_seed(seed_of("dropout", seed, step))
                 if self.local.noise is None:
                     learn(order.take(step * self.local.batch, self.local.batch), 1.0)
@@ -147,11 +150,3 @@ def accumulate_dp_sgd_gradient(
     for name, total in totals.items():
         noise = torch.randn(total.shape, generator=draw).to(total)
         trained_params.masters[name].grad = (total + local.noise * local.clip * noise) / local.batch
-
-
-def _late_error(step: int, steps: int) -> Exception:
-
-    return client_refuses(
-        f"the round's time was over after {step} of {steps} steps",
-        help="give the round more `deadline`, or clients fewer `steps`",
-    ).rejection()

@@ -10,8 +10,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from ....dsl.syntax.diagnostics import Reject
+from ....dsl.syntax.json_types import within
+from ...core.process_start import process_start_time
 from ...core.safe_read import open_regular
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # Flower's logs have it, whoever reads them
@@ -23,32 +26,13 @@ class Process:
     """`started` is what the system says of its start: an id may be another process's by now."""
 
     name: str
-    pid: int
+    pid: Annotated[int, within(2, 1 << 31)]  # 0 and less are groups, which a signal would go to
     started: str
     log: str
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for what names no process: 0 and less are groups, which a signal would go to."""
-        fits = type(self.pid) is int and self.pid > 1 and all(isinstance(t, str) for t in (self.name, self.started))
-        if not fits or not isinstance(self.log, str):
-            raise ValueError("a process has a name, an id, its start and a log")
 
     @property
     def lives(self) -> bool:
         return self.started != "" and self.started == process_start_time(self.pid)
-
-
-def process_start_time(pid: int) -> str:
-    """When a process began, in the system's own words; "" where there is none that runs."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return "" if fields[0] == "Z" else fields[19]
-    except OSError:
-        pass
-    if Path("/proc/self").exists():
-        return ""
-    completed = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return completed.stdout.strip()
 
 
 def start_process(name: str, command: Sequence[str], env: Mapping[str, str], folder: Path) -> Process:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from .low_rank import modules, padded_mean, rank_of, stack_factors, truncate_or_pad_rank, truncate_to_rank
 from .state import Shapes, State, mean
-from .strategy import Payload, Strategy, TrainedState
+from .strategy import Payload, Strategy, TrainedState, examples_of, states_of
 
 
 def shapes_at_rank(full_shapes: Shapes, rank: int) -> dict[str, tuple[int, ...]]:
@@ -16,7 +16,22 @@ def shapes_at_rank(full_shapes: Shapes, rank: int) -> dict[str, tuple[int, ...]]
     return result
 
 
-class StackedAverage(Strategy):
+class RankedStrategy(Strategy):
+    """Clients whose adapters may have ranks of their own.
+
+    alpha   what an adapter's product is multiplied with, divided by its rank
+    ranks   by client; one without a rank has that of `full_shapes`
+    """
+
+    def __init__(self, full_shapes: Shapes, alpha: float, ranks: Mapping[int, int]):
+        super().__init__(full_shapes)
+        self.alpha, self.ranks = alpha, ranks
+
+    def _rank(self, client: int) -> int:
+        return self.ranks.get(client) or rank_of_shapes(self.full)
+
+
+class StackedAverage(RankedStrategy):
     """FLoRA: the exact mean. What a round learned is merged into every client's weights, and new adapters begin.
 
     The server keeps the stacks of all rounds: a client that has been away gets those that it missed, in their order.
@@ -27,8 +42,7 @@ class StackedAverage(Strategy):
     starts = False
 
     def __init__(self, full_shapes: Shapes, alpha: float, ranks: Mapping[int, int]):
-        super().__init__(full_shapes)
-        self.alpha, self.ranks = alpha, ranks
+        super().__init__(full_shapes, alpha, ranks)
         self.rounds: dict[int, State] = {}
         self.head: State = {}
         inside = {f"{path}.{side}" for path in modules(full_shapes) for side in "AB"}
@@ -41,17 +55,10 @@ class StackedAverage(Strategy):
     def required(self, client: int) -> Shapes:
         return {**shapes_at_rank(self.full, self._rank(client)), **self._beside}
 
-    def _rank(self, client: int) -> int:
-        return self.ranks.get(client) or rank_of_shapes(self.full)
-
     def aggregate(self, round_number: int, client_states: Mapping[int, TrainedState]) -> None:
-        self.rounds[round_number] = stack_factors(
-            {k: s.state for k, s in client_states.items()},
-            {k: s.examples for k, s in client_states.items()},
-            self.alpha,
-        )
+        self.rounds[round_number] = stack_factors(states_of(client_states), examples_of(client_states), self.alpha)
         heads = {k: {name: s.state[name] for name in self._beside} for k, s in client_states.items()}
-        self.head = mean(heads, {k: s.examples for k, s in client_states.items()}) if self._beside else {}
+        self.head = mean(heads, examples_of(client_states)) if self._beside else {}
 
     def results(self) -> dict[str, State]:
         """Join the updates of all rounds into one adapter: exact, of the sum of their ranks."""
@@ -76,15 +83,14 @@ def rank_of_shapes(full_shapes: Shapes) -> int:
     return max(full_shapes[f"{path}.A"][0] for path in modules(full_shapes))
 
 
-class TruncatedAverage(Strategy):
+class TruncatedAverage(RankedStrategy):
     """FlexLoRA: the exact mean, and for every client what of it its rank can hold.
 
     Source: Bai et al. 2024 (arXiv 2402.11505).
     """
 
     def __init__(self, full_shapes: Shapes, alpha: float, ranks: Mapping[int, int]):
-        super().__init__(full_shapes)
-        self.alpha, self.ranks = alpha, ranks
+        super().__init__(full_shapes, alpha, ranks)
         self.merged_state: State = {}  # a stack, whose plain product is the mean
         self._down: dict[int, State] = {}  # by rank, of this round
 
@@ -99,15 +105,8 @@ class TruncatedAverage(Strategy):
     def required(self, client: int) -> Shapes:
         return shapes_at_rank(self.full, self._rank(client))
 
-    def _rank(self, client: int) -> int:
-        return self.ranks.get(client) or rank_of_shapes(self.full)
-
     def aggregate(self, round_number: int, client_states: Mapping[int, TrainedState]) -> None:
-        self.merged_state = stack_factors(
-            {k: s.state for k, s in client_states.items()},
-            {k: s.examples for k, s in client_states.items()},
-            self.alpha,
-        )
+        self.merged_state = stack_factors(states_of(client_states), examples_of(client_states), self.alpha)
         self._down.clear()
 
     def results(self) -> dict[str, State]:
@@ -138,11 +137,7 @@ class PaddedAverage(TruncatedAverage):
         )
 
     def aggregate(self, round_number: int, client_states: Mapping[int, TrainedState]) -> None:
-        mean = padded_mean(
-            {k: s.state for k, s in client_states.items()},
-            {k: s.examples for k, s in client_states.items()},
-            self.alpha,
-        )
+        mean = padded_mean(states_of(client_states), examples_of(client_states), self.alpha)
         largest = rank_of_shapes(self.full)
         self.merged_state = mean if rank_of(mean) == largest else truncate_or_pad_rank(mean, largest, self.alpha)
 

@@ -3,7 +3,7 @@
 `request` is the target `flower` with its arguments.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ....dsl.checker.values import DataRef, Ratio, value_to_json
 from .budgets import Budget, Load, literal
@@ -106,7 +106,7 @@ def make_declaration(
     request: Any,
     full_shapes: dict[str, tuple[int, ...]],
     sizes: "list[SubNetwork]",
-    folder: str,
+    folder: Literal["compact", "model"],
     base_hash: str,
     ctx: "Context",
 ) -> Declaration:

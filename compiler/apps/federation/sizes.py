@@ -32,8 +32,8 @@ from .budgets import (
     update_seconds,
 )
 from .coverage import CountMode, Index, assign_sandwich_sizes, coverage_mean, part_of
-from .state import Shapes, State
-from .strategy import Payload, TrainedState
+from .state import Shapes
+from .strategy import Payload, TrainedState, examples_of, states_of
 
 if TYPE_CHECKING:
     from ....dsl.checker.skeleton import Group, Skeleton
@@ -56,15 +56,6 @@ class SubNetwork:
     params: int
     cuts: Mapping[str, tuple[int, ...]]
     indices: Mapping[str, tuple[tuple[int, ...] | None, ...]]
-
-    @staticmethod
-    def from_json(body: Mapping[str, Any]) -> "SubNetwork":
-        cuts = {str(n): tuple(int(i) for i in items) for n, items in body["cuts"].items()}
-        remaining = {
-            str(n): tuple(None if axis is None else tuple(int(i) for i in axis) for axis in axes)
-            for n, axes in body["kept"].items()
-        }
-        return SubNetwork(int(body["params"]), cuts, remaining)
 
     def indices_fit(self, full_shapes: Shapes) -> bool:
         """Whether it names arrays that are there, and indices in them, ascending."""
@@ -279,8 +270,7 @@ class Coverage(FedAvg):
         )
 
     def aggregate(self, round_number: int, client_states: Mapping[int, TrainedState]) -> None:
-        parts: dict[int, State] = {k: s.state for k, s in client_states.items()}
         indices = {k: self._index(k) for k in client_states}
         self.state = coverage_mean(
-            self.state, parts, indices, {k: s.examples for k, s in client_states.items()}, self.count_mode
+            self.state, states_of(client_states), indices, examples_of(client_states), self.count_mode
         )

@@ -24,6 +24,14 @@ class TrainedState:
     examples: float
 
 
+def states_of(client_states: Mapping[int, TrainedState]) -> dict[int, State]:
+    return {client: one.state for client, one in client_states.items()}
+
+
+def examples_of(client_states: Mapping[int, TrainedState]) -> dict[int, float]:
+    return {client: one.examples for client, one in client_states.items()}
+
+
 class Strategy(ABC):
     """Clients are named by the number of their partition, which outlives a node.
 

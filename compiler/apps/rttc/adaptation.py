@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ....dsl.syntax.diagnostics import Fault
+from ....dsl.syntax.json_types import within
 from ...core.cache import digest
 from ...models.rows.forward import logits, positions, token_losses
 from .attachment import attached
@@ -39,19 +40,19 @@ class AdapterSettings:
     seconds      after which no step is started
     """
 
-    rank: int = 8
+    rank: Annotated[int, within(1, 256)] = 8
     alpha: float = 16.0
     lr: float = 5e-4
-    batch: int = 4
-    epochs: int = 2
+    batch: Annotated[int, within(1, 64)] = 4
+    epochs: Annotated[int, within(1, 16)] = 2
     clip: float = 1.0
-    length: int = 256
+    length: Annotated[int, within(2, 4096)] = 256
     answers: bool = False
     reduce: bool = False
     weigh: bool = False
-    seconds: float = 60.0
+    seconds: Annotated[float, within(0, 600)] = 60.0
     seed: int = 0
-    kind: str = "lora"
+    kind: Literal["lora", "reft"] = "lora"
 
 
 def indices_above_threshold(scores: Sequence[float]) -> list[int]:

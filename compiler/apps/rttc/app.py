@@ -11,40 +11,39 @@
 The model lies beside them in a form of the target `hf`, and opens as one.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.json_types import from_json, within
 from ...artifacts.manifest import hash_files
 from ...artifacts.reft import base_hash
 from ...core.cache import digest
 from ...core.safe_read import CONFIG, MALFORMED, read_json
 from .adaptation import AdaptableModel, AdapterSettings
 from .app_folder import NAME
-from .attachment import KINDS, default_attachment_paths
-from .caching import EVICTIONS, Eviction, StateCache
+from .attachment import default_attachment_paths
+from .caching import Eviction, StateCache
 from .embedder import Embedder, MeanPooledEncoder, model_embedder, open_folder_embedder
 from .guided import GuidedModel, cache_identity
 from .knowledge import open_knowledge_base, refuse_other_embedder
 from .native_generator import MAX_ERROR, NativeGenerator, no_place, open_native_generator, relative_logit_error
-from .policy import Policy, parse_policy
+from .policy import Policy
 from .prompts import Prompts
 from .retrieval import Local, RemoteRetriever, Retriever
 from .reward import Judge, Reward, SelfLikelihood
 from .router import open_router
 from .scorer import NAME as SCORER
 from .scorer import open_scorer
-from .selection import SELECTIONS
 from .tuned_scorer import open_tuned_scorer
 
 FORMAT = 1
 KNOWLEDGE, EMBEDDER, REWARD, NATIVE = "knowledge", "embedder", "reward", "native"
-ENGINES = ("torch", "native", "adapted")
 CACHES = ("lists", "states")
-REWARDS = ("self", "scorer", "judge")
+Engine = Literal["torch", "native", "adapted"]
+CacheBytes = Annotated[int, within(0, 2**40 - 1)]
 
 broken_app = Fault(
     "broken-app", "The description of a test-time compute folder is not what effc writes.", exit="environment"
@@ -64,14 +63,14 @@ class App:
 
     policy: Policy
     regime: AdapterSettings
-    reward: str
-    embed: str
+    reward: Literal["self", "scorer", "judge"]
+    embed: Literal["own", "folder"]
     near: Mapping[str, float]
-    selection: str = "diverse"
-    bytes: Mapping[str, int] = field(default_factory=lambda: {"lists": 64 << 20, "states": 64 << 20})
+    selection: Literal["nearest", "diverse"] = "diverse"
+    bytes: Mapping[str, CacheBytes] = field(default_factory=lambda: {"lists": 64 << 20, "states": 64 << 20})
     evict: Eviction = "lfu"
     adapters: bool = True
-    engine: str = "torch"
+    engine: Engine = "torch"
 
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, **asdict(self), "near": dict(self.near), "bytes": dict(self.bytes)}
@@ -84,33 +83,17 @@ def read_app(folder: Path) -> App:
             raise ValueError(f"its format is not {FORMAT}")
         if type(body.get("bytes")) is int:  # as folders were written that had one size for both
             body["bytes"] = dict.fromkeys(CACHES, body["bytes"])
-        policy, regime = parse_policy(json.dumps(body.pop("policy")).encode()), AdapterSettings(**body.pop("regime"))
-        app = App(policy=policy, regime=regime, **body)
-        numbers = all(isinstance(value, (int, float)) for name, value in asdict(regime).items() if name != "kind")
-        fits = (
-            app.reward in REWARDS,
-            app.embed in ("own", "folder"),
-            app.selection in SELECTIONS,
-            all(type(app.bytes[name]) is int and 0 <= app.bytes[name] < 2**40 for name in CACHES),
-            app.evict in EVICTIONS,
-            type(app.adapters) is bool,
-            app.engine in ENGINES,
-            all(isinstance(app.near[name], (int, float)) for name in CACHES),
-            regime.kind in KINDS,
-            numbers and 1 <= regime.rank <= 256,
-            1 <= regime.batch <= 64,
-            1 <= regime.epochs <= 16,
-            2 <= regime.length <= 4096,
-            0 <= regime.seconds <= 600,
-        )
-        if not all(fits):
-            raise ValueError("a field has another form, or is out of its range")
+        app = from_json(body, App)
+        if app.policy.shown > app.policy.count:
+            raise ValueError(f"{app.policy.shown} samples are shown of {app.policy.count}")
+        if not app.near.keys() == app.bytes.keys() == set(CACHES):
+            raise ValueError(f"`near` and `bytes` are of {' and '.join(CACHES)}")
         return app
     except (OSError, *MALFORMED) as error:
         raise broken_app(f"{folder / NAME} can't be read: {error}", help="emit the folder again").rejection() from error
 
 
-def engine_and_reason(folder: Path, model: Any, tokenizer: Any, app: App, probe_question: str) -> tuple[str, str]:
+def engine_and_reason(folder: Path, model: Any, tokenizer: Any, app: App, probe_question: str) -> tuple[Engine, str]:
     """Engine that generates for a folder, and why it can't do all; "" where it can.
 
     probe_question   a question to compare the engine's and PyTorch's adapted logits on

@@ -24,7 +24,6 @@ from ...core.safe_read import MALFORMED, MANIFEST, read_json, refuse_irregular_f
 
 FORMAT, _INDEX = 1, "index.json"
 Eviction = Literal["lfu", "lru"]
-EVICTIONS: tuple[Eviction, ...] = ("lfu", "lru")
 
 
 @dataclass

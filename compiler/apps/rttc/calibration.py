@@ -13,7 +13,7 @@ from ....dsl.syntax.diagnostics import Diagnostic
 from .drawing import svg_accuracy_chart, text_accuracy_chart
 from .generation import Settings
 from .guided import GuidedModel
-from .policy import BRANCHES, Decision, Point, Policy, Trial, calibrate_thresholds, measure
+from .policy import BRANCHES, Branch, Decision, Point, Policy, Trial, calibrate_thresholds, measure
 from .reward import Reward, Verifier
 from .router import Router, features, measure_router, train_router
 from .sample import Sample
@@ -46,7 +46,7 @@ def run_all_branches(
     return result
 
 
-def _bare_scores(client: GuidedModel, question: str, branch: str, settings: Settings) -> Any:
+def _bare_scores(client: GuidedModel, question: str, branch: Branch, settings: Settings) -> Any:
     only = replace(client, policy=replace(client.policy, kind=branch))
     return only.answer_conversation([{"role": "user", "content": question}], settings)
 

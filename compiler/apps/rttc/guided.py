@@ -8,8 +8,8 @@ the only turn until its adapters are kept: the same question that came meanwhile
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,16 +47,6 @@ class Answered:
     new_tokens: int
     finish: str
     decision: Decision
-
-
-@dataclass(frozen=True)
-class BranchAnswer:
-    """One branch's answer."""
-
-    text: str
-    prompt_tokens: int
-    new_tokens: int
-    finish: str
 
 
 @dataclass
@@ -164,7 +154,7 @@ class _GuidedQuery:
     def __init__(self, client: GuidedModel, messages: list[Message], settings: Settings, stopped: Callable[[], bool]):
         self._client, self._messages, self._settings, self._stopped = client, messages, settings, stopped
         self._decision = Decision()
-        self._answers: dict[Branch, BranchAnswer] = {}
+        self._answers: dict[Branch, tuple[GeneratedText, int]] = {}  # and how many tokens the prompt had
         self._matches: Sequence[Match] | None = None
         self._vector: Tensor | None = None
         self._state: State | None = None
@@ -193,10 +183,8 @@ class _GuidedQuery:
             decision.branch, decision.note = "direct", rejection.diagnostics[0].message
         finally:
             self._stack.close()
-        branch_answer = self._answers[decision.branch]
-        return Answered(
-            branch_answer.text, branch_answer.prompt_tokens, branch_answer.new_tokens, branch_answer.finish, decision
-        )
+        generated, prompt_tokens = self._answers[decision.branch]
+        return Answered(generated.text, prompt_tokens, generated.n_tokens, generated.finish_reason, decision)
 
     def _embed_question(self) -> None:
         """The query's vector, as the base compares them."""
@@ -320,21 +308,14 @@ class _GuidedQuery:
         with self._timed(branch):
             state = self._state if branch == "ttt" else None
             generated = self._client.generate_answer(ids, self._settings, self._stopped, state)
-        self._answers[branch] = BranchAnswer(generated[0], len(ids), generated[1], generated[2])
-        return generated[0]
+        self._answers[branch] = generated, len(ids)
+        return generated.text
 
-    def _timed(self, name: str) -> "_Timer":
-        return _Timer(self._decision.seconds, name)
-
-
-class _Timer:
-    """Adds the seconds of its block to a table."""
-
-    def __init__(self, table: dict[str, float], name: str):
-        self._table, self._name = table, name
-
-    def __enter__(self) -> None:
-        self._started = time.monotonic()
-
-    def __exit__(self, *raised: Any) -> None:
-        self._table[self._name] = self._table.get(self._name, 0.0) + time.monotonic() - self._started
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        """Add the seconds of the block to those of a part of the query."""
+        started, seconds = time.monotonic(), self._decision.seconds
+        try:
+            yield
+        finally:
+            seconds[name] = seconds.get(name, 0.0) + time.monotonic() - started

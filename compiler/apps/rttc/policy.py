@@ -1,20 +1,16 @@
 """Policy: the branch that answers a query, chosen by the reward of the answers so far."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from ....dsl.syntax.diagnostics import Fault
-from ...core.safe_read import MALFORMED
+from ....dsl.syntax.json_types import within
 
 Branch = Literal["direct", "rag", "ttt"]
 BRANCHES: tuple[Branch, ...] = ("direct", "rag", "ttt")
-PlattScaling = Mapping[str, tuple[float, float]]
-KINDS = ("sequential", "best", "router", *BRANCHES)
-
-invalid_policy = Fault("bad-policy", "A policy file is not what effc writes.", exit="environment")
+Finite = Annotated[float, math.isfinite]
+PlattScaling = Mapping[Branch, tuple[Finite, Finite]]
 
 
 @dataclass(frozen=True)
@@ -30,11 +26,11 @@ class Policy:
                    then of that chance. Without them rewards are compared as they are
     """
 
-    kind: str = "sequential"
+    kind: Literal["sequential", "best", "router", "direct", "rag", "ttt"] = "sequential"
     direct: float = 0.0
     rag: float = 0.0
-    count: int = 8
-    shown: int = 4
+    count: Annotated[int, within(1, 256)] = 8
+    shown: Annotated[int, within(1, 256)] = 4
     scales: PlattScaling = field(default_factory=dict)
 
     def worth(self, branch: Branch, reward: float) -> float:
@@ -183,24 +179,3 @@ def _levels(rewards: Sequence[float], steps: int) -> list[float]:
     inner = {ordered[min(len(ordered) - 1, at * len(ordered) // steps)] for at in range(steps)}
     span = max(1.0, ordered[-1] - ordered[0])
     return [ordered[0] - span, *sorted(inner), ordered[-1] + span]
-
-
-def parse_policy(text: bytes) -> Policy:
-    try:
-        body = json.loads(text)
-        body["scales"] = {b: tuple(map(float, pair)) for b, pair in body.get("scales", {}).items()}
-        policy = Policy(**body)
-        kinds = (
-            isinstance(policy.direct, (int, float)),
-            isinstance(policy.rag, (int, float)),
-            policy.kind in KINDS,
-            type(policy.count) is int and 1 <= policy.count <= 256,
-            type(policy.shown) is int and 1 <= policy.shown <= policy.count,
-            all(branch in BRANCHES and len(pair) == 2 for branch, pair in policy.scales.items()),
-            all(math.isfinite(number) for pair in policy.scales.values() for number in pair),
-        )
-        if not all(kinds):
-            raise ValueError("a field has another form, or is out of its range")
-    except MALFORMED as error:
-        raise invalid_policy(f"the policy can't be read: {error}", help="emit the folder again").rejection() from error
-    return policy

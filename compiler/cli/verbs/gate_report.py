@@ -69,7 +69,7 @@ def markdown_report(results: "Sequence[Tested]") -> str:
 
 def _row(name: str, value: str, limit: str, state: str) -> str:
     """Of a table: recipes and baselines of anybody say what is in it, and put neither cells nor links there."""
-    cells = (_code(name), _plain(value), _plain(limit), _mark(state))
+    cells = (_code(name), _plain(value), _plain(limit), (f"**{state}**" if state.partition(",")[0] in FAILS else state))
     return f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |"
 
 
@@ -86,10 +86,6 @@ def _plain(text: str) -> str:
 
 def _state_text(verdict: "BoundVerdict") -> str:
     return f"{verdict.state}, not certain" if verdict.uncertain else verdict.state
-
-
-def _mark(state: str) -> str:
-    return f"**{state}**" if state.partition(",")[0] in FAILS else state
 
 
 def junit_report(results: "Sequence[Tested]") -> str:

@@ -345,7 +345,7 @@ def unmet_bound_diagnostics(verdicts: Sequence[BoundVerdict], undecided: str = "
         elif o.uncertain:
             diagnostics.append(
                 bound_uncertain(
-                    f"`{bound_text(o.bound)}` holds on these {o.rows}{_where(o)}",
+                    f"`{bound_text(o.bound)}` holds on these {o.rows}{(f' of `{o.where}`' if o.where else '')}",
                     o.bound.span,
                     note=o.uncertain,
                     help="measure on more rows",
@@ -377,10 +377,6 @@ def _missed_bound_diagnostic(verdict: BoundVerdict) -> Diagnostic:
     )
     notes += [reason] if (reason := verdict.uncertain or verdict.decided_by) else []
     return expectation_missed(message, verdict.bound.span, note="; ".join(notes))
-
-
-def _where(o: BoundVerdict) -> str:
-    return f" of `{o.where}`" if o.where else ""
 
 
 def bound_text(bound: Bound) -> str:

@@ -9,10 +9,11 @@ from torch import nn
 from .linear import KernelLinear
 from .reft import Reft
 
-CLASSES: dict[str, type[nn.Module]] = {"KernelLinear": KernelLinear, "Reft": Reft}
-
-# Spellings of before names were stored, when an entry said where a class lay. 8d012cb wrote the last of them.
-CLASS_PATHS = {"compiler.lowering.lowered:KernelLinear": "KernelLinear"}
+CLASSES: dict[str, type[nn.Module]] = {
+    "KernelLinear": KernelLinear,
+    "Reft": Reft,
+    "compiler.lowering.lowered:KernelLinear": KernelLinear,  # 8d012cb wrote the last of these
+}
 
 
 def name_of(module: nn.Module) -> str:

@@ -172,7 +172,8 @@ def refuse_config(config: Any) -> None:
             any(windows) and not family.of.period and config.sliding_window < _LEAST_CONTEXT
         ),
         f"the activation `{act}`": act not in _ACTIVATIONS[family.of.activation],
-        f"positions by `{rope.get('rope_type')}`": rope.get("rope_type", "default") not in _positions(family.of),
+        f"positions by `{rope.get('rope_type')}`": rope.get("rope_type", "default")
+        not in ("default", "linear", *(("llama3",) if family.of.factors else ())),
         "positions in a part of each head": family.turned and rope.get("partial_rotary_factor", 1.0) != 1.0,
         "a head of its own": family.of.tied and not config.tie_word_embeddings,
         **family.unsupported(config),
@@ -181,10 +182,6 @@ def refuse_config(config: Any) -> None:
         raise cannot_write_gguf(
             f"the model has {feature}, which llama.cpp's `{family.kind}` does not compute", help=INSTEAD
         ).rejection()
-
-
-def _positions(architecture: Architecture) -> tuple[str, ...]:
-    return ("default", "linear", *(("llama3",) if architecture.factors else ()))
 
 
 def rope_of(config: Any) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def gguf_shape(model: Any) -> GgufShape:
     return GgufShape(_gguf_architecture(model, family, layers, dim), family, dim, _rotated(model.config, dim), layers)
 
 
-def _gguf_architecture(model: nn.Module, family: Family, layers: tuple[Layer, ...], dim: int) -> str:
+def _gguf_architecture(model: nn.Module, family: Family, layers: tuple[Layer, ...], head_dim: int) -> str:
     """llama.cpp's name for the architecture; `deci` where layers differ."""
     if len(set(layers)) > 1 or any(not layer.heads or layer.width == STAND_IN for layer in layers):
         if family.kind != "llama":
@@ -70,7 +70,7 @@ def _gguf_architecture(model: nn.Module, family: Family, layers: tuple[Layer, ..
                 help=f"prune all layers alike; {INSTEAD}",
             ).rejection()
         return "deci"
-    refuse_widths(family, stream_width(model), embedding_scale(model), {layers[0].heads * dim})
+    refuse_widths(family, stream_width(model), embedding_scale(model), {layers[0].heads * head_dim})
     return family.kind
 
 

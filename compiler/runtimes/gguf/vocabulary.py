@@ -36,12 +36,12 @@ def _unsupported_tokenizer_reason(body: dict[str, Any] | None) -> str | None:
     return None if body["model"]["merges"] else "llama.cpp takes none without merges."
 
 
-def _write_tokens_and_merges(writer: Any, tokenizer: Any, body: dict[str, Any], size: int) -> list[str]:
+def _write_tokens_and_merges(writer: Any, tokenizer: Any, body: dict[str, Any], n_tokens: int) -> list[str]:
     from gguf import TokenType
 
     special, added = set(tokenizer.all_special_ids), {entry["id"] for entry in body["added_tokens"]}
     names = {number: text for text, number in tokenizer.get_vocab().items()}
-    texts = [names.get(number, f"[PAD{number}]") for number in range(size)]
+    texts = [names.get(number, f"[PAD{number}]") for number in range(n_tokens)]
     kinds = [
         TokenType.UNUSED
         if number not in names
@@ -50,7 +50,7 @@ def _write_tokens_and_merges(writer: Any, tokenizer: Any, body: dict[str, Any], 
         else TokenType.USER_DEFINED
         if number in added
         else TokenType.NORMAL
-        for number in range(size)
+        for number in range(n_tokens)
     ]
     merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in body["model"]["merges"]]
     sentences = body["model"].get("byte_fallback", False)  # of the kind of SentencePiece

@@ -5,10 +5,9 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from ....dsl.checker.skeleton import Group, Skeleton
-from ...analysis.planning import shrink
 from .budget import Budget
 from .parts import LayerParts, Parts, RemovableParts, WidthParts
-from .savings import OF_MODEL, SCANS, SavingsTable, steps
+from .savings import OF_MODEL, SCANS, SavingsTable, steps, with_fewer_steps
 from .uniform_widths import refreshed
 
 
@@ -81,13 +80,13 @@ def _narrow_evenly(
     share = min(1.0, missing / full) if full else 0.0
     cuts = {(g.site, g.kind): int(share * kind.max_cuts(g)) for g in groups}
     for group in groups:
-        left = _less(left, group, cuts[group.site, group.kind] * kind.stride(group))
+        left = with_fewer_steps(left, (group.site, group.kind), cuts[group.site, group.kind] * kind.stride(group))
     while not goal.is_met(savings_of(left)):
         able = [g for g in groups if cuts[g.site, g.kind] < kind.max_cuts(g)]
         if not able:
             break
         for group in able:
-            left = _less(left, group, kind.stride(group))
+            left = with_fewer_steps(left, (group.site, group.kind), kind.stride(group))
             cuts[group.site, group.kind] += 1
             if goal.is_met(savings_of(left)):
                 break
@@ -96,11 +95,3 @@ def _narrow_evenly(
 
 def _is_left(skeleton: Skeleton, group: Group) -> bool:
     return any((g.site, g.kind) == (group.site, group.kind) for g in skeleton.groups)
-
-
-def _less(skeleton: Skeleton, group: Group, count: int) -> Skeleton:
-    """The skeleton when a group has lost `count` more of its steps."""
-    if not count:
-        return skeleton
-    current = refreshed(skeleton, group)
-    return shrink.with_narrowed_group(skeleton, current, current.count - count * current.count // steps(current))

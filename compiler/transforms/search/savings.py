@@ -119,7 +119,7 @@ class SavingsTable:
 
     def _crossed_saving(self, key: Key, count: int, quantity: str, kin: Kin, missing: tuple[str, ...]) -> float:
         left = _narrowed(self.skeleton, kin)
-        skeletons = (_without(side, missing) for side in (left, _less(left, key, count)))
+        skeletons = (_without(side, missing) for side in (left, with_fewer_steps(left, key, count)))
         before, after = (OF_MODEL[quantity](side) for side in skeletons)
         return before - after
 
@@ -201,7 +201,7 @@ def _coupled_groups(skeleton: Skeleton) -> dict[tuple[str, str], tuple[tuple[str
 def _narrowed(skeleton: Skeleton, kin: Kin) -> Skeleton:
     """The skeleton when groups have lost so many steps each."""
     for key, count in kin:
-        skeleton = _less(skeleton, key, count)
+        skeleton = with_fewer_steps(skeleton, key, count)
     return skeleton
 
 
@@ -211,8 +211,10 @@ def _without(skeleton: Skeleton, sites: Sequence[str]) -> Skeleton:
     return skeleton
 
 
-def _less(skeleton: Skeleton, key: tuple[str, str], count: int) -> Skeleton:
-    """The skeleton when a group has lost some of its steps."""
+def with_fewer_steps(skeleton: Skeleton, key: tuple[str, str], count: int) -> Skeleton:
+    """The skeleton when a group has lost `count` more of its steps."""
+    if not count:
+        return skeleton
     group = next(g for g in skeleton.groups if (g.site, g.kind) == key)
     return shrink.with_narrowed_group(skeleton, group, group.count - count * group.count // steps(group))
 

@@ -4,12 +4,45 @@ from collections.abc import Iterable
 from math import prod
 
 from ....dsl.checker.skeleton import Part, Skeleton
+from ....dsl.checker.values import DataRef
+from ...plugin.context import Context
 from ...plugin.interfaces import Effort
+from .trained_pass import Learner
 
 # Per parameter: itself, as what is mapped from disk is copied when it changes; gradient and AdamW's two
 # moments in float32; a narrow one has a float32 copy as well.
 STATE, COPY = 16, 4
 WIDTHS = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
+
+
+def estimate_run_effort(
+    params: Learner,
+    data: DataRef,
+    skeleton: Skeleton,
+    ctx: Context,
+    n_trained: int,
+    *,
+    forwards: int = 1,
+    extra_looks: int = 1,
+    has_masters: bool = False,
+) -> Effort:
+    """Effort of a run over rows of `data` that a pass's parameters describe.
+
+    forwards      of each batch
+    extra_looks   at the held-out rows, besides one after every so many steps
+    """
+    batch_tokens, held_out_tokens = params.batch * ctx.rows(data).shape[1], 0
+    if params.held_out:
+        held_out_tokens = ctx.rows(params.held_out).numel() * (extra_looks + params.steps // max(params.every, 1))
+    return estimate_training_effort(
+        skeleton,
+        n_trained,
+        batch_tokens,
+        forwards * params.steps * params.accumulate * batch_tokens,
+        held_out_tokens,
+        has_masters=has_masters,
+        checkpointing=params.gradient_checkpointing,
+    )
 
 
 def estimate_training_effort(

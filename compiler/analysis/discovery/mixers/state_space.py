@@ -1,7 +1,8 @@
 """State-space mixers of a model: groups that may be narrowed, scans that may go, and why not."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from .....dsl.checker.skeleton import Group, Scan
@@ -40,7 +41,7 @@ def find_state_spaces(program: "Program") -> StateSpace:
             parts = parts_of_mixer(mixer_graph.graph, mixer)
             known[id(mixer_graph.graph)] = (parts, _without(mixer_graph, mixer) if parts.understood else "")
         parts, less = known[id(mixer_graph.graph)]
-        groups += [_prefix_group(group, path) for group in parts.groups]
+        groups += [group.renamed(partial(_inside, path)) for group in parts.groups]
         refusals += [(path, reason) for reason in parts.rejected]
         if isinstance(less, str):
             refusals += [(path, less)] if less else []
@@ -69,13 +70,5 @@ def _changed_shapes_without_scan(
             yield f"{path}.{name}", left
 
 
-def _prefix_group(group: Group, path: str) -> Group:
-    def submodule_path(module: str) -> str:
-        return f"{path}.{module}" if module else path
-
-    return replace(
-        group,
-        site=path,
-        members=tuple(replace(m, tensor=f"{path}.{m.tensor}") for m in group.members),
-        attributes=tuple((submodule_path(module), name, per) for module, name, per in group.attributes),
-    )
+def _inside(mixer: str, inner: str) -> str:
+    return f"{mixer}.{inner}" if inner else mixer

@@ -126,7 +126,7 @@ class Flower(FederationTarget):
 
     # -- the model ---------------------------------------------------------------------------------------------
 
-    def _write_model(self, program: Program, destination: Path, ctx: Context) -> str:
+    def _write_model(self, program: Program, destination: Path, ctx: Context) -> Literal["compact", "model"]:
         """The model as one folder that loads; its name."""
         from ....artifacts.stock import stock_config
 

@@ -232,7 +232,7 @@ class Rttc(CheckpointTarget):
 
     def _write_native_engine_or_note(
         self, app: Any, program: Program, destination: Path, probe_question: str, ctx: Context
-    ) -> str:
+    ) -> Literal["torch", "native", "adapted"]:
         """Write the engine's folder, and say what generates; why it is not the engine goes into the notes."""
         from ....runtimes.native.refusal import cannot_run_natively
         from ..app import engine_and_reason
@@ -266,8 +266,8 @@ class Rttc(CheckpointTarget):
         )
         return [*commands, curve_line] if self.dev else commands
 
-    def _kind(self) -> str:
-        return self.reward if self.reward in ("self", "scorer") else "judge"
+    def _kind(self) -> Literal["self", "scorer", "judge"]:
+        return "self" if self.reward == "self" else "scorer" if self.reward == "scorer" else "judge"
 
     def _policy(self) -> Any:
         from ..policy import Policy

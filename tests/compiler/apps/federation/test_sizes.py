@@ -1,11 +1,14 @@
 """Sub-networks of clients: cut by exact symmetries alone, and what weighs most is what stays."""
 
+import json
 import random
+import tarfile
 from copy import deepcopy
 from statistics import mean
 
 import pytest
 import torch
+from effc.compiler.apps.federation.declaration import Declaration, read_declaration
 from effc.compiler.apps.federation.sizes import SubNetwork, cut_to_sub_network, cuttable_groups, largest_sub_networks
 from effc.compiler.inputs.sources.zoo import zoo
 from effc.compiler.ir.capture.capture import capture
@@ -15,6 +18,7 @@ from effc.compiler.transforms.search.importance import ascending, l1_importance
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from tests import tiny
+from tests.hostile.kinds import STORED
 
 IDS = torch.arange(3, 27).view(2, 12)
 
@@ -95,3 +99,31 @@ def test_a_size_drops_the_items_that_weigh_least():
     for group in cuttable_groups(program):
         items = size.cuts[f"{group.site} {group.kind}"]
         assert set(items) == set(ascending(l1_importance(program, group))[: len(items)])
+
+
+def stored_declaration():
+    with tarfile.open(STORED / "kinds.tar.xz") as archive:
+        return json.load(archive.extractfile("kinds/flower/fedapp/federation.json"))
+
+
+@pytest.mark.parametrize("name", ["indices", "kept"])
+def test_a_declaration_with_sub_networks_is_read_back(name, tmp_path):
+    cut = {"model.layers.0.mlp.up_proj.B": ((0, 2, 5), None)}
+    sizes = (SubNetwork(9, {"mlp channels": (1, 3)}, cut), SubNetwork(12, {}, {}))
+    declared = Declaration.from_json(stored_declaration()).with_changes(sizes=sizes, size_of=(1, 0))
+    written = json.loads(json.dumps(declared.to_json()))
+    for size in written["sizes"]:
+        size[name] = size.pop("indices")
+    (tmp_path / "federation.json").write_text(json.dumps(written))
+    again = read_declaration(tmp_path / "federation.json")
+    assert again == declared and again.identity == declared.identity
+
+
+@pytest.mark.parametrize(
+    "axes", [[[0, 99], None], [[2, 1], None], [[], None], [[-1], None], [[0]], [[0.5], None], [[True], None], 3]
+)
+def test_indices_outside_of_an_array_are_no_declaration(axes):
+    body = stored_declaration()
+    body["sizes"] = [{"params": 9, "cuts": {}, "indices": {"model.layers.0.mlp.up_proj.B": axes}}]
+    with pytest.raises(ValueError):
+        Declaration.from_json({**body, "size_of": [0, 0]})

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from effc.compiler.apps.rttc.calibration import dev_features, prices
-from effc.compiler.apps.rttc.drawing import pareto_points, svg_accuracy_chart, text_accuracy_chart
+from effc.compiler.apps.rttc.drawing import pareto_indices, svg_accuracy_chart, text_accuracy_chart
 from effc.compiler.apps.rttc.generation import Settings
 from effc.compiler.apps.rttc.policy import BRANCHES, Point, Policy, Trial
 from effc.compiler.apps.rttc.router import Router, features, measure_router, open_router, train_router
@@ -145,10 +145,11 @@ def test_a_client_goes_the_way_that_its_router_says(world):
 
 def test_the_picture_of_a_curve_names_what_was_chosen_and_joins_what_nothing_beats():
     points = [Point(0, 0, a, s, {}) for a, s in ((0.5, 1), (0.4, 2), (0.7, 2), (0.7, 3), (0.9, 9))]
-    assert [(p.accuracy, p.seconds) for p in pareto_points(points)] == [(0.5, 1), (0.7, 2), (0.9, 9)]
+    assert pareto_indices(points) == [0, 2, 4]
     drawn = svg_accuracy_chart(points, {"a < b": points[2]})
     root = ElementTree.fromstring(drawn)
     assert len(root.findall("{http://www.w3.org/2000/svg}circle")) == 6 and "a &lt; b 0.70, 2.00 s" in drawn
+    assert len(root.find("{http://www.w3.org/2000/svg}polyline").get("points").split()) == 3
     told = text_accuracy_chart(points, {"chosen": points[2]})
     assert "a  chosen: accuracy 0.700, 2.000 s a query" in told and told.count(".") > 4
     assert svg_accuracy_chart([points[0]], {"x": points[0]}) and text_accuracy_chart([points[0]], {"x": points[0]})
