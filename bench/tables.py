@@ -205,6 +205,7 @@ TABLES: dict[str, tuple[Path, Callable[[Any], list[tuple]]]] = {
     "tune": (DATA / "tune.json", tune_rows),
     "mixed": (DATA / "mixed.json", mixed_format_rows),
     "mixed_speed": (DATA / "mixed_speed.json", mixed_speed_rows),  # `python -m bench.mixed_speed`
+    "mixed_speed_smol": (DATA / "mixed_speed_smol.json", mixed_speed_rows),  # of SmolLM2: `--model FOLDER --once`
     "frontier": (DATA / "frontier.json", frontier_rows),
     "frontier_rivals": (DATA / "frontier.json", frontier_rival_rows),
     "frontier_intel": (DATA / "frontier_intel.json", frontier_rows),  # of another machine: `--json FILE`

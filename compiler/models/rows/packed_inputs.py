@@ -136,10 +136,11 @@ def packed_input_parts(model: nn.Module) -> tuple[PackedInput, ...]:
 def fill_placeholders(model: nn.Module, ids: Tensor) -> Tensor:
     """Token ids [b, t] that begin with a placeholder for each vector of an image or video, and have none behind, where
     a model exchanges such tokens for as many vectors as its config's `num_query_tokens` says."""
-    if tokens_of(model) != "input_ids" or not (name := _placeholder(model.config)):
+    config: Any = model.config
+    if tokens_of(model) != "input_ids" or not (name := _placeholder(config)):
         return ids
-    count, token = getattr(model.config, "num_query_tokens", None), getattr(model.config, name)
-    words = getattr(model.config.get_text_config(), "vocab_size", 0)
+    count, token = getattr(config, "num_query_tokens", None), getattr(config, name)
+    words = getattr(config.get_text_config(), "vocab_size", 0)
     if not isinstance(count, int) or not 0 <= token < words:
         return ids
     vectors = count * (frames_of(model) or 1)
