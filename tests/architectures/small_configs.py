@@ -14,8 +14,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 _HEAD = r"head_dim|.*_head_dim|d_kv|attention_head_size"
 _HIDDEN = r"(.*_)?hidden_size|d_model|n_embd|embed_dim|emb_dim|hidden_dim|embedding_size|projection_dim|dim|d_embed"
 _HIDDEN += r"|adapter_(in_dim|out_dim|input_size)"
+_EXPERTS_OF_TOKEN = r"num_experts_per_tok(en)?|moe_k|moe_topk|top_k_experts"
 SIZES: tuple[tuple[str, Any], ...] = (  # names of configs -> what stands there in a small one; the first that matches
-    (r"(.*_)?vocab_size.*|n_words", 128),
+    (r"(.*_)?vocab_size.*|.*_vocab|n_words", 128),
     (r"(pad|bos|eos|decoder_start|sep|cls|mask)_token_id", None),  # those of the small vocabulary follow
     (r".*token_(id|index)", 5),
     (r"max_(position_embeddings|target_positions|seq_len)|n_positions", 256),
@@ -32,10 +33,10 @@ SIZES: tuple[tuple[str, Any], ...] = (  # names of configs -> what stands there 
     (_HIDDEN, 64),
     (r".*(intermediate_size|ffn_dim|ffn_size|d_ff|dim_ff|n_inner|dff)", 96),
     (r"(num|n)_(local_|routed_)?experts|moe_num_experts", 4),
-    (r"num_experts_per_tok(en)?|moe_k|moe_topk|top_k_experts", 2),
     (r"n_group|topk_group|num_expert_group|(.*_)?n_?groups", 1),
+    (r"o_groups", 2),  # of heads, whose outputs have a low rank each
     (r"q_lora_rank", 24),
-    (r"kv_lora_rank", 16),
+    (r".*_lora_rank", 16),
     (r"image_size|input_size|img_size|crop_size", 64),
     (r"frames_per_clip|num_frames", 4),
     (r"patch_size", 16),
@@ -80,7 +81,10 @@ def small(kind: str, cls: str) -> Iterator[PretrainedConfig]:
             config = AutoConfig.for_model(kind, **UNSTATED.get(kind, {}))
             _shrink(config, skipped, wider)
             config = CONFIG_MAPPING[kind].from_dict(config.to_dict())
-            yield config if isinstance(config, _config_class(cls)) else config.get_text_config()
+            text = config.get_text_config()
+            yield (
+                text if isinstance(text, _config_class(cls)) and not isinstance(config, _config_class(cls)) else config
+            )
         except Exception:  # anybody's checks of anybody's names
             continue
 
@@ -106,15 +110,16 @@ def _shrink(config: PretrainedConfig, skipped: tuple[str, ...], wider: float) ->
             continue  # of stages, none of which goes
         elif isinstance(value, list) and _OF_LAYERS.fullmatch(name) and all(type(entry) is int for entry in value):
             setattr(config, name, [min(max(entry, -2), 1) for entry in value])  # of two layers
-        elif type(value) is int and not any(part in name for part in skipped):
+        elif type(value) is int and value >= 0 and not _is_skipped(name, skipped):
             setattr(config, name, kinds if name == "num_hidden_layers" else _small_number(name, value, width, wider))
         elif value is None and _PLACEHOLDERS.fullmatch(name):
             setattr(config, name, 5)  # which a checkpoint states
         elif name == "rope_parameters" and isinstance(value, dict) and _reads_sections(config):
-            rotated = int(getattr(config, "head_dim", 16) * (value.get("partial_rotary_factor") or 1)) // 2
+            value |= {"rope_type": "default", "rope_theta": 10_000.0} if not value else {}
+            rotated = int((getattr(config, "head_dim", None) or 16) * (value.get("partial_rotary_factor") or 1)) // 2
             value["mrope_section"] = [rotated // 4, rotated // 4, rotated - 2 * (rotated // 4)]
         elif name in (*_DEPTHS, "hidden_sizes", "embed_dims", "embed_dim") and isinstance(value, (list, tuple)):
-            setattr(config, name, [1 if name in _DEPTHS else 32 * (place + 1) for place in range(len(value))])
+            setattr(config, name, [1] * len(value) if name in _DEPTHS else _widths_of_stages(config, len(value)))
         elif name in _SCALES and isinstance(value, float):
             setattr(config, name, _SCALES[name])
     if "width_coefficient" in vars(config):
@@ -125,14 +130,31 @@ def _shrink(config: PretrainedConfig, skipped: tuple[str, ...], wider: float) ->
         config.per_layer_config = {}  # sizes of some layers, which are as small as those of the others
 
 
+def _is_skipped(name: str, parts: tuple[str, ...]) -> bool:
+    """Whether a number stays as it is; not the number of layers, which lists of layers agree with."""
+    return name != "num_hidden_layers" and any(part in name for part in parts)
+
+
 def _small_number(name: str, value: int, width: int, wider: float) -> int:
     """What stands in a small config in place of a number: by its name, else as many times the width as before, once among them."""
     if name == "num_feat_extract_layers":  # as many as its convolutions, which are a list
         return value
+    if re.fullmatch(_EXPERTS_OF_TOKEN, name):
+        return min(value, 2)
     multiple = int(value * 64 * wider) // width if width and value >= width and value % width == 0 else value
     size = next((size for pattern, size in SIZES if re.fullmatch(pattern, name)), multiple)
     size = int(size * wider) if size and re.fullmatch(f"{_HEAD}|{_HIDDEN}", name) else size
     return size if size is not None else min(value, 3)
+
+
+def _widths_of_stages(config: PretrainedConfig, stages: int) -> list[int]:
+    """Widths of stages that grow from 32 on, as the heads of stages do where a config lists them."""
+    lists = (
+        value for name, value in vars(config).items() if name.endswith("heads") and isinstance(value, (list, tuple))
+    )
+    heads = next((value for value in lists if len(value) == stages), range(1, stages + 1))
+    each = 4 * max(1, 8 // heads[0])  # of a head
+    return [each * count for count in heads]
 
 
 def _splits_heads(config: PretrainedConfig) -> bool:

@@ -29,6 +29,7 @@ TINY = [
     *("cohere2_moe", "paligemma", "seamless_m4t_v2", "sew", "vibevoice", "wav2vec2-conformer", "align"),
     *("florence2", "textnet", "vjepa2", "convnextv2", "hunyuan_v1_moe", "wav2vec2-bert"),
     *("qwen3_5_moe", "emu3"),  # whose class is of the part that reads texts
+    *("pvt", "cvt", "zaya", "blt", "glmga", "deepseek_v4", "blip-2"),  # whose numbers agree
     *("diffusion_gemma", "dots3_note", "qwen4_exp"),  # whose layers differ
 ]
 
