@@ -26,6 +26,8 @@ from .runner import MAX_SEQUENCES
 
 PROMPT_TOKENS = 512  # of prompts in a call that nobody else waits for
 SHARED_PROMPT_TOKENS = 64  # of prompts in a call that answers share
+CROWD_PROMPT_TOKENS = 160  # where many short prompts wait; of fewer, each takes longer
+SHORT_PROMPT_TOKENS = 128
 SCORED_PROMPT_TOKENS = 64  # of a prompt in a call, whose probabilities are told: each has a row of logits
 SPECULATIVE_ROWS = 16  # of a call with drafts, all answers' tokens among them: kernels take so many rows at once
 OTHERS, SEEN_SECONDS = 4, 60  # one of so many places is left to others, where another asked within so long
@@ -295,16 +297,20 @@ class Scheduler:
             self._runner.forget(job.sequence, len(job.known))
 
     def _next_batch(self) -> list[tuple[Job, list[int]]]:
-        """Choose the tokens of the next call: answers first, then prompts in the order in which they came."""
+        """Choose the tokens of the next call: the last one of each answer that grows, and pieces of prompts."""
         growing = [job for job in self._running if not job.starting]
-        prompt_budget = SHARED_PROMPT_TOKENS if growing else PROMPT_TOKENS
-        batch = [(job, job.pending) for job in growing]
-        for job in self._running:
-            if job.starting and prompt_budget:
-                limit = min(prompt_budget, SCORED_PROMPT_TOKENS) if job.scores_prompt else prompt_budget
-                batch.append((job, job.pending if job.is_complete else job.pending[:limit]))
-                prompt_budget = max(0, prompt_budget - len(batch[-1][1]))
-        return batch
+        starting = [job for job in self._running if job.starting]
+        shares = _shares_of_prompts(starting, self._prompt_budget(len(growing)))
+        pieces = [(job, job.pending if job.is_complete else job.pending[: shares[job]]) for job in shares]
+        return [*((job, job.pending) for job in growing), *pieces]
+
+    def _prompt_budget(self, n_growing: int) -> int:
+        """Tokens of prompts in the next call, which keep answers from their next token: more, where more short prompts
+        than answers wait. Long prompts don't count, since no call would end them."""
+        if not n_growing:
+            return PROMPT_TOKENS
+        n_short = sum(job.starting and len(job.pending) <= SHORT_PROMPT_TOKENS for job in self._running)
+        return CROWD_PROMPT_TOKENS if n_short > n_growing else SHARED_PROMPT_TOKENS
 
     def _count(self, batch: Sequence[tuple[Job, list[int]]], tokens: int) -> None:
         self.metrics.call.observe(tokens)
@@ -364,3 +370,14 @@ class Scheduler:
         if not job.over:
             job.over = bool(piece.finish)
             job.hear(piece)
+
+
+def _shares_of_prompts(starting: Sequence[Job], budget: int) -> dict[Job, int]:
+    """Tokens that a call reads of prompts, in the order in which they came: at least a quarter of the first one's, and
+    otherwise of the shortest first, so that none waits until a long one is read."""
+    shares: Counter[Job] = Counter()
+    by_length = sorted(starting, key=lambda job: len(job.pending))
+    for job, limit in (*((job, budget // 4) for job in starting[:1]), *((job, budget) for job in by_length)):
+        most = min(len(job.pending), SCORED_PROMPT_TOKENS) if job.scores_prompt else len(job.pending)
+        shares[job] += max(0, min(most - shares[job], limit - shares.total()))
+    return {job: shares[job] for job in starting if shares[job]}
