@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.syntax.diagnostics import Fault
+from ..core.json_errors import refusing
 from ..core.safe_read import read_json
 
 rejected_adapter = Fault(
@@ -21,7 +22,6 @@ _PREFIX = "base_model.model."
 def load_peft_adapters(folder: Path, base: Any) -> Any:
     """The base with the folder's adapters on it, in evaluation mode."""
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     body = _read_checked_adapter_config(folder / CONFIG)
@@ -30,10 +30,8 @@ def load_peft_adapters(folder: Path, base: Any) -> Any:
     if unknown:
         raise rejected_adapter(f"{folder / CONFIG} names `{unknown[0][:80]}`, which the base doesn't have").rejection()
     _check_tensor_header(folder, body)
-    try:
+    with refusing(rejected_adapter, f"{folder / WEIGHTS} can't be read"):
         tensors = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise rejected_adapter(f"{folder / WEIGHTS} can't be read: {error}").rejection() from error
     config = LoraConfig(
         r=body["r"],
         lora_alpha=body["lora_alpha"],
@@ -44,10 +42,8 @@ def load_peft_adapters(folder: Path, base: Any) -> Any:
         fan_in_fan_out=body["fan_in_fan_out"],
     )
     model = get_peft_model(base, config)
-    try:
+    with refusing(rejected_adapter, f"{folder / WEIGHTS} has other shapes than the base", kinds=RuntimeError):
         set_peft_model_state_dict(model, tensors)
-    except RuntimeError as error:
-        raise rejected_adapter(f"{folder / WEIGHTS} has other shapes than the base: {error}").rejection() from error
     return model.eval()
 
 
@@ -60,10 +56,8 @@ def _check_tensor_header(folder: Path, body: dict[str, Any]) -> None:
     """Hold names and ranks of the weights, by their header, against the config, before peft makes room for them."""
     from ..models.checkpoints.safetensors_header import read_safetensors_header
 
-    try:
+    with refusing(rejected_adapter, f"{folder / WEIGHTS} can't be read"):
         slots = read_safetensors_header(folder / WEIGHTS).slots
-    except OSError as error:
-        raise rejected_adapter(f"{folder / WEIGHTS} can't be read: {error}").rejection() from error
     expected = {f"{_PREFIX}{path}.{side}.weight" for path in body["target_modules"] for side in ("lora_A", "lora_B")}
     if set(slots) != expected:
         difference = sorted(expected ^ set(slots))[0]
@@ -77,7 +71,7 @@ def _check_tensor_header(folder: Path, body: dict[str, Any]) -> None:
 
 def _read_checked_adapter_config(file: Path) -> dict[str, Any]:
     """The few fields that a LoRA needs; Reject where one is missing or of another form."""
-    try:
+    with refusing(rejected_adapter, f"{file}", kinds=(OSError, ValueError, AssertionError)):
         body = read_json(file, _LARGEST)
         assert isinstance(body, dict) and body.get("peft_type") == "LORA", "it is no LoRA"
         assert type(body.get("r")) is int and 0 < body["r"] <= 1 << 16, "its rank is no positive number"
@@ -86,6 +80,4 @@ def _read_checked_adapter_config(file: Path) -> dict[str, Any]:
         assert ordinary, "its `lora_alpha` is no number of an ordinary size"
         targets = body.get("target_modules")
         assert isinstance(targets, list) and targets and all(isinstance(t, str) for t in targets), "it names no modules"
-    except (OSError, ValueError, AssertionError) as error:
-        raise rejected_adapter(f"{file}: {error}").rejection() from error
     return body | {"fan_in_fan_out": body.get("fan_in_fan_out") is True, "target_modules": sorted(targets)}

@@ -15,9 +15,9 @@ from effc.compiler.apps.rttc.policy import (
     measure,
 )
 from effc.compiler.apps.rttc.scaling import fit_platt_scaling
-from effc.dsl.syntax.json_types import from_json
 from effc.compiler.core.safe_read import MALFORMED, parse_strict_json
 from effc.dsl.syntax.diagnostics import Reject
+from effc.dsl.syntax.json_types import from_json
 from hypothesis import given
 from hypothesis import strategies as st
 
