@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.syntax.diagnostics import Fault
+from ..core.json_errors import refusing
 from ..core.safe_read import MANIFEST, read_json
 
 FORMAT = 1
@@ -43,12 +44,8 @@ def seal(folder: Path) -> None:
 def read_compact_record(folder: Path) -> dict[str, Any]:
     """The record of a folder, checked; Reject where there is none."""
     file = folder / CONFIG
-    try:
+    with refusing(not_sealed, f"{file} is no JSON that can be read"):
         body = read_json(file, MANIFEST)
-    except OSError as error:
-        raise not_sealed(f"{folder} has no {CONFIG} that can be read").rejection() from error
-    except (ValueError, TypeError, RecursionError) as error:
-        raise not_sealed(f"{file} is not JSON").rejection() from error
     record_stored = body.get(KEY) if isinstance(body, dict) else None
     if not isinstance(record_stored, dict):
         raise not_sealed(

@@ -19,7 +19,8 @@ from typing import Annotated, Any, Literal
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ...dsl.syntax.json_types import from_json
 from ...dsl.syntax.render import on_a_line, short
-from ..core.safe_read import MALFORMED, MANIFEST, irregular_file, read_json, refuse_irregular_file
+from ..core.json_errors import refusing
+from ..core.safe_read import MANIFEST, irregular_file, read_json, refuse_irregular_file
 from .form_losses import Account
 from .manifest_form import Finite, Profile, check_manifest_form
 
@@ -236,12 +237,8 @@ def read_manifest(path: Path) -> Manifest:
 
 def _manifest_from_json(file: Path, data: Any, measured: Any = None) -> Manifest:
     """A manifest of JSON. Raises Reject (artifact-broken), which names `file`, where that is of another form."""
-    try:
+    with refusing(artifact_broken, f"{file} lacks a field or has one of another form", _REMEDY):
         return Manifest.from_json(data, measured)
-    except MALFORMED as error:
-        raise artifact_broken(
-            f"{file} lacks a field or has one of another form: {error}", help=_REMEDY
-        ).rejection() from error
 
 
 def _enclosing_artifact_hint(folder: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.syntax.diagnostics import Fault
-from ..core.safe_read import MALFORMED
+from ..core.json_errors import refusing
 from .compact_config import not_sealed, patch_save_pretrained
 
 if TYPE_CHECKING:
@@ -77,13 +77,10 @@ def make_empty_edited_model(folder: Path, record: Mapping[str, Any]) -> "tuple[A
         )
     model = build_meta_model(record["base"], record["dtype"])
     edits = Edits.from_json(record["edits"])
-    try:
+    with refusing(
+        not_sealed, f"{folder / 'config.json'} has edits that this effc can't replay", "install the effc that wrote it"
+    ):
         replay_edits(model, edits)
-    except MALFORMED as error:
-        raise not_sealed(
-            f"{folder / 'config.json'} has edits that this effc can't replay: {error}",
-            help="install the effc that wrote it",
-        ).rejection() from error
     return model, edits, weights
 
 

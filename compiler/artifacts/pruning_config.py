@@ -18,6 +18,7 @@ from ...dsl.checker.skeleton import Branch, Group, Skeleton
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..analysis.planning.layer_profile import layer_group_counts, original
 from ..analysis.planning.selection import is_inside
+from ..core.json_errors import refusing
 from ..core.safe_read import MANIFEST, read_json
 from ..ir.edits import renamed_path
 
@@ -105,14 +106,8 @@ def read_pruning_config(path: Path, skeleton: Skeleton) -> dict[str, Any]:
 
 
 def _read_fields(path: Path) -> dict[str, Any]:
-    try:
+    with refusing(invalid_pruning_config, f"{path} can't be read", "paths are relative to the recipe"):
         config = read_json(path, MANIFEST)
-    except OSError as error:
-        raise invalid_pruning_config(
-            f"{path} can't be read: {error.strerror}", help="paths are relative to the recipe"
-        ).rejection() from error
-    except (ValueError, RecursionError) as error:
-        raise invalid_pruning_config(f"{path} is not JSON: {error}").rejection() from error
     if not isinstance(config, dict):
         raise invalid_pruning_config(
             f"{path} holds no object", help="it has four fields, pruned_attn_idx first"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.syntax.diagnostics import Fault
+from ..core.json_errors import refusing
 from ..core.safe_read import MANIFEST, read_json
 from .compact_config import KEY, patch_save_pretrained, record
 
@@ -87,12 +88,8 @@ def read_reft_folder(folder: Path) -> "tuple[dict[str, Any], Edits]":
     """Base and edits of a folder; Reject on anything that `write_reft_folder` does not write."""
     from ..ir.edits import Edits
 
-    try:
+    with refusing(no_interventions, f"{folder / FILE} is no JSON that can be read"):
         body = read_json(folder / FILE, MANIFEST)
-    except OSError as error:
-        raise no_interventions(f"{folder} has no {FILE} that can be read").rejection() from error
-    except (ValueError, RecursionError) as error:
-        raise no_interventions(f"{folder / FILE} is not JSON").rejection() from error
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise no_interventions(
             f"{folder / FILE} is not of format {FORMAT}", help="install the effc that wrote it"

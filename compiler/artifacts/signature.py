@@ -17,8 +17,8 @@ from typing import Any
 
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..core.cache import write_atomic
-from ..core.json_errors import describe_json_error
-from ..core.safe_read import MALFORMED, read_json
+from ..core.json_errors import refusing
+from ..core.safe_read import read_json
 from .manifest import BUNDLE, SIGNATURES, dump, file_sha256, read_manifest, verify_files
 from .provenance import provenance_statement
 from .signature_bundle import (
@@ -179,7 +179,7 @@ def read_signatures(path: Path) -> list[Signature]:
     file = path / SIGNATURES
     if not file.is_file():
         return []
-    try:
+    with refusing(unsigned, f"{file} holds no signatures", "fetch it again"):
         if file.stat().st_size > _MAX_BYTES:
             raise ValueError(f"it has more than {_MAX_BYTES} bytes")
         body = read_json(file, _MAX_BYTES, path)
@@ -187,9 +187,6 @@ def read_signatures(path: Path) -> list[Signature]:
         if json_field(body, "format", int) not in (1, FORMAT) or len(entries) > _MAX_SIGNATURES:
             raise ValueError(f"format {FORMAT} has at most {_MAX_SIGNATURES} signatures")
         return [_signature(entry) for entry in entries]
-    except (OSError, *MALFORMED) as error:
-        reason = describe_json_error(error)
-        raise unsigned(f"{file} holds no signatures: {reason}", help="fetch it again").rejection() from error
 
 
 def _signature(entry: Any) -> Signature:

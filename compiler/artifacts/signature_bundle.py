@@ -17,8 +17,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from ..core.cache import write_atomic
-from ..core.json_errors import describe_json_error
-from ..core.safe_read import CONFIG, MALFORMED, open_regular, parse_strict_json, read_json, refuse_irregular_file
+from ..core.json_errors import refusing
+from ..core.safe_read import CONFIG, open_regular, parse_strict_json, read_json, refuse_irregular_file
 from .manifest import (
     BUNDLE,
     CARD,
@@ -160,12 +160,8 @@ def read_bundle(path: Path) -> Bundle | None:
     file = path / BUNDLE
     if not file.is_file():
         return None
-    try:
+    with refusing(unsigned, f"{file} holds no signature by a key", "fetch it again"):
         return _bundle(read_json(file, CONFIG, path))
-    except (OSError, *MALFORMED) as error:
-        raise unsigned(
-            f"{file} holds no signature by a key: {describe_json_error(error)}", help="fetch it again"
-        ).rejection() from error
 
 
 def _bundle(body: Any) -> Bundle:
@@ -189,11 +185,8 @@ def _bundle(body: Any) -> Bundle:
 
 def read_statement(bundle: Bundle, path: Path) -> SignedFiles:
     """The files that a bundle vouches for. Raises Reject for a statement of another form."""
-    try:
+    with refusing(unsigned, f"{path / BUNDLE} holds a statement that is not of {_PREDICATE_TYPE}", "fetch it again"):
         return _signed_files(parse_strict_json(bundle.payload))
-    except MALFORMED as error:
-        problem = f"{path / BUNDLE} holds a statement that is not of {_PREDICATE_TYPE}: {describe_json_error(error)}"
-        raise unsigned(problem, help="fetch it again").rejection() from error
 
 
 def _signed_files(body: Any) -> SignedFiles:

@@ -17,6 +17,7 @@ from typing import Any
 
 from ...dsl.syntax.diagnostics import Fault
 from ..core.environment import check_modules
+from ..core.json_errors import refusing
 from ..core.safe_read import CONFIG, read_regular_file
 
 ED25519 = "ed25519"
@@ -90,15 +91,12 @@ def write_key_pair(file: Path, key_type: str = "p256") -> str:
         secret = ec.generate_private_key(getattr(ec, CURVES[key_type][0])())
     public = public_key_text(secret.public_key())
     published = f"{public}\n" if key_type == ED25519 else public_pem(secret.public_key()).decode()
-    try:
+    with refusing(
+        invalid_signing_key, f"{file} can't be written", "name a file that does not exist yet", kinds=OSError
+    ):
         with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
             out.write(secret.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         file.with_name(f"{file.name}.pub").write_text(published, encoding="ascii")
-    except OSError as error:
-        raise invalid_signing_key(
-            f"{file} can't be written: {(error.strerror or str(error)).lower()}",
-            help="name a file that does not exist yet",
-        ).rejection() from error
     return public
 
 
@@ -121,10 +119,8 @@ def read_secret_key(file: Path) -> Any:
         raise invalid_signing_key(
             f"{file} is no secret key in PEM without a passphrase{kind}", help=help
         ).rejection() from error
-    try:
+    with refusing(invalid_signing_key, f"{file}", help, kinds=ValueError):
         public_key_text(key.public_key())
-    except ValueError as error:
-        raise invalid_signing_key(f"{file}: {error}", help=help).rejection() from error
     return key
 
 
@@ -147,14 +143,9 @@ def read_trusted_keys(keys: Sequence[str]) -> dict[str, TrustedKey]:
 
 def _lines_of_key_file(file: str) -> Iterator[str]:
     """Lines of a file of keys, without comments, which begin with `#`; a PEM counts as the line of its key."""
-    try:
+    help = "give `p256:...`, or the FILE.pub that holds it"
+    with refusing(invalid_signing_key, f"`{file}` is no public key, and no file that holds one", help):
         text = read_regular_file(Path(file), _MAX_BYTES).decode("ascii")
-    except (OSError, ValueError) as error:
-        reason = (getattr(error, "strerror", None) or "it is no text").lower()
-        raise invalid_signing_key(
-            f"`{file}` is no public key, and no file that holds one: {reason}",
-            help="give `p256:...`, or the FILE.pub that holds it",
-        ).rejection() from error
     if _SECRET_PEM.search(text):
         raise invalid_signing_key(
             f"`{file}` holds a secret key, and signatures are checked by the public one",

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.syntax.diagnostics import Reject
+from .json_errors import refusing
 from .key_diff import first_difference_text
 from .safe_read import refuse_irregular_file, refuse_unsafe_write_folder
 from .sealed_json import (
@@ -214,17 +215,13 @@ class Cache:
 
     def load_verified_tensor(self, name: str) -> "torch.Tensor":
         """A stored tensor, mapped from disk; Reject (cache-damaged) where its hash is another than its name."""
-        from safetensors import SafetensorError, safe_open
+        from safetensors import safe_open
 
         path = self.blob(name)
-        try:
+        with refusing(cache_damaged, f"{path} can't be read", "run `effc cache verify --delete`, then compile again"):
             refuse_irregular_file(path, root=self.folder)
             with safe_open(path, "pt") as file:
                 tensor = file.get_tensor("t")
-        except (SafetensorError, OSError, KeyError) as error:
-            raise cache_damaged(
-                f"{path} can't be read: {error}", help="run `effc cache verify --delete`, then compile again"
-            ).rejection() from error
         if tensor_hash(tensor) != name:
             raise cache_damaged(
                 f"{path} holds another tensor than its name says",

@@ -2,10 +2,30 @@
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from safetensors import SafetensorError
+
+from ...dsl.syntax.diagnostics import Fault
+from .safe_read import MALFORMED
 
 _ANNOUNCES = re.compile(r"(Class v|V)alidation error for ")  # of huggingface_hub, what is wrong stands below
 _KIND = re.compile(r"^(Type|Value)Error: (?=.)")
 _EMPTY = ("can't allocate memory", "not enough memory", "CUDA out of memory")
+
+FILE_ERRORS = (OSError, SafetensorError, *MALFORMED)
+
+
+@contextmanager
+def refusing(
+    fault: Fault, content: str, help: str = "", *, kinds: type[Exception] | tuple[type[Exception], ...] = FILE_ERRORS
+) -> Iterator[None]:
+    """Raises Reject in place of what reading a file raises that anybody may have written: `content`, and why."""
+    try:
+        yield
+    except kinds as error:
+        raise fault(f"{content}: {describe_json_error(error)}", help=help).rejection() from error
 
 
 def describe_json_error(error: Exception) -> str:
@@ -14,10 +34,12 @@ def describe_json_error(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"it breaks at line {error.lineno}, column {error.colno}"
     if isinstance(error, UnicodeDecodeError):
-        return f"byte {error.start} is not UTF-8"
+        return f"byte {error.start} is not {error.encoding.upper()}"
     if isinstance(error, OSError):
         return (error.strerror or str(error)).lower()
-    return "it is nested too deep" if isinstance(error, RecursionError) else str(error)
+    if isinstance(error, KeyError):
+        return f"it has no `{str(error.args[0])[:80]}`"
+    return "it is nested too deep" if isinstance(error, RecursionError) else first_line(error)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ...dsl.syntax.nearest import nearest_name_help
-from ..core.json_errors import describe_json_error
+from ..core.json_errors import refusing
 from ..core.safe_read import parse_strict_json
 from .windows import read_text
 
@@ -60,10 +60,8 @@ def parse_each(items: Iterable[T], parse: Callable[[T], R]) -> list[R]:
 
 
 def _parse(text: str, name: str) -> Any:
-    try:
+    with refusing(invalid_record, f"{name} is not JSON"):
         return parse_strict_json(text)
-    except (ValueError, RecursionError) as error:
-        raise invalid_record(f"{name} is not JSON: {describe_json_error(error)}").rejection() from error
 
 
 def require_field(records: Iterable[Record], name: str, path: str | Path) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ...dsl.syntax.source import Source
 from ...dsl.syntax.source_file import read_source
+from ..core.json_errors import refusing
 from ..core.safe_read import MIB, read_regular_file, read_toml
 from . import lockfile
 
@@ -63,17 +64,12 @@ class Package:
 
 def read_recipe_package(folder: Path) -> Package:
     """A folder as a package. Raises Reject (bad-package)."""
-    try:
+    with refusing(
+        invalid_package,
+        f"{folder / PACKAGE_FILE} is no TOML that can be read",
+        'it is written like `name = "edge"` and `version = "1.0"`, a line each',
+    ):
         body = read_toml(folder / PACKAGE_FILE, MIB, folder)
-    except FileNotFoundError as error:
-        raise invalid_package(
-            f"{folder} has no {PACKAGE_FILE}", help="it needs `name` and `version`"
-        ).rejection() from error
-    except (OSError, ValueError) as error:
-        help = 'it is written like `name = "edge"` and `version = "1.0"`, a line each'
-        raise invalid_package(
-            f"{folder / PACKAGE_FILE} is no TOML that can be read: {error}", help=help
-        ).rejection() from error
     name, version, sentence = (body.get(key, "") for key in ("name", "version", "sentence"))
     if not (isinstance(name, str) and _NAME.fullmatch(name) and name not in _RESERVED):
         message = f"{folder / PACKAGE_FILE} has no `name` that a recipe could use"

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from ...dsl.syntax.diagnostics import Fault
-from ..core.json_errors import first_line
+from ..core.json_errors import refusing
 from ..models.checkpoints.generation_config import NAME, invalid_generation
 from .speculation import LONGEST, MAX_LONGEST, PromptLookup
 
@@ -176,7 +176,5 @@ def parse_generation_config(values: Mapping[str, Any]) -> GenerationConfig:
     """The values that transformers knows, but those that ask for layers of torch, or for drafts, which are the caller's
     to ask for. Raises Reject (bad-generation-config) where they mean nothing to it."""
     known = vars(GenerationConfig()).keys() - {"assistant_early_exit", "use_mtp", "dola_layers", *_DRAFTS}
-    try:
+    with refusing(invalid_generation, NAME):
         return GenerationConfig(**{n: x for n, x in values.items() if n in known and not isinstance(x, Mapping)})
-    except (ValueError, TypeError) as error:
-        raise invalid_generation(f"{NAME}: {first_line(error)}").rejection() from error

@@ -170,7 +170,7 @@ def test_without_reorder_the_first_items_stay(tmp_path):
 @pytest.mark.parametrize(
     ("config", "fact"),
     [
-        ("{", "is not JSON"),
+        ("{", "can't be read: it breaks at line 1"),
         ("[]", "holds no object"),
         ({"other": 1}, "has none of pruned_attn_idx"),
         ({"pruned_attn_idx": 3}, "is no list"),

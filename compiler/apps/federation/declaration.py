@@ -10,7 +10,8 @@ from ....dsl.syntax.diagnostics import Fault
 from ....dsl.syntax.json_types import from_json, within
 from ...core.cache import digest
 from ...core.hashes import files_hash
-from ...core.safe_read import CONFIG, MALFORMED, read_json
+from ...core.json_errors import refusing
+from ...core.safe_read import CONFIG, read_json
 from .all_but_me import Center
 from .averaging import FedAvg, FrozenA
 from .checkpoint import Checkpoint
@@ -166,19 +167,11 @@ class Declaration:
 
 
 def read_declaration(file: Path) -> Declaration:
-    try:
+    with refusing(invalid_federation, f"{file} is no declaration of a federation", "compile the recipe again"):
         body = read_json(file, CONFIG)
         if body["format"] != FORMAT:
             raise ValueError(f"format {body['format']}, this effc reads {FORMAT}")
         return Declaration.from_json(body)
-    except OSError as error:
-        raise invalid_federation(
-            f"{file} can't be read: {error.strerror}", help="name the folder that `effc compile` wrote"
-        ).rejection() from error
-    except MALFORMED as error:
-        raise invalid_federation(
-            f"{file} is no declaration of a federation: {error}", help="compile the recipe again"
-        ).rejection() from error
 
 
 def base_hash(folder: Path, cache_dir: Path) -> str:

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 from ....dsl.syntax.diagnostics import Fault
 from ....dsl.syntax.json_types import from_json
-from ...core.safe_read import MALFORMED, MIB, irregular_file, parse_strict_json, read_json
+from ...core.json_errors import refusing
+from ...core.safe_read import MIB, irregular_file, parse_strict_json, read_json
 from .declaration import Declaration
 from .identities import check_certificates, write_keys_and_certificates
 from .processes import Process, answers, free_ports, is_port_in_use, last_log_line, start_process, terminate_processes
@@ -76,7 +77,7 @@ class Deployment:
 
 
 def read_deployment(folder: Path) -> Deployment:
-    try:
+    with refusing(not_deployed, f"{folder} holds no deployment", "`effc federate up FOLDER` starts one"):
         body = read_json(folder / NAME, MIB)
         processes = from_json(body["processes"], tuple[Process, ...], "processes")
         if any(Path(p.log) != folder / f"{p.name}.log" or "/" in p.name for p in processes):
@@ -85,10 +86,6 @@ def read_deployment(folder: Path) -> Deployment:
         if type(port) is not int or not 0 < port < 1 << 16 or not isinstance(run, str) or (run and not run.isalnum()):
             raise ValueError("there is no such port or run")
         return Deployment(folder, port, processes, run)
-    except (OSError, *MALFORMED) as error:
-        raise not_deployed(
-            f"{folder} holds no deployment", help="`effc federate up FOLDER` starts one"
-        ).rejection() from error
 
 
 def flower_command_folder() -> Path:

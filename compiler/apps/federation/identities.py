@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ....dsl.syntax.diagnostics import Fault
+from ...core.json_errors import refusing
 
 DAYS = 30  # that a certificate is good for
 
@@ -44,12 +45,10 @@ def check_certificates(folder: Path, at_time: datetime.datetime | None = None) -
     at_time = at_time or datetime.datetime.now(datetime.UTC)
     for name in ("ca.crt", "server.crt"):
         file = folder / name
-        try:
+        with refusing(
+            bad_certificate, f"{file} is missing or is no certificate", "`effc federate down`, then `up` again"
+        ):
             certificate = x509.load_pem_x509_certificate(file.read_bytes())
-        except (OSError, ValueError) as error:
-            raise bad_certificate(
-                f"{file} is missing or is no certificate", help="`effc federate down`, then `up` again"
-            ).rejection() from error
         if not certificate.not_valid_before_utc <= at_time <= certificate.not_valid_after_utc:
             raise bad_certificate(
                 f"{file} is good from {certificate.not_valid_before_utc:%Y-%m-%d} "

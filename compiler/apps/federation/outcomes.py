@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ....dsl.syntax.diagnostics import Fault
+from ...core.json_errors import refusing
 from ...core.safe_read import MALFORMED, read_json
 from .app import PACKAGE
 from .declaration import NAME, Declaration, read_declaration, refuse_other_base
@@ -83,13 +84,9 @@ def _models_one_by_one(
 
 
 def _refuse_other_result(folder: Path, declaration: Declaration) -> None:
-    try:
+    with refusing(invalid_result, f"{folder / MARK} can't be read", "run the federation again"):
         body = read_json(folder / MARK, MARKED)
         same = body["identity"] == declaration.identity and body["base"] == declaration.base
-    except (OSError, *MALFORMED) as error:
-        raise invalid_result(
-            f"{folder / MARK} can't be read: {error}", help="run the federation again"
-        ).rejection() from error
     if not same:
         raise invalid_result(
             f"{folder} is the result of another federation", help="run this one again: `effc run`"
@@ -101,19 +98,14 @@ def read_state(folder: Path, declaration: Declaration) -> State:
 
     Raises Reject (bad-federation-result) where it holds other ones.
     """
-    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     names = (STATE, "adapter_model.safetensors", "reft/model.safetensors", "head.safetensors")
     arrays: dict[str, np.ndarray] = {}
     for file in (folder / name for name in names):
         if file.is_file():
-            try:
+            with refusing(invalid_result, f"{file} can't be read", "run the federation again"):
                 arrays |= {_array_name_of_file_key(name, declaration): array for name, array in load_file(file).items()}
-            except (OSError, SafetensorError) as error:
-                raise invalid_result(
-                    f"{file} can't be read: {error}", help="run the federation again"
-                ).rejection() from error
     expected = dict(declaration.full)
     for path in modules(expected):  # of stacks, and of clients of less rank
         rank = arrays[f"{path}.A"].shape[:1] if f"{path}.A" in arrays else ()

@@ -21,7 +21,8 @@ from ....dsl.syntax.json_types import from_json, within
 from ...artifacts.manifest import hash_files
 from ...artifacts.reft import base_hash
 from ...core.cache import digest
-from ...core.safe_read import CONFIG, MALFORMED, read_json
+from ...core.json_errors import refusing
+from ...core.safe_read import CONFIG, read_json
 from .adaptation import AdaptableModel, AdapterSettings
 from .app_folder import NAME
 from .attachment import default_attachment_paths
@@ -77,7 +78,7 @@ class App:
 
 
 def read_app(folder: Path) -> App:
-    try:
+    with refusing(broken_app, f"{folder / NAME} can't be read", "emit the folder again"):
         body = read_json(folder / NAME, CONFIG)
         if body.pop("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")
@@ -89,8 +90,6 @@ def read_app(folder: Path) -> App:
         if not app.near.keys() == app.bytes.keys() == set(CACHES):
             raise ValueError(f"`near` and `bytes` are of {' and '.join(CACHES)}")
         return app
-    except (OSError, *MALFORMED) as error:
-        raise broken_app(f"{folder / NAME} can't be read: {error}", help="emit the folder again").rejection() from error
 
 
 def engine_and_reason(folder: Path, model: Any, tokenizer: Any, app: App, probe_question: str) -> tuple[Engine, str]:

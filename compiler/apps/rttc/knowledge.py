@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -25,7 +24,8 @@ from torch import Tensor, nn
 
 from ....dsl.syntax.diagnostics import Fault
 from ...core.cache import digest, write_atomic
-from ...core.safe_read import CONFIG, MALFORMED, read_json, refuse_irregular_file
+from ...core.json_errors import refusing
+from ...core.safe_read import CONFIG, read_json, refuse_irregular_file
 from .embedder import Embedder
 from .engines.index import Flat, Index
 from .engines.opening import open_index
@@ -204,7 +204,7 @@ def version_of(hashes: Mapping[str, str], embedder: str) -> str:
 
 def open_knowledge_base(folder: Path) -> KnowledgeBase:
     """Reject (broken-knowledge-base) unless both files are those that were written."""
-    try:
+    with refusing(broken_base, f"{folder} is no whole knowledge base", "build it again from its samples"):
         body = read_json(folder / NAME, CONFIG)
         if body["format"] != FORMAT:
             raise ValueError(f"format {body['format']}, and this effc reads {FORMAT}")
@@ -222,16 +222,10 @@ def open_knowledge_base(folder: Path) -> KnowledgeBase:
             version_of(body["files"], body["embedder"]),
             body["dropped"],
         )
-    except (OSError, SafetensorError, *MALFORMED) as error:
-        raise broken_base(
-            f"{folder} is no whole knowledge base: {_words(error)}", help="build it again from its samples"
-        ).rejection() from error
-    shape = (len(base.samples), base.centre.numel())
-    if base.vectors.shape != shape or base.vectors.dtype != torch.float32:
-        raise broken_base(
-            f"{folder} has {len(base.samples)} samples, and vectors {tuple(base.vectors.shape)}"
-        ).rejection()
-    return base
+        shape = (len(base.samples), base.centre.numel())
+        if base.vectors.shape != shape or base.vectors.dtype != torch.float32:
+            raise ValueError(f"it has {len(base.samples)} samples, and vectors {tuple(base.vectors.shape)}")
+        return base
 
 
 def refuse_other_embedder(base: KnowledgeBase, embedder: Embedder) -> None:
@@ -246,7 +240,3 @@ def _hash(file: Path) -> str:
     refuse_irregular_file(file)
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _words(error: Exception) -> Any:
-    return error.strerror if isinstance(error, OSError) and error.strerror else error

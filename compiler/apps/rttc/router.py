@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Fault
-from ...core.safe_read import MALFORMED, parse_strict_json, refuse_irregular_file
+from ...core.json_errors import refusing
+from ...core.safe_read import parse_strict_json, refuse_irregular_file
 from .logistic import fit_logistic_regression
 from .policy import BRANCHES, Branch, Point, Trial
 from .scorer import LEAST_AUC, auc, weak_reward
@@ -81,7 +82,7 @@ class Router:
 
 def open_router(folder: Path, width: int) -> Router:
     """Read and check the router of a folder; `width` is that of a query's vector."""
-    try:
+    with refusing(broken_router, f"{folder / NAME} holds no router", "emit the folder again"):
         refuse_irregular_file(folder / NAME)
         with safe_open(folder / NAME, "pt") as file:
             metadata = parse_strict_json(file.metadata()["router"])
@@ -97,10 +98,6 @@ def open_router(folder: Path, width: int) -> Router:
         if router.weight.shape != (len(BRANCHES), width + 2) or router.mean.shape != router.scale.shape:
             raise ValueError("it was fitted over another embedder")
         return router
-    except (OSError, SafetensorError, *MALFORMED) as error:
-        raise broken_router(
-            f"{folder / NAME} holds no router: {error}", help="emit the folder again"
-        ).rejection() from error
 
 
 def train_router(

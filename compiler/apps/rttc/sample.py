@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ....dsl.syntax.diagnostics import Fault
+from ...core.json_errors import refusing
 from ...core.safe_read import DATA, parse_strict_json, read_regular_file
 
 invalid_samples = Fault(
@@ -57,20 +58,15 @@ def parse_sample(body: Any) -> Sample:
 
 def read_samples(file: Path) -> Iterator[Sample]:
     """Samples of a file, in its order; Reject with the line that is none."""
-    try:
+    with refusing(invalid_samples, f"{file} can't be read"):
         text = read_regular_file(file, DATA).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = (getattr(error, "strerror", None) or "it is not UTF-8").lower()
-        raise invalid_samples(f"{file} can't be read: {reason}").rejection() from error
     if file.suffix not in (".jsonl", ".json"):
         yield from (Sample("", part.strip()) for part in text.split("\n\n") if part.strip())
         return
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
-            try:
+            with refusing(invalid_samples, f"line {number} of {file} is no sample"):
                 yield parse_sample(parse_strict_json(line))
-            except (ValueError, RecursionError) as error:
-                raise invalid_samples(f"line {number} of {file} is no sample: {error}").rejection() from error
 
 
 def distinct(samples: Iterable[Sample]) -> list[Sample]:

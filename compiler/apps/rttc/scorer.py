@@ -6,21 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Fault
 from ...core.cache import write_atomic
-from ...core.safe_read import (
-    CONFIG,
-    DATA,
-    MALFORMED,
-    parse_strict_json,
-    read_json,
-    read_regular_file,
-    refuse_irregular_file,
-)
+from ...core.json_errors import refusing
+from ...core.safe_read import CONFIG, DATA, parse_strict_json, read_json, read_regular_file, refuse_irregular_file
 from .embedder import Embedder
 from .logistic import fit_logistic_regression
 from .reward import finite
@@ -78,16 +70,12 @@ class Scorer:
 
 
 def open_scorer(folder: Path, embedder: Embedder) -> Scorer:
-    try:
+    with refusing(broken_scorer, f"{folder} holds no scorer for this embedder", "train it again"):
         refuse_irregular_file(folder / WEIGHTS)
         body, weight = read_json(folder / NAME, CONFIG), load_file(folder / WEIGHTS)["weight"]
         if body["format"] != FORMAT or body["embedder"] != embedder.identity or weight.shape != (4 * embedder.width,):
             raise ValueError("it was trained over another embedder")
         return Scorer(weight, float(body["bias"]), embedder, float(body["auc"]))
-    except (OSError, SafetensorError, *MALFORMED) as error:
-        raise broken_scorer(
-            f"{folder} holds no scorer for this embedder: {error}", help="train it again"
-        ).rejection() from error
 
 
 def train_logistic_scorer(
@@ -158,22 +146,18 @@ def _pair_features(embedder: Embedder, questions: Sequence[str], answers: Sequen
 def read_labelled_answers(file: Path) -> list[LabelledAnswer]:
     """JSON lines with `question`, `answer` and `right`; Reject with the line that is none."""
     graded = []
-    try:
+    with refusing(invalid_samples, f"{file} can't be read"):
         lines = read_regular_file(file, DATA).decode().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise invalid_samples(f"{file} can't be read").rejection() from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        try:
+        with refusing(invalid_samples, f"line {number} of {file} is no graded answer"):
             body = parse_strict_json(line)
             if not isinstance(body, dict) or {"question", "answer", "right"} - body.keys():
                 raise ValueError("it has not all of `question`, `answer` and `right`")
             if not isinstance(body["right"], bool):
                 raise ValueError("`right` is neither true nor false")
             graded.append(LabelledAnswer(str(body["question"]), str(body["answer"]), body["right"]))
-        except MALFORMED as error:
-            raise invalid_samples(f"line {number} of {file} is no graded answer: {error}").rejection() from error
     if len({g.question for g in graded}) < 4:
         raise invalid_samples(f"{file} grades answers to fewer than 4 questions").rejection()
     return graded

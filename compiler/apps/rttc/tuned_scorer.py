@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ...core.cache import write_atomic
-from ...core.safe_read import CONFIG, MALFORMED, read_json, refuse_irregular_file
+from ...core.json_errors import refusing
+from ...core.safe_read import CONFIG, read_json, refuse_irregular_file
 from ...models.rows.forward import evaluating
 from .attachment import KINDS, attached, default_attachment_paths
 from .embedder import MeanPooledEncoder
@@ -136,7 +136,7 @@ def train_fine_tuned_scorer(
 
 
 def open_tuned_scorer(folder: Path, embedder: MeanPooledEncoder) -> FineTunedScorer:
-    try:
+    with refusing(broken_scorer, f"{folder} holds no scorer for this embedder", "train it again"):
         refuse_irregular_file(folder / WEIGHTS)
         body, tensors = read_json(folder / NAME, CONFIG), load_file(folder / WEIGHTS)
         kind, rank = body["kind"], body["rank"]
@@ -148,7 +148,3 @@ def open_tuned_scorer(folder: Path, embedder: MeanPooledEncoder) -> FineTunedSco
         scorer.load(tensors)
         scorer.auc = float(body["auc"])
         return scorer
-    except (OSError, SafetensorError, *MALFORMED) as error:
-        raise broken_scorer(
-            f"{folder} holds no scorer for this embedder: {error}", help="train it again"
-        ).rejection() from error

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ....dsl.syntax.diagnostics import Fault
+from ...core.json_errors import refusing
 from ...core.safe_read import MANIFEST, read_json
 from .flags import SharedFlags, make_verb, parse_duration, pipeline_option
 from .options import argument, option
@@ -78,13 +79,8 @@ def register(app: typer.Typer) -> None:
 
 
 def _read_saved_plan(path: Path) -> Any:
-    try:
+    with refusing(unreadable_plan, f"{path}", "`effc plan RECIPE -o FILE` writes a plan"):
         return read_json(path, MANIFEST)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", "") or "it is not JSON"
-        raise unreadable_plan(
-            f"{path}: {reason.lower()}", help="`effc plan RECIPE -o FILE` writes a plan"
-        ).rejection() from error
 
 
 def print_compile_results(results: "Sequence[Result]", shared: SharedFlags, started: float) -> int:

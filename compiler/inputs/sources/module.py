@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ....dsl.syntax.diagnostics import Fault
 from ....dsl.syntax.source_file import irregular_kind_of_path
 from ...core.cache import digest
-from ...core.json_errors import describe_json_error, first_line
+from ...core.json_errors import first_line, refusing
 from ...core.safe_read import CONFIG, read_json
 from ...models.checkpoints.model_folder import no_tokenizer, remote_code
 from ...models.checkpoints.origin import Origin
@@ -76,10 +76,8 @@ class Module(Source):
 
 
 def _read_config(path: Path, label: str) -> dict[str, Any]:
-    try:
+    with refusing(user_module, f"{label}: {path} can't be read as JSON"):
         config = read_json(path, CONFIG)
-    except (OSError, ValueError, RecursionError) as error:
-        raise user_module(f"{label}: {path} can't be read as JSON: {describe_json_error(error)}").rejection() from error
     if not isinstance(config, dict):
         raise user_module(f"{label}: {path} is not a JSON object").rejection()
     return config

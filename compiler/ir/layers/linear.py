@@ -11,6 +11,7 @@ from ....dsl.syntax.diagnostics import Fault
 from ....kernels import packed as packing
 from ....kernels.native import KernelError
 from ....kernels.ops import LINEARS
+from ...core.json_errors import refusing
 
 packed_damaged = Fault(
     "packed-damaged",
@@ -131,10 +132,8 @@ def refuse_damaged_packed_weights(model: nn.Module, tensors: Mapping[str, Tensor
 
 
 def _checked_copy_or_reject(path: str, module: KernelLinear, packed: Tensor) -> Tensor:
-    try:
+    with refusing(packed_damaged, f"{path}", "copy the files again, or compile again", kinds=KernelError):
         return module.checked_copy(packed)
-    except KernelError as error:
-        raise packed_damaged(f"{path}: {error}", help="copy the files again, or compile again").rejection() from error
 
 
 def refuse_device(model: nn.Module, device: Any) -> None:

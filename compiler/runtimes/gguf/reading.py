@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...core.safe_read import MALFORMED, refuse_irregular_file
+from ...core.json_errors import FILE_ERRORS, refusing
+from ...core.safe_read import refuse_irregular_file
 from ...models.checkpoints.gguf_header import MAX_HEADER, Reader, read_gguf_header
 from .number_types import TYPES
 from .refusal import rejected_gguf
@@ -48,15 +49,11 @@ class GgufFile:
 
 def read_gguf(path: Path) -> GgufFile:
     """Raises Reject (refused-gguf) unless the file is whole and has numbers that effc writes."""
-    try:
+    with refusing(rejected_gguf, f"{path} is cut or of another form", _REMEDY, kinds=(struct.error, *FILE_ERRORS)):
         refuse_irregular_file(path)
         with path.open("rb") as file:
             header = file.read(MAX_HEADER)
         return _parse_header(path, Reader(header))
-    except OSError as error:
-        raise rejected_gguf(f"{path} can't be read: {error.strerror}").rejection() from error
-    except (struct.error, *MALFORMED) as error:
-        raise rejected_gguf(f"{path} is cut or of another form: {error}", help=_REMEDY).rejection() from error
 
 
 def _parse_header(path: Path, reader: Reader) -> GgufFile:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ....kernels.native import KernelError
+from ...core.json_errors import refusing
 from ...models.checkpoints.generation_config import read_generation_config
 from ..model import DecoderModel
 from ..seq2seq import Seq2SeqModel
@@ -54,13 +55,11 @@ def open_native(
     threads = threads or torch.get_num_threads()
     plan_file = read_plan(folder)
     weights = load_weights(folder, plan_file, mapped=mapped, threads=threads)
-    try:
+    with refusing(native_damaged, f"{folder}", _REMEDY, kinds=KernelError):
         if not skip_checks:
             verify_weights(weights, plan_file.entries, threads)
         engine = Engine(plan_file.plan, weights, threads=threads, sequences=sequences, copy=False, steady=steady)
         _check_vocabulary_size(plan_file, engine)
-    except KernelError as error:
-        raise native_damaged(f"{folder}: {error}", help=_REMEDY).rejection() from error
     start = plan_file.facts.get("start")
     if engine.sources and (type(start) is not int or not 0 <= start < plan_file.plan["vocabulary"]):
         raise native_damaged("plan.json names no token that a target begins with", help="compile again").rejection()
@@ -79,12 +78,10 @@ def verify_native_folder(folder: Path, threads: int = 1) -> None:
     from ....kernels.engine_plan import check_plan_and_weights
 
     plan_file = read_plan(folder)
-    try:
+    with refusing(native_damaged, f"{folder}", _REMEDY, kinds=KernelError):
         weights = load_weights(folder, plan_file, mapped=True, threads=threads)
         verify_weights(weights, plan_file.entries, threads)
         check_plan_and_weights(plan_file.plan, weights)
-    except KernelError as error:
-        raise native_damaged(f"{folder}: {error}", help=_REMEDY).rejection() from error
 
 
 def _check_vocabulary_size(plan_file: "NativePlanFile", engine: "Engine") -> None:

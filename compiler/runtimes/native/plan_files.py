@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.json_types import from_json
 from ....kernels.native import KernelError
 from ...core.events import follow
+from ...core.json_errors import refusing
 from ...core.memory import is_large
 from ...core.safe_read import MANIFEST, read_json, refuse_irregular_file
 
@@ -122,12 +124,12 @@ def _bytes(tensor: "Tensor") -> memoryview:
 
 def read_plan(folder: Path) -> NativePlanFile:
     """The plan and the table, with the sizes of the weights' file checked against it."""
-    body = _read_json(folder / PLAN)
-    try:
-        stored = NativePlanFile(_mapping(body["plan"]), _mapping(body["entries"]), _mapping(body["facts"]))
+    file = folder / PLAN
+    with refusing(native_damaged, f"{file} is no JSON that can be read", _REMEDY):
+        body = read_json(file, MANIFEST)
+    with refusing(native_damaged, f"{file} lacks a field or has one of another form", _REMEDY):
+        stored = from_json(body, NativePlanFile)
         version, order = stored.facts["version"], stored.facts["byte_order"]
-    except (KeyError, TypeError) as error:
-        raise _damaged(folder / PLAN, f"lacks a field or has one of another form: {error}") from error
     if version != VERSION:
         raise _damaged(
             folder / PLAN,
@@ -141,11 +143,11 @@ def read_plan(folder: Path) -> NativePlanFile:
             help="compile on a machine of this kind",
         )
     if problem := _isa_problem(stored.facts.get("isa", "portable")):
-        raise _damaged(folder / PLAN, f"is for another processor: {problem}", help="compile on a machine of this kind")
+        raise _damaged(file, f"is for another processor: {problem}", help="compile on a machine of this kind")
     size = _checked_weights_size(folder / WEIGHTS)
     for name, entry in stored.entries.items():
         if problem := _entry_problem(entry, size):
-            raise _damaged(folder / PLAN, f"has an entry `{name}` {problem}")
+            raise _damaged(file, f"has an entry `{name}` {problem}")
     return stored
 
 
@@ -158,33 +160,13 @@ def _isa_problem(isa: Any) -> str:
     return levels.unavailable_reason(isa)
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError(f"{value!r:.40} is no object")
-    return value
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        body = read_json(file, MANIFEST)
-    except OSError as error:
-        raise _damaged(file, f"can't be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise _damaged(file, "is not JSON") from error
-    if not isinstance(body, dict):
-        raise _damaged(file, "holds no object")
-    return body
-
-
 def _checked_weights_size(file: Path) -> int:
     """The size of the weights' file, as it is and as its header says."""
-    try:
+    with refusing(native_damaged, f"{file} can't be read", _REMEDY):
         refuse_irregular_file(file)
         size = file.stat().st_size
         with open(file, "rb") as stream:
             head = stream.read(_HEADER.size)
-    except OSError as error:
-        raise _damaged(file, f"can't be read: {error.strerror}") from error
     if len(head) < _HEADER.size or head[:8] != _MAGIC:
         raise _damaged(file, "does not begin as the weights of a native artifact do")
     _, order, version, bytes = _HEADER.unpack(head)
@@ -197,9 +179,9 @@ def _checked_weights_size(file: Path) -> int:
     return size
 
 
-def _entry_problem(entry: Any, size: int) -> str:
+def _entry_problem(entry: Mapping[str, Any], size: int) -> str:
     """Error of an entry of the table; "" where it is valid."""
-    if not isinstance(entry, dict) or not {"at", "bytes", "kind", "shape"} <= entry.keys():
+    if not {"at", "bytes", "kind", "shape"} <= entry.keys():
         return "of another form"
     at, count, kind, shape = (entry[key] for key in ("at", "bytes", "kind", "shape"))
     if not isinstance(kind, str) or kind not in _WIDTH:

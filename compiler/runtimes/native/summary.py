@@ -10,6 +10,7 @@ from ....dsl.syntax.render import on_a_line
 from ....kernels import packed as packing
 from ....kernels.engine_steps import STEPS
 from ....kernels.native import KernelError
+from ...core.json_errors import FILE_ERRORS, refusing
 from ...core.quantity import count, count_text, size
 from .plan_files import load_weights, native_damaged, read_plan
 
@@ -88,7 +89,9 @@ def summarise_native(folder: Path) -> NativeSummary:
     """Picture of a folder of the target `native`. Raises Reject (native-damaged)."""
     stored = read_plan(folder)
     groups: dict[tuple[str, tuple[int, ...]], list[tuple[int, float]]] = {}
-    try:
+    with refusing(
+        native_damaged, f"{folder}", "copy the artifact again, or compile again", kinds=(KernelError, *FILE_ERRORS)
+    ):
         for name, tensor in load_weights(folder, stored, mapped=True, threads=1).items():
             form, shape = stored.entries[name]["kind"], tuple(stored.entries[name]["shape"])
             density = 1.0
@@ -104,10 +107,6 @@ def summarise_native(folder: Path) -> NativeSummary:
         context, facts = stored.plan["context"], stored.facts
         if not (isinstance(facts["class"], str) and type(facts["params"]) is type(context) is int):
             raise TypeError("its class, parameters or context are of another form")
-    except (KernelError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise native_damaged(
-            f"{folder}: {error}", help="copy the artifact again, or compile again"
-        ).rejection() from error
     weights = [
         WeightSummary(form, shape, len(members), sum(b for b, _ in members), sum(k for _, k in members) / len(members))
         for (form, shape), members in groups.items()

@@ -7,7 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ...core.safe_read import CONFIG, MALFORMED, read_json
+from ...core.json_errors import refusing
+from ...core.safe_read import CONFIG, read_json
 from .checking import FILE, OnnxFile, read_checked_onnx
 from .refusal import rejected_onnx
 
@@ -71,10 +72,8 @@ def check_genai_config(folder: Path) -> None:
     file = folder / NAME
     if not file.is_file():
         return
-    try:
+    with refusing(rejected_onnx, f"{file} is no JSON", _REMEDY):
         unknown = next(_unknown_content(read_json(file, CONFIG, folder)), None)
-    except (OSError, *MALFORMED) as error:
-        raise rejected_onnx(f"{file} is no JSON: {error}", help=_REMEDY).rejection() from error
     if unknown is not None:
         raise rejected_onnx(f"{file} has {unknown}, which effc does not write", help=_REMEDY).rejection()
 

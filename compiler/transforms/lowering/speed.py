@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Fault
 from ....kernels import levels
-from ...core.safe_read import MALFORMED, MANIFEST, read_json
+from ...core.json_errors import refusing
+from ...core.safe_read import MANIFEST, read_json
 from ...ir.layers.number_formats import BY_KERNEL, NUMBER_FORMATS
 from .contenders import EAGER, kernel_contender, torch_contenders
 from .racing import race
@@ -120,7 +121,11 @@ def estimate_seconds(
 
 def read_recorded_seconds(file: Path, cases: Sequence[KernelCase]) -> dict[KernelCase, dict[str, float]]:
     """Seconds of every case from a file: a manifest of what was compiled there, or its timings alone."""
-    try:
+    with refusing(
+        invalid_timings,
+        f"{file} holds no timings that can be read",
+        "give the manifest.json of what was lowered on that machine",
+    ):
         entries = list(_find_timings(read_json(file, MANIFEST)))
         known = {
             KernelCase(**{name: e[name] for name in ("n", "k", "dtype", "zeros", "blocks")}): {
@@ -128,12 +133,6 @@ def read_recorded_seconds(file: Path, cases: Sequence[KernelCase]) -> dict[Kerne
             }
             for e in entries
         }
-    except (OSError, *MALFORMED) as error:
-        raise invalid_timings(
-            f"{file} holds no timings that can be read",
-            note=str(error)[:200],
-            help="give the manifest.json of what was lowered on that machine",
-        ).rejection() from error
     missing = [case for case in cases if EAGER not in known.get(case, {})]
     if missing:
         raise invalid_timings(

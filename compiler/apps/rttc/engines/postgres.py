@@ -9,6 +9,7 @@ import psycopg
 from psycopg import sql
 from torch import Tensor
 
+from ....core.json_errors import refusing
 from .index import Unreachable, no_engine
 
 _SECONDS = 10  # for a connection and for a statement
@@ -26,13 +27,11 @@ class Postgres:
         assert re.fullmatch(r"[0-9a-f]{8,64}", version), f"a version is a hash, not {version!r}"
         self._url, self._lock = url, threading.Lock()
         self._table = sql.Identifier(f"effc_{version}")
-        try:
+        with refusing(
+            no_engine, "PostgreSQL can't be used", "see `effc explain no-vector-engine`", kinds=psycopg.Error
+        ):
             self._connection = self._connect()
             self._store_vectors_unless_stored(vectors, f"effc_{version}")
-        except psycopg.Error as error:
-            raise no_engine(
-                f"PostgreSQL can't be used: {_first_line(error)}", help="see `effc explain no-vector-engine`"
-            ).rejection() from error
 
     def nearest(self, query: Tensor, count: int) -> list[int]:
         statement = sql.SQL("SELECT row FROM {} ORDER BY vector <#> %s::vector LIMIT %s").format(self._table)
@@ -94,7 +93,3 @@ class Postgres:
 
 def _literal(vector: Tensor) -> str:
     return str(vector.tolist())
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
