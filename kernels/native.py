@@ -68,6 +68,7 @@ ARGUMENTS = {
     "engine_cancel": (_p,),
     "engine_profile": (_p, _p, _i),
     "sample": (_i, _p, _q, _p, _q, ctypes.c_float, _q, ctypes.c_float, ctypes.c_float, _p, _p),
+    "fit_grids": (_i, *[_p] * 5, *[_q] * 4, ctypes.c_float, _i, _i),
     "row_product": (_i, *_ROW, *[_p] * 3, *[_q] * 3, _i, _i),
     "causal_conv": (_i, *_ROWS, *[_p] * 5, *[_q] * 4, _i, _i, _i),
     "causal_conv_step": (_i, *_ROW, *[_p] * 4, *[_q] * 4, _i, _i),

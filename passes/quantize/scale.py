@@ -22,7 +22,6 @@ from ...compiler.transforms.search.sparsity import finite_weight
 from ...dsl.checker.inputs import inputs
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import DataRef
-from ...kernels.grid import SHRINKS
 
 
 class Scale(GridPass):
@@ -101,7 +100,6 @@ class Scale(GridPass):
         trials = 2 * 2 * N_TRIALS  # folds, kinds of factors, exponents
         flops = sum(trials * 2 * n * k * k for n, k in shapes)
         effort = estimate_layerwise_effort(skeleton, chosen, ctx.rows(self.data), "uniform")
-        searches = trials * (1 if not self.grid.search else 2 / SHRINKS) + 4 * self.grid.search
+        numbers = sum(n * k for n, k in shapes)
         tokens = effort.tokens + flops // max(1, shrink.flops_per_token(skeleton, 512))
-        how = "grid" if self.grid.search else "select"
-        return replace(effort, tokens=tokens, work={how: searches * sum(n * k for n, k in shapes)})
+        return replace(effort, tokens=tokens, work={"select": trials * numbers, "grid": 4 * numbers * self.grid.search})
