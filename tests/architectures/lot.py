@@ -282,7 +282,8 @@ def summary(found: list[Drawn], start: str) -> str:
 
 
 def put_into(page: str, line: str) -> str:
-    """A page with the sentence of a lot or of types by name at its end, in place of the one that stood there."""
-    start = line.partition(" (")[0]
-    rest = re.sub(rf"(?m)^{start} \(.*\n{{0,2}}", "", page).rstrip("\n")
+    """A page with the sentence of a lot or of types by name at its end, in place of that of the same seed or names."""
+    start = re.match(r"By lot \(seed \d+|By name", line)
+    assert start is not None, f"a sentence of neither: {line}"
+    rest = re.sub(rf"(?m)^{re.escape(start[0])}\b.*\n{{0,2}}", "", page).rstrip("\n")
     return f"{rest}\n\n{line}\n"

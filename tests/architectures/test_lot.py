@@ -56,12 +56,13 @@ def test_the_summary_counts_what_could_be_made_and_names_the_rest():
     assert lot.summary(found, "By lot (seed 3") == said
 
 
-def test_a_page_has_the_sentence_of_the_last_lot_alone_behind_its_table():
+def test_a_page_has_a_sentence_of_each_seed_behind_its_table():
     page = matrix.PAGE.read_text(encoding="utf-8")
     first = lot.put_into(page, "By lot (seed 1): none.")
     second = lot.put_into(first, "By lot (seed 2): all.")
-    assert first.endswith("\n\nBy lot (seed 1): none.\n") and second.endswith("\n\nBy lot (seed 2): all.\n")
-    assert "(seed 1)" not in second and lot.put_into(second, "By lot (seed 1): none.") == first
+    assert second.endswith("\n\nBy lot (seed 1): none.\n\nBy lot (seed 2): all.\n")
+    assert lot.put_into(second, "By lot (seed 1): some.").endswith("(seed 2): all.\n\nBy lot (seed 1): some.\n")
+    assert "By lot (seed 12): none." in lot.put_into(lot.put_into(first, "By lot (seed 12): none."), "By lot (seed 1).")
     table_of = parse_architecture_matrix()
     assert matrix.markdown_table(table_of).strip() in matrix.put_into(second, table_of)
     assert "By lot (seed 2): all." in matrix.put_into(second, table_of)

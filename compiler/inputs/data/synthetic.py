@@ -43,15 +43,13 @@ class Synthetic(Data):
         return iter(torch.cat([numbers, fill_placeholders(layout.model, ids).float()], dim=1))
 
     def identity(self, ctx: Context) -> str:
-        import torch
-
-        from ...models.rows.packed_inputs import fill_placeholders
+        from ...models.rows.packed_inputs import placeholders_of
 
         seed = ctx.seed if self.seed is None else self.seed
         words, ahead, model = self._layout(ctx)
         parts: Any = ahead if words is None else [ahead, words] if ahead else words
-        begin = fill_placeholders(model, torch.zeros(1, 0, dtype=torch.long)).tolist()[0] if model and words else []
-        return digest(["synthetic", self.count, self.length, seed, [parts, begin] if begin else parts])
+        placeholders = None if model is None else placeholders_of(model)
+        return digest(["synthetic", self.count, self.length, seed, [parts, placeholders] if placeholders else parts])
 
     def _layout(self, ctx: Context) -> "Layout":
         """The shape of the numbers that a row begins with, and how many ids there are for what follows them."""

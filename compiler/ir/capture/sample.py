@@ -48,7 +48,6 @@ unknown_inputs = Fault(
 
 _WRAP = "wrap it in a module of your own that has `dummy_inputs`, and give it rows of `tensors`"
 BATCH, LENGTH, PADDING = 2, 7, 2  # odd length: no chunk or window size divides it
-IMAGE = 64  # pixels
 COUNT = "create_position_ids_from_input_ids"  # of transformers: positions of RoBERTa and its kin
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -62,13 +62,18 @@ def tokens_of(model: nn.Module) -> str:
     is_decoder_alone = "input_ids" in names and not getattr(config, "is_encoder_decoder", False)
     if "decoder_input_ids" in names and not is_decoder_alone:
         return "decoder_input_ids" if media_shape(model) else ""
-    if "input_ids" in names and (has_image_and_text_towers(model) or main_input_of(model) in PICTURES):
+    if "input_ids" in names and (has_image_and_text_towers(model) or sees(model)):
         return "input_ids"
     return ""
 
 
 def main_input_of(model: nn.Module) -> str:
     return str(getattr(model, "main_input_name", ""))
+
+
+def sees(model: nn.Module) -> bool:
+    """Whether the main input of a model is an image or a video."""
+    return is_pretrained(model) and main_input_of(model) in PICTURES
 
 
 def hears_fixed_length(model: nn.Module) -> bool:
@@ -80,7 +85,7 @@ def hears_fixed_length(model: nn.Module) -> bool:
 
 def frames_of(model: nn.Module) -> int:
     """Number of images per video of a model that takes videos; 0 of others."""
-    if main_input_of(model) not in PICTURES:
+    if not sees(model):
         return 0
     config = _of_images(model.config)
     frames = next((n for name in _FRAMES if isinstance(n := getattr(config, name, None), int)), 0)
@@ -133,19 +138,30 @@ def packed_input_parts(model: nn.Module) -> tuple[PackedInput, ...]:
     return tuple(inputs) if len(inputs) > 1 else ()
 
 
+class Placeholders(NamedTuple):
+    """A token that stands in rows where an image or a video is read, once for each of its vectors."""
+
+    token: int
+    count: int
+
+
+def placeholders_of(model: nn.Module) -> Placeholders | None:
+    """Placeholders of a model whose config says how many vectors there are (`num_query_tokens`); else None."""
+    if tokens_of(model) != "input_ids" or not (name := _placeholder(model.config)):
+        return None
+    count, token = getattr(model.config, "num_query_tokens", None), getattr(model.config, name)
+    words = getattr(model.config.get_text_config(), "vocab_size", 0)
+    return Placeholders(token, count * (frames_of(model) or 1)) if type(count) is int and 0 <= token < words else None
+
+
 def fill_placeholders(model: nn.Module, ids: Tensor) -> Tensor:
-    """Token ids [b, t] that begin with a placeholder for each vector of an image or video, and have none behind, where
-    a model exchanges such tokens for as many vectors as its config's `num_query_tokens` says."""
-    config: Any = model.config
-    if tokens_of(model) != "input_ids" or not (name := _placeholder(config)):
+    """Token ids [b, t] behind the placeholders of a model, without any of them in between; others as they are."""
+    placeholders = placeholders_of(model)
+    if placeholders is None:
         return ids
-    count, token = getattr(config, "num_query_tokens", None), getattr(config, name)
-    words = getattr(config.get_text_config(), "vocab_size", 0)
-    if not isinstance(count, int) or not 0 <= token < words:
-        return ids
-    vectors = count * (frames_of(model) or 1)
-    ids = torch.where(ids == token, (token + 1) % words, ids)
-    return torch.cat([ids.new_full((len(ids), vectors), token), ids], dim=1)
+    words = pretrained(model).config.get_text_config().vocab_size
+    ids = torch.where(ids == placeholders.token, (ids + 1) % words, ids)
+    return torch.cat([ids.new_full((len(ids), placeholders.count), placeholders.token), ids], dim=1)
 
 
 def _placeholder(config: Any) -> str:
@@ -158,6 +174,7 @@ def unpack_inputs_and_tokens(model: nn.Module, rows: Tensor) -> tuple[dict[str, 
     layout, at = packed_input_parts(model), 0
     inputs: dict[str, Any] = {}
     _refuse_rows_of_other_layout(model, layout, rows)
+    _refuse_other_placeholders(model, rows[:, sum(part.size for part in layout) :])
     for part in layout:
         values = rows[:, at : at + part.size].reshape(len(rows), *part.shape)
         inputs[part.name] = values.to(kind if part.dtype.is_floating_point else part.dtype)
@@ -188,6 +205,20 @@ def _refuse_rows_of_other_layout(model: nn.Module, layout: tuple[PackedInput, ..
         ).rejection()
 
 
+def _refuse_other_placeholders(model: nn.Module, tokens: Tensor) -> None:
+    """Reject rows whose images nothing reads, or too much."""
+    placeholders = placeholders_of(model) if not tokens.is_meta else None
+    if placeholders is None:
+        return
+    counts = (tokens == placeholders.token).sum(1)
+    if bool((counts != placeholders.count).any()):
+        raise other_parts(
+            f"{type(model).__name__} reads an image at {placeholders.count} tokens {placeholders.token} of a row, and "
+            f"a row has {int(counts[counts != placeholders.count][0])}",
+            help="take the `input_ids` that its processor writes",
+        ).rejection()
+
+
 def image_shape(config: Any) -> tuple[int, int, int]:
     """Channels, height and width of the images that a model sees; of any size where its config names none."""
     image_config = _of_images(config)
@@ -206,7 +237,7 @@ def _of_images(config: Any) -> Any:
 
 def media_shape(model: nn.Module) -> tuple[int, ...]:
     """Shape of a model's main input in a row, where that is an image, a video or a sound; else ()."""
-    if main_input_of(model) not in PICTURES:
+    if not sees(model):
         return sound_shape(model)
     frames = frames_of(model)
     return (frames, *image_shape(model.config)) if frames else image_shape(model.config)

@@ -81,6 +81,7 @@ def test_tokens_of_a_packed_row_are_what_is_predicted(make):
     (part,) = packed_input_parts(model)
     image = torch.randn(2, *part.shape, generator=torch.Generator().manual_seed(0))
     ids = torch.arange(24).view(2, 12) + 20
+    ids[:, :4] = 9 if make is answerer else 8
     rows = packed({part.name: image, "ids": ids}, (part.name, "ids"))
     targets, _ = predictions(model, rows)
     assert torch.equal(targets, ids if make is transcriber else ids[:, 1:])
@@ -94,6 +95,15 @@ def test_placeholders_are_as_many_as_the_vectors_that_take_their_place():
     filled = fill_placeholders(model, ids)
     assert filled.tolist() == [[9] * 4 + [10, 3, 127], [9] * 4 + [1, 10, 10]]
     assert torch.equal(fill_placeholders(captioner(), ids), ids), "it reads images beside its tokens"
+
+
+@pytest.mark.parametrize("count", [0, 3, 5])
+def test_rows_with_other_placeholders_than_an_image_has_vectors_are_refused(count):
+    model = answerer()
+    ids = torch.tensor([[9] * 4 + [20] * 8, [9] * count + [20] * (12 - count)])
+    rows = packed({"pixel_values": torch.zeros(2, 3, 32, 32), "ids": ids}, ("pixel_values", "ids"))
+    with pytest.raises(Reject, match=f"at 4 tokens 9 of a row, and a row has {count}"):
+        forward_args_and_kwargs(model, rows)
 
 
 def test_an_image_decides_what_a_model_answers():
