@@ -305,12 +305,12 @@ class Scheduler:
         return [*((job, job.pending) for job in growing), *pieces]
 
     def _prompt_budget(self, n_growing: int) -> int:
-        """Tokens of prompts in the next call, which keep answers from their next token: more, where more short prompts
-        than answers wait. Long prompts don't count, since no call would end them."""
+        """Tokens of prompts in the next call, which keep answers from their next token: more, where half as many short
+        prompts wait for a first one. Long prompts don't count, since no call would end them."""
         if not n_growing:
             return PROMPT_TOKENS
         n_short = sum(job.starting and len(job.pending) <= SHORT_PROMPT_TOKENS for job in self._running)
-        return CROWD_PROMPT_TOKENS if n_short > n_growing else SHARED_PROMPT_TOKENS
+        return CROWD_PROMPT_TOKENS if 2 * n_short > n_growing and n_short > 1 else SHARED_PROMPT_TOKENS
 
     def _count(self, batch: Sequence[tuple[Job, list[int]]], tokens: int) -> None:
         self.metrics.call.observe(tokens)
