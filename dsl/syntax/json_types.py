@@ -61,7 +61,8 @@ def _sequence(data: Any, kinds: tuple[Any, ...], path: str) -> tuple[Any, ...]:
     if len(item_kinds) != len(data):
         _refuse(path)
     return tuple(
-        from_json(item, kind, _below(path, at)) for at, (item, kind) in enumerate(zip(data, item_kinds, strict=True))
+        from_json(item, kind, _inner_path(path, at))
+        for at, (item, kind) in enumerate(zip(data, item_kinds, strict=True))
     )
 
 
@@ -71,7 +72,7 @@ def _mapping(data: Any, kinds: tuple[Any, ...], path: str) -> dict[Any, Any]:
         _refuse(path)
     names = (int(name) if key_kind is int and re.fullmatch(r"-?\d+", name) else name for name in data)
     return {
-        from_json(name, key_kind, _below(path, name)): from_json(value, kind, _below(path, name))
+        from_json(name, key_kind, _inner_path(path, name)): from_json(value, kind, _inner_path(path, name))
         for name, value in zip(names, data.values(), strict=True)
     }
 
@@ -81,12 +82,12 @@ def _record(data: Any, kind: Any, path: str) -> Any:
         _refuse(path)
     known = {f.name: f for f in fields(kind)}
     if unknown := sorted(data.keys() - known.keys()):
-        _refuse(_below(path, unknown[0]))
+        _refuse(_inner_path(path, unknown[0]))
     for name, f in known.items():
         if name not in data and f.default is MISSING and f.default_factory is MISSING:
-            _refuse(_below(path, name))
+            _refuse(_inner_path(path, name))
     hints = _hints(kind)
-    return kind(**{name: from_json(value, hints[name], _below(path, name)) for name, value in data.items()})
+    return kind(**{name: from_json(value, hints[name], _inner_path(path, name)) for name, value in data.items()})
 
 
 @cache
@@ -94,7 +95,7 @@ def _hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind, include_extras=True)
 
 
-def _below(path: str, name: object) -> str:
+def _inner_path(path: str, name: object) -> str:
     return f"{path}.{name}" if path else str(name)
 
 

@@ -59,11 +59,7 @@ def register(app: typer.Typer) -> None:
             table.on_line = lambda line: screen.answer(line.as_table_text() + "\n")
         where = table_environment(table)
         if plain:
-            screen.answer(
-                f"{where.get('cpu', 'a processor without a name')}, {where.get('cpus', '?')} processors here; "
-                f"torch {where.get('torch')}; kernels {where['kernels']}; {where['threads']} threads; "
-                f"{where['bursts']} bursts; load {where['load']}" + "\n"
-            )
+            screen.answer(_environment_line(where) + "\n")
         table.measure(parts, shapes or SHAPES)
         missed = [t for t in table.targets if not t.met]
         code = EXITS["gate"] if gate and missed else 0
@@ -88,3 +84,11 @@ def _parse_shape(text: str) -> tuple[int, int]:
     if len(numbers) != 2 or not all(n.strip().isdecimal() and 0 < int(n) <= 1 << 20 for n in numbers):
         raise typer.BadParameter(f"`--shape {text}` is no shape: write outputs x inputs, such as 1536x576")
     return int(numbers[0]), int(numbers[1])
+
+
+def _environment_line(machine_facts: dict) -> str:
+    return (
+        f"{machine_facts.get('cpu', 'a processor without a name')}, {machine_facts.get('cpus', '?')} processors here; "
+        f"torch {machine_facts.get('torch')}; kernels {machine_facts['kernels']}; {machine_facts['threads']} threads; "
+        f"{machine_facts['bursts']} bursts; load {machine_facts['load']}"
+    )
