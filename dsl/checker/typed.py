@@ -187,6 +187,8 @@ def type_mismatch_diagnostic(expr: ast.Expr, value: Any, param: Param) -> Diagno
     if value_type in NUMBERS and NUMBERS & set(param.types):
         fix = _certain_unit_fix(expr, value, param)
         help = f"write `{fix.text}`" if fix else f"write it like `{sample_value(param)}`"
+        if value_type in ("int", "float") and "duration" in param.types:
+            help = f"write `{value_text(value)}s`, `{value_text(value)}min` or another unit of time"
         return unit_mismatch(
             f"`{param.name}` is {value_text(value)}, {expected} is needed", expr.span, help=help, fix=fix
         )

@@ -306,6 +306,7 @@ def test_long_text_is_cut_into_rows_to_heal_on_and_short_text_is_not(tmp_path, c
     [
         (["--expect", ""], "is empty"),
         (["--expect", "bytes <= 1KB"], "[unreachable-bound]"),
+        (["--within", "30"], "write `30s`, `30min` or another unit of time"),
         (["--data", "short.txt"], "a search of steps needs 24576"),
     ],
 )
