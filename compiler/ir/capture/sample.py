@@ -1,7 +1,7 @@
 """The small batch that models are captured with, and the state in which they run it."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -111,7 +111,7 @@ def spoken(ids: Tensor) -> dict[str, Tensor]:
     return {"decoder_input_ids": target, "decoder_attention_mask": mask}
 
 
-def _refuse_unsupported_inputs(model: PreTrainedModel, main: str, names: Set[str]) -> None:
+def _refuse_unsupported_inputs(model: PreTrainedModel, main: str, names: frozenset[str]) -> None:
     """Models that read something else than one row of tokens or one image, or write several tokens at a time."""
     name = type(model).__name__
     if main != "input_ids":

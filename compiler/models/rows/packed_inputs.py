@@ -142,15 +142,16 @@ class Placeholders(NamedTuple):
     """A token that stands in rows where an image or a video is read, once for each of its vectors."""
 
     token: int
-    count: int
+    vectors: int
 
 
 def placeholders_of(model: nn.Module) -> Placeholders | None:
     """Placeholders of a model whose config says how many vectors there are (`num_query_tokens`); else None."""
     if tokens_of(model) != "input_ids" or not (name := _placeholder(model.config)):
         return None
-    count, token = getattr(model.config, "num_query_tokens", None), getattr(model.config, name)
-    words = getattr(model.config.get_text_config(), "vocab_size", 0)
+    config = pretrained(model).config
+    count, token = getattr(config, "num_query_tokens", None), getattr(config, name)
+    words = getattr(config.get_text_config(), "vocab_size", 0)
     return Placeholders(token, count * (frames_of(model) or 1)) if type(count) is int and 0 <= token < words else None
 
 
@@ -161,7 +162,7 @@ def fill_placeholders(model: nn.Module, ids: Tensor) -> Tensor:
         return ids
     words = pretrained(model).config.get_text_config().vocab_size
     ids = torch.where(ids == placeholders.token, (ids + 1) % words, ids)
-    return torch.cat([ids.new_full((len(ids), placeholders.count), placeholders.token), ids], dim=1)
+    return torch.cat([ids.new_full((len(ids), placeholders.vectors), placeholders.token), ids], dim=1)
 
 
 def _placeholder(config: Any) -> str:
@@ -211,10 +212,10 @@ def _refuse_other_placeholders(model: nn.Module, tokens: Tensor) -> None:
     if placeholders is None:
         return
     counts = (tokens == placeholders.token).sum(1)
-    if bool((counts != placeholders.count).any()):
+    if bool((counts != placeholders.vectors).any()):
         raise other_parts(
-            f"{type(model).__name__} reads an image at {placeholders.count} tokens {placeholders.token} of a row, and "
-            f"a row has {int(counts[counts != placeholders.count][0])}",
+            f"{type(model).__name__} reads an image at {placeholders.vectors} tokens {placeholders.token} of a row, "
+            f"and a row has {int(counts[counts != placeholders.vectors][0])}",
             help="take the `input_ids` that its processor writes",
         ).rejection()
 
