@@ -100,7 +100,7 @@ def _read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     try:
         slots = read_safetensors_header(folder / WEIGHTS).slots
     except OSError as error:
-        fact = f"can't be read: {error.strerror}"
+        fact = f"can't be read: {(error.strerror or str(error)).lower()}"
         if (folder / PICKLE).exists():
             fact += f"; {PICKLE} is a pickle, which can run code"
         help = "have peft write it as safetensors"

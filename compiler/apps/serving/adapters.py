@@ -49,7 +49,8 @@ def adapter_folders(option: str) -> dict[str, Path]:
     try:
         entries = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     except OSError as error:
-        raise no_adapter(f"{folder} is no folder of adapters: {error.strerror}").rejection() from error
+        reason = (error.strerror or str(error)).lower()
+        raise no_adapter(f"{folder} is no folder of adapters: {reason}").rejection() from error
     for entry in entries:
         if not _is_name(entry.name):
             help = "rename it: `:`, `/` and spaces are in no name"
