@@ -26,7 +26,6 @@ from .runner import MAX_SEQUENCES
 
 PROMPT_TOKENS = 512  # of prompts in a call that nobody else waits for
 SHARED_PROMPT_TOKENS = 64  # of prompts in a call that answers share
-CROWD_PROMPT_TOKENS = 160  # where many short prompts wait; of fewer, each takes longer
 SHORT_PROMPT_TOKENS = 128
 SCORED_PROMPT_TOKENS = 64  # of a prompt in a call, whose probabilities are told: each has a row of logits
 SPECULATIVE_ROWS = 16  # of a call with drafts, all answers' tokens among them: kernels take so many rows at once
@@ -300,17 +299,9 @@ class Scheduler:
         """Choose the tokens of the next call: the last one of each answer that grows, and pieces of prompts."""
         growing = [job for job in self._running if not job.starting]
         starting = [job for job in self._running if job.starting]
-        shares = _shares_of_prompts(starting, self._prompt_budget(len(growing)))
+        shares = _shares_of_prompts(starting, SHARED_PROMPT_TOKENS if growing else PROMPT_TOKENS)
         pieces = [(job, job.pending if job.is_complete else job.pending[: shares[job]]) for job in shares]
         return [*((job, job.pending) for job in growing), *pieces]
-
-    def _prompt_budget(self, n_growing: int) -> int:
-        """Tokens of prompts in the next call, which keep answers from their next token: more, where half as many short
-        prompts wait for a first one. Long prompts don't count, since no call would end them."""
-        if not n_growing:
-            return PROMPT_TOKENS
-        n_short = sum(job.starting and len(job.pending) <= SHORT_PROMPT_TOKENS for job in self._running)
-        return CROWD_PROMPT_TOKENS if 2 * n_short > n_growing and n_short > 1 else SHARED_PROMPT_TOKENS
 
     def _count(self, batch: Sequence[tuple[Job, list[int]]], tokens: int) -> None:
         self.metrics.call.observe(tokens)

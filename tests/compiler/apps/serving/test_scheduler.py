@@ -11,10 +11,8 @@ from effc.compiler.apps.serving.metrics import Metrics, ModelMetrics
 from effc.compiler.apps.serving.request import Request
 from effc.compiler.apps.serving.runner import CachedModel
 from effc.compiler.apps.serving.scheduler import (
-    CROWD_PROMPT_TOKENS,
     SCORED_PROMPT_TOKENS,
     SHARED_PROMPT_TOKENS,
-    SHORT_PROMPT_TOKENS,
     QueueFull,
     Scheduler,
     Stopped,
@@ -109,27 +107,6 @@ def test_a_long_prompt_goes_beside_the_answers_of_others_a_piece_at_a_time(sched
     lengths = [max(call.values()) for call in shared]
     assert all(min(call.values()) == 1 for call in shared)  # nobody skipped a token for it
     assert lengths == [SHARED_PROMPT_TOKENS] * 3 + [200 - 3 * SHARED_PROMPT_TOKENS, 1]
-
-
-@pytest.mark.parametrize("length, most", [(SHORT_PROMPT_TOKENS, CROWD_PROMPT_TOKENS), (200, SHARED_PROMPT_TOKENS)])
-def test_a_crowd_of_short_prompts_gets_more_of_a_call_than_long_ones(model, tokenizer, length, most):
-    scheduler = Scheduler(Seen(model, 8), tokenizer, eos_ids=(), waiting=8)
-    scheduler.start()
-    try:
-        first, _ = ask(scheduler, [5, 6], 120)
-        first.get(timeout=30)  # it grows
-        others = [Answer() for _ in range(7)]
-        crowd = [Request(tuple(range(n, n + length)), 40, temperature=0) for n in range(7)]
-        scheduler.submit_all([(request, answer.put) for request, answer in zip(crowd, others, strict=True)])
-        for answer in (first, *others):
-            answer.complete()
-    finally:
-        scheduler.stop()
-        scheduler.join(10)
-    prompts = [[n for n in call.values() if n > 1] for call in scheduler._runner.calls[1:]]
-    reading = [sum(each) for each in prompts if each]
-    assert reading[0] == max(reading) == most and sum(reading) >= 7 * (length - 1)
-    assert all(len(call) > len(each) for call, each in zip(scheduler._runner.calls[1:], prompts, strict=True))
 
 
 def test_a_short_prompt_does_not_wait_for_a_long_one_which_goes_on_beside_it(model, tokenizer):
