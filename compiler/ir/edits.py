@@ -66,9 +66,12 @@ class Edits:
         if not isinstance(data, dict) or data.get("format") != FORMAT or data.keys() != {"format", *_KINDS}:
             raise _refusal("other fields than these: " + ", ".join(_KINDS))
         try:
-            return Edits(**{name: from_json(data[name], kind, name) for name, kind in _KINDS.items()})
+            edits = Edits(**{name: from_json(data[name], kind, name) for name, kind in _KINDS.items()})
         except ValueError as error:
             raise _refusal(f"data of another form: {error}") from error
+        for entry in edits.swapped.values():
+            entry["class"] = swap_table.name_of(swap_table.CLASSES[entry["class"]])
+        return edits
 
     def rename(self, new_paths: dict[str, str]) -> None:
         """Follow layers that moved: old path -> new path."""

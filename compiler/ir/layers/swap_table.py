@@ -16,8 +16,8 @@ CLASSES: dict[str, type[nn.Module]] = {
 }
 
 
-def name_of(module: nn.Module) -> str:
-    """The name of the class of a module that was put in. Asserts that it has one."""
-    name = next((name for name, kind in CLASSES.items() if kind is type(module)), "")
-    assert name, f"{type(module).__name__} is not in ir/layers/swap_table.py, so a stored artifact could not name it"
+def name_of(kind: type[nn.Module]) -> str:
+    """The name of a class of modules that are put in, the first of several. Asserts that it has one."""
+    name = next((name for name, other in CLASSES.items() if other is kind), "")
+    assert name, f"{kind.__name__} is not in ir/layers/swap_table.py, so a stored artifact could not name it"
     return name

@@ -368,7 +368,7 @@ def _replace_unread_outputs_with_none(graph: fx.Graph, unread: frozenset[int], r
 def _entry(new: nn.Module) -> dict[str, Any]:
     """Record of a module that is inserted."""
     assert isinstance(new, Swappable), f"{type(new).__name__} can't say how it is made again"
-    return {"class": swap_table.name_of(new), "spec": new.spec()}
+    return {"class": swap_table.name_of(type(new)), "spec": new.spec()}
 
 
 def _remaining_operand(add_node: fx.Node, operand_name: str | None) -> fx.Node:
