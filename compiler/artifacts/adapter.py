@@ -20,7 +20,7 @@ rejected_adapter = Fault(
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _LARGEST = 1 << 20  # bytes of a config
-_PREFIX, _SIDES = "base_model.model.", (".lora_A.weight", ".lora_B.weight")
+_PREFIX, _FACTORS = "base_model.model.", (".lora_A.weight", ".lora_B.weight")
 _READ = {"peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "target_modules"}
 # Of training, of how peft found the modules whose tensors are here, or of what is refused by a field of its own.
 _WITHOUT_EFFECT = {
@@ -80,9 +80,9 @@ def read_lora(folder: Path) -> tuple[Lora, dict[str, tuple[int, ...]]]:
     """
     body = _read_checked_adapter_config(folder / CONFIG)
     shapes = _read_shapes(folder)
-    down = {name: shape for name, shape in shapes.items() if name.endswith(_SIDES[0])}
-    ranks = {name[len(_PREFIX) : -len(_SIDES[0])]: shape[0] for name, shape in down.items()}
-    expected = {f"{_PREFIX}{path}{side}" for path in ranks for side in _SIDES}
+    down = {name: shape for name, shape in shapes.items() if name.endswith(_FACTORS[0])}
+    ranks = {name[len(_PREFIX) : -len(_FACTORS[0])]: shape[0] for name, shape in down.items()}
+    expected = {f"{_PREFIX}{path}{side}" for path in ranks for side in _FACTORS}
     if not ranks or set(shapes) != expected:
         difference = sorted(expected ^ set(shapes))[0] if shapes else "a tensor"
         raise rejected_adapter(
@@ -117,8 +117,8 @@ def _refuse_unnamed_modules(folder: Path, targets: list[str] | str, ranks: Mappi
     """Hold modules with tensors against names of the config, which are paths or their ends; patterns are not tried."""
     if isinstance(targets, str):
         return
-    named, with_tensors = set(targets), {end for path in ranks for end in _ends(path)}
-    if missing := [path for path in ranks if named.isdisjoint(_ends(path))]:
+    named, with_tensors = set(targets), {end for path in ranks for end in _suffixes(path)}
+    if missing := [path for path in ranks if named.isdisjoint(_suffixes(path))]:
         raise rejected_adapter(f"{folder / CONFIG} does not name `{missing[0][:80]}`, which has tensors").rejection()
     if bare := sorted(named - with_tensors):
         raise rejected_adapter(f"{folder / CONFIG} names `{bare[0][:80]}`, which has no tensors").rejection()
@@ -129,7 +129,7 @@ def _refuse_other_ranks(
 ) -> None:
     for path in ranks:
         rank = _by_pattern(body["rank_pattern"], path, body["r"])
-        for side, axis in zip(_SIDES, (0, 1), strict=True):
+        for side, axis in zip(_FACTORS, (0, 1), strict=True):
             name = f"{_PREFIX}{path}{side}"
             if shapes[name][axis] != rank:
                 fact = f"has `{name[:80]}` of {list(shapes[name])}, and the rank of {CONFIG} is {rank}"
@@ -143,14 +143,14 @@ def _refuse_other_shapes(folder: Path, shapes: Mapping[str, tuple[int, ...]], ba
 
     modules, is_transposed = dict(base.named_modules()), False
     for name, shape in shapes.items():
-        side = next(side for side in _SIDES if name.endswith(side))
+        side = next(side for side in _FACTORS if name.endswith(side))
         module = modules.get(path := name[len(_PREFIX) : -len(side)])
         if not isinstance(module, nn.Linear | Conv1D):
             missing = "doesn't have" if module is None else "has as no linear module"
             raise rejected_adapter(f"{folder / WEIGHTS} adapts `{path[:80]}`, which the model {missing}").rejection()
         is_transposed |= isinstance(module, Conv1D)
         outputs, inputs = module.weight.shape[::-1] if isinstance(module, Conv1D) else module.weight.shape
-        width, expected = (shape[1], inputs) if side == _SIDES[0] else (shape[0], outputs)
+        width, expected = (shape[1], inputs) if side == _FACTORS[0] else (shape[0], outputs)
         if width != expected:
             raise rejected_adapter(
                 f"{folder / WEIGHTS} has `{name[:80]}` of {list(shape)}; the model has {expected} in place of {width}",
@@ -165,14 +165,14 @@ def _refuse_other_numbers(folder: Path, tensors: "Mapping[str, Tensor]") -> None
             raise rejected_adapter(f"{folder / WEIGHTS}: `{name[:80]}` holds NaN or infinity").rejection()
 
 
-def _ends(path: str) -> list[str]:
+def _suffixes(path: str) -> list[str]:
     """A path, and what is left of it behind each of its dots."""
     parts = path.split(".")
     return [".".join(parts[i:]) for i in range(len(parts))]
 
 
 def _by_pattern(pattern: Mapping[str, Any], path: str, default: Any) -> Any:
-    return next((pattern[end] for end in _ends(path) if end in pattern), default)
+    return next((pattern[end] for end in _suffixes(path) if end in pattern), default)
 
 
 def _read_checked_adapter_config(file: Path) -> dict[str, Any]:
@@ -191,8 +191,8 @@ def _read_checked_adapter_config(file: Path) -> dict[str, Any]:
         assert all(isinstance(t, str) for t in targets), "it names no modules"
         for name, values in _ORDINARY.items():
             assert body.get(name, values[0]) in values, f"effc doesn't compute what its `{name}` says"
-        others = [name for name in body.keys() - _READ - _WITHOUT_EFFECT - _ORDINARY.keys() if body[name]]
-        assert not others, f"effc doesn't compute what its `{min(others)[:80]}` says"
+        unsupported = [name for name in body.keys() - _READ - _WITHOUT_EFFECT - _ORDINARY.keys() if body[name]]
+        assert not unsupported, f"effc doesn't compute what its `{min(unsupported)[:80]}` says"
     except (OSError, ValueError, AssertionError) as error:
         raise rejected_adapter(f"{file}: {error}").rejection() from error
     patterns = {name: body.get(name) or {} for name in ("rank_pattern", "alpha_pattern")}

@@ -369,6 +369,6 @@ def _shares_of_prompts(starting: Sequence[Job], budget: int) -> dict[Job, int]:
     shares: Counter[Job] = Counter()
     by_length = sorted(starting, key=lambda job: len(job.pending))
     for job, limit in (*((job, budget // 4) for job in starting[:1]), *((job, budget) for job in by_length)):
-        most = min(len(job.pending), SCORED_PROMPT_TOKENS) if job.scores_prompt else len(job.pending)
-        shares[job] += max(0, min(most - shares[job], limit - shares.total()))
+        pending = min(len(job.pending), SCORED_PROMPT_TOKENS) if job.scores_prompt else len(job.pending)
+        shares[job] += max(0, min(pending - shares[job], limit - shares.total()))
     return {job: shares[job] for job in starting if shares[job]}

@@ -94,8 +94,8 @@ def _media_with_tokens(model: PreTrainedModel, batch: int, length: int, padding:
     words = vocabulary_size(model, decoder=True) or 1
     read = sample_tokens(words, batch, length, padding, device)
     if is_media_encoder_decoder(model):
-        heard = {part.name: numbers.sub(1) if sound_shape(model) else numbers}
-        return heard | spoken(read["input_ids"]) | {"use_cache": True}
+        media = {part.name: numbers.sub(1) if sound_shape(model) else numbers}
+        return media | spoken(read["input_ids"]) | {"use_cache": True}
     ids = fill_placeholders(model, read["input_ids"])
     if ids.shape[1] > length:  # as many rows as were asked for, none of them filled up
         read = {"input_ids": ids}
