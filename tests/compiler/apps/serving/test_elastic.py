@@ -120,8 +120,10 @@ def test_a_busy_server_answers_by_the_smaller_model_and_says_so(artifact, chatty
 
 def test_of_requests_that_come_at_once_all_but_the_first_are_the_smaller_models(artifact, chatty):
     with serving(f"large={artifact}", f"small={chatty}", "--elastic", "large:small", "--parallel", "1") as server:
-        body = {"model": "large", "prompt": "And it came to pass " * 9, "max_tokens": 400}
+        body = {"model": "large", "prompt": "And it came to pass " * 9, "max_tokens": 200}
         with ThreadPoolExecutor(8) as clients:
-            answers = list(clients.map(lambda _: httpx.post(f"{server.url}/v1/completions", json=body), range(8)))
+            answers = list(
+                clients.map(lambda _: httpx.post(f"{server.url}/v1/completions", json=body, timeout=120), range(8))
+            )
         n_small = [answer.json()["model"] for answer in answers].count("small")
         assert n_small == 7
