@@ -65,7 +65,7 @@ def artifact_draft(destination: Path, force: bool = False) -> Iterator[Draft]:
         created = [folder for folder in destination.parents if not folder.exists()]  # the innermost first
         destination.parent.mkdir(parents=True, exist_ok=True)
         recover_or_remove_stale_drafts_in(destination.parent)
-        folder = destination.parent / f".{destination.name}.effc-{os.getpid()}-{_start_digits(os.getpid())}"
+        folder = destination.parent / f".{destination.name}{_draft_suffix()}"
         folder.mkdir()
         try:
             yield Draft(folder, destination, force)
@@ -125,9 +125,11 @@ def refuse_unwritable_folder(destination: Path) -> None:
 
 
 def _can_hold_folders(existing: Path) -> bool:
-    """Whether a folder can be created in one; not in those of the kernel, such as /proc, whatever their rights say."""
+    """Whether a folder can be created in one; not in those of the kernel, such as /proc, whatever their rights say.
+
+    What a kill leaves of that goes as drafts do."""
     try:
-        os.rmdir(tempfile.mkdtemp(prefix=".effc-", dir=existing))
+        os.rmdir(tempfile.mkdtemp(prefix=".trial-", suffix=_draft_suffix(), dir=existing))
     except OSError as error:
         return error.errno in _FULL
     return True
@@ -199,6 +201,11 @@ def recover_or_remove_stale_drafts_in(parent: Path) -> None:
             os.rename(path, parent / match[1])
         else:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _draft_suffix() -> str:
+    """End of the names of drafts that this process writes."""
+    return f".effc-{os.getpid()}-{_start_digits(os.getpid())}"
 
 
 def _start_digits(pid: int) -> str:
