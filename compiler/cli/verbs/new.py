@@ -229,15 +229,15 @@ _RANDOM_DATA_NOTE = (
 
 def choose_evaluation(origin: "Origin", skeleton: "Skeleton") -> Judge:
     """Text for what has a tokenizer; random rows for images, sounds, series and whatever a module takes."""
-    from ...models.rows.inputs import is_two_sided
+    from ...models.rows.inputs import is_two_sided, reads_tokens
 
     words, max_positions = skeleton.facts.get("vocab"), origin.positions or LONGEST
-    reads = bool(words and origin.tokenizer_identity and max_positions >= LONGEST)
+    reads = bool(words and origin.tokenizer_identity and max_positions >= LONGEST and reads_tokens(origin.config))
     is_language = skeleton.facts.get("causal_lm") or (reads and is_two_sided(origin.config))
     metric = "perplexity" if is_language else "similarity"
     if reads:
         return Judge(_TEXTS, metric, "text.calib", "text.heldout", "text.choose", "text.train")
-    long = f", length: {max_positions}" if words and max_positions < 128 else ""  # tokens of a row, unless said
+    long = f", length: {max_positions}" if max_positions < 128 else ""  # tokens of a row, unless said
     lines = tuple(line.format(long=long) for line in _RANDOM_DATA_NOTE)
     has_narrow_states = not (origin.code or origin.vocabulary or skeleton.stream)
     by = ", by: cka" if has_narrow_states and metric == "similarity" else ""

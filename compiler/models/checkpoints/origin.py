@@ -132,7 +132,8 @@ class Origin:
 
 def max_row_tokens(config: Mapping[str, Any]) -> int | None:
     """Maximum length of a row in tokens; None where the config, as plain JSON, does not state it."""
-    longest = next(filter(None, (_number(config, name) for name in POSITIONS)), None)
+    parts = config, config.get("decoder")  # of an encoder of images or sounds the decoder alone has some
+    longest = next(filter(None, (_number(part, name) for part in parts for name in POSITIONS)), None)
     if longest and config.get("model_type") in _BEHIND_PADDING:
         padding = _number(config, "pad_token_id")
         return max(1, longest - (1 if padding is None else padding) - 1)

@@ -96,6 +96,12 @@ def is_two_sided(config: Mapping[str, Any]) -> bool:
     return kind is not None and "decoder_input_ids" in parameter_names(kind.forward)
 
 
+def reads_tokens(config: Mapping[str, Any]) -> bool:
+    """Whether a model of a config, as plain JSON, reads tokens, not images or sounds that a decoder puts into words."""
+    kind = model_class_from_architectures(str(config.get("model_type")), config.get("architectures"))
+    return kind is None or kind.main_input_name == "input_ids"
+
+
 def source_and_target(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Source and target of rows [b, t]: [b, t // 2] each; the last of an odd number is left out."""
     half = rows.shape[1] // 2

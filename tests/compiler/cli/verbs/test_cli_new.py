@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from effc.compiler.cli.verbs.new import choose_evaluation, source_expression
+from effc.compiler.models.checkpoints.origin import max_row_tokens
 
 from tests import worlds
 
@@ -74,3 +75,27 @@ def test_what_writes_is_judged_by_perplexity_and_what_encodes_by_similarity():
     assert choose_evaluation(reads, SimpleNamespace(facts={"vocab": 9, "causal_lm": True})).read(bound) == bound
     encoder = choose_evaluation(reads, SimpleNamespace(facts={"vocab": 9, "causal_lm": False}))
     assert encoder.read(bound) == "similarity(text.heldout) >= 0.80 in light"
+
+
+def read_by(config: dict) -> SimpleNamespace:
+    positions = max_row_tokens(config)
+    return SimpleNamespace(tokenizer_identity="x", config=config, positions=positions, code=False, vocabulary=9)
+
+
+def test_random_rows_are_no_longer_than_the_positions_wherever_the_config_has_them():
+    text_config = {"max_position_embeddings": 77}
+    judge = choose_evaluation(
+        read_by({"model_type": "clip", "text_config": text_config}), SimpleNamespace(facts={}, stream=None)
+    )
+    assert "synthetic(count: 16, length: 77, seed: 1)" in judge.lines[1]
+
+
+def test_an_encoder_of_images_is_not_judged_by_what_a_text_says():
+    decoder = {"model_type": "bert", "max_position_embeddings": 512}
+    config = {
+        "model_type": "vision-encoder-decoder",
+        "architectures": ["VisionEncoderDecoderModel"],
+        "decoder": decoder,
+    }
+    judge = choose_evaluation(read_by(config), SimpleNamespace(facts={"vocab": 9}, stream=None))
+    assert judge.metric == "similarity" and "synthetic(" in judge.lines[1]
