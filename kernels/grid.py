@@ -46,12 +46,12 @@ class Grid:
         squares   [in] summed squares of the inputs
         """
         groups = weight.reshape(weight.shape[0], -1, self.width(weight.shape[1]))  # [out, groups, group]
+        worth = None if squares is None else squares.reshape(groups.shape[1:])
+        if self.search and weight.device.type == "cpu" and weight.dtype is torch.float32 and load_library() is not None:
+            return self._fit_by_kernel(groups.contiguous(), None if worth is None else as_float32(worth))
         low, high = groups.amin(2).clamp(max=0), groups.amax(2).clamp(min=0)
         if not self.search:
             return self._scales_covering_range(low, high)
-        worth = None if squares is None else squares.reshape(groups.shape[1:])
-        if weight.device.type == "cpu" and weight.dtype is torch.float32 and load_library() is not None:
-            return self._fit_by_kernel(groups.contiguous(), None if worth is None else as_float32(worth))
         rows = max(1, CACHED // weight.shape[1])
         cuts = zip(groups.split(rows), low.split(rows), high.split(rows), strict=True)
         fits = [self._search_scales(*cut, worth) for cut in cuts]

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.syntax.diagnostics import Fault
-from ..core.safe_read import read_json
+from ..core.json_errors import refusing
+from ..core.safe_read import read_json, require
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -178,23 +179,21 @@ def _by_pattern(pattern: Mapping[str, Any], path: str, default: Any) -> Any:
 def _read_checked_adapter_config(file: Path) -> dict[str, Any]:
     """The few fields that a LoRA needs; Reject where one is missing or of another form, or where another field has peft
     compute something else."""
-    try:
+    with refusing(rejected_adapter, str(file)):
         body = read_json(file, _LARGEST)
-        assert isinstance(body, dict) and body.get("peft_type") == "LORA", "it is no LoRA"
-        assert _is_rank(body.get("r")), "its rank is no positive number"
-        assert _is_alpha(body.get("lora_alpha")), "its `lora_alpha` is no number of an ordinary size"
+        require(isinstance(body, dict) and body.get("peft_type") == "LORA", "it is no LoRA")
+        require(_is_rank(body.get("r")), "its rank is no positive number")
+        require(_is_alpha(body.get("lora_alpha")), "its `lora_alpha` is no number of an ordinary size")
         for name, is_right in (("rank_pattern", _is_rank), ("alpha_pattern", _is_alpha)):
             pattern = body.get(name) or {}
-            assert isinstance(pattern, dict) and all(map(is_right, pattern.values())), f"its `{name}` has no numbers"
+            require(isinstance(pattern, dict) and all(map(is_right, pattern.values())), f"its `{name}` has no numbers")
         targets = body.get("target_modules")
-        assert isinstance(targets, list | str) and targets, "it names no modules"
-        assert all(isinstance(t, str) for t in targets), "it names no modules"
+        require(isinstance(targets, list | str) and bool(targets), "it names no modules")
+        require(all(isinstance(t, str) for t in targets), "it names no modules")
         for name, values in _ORDINARY.items():
-            assert body.get(name, values[0]) in values, f"effc doesn't compute what its `{name}` says"
+            require(body.get(name, values[0]) in values, f"effc doesn't compute what its `{name}` says")
         unsupported = [name for name in body.keys() - _READ - _WITHOUT_EFFECT - _ORDINARY.keys() if body[name]]
-        assert not unsupported, f"effc doesn't compute what its `{min(unsupported)[:80]}` says"
-    except (OSError, ValueError, AssertionError) as error:
-        raise rejected_adapter(f"{file}: {error}").rejection() from error
+        require(not unsupported, f"effc doesn't compute what its `{min(unsupported, default='')[:80]}` says")
     patterns = {name: body.get(name) or {} for name in ("rank_pattern", "alpha_pattern")}
     return body | patterns | {"use_rslora": body.get("use_rslora") is True}
 
