@@ -17,13 +17,14 @@ from torch import Tensor
 
 from . import levels, native, packed
 from .cores import usable_cores
+from .engine_adapters import AdapterLayout, LowRankUpdate
 from .engine_plan import Layout, check_plan_and_weights
 from .engine_steps import Plan, Slot, Step, Weight
 from .native import KernelError
 
 MAX_THREADS = 256
 MAX_SEQUENCES = 65536
-LAYOUT = 9  # of what C++ is handed; api.cc has the same number
+LAYOUT = 10  # of what C++ is handed; api.cc has the same number
 SPENT = ("rows", "prepare", "multiply", "mix", "append", "attend", "scan", "waiting")
 
 
@@ -74,6 +75,8 @@ class Engine:
         self.source_vocabulary = layout.encoder.vocabulary if layout.encoder else 0
         self.backward = not layout.stateful
         self.threads = min(threads, usable_cores(), MAX_THREADS)
+        self._steps, self._widths = layout.steps, layout.widths
+        self._adapters: dict[int, AdapterLayout] = {}
         self._weights = self._copy_into_one_block(layout.weights) if copy else weights
         c_plan = self._ctypes_plan(layout, self.context, int(steady))
         native.call("engine_create", ctypes.byref(c_plan), ctypes.byref(self._handle), label="the engine")
@@ -107,26 +110,60 @@ class Engine:
         ids: Sequence[int] | Tensor,
         sequences: Sequence[int] | Tensor,
         outputs: Sequence[int] | Tensor | None = None,
+        adapters: Sequence[int] | None = None,
     ) -> Tensor:
         """Append tokens to their sequences; the logits [wanted, vocabulary] float32 of some of them.
 
         ids         [n] tokens
         sequences   [n] the sequence of each
         outputs      increasing positions in `ids` whose logits are computed, or [n] bool; None for all
+        adapters    [n] the adapter of each, -1 for none; None: none has any. Tokens before it are not computed again
         """
         ids, owners = _to_int_array("tokens", ids), _to_int_array("sequences", sequences)
         rows = _to_int_array("wanted positions", range(len(ids)) if outputs is None else outputs)
         self._refuse_invalid_batch(ids, owners, rows)
+        adapters_of_tokens = None if adapters is None else self._checked_adapters(adapters, len(ids))
         logits = torch.empty(len(rows), self.width)
         with self._handle_in_use() as handle:
             status = native.library_function("engine_run")(
-                handle, len(ids), *(_address(n) for n in (ids, owners)), len(rows), _address(rows), logits.data_ptr()
+                handle,
+                len(ids),
+                *(_address(n) for n in (ids, owners)),
+                len(rows),
+                _address(rows),
+                adapters_of_tokens and _address(adapters_of_tokens),
+                logits.data_ptr(),
             )
         if status == 17:
             raise Cancelled("the call was cancelled; its sequences are as before")
         if status:
             raise native.error_of(status, "the engine")
         return logits
+
+    def add_adapter(self, updates: Sequence[LowRankUpdate]) -> int:
+        """The number by which tokens name an adapter from now on. Raises KernelError where the plan has no place for
+        it, or while another thread runs a call."""
+        layout, number = AdapterLayout(self._steps, self._widths, updates), ctypes.c_int32()
+        with self._handle_in_use() as handle:
+            arguments = (handle, len(layout.updates), layout.updates, ctypes.byref(number))
+            native.call("engine_add_adapter", *arguments, label="the engine")
+            self._adapters[number.value] = layout
+        return number.value
+
+    def remove_adapter(self, number: int) -> None:
+        """Forget an adapter, whose number another one may get. Raises KernelError where there is none, or while another
+        thread runs a call."""
+        with self._handle_in_use() as handle:
+            native.call("engine_remove_adapter", handle, number, label=f"adapter {number}")
+            del self._adapters[number]
+
+    def _checked_adapters(self, adapters: Sequence[int], count: int) -> array:
+        numbers = array("i", adapters)
+        if len(numbers) != count:
+            raise KernelError(f"{count} tokens need as many adapters, not {len(numbers)}")
+        if unknown := set(numbers) - self._adapters.keys() - {-1}:
+            raise KernelError(f"the engine has no adapter {min(unknown)}")
+        return numbers
 
     def encode(self, ids: Sequence[int] | Tensor, sequences: Sequence[int] | Tensor) -> None:
         """Read sources, each whole into a sequence that has none; what `run` appends there recalls them.

@@ -69,6 +69,23 @@ def load_peft_adapters(folder: Path, base: Any) -> Any:
     return model.eval()
 
 
+def read_lora_factors(folder: Path) -> "dict[str, tuple[Tensor, Tensor]]":
+    """(down [rank, in], up [out, rank] with its scale in it) of each module's adapter, by its path, float32.
+
+    Raises Reject (refused-adapter, damaged-weights).
+    """
+    from safetensors.torch import load_file
+
+    lora, _ = read_lora(folder)
+    tensors = load_file(folder / WEIGHTS)
+    _refuse_other_numbers(folder, tensors)
+    factors = {}
+    for path, rank in lora.ranks.items():
+        down, up = (tensors[f"{_PREFIX}{path}{side}"].float() for side in _FACTORS)
+        factors[path] = down, up * (lora.alphas[path] / (rank**0.5 if lora.is_rank_stabilized else rank))
+    return factors
+
+
 def check(folder: Path) -> None:
     """Read the numbers, and the headers of the weights, as `load_peft_adapters` does; no model is made."""
     read_lora(folder)

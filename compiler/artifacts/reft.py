@@ -17,9 +17,9 @@ from ..core.safe_read import MANIFEST, read_json
 from .compact_config import KEY, patch_save_pretrained, record
 
 if TYPE_CHECKING:
-    from torch import nn
-
+    from ...dsl.syntax.diagnostics import Diagnostic
     from ..ir.edits import Edits
+    from ..ir.layers.reft import Reft
     from ..ir.program import Program
 
 FOLDER, FILE, FORMAT = "reft", "reft.json", 1
@@ -33,14 +33,6 @@ other_base = Fault(
     exit="environment",
 )
 no_base = Fault("no-base", "The model that interventions belong to is not where their folder says.", exit="environment")
-
-
-def base_hash(model: "nn.Module") -> str:
-    """sha256 over all tensors of a model by name, interventions left out."""
-    from ..core.cache import digest, tensor_hash
-    from ..ir.weights import distinct_tensors
-
-    return digest(sorted((name, tensor_hash(t)) for name, t in distinct_tensors(model) if not _is_reft(name)))
 
 
 def _is_reft(name: str) -> bool:
@@ -57,7 +49,7 @@ def write_reft_folder(program: "Program", folder: Path, base_facts: Mapping[str,
     from ..core.cache import canonical
     from ..ir.edits import Edits
     from ..ir.layers.reft import interventions
-    from ..ir.weights import distinct_tensors
+    from ..ir.weights import base_hash, distinct_tensors
     from ..models.checkpoints.tensor_files import LazyTensor, write_safetensors_files
 
     paths = [path for path, _ in interventions(program.model)]
@@ -119,6 +111,42 @@ def _expand_graph_numbers(edits: Any, graphs: Any) -> Any:
     return {**edits, "graphs": {unit: graphs[n] for unit, n in edits["graphs"].items()}}
 
 
+def read_interventions(folder: Path) -> "dict[str, Reft]":
+    """Interventions of a folder without their base, by the paths of the layers that they stand behind.
+
+    Raises Reject (no-interventions).
+    """
+    from torch import nn
+
+    from ..ir.layers.reft import Reft
+    from ..models.checkpoints.tensor_files import iterate_mapped_tensors
+    from ..models.checkpoints.weights import read_weight_headers
+
+    _, edits = read_reft_folder(folder)
+    stored = dict(iterate_mapped_tensors(read_weight_headers(folder, str(folder))))
+    result, n_tensors = {}, 0
+    for path, entry in edits.swapped.items():
+        try:
+            layer = Reft.from_spec(nn.Linear(1, 1, device="meta"), entry["spec"])
+        except ValueError as error:
+            raise no_interventions(f"{folder / FILE}: `{path:.80}` has {error}").rejection() from error
+        tensors = {name: stored[f"{path}.{name}"] for name in layer.state_dict() if f"{path}.{name}" in stored}
+        if {n: t.shape for n, t in layer.state_dict().items()} != {n: t.shape for n, t in tensors.items()}:
+            raise _other_tensors(folder).rejection()
+        layer.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
+        result[path.rpartition(".")[0]], n_tensors = layer.eval(), n_tensors + len(tensors)
+    if n_tensors < len(stored):
+        raise _other_tensors(folder).rejection()
+    return result
+
+
+def _other_tensors(folder: Path) -> "Diagnostic":
+    return no_interventions(
+        f"{folder}: the tensors are not those of its interventions",
+        help=f"weights and {FILE} are of different saves: copy both again",
+    )
+
+
 def find_base_folder(folder: Path) -> Path:
     """Folder of the base. Raises Reject (no-base)."""
     inside = folder.parent / BASE / "compact"
@@ -159,7 +187,7 @@ def attach_interventions(model: Any, folder: Path, *, check_base: bool = True) -
     check_base   whether the model's tensors are compared with those that the interventions were trained in
     """
     from ..ir.edits import replay_edits
-    from ..ir.weights import assign_tensors
+    from ..ir.weights import assign_tensors, base_hash
     from ..models.checkpoints.tensor_files import iterate_mapped_tensors
     from ..models.checkpoints.weights import read_weight_headers
 
@@ -182,10 +210,7 @@ def attach_interventions(model: Any, folder: Path, *, check_base: bool = True) -
         dict(iterate_mapped_tensors(read_weight_headers(folder, str(folder)))),
     )
     if {n: t.shape for n, t in parameters.items()} != {n: t.shape for n, t in stored.items()}:
-        raise no_interventions(
-            f"{folder}: the tensors are not those of its interventions",
-            help=f"weights and {FILE} are of different saves: copy both again",
-        ).rejection()
+        raise _other_tensors(folder).rejection()
     assign_tensors(model, stored)
     _patch_save_pretrained(model, base, edits, sealed)
 

@@ -6,7 +6,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
+from ..core.cache import digest, tensor_hash
 from .layers.linear import check_and_copy_packed_weights
+from .layers.reft import interventions
 
 
 @runtime_checkable
@@ -28,6 +30,12 @@ def distinct_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         if id(tensor) not in visited:
             visited.add(id(tensor))
             yield name, tensor
+
+
+def base_hash(model: nn.Module) -> str:
+    """sha256 over all tensors of a model by name, interventions left out."""
+    inside = tuple(f"{path}." for path, _ in interventions(model))
+    return digest(sorted((name, tensor_hash(t)) for name, t in distinct_tensors(model) if not name.startswith(inside)))
 
 
 def assign_tensors(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:

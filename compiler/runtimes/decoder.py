@@ -42,6 +42,16 @@ class Decoder(Protocol):
         """From any thread: a running call may end with an exception, and its sequences are then forgotten."""
 
 
+class AdaptedDecoder(Decoder, Protocol):
+    """A decoder whose sequences may each have an adapter, by its name; "" is the model alone."""
+
+    def reads_prompts_whole(self, adapter: str) -> bool:
+        """Whether a prompt must come in one call: interventions edit its first and its last tokens."""
+
+    def set_sequence_adapter(self, sequence: int, adapter: str) -> None:
+        """Let a new sequence have an adapter."""
+
+
 class SourceDecoder(Decoder, Protocol):
     """A decoder whose sequences answer a source.
 

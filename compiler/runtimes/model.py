@@ -86,6 +86,7 @@ class DecoderModel(GenerationMixin, nn.Module):
     draft_tokens  of a draft at most, by which callers may speculate; 0 where logits depend on a call's rows
     stored_bytes  bytes of the weights in their file; None where they are those of its buffers
     owner       of what sequences hold: another name where weights change
+    reuses_prompts  whether a sequence that holds the begin of a prompt goes on with it
     engine_name   in sentences
     runtime       runs it for its users, and is what is timed; None: this engine
 
@@ -97,6 +98,7 @@ class DecoderModel(GenerationMixin, nn.Module):
     _is_stateful = False
     stored_bytes: int | None = None
     owner = ""
+    reuses_prompts = True
     draft_tokens = 0
     engine_name = "the native engine"
     runtime: Runtime | None = None
@@ -151,7 +153,7 @@ class DecoderModel(GenerationMixin, nn.Module):
     # -- sequences -------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _exclusive(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
         """One thread at a time: an engine runs one call. Who held the lock in a parent process is not here."""
         if self._process != os.getpid():
             self._lock, self._process = threading.RLock(), os.getpid()
@@ -164,23 +166,23 @@ class DecoderModel(GenerationMixin, nn.Module):
 
     def start_sequences(self, prompts: Sequence[Sequence[int]]) -> list[AcquiredSlot]:
         """A sequence for each prompt, and how many of its first tokens it holds already."""
-        with self._exclusive():
+        with self.exclusive():
             if len(prompts) > self.spare:
                 raise too_many_sequences(
                     f"{len(prompts)} more sequences are asked for, and {self.spare} are free",
                     help="load the artifact with a larger `sequences=`, or close what is open",
                 ).rejection()
-            return [self._pool.acquire_slot(prompt, self.owner) for prompt in prompts]
+            return [self._pool.acquire_slot(prompt if self.reuses_prompts else (), self.owner) for prompt in prompts]
 
     def release(self, sequences: Sequence[int], token_ids: Sequence[Sequence[int]] = ()) -> None:
         """Free sequences; `token_ids` are the tokens that each has, where they may be gone on with."""
-        with self._exclusive():
+        with self.exclusive():
             for sequence, ids in zip(sequences, token_ids or [()] * len(sequences), strict=True):
-                self._pool.release(sequence, ids, self.owner)
+                self._pool.release(sequence, ids if self.reuses_prompts else (), self.owner)
 
     def forget(self, sequence: int, length: int = 0) -> None:
         """Cut an open sequence back to its first tokens."""
-        with self._exclusive():
+        with self.exclusive():
             self.engine.forget(sequence, length)
 
     @contextmanager
@@ -218,7 +220,7 @@ class DecoderModel(GenerationMixin, nn.Module):
                 else {"all": len(ids), "last": 1}[positions_to_return]
             )
             mask = [i >= len(ids) - count for ids in rows.values() for i in range(len(ids))]
-        with self._exclusive():
+        with self.exclusive():
             return self.engine.run(ids.tolist(), sequences, mask)
 
     def _text(self, ids: Tensor, mask: Tensor | None) -> Tensor:

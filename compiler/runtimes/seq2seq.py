@@ -57,7 +57,7 @@ class Seq2SeqModel(DecoderModel):
             raise invalid_sampling("a source has no token", help="end it with the tokenizer's last token").rejection()
         ids = torch.cat(list(sources))
         check_token_ids(ids, self.engine.source_vocabulary)
-        with self._exclusive():
+        with self.exclusive():
             owners = [sequence for sequence, ids in zip(sequences, sources, strict=True) for _ in range(len(ids))]
             self.engine.encode(ids.tolist(), owners)
 

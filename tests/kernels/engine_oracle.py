@@ -1,5 +1,7 @@
 """What a plan comes to by plain torch operations: no cache, no chunks."""
 
+from collections.abc import Sequence
+
 import torch
 from effc.kernels.ops import KERNELS
 from effc.kernels.packed import kernel_of
@@ -9,8 +11,14 @@ from tests.compiler.runtimes.native.naive import ACTS
 from tests.kernels.engine_plans import Built
 
 
-def wanted_logits(built: Built, ids: list[int], source: list[int] | None = None) -> torch.Tensor:
-    """The logits [tokens, vocabulary] of one sequence, all tokens at once; behind an encoder, of what it reads."""
+def wanted_logits(
+    built: Built, ids: list[int], source: list[int] | None = None, updates: Sequence = (), adapted: Sequence = ()
+) -> torch.Tensor:
+    """The logits [tokens, vocabulary] of one sequence, all tokens at once; behind an encoder, of what it reads.
+
+    updates   (x, y, down, up, bias): y += up (down x + bias) in the rows that `adapted` says, by [tokens] bool or all
+    """
+    rows = torch.tensor(adapted or [True] * len(ids))[:, None]
     encoder = built.plan.get("encoder", {})
     found: dict[int, torch.Tensor] = {SLOTS: built.plan["slots"], SOURCE_SLOTS: encoder.get("slots")}
     kept: dict[int, torch.Tensor] = {SLOTS: encoder.get("slots")}
@@ -21,6 +29,9 @@ def wanted_logits(built: Built, ids: list[int], source: list[int] | None = None)
             kept[step["to"]] = _BY_OP[step["op"]](step, kept, built.weights, torch.tensor(source))
     for step in built.plan["steps"]:
         found[step["to"]] = _BY_OP[step["op"]](step, found, built.weights, torch.tensor(ids))
+        for x, y, down, up, bias in updates:
+            if y == step["to"]:
+                found[y] = found[y] + rows * ((found[x] @ down.T + (0 if bias is None else bias)) @ up.T)
     return found[built.plan["logits"]]
 
 

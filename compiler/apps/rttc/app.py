@@ -19,10 +19,11 @@ from typing import Annotated, Any, Literal
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ....dsl.syntax.json_types import from_json, within
 from ...artifacts.manifest import hash_files
-from ...artifacts.reft import base_hash
 from ...core.cache import digest
 from ...core.json_errors import refusing
 from ...core.safe_read import CONFIG, read_json
+from ...ir.weights import base_hash
+from ...runtimes.native.adapters import no_place
 from .adaptation import AdaptableModel, AdapterSettings
 from .app_folder import NAME
 from .attachment import default_attachment_paths
@@ -30,7 +31,7 @@ from .caching import Eviction, StateCache
 from .embedder import Embedder, MeanPooledEncoder, model_embedder, open_folder_embedder
 from .guided import GuidedModel, cache_identity
 from .knowledge import open_knowledge_base, refuse_other_embedder
-from .native_generator import MAX_ERROR, NativeGenerator, no_place, open_native_generator, relative_logit_error
+from .native_generator import MAX_ERROR, NativeGenerator, open_native_generator, relative_logit_error
 from .policy import Policy
 from .prompts import Prompts
 from .retrieval import Local, RemoteRetriever, Retriever

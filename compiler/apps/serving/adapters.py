@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 from ....dsl.syntax.diagnostics import Fault
 
 if TYPE_CHECKING:
+    from ....kernels.engine import Engine
+    from ...runtimes.model import DecoderModel
+    from ...runtimes.native.adapters import EngineAdapter
     from .chat import ChatSession, Reply
 
 no_adapter = Fault(
@@ -16,7 +19,7 @@ no_adapter = Fault(
     "An adapter was named that can't be put onto the model that is served.\n\n"
     "`--adapter NAME=FOLDER` takes artifacts of the target `reft` that were trained in this very model, and LoRA that "
     "peft or the target `peft` wrote; `--adapter '*=FOLDER'` takes all in FOLDER, by the names of their folders. The "
-    "model is one that torch runs. Requests name an adapter as `MODEL:NAME`.",
+    "model is one that torch or the native engine runs. Requests name an adapter as `MODEL:NAME`.",
     exit="usage",
 )
 ALL = "*"  # name of whatever lies in a folder
@@ -76,18 +79,18 @@ def _weights_folder(folder: Path) -> Path:
 def copies_with_adapters(model: Any, label: str, folders: Mapping[str, Path]) -> dict[str, Any]:
     """The model once more for every folder, with its adapter on: other modules over the same tensors.
 
-    Raises Reject where the model is none of torch, or another than an adapter was trained in.
+    Raises Reject where the model is another than an adapter was trained in.
     """
-    from ...artifacts.reft import FILE, base_hash
+    from ...artifacts.reft import FILE
+    from ...ir.weights import base_hash
     from ...runtimes.model import DecoderModel
+    from ...runtimes.native.adapters import model_with_adapter
 
     if not folders:
         return {}
     if isinstance(model, DecoderModel):
-        raise no_adapter(
-            f"{label} runs on the native engine, which has no step for adapters",
-            help="serve the model as `hf` wrote it, or its own folder",
-        ).rejection()
+        adapters = engine_adapters(model, label, folders)
+        return {name: model_with_adapter(model, name, adapter) for name, adapter in adapters.items()}
     base_sha = cache(partial(base_hash, model))
     copies = {}
     for name, folder in folders.items():
@@ -99,6 +102,57 @@ def copies_with_adapters(model: Any, label: str, folders: Mapping[str, Path]) ->
         copied = copy.deepcopy(model, shared)
         copies[name] = _with_lora(copied, folder) if is_lora else _with_interventions(copied, folder)
     return copies
+
+
+def engine_adapters(model: "DecoderModel", label: str, folders: Mapping[str, Path]) -> "dict[str, EngineAdapter]":
+    """Adapters of folders, put onto the native engine of a model. Raises Reject where one doesn't fit it."""
+    from ....kernels.engine import Engine
+    from ....kernels.native import KernelError
+    from ...artifacts.adapter import read_lora_factors
+    from ...artifacts.reft import FILE
+    from ...runtimes.native.adapters import EngineAdapter, Factors, linear_updates
+
+    engine, adapters = model.engine, {}
+    if not isinstance(engine, Engine):
+        raise no_adapter(
+            f"{label} runs on {model.engine_name}, which has no step for adapters",
+            help="serve it as `native` or `hf` wrote it, or its own folder",
+        ).rejection()
+    for name, folder in folders.items():
+        _check_files(folder)
+        try:
+            if (folder / FILE).is_file():
+                adapters[name] = _intervention_adapter(model, engine, label, folder)
+            else:
+                factors = {path: Factors(*pair) for path, pair in read_lora_factors(folder).items()}
+                adapters[name] = EngineAdapter(others=engine.add_adapter(linear_updates(model.plan, factors)))
+        except KernelError as error:
+            raise no_adapter(f"{folder} doesn't fit {label}: {error}").rejection() from error
+    return adapters
+
+
+def _intervention_adapter(model: "DecoderModel", engine: "Engine", label: str, folder: Path) -> "EngineAdapter":
+    from ...artifacts.reft import read_interventions
+    from ...runtimes.native.adapters import EngineAdapter, Factors, layer_updates
+    from ...runtimes.native.emission import BASE_HASH
+
+    base = model.facts.get(BASE_HASH)
+    if base is None:
+        help = "compile it with this effc, which notes them"
+        raise no_adapter(f"{label} doesn't say which tensors it was packed from", help=help).rejection()
+    _refuse_other_base(folder, label, base)
+    layers = read_interventions(folder)
+    counts = {(layer.first, layer.last) for layer in layers.values()}
+    if len(counts) > 1:
+        raise no_adapter(f"{folder} edits other positions in one layer than in another").rejection()
+    by_edge: dict[str, dict[str, Factors]] = {}
+    for path, layer in layers.items():
+        for edge, function in layer.functions_by_edge().items():
+            by_edge.setdefault(edge, {})[path] = Factors(*function.low_rank_factors())
+    numbers = {edge: engine.add_adapter(layer_updates(model.plan, factors)) for edge, factors in by_edge.items()}
+    ((n_first, n_last),) = counts
+    both = numbers.get("both", -1)
+    return EngineAdapter(-1, numbers.get("prefix", both), numbers.get("suffix", both), n_first, n_last)
 
 
 def _with_lora(copied: Any, folder: Path) -> Any:

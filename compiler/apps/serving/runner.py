@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Fault
 from ...runtimes.decoder import Decoder
+from .adapters import copies_with_adapters, engine_adapters
 
 unserved_model = Fault(
     "unserved-model",
@@ -47,13 +49,11 @@ class CachedModel:
         self.context = getattr(config, "max_position_embeddings", None) or 1 << 20
         self.vocabulary = config.vocab_size
 
-    def set_sequence_adapter(self, sequence: int, adapter: str) -> bool:
-        """Let a new sequence run on an adapter's model, "" for the plain one; whether its prompt must come whole.
-
-        Interventions edit the first and the last tokens of a prompt, which they know if it is read in one forward.
-        """
-        self._chosen[sequence] = adapter
+    def reads_prompts_whole(self, adapter: str) -> bool:
         return self._edited[adapter]
+
+    def set_sequence_adapter(self, sequence: int, adapter: str) -> None:
+        self._chosen[sequence] = adapter
 
     @torch.inference_mode()
     def run(self, ids: Sequence[int], sequences: Sequence[int], outputs: Sequence[int]) -> Tensor:
@@ -102,13 +102,14 @@ def try_out(runner: Decoder) -> None:
         raise ValueError(f"logits of {tuple(logits.shape)} for {runner.vocabulary} tokens")
 
 
-def make_decoder(model: Any, label: str, adapters: Mapping[str, Any] | None = None) -> Decoder:
+def make_decoder(model: Any, label: str, adapters: Mapping[str, Path] | None = None) -> Decoder:
     """The native engine of an artifact that has one, else the model; Reject where that can't be served.
 
-    adapters    as `CachedModel` has them; `adapters.views` makes them
+    adapters    folders by their names: with any, it is an `AdaptedDecoder`
     """
     from ...ir.layers.leaves import is_state_space
     from ...runtimes.model import DecoderModel
+    from ...runtimes.native.adapters import AdaptedEngine
     from ...runtimes.seq2seq import Seq2SeqModel
 
     if isinstance(model, Seq2SeqModel):
@@ -117,8 +118,7 @@ def make_decoder(model: Any, label: str, adapters: Mapping[str, Any] | None = No
             help='say it with `effc run`, or from Python with `effc.load("...").generate(...)`',
         ).rejection()
     if isinstance(model, DecoderModel) and model.can_generate():
-        assert not adapters, "the native engine was given adapters"
-        return model.engine
+        return AdaptedEngine(model.engine, engine_adapters(model, label, adapters)) if adapters else model.engine
     can_generate = getattr(model, "can_generate", None)
     if can_generate is None or not can_generate() or getattr(model.config, "is_encoder_decoder", False):
         kind = type(model).__name__
@@ -131,4 +131,4 @@ def make_decoder(model: Any, label: str, adapters: Mapping[str, Any] | None = No
             f"{label} keeps a state, and such models may misread a prompt in pieces",
             help="emit it as `native` and serve that; `effc run` talks to it as it is",
         ).rejection()
-    return CachedModel(model, adapters=adapters)
+    return CachedModel(model, adapters=copies_with_adapters(model, label, adapters or {}))

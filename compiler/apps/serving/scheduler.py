@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...runtimes.decoder import Decoder
+from ...runtimes.decoder import AdaptedDecoder, Decoder
 from ...runtimes.finite_logits import REASON
 from ...runtimes.sequence_pool import SequencePool
 from ...runtimes.speculation import CallCosts
@@ -50,7 +50,7 @@ class Scheduler:
 
     ends      tokens that end an answer
     waiting   requests that may wait while others run
-    choose    gives a new sequence its adapter, and says whether its prompt must be read in one call
+    adapted   the runner, where requests may name adapters
     remembers tokens of requests before that are held for those that go on with them; 0 where the runner can't
     draft_tokens  of an answer's own n-grams that a call verifies at most; 0 where logits depend on a call's rows
     compute_lock  shared with the schedulers of other models
@@ -63,13 +63,13 @@ class Scheduler:
         eos_ids: Sequence[int],
         waiting: int = 64,
         running: int = MAX_SEQUENCES,
-        choose: Callable[[int, str], bool] = lambda sequence, adapter: False,
+        adapted: AdaptedDecoder | None = None,
         remembers: int = 0,
         draft_tokens: int = 0,
         metrics: ModelMetrics | None = None,
         compute_lock: FairLock | None = None,
     ):
-        self._choose, self._compute_lock = choose, compute_lock or FairLock()
+        self._adapted, self._compute_lock = adapted, compute_lock or FairLock()
         self._draft_tokens, self._costs = draft_tokens, CallCosts()
         self._runner, self._tokenizer, self.eos_ids = runner, tokenizer, tuple(eos_ids)
         self._max_waiting = waiting
@@ -185,8 +185,7 @@ class Scheduler:
                     self._finish_job(job, "cancelled", "nobody waits for the answer")
                 while (admitted := self._next_waiting_job()) is not None:
                     self._waiting.remove(admitted)
-                    sequence = self._acquire_sequence(admitted)
-                    admitted.is_complete = self._choose(sequence, admitted.request.adapter)
+                    self._acquire_sequence(admitted)
                     self._running.append(admitted)
                 if self._running:
                     return True
@@ -202,14 +201,17 @@ class Scheduler:
         limit = self.n_slots - (self.n_slots // OTHERS if are_several else 0)
         return job if job is not None and self._free and places[job.request.owner] < limit else None
 
-    def _acquire_sequence(self, job: Job) -> int:
-        """A sequence for a request; what it holds of the prompt is not read again."""
-        ids = () if job.scores_prompt else job.request.ids  # tokens that are known have no logits
-        job.sequence, job.n_cached = sequence, _ = self._free.acquire_slot(ids, job.request.owner)
+    def _acquire_sequence(self, job: Job) -> None:
+        """Give a request a sequence, with its adapter; what that holds of the prompt is not read again."""
+        adapter = job.request.adapter
+        job.is_complete = self._adapted is not None and self._adapted.reads_prompts_whole(adapter)
+        ids = () if job.scores_prompt or job.is_complete else job.request.ids  # tokens that are known have no logits
+        job.sequence, job.n_cached = sequence, _ = self._free.acquire_slot(ids, _pool_owner(job))
+        if self._adapted is not None:
+            self._adapted.set_sequence_adapter(sequence, adapter)
         job.pending = job.pending[job.n_cached :]
         job.admitted = time.monotonic()
         self.metrics.cached_tokens.inc(job.n_cached)
-        return sequence
 
     def _run_batch(self) -> None:
         """Run the next batch of tokens through the model, and advance or finish its jobs."""
@@ -341,9 +343,8 @@ class Scheduler:
             self._running.remove(job)
             assert job.sequence is not None, "what runs has a sequence"
             self._crop(job)
-            self._free.release(
-                job.sequence, () if finish in ("failed", "logits_not_finite") else job.known, job.request.owner
-            )
+            is_reusable = finish not in ("failed", "logits_not_finite") and not job.is_complete
+            self._free.release(job.sequence, job.known if is_reusable else (), _pool_owner(job))
             job.sequence = None
         else:
             self._waiting.remove(job)
@@ -361,6 +362,11 @@ class Scheduler:
         if not job.over:
             job.over = bool(piece.finish)
             job.hear(piece)
+
+
+def _pool_owner(job: Job) -> str:
+    """Whose prompts may go on from a sequence: keys and values are of one adapter."""
+    return f"{job.request.owner}\n{job.request.adapter}" if job.request.adapter else job.request.owner
 
 
 def _shares_of_prompts(starting: Sequence[Job], budget: int) -> dict[Job, int]:

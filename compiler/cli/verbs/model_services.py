@@ -62,7 +62,7 @@ class ModelOpener:
 
     def open(self, name: str) -> "Service | EmbeddingService":
         """The model of a name, tried out, as its files are now."""
-        from ...apps.serving.adapters import copies_with_adapters, parse_adapter_options
+        from ...apps.serving.adapters import parse_adapter_options
         from ...apps.serving.api import Service
         from ...apps.serving.runner import CachedModel, make_decoder, try_out
         from ...apps.serving.scheduler import Scheduler
@@ -77,8 +77,7 @@ class ModelOpener:
         )
         if not folders and encodes(opened.model):
             return self._embedding_service(opened, name)
-        adapters = copies_with_adapters(opened.model, opened.label, folders)
-        runner = make_decoder(opened.model, opened.label, adapters)
+        runner = make_decoder(opened.model, opened.label, folders)
         with model_errors_as_diagnostics(opened.label), self._compute_lock:
             try_out(runner)
         known = (opened.model.generation_config.eos_token_id, opened.tokenizer.eos_token_id)
@@ -86,12 +85,14 @@ class ModelOpener:
         cache_bytes = _MAX_CACHE_BYTES // len(self._sources)
         decoding: dict[str, Any] = {"remembers": tokens_in(cache_bytes, getattr(opened.model, "plan", {}))}
         if isinstance(runner, CachedModel):
-            decoding = {"choose": runner.set_sequence_adapter}
+            decoding = {}
         elif options.speculation:
             decoding["draft_tokens"] = opened.model.draft_tokens
+        if folders:
+            decoding["adapted"] = runner
         decoding |= {"metrics": self._metrics[name], "compute_lock": self._compute_lock}
         scheduler = Scheduler(runner, opened.tokenizer, eos_ids or (), options.queue, options.parallel, **decoding)
-        return Service(name, scheduler, opened.tokenizer, runner.context, runner.vocabulary, list(adapters))
+        return Service(name, scheduler, opened.tokenizer, runner.context, runner.vocabulary, list(folders))
 
     def reopen(self, name: str) -> "Service | EmbeddingService":
         """The model of a name once more, after every file of its artifacts was compared with its hash, and with its

@@ -85,6 +85,13 @@ class Intervention(nn.Module):
         return dropout(h + edit @ p, self.drop, self.training).to(hidden.dtype)
 
     @torch.no_grad()
+    def low_rank_factors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(down [r, d], up [d, r], bias [r]) of an update h + up (down h + bias), float32."""
+        form, p = FORMS[self.form], self.rows().float()
+        down = torch.zeros_like(p) if self.aim is None else self.aim.float()
+        return down - p if form.subtracts else down, p.T.contiguous(), self.bias.float()
+
+    @torch.no_grad()
     def init_weights(self, method: str, generator: torch.Generator) -> None:
         """First values. "identity" changes nothing yet; "random" is that of the published code."""
         form, width = FORMS[self.form], self.project.shape[1]
@@ -164,7 +171,11 @@ class Reft(nn.Module):
 
     def interventions(self) -> list[Intervention]:
         """One for each edge of a prompt, or one for both."""
-        return [function for function in self.functions.values() if isinstance(function, Intervention)]
+        return list(self.functions_by_edge().values())
+
+    def functions_by_edge(self) -> dict[str, Intervention]:
+        """Interventions by "prefix", "suffix", or "both"."""
+        return {name: f for name, f in self.functions.items() if isinstance(f, Intervention)}
 
     def _edited(self, hidden: Tensor, cells: Cells, function: nn.Module) -> Tensor:
         at, active = (cells.rows, cells.columns), self.prompts.subspace

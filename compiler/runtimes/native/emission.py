@@ -10,6 +10,7 @@ from ....kernels.native import KernelError
 from ...ir.capture.sample import first_position, uncounted
 from ...ir.layers.linear import count_params
 from ...ir.program import Program
+from ...ir.weights import base_hash
 from ...models.checkpoints.sidecar_files import copy_sidecar_files
 from ...models.rows.inputs import decoder_start_id, is_encoder_decoder, padding
 from ...plugin.context import Context
@@ -19,6 +20,8 @@ from .plan import Output
 from .plan_files import write_plan
 from .reader import Reader
 from .refusal import model_rejection
+
+BASE_HASH = "tensors_sha256"  # among the facts: of the tensors that were packed, by which interventions know their base
 
 
 def emit_native(program: Program, folder: Path, ctx: Context, formats: NumberFormats) -> None:
@@ -40,6 +43,7 @@ def native_artifact_facts(model: Any, weights: str, output_form: Output = Output
     if is_encoder_decoder(model):
         return known | {"start": decoder_start_id(model), "pad": padding(model)}
     if output_form.speaks:
+        known[BASE_HASH] = base_hash(model)
         return known | ({READS_PADDING: True} if _reads_padding(model) else {})
     return known | {"gives": asdict(output_form), "pad": padding(model), "position": first_position(model)}
 

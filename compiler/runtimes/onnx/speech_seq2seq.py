@@ -75,7 +75,7 @@ class SpeechSeq2Seq(Seq2SeqModel):
         return list(features)
 
     def encode(self, sequences: Sequence[int], sources: Sequence[Tensor]) -> None:
-        with self._exclusive():
+        with self.exclusive():
             self.engine.hear(torch.stack(list(sources)), sequences)
 
     def _read(self, sequences: Sequence[int], encoder_outputs: Any) -> None:

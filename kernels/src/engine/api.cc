@@ -24,7 +24,7 @@ int32_t caught(Body body) {
 }  // namespace
 
 // Raised with every change of what Python hands over; a library of other sources would read it wrongly.
-EFFC_API int32_t effc_engine_layout() { return 9; }
+EFFC_API int32_t effc_engine_layout() { return 10; }
 
 // `plan` and all it points to has been checked by `engine_plan.py`; the weights stay where they are.
 EFFC_API int32_t effc_engine_create(const Plan* plan, Engine** made) {
@@ -42,14 +42,24 @@ EFFC_API int32_t effc_engine_free(Engine* own) {
 }
 
 EFFC_API int32_t effc_engine_run(Engine* own, int64_t count, const int64_t* ids, const int64_t* sequences,
-                                 int64_t wanted_count, const int64_t* wanted, float* logits) {
-  return caught([&] { return own->run({ids, sequences, count, wanted, wanted_count}, logits); });
+                                 int64_t wanted_count, const int64_t* wanted, const int32_t* adapters,
+                                 float* logits) {
+  return caught([&] { return own->run({ids, sequences, count, wanted, wanted_count, adapters}, logits); });
 }
 
 // Tokens of sources: what the encoder makes of them is recalled by the tokens that follow in `run`.
 EFFC_API int32_t effc_engine_encode(Engine* own, int64_t count, const int64_t* ids,
                                     const int64_t* sequences) {
   return caught([&] { return own->encode({ids, sequences, count, nullptr, 0}); });
+}
+
+// `updates` and their factors have been checked by `engine_adapters.py`; the factors stay where they are.
+EFFC_API int32_t effc_engine_add_adapter(Engine* own, int32_t count, const engine::LowRank* updates, int32_t* number) {
+  return caught([&] { return own->add_adapter(updates, count, *number); });
+}
+
+EFFC_API int32_t effc_engine_remove_adapter(Engine* own, int32_t number) {
+  return caught([&] { return own->remove_adapter(number); });
 }
 
 EFFC_API int32_t effc_engine_forget(Engine* own, int64_t sequence, int64_t length) {

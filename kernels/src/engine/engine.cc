@@ -8,6 +8,7 @@
 
 EFFC_TABLE(engine_rows, EngineRows)
 EFFC_TABLE(engine_act, ActCall)
+EFFC_TABLE(engine_low_rank, EngineLowRank)
 EFFC_TABLE(engine_attend, EngineAttend)
 #define EFFC_PART(name, kind, numbers, lies) EFFC_TABLE(name##_part, LinearPart)
 EFFC_LINEARS(EFFC_PART)
@@ -37,6 +38,7 @@ Engine::Engine(const Plan& plan)
   plan_.slots = slots_.data();
   rows_at_ = engine_rows_at(plan.level);
   act_at_ = engine_act_at(plan.level);
+  low_rank_at_ = engine_low_rank_at(plan.level);
   attend_at_ = engine_attend_at(plan.level);
 #define EFFC_PART_AT(name, kind, numbers, lies) linear_at_[kind] = name##_part_at(plan.level);
   EFFC_LINEARS(EFFC_PART_AT)
@@ -44,8 +46,7 @@ Engine::Engine(const Plan& plan)
   ssd_at_ = ssd_scan_at(plan.level);
   selective_at_ = selective_scan_at(plan.level);
   delta_at_ = delta_rule_at(plan.level);
-  few_ = Schedule(plan_, true);
-  many_ = Schedule(plan_, false);
+  for (Way* way : {&plain_[0], &plain_[1]}) way->schedule = Schedule(plan_, way == &plain_[0], false);
   reserve();
   pool_ = std::make_unique<Pool>(plan.threads);
 }
@@ -64,21 +65,30 @@ void Engine::reserve() {
       bounds_.back().push_back(Share::bound(packed, part, plan_.threads));
   }
   turn_rates();
-  look_ahead(few_, few_soon_);
-  look_ahead(many_, many_soon_);
+  for (Way& way : plain_) look_ahead(way);
   // 256 MiB of rows at most: a wide vocabulary would need a gigabyte of them.
-  const int64_t fit = (int64_t(64) << 20) / std::max<int64_t>(1, many_.shared_floats);
+  const int64_t fit = (int64_t(64) << 20) / std::max<int64_t>(1, plain_[1].schedule.shared_floats);
   chunk_ = std::max<int64_t>(16, std::min(kLinearRows, fit) / 16 * 16);  // kernels round rows up to 16 at most
   whole_ = plan_.logits < 0;
   for (const Step& step : steps_) whole_ |= step.op == kAttention && step.count;
   if (whole_) chunk_ = ceil_to(plan_.context, kLinearRows);  // costs memory only as far as texts go
-  own_bytes_ = few_.own_floats * kMirroredRoom * 4 + 128;
   counts_ = std::vector<Pieces::Count>(plan_.threads);
   spent_.resize(kSpents * plan_.threads);
-  const int64_t shared = std::max(few_.shared_floats * kMirroredRoom, many_.shared_floats * chunk_) * 4;
-  if (!shared_.make(shared) || !own_.make(own_bytes_ * plan_.threads) ||
-      !reserve_mixtures() || !panels_.make(kPanelBytes * plan_.threads) || !pieces_.make(2 * kPieceFloats * 4 * plan_.threads))
+  reserve_rows();
+  if (!reserve_mixtures() || !panels_.make(kPanelBytes * plan_.threads) || !pieces_.make(2 * kPieceFloats * 4 * plan_.threads))
     throw std::bad_alloc();
+}
+
+// Memory for the rows of whichever schedule takes most.
+void Engine::reserve_rows() {
+  int64_t shared = 0;
+  own_bytes_ = 0;
+  for (const Way* way : {&plain_[0], &plain_[1], &adapted_[0], &adapted_[1]}) {
+    const Schedule& schedule = way->schedule;
+    shared = std::max(shared, schedule.shared_floats * (schedule.mirrored ? kMirroredRoom : chunk_) * 4);
+    own_bytes_ = std::max(own_bytes_, schedule.own_floats * kMirroredRoom * 4 + 128);
+  }
+  if (!shared_.make(shared) || !own_.make(own_bytes_ * plan_.threads)) throw std::bad_alloc();
 }
 
 // Whether a thread reads its blocks from their middle on as well; `tile_stream.h`.
@@ -88,7 +98,9 @@ bool two_streams(uint32_t kind, int32_t level) {
 
 // Behind each level the weights of the next one that has some: what a kernel looks up first, and the first
 // 16 KiB of what it streams.
-void Engine::look_ahead(const Schedule& schedule, std::vector<std::vector<Soon>>& soon) const {
+void Engine::look_ahead(Way& way) const {
+  const Schedule& schedule = way.schedule;
+  std::vector<std::vector<Soon>>& soon = way.soon;
   const int64_t threads = plan_.threads;
   soon.resize(schedule.levels.size() * threads);
   for (int64_t level = static_cast<int64_t>(schedule.levels.size()) - 2; level >= 0; --level)
@@ -126,6 +138,7 @@ int32_t Engine::check(const Tokens& tokens) const {
     if (whole_ && first && lengths[sequence]) return kArguments;
     if (encoder_ && source(sequence) == 0) return kArguments;
     if (++lengths[sequence] > plan_.context) return kArguments;
+    if (tokens.adapters && tokens.adapters[i] != -1 && !has_adapter(tokens.adapters[i])) return kArguments;
     for (const Step& step : steps_)
       if (step.op == kEmbedding && (tokens.ids[i] < 0 || tokens.ids[i] >= weights_[step.weight].n))
         return kArguments;
@@ -196,6 +209,8 @@ void Engine::profile(int64_t (&spent)[kSpents], bool on) {
 void Engine::load(const Tokens& tokens, int64_t from, int64_t until, int64_t& next_wanted) {
   all_ = Batch();
   wanted_ = Batch();
+  const bool adapted = tokens.adapters && std::any_of(tokens.adapters + from, tokens.adapters + until,
+                                                      [](int32_t number) { return number >= 0; });
   for (int64_t i = from; i < until; ++i) {
     const int64_t sequence = tokens.sequences[i], position = cache_.length(sequence);
     if (i == from || tokens.sequences[i - 1] != sequence)
@@ -204,12 +219,14 @@ void Engine::load(const Tokens& tokens, int64_t from, int64_t until, int64_t& ne
     ++all_.runs.back().count;
     all_.ids.push_back(tokens.ids[i]);
     all_.positions.push_back(position);
+    if (adapted) all_.adapters.push_back(tokens.adapters[i]);
     cache_.extend(sequence, 1);
     if (next_wanted == tokens.wanted_count || tokens.wanted[next_wanted] != i) continue;
     ++next_wanted;
     wanted_.rows.push_back(i - from);
     wanted_.ids.push_back(tokens.ids[i]);
     wanted_.positions.push_back(position);
+    if (adapted) wanted_.adapters.push_back(tokens.adapters[i]);
   }
 }
 

@@ -8,6 +8,7 @@
 
 #include "../linear_call.h"
 #include "../scan_calls.h"
+#include "adapters.h"
 #include "cache.h"
 #include "schedule.h"
 #include "states.h"
@@ -25,6 +26,7 @@ constexpr int64_t kBriefRows = 64;    // with more of them a wait may be long wi
 struct Batch {
   std::vector<int64_t> ids, positions, rows;  // rows: of the tail, which row of the whole it is
   std::vector<Run> runs;
+  std::vector<int32_t> adapters;  // of the rows, -1: none; empty where no row has any
   int64_t count() const { return static_cast<int64_t>(ids.size()); }
 };
 
@@ -34,6 +36,7 @@ struct Tokens {
   int64_t count;
   const int64_t* wanted;  // increasing
   int64_t wanted_count;
+  const int32_t* adapters = nullptr;  // of each token, -1: none; null: none of them has any
 };
 
 // Memory of a multiple of 64 bytes that is not set to anything.
@@ -66,6 +69,12 @@ struct Soon {
   int64_t lines;
 };
 
+// A schedule, and what threads fetch behind each of its levels: [level * threads + thread].
+struct Way {
+  Schedule schedule;
+  std::vector<std::vector<Soon>> soon;
+};
+
 // Whether threads share a call. Where other work holds cores, partners wait for each other longer than one
 // takes to do it all: then it does, for a while that doubles each time they are found to wait again.
 struct Alone {
@@ -84,6 +93,8 @@ class Engine {
   int32_t run(const Tokens& tokens, float* logits);
   int32_t encode(const Tokens& tokens);  // sources, whole, of sequences that have none yet
   int32_t forget(int64_t sequence, int64_t length);  // 0 tokens: its source too
+  int32_t add_adapter(const LowRank* updates, int32_t count, int32_t& number);
+  int32_t remove_adapter(int32_t number);
   int64_t length(int64_t sequence) const { return cache_.length(sequence); }
   int64_t source(int64_t sequence) const { return encoder_ ? encoder_->length(sequence) : 0; }
   int64_t sequences() const { return cache_.sequences(); }
@@ -98,6 +109,7 @@ class Engine {
   struct Job;
   struct Turn;
   void reserve();
+  void reserve_rows();
   void turn_rates();
   bool reserve_mixtures();
   int32_t check(const Tokens& tokens) const;
@@ -107,7 +119,7 @@ class Engine {
   static void work(int thread, void* context);
   float* buffer(const Turn& turn, int32_t number) const;
   float* reg(const Turn& turn, int32_t number, int64_t& stride) const;
-  void look_ahead(const Schedule& schedule, std::vector<std::vector<Soon>>& soon) const;
+  void look_ahead(Way& way) const;
   void level(const Turn& turn, int32_t number, int64_t* spent) const;
   void rows(const Turn& turn, const Task* begin, const Task* end) const;
   void rows(const Turn& turn, const Step& step, int64_t from, int64_t until) const;
@@ -121,6 +133,12 @@ class Engine {
   void linear(const Turn& turn, const Task& task, int64_t lot, const LotPart& own) const;
   Epilogue epilogue(const Turn& turn, const Fused& fused, int64_t from) const;
   void attention(const Turn& turn, const Task& task) const;
+  bool has_adapter(int32_t number) const {
+    return number >= 0 && number < static_cast<int32_t>(adapters_.size()) && adapters_[number];
+  }
+  void update(const Turn& turn, int32_t step, LowRankCall call, int64_t from, int64_t until) const;
+  void update_product(const Turn& turn, const LinearPart& part, int32_t step, int64_t from) const;
+  void update_written(const Turn& turn, const RowsCall& rows) const;
   RowsCall rows_call(const Turn& turn, const Step& step) const;
   void mix(const Turn& turn, const Step& step) const;
   void experts(const Turn& turn, const Step& step) const;
@@ -139,8 +157,8 @@ class Engine {
   std::vector<Weight> weights_;
   std::vector<Slot> slots_;
   Plan plan_;
-  Schedule few_, many_;
-  std::vector<std::vector<Soon>> few_soon_, many_soon_;  // [level * threads + thread]
+  Way plain_[2], adapted_[2];  // of few rows, which are mirrored, and of many; adapted ones once there is an adapter
+  std::vector<std::unique_ptr<Adapter>> adapters_;  // null: a number that is free
   std::vector<std::vector<int64_t>> bounds_;  // of each packed weight: the blocks of each thread
   std::vector<std::vector<uint8_t*>> rooms_;  // of each slot: the cache of each sequence
   Cache cache_;
@@ -155,6 +173,7 @@ class Engine {
   std::vector<Pieces::Count> counts_;
   int32_t (*rows_at_)(const RowsCall&);
   int32_t (*act_at_)(const ActCall&);
+  int32_t (*low_rank_at_)(const LowRankCall&);
   int32_t (*attend_at_)(const AttendCall&);
   int32_t (*linear_at_[kKinds])(const LinearPart&);
   int32_t (*convolve_at_)(const CausalConvCall&);

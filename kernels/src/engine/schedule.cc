@@ -38,7 +38,7 @@ std::vector<int32_t> sole_readers(const Plan& plan) {
 
 }  // namespace
 
-Schedule::Schedule(const Plan& plan, bool mirrored) : mirrored(mirrored) {
+Schedule::Schedule(const Plan& plan, bool mirrored, bool adapted) : mirrored(mirrored), adapted(adapted) {
   fuse(plan);
   lay_views(plan);
   const auto fresh = buffers;
@@ -72,7 +72,7 @@ void Schedule::fuse(const Plan& plan) {
     if (step.to < 0 || absorbed_[i]) continue;
     Fused& own = fused[i];
     own.to = step.to;
-    while (step.op == kLinear && !mirrored && readers[own.to] >= 0) {
+    while (step.op == kLinear && !mirrored && !adapted && readers[own.to] >= 0) {
       const Step& next = plan.steps[readers[own.to]];
       const int32_t other = next.x == own.to ? next.y : next.x;
       const bool there = other >= 0 && makers[other] >= 0 && plan.widths[other] == plan.widths[step.to] &&
@@ -204,7 +204,7 @@ void Schedule::add_linear(const Plan& plan, int32_t number) {
     add(Work::kPrepare, number, found->buffer, level);
   }
   level = std::max(found->level + apart, operands_ready);
-  for (int32_t other : {fused[number].times, fused[number].plus}) use(other, level);
+  for (int32_t other : {fused[number].times, fused[number].plus, adapted ? step.x : -1}) use(other, level);
   Buffer& prepared = buffers[found->buffer];
   prepared.last = std::max(prepared.last, level);
   add(Work::kMultiply, number, found->buffer, level);

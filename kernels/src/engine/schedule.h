@@ -40,9 +40,10 @@ struct View {
 class Schedule {
  public:
   Schedule() = default;
-  Schedule(const Plan& plan, bool mirrored);
+  Schedule(const Plan& plan, bool mirrored, bool adapted);
 
   bool mirrored = false;
+  bool adapted = false;  // updates stand behind products: no product takes over a step, and its x stays until it is done
   std::vector<std::vector<Task>> levels;
   std::vector<Fused> fused;     // of the steps that are products
   std::vector<View> views;      // of the registers

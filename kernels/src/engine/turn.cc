@@ -50,7 +50,7 @@ class Fetch {
 
 struct Engine::Job {
   Engine* engine;
-  const Schedule* schedule;
+  const Way* way;
   float* logits;
   bool alone;                             // thread 0 does the parts of all
   std::atomic<int32_t> stop{INT_MAX};     // the level before which all stop; only thread 0 sets it
@@ -84,10 +84,10 @@ int32_t Engine::all_chunks(const Tokens& tokens, float* logits) {
     until = chunk_end(tokens, from);
     const int64_t begun = next_wanted;
     load(tokens, from, until, next_wanted);
-    const Schedule& schedule = all_.count() <= kMirroredRows ? few_ : many_;
+    const Way& way = (all_.adapters.empty() ? plain_ : adapted_)[all_.count() > kMirroredRows];
     const bool brief = all_.count() <= kBriefRows;
     float* to = plan_.logits < 0 ? nullptr : logits + begun * widths_[plan_.logits];
-    Job job{this, &schedule, to, brief && alone_.begin()};
+    Job job{this, &way, to, brief && alone_.begin()};
     if (job.alone) {
       work(0, &job);
     } else {
@@ -102,14 +102,14 @@ int32_t Engine::all_chunks(const Tokens& tokens, float* logits) {
 void Engine::work(int thread, void* context) {
   Job& job = *static_cast<Job*>(context);
   Engine& own = *job.engine;
-  const Schedule& schedule = *job.schedule;
+  const Schedule& schedule = job.way->schedule;
   const auto levels = static_cast<int32_t>(schedule.levels.size());
   const int64_t capacity = schedule.mirrored ? kMirroredRoom : own.chunk_;
   const int last_part = job.alone ? own.plan_.threads - 1 : thread;
   const Turn all{schedule, own.all_, thread, thread, last_part, job.logits, capacity};
   const Turn tail{schedule, own.wanted_, thread, thread, last_part, job.logits, capacity};
   int64_t* spent = own.profiled_ ? own.spent_.data() + kSpents * thread : nullptr;
-  const auto& soon = &schedule == &own.few_ ? own.few_soon_ : own.many_soon_;
+  const auto& soon = job.way->soon;
   const auto meet = [&](int32_t level) {
     if (job.alone) return;
     const Stopwatch watch(spent, kInWaiting);
@@ -200,6 +200,7 @@ void Engine::rows(const Turn& turn, const Step& step, int64_t from, int64_t unti
   if (turn.schedule.mirrored && turn.thread != 0 && step.to == plan_.logits) return;  // there is one of it
   if (step.op != kEmbedding || weights_[step.weight].form >= kFloat32) {
     rows_at_(call);
+    update_written(turn, call);
     return;
   }
   LinearPart part{};
@@ -274,6 +275,7 @@ void Engine::linear(const Turn& turn, const Task& task, int64_t lot, const LotPa
   part.part = own.part;
   part.parts = own.parts;
   linear_at_[weight.form](part);
+  if (part.stage == kMultiply) update_product(turn, part, task.step, from);
 }
 
 void Engine::attention(const Turn& turn, const Task& task) const {

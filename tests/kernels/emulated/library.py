@@ -18,11 +18,12 @@ from pathlib import Path
 import pytest
 import torch
 from effc.kernels import levels, native
+from effc.kernels.engine_adapters import LowRank
 from effc.kernels.engine_steps import Plan
 
 ROOT = Path(__file__).resolve().parents[3]
 COMPILER, EMULATOR, SYSROOT = "aarch64-linux-gnu-g++", "qemu-aarch64", "/usr/aarch64-linux-gnu"
-HANDLES = ("forget", "length", "source", "cancel", "profile", "free", "run", "encode")
+HANDLES = ("add_adapter", "remove_adapter", "forget", "length", "source", "cancel", "profile", "free", "run", "encode")
 
 
 def missing_program() -> str:
@@ -92,7 +93,7 @@ class EmulatedFunction:
             for position, (argument, kind) in enumerate(zip(arguments, types, strict=True)):
                 is_handle = engine in HANDLES and position == 0
                 request.add(int(getattr(argument, "value", argument)) if is_handle else argument, kind, is_handle)
-            return request.answer(self.library.process, self.name, keep=engine == "create")
+            return request.answer(self.library.process, self.name, keep=engine in ("create", "add_adapter"))
 
 
 class _Request:
@@ -109,11 +110,13 @@ class _Request:
 
     @staticmethod
     def _token_memory(arguments: tuple) -> Iterator[tuple[int, int]]:
-        """Memory of an engine's lists of integers, which are no tensors: tokens, sequences, outputs."""
+        """Memory of an engine's lists of integers, which are no tensors: tokens, sequences, outputs, adapters."""
         if arguments:
             yield from ((arguments[i], 8 * arguments[1]) for i in (2, 3) if arguments[1])
         if len(arguments) > 5 and arguments[4]:
             yield arguments[5], 8 * arguments[4]
+        if len(arguments) > 6 and arguments[6]:
+            yield arguments[6], 4 * arguments[1]
 
     def add(self, argument, kind: type, is_handle: bool = False) -> None:
         self.count += 1
@@ -132,6 +135,12 @@ class _Request:
         place = self._memory(ctypes.addressof(value), ctypes.sizeof(value))
         if isinstance(value, Plan):
             self._add_plan(value, place[0])
+        if isinstance(value, ctypes.Array) and value._type_ is LowRank:
+            for i, update in enumerate(value):
+                for name in ("down", "bias", "up"):
+                    if address := getattr(update, name):
+                        offset = i * ctypes.sizeof(LowRank) + getattr(LowRank, name).offset
+                        self.pointers.append((place[0], offset, *self._memory_of(address)))
         return place
 
     def _add_plan(self, plan: Plan, memory: int) -> None:

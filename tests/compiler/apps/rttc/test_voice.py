@@ -7,18 +7,13 @@ import torch
 from effc.compiler.apps.rttc.adaptation import AdaptableModel, AdapterSettings
 from effc.compiler.apps.rttc.attachment import default_attachment_paths
 from effc.compiler.apps.rttc.generation import Settings, generate_one
-from effc.compiler.apps.rttc.native_generator import (
-    MAX_ERROR,
-    no_place,
-    open_native_generator,
-    plan_with_adapters,
-    relative_logit_error,
-)
+from effc.compiler.apps.rttc.native_generator import MAX_ERROR, open_native_generator, relative_logit_error
 from effc.compiler.apps.rttc.policy import Policy
 from effc.compiler.apps.rttc.reward import SelfLikelihood
 from effc.compiler.apps.rttc.sample import Sample
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.models.rows.forward import last_logits, logits
+from effc.compiler.runtimes.native.adapters import Factors, layer_updates, linear_updates, no_place
 from effc.compiler.runtimes.native.emission import native_artifact_facts
 from effc.compiler.runtimes.native.plan_files import write_plan
 from effc.compiler.runtimes.native.reader import Reader
@@ -69,8 +64,8 @@ def test_what_was_computed_under_some_adapters_is_gone_on_with_under_those_alone
         generator.put(state)
         whole.append(logits(generator.adapted, row)[:, -1])
     assert (whole[0] - whole[1]).abs().max() > 0.1
-    read, run = [], generator.adapted.engine.run
-    generator.adapted.engine.run = lambda ids, *more: read.append(len(ids)) or run(ids, *more)
+    read, run = [], generator.bare.engine.run
+    generator.bare.engine.run = lambda ids, *more: read.append(len(ids)) or run(ids, *more)
     for number in (0, 1, 0, 1):
         generator.put(states[number])
         assert torch.allclose(last_logits(generator.adapted, row, 1)[:, 0], whole[number], atol=1e-4)
@@ -79,9 +74,10 @@ def test_what_was_computed_under_some_adapters_is_gone_on_with_under_those_alone
 
 def test_a_place_that_the_plan_does_not_have_is_refused_by_name(tmp_path):
     plan = Reader(capture(tiny.model("llama")), "bf16").build_plan().to_json()
-    for kind, words in (("lora", "no linear step"), ("reft", "other results than hidden states")):
+    factors = {"model.layers.7.mlp": Factors(torch.zeros(4, 8), torch.zeros(8, 4))}
+    for updates, words in ((linear_updates, "no linear step"), (layer_updates, "other results than hidden states")):
         with pytest.raises(Reject) as refused:
-            plan_with_adapters(plan, kind, ["model.layers.7.mlp"], {"model.layers.7.mlp": 4})
+            updates(plan, factors)
         told = refused.value.diagnostics[0]
         assert told.fault == no_place and "`model.layers.7.mlp`" in told.message and words in told.message
 

@@ -12,13 +12,12 @@ from effc.compiler.apps.serving.request import Request
 from effc.compiler.apps.serving.runner import CachedModel, make_decoder
 from effc.compiler.apps.serving.scheduler import SHARED_PROMPT_TOKENS, Scheduler
 from effc.compiler.artifacts.load import verify_signature_and_files
-from effc.compiler.artifacts.reft import base_hash
 from effc.compiler.artifacts.signature import sign_artifact
 from effc.compiler.artifacts.signing_keys import write_key_pair
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 from effc.compiler.driver.models import open_model
-from effc.compiler.runtimes.model import DecoderModel
+from effc.compiler.ir.weights import base_hash
 from effc.dsl.syntax.diagnostics import Reject
 
 from tests.compiler.apps.serving.conftest import serving
@@ -74,7 +73,7 @@ def test_views_share_every_tensor_and_leave_the_base_as_it_was(models, folders):
 
 def test_requests_at_once_are_each_answered_by_their_own_adapter_and_long_prompts_too(models, opened):
     runner = CachedModel(models[""], 4, {name: m for name, m in models.items() if name})
-    scheduler = Scheduler(runner, opened.tokenizer, (), 64, 4, runner.set_sequence_adapter)
+    scheduler = Scheduler(runner, opened.tokenizer, (), 64, 4, runner)
     verses, asked = ("And it came to pass", "And the LORD said", "In the beginning God", "Then Moses went"), []
     for n in range(12):
         ids = opened.tokenizer(verses[n % 4])["input_ids"]
@@ -151,20 +150,15 @@ def test_what_names_no_adapter_is_refused(text):
     assert refused.value.diagnostics[0].slug == "no-adapter"
 
 
-def test_another_base_and_the_native_engine_are_refused_by_name(folders, artifact, opened):
+def test_another_base_is_refused_by_name(folders, tmp_path, opened):
     found = parse_adapter_options([f"left={folders['left']}"])
-    engine = open_model(str(artifact), Settings(artifact.parent / "cache"))
-    assert isinstance(engine.model, DecoderModel)
-    with pytest.raises(Reject) as refused:
-        copies_with_adapters(engine.model, "served", found)
-    assert "native engine, which has no step for adapters" in str(refused.value)
-    other = open_model("zoo:tiny-llama", Settings(artifact.parent / "cache")).model
+    other = open_model("zoo:tiny-llama", Settings(tmp_path)).model
     with torch.no_grad():
         next(other.parameters()).add_(1)
     with pytest.raises(Reject) as refused:
         copies_with_adapters(other, "other", found)
     assert refused.value.diagnostics[0].slug == "other-base"
-    assert make_decoder(opened.model, "tiny").set_sequence_adapter(0, "") is False
+    assert not make_decoder(opened.model, "tiny").reads_prompts_whole("")
 
 
 def test_where_a_signature_is_required_adapters_need_one_too(folders, tmp_path):

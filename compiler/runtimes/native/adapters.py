@@ -1,0 +1,162 @@
+"""Adapters on the native engine: LoRA and interventions as updates of a plan's registers, by sequence."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ....dsl.syntax.diagnostics import Fault
+from ....kernels.engine_adapters import LowRankUpdate
+from ...models.rows.prompt_positions import edited_counts_at_both_ends
+from .plan import inputs, weights
+
+if TYPE_CHECKING:
+    from ....kernels.engine import Engine
+    from ..model import DecoderModel
+
+Step = Mapping[str, Any]
+
+no_place = Fault(
+    "no-place-for-adapters",
+    "The native engine's plan has no step at which an adapter of this kind could act.\n\n"
+    "LoRA acts on linear layers that are one step each, ReFT on hidden states that alone leave a layer. A model that "
+    "torch runs (`hf`, or its own folder) takes both.",
+    exit="environment",
+)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """y += up (down x + bias): down [rank, in], up [out, rank], bias [rank] or None."""
+
+    down: Tensor
+    up: Tensor
+    bias: Tensor | None = None
+
+
+def linear_updates(plan: Mapping[str, Any], factors: Mapping[str, Factors]) -> list[LowRankUpdate]:
+    """Updates of linear layers by their paths. Raises Reject (no-place-for-adapters)."""
+    updates = []
+    for path, one in factors.items():
+        matches = [s for s in plan["steps"] if s["op"] == "linear" and s["weight"] == f"{path}.weight"]
+        if len(matches) != 1:
+            raise _no_place(f"`{path:.80}` is no linear step of its own")
+        updates.append(LowRankUpdate(matches[0]["x"], matches[0]["to"], one.down, one.up, one.bias))
+    return updates
+
+
+def layer_updates(plan: Mapping[str, Any], factors: Mapping[str, Factors]) -> list[LowRankUpdate]:
+    """Updates of hidden states behind layers, by the layers' paths. Raises Reject (no-place-for-adapters)."""
+    updates = []
+    for path, one in factors.items():
+        step = _layer_output_step(plan["steps"], path)
+        if step is None:
+            raise _no_place(f"`{path:.80}` has other results than hidden states")
+        updates.append(LowRankUpdate(step["to"], step["to"], one.down, one.up, one.bias))
+    return updates
+
+
+def _no_place(problem: str) -> Exception:
+    help = "let torch run the model: what `hf` wrote, or its own folder, or `generation: torch` of `rttc`"
+    return no_place(f"{problem} in the native engine's plan", help=help).rejection()
+
+
+def _layer_output_step(steps: Sequence[Step], path: str) -> Step | None:
+    """The first step behind all of a layer's own from which on one register alone, that step's, is read."""
+    layer_steps = [i for i, step in enumerate(steps) if any(name.startswith(f"{path}.") for name in weights(step))]
+    if not layer_steps:
+        return None
+    writer_of = {step["to"]: i for i, step in enumerate(steps)}
+    for number in range(layer_steps[-1], len(steps) - 1):
+        later = {register for step in steps[number + 1 :] for register in inputs(step)}
+        if {register for register in later if writer_of[register] <= number} == {steps[number]["to"]}:
+            return steps[number]
+    return None
+
+
+# -- sequences -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EngineAdapter:
+    """Which of an engine's adapters each token of a sequence has; -1: none.
+
+    first, last   interventions: numbers of the first `n_first` and the last `n_last` tokens of a prompt
+    others        of all other tokens; a prompt with edges comes in one call
+    """
+
+    others: int = -1
+    first: int = -1
+    last: int = -1
+    n_first: int = 0
+    n_last: int = 0
+
+    @property
+    def reads_prompts_whole(self) -> bool:
+        return self.n_first + self.n_last > 0
+
+    def of_tokens(self, length: int, count: int) -> list[int]:
+        """Numbers for so many tokens behind `length` others of a sequence: at its begin they are its prompt."""
+        if length or not self.reads_prompts_whole:
+            return [self.others] * count
+        front, behind = map(int, edited_counts_at_both_ends(torch.tensor(count), self.n_first, self.n_last))
+        return [self.first] * front + [self.others] * (count - front - behind) + [self.last] * behind
+
+
+class AdaptedEngine:
+    """An engine's sequences as an `AdaptedDecoder`, each with an adapter or none, all of them in one batch.
+
+    adapters   by their names
+    default    name of the adapter of sequences for which none was chosen; "": none
+    """
+
+    def __init__(self, engine: "Engine", adapters: Mapping[str, EngineAdapter], default: str = ""):
+        self.engine, self._adapters, self._default = engine, {"": EngineAdapter(), **adapters}, default
+        self._chosen: dict[int, str] = {}
+        self.sequences, self.context, self.vocabulary = engine.sequences, engine.context, engine.vocabulary
+
+    @property
+    def backward(self) -> bool:
+        return self.engine.backward
+
+    def reads_prompts_whole(self, adapter: str) -> bool:
+        return self._adapters[adapter].reads_prompts_whole
+
+    def set_sequence_adapter(self, sequence: int, adapter: str) -> None:
+        self._chosen[sequence] = adapter
+
+    def run(self, ids: Sequence[int], sequences: Sequence[int], outputs: Sequence[int]) -> Tensor:
+        adapters = [number for part in self._numbers(sequences) for number in part]
+        return self.engine.run(ids, sequences, outputs, adapters if max(adapters, default=-1) >= 0 else None)
+
+    def _numbers(self, sequences: Sequence[int]) -> Iterator[list[int]]:
+        start = 0
+        read: dict[int, int] = {}  # tokens of each sequence, those of this call among them
+        while start < len(sequences):
+            sequence, end = sequences[start], start + 1
+            while end < len(sequences) and sequences[end] == sequence:
+                end += 1
+            length = read.get(sequence, self.engine.length(sequence))
+            yield self._adapters[self._chosen.get(sequence, self._default)].of_tokens(length, end - start)
+            read[sequence], start = length + end - start, end
+
+    def length(self, sequence: int) -> int:
+        return self.engine.length(sequence)
+
+    def forget(self, sequence: int, length: int = 0) -> None:
+        self.engine.forget(sequence, length)
+
+    def cancel(self) -> None:
+        self.engine.cancel()
+
+
+def model_with_adapter(model: "DecoderModel", name: str, adapter: EngineAdapter) -> "DecoderModel":
+    """The model with an adapter in all of its sequences: over the same engine, weights and free sequences."""
+    adapted: DecoderModel = copy(model)
+    adapted.engine = AdaptedEngine(model.engine, {name: adapter}, name)  # type: ignore[arg-type]  # the native one
+    adapted.owner = f"adapter {name}"
+    adapted.reuses_prompts = not adapter.reads_prompts_whole
+    return adapted
