@@ -11,7 +11,7 @@ from .engine_steps import OPS, Step
 from .native import KernelError
 
 MAX_RANK = 1024
-_LANE = 16  # numbers of a vector: rows of factors are padded to whole ones
+_LANE = 16  # numbers of a vector: factors are padded to whole ones
 _ROW_WISE = (
     "norm",
     *("act", "add", "mul", "scale", "shift", "softcap", "clip", "xielu"),
@@ -21,7 +21,7 @@ _ROW_WISE = (
 
 @dataclass(frozen=True)
 class LowRankUpdate:
-    """y += up (down x + bias), of the rows of tokens that name the adapter: factors in bfloat16, sums in float32.
+    """y += up (down x + bias), of tokens that name the adapter: factors and inputs in bfloat16, sums in float32.
 
     x      register: what a linear step reads (LoRA), or y itself (interventions)
     y      register: what that linear step writes, or a step that computes each row by itself
@@ -64,7 +64,7 @@ class AdapterLayout:
             _check_place(steps[step], update)
             down, up, bias = _checked_factors(widths, update)
             self.factors += [t for t in (down, up, bias) if t is not None]
-            entry.step, entry.rank = step, len(down)
+            entry.step, entry.rank = step, len(update.down)
             entry.down, entry.up = down.data_ptr(), up.data_ptr()
             entry.bias = None if bias is None else bias.data_ptr()
 
@@ -81,7 +81,7 @@ def _check_place(step: Step, update: LowRankUpdate) -> None:
 
 
 def _checked_factors(widths: Sequence[int], update: LowRankUpdate) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Factors as C++ reads them: bfloat16, `down` with padded rows, `up` [blocks of 16 columns, rank, 16]."""
+    """Factors as C++ reads them."""
     down, up, bias = update.down, update.up, update.bias
     rank = len(down) if down.dim() == 2 else 0
     if not 1 <= rank <= MAX_RANK:
@@ -96,18 +96,17 @@ def _checked_factors(widths: Sequence[int], update: LowRankUpdate) -> tuple[Tens
         raise KernelError(f"`bias` of an adapter is {list(bias.shape)}, and its rank is {rank}")
     if not all(bool(t.isfinite().all()) for t in (down, up, bias) if t is not None):
         raise KernelError("an adapter has a number that is NaN or infinite")
-    return _padded(down, 1), _in_blocks(up), None if bias is None else bias.detach().float().contiguous()
+    return _lines(down), _lines(up), None if bias is None else _padded(bias.float())
 
 
-def _padded(tensor: Tensor, axis: int) -> Tensor:
-    """The tensor as bfloat16 with zeros behind it, to a multiple of 16 along an axis."""
-    shape = list(tensor.shape)
-    shape[axis] = -(-shape[axis] // _LANE) * _LANE
-    padded = torch.zeros(shape, dtype=torch.bfloat16)
-    padded.narrow(axis, 0, tensor.shape[axis]).copy_(tensor.detach())
+def _padded(tensor: Tensor) -> Tensor:
+    """The tensor with zeros behind it, to multiples of 16 along every axis."""
+    padded = torch.zeros([-(-size // _LANE) * _LANE for size in tensor.shape], dtype=tensor.dtype)
+    padded[tuple(slice(size) for size in tensor.shape)] = tensor.detach()
     return padded
 
 
-def _in_blocks(up: Tensor) -> Tensor:
-    rank = up.shape[1]
-    return _padded(up, 0).view(-1, _LANE, rank).transpose(1, 2).contiguous()
+def _lines(matrix: Tensor) -> Tensor:
+    """A matrix [outputs, inputs] in bfloat16 as [blocks of 16 outputs, pairs of inputs, 16, 2]."""
+    padded = _padded(matrix.bfloat16())
+    return padded.view(-1, _LANE, padded.shape[1] // 2, 2).transpose(1, 2).contiguous()

@@ -6,15 +6,15 @@
 
 namespace engine {
 
-constexpr int32_t kMostRank = 1024;
+constexpr int32_t kMostRank = 1024;  // a multiple of 16
 
 // y += up^T (down x + bias). Of a linear step x is what it reads (LoRA), of another one what it writes, as y (interventions).
-// Rows of `down` are padded with zeros to a multiple of 16; `up` is [blocks of 16 columns][rank][16].
+// Both matrices are bfloat16 [blocks of 16 outputs][pairs of inputs][16][2], sizes padded with zeros to multiples of 16.
 struct LowRank {
   int32_t step, rank;
-  const uint16_t* down;  // bfloat16, as `up`
-  const float* bias;     // [rank] or null
-  const uint16_t* up;
+  const uint8_t* down;
+  const float* bias;  // [rank, padded] or null
+  const uint8_t* up;
 };
 static_assert(sizeof(LowRank) == 32, "engine_adapters.py writes it");
 
