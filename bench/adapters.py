@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from effc.compiler.runtimes.native.adapters import Factors, linear_updates
 from effc.compiler.runtimes.native.opening import open_native
+from effc.kernels.engine import Engine
 
 CONTEXT, PROMPT = 64, 512
 
@@ -49,6 +50,7 @@ def median_seconds(calls: dict[str, Callable[[], None]], rounds: int) -> dict[st
 def engine_calls(folder: Path, rank: int, count: int, threads: int) -> dict[str, Callable[[], None]]:
     model = open_native(folder, threads=threads, sequences=count + 1, steady=True)
     engine, start = model.engine, time.perf_counter()
+    assert isinstance(engine, Engine)
     numbers = [
         engine.add_adapter(linear_updates(model.plan, random_lora(model.plan, rank, seed))) for seed in range(count)
     ]

@@ -11,7 +11,7 @@ from ....dsl.syntax.diagnostics import Fault
 if TYPE_CHECKING:
     from ....kernels.engine import Engine
     from ...runtimes.model import DecoderModel
-    from ...runtimes.native.adapters import EngineAdapter
+    from ...runtimes.native.adapters import AdaptedEngine, EngineAdapter
     from .chat import ChatSession, Reply
 
 no_adapter = Fault(
@@ -104,20 +104,32 @@ def copies_with_adapters(model: Any, label: str, folders: Mapping[str, Path]) ->
     return copies
 
 
+def adapted_engine(model: "DecoderModel", label: str, folders: Mapping[str, Path]) -> "AdaptedEngine":
+    """The native engine of a model, whose sequences may have the adapters of folders. Raises Reject."""
+    from ...runtimes.native.adapters import AdaptedEngine
+
+    return AdaptedEngine(_native_engine(model, label), engine_adapters(model, label, folders))
+
+
+def _native_engine(model: "DecoderModel", label: str) -> "Engine":
+    from ....kernels.engine import Engine
+
+    if not isinstance(model.engine, Engine):
+        raise no_adapter(
+            f"{label} runs on {model.engine_name}, which has no step for adapters",
+            help="serve it as `native` or `hf` wrote it, or its own folder",
+        ).rejection()
+    return model.engine
+
+
 def engine_adapters(model: "DecoderModel", label: str, folders: Mapping[str, Path]) -> "dict[str, EngineAdapter]":
     """Adapters of folders, put onto the native engine of a model. Raises Reject where one doesn't fit it."""
-    from ....kernels.engine import Engine
     from ....kernels.native import KernelError
     from ...artifacts.adapter import read_lora_factors
     from ...artifacts.reft import FILE
     from ...runtimes.native.adapters import EngineAdapter, Factors, linear_updates
 
-    engine, adapters = model.engine, {}
-    if not isinstance(engine, Engine):
-        raise no_adapter(
-            f"{label} runs on {model.engine_name}, which has no step for adapters",
-            help="serve it as `native` or `hf` wrote it, or its own folder",
-        ).rejection()
+    engine, adapters = _native_engine(model, label), {}
     for name, folder in folders.items():
         _check_files(folder)
         try:

@@ -233,8 +233,8 @@ class Service:
         prompts = self._prompts(body)
         echoes: list[str | None] = [None] * len(prompts)
         if isinstance(body, CompletionRequest) and body.echo:
-            if body.alternatives is not None and self.adapters[body.model]:
-                reason = "the log-probabilities of a prompt are computed by the model alone, not with an adapter"
+            if body.alternatives is not None and self.scheduler.reads_prompts_whole(self.adapters[body.model]):
+                reason = "no log-probabilities of a prompt are computed with interventions, which edit its edges"
                 raise ErrorResponse(400, reason, "echo", "unsupported_parameter")
             echoes = [prompt if isinstance(prompt, str) else self._decoded(prompt) for prompt in body.prompt]
         policy = body.answer_policy if isinstance(body, ChatRequest) else None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Fault
 from ...runtimes.decoder import Decoder
-from .adapters import copies_with_adapters, engine_adapters
+from .adapters import adapted_engine, copies_with_adapters
 
 unserved_model = Fault(
     "unserved-model",
@@ -109,7 +109,6 @@ def make_decoder(model: Any, label: str, adapters: Mapping[str, Path] | None = N
     """
     from ...ir.layers.leaves import is_state_space
     from ...runtimes.model import DecoderModel
-    from ...runtimes.native.adapters import AdaptedEngine
     from ...runtimes.seq2seq import Seq2SeqModel
 
     if isinstance(model, Seq2SeqModel):
@@ -118,7 +117,7 @@ def make_decoder(model: Any, label: str, adapters: Mapping[str, Path] | None = N
             help='say it with `effc run`, or from Python with `effc.load("...").generate(...)`',
         ).rejection()
     if isinstance(model, DecoderModel) and model.can_generate():
-        return AdaptedEngine(model.engine, engine_adapters(model, label, adapters)) if adapters else model.engine
+        return adapted_engine(model, label, adapters) if adapters else model.engine
     can_generate = getattr(model, "can_generate", None)
     if can_generate is None or not can_generate() or getattr(model.config, "is_encoder_decoder", False):
         kind = type(model).__name__

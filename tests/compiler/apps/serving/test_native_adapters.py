@@ -155,6 +155,10 @@ def test_clients_name_adapters_of_an_artifact_and_the_base_stays_what_it_was(art
             model = f"{served.name}:{name}" if name else served.name
             body = {"model": model, "prompt": "And it came to pass", "max_tokens": 8, "temperature": 0}
             texts[name] = httpx.post(f"{served.url}/v1/completions", json=body, timeout=60).json()["choices"][0]["text"]
+            scored = {**body, "echo": True, "logprobs": 0, "max_tokens": 0}
+            answer = httpx.post(f"{served.url}/v1/completions", json=scored, timeout=60)
+            assert answer.status_code == (400 if name in INTERVENTIONS else 200), name
+            assert name in INTERVENTIONS or len(answer.json()["choices"][0]["logprobs"]["token_logprobs"]) > 3
         body = {**body, "model": bare.name}
         assert texts[""] == httpx.post(f"{bare.url}/v1/completions", json=body, timeout=60).json()["choices"][0]["text"]
     assert len(set(texts.values())) > 3
