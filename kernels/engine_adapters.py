@@ -61,7 +61,7 @@ class AdapterLayout:
             if update.y not in numbers:
                 raise KernelError(f"an adapter updates register {update.y}, which no step writes")
             step = numbers[update.y]
-            _check_place(steps[step], update)
+            _check_target(steps[step], update)
             down, up, bias = _checked_factors(widths, update)
             self.factors += [t for t in (down, up, bias) if t is not None]
             entry.step, entry.rank = step, len(update.down)
@@ -69,7 +69,7 @@ class AdapterLayout:
             entry.bias = None if bias is None else bias.data_ptr()
 
 
-def _check_place(step: Step, update: LowRankUpdate) -> None:
+def _check_target(step: Step, update: LowRankUpdate) -> None:
     op = OPS[step.op]
     x = step.x if op == "linear" else update.y
     if op != "linear" and op not in _ROW_WISE:

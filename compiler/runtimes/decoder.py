@@ -45,7 +45,7 @@ class Decoder(Protocol):
 class AdaptedDecoder(Decoder, Protocol):
     """A decoder whose sequences may each have an adapter, by its name; "" is the model alone."""
 
-    def reads_prompts_whole(self, adapter: str) -> bool:
+    def needs_full_prompt(self, adapter: str) -> bool:
         """Whether a prompt must come in one call: interventions edit its first and its last tokens."""
 
     def set_sequence_adapter(self, sequence: int, adapter: str) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from flwr.app import Message as Letter
     from flwr.serverapp import Grid
 
-no_place = Fault(
+unsupported_adapter = Fault(
     "no-place", "A client of a Flower federation was not told where its model or its data are.", exit="usage"
 )
 
@@ -157,7 +157,7 @@ def respond(letter: "Letter", context: "Context", file: Path) -> "Letter":
     local_data = "data" in node
     model, data = (str(node.get(name) or context.run_config[name]) for name in ("model", "data"))
     if not model or not data:
-        raise no_place(
+        raise unsupported_adapter(
             f"nobody said where the {'data' if model else 'model'} of this client are",
             help='--run-config or --node-config: \'model="..." data="..."\'',
         ).rejection()

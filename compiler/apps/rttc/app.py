@@ -23,7 +23,7 @@ from ...core.cache import digest
 from ...core.json_errors import refusing
 from ...core.safe_read import CONFIG, read_json
 from ...ir.weights import base_hash
-from ...runtimes.native.adapters import no_place
+from ...runtimes.native.adapters import unsupported_adapter
 from .adaptation import AdaptableModel, AdapterSettings
 from .app_folder import NAME
 from .attachment import default_attachment_paths
@@ -108,7 +108,7 @@ def engine_and_reason(folder: Path, model: Any, tokenizer: Any, app: App, probe_
         ids = prompts.question(probe_question)[: prompts.context]  # a sample may be a whole page
         off = relative_logit_error(open_native_generator(folder / NATIVE, adaptable), adaptable, ids)
     except Reject as rejection:
-        if rejection.diagnostics[0].fault != no_place:
+        if rejection.diagnostics[0].fault != unsupported_adapter:
             raise
         return "native", rejection.diagnostics[0].message
     finally:

@@ -91,7 +91,7 @@ class EngineStates:
             ready = state, self._add(state), f"state {self._n_created}"
         self._ready[id(state)] = ready  # the state is held, so that no other gets its number
         with self.model.exclusive():
-            self.model.engine = AdaptedEngine(self._engine, {_NAME: EngineAdapter(others=ready[1])}, _NAME)
+            self.model.engine = AdaptedEngine(self._engine, {_NAME: EngineAdapter(default=ready[1])}, _NAME)
             self.model.owner = ready[2]
             if len(self._ready) > _READY:
                 _, (_, number, _) = self._ready.popitem(last=False)

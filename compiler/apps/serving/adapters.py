@@ -137,7 +137,7 @@ def engine_adapters(model: "DecoderModel", label: str, folders: Mapping[str, Pat
                 adapters[name] = _intervention_adapter(model, engine, label, folder)
             else:
                 factors = {path: Factors(*pair) for path, pair in read_lora_factors(folder).items()}
-                adapters[name] = EngineAdapter(others=engine.add_adapter(linear_updates(model.plan, factors)))
+                adapters[name] = EngineAdapter(default=engine.add_adapter(linear_updates(model.plan, factors)))
         except KernelError as error:
             raise no_adapter(f"{folder} doesn't fit {label}: {error}").rejection() from error
     return adapters

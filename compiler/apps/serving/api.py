@@ -233,7 +233,7 @@ class Service:
         prompts = self._prompts(body)
         echoes: list[str | None] = [None] * len(prompts)
         if isinstance(body, CompletionRequest) and body.echo:
-            if body.alternatives is not None and self.scheduler.reads_prompts_whole(self.adapters[body.model]):
+            if body.alternatives is not None and self.scheduler.needs_full_prompt(self.adapters[body.model]):
                 reason = "no log-probabilities of a prompt are computed with interventions, which edit its edges"
                 raise ErrorResponse(400, reason, "echo", "unsupported_parameter")
             echoes = [prompt if isinstance(prompt, str) else self._decoded(prompt) for prompt in body.prompt]

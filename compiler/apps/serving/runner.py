@@ -49,7 +49,7 @@ class CachedModel:
         self.context = getattr(config, "max_position_embeddings", None) or 1 << 20
         self.vocabulary = config.vocab_size
 
-    def reads_prompts_whole(self, adapter: str) -> bool:
+    def needs_full_prompt(self, adapter: str) -> bool:
         return self._edited[adapter]
 
     def set_sequence_adapter(self, sequence: int, adapter: str) -> None:

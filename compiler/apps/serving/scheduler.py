@@ -107,9 +107,9 @@ class Scheduler:
     def n_waiting(self) -> int:
         return len(self._waiting)
 
-    def reads_prompts_whole(self, adapter: str) -> bool:
+    def needs_full_prompt(self, adapter: str) -> bool:
         """Whether a prompt must come in one call."""
-        return self._adapted is not None and self._adapted.reads_prompts_whole(adapter)
+        return self._adapted is not None and self._adapted.needs_full_prompt(adapter)
 
     def submit(self, request: Request, on_piece: Callable[[AnswerChunk], None]) -> Job:
         """Take a request; `on_piece` gets its answer piece by piece. Raises QueueFull, or Stopped."""
@@ -208,7 +208,7 @@ class Scheduler:
     def _acquire_sequence(self, job: Job) -> None:
         """Give a request a sequence, with its adapter; what that holds of the prompt is not read again."""
         adapter = job.request.adapter
-        job.is_complete = self.reads_prompts_whole(adapter)
+        job.is_complete = self.needs_full_prompt(adapter)
         ids = () if job.scores_prompt or job.is_complete else job.request.ids  # tokens that are known have no logits
         job.sequence, job.n_cached = sequence, _ = self._free.acquire_slot(ids, _pool_owner(job))
         if self._adapted is not None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Step = Mapping[str, Any]
 
-no_place = Fault(
+unsupported_adapter = Fault(
     "no-place-for-adapters",
     "The native engine's plan has no step at which an adapter of this kind could act.\n\n"
     "LoRA acts on linear layers that are one step each, ReFT on hidden states that alone leave a layer. A model that "
@@ -43,7 +43,7 @@ def linear_updates(plan: Mapping[str, Any], factors: Mapping[str, Factors]) -> l
     for path, one in factors.items():
         matches = [s for s in plan["steps"] if s["op"] == "linear" and s["weight"] == f"{path}.weight"]
         if len(matches) != 1:
-            raise _no_place(f"`{path:.80}` is no linear step of its own")
+            raise _unsupported(f"`{path:.80}` is no linear step of its own")
         updates.append(LowRankUpdate(matches[0]["x"], matches[0]["to"], one.down, one.up, one.bias))
     return updates
 
@@ -54,14 +54,14 @@ def layer_updates(plan: Mapping[str, Any], factors: Mapping[str, Factors]) -> li
     for path, one in factors.items():
         step = _layer_output_step(plan["steps"], path)
         if step is None:
-            raise _no_place(f"`{path:.80}` has other results than hidden states")
+            raise _unsupported(f"`{path:.80}` has other results than hidden states")
         updates.append(LowRankUpdate(step["to"], step["to"], one.down, one.up, one.bias))
     return updates
 
 
-def _no_place(problem: str) -> Exception:
+def _unsupported(problem: str) -> Exception:
     help = "let torch run the model: what `hf` wrote, or its own folder, or `generation: torch` of `rttc`"
-    return no_place(f"{problem} in the native engine's plan", help=help).rejection()
+    return unsupported_adapter(f"{problem} in the native engine's plan", help=help).rejection()
 
 
 def _layer_output_step(steps: Sequence[Step], path: str) -> Step | None:
@@ -82,28 +82,28 @@ def _layer_output_step(steps: Sequence[Step], path: str) -> Step | None:
 
 @dataclass(frozen=True)
 class EngineAdapter:
-    """Which of an engine's adapters each token of a sequence has; -1: none.
+    """Numbers of the engine's adapters for the tokens of a sequence; -1: none.
 
     first, last   interventions: numbers of the first `n_first` and the last `n_last` tokens of a prompt
-    others        of all other tokens; a prompt with edges comes in one call
+    default       of all other tokens; a prompt with edges comes in one call
     """
 
-    others: int = -1
+    default: int = -1
     first: int = -1
     last: int = -1
     n_first: int = 0
     n_last: int = 0
 
     @property
-    def reads_prompts_whole(self) -> bool:
+    def needs_full_prompt(self) -> bool:
         return self.n_first + self.n_last > 0
 
     def of_tokens(self, length: int, count: int) -> list[int]:
         """Numbers for so many tokens behind `length` others of a sequence: at its begin they are its prompt."""
-        if length or not self.reads_prompts_whole:
-            return [self.others] * count
+        if length or not self.needs_full_prompt:
+            return [self.default] * count
         front, behind = map(int, edited_counts_at_both_ends(torch.tensor(count), self.n_first, self.n_last))
-        return [self.first] * front + [self.others] * (count - front - behind) + [self.last] * behind
+        return [self.first] * front + [self.default] * (count - front - behind) + [self.last] * behind
 
 
 class AdaptedEngine:
@@ -122,8 +122,8 @@ class AdaptedEngine:
     def backward(self) -> bool:
         return self.engine.backward
 
-    def reads_prompts_whole(self, adapter: str) -> bool:
-        return self._adapters[adapter].reads_prompts_whole
+    def needs_full_prompt(self, adapter: str) -> bool:
+        return self._adapters[adapter].needs_full_prompt
 
     def set_sequence_adapter(self, sequence: int, adapter: str) -> None:
         self._chosen[sequence] = adapter
@@ -158,5 +158,5 @@ def model_with_adapter(model: "DecoderModel", name: str, adapter: EngineAdapter)
     adapted: DecoderModel = copy(model)
     adapted.engine = AdaptedEngine(model.engine, {name: adapter}, name)  # type: ignore[arg-type]  # the native one
     adapted.owner = f"adapter {name}"
-    adapted.reuses_prompts = not adapter.reads_prompts_whole
+    adapted.reuses_prompts = not adapter.needs_full_prompt
     return adapted

@@ -13,7 +13,7 @@ from effc.compiler.apps.rttc.reward import SelfLikelihood
 from effc.compiler.apps.rttc.sample import Sample
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.models.rows.forward import last_logits, logits
-from effc.compiler.runtimes.native.adapters import Factors, layer_updates, linear_updates, no_place
+from effc.compiler.runtimes.native.adapters import Factors, layer_updates, linear_updates, unsupported_adapter
 from effc.compiler.runtimes.native.emission import native_artifact_facts
 from effc.compiler.runtimes.native.plan_files import write_plan
 from effc.compiler.runtimes.native.reader import Reader
@@ -79,7 +79,7 @@ def test_a_place_that_the_plan_does_not_have_is_refused_by_name(tmp_path):
         with pytest.raises(Reject) as refused:
             updates(plan, factors)
         told = refused.value.diagnostics[0]
-        assert told.fault == no_place and "`model.layers.7.mlp`" in told.message and words in told.message
+        assert told.fault == unsupported_adapter and "`model.layers.7.mlp`" in told.message and words in told.message
 
 
 @pytest.fixture(scope="module")

@@ -158,7 +158,7 @@ def test_another_base_is_refused_by_name(folders, tmp_path, opened):
     with pytest.raises(Reject) as refused:
         copies_with_adapters(other, "other", found)
     assert refused.value.diagnostics[0].slug == "other-base"
-    assert not make_decoder(opened.model, "tiny").reads_prompts_whole("")
+    assert not make_decoder(opened.model, "tiny").needs_full_prompt("")
 
 
 def test_where_a_signature_is_required_adapters_need_one_too(folders, tmp_path):

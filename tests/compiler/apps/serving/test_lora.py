@@ -69,7 +69,7 @@ def test_a_prompt_under_a_lora_may_come_in_pieces(opened, tmp_path):
     folder = write_lora(tmp_path / "law", opened.model, 0)
     models = copies_with_adapters(opened.model, "tiny", parse_adapter_options([f"law={folder}"]))
     runner, ids = CachedModel(opened.model, 2, models), list(range(40))
-    assert not runner.reads_prompts_whole("law")
+    assert not runner.needs_full_prompt("law")
     runner.set_sequence_adapter(0, "law")
     runner.run(ids[:17], [0] * 17, [])
     torch.testing.assert_close(

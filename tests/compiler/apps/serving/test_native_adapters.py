@@ -143,7 +143,7 @@ def test_edges_of_prompts_have_their_adapters_and_all_tokens_a_lora():
     assert edges.of_tokens(0, 1) == [2]
     assert edges.of_tokens(7, 2) == [-1, -1]
     assert EngineAdapter(first=4, last=-1, n_first=3).of_tokens(0, 5) == [4, 4, 4, -1, -1]
-    assert EngineAdapter(others=5).of_tokens(0, 2) == EngineAdapter(others=5).of_tokens(9, 2) == [5, 5]
+    assert EngineAdapter(default=5).of_tokens(0, 2) == EngineAdapter(default=5).of_tokens(9, 2) == [5, 5]
 
 
 @pytest.mark.heavy
