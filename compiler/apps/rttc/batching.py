@@ -61,10 +61,10 @@ class Batcher:
             self._leave()
 
     def generate_in_batch(
-        self, ids: list[int], settings: Settings, stopped: Callable[[], bool], state: State | None = None
+        self, ids: list[int], settings: Settings, is_cancelled: Callable[[], bool], state: State | None = None
     ) -> GeneratedText:
         """An answer under the adapters of `state`, or of the bare model."""
-        growth = TokenStream(self._prompts, ids, settings, eos_ids_of(self._model, self._prompts), stopped)
+        growth = TokenStream(self._prompts, ids, settings, eos_ids_of(self._model, self._prompts), is_cancelled)
         row = _Row(ids, settings, growth, state)
         with self._changed:
             self._waiting.append(row)

@@ -5,7 +5,7 @@ from typing import Any
 
 from ...core.quantity import count_text
 from .chart import FIELD_LABELS, Chart, axis, dot, hue, render_chart
-from .sheet import number, rows, table, word
+from .report_data import number, rows, table, word
 
 BRANCHES = {"direct": "direct", "rag": "with samples", "ttt": "after a training"}
 CHOICES = "choices of the policy"

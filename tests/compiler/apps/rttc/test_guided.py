@@ -209,7 +209,7 @@ def test_a_new_version_of_the_base_empties_both_caches(world, adaptable):
 
 def test_one_who_leaves_ends_the_answer(world, adaptable):
     with pytest.raises(Cancelled):
-        world.client(Config(), TTT, adaptable).answer_conversation(asked(QUESTIONS[0]), SHORT, stopped=lambda: True)
+        world.client(Config(), TTT, adaptable).answer_conversation(asked(QUESTIONS[0]), SHORT, is_cancelled=lambda: True)
 
 
 def test_a_prompt_too_long_is_refused_and_samples_too_long_are_left_out(world, adaptable):
@@ -304,6 +304,6 @@ def test_one_who_leaves_while_it_trains_ends_the_training(world, adaptable):
 
     with pytest.raises(Cancelled):
         client = world.client(Config(), TTT, adaptable)
-        client.answer_conversation(asked(QUESTIONS[0]), Settings(max_tokens=6), stopped=stopped)
+        client.answer_conversation(asked(QUESTIONS[0]), Settings(max_tokens=6), is_cancelled=stopped)
     assert len(steps) < 8 and len(client.states) == 0
     assert client.answer_conversation(asked(QUESTIONS[0]), SHORT).decision.steps == 2  # and the next one trains as ever
