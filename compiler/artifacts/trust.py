@@ -37,7 +37,7 @@ def all_trust_checks(artifact: Path, check_forms: Callable[[Path, Manifest], lis
     """
     manifest = read_manifest(artifact)
     signatures = list(_signature_checks(artifact))  # before any other file is read
-    hashes = _hashes(artifact, manifest)
+    hashes = _hash_check(artifact, manifest)
     uncovered = uncovered_files_text(artifact)
     checks = [
         *signatures,
@@ -46,13 +46,13 @@ def all_trust_checks(artifact: Path, check_forms: Callable[[Path, Manifest], lis
         *(_form_checks(artifact, manifest, check_forms) if hashes.state == "ok" else ()),
         *_file_checks(artifact),
         *_config_checks(artifact),
-        *_recipe(manifest),
-        *_folders(manifest),
+        *_recipe_checks(manifest),
+        *_folder_checks(manifest),
     ]
     return [replace(check, topic=short(check.topic), fact=short(check.fact)) for check in checks]
 
 
-def _hashes(artifact: Path, manifest: Manifest) -> TrustCheck:
+def _hash_check(artifact: Path, manifest: Manifest) -> TrustCheck:
     try:
         verify_files(artifact, manifest)
     except Reject as rejection:
@@ -170,7 +170,7 @@ def _config_checks(artifact: Path) -> Iterator[TrustCheck]:
     )
 
 
-def _recipe(manifest: Manifest) -> Iterator[TrustCheck]:
+def _recipe_checks(manifest: Manifest) -> Iterator[TrustCheck]:
     """Loading never reads the recipe; compiling it again may run what it names."""
     models = manifest.recipe.get("resolved", {}).get("models", {}) if isinstance(manifest.recipe, dict) else {}
     modules = [name for name, call in models.items() if isinstance(call, dict) and call.get("word") == "module"]
@@ -180,7 +180,7 @@ def _recipe(manifest: Manifest) -> Iterator[TrustCheck]:
         )
 
 
-def _folders(manifest: Manifest) -> Iterator[TrustCheck]:
+def _folder_checks(manifest: Manifest) -> Iterator[TrustCheck]:
     folders = dict.fromkeys(name.partition("/")[0] for name in manifest.files if "/" in name)
     for folder in folders:
         handling = handling_of(manifest.kind, folder)

@@ -75,7 +75,7 @@ class ModelOpener:
         opened = open_model(
             source.location, self._shared.settings(), steady=True, mapped=options.mapped, needs_tokenizer=True
         )
-        if not folders and encodes(opened.model):
+        if not folders and is_headless_encoder(opened.model):
             return self._embedding_service(opened, name)
         adapters = copies_with_adapters(opened.model, opened.label, folders)
         runner = make_decoder(opened.model, opened.label, adapters)
@@ -126,7 +126,7 @@ class ModelOpener:
         return service
 
 
-def encodes(model: Any) -> bool:
+def is_headless_encoder(model: Any) -> bool:
     """Whether a model gives hidden states of its whole input, and has no head behind them."""
     from ...models.checkpoints.pretrained import is_pretrained, pretrained
     from ...runtimes.native.encoder import NativeEncoder
