@@ -24,7 +24,7 @@ def int4_and_int8_microseconds(shape: tuple[int, int], rows: int, group: int, ca
     four, eight = LINEARS["dense_linear_int4"], LINEARS["dense_linear_int8"]
     weight = torch.randn(*shape, generator=chance) * 0.02
     x = torch.randn(rows, shape[1], generator=chance).bfloat16()
-    players = [(four, four.pack(weight, group=group)), (eight, eight.pack(weight))]
+    players = [(four, four.pack(weight, group_size=group)), (eight, eight.pack(weight))]
     least = [float("inf")] * 2
     for _ in range(calls):
         for i, (kernel, packed) in enumerate(players):

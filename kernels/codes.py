@@ -61,37 +61,37 @@ class _Range:
         return torch.where(low < -self.middle, -low, above)
 
 
-def codes_of_weight(weight: Tensor, group: int) -> Codes:
+def codes_of_weight(weight: Tensor, group_size: int) -> Codes:
     """Codes of a weight [n, k]: exactly those of its grid if it is on one, of whatever group; else the nearest on
-    grids of `group` inputs whose squared error is least.
+    grids of `group_size` inputs whose squared error is least.
     """
-    for candidate in (group, *(g for g in GROUPS if g != group)):
+    for candidate in (group_size, *(g for g in GROUPS if g != group_size)):
         exact = codes_if_on_grid(weight, candidate)
         if exact is not None:
             return exact
-    padded = _padded(weight.float(), group)
-    scales = Grid(BITS, group, symmetric=False, search=True).fit_scales(padded)
-    return Codes(group, scales.codes(padded), scales.scale, scales.zero)
+    padded = _padded(weight.float(), group_size)
+    scales = Grid(BITS, group_size, symmetric=False, search=True).fit_scales(padded)
+    return Codes(group_size, scales.codes(padded), scales.scale, scales.zero)
 
 
-def codes_if_on_grid(weight: Tensor, group: int, bits: int = BITS, symmetric: bool = False) -> Codes | None:
+def codes_if_on_grid(weight: Tensor, group_size: int, bits: int = BITS, symmetric: bool = False) -> Codes | None:
     """The codes of a weight that is on a grid: every weight is scale * (code - zero), rounded to its dtype. Else None.
 
-    group       inputs that share a scale, 0 for all of an output
+    group_size       inputs that share a scale, 0 for all of an output
     bits        2..8, of a code
     symmetric   zero is the middle code
 
     Source: own. Of a group the least weight is most often the scale itself, the largest a small multiple of it, and a
     scale has 8 bits.
     """
-    codes, group = _Range(bits, symmetric), group or weight.shape[1]
+    codes, group_size = _Range(bits, symmetric), group_size or weight.shape[1]
     few_rows = weight[:_MAX_TRIALS]
-    return _recover_codes(weight, group, codes) if _recover_codes(few_rows, group, codes) else None
+    return _recover_codes(weight, group_size, codes) if _recover_codes(few_rows, group_size, codes) else None
 
 
-def _recover_codes(weight: Tensor, group: int, codes: _Range) -> Codes | None:
+def _recover_codes(weight: Tensor, group_size: int, codes: _Range) -> Codes | None:
     n = len(weight)
-    groups = _padded(weight, group).reshape(-1, group)
+    groups = _padded(weight, group_size).reshape(-1, group_size)
     steps, scale = torch.zeros_like(groups, dtype=torch.int16), torch.ones(len(groups))
     size = groups.float().abs()
     left, largest, least = (
@@ -99,7 +99,7 @@ def _recover_codes(weight: Tensor, group: int, codes: _Range) -> Codes | None:
         size.amax(1),
         torch.where(size > 0, size, torch.inf).amin(1),
     )
-    sample = groups[:, :: max(1, group // _MIN_ROWS)].contiguous()
+    sample = groups[:, :: max(1, group_size // _MIN_ROWS)].contiguous()
     for extremes, multiple, nearby in ((least, 1, 0), *product((largest,), codes.multiples, range(3))):
         if not len(left):
             break
@@ -115,7 +115,7 @@ def _recover_codes(weight: Tensor, group: int, codes: _Range) -> Codes | None:
     low, high = steps.amin(1).clamp(max=0).float(), steps.amax(1).clamp(min=0).float()
     zero = codes.zero(low, high)
     code = (steps + zero[:, None]).to(torch.uint8)
-    return Codes(group, code.reshape(n, -1), scale.reshape(n, -1), zero.reshape(n, -1))
+    return Codes(group_size, code.reshape(n, -1), scale.reshape(n, -1), zero.reshape(n, -1))
 
 
 def _count(groups: Tensor, scale: Tensor, codes: _Range) -> tuple[Tensor, Tensor]:
@@ -131,6 +131,6 @@ def _neighbouring_bfloat16(value: Tensor, neighbour: int) -> Tensor:
     return nearest.clamp(min=1).view(torch.bfloat16).float()
 
 
-def _padded(weight: Tensor, group: int) -> Tensor:
-    padding = -weight.shape[1] % group
+def _padded(weight: Tensor, group_size: int) -> Tensor:
+    padding = -weight.shape[1] % group_size
     return torch.nn.functional.pad(weight, (0, padding)) if padding else weight.contiguous()

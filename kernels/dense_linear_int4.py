@@ -25,15 +25,17 @@ class DenseLinearInt4(PackedLinear):
     name = "dense_linear_int4"
 
     @classmethod
-    def pack(cls, weight: Tensor, threads: int | None = None, group: int = 64) -> Tensor:
-        """A weight [n, k] in this kernel's form; `group` inputs share a scale, unless its own grid has others."""
+    def pack(cls, weight: Tensor, threads: int | None = None, group_size: int = 64) -> Tensor:
+        """A weight [n, k] in this kernel's form; `group_size` inputs share a scale, unless its own grid has others."""
         weight = packing.to_packable_weight(weight)
-        if group not in GROUPS:
-            raise native.KernelError(f"groups of {group} inputs can't be packed; {', '.join(map(str, GROUPS))} can")
+        if group_size not in GROUPS:
+            raise native.KernelError(
+                f"groups of {group_size} inputs can't be packed; {', '.join(map(str, GROUPS))} can"
+            )
         (n, k), label = weight.shape, packing.weight_label(weight)
         if not weight.isfinite().all():
             raise native.KernelError(f"{label} can't be used: {native.SENTENCES['not_finite']}")
-        grid_codes = codes_of_weight(weight, group)
+        grid_codes = codes_of_weight(weight, group_size)
         zeros = bool((grid_codes.zero != 8).any())
         head = packing.Header(kind=packing.KINDS[cls.name], n=n, k=k, group=grid_codes.group | (ZEROS if zeros else 0))
         native.call("pack_begin", ctypes.byref(head), label=label)

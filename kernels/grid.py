@@ -128,9 +128,9 @@ class Scales:
         groups = weight.reshape(weight.shape[0], self.scale.shape[1], -1)
         return self.round_groups(groups).reshape(weight.shape)
 
-    def round_column(self, w: Tensor, group: int) -> Tensor:
+    def round_column(self, w: Tensor, group_index: int) -> Tensor:
         """[out] -> the nearest values of one group's grids."""
-        return self._nearest(w, self.scale[:, group], self.zero[:, group])
+        return self._nearest(w, self.scale[:, group_index], self.zero[:, group_index])
 
     def _code(self, w: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         return ((w / scale).round() + zero).clamp(0, self.max_code)

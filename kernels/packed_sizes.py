@@ -9,21 +9,23 @@ HEADER, TAIL, LINE, OUTPUTS = 128, 64, 64, 16
 TILE_INPUTS = {"bf16": 32, "int8": 64}
 
 
-def packed_bytes(kernel: str, n: int, k: int, zeros: float = 0.0, group: int = 64, has_zero_codes: bool = True) -> int:
+def packed_bytes(
+    kernel: str, n: int, k: int, zeros: float = 0.0, group_size: int = 64, has_zero_codes: bool = True
+) -> int:
     """Size of the buffer into which a kernel packs a weight [n, k].
 
     kernel      its name, as in `native.LINEAR`
     zeros       share of zero weights that a sparse kernel skips; of block_sparse_linear of zero vectors (16 outputs
                 by 2 inputs). Spread evenly: a block of 16 outputs has its share, which rounds to whole lines
-    group       inputs that share a scale on int4
+    group_size       inputs that share a scale on int4
     has_zero_codes  int4 keeps the code of 0 of each group, as it does unless 0 is the middle one everywhere
     """
     blocks, int8 = math.ceil(n / OUTPUTS), "int8" in kernel
-    inputs = group if "int4" in kernel else TILE_INPUTS["int8" if int8 else "bf16"]
+    inputs = group_size if "int4" in kernel else TILE_INPUTS["int8" if int8 else "bf16"]
     tiles = math.ceil(k / inputs)
     lanes = 2 * 4 * OUTPUTS * blocks if int8 else 0  # scales, and sums of codes
     if "int4" in kernel:
-        stream = blocks * (_round_up_to_cache_line(tiles * (40 if has_zero_codes else 32)) + tiles * group * 8)
+        stream = blocks * (_round_up_to_cache_line(tiles * (40 if has_zero_codes else 32)) + tiles * group_size * 8)
     elif "block" in kernel:
         vectors = round(math.ceil(k / 2) * (1 - zeros))
         stream = blocks * (LINE + _round_up_to_cache_line(2 * vectors) + LINE * vectors)

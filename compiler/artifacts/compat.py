@@ -188,7 +188,7 @@ def _padding_to_config(program: Program, config: Any, max_numbers: int | None = 
             used = _used(program.units[branch.unit])
             dead = {name for name in shapes if _is_dead(name, branch, used)}
             plan.dead |= dead
-            plan.reasons += _dead_tensors_still_tied(branch, dead, skeleton_of(stock), old_shapes)
+            plan.reasons += _tied_tensor_reasons(branch, dead, skeleton_of(stock), old_shapes)
             if not dead:
                 plan.reasons.append(f"{branch.site} still runs, for what it hands on besides its output")
         plan.reasons += _differing_graphs(program, stock, missing, scans)
@@ -325,7 +325,7 @@ def _head_width_conflict_texts(current: Skeleton, stock: Skeleton) -> Iterator[s
     )
 
 
-def _dead_tensors_still_tied(branch: Branch, dead: set[str], stock: Skeleton, old_shapes: Shapes) -> Iterator[str]:
+def _tied_tensor_reasons(branch: Branch, dead: set[str], stock: Skeleton, old_shapes: Shapes) -> Iterator[str]:
     """Tensors of a lost branch that other layers still have: they can't be zero here and a weight there."""
     for same in stock.tied:
         dead_name = next((name for name in same if name in dead), None)

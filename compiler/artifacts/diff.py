@@ -84,13 +84,13 @@ def _size_rows(a: Path, b: Path, left: Manifest, right: Manifest) -> Iterator[Ro
     )
 
 
-def _measured_or_stored_params(path: Path, manifest: Manifest) -> Any:
+def _measured_or_stored_params(artifact: Path, manifest: Manifest) -> Any:
     """Number of parameters of an artifact: as measured, else as stored where every tensor holds plain numbers."""
     for measure in manifest.measures:
         if measure.metric == "params":
             measured_params = measure.compiled
             return int(measured_params) if measured_params is not None and _is_number(measured_params) else "not known"
-    slots = stored_tensor_slots(path, manifest).values()
+    slots = stored_tensor_slots(artifact, manifest).values()
     plain = bool(slots) and all("F" in slot.dtype for slot in slots)
     return sum(_product(slot.shape) for slot in slots) if plain else "not known"
 
@@ -99,19 +99,19 @@ def _forms(manifest: Manifest) -> str:
     return ", ".join(f for f in forms_of(manifest.kind) if any(name.startswith(f"{f}/") for name in manifest.files))
 
 
-def shapes_of(path: Path, manifest: Manifest) -> dict[str, tuple[int, ...]]:
+def shapes_of(artifact: Path, manifest: Manifest) -> dict[str, tuple[int, ...]]:
     """Shapes of all stored tensors: of the truest form where there are several."""
-    return {name: slot.shape for name, slot in stored_tensor_slots(path, manifest).items()}
+    return {name: slot.shape for name, slot in stored_tensor_slots(artifact, manifest).items()}
 
 
-def stored_tensor_slots(path: Path, manifest: Manifest) -> dict[str, TensorSlot]:
+def stored_tensor_slots(artifact: Path, manifest: Manifest) -> dict[str, TensorSlot]:
     """Tensors in files of safetensors, of the truest form where there are several."""
     names = [n for n in manifest.files if n.endswith(".safetensors")]
     for form in forms_of(manifest.kind):
         if any(n.startswith(f"{form}/") for n in names):
             names = [n for n in names if n.startswith(f"{form}/")]
             break
-    headers = [read_safetensors_header(path / name) for name in sorted(names)]
+    headers = [read_safetensors_header(artifact / name) for name in sorted(names)]
     return {name: slot for header in headers for name, slot in header.slots.items()}
 
 

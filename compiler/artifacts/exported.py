@@ -33,26 +33,26 @@ rejected_program = Fault(
 )
 
 
-def write_program_and_kernels(program: Any, names: tuple[str, ...], folder: Path, params: int) -> list[str]:
+def write_program_and_kernels(program: Any, input_names: tuple[str, ...], folder: Path, params: int) -> list[str]:
     """The names of effc's ops that it calls.
 
     params   how many numbers the model holds
 
     Sample inputs, which torch would pickle, are left out, and so are notes of where each call stood in whose files.
     """
-    ops = save_and_verify_program(program, names, folder / FILE)
+    ops = save_and_verify_program(program, input_names, folder / FILE)
     if ops:
         (folder / KERNELS).write_text(json.dumps(ops) + "\n", encoding="utf-8")
         (folder / FACTS).write_text(json.dumps({"params": params}) + "\n", encoding="utf-8")
     return ops
 
 
-def save_and_verify_program(program: Any, names: tuple[str, ...], path: Path) -> list[str]:
+def save_and_verify_program(program: Any, input_names: tuple[str, ...], path: Path) -> list[str]:
     """Write one program, and read it back; the names of effc's ops that it calls."""
     samples, program._example_inputs = program._example_inputs, None
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
-    torch.export.save(program, path, extra_files={NAMES: json.dumps(names)})
+    torch.export.save(program, path, extra_files={NAMES: json.dumps(input_names)})
     program._example_inputs = samples
     _refuse_unlisted_operators(path)
     called = [str(n.target) for n in program.graph.nodes if n.op == "call_function"]

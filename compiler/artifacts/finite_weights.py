@@ -23,14 +23,14 @@ weights_not_finite = Fault(
 )
 
 
-def refuse_non_finite_weights(path: Path, manifest: Manifest) -> None:
+def refuse_non_finite_weights(artifact: Path, manifest: Manifest) -> None:
     """Raises Reject (weights-not-finite) with the tensors of an artifact that hold NaN or infinity; its forms were
     checked before."""
     tensors = target_class(manifest.kind).tensors
     faults = [
-        _fault_of(path / file, name, x)
+        _fault_of(artifact / file, name, x)
         for file in manifest.files
-        for name, x in tensors(path / file)
+        for name, x in tensors(artifact / file)
         if not _is_finite_or_mask(x)
     ]
     if faults:

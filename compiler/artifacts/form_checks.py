@@ -6,18 +6,18 @@ from .load import POINTS, checkpoint_folder_by_point, forms_of, target_class, ta
 from .manifest import Manifest, verify_files
 
 
-def check_present_forms(path: Path, manifest: Manifest) -> list[str]:
+def check_present_forms(artifact: Path, manifest: Manifest) -> list[str]:
     """The forms that an artifact has, each read by its target's rules for files that come from anybody.
 
     Raises Reject where a file is not the one of the manifest, or a form holds what effc would not take.
     """
-    verify_files(path, manifest)
+    verify_files(artifact, manifest)
     target = target_class(manifest.kind)
-    present = [form for form in forms_of(manifest.kind) if (path / form).is_dir()]
+    present = [form for form in forms_of(manifest.kind) if (artifact / form).is_dir()]
     for form in present:
-        target.check_folder(path / form)
-        _check_tokenizer_and_generation(path / form)
-    for name, folder in checkpoint_folder_by_point(path, manifest):
+        target.check_folder(artifact / form)
+        _check_tokenizer_and_generation(artifact / form)
+    for name, folder in checkpoint_folder_by_point(artifact, manifest):
         target_of(folder, None).check_folder(folder)
         _check_tokenizer_and_generation(folder)
         present.append(f"{POINTS}/{name}/{folder.name}")

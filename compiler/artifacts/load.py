@@ -173,11 +173,11 @@ def artifact_of_path(path: Path) -> Path | None:
     return next((folder for folder in candidates if (folder / NAME).is_file()), None)
 
 
-def load_to_judge(path: Path, device: str) -> Any:
+def load_to_judge(artifact: Path, device: str) -> Any:
     """As `load`, by sizes alone, on the device of a compile, or on the CPU where the files run nowhere else."""
-    folder, manifest = locate_checkpoint_and_artifact(path)
+    folder, manifest = locate_checkpoint_and_artifact(artifact)
     target = target_of(folder, manifest[1] if manifest else None)
-    model: Any = load(path, check="size", device=None if target.on_cpu else device)
+    model: Any = load(artifact, check="size", device=None if target.on_cpu else device)
     stored_bytes = target.stored_bytes(folder)
     if stored_bytes is not None:
         from ..ir.layers.linear import count_params
@@ -207,9 +207,9 @@ def target_class(target_name: str) -> "type[Target]":
     return _shelf().import_plugin_class("target", target_name)
 
 
-def target_of_artifact(path: Path) -> "type[Target] | None":
+def target_of_artifact(artifact: Path) -> "type[Target] | None":
     """Target that wrote an artifact; None for a folder without a manifest. Raises Reject as `target_class` does."""
-    return target_class(read_manifest(path).kind) if (path / NAME).is_file() else None
+    return target_class(read_manifest(artifact).kind) if (artifact / NAME).is_file() else None
 
 
 def handling_of(target_name: str, folder: str) -> str:
@@ -276,9 +276,9 @@ def locate_checkpoint_and_artifact(path: Path) -> tuple[Path, tuple[Path, Manife
     return path, None
 
 
-def _folders_not_opened(path: Path, manifest: Manifest, folder: Path) -> list[str]:
+def _folders_not_opened(artifact: Path, manifest: Manifest, folder: Path) -> list[str]:
     """The other forms and points of an artifact: what opening `folder` does not read. What lies beside them it may."""
-    opened = folder.relative_to(path).parts[0]
+    opened = folder.relative_to(artifact).parts[0]
     forms = [form for form in forms_of(manifest.kind) if form != opened]
     if opened != POINTS:
         return [*forms, POINTS]
@@ -291,15 +291,15 @@ def _form(manifest: Manifest) -> str | None:
     return next(present, None)
 
 
-def checkpoint_folder_by_point(path: Path, manifest: Manifest) -> Iterator[tuple[str, Path]]:
+def checkpoint_folder_by_point(artifact: Path, manifest: Manifest) -> Iterator[tuple[str, Path]]:
     """The points of a front by name, each with the folder that loads."""
     for member in manifest.members:
         inside = f"{POINTS}/{member['name']}"
         present = (f for f in forms_of("hf") if any(f"{inside}/{m}" in manifest.files for m in marks("hf", f)))
         form = next(present, None)
         if form is None:
-            raise no_artifact(f"{path} has no model of the point {member['name']}").rejection()
-        yield member["name"], path / inside / form
+            raise no_artifact(f"{artifact} has no model of the point {member['name']}").rejection()
+        yield member["name"], artifact / inside / form
 
 
 def has_checkpoint(manifest: Manifest) -> bool:

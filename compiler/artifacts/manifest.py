@@ -226,13 +226,13 @@ def dump(data: Mapping[str, Any]) -> bytes:
     return (json.dumps(data, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(artifact: Path) -> Manifest:
     """The manifest of an artifact folder. Says nothing of the files: `verify_files` does."""
-    data = _read_manifest_json(path / NAME)
-    manifest = _manifest_from_json(path / NAME, data)
-    if not (path / MEASURES).is_file():
+    data = _read_manifest_json(artifact / NAME)
+    manifest = _manifest_from_json(artifact / NAME, data)
+    if not (artifact / MEASURES).is_file():
         return manifest
-    return _manifest_from_json(path / MEASURES, data, _read_manifest_json(path / MEASURES))
+    return _manifest_from_json(artifact / MEASURES, data, _read_manifest_json(artifact / MEASURES))
 
 
 def _manifest_from_json(file: Path, data: Any, measured: Any = None) -> Manifest:
@@ -311,24 +311,24 @@ def verify_files(
         raise Reject(*faults)
 
 
-def _edited(path: Path, name: str, fact: str) -> Diagnostic:
-    return artifact_edited(f"{path / name} {fact}", help="compile again, or fetch the artifact again")
+def _edited(artifact: Path, name: str, fact: str) -> Diagnostic:
+    return artifact_edited(f"{artifact / name} {fact}", help="compile again, or fetch the artifact again")
 
 
-def hashed_files(path: Path) -> dict[str, Path]:
+def hashed_files(artifact: Path) -> dict[str, Path]:
     """The files that a hash covers, by relative path; dot files and Python's caches are none."""
-    files = all_files(path)
+    files = all_files(artifact)
     return {n: f for n, f in files.items() if n not in UNHASHED and not any(map(is_hidden, n.split("/")))}
 
 
-def all_files(path: Path) -> dict[str, Path]:
+def all_files(artifact: Path) -> dict[str, Path]:
     """Every file below a folder, by relative path. Raises Reject where a folder is linked or a file is irregular."""
     irregular = next(
-        (f for f in path.rglob("*") if (f.is_symlink() and f.is_dir()) or not (f.is_file() or f.is_dir())), None
+        (f for f in artifact.rglob("*") if (f.is_symlink() and f.is_dir()) or not (f.is_file() or f.is_dir())), None
     )
     if irregular is not None:
         raise irregular_file(f"{irregular} is a linked folder, or no ordinary file", help=_REMEDY).rejection()
-    return {f.relative_to(path).as_posix(): f for f in sorted(path.rglob("*")) if f.is_file()}
+    return {f.relative_to(artifact).as_posix(): f for f in sorted(artifact.rglob("*")) if f.is_file()}
 
 
 def is_hidden(part: str) -> bool:
@@ -336,15 +336,15 @@ def is_hidden(part: str) -> bool:
     return part.startswith(".") or part == "__pycache__"
 
 
-def uncovered_files(path: Path) -> list[str]:
+def uncovered_files(artifact: Path) -> list[str]:
     """Files and folders of an artifact that no hash and no signature covers, by relative path."""
-    hidden = (p.relative_to(path) for p in sorted(path.rglob("*")) if is_hidden(p.name))
+    hidden = (p.relative_to(artifact) for p in sorted(artifact.rglob("*")) if is_hidden(p.name))
     return [p.as_posix() for p in hidden if not any(map(is_hidden, p.parts[:-1]))]
 
 
-def uncovered_files_text(path: Path) -> str:
+def uncovered_files_text(artifact: Path) -> str:
     """Sentence about the files and folders of an artifact that no hash and no signature covers; "" without any."""
-    names = uncovered_files(path)
+    names = uncovered_files(artifact)
     if not names:
         return ""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -358,11 +358,11 @@ def file_sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def hash_files(path: Path) -> dict[str, tuple[int, str]]:
-    return {n: (f.stat().st_size, file_sha256(f)) for n, f in hashed_files(path).items()}
+def hash_files(artifact: Path) -> dict[str, tuple[int, str]]:
+    return {n: (f.stat().st_size, file_sha256(f)) for n, f in hashed_files(artifact).items()}
 
 
-def artifact_hash(path: Path) -> str:
+def artifact_hash(artifact: Path) -> str:
     """One hash for all that a compile decides: files, recipe, lock, edits; not measures, card or times."""
-    read_manifest(path)
-    return file_sha256(path / NAME)
+    read_manifest(artifact)
+    return file_sha256(artifact / NAME)

@@ -8,13 +8,13 @@ class Measures(dict[str, Measure]):
     """Measures beside the original's, by the metric as the recipe writes it."""
 
     def __repr__(self) -> str:
-        rows = [("metric", "original", "compiled", "change"), *(map(_row, self.values()))]
+        rows = [("metric", "original", "compiled", "change"), *(map(_measure_cells, self.values()))]
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
         lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
         return "\n".join(line.rstrip() for line in lines)
 
 
-def _row(measure: Measure) -> tuple[str, str, str, str]:
+def _measure_cells(measure: Measure) -> tuple[str, str, str, str]:
     original, compiled = (
         "" if value is None else measurement_text(value, measure.unit) for value in (measure.original, measure.compiled)
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ...dsl.checker.value_text import plain
 from ...dsl.checker.values import value_from_json
 from ..core.safe_read import MALFORMED
-from .pages.sheet import ReportData, number, word
+from .pages.report_data import ReportData, number, word
 from .results_table import label_of
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _is_of_store(path: Path) -> bool:
     return path.name in _OTHER_FOLDERS or (path / "meta.yaml").is_file()
 
 
-def write_mlflow_runs(sheets: Sequence[ReportData], folder: Path) -> list[StoredRun]:
+def write_mlflow_runs(reports: Sequence[ReportData], folder: Path) -> list[StoredRun]:
     """Add a finished run for each artifact to a file store of MLflow, unless it has the same; nothing is sent anywhere.
 
     Metrics are the compiled model's; the original's end in `.original`. Digests lie in the run's `digests.json`.
@@ -78,7 +78,7 @@ def write_mlflow_runs(sheets: Sequence[ReportData], folder: Path) -> list[Stored
             with _malformed_as_store_error():
                 experiment = client.get_experiment_by_name(_EXPERIMENT)
             experiment_id = experiment.experiment_id if experiment else client.create_experiment(_EXPERIMENT)
-            return [_add_unless_stored(client, experiment_id, sheet) for sheet in sheets]
+            return [_add_unless_stored(client, experiment_id, report) for report in reports]
         except MlflowException as error:
             raise StoreError(f"MLflow can't add a run: {word(str(error))}") from error
 
@@ -105,37 +105,37 @@ def _without_logging() -> Iterator[None]:
         logging.disable(level)
 
 
-def _add_unless_stored(client: "MlflowClient", experiment_id: str, sheet: ReportData) -> StoredRun:
-    metrics = _metrics(sheet)
+def _add_unless_stored(client: "MlflowClient", experiment_id: str, report: ReportData) -> StoredRun:
+    metrics = _metrics(report)
     with _malformed_as_store_error():
-        same_digest = client.search_runs([experiment_id], f"tags.`{_DIGEST}` = '{sheet.hash}'") if sheet.hash else ()
+        same_digest = client.search_runs([experiment_id], f"tags.`{_DIGEST}` = '{report.hash}'") if report.hash else ()
     for run in same_digest:
         if run.info.status == "FINISHED" and run.data.metrics == metrics:
             return StoredRun(run.info.run_id, added=False)
-    return StoredRun(_add_run(client, experiment_id, sheet, metrics), added=True)
+    return StoredRun(_add_run(client, experiment_id, report, metrics), added=True)
 
 
-def _add_run(client: "MlflowClient", experiment_id: str, sheet: ReportData, metrics: dict[str, float]) -> str:
+def _add_run(client: "MlflowClient", experiment_id: str, report: ReportData, metrics: dict[str, float]) -> str:
     from mlflow.entities import Metric, Param, RunTag
 
     now_ms = int(time.time() * 1000)
-    run_id: str = client.create_run(experiment_id, run_name=label_of(sheet)).info.run_id
+    run_id: str = client.create_run(experiment_id, run_name=label_of(report)).info.run_id
     client.log_batch(
         run_id,
         [Metric(name, value, now_ms, 0) for name, value in metrics.items()],
-        [Param(name, value) for name, value in _params(sheet).items()],
-        [RunTag("effc.version", word(sheet.manifest.effc)), RunTag(_DIGEST, sheet.hash)],
+        [Param(name, value) for name, value in _params(report).items()],
+        [RunTag("effc.version", word(report.manifest.effc)), RunTag(_DIGEST, report.hash)],
     )
-    digests = {path: {"bytes": size, "sha256": sha256} for path, (size, sha256) in sheet.manifest.files.items()}
+    digests = {path: {"bytes": size, "sha256": sha256} for path, (size, sha256) in report.manifest.files.items()}
     client.log_dict(run_id, digests, "digests.json")
-    client.log_text(run_id, str(sheet.manifest.recipe.get("text", "")), "recipe.effspec")
+    client.log_text(run_id, str(report.manifest.recipe.get("text", "")), "recipe.effspec")
     client.set_terminated(run_id)
     return run_id
 
 
-def _metrics(sheet: ReportData) -> dict[str, float]:
+def _metrics(report: ReportData) -> dict[str, float]:
     values: dict[str, float] = {}
-    for measure in sheet.manifest.measures:
+    for measure in report.manifest.measures:
         name = _name(measure.metric)
         for key, value in ((name, number(measure.compiled)), (f"{name}.original", number(measure.original))):
             if value is not None:
@@ -143,11 +143,11 @@ def _metrics(sheet: ReportData) -> dict[str, float]:
     return values
 
 
-def _params(sheet: ReportData) -> dict[str, str]:
+def _params(report: ReportData) -> dict[str, str]:
     """Parameters of the recipe, and the arguments of each step."""
-    manifest = sheet.manifest
+    manifest = report.manifest
     values: dict[str, Any] = {
-        "artifact": sheet.location,
+        "artifact": report.location,
         "target": manifest.kind,
         "pipeline": manifest.name,
         "recipe": manifest.recipe.get("name"),

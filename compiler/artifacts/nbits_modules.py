@@ -49,9 +49,9 @@ def _pack_module(path: str, weight: Tensor, scheme: Scheme, codes: Codes) -> NBi
     return pack_nbits(codes, scheme.bits, block, k)
 
 
-def _unfit_group(subject: str, group: int) -> Diagnostic:
+def _unfit_group(subject: str, group_size: int) -> Diagnostic:
     return incompatible_grid(
-        f"{subject} in groups of {group} inputs, and a scale of `MatMulNBits` is for 16, 32, 64 or 128",
+        f"{subject} in groups of {group_size} inputs, and a scale of `MatMulNBits` is for 16, 32, 64 or 128",
         help="quantise with `group: 32`, or another multiple of 16, or with `group: 0`",
         argument="weights",
     )

@@ -18,7 +18,7 @@ _LOCAL = "urn:effc:local"  # a builder that no CI vouches for
 _SIGNER = "effc_signer"  # {"commit": resource, "job": address}, as far as the environment says
 
 
-def provenance_statement(path: Path, manifest: Manifest) -> dict[str, Any]:
+def provenance_statement(artifact: Path, manifest: Manifest) -> dict[str, Any]:
     """In-toto statement about an artifact: its subject is `manifest.json`, which holds the hash of every other file."""
     recipe, lock = manifest.recipe, manifest.lock
     parameters = {
@@ -35,7 +35,7 @@ def provenance_statement(path: Path, manifest: Manifest) -> dict[str, Any]:
     signer = {"commit": ci_commit(), "job": ci_job()}
     return {
         "_type": "https://in-toto.io/Statement/v1",
-        "subject": [{"name": NAME, "digest": {"sha256": file_sha256(path / NAME)}}],
+        "subject": [{"name": NAME, "digest": {"sha256": file_sha256(artifact / NAME)}}],
         "predicateType": "https://slsa.dev/provenance/v1",
         "predicate": {
             "buildDefinition": {

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..core.quantity import count_text, measurement_text
 from .manifest import NAME, Expectation, Measure
-from .pages.sheet import ReportData, number, word
+from .pages.report_data import ReportData, number, word
 
 _FIRST, _LAST = ("params", "bytes"), ("prefill", "decode", "throughput")  # sizes, quality, speed
 _OUTCOMES = {"fails": ("fails", "fail"), "undecided": ("undecided",) * 2, "skipped": ("skipped",) * 2}
@@ -19,15 +19,15 @@ def artifacts_in(folder: Path) -> list[Path]:
     return sorted(file.parent for file in files) or [folder]
 
 
-def label_of(sheet: ReportData) -> str:
+def label_of(report: ReportData) -> str:
     """Name of an artifact among those of other variants and pipelines."""
-    variant = word(sheet.manifest.recipe.get("variant"))
-    return f"{word(sheet.manifest.name)} [{variant}]" if variant else word(sheet.manifest.name)
+    variant = word(report.manifest.recipe.get("variant"))
+    return f"{word(report.manifest.name)} [{variant}]" if variant else word(report.manifest.name)
 
 
-def results_table(sheets: Sequence[ReportData]) -> list[tuple[str, ...]]:
+def results_table(reports: Sequence[ReportData]) -> list[tuple[str, ...]]:
     """Rows of cells, the head first: pipeline, artifact, target, each measure, bounds."""
-    measures = [{word(m.metric): m for m in sheet.manifest.measures} for sheet in sheets]
+    measures = [{word(m.metric): m for m in report.manifest.measures} for report in reports]
     metrics = sorted(dict.fromkeys(name for row in measures for name in row), key=_rank)
     originals = [_original([row[name] for row in measures if name in row]) for name in metrics]
     return [
@@ -35,13 +35,13 @@ def results_table(sheets: Sequence[ReportData]) -> list[tuple[str, ...]]:
         ("original", "", "", *originals, ""),
         *(
             (
-                label_of(sheet),
-                word(sheet.location),
-                word(sheet.manifest.kind),
+                label_of(report),
+                word(report.location),
+                word(report.manifest.kind),
                 *(_compiled_value_text(row.get(name)) for name in metrics),
-                bounds_text(sheet.manifest.expectations),
+                bounds_text(report.manifest.expectations),
             )
-            for sheet, row in zip(sheets, measures, strict=True)
+            for report, row in zip(reports, measures, strict=True)
         ),
     ]
 
@@ -55,10 +55,10 @@ def bounds_text(expectations: Sequence[Expectation]) -> str:
     return f"{len(outcomes)} hold{'s' * (len(outcomes) == 1)}" if outcomes else ""
 
 
-def results_title(sheets: Sequence[ReportData]) -> str:
+def results_title(reports: Sequence[ReportData]) -> str:
     """`4 artifacts of 2 results`."""
-    results = len({sheet.pipeline for sheet in sheets})
-    return f"{count_text(len(sheets), 'artifact')} of {count_text(results, 'result')}"
+    results = len({report.pipeline for report in reports})
+    return f"{count_text(len(reports), 'artifact')} of {count_text(results, 'result')}"
 
 
 def _rank(metric: str) -> int:

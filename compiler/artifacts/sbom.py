@@ -21,7 +21,8 @@ def cyclonedx_json(manifest: Manifest) -> bytes:
     lock has."""
     plugins = {plugin.distribution.name: plugin.distribution for plugin in plugin_packages.packages()}
     packages = [
-        _package(name, package) for name, package in sorted({**plugins, **distributions_of_dependencies()}.items())
+        _package_component(name, package)
+        for name, package in sorted({**plugins, **distributions_of_dependencies()}.items())
     ]
     inputs = [_input_component(label, identity) for label, identity in sorted(manifest.lock.get("inputs", {}).items())]
     python = ".".join(map(str, sys.version_info[:3]))
@@ -53,7 +54,7 @@ def cyclonedx_json(manifest: Manifest) -> bytes:
 
 
 @cache  # its description is parsed for that
-def _package(name: str, distribution: metadata.Distribution) -> dict[str, Any]:
+def _package_component(name: str, distribution: metadata.Distribution) -> dict[str, Any]:
     address = f"pkg:pypi/{name}@{distribution.version.replace('+', '%2B')}"
     component: dict[str, Any] = {
         "type": "library",

@@ -71,118 +71,118 @@ class Signature:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
-def sign_artifact(path: Path, secret_file: Path, note: str = "") -> Signature:
+def sign_artifact(artifact: Path, secret_file: Path, note: str = "") -> Signature:
     """Sign an artifact whose files are those of its manifest; a signature that the key gave before goes."""
     secret = read_secret_key(secret_file)
-    manifest = read_manifest(path)
-    verify_files(path, manifest)
+    manifest = read_manifest(artifact)
+    verify_files(artifact, manifest)
     if len(note) > MAX_NOTE:
         raise unsigned(
             f"the note has {len(note)} characters, and at most {MAX_NOTE} are kept with a signature"
         ).rejection()
     key, time = public_key_text(secret.public_key()), datetime.now(UTC).isoformat(timespec="seconds")
-    provenance = provenance_statement(path, manifest)
+    provenance = provenance_statement(artifact, manifest)
     if key.startswith(f"{ED25519}:"):
-        signature = Signature(key, secret.sign(statement(path, note, time, provenance)), note, time, provenance)
-        _write_signature(path, signature)
+        signature = Signature(key, secret.sign(statement(artifact, note, time, provenance)), note, time, provenance)
+        _write_signature(artifact, signature)
         return signature
-    _refuse_bundle_of_another_key(path, key)
-    value = write_bundle(path, secret, manifest, signed=time, note=note, provenance=provenance)
+    _refuse_bundle_of_another_key(artifact, key)
+    value = write_bundle(artifact, secret, manifest, signed=time, note=note, provenance=provenance)
     return Signature(key, value, note, time, provenance)
 
 
-def _refuse_bundle_of_another_key(path: Path, key: str) -> None:
+def _refuse_bundle_of_another_key(artifact: Path, key: str) -> None:
     try:
-        bundle = read_bundle(path)
+        bundle = read_bundle(artifact)
         signer = f"the key {bundle.key_id}" if bundle is not None and bundle.hint != key_digest(key) else ""
     except Reject:
         signer = "what is no key that effc knows"
     if signer:
         raise already_signed(
-            f"{path / BUNDLE} is signed by {signer}, and has one signature",
+            f"{artifact / BUNDLE} is signed by {signer}, and has one signature",
             help="remove it, or sign beside it with a key of `effc sign --new-key FILE --key-type ed25519`",
         ).rejection()
 
 
-def _write_signature(path: Path, signature: Signature) -> None:
-    remaining = [s for s in read_signatures(path) if s.key != signature.key]
+def _write_signature(artifact: Path, signature: Signature) -> None:
+    remaining = [s for s in read_signatures(artifact) if s.key != signature.key]
     body = [{**vars(s), "signature": base64.b64encode(s.value).decode()} for s in (*remaining, signature)]
     for entry in body:
         del entry["value"]
     content = dump({"format": FORMAT, "signatures": body})
     if len(body) > _MAX_SIGNATURES or len(content) > _MAX_BYTES:
         raise unsigned(
-            f"{path} holds as many signatures as can be read: {_MAX_SIGNATURES}, of {_MAX_BYTES} bytes together",
-            help=f"remove {path / SIGNATURES}, or older entries of it",
+            f"{artifact} holds as many signatures as can be read: {_MAX_SIGNATURES}, of {_MAX_BYTES} bytes together",
+            help=f"remove {artifact / SIGNATURES}, or older entries of it",
         ).rejection()
-    write_atomic(path / SIGNATURES, content)
+    write_atomic(artifact / SIGNATURES, content)
 
 
-def find_valid_signer(path: Path, keys: Sequence[str]) -> str:
+def find_valid_signer(artifact: Path, keys: Sequence[str]) -> str:
     """The first of the keys, or of those in files, that signed an artifact as it is now; Reject where none did.
 
     Says nothing of the other files: the manifest that was signed holds their hashes, and `verify_files` compares.
     """
-    trusted, present, objections = read_trusted_keys(keys), read_signatures(path), []
+    trusted, present, objections = read_trusted_keys(keys), read_signatures(artifact), []
     for key in trusted.values():
         for signature in present:
-            if signature.key == key.text and is_valid_signature(signature, path):
+            if signature.key == key.text and is_valid_signature(signature, artifact):
                 if not (objection := key.objection(signature.signed)):
                     return key.text
                 objections.append(objection)
-    bundle, problem = read_bundle(path), ""
+    bundle, problem = read_bundle(artifact), ""
     for key in trusted.values():
         if bundle is None or not bundle.is_signed_by(key.text):
             continue
-        files = read_statement(bundle, path)
-        if problem := signed_files_problem(path, files):
+        files = read_statement(bundle, artifact)
+        if problem := signed_files_problem(artifact, files):
             break
         if not (objection := key.objection(files.signed)):
             return key.text
         objections.append(objection)
     signers = [s.key for s in present] + ([f"the key {bundle.key_id}"] if bundle else [])
     if objections:
-        reason, help = f"{path} is signed, but {objections[0]}", "ask its author for a newer one"
+        reason, help = f"{artifact} is signed, but {objections[0]}", "ask its author for a newer one"
     elif not signers:
-        reason, help = f"{path} is not signed", "sign it with `effc sign`, or use it without --require-signature"
+        reason, help = f"{artifact} is not signed", "sign it with `effc sign`, or use it without --require-signature"
     elif problem or any(s.key in trusted for s in present) or (bundle and bundle.hint in map(key_digest, trusted)):
-        reason = f"{path} was signed, and has changed since{f': {problem}' if problem else ''}"
+        reason = f"{artifact} was signed, and has changed since{f': {problem}' if problem else ''}"
         help = "fetch it again, or have it signed again"
     else:
-        reason, help = f"{path} is signed by {', '.join(signers)}, which is another key", ""
+        reason, help = f"{artifact} is signed by {', '.join(signers)}, which is another key", ""
     raise unsigned(reason, help=help).rejection()
 
 
-def is_valid_signature(signature: Signature, path: Path) -> bool:
+def is_valid_signature(signature: Signature, artifact: Path) -> bool:
     """Whether a signature is of the artifact as it is now."""
     key = public_key_of_text(signature.key)
     from cryptography.exceptions import InvalidSignature
 
     try:
-        key.verify(signature.value, statement(path, signature.note, signature.signed, signature.provenance))
+        key.verify(signature.value, statement(artifact, signature.note, signature.signed, signature.provenance))
     except InvalidSignature:
         return False
     return True
 
 
-def statement(path: Path, note: str = "", signed: str = "", provenance: Mapping[str, Any] | None = None) -> bytes:
+def statement(artifact: Path, note: str = "", signed: str = "", provenance: Mapping[str, Any] | None = None) -> bytes:
     """Bytes that are signed; of format 1 without time and provenance."""
     lines = [f"effc artifact signature {FORMAT if signed else 1}"]
-    lines += [f"{name} {file_sha256(path / name) if (path / name).is_file() else 'absent'}" for name in SIGNED]
+    lines += [f"{name} {file_sha256(artifact / name) if (artifact / name).is_file() else 'absent'}" for name in SIGNED]
     if signed:
         lines += [f"signed {json.dumps(signed)}", f"provenance {hashlib.sha256(dump(provenance or {})).hexdigest()}"]
     return ("\n".join([*lines, f"note {json.dumps(note)}"]) + "\n").encode()
 
 
-def read_signatures(path: Path) -> list[Signature]:
+def read_signatures(artifact: Path) -> list[Signature]:
     """Read the signatures of an artifact, unchecked; Reject a file that is no list of them."""
-    file = path / SIGNATURES
+    file = artifact / SIGNATURES
     if not file.is_file():
         return []
     with refusing(unsigned, f"{file} holds no signatures", "fetch it again"):
         if file.stat().st_size > _MAX_BYTES:
             raise ValueError(f"it has more than {_MAX_BYTES} bytes")
-        body = read_json(file, _MAX_BYTES, path)
+        body = read_json(file, _MAX_BYTES, artifact)
         entries = json_field(body, "signatures", list)
         if json_field(body, "format", int) not in (1, FORMAT) or len(entries) > _MAX_SIGNATURES:
             raise ValueError(f"format {FORMAT} has at most {_MAX_SIGNATURES} signatures")

@@ -111,18 +111,18 @@ def write_bundle(
     return value
 
 
-def _statement(path: Path, manifest: Manifest, extension: Mapping[str, Any]) -> dict[str, Any]:
+def _statement(artifact: Path, manifest: Manifest, extension: Mapping[str, Any]) -> dict[str, Any]:
     digests = {name: sha for name, (_, sha) in manifest.files.items()}
-    digests |= {name: file_sha256(path / name) for name in SIGNED if (path / name).is_file()}
+    digests |= {name: file_sha256(artifact / name) for name in SIGNED if (artifact / name).is_file()}
     names = sorted(digests, key=PurePosixPath)
     serialization = {
         "method": "files",
         "hash_type": "sha256",
         "allow_symlinks": False,
-        "ignore_paths": sorted({*_IGNORED, *_hidden_paths(path)}),
+        "ignore_paths": sorted({*_IGNORED, *_hidden_paths(artifact)}),
     }
     resources = [{"name": name, "algorithm": "sha256", "digest": digests[name]} for name in names]
-    subject = {"name": path.resolve().name, "digest": {"sha256": _root_digest(digests[name] for name in names)}}
+    subject = {"name": artifact.resolve().name, "digest": {"sha256": _root_digest(digests[name] for name in names)}}
     return {
         "_type": _STATEMENT_TYPE,
         "subject": [subject],
@@ -131,10 +131,10 @@ def _statement(path: Path, manifest: Manifest, extension: Mapping[str, Any]) -> 
     }
 
 
-def _hidden_paths(path: Path) -> Iterator[str]:
+def _hidden_paths(artifact: Path) -> Iterator[str]:
     """Files and folders of an artifact that no hash covers, because nothing loads them."""
-    for file in path.rglob("*"):
-        parts = file.relative_to(path).parts
+    for file in artifact.rglob("*"):
+        parts = file.relative_to(artifact).parts
         if is_hidden(parts[-1]) and not any(map(is_hidden, parts[:-1])):
             yield "/".join(parts)
 
@@ -155,13 +155,13 @@ def _ecdsa(key_type: str) -> Any:
     return ec.ECDSA(getattr(hashes, CURVES[key_type][1])())
 
 
-def read_bundle(path: Path) -> Bundle | None:
+def read_bundle(artifact: Path) -> Bundle | None:
     """The bundle of an artifact, unchecked; None where it has none. Raises Reject for a file of another form."""
-    file = path / BUNDLE
+    file = artifact / BUNDLE
     if not file.is_file():
         return None
     with refusing(unsigned, f"{file} holds no signature by a key", "fetch it again"):
-        return _bundle(read_json(file, CONFIG, path))
+        return _bundle(read_json(file, CONFIG, artifact))
 
 
 def _bundle(body: Any) -> Bundle:
@@ -183,9 +183,11 @@ def _bundle(body: Any) -> Bundle:
     return Bundle(payload, base64_field(json_field(signatures[0], "sig", str), "sig"), hint)
 
 
-def read_statement(bundle: Bundle, path: Path) -> SignedFiles:
+def read_statement(bundle: Bundle, artifact: Path) -> SignedFiles:
     """The files that a bundle vouches for. Raises Reject for a statement of another form."""
-    with refusing(unsigned, f"{path / BUNDLE} holds a statement that is not of {_PREDICATE_TYPE}", "fetch it again"):
+    with refusing(
+        unsigned, f"{artifact / BUNDLE} holds a statement that is not of {_PREDICATE_TYPE}", "fetch it again"
+    ):
         return _signed_files(parse_strict_json(bundle.payload))
 
 
@@ -236,32 +238,32 @@ def check_signed_fields(signed: Any, note: Any, provenance: Any) -> None:
     dump(provenance)  # ValueError: it has no spelling that could be signed
 
 
-def signed_files_problem(path: Path, files: SignedFiles) -> str:
+def signed_files_problem(artifact: Path, files: SignedFiles) -> str:
     """Fact about the first file that is not as a statement has it; "" where all are.
 
     Content that the manifest records is compared with the manifest alone, because `verify_files` reads those files.
     Files that the statement leaves out are covered by the manifest, which it may not leave out.
     """
     for name in SIGNED:
-        if (path / name).is_file() and name not in files.digests:
+        if (artifact / name).is_file() and name not in files.digests:
             return f"{BUNDLE} does not list {name}"
-        if name in files.digests and (problem := _content_problem(path, name, *files.digests[name])):
+        if name in files.digests and (problem := _content_problem(artifact, name, *files.digests[name])):
             return problem
-    recorded = read_manifest(path).files
+    recorded = read_manifest(artifact).files
     for name, (algorithm, digest) in files.digests.items():
         if algorithm == "sha256" and name in recorded and recorded[name][1] == digest:
             continue
-        if name not in SIGNED and (problem := _content_problem(path, name, algorithm, digest)):
+        if name not in SIGNED and (problem := _content_problem(artifact, name, algorithm, digest)):
             return problem
     return ""
 
 
-def _content_problem(path: Path, name: str, algorithm: str, digest: str) -> str:
+def _content_problem(artifact: Path, name: str, algorithm: str, digest: str) -> str:
     try:
-        refuse_irregular_file(path / name, root=path)
-        if (path / name).resolve() != path.resolve() / name:  # by links one file has any number of names
+        refuse_irregular_file(artifact / name, root=artifact)
+        if (artifact / name).resolve() != artifact.resolve() / name:  # by links one file has any number of names
             return f"{name} is reached through a link"
-        with open_regular(path / name) as file:
+        with open_regular(artifact / name) as file:
             actual = hashlib.file_digest(cast(io.BufferedReader, file), algorithm).hexdigest()
     except OSError:
         return f"{name} is missing"

@@ -151,14 +151,14 @@ def _lines_of_key_file(file: str) -> Iterator[str]:
             f"`{file}` holds a secret key, and signatures are checked by the public one",
             help="give the FILE.pub beside it; whoever has the secret key can sign in its owner's name",
         ).rejection()
-    text = _PEM.sub(lambda match: _text_of_pem(match[0], file), text)
+    text = _PEM.sub(lambda match: _public_key_text_of_pem(match[0], file), text)
     lines = [line for row in text.splitlines() if (line := row.partition("#")[0].strip())]
     if not lines:
         raise invalid_signing_key(f"`{file}` holds no public key", help="give the FILE.pub that holds one").rejection()
     yield from lines
 
 
-def _text_of_pem(pem: str, file: str) -> str:
+def _public_key_text_of_pem(pem: str, file: str) -> str:
     check_signing_library()
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_public_key

@@ -29,32 +29,32 @@ class TrustCheck:
     state: str = "ok"
 
 
-def all_trust_checks(path: Path, check_forms: Callable[[Path, Manifest], list[str]]) -> list[TrustCheck]:
+def all_trust_checks(artifact: Path, check_forms: Callable[[Path, Manifest], list[str]]) -> list[TrustCheck]:
     """Run every check of an artifact: signatures, hashes, forms, files, config, recipe and folders. Raises Reject where
     there is no manifest to go by.
 
     check_forms    reads the forms as `effc verify` does, and returns them
     """
-    manifest = read_manifest(path)
-    signatures = list(_signature_checks(path))  # before any other file is read
-    hashes = _hashes(path, manifest)
-    uncovered = uncovered_files_text(path)
+    manifest = read_manifest(artifact)
+    signatures = list(_signature_checks(artifact))  # before any other file is read
+    hashes = _hash_check(artifact, manifest)
+    uncovered = uncovered_files_text(artifact)
     checks = [
         *signatures,
         hashes,
         *([TrustCheck("uncovered", uncovered, "note")] if uncovered else ()),
-        *(_form_checks(path, manifest, check_forms) if hashes.state == "ok" else ()),
-        *_file_checks(path),
-        *_config_checks(path),
-        *_recipe(manifest),
-        *_folders(manifest),
+        *(_form_checks(artifact, manifest, check_forms) if hashes.state == "ok" else ()),
+        *_file_checks(artifact),
+        *_config_checks(artifact),
+        *_recipe_checks(manifest),
+        *_folder_checks(manifest),
     ]
     return [replace(check, topic=short(check.topic), fact=short(check.fact)) for check in checks]
 
 
-def _hashes(path: Path, manifest: Manifest) -> TrustCheck:
+def _hash_check(artifact: Path, manifest: Manifest) -> TrustCheck:
     try:
-        verify_files(path, manifest)
+        verify_files(artifact, manifest)
     except Reject as rejection:
         return TrustCheck("files", rejection.diagnostics[0].message, "bad")
     fact = f"{len(manifest.files)} have the content that the manifest records, and effc opens no others"
@@ -73,26 +73,26 @@ def _form_checks(
     yield TrustCheck("forms", message, "ok" if forms else "note")
 
 
-def _signature_checks(path: Path) -> Iterator[TrustCheck]:
+def _signature_checks(artifact: Path) -> Iterator[TrustCheck]:
     """A signature says something to those alone who know its key."""
     try:
-        present, bundle = read_signatures(path), read_bundle(path)
+        present, bundle = read_signatures(artifact), read_bundle(artifact)
     except Reject as rejection:
         yield TrustCheck("signature", rejection.diagnostics[0].message, "bad")
         return
     if not present and bundle is None:
         yield TrustCheck("signature", "nobody signed it", "note")
     for one in present:
-        yield from _checks_of_signer(one.key, one.signed, one.provenance if is_valid_signature(one, path) else None)
+        yield from _checks_of_signer(one.key, one.signed, one.provenance if is_valid_signature(one, artifact) else None)
     if bundle is not None:
-        yield from _bundle_checks(path, bundle)
+        yield from _bundle_checks(artifact, bundle)
 
 
-def _bundle_checks(path: Path, bundle: Bundle) -> Iterator[TrustCheck]:
+def _bundle_checks(artifact: Path, bundle: Bundle) -> Iterator[TrustCheck]:
     """Checks of `model.sig`, which names its key where effc wrote it, and else the key's digest alone."""
     try:
-        files = read_statement(bundle, path)
-        problem = signed_files_problem(path, files)
+        files = read_statement(bundle, artifact)
+        problem = signed_files_problem(artifact, files)
     except Reject as rejection:
         yield TrustCheck("signature", rejection.diagnostics[0].message, "bad")
         return
@@ -124,8 +124,8 @@ def _checks_of_signer(key: str, signed: str, provenance: Mapping[str, Any] | Non
             yield TrustCheck("provenance", "it is of another form than effc writes", "note")
 
 
-def _file_checks(path: Path) -> Iterator[TrustCheck]:
-    names = all_files(path)
+def _file_checks(artifact: Path) -> Iterator[TrustCheck]:
+    names = all_files(artifact)
     pickles = [n for n, file in names.items() if n.lower().endswith(_PICKLES) or has_pickle_content(file)]
     code = [name for name in names if name.lower().endswith(_CODE)]
     for kind, file_names, state in (("pickles", pickles, "bad"), ("code", code, "note")):  # apps bring code
@@ -150,9 +150,9 @@ def has_pickle_content(file: Path) -> bool:
     return start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
 
 
-def _config_checks(path: Path) -> Iterator[TrustCheck]:
+def _config_checks(artifact: Path) -> Iterator[TrustCheck]:
     asking = []
-    for name, file in hashed_files(path).items():
+    for name, file in hashed_files(artifact).items():
         if file.name.endswith("config.json") and file.stat().st_size <= _MAX_BYTES:
             try:
                 body = read_json(file, _MAX_BYTES)
@@ -170,7 +170,7 @@ def _config_checks(path: Path) -> Iterator[TrustCheck]:
     )
 
 
-def _recipe(manifest: Manifest) -> Iterator[TrustCheck]:
+def _recipe_checks(manifest: Manifest) -> Iterator[TrustCheck]:
     """Loading never reads the recipe; compiling it again may run what it names."""
     models = manifest.recipe.get("resolved", {}).get("models", {}) if isinstance(manifest.recipe, dict) else {}
     modules = [name for name, call in models.items() if isinstance(call, dict) and call.get("word") == "module"]
@@ -180,7 +180,7 @@ def _recipe(manifest: Manifest) -> Iterator[TrustCheck]:
         )
 
 
-def _folders(manifest: Manifest) -> Iterator[TrustCheck]:
+def _folder_checks(manifest: Manifest) -> Iterator[TrustCheck]:
     folders = dict.fromkeys(name.partition("/")[0] for name in manifest.files if "/" in name)
     for folder in folders:
         handling = handling_of(manifest.kind, folder)

@@ -68,10 +68,10 @@ class Deadline:
         stop, self.stop = self.stop, None
         return stop
 
-    def too_short_rejection(self, decision: str, remaining: float) -> Reject:
+    def too_short_rejection(self, decision: str, needed_seconds: float) -> Reject:
         """Rejection for a time that is too short for the first decision of a search; it takes about so many seconds
-        `remaining`."""
-        least = self.elapsed + remaining
+        `needed_seconds`."""
+        least = self.elapsed + needed_seconds
         return no_time(
             f"{duration_text(self.allowed)} are too short for {decision}: that takes about {duration_text(least)}",
             help=f"give `--max-time {flag(1.1 * least)}` or more, or none; what was scored so far is kept",

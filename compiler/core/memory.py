@@ -15,6 +15,7 @@ memory_bound = Fault(
 SHARE = 0.75  # of the memory, for weights that are in use at once
 LARGE = 0.25  # of the memory, for a copy of weights
 _STATUS = Path("/proc/self/status")
+_INTERVAL_S = 0.02
 
 
 def anonymous_memory_of_process() -> int:
@@ -44,12 +45,11 @@ def baseline_memory() -> int:
 class MemoryWatch:
     """Samples memory from a thread while a stage runs; `peak` is the most that it saw.
 
-    `check` raises once the bound has been passed: passes call it through `ctx.each`.
+    `refuse_exceeded_limit` raises once the bound has been passed: passes call it through `ctx.each`.
     """
 
-    def __init__(self, limit: int | None = None, interval_s: float = 0.02):
-        self.limit, self.interval = limit, interval_s
-        self.peak = 0
+    def __init__(self, limit: int | None = None):
+        self.limit, self.peak = limit, 0
         self._stop = threading.Event()
 
     def __enter__(self) -> "MemoryWatch":
@@ -64,7 +64,7 @@ class MemoryWatch:
     def _sample(self) -> None:
         while not self._stop.is_set():
             self.peak = max(self.peak, anonymous_memory_of_process())
-            self._stop.wait(self.interval)
+            self._stop.wait(_INTERVAL_S)
 
     def refuse_exceeded_limit(self) -> None:
         if self.limit is not None and self.peak > self.limit:
@@ -74,13 +74,13 @@ class MemoryWatch:
             ).rejection()
 
 
-def keep_in_memory_budget(limit: int | None, share: float = 0.5, max_bytes: int = 4 << 30) -> int:
+def keep_in_memory_budget(limit: int | None) -> int:
     """Bytes that a stage may spend on keeping what it could compute again.
 
-    A share of what the bound leaves above what is held now; without a bound, of what the system has to spare.
+    Half of what the bound leaves above what is held now; without one, of what the system has to spare; 4 GiB at most.
     """
     spare = limit - anonymous_memory_of_process() if limit is not None else available()
-    return max(0, min(int(share * spare), max_bytes))
+    return max(0, min(spare // 2, 4 << 30))
 
 
 def fits_in_memory(weight_bytes: int) -> bool:

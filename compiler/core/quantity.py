@@ -122,9 +122,9 @@ def relative_change_text(before: float, after: float) -> str:
     return f"{share:+.{0 if abs(share) >= 100 else 1}f} %"
 
 
-def count_text(count: int, noun: str, plural: str = "") -> str:
+def count_text(count: int, noun: str) -> str:
     """`1 step`, `3 steps`."""
-    return f"{count} {noun if count == 1 else plural or noun + 's'}"
+    return f"{count} {noun if count == 1 else noun + 's'}"
 
 
 def _decimals(value: float) -> int:

@@ -148,9 +148,9 @@ class Session:
         checked = self.check(resolve=resolve)
         if any(d.severity == "error" for d in checked.diagnostics):
             raise Reject(*checked.diagnostics)
-        return self._chosen(checked.recipes) if self.pipelines else checked.recipes
+        return self._with_named_pipelines(checked.recipes) if self.pipelines else checked.recipes
 
-    def _chosen(self, recipes: tuple[Recipe, ...]) -> tuple[Recipe, ...]:
+    def _with_named_pipelines(self, recipes: tuple[Recipe, ...]) -> tuple[Recipe, ...]:
         """Recipes with the named pipelines alone. Raises Reject (no-such-pipeline)."""
         known = [name for recipe in recipes for name in recipe.pipelines]
         if unknown := [name for name in self.pipelines if name not in known]:

@@ -132,13 +132,13 @@ class Bisection:
     def _verdict_of_step(self, key: str) -> BoundVerdict:
         outcome = self.build.load_outcome(key)
         assert outcome.in_place and outcome.program, f"{key} gives {outcome.kind}"
-        verdict = self._judged(outcome.program.model)
+        verdict = self._verdict_on_model(outcome.program.model)
         self.ctx.emit_event(
             Said(f"{metric_label(self.bound)} {_measured_text(verdict.value, verdict.unit)}, {verdict.state}")
         )
         return verdict
 
-    def _judged(self, model: Any) -> BoundVerdict:
+    def _verdict_on_model(self, model: Any) -> BoundVerdict:
         """The bound alone on a model; of a clock beside the original, in turns."""
         pipeline = replace(self.plan.pipeline, expects=(self.bound,))
         if self.ctx.metric(self.bound.metric).timed:
@@ -174,7 +174,7 @@ class Bisection:
             if cut_names is not None and cut_names[len(cuts)] != event.name:
                 raise _Done  # scores in notes are rounded, and two were the same
             assert before.program is not None
-            verdict = self._judged(before.program.model)
+            verdict = self._verdict_on_model(before.program.model)
             cuts.append((event.name, math.nan if verdict.value is None else verdict.value))
             if not verdict.passed:
                 raise _Done

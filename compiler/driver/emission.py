@@ -18,7 +18,7 @@ from ..analysis.planning.plan import Plan
 from ..artifacts.artifact import artifact_draft
 from ..artifacts.load import load_to_judge
 from ..artifacts.manifest import Check, Expectation, Manifest
-from ..artifacts.pages.sheet import ReportData
+from ..artifacts.pages.report_data import ReportData
 from ..artifacts.unfinished_marker import is_unfinished_output_of, mark
 from ..artifacts.verify import verify_forms
 from ..core.cache import Cache
@@ -44,7 +44,7 @@ class Artifact:
     missed: tuple[Diagnostic, ...]
 
     @property
-    def sheet(self) -> ReportData:
+    def report(self) -> ReportData:
         return ReportData.of(self.path)
 
     @property
@@ -119,18 +119,18 @@ class Emission:
     def write_report(self, target: Emit, artifacts: Sequence[Artifact], load_outcome: Callable[[], Outcome]) -> Page:
         """Write a file about the artifacts of a result, or about the result itself where it has none."""
         writer: Target = self.ctx.registry.make("target", target.call)
-        path, sheets = self.out / target.call.args["path"], [a.sheet for a in artifacts]
+        path, reports = self.out / target.call.args["path"], [a.report for a in artifacts]
         missed: tuple[Diagnostic, ...] = ()
-        if not sheets:
+        if not reports:
             with announcing_stage("measuring"):
                 result = load_outcome()
                 compared, verdicts = self.measure_and_judge_bounds(result, target, self.out, [])
                 missed = tuple(unmet_bound_diagnostics(verdicts, self.ctx.settings.undecided))
-                sheets = [ReportData("", replace(self.measured_manifest(result, target, compared), kind=""))]
+                reports = [ReportData("", replace(self.measured_manifest(result, target, compared), kind=""))]
         self.ctx.origin.refuse_changed_files()
         with announcing_stage("drawing"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            writer.write_about(sheets, path)
+            writer.write_about(reports, path)
         mark(Path(os.path.abspath(path)), target.call)
         return Page(path, missed)
 

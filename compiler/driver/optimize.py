@@ -162,7 +162,7 @@ class Optimized:
         from ..artifacts.pages.page import render_html
 
         file = apply_option_rules({"path": path}, {"path": path_option})["path"]
-        write_atomic(file, render_html([self.artifact.sheet]).encode())
+        write_atomic(file, render_html([self.artifact.report]).encode())
         return file
 
 

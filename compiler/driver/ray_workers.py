@@ -178,13 +178,13 @@ class RayTransport(WorkerTransport):
     def send(self, index: int, line: str) -> None:
         self.owed[self.actors[index].answered.remote(line)] = index
 
-    def receive(self, seconds: float) -> list[tuple[int, str, bool]]:
+    def receive(self, timeout_s: float) -> list[tuple[int, str, bool]]:
         import ray
 
         if not self.owed:
-            time.sleep(min(seconds, 0.1))
+            time.sleep(min(timeout_s, 0.1))
             return []
-        ready, _ = ray.wait(list(self.owed), num_returns=1, timeout=seconds)
+        ready, _ = ray.wait(list(self.owed), num_returns=1, timeout=timeout_s)
         replies = []
         for one in ready:
             index = self.owed.pop(one)

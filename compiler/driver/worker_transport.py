@@ -31,10 +31,10 @@ class WorkerTransport(ABC):
         """Send a line to a worker that has answered all before it."""
 
     @abstractmethod
-    def receive(self, seconds: float) -> Sequence[tuple[int, str, bool]]:
+    def receive(self, timeout_s: float) -> Sequence[tuple[int, str, bool]]:
         """Answers (index, line, True) and lost workers (index, reason, False), as soon as there are some.
 
-        Waits `seconds` at most; empty where none came.
+        Waits `timeout_s` at most; empty where none came.
         """
 
     @abstractmethod
@@ -82,10 +82,10 @@ class LocalProcesses(WorkerTransport):
             pipe.write(line.encode() + b"\n")
             pipe.flush()
 
-    def receive(self, seconds: float) -> list[tuple[int, str, bool]]:
+    def receive(self, timeout_s: float) -> list[tuple[int, str, bool]]:
         pipes = {w.stdout.fileno(): index for index, w in self.workers.items() if w.stdout}
         replies = []
-        for number in select(list(pipes), [], [], seconds)[0]:
+        for number in select(list(pipes), [], [], timeout_s)[0]:
             index = pipes[number]
             part = os.read(number, 1 << 16)
             if not part:

@@ -10,7 +10,6 @@ from ..plugin.row_scores import RowScores
 
 CONFIDENCE = 0.95
 FEWEST_ROWS = 8  # without which rows say nothing of others
-FEWEST = 6  # timings without an assumption: the range of five holds the median only 15 times in 16
 STUDENT_99 = {3: 9.925, 4: 5.841, 5: 4.604}  # number of values -> quantile 0.995 of Student's t, n - 1 degrees
 
 

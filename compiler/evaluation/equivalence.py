@@ -23,21 +23,6 @@ _OTHER_BATCH = 3
 _SHAPES = ((BATCH, LENGTH, 0), (3, 11, 0), (1, 1, 0), (BATCH, LENGTH, PADDING), (3, 11, 3))
 
 
-def max_logit_difference(
-    reference: nn.Module, candidate: nn.Module, *, vocab: int | None = None, seed: int = 0
-) -> float:
-    """The worst absolute difference of logits between two models; inf if any isn't finite.
-
-    vocab   ids are drawn below it; by default the reference's vocabulary
-    seed    chooses the ids
-    """
-    vocab = vocab or vocabulary_size(reference)
-    return max_difference(
-        record_logits_of_sample_calls(reference, vocab=vocab, seed=seed),
-        record_logits_of_sample_calls(candidate, vocab=vocab, seed=seed),
-    )
-
-
 def record_logits_of_sample_calls(model: nn.Module, *, vocab: int | None = None, seed: int = 0) -> list[torch.Tensor]:
     """Logits [tokens, vocabulary] of every situation, without those at padding; kept to compare a model with
     what it was before an edit in place.

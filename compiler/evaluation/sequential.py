@@ -133,10 +133,10 @@ def pocock_quantile(looks: tuple[int, ...], level: float) -> float:
     return high
 
 
-def _crossing_probability(looks: tuple[int, ...], bound: float, points: int = 161) -> float:
+def _crossing_probability(looks: tuple[int, ...], bound: float) -> float:
     """Probability that a standardised mean is beyond `bound` at one of the looks, by the trapezoidal rule."""
-    grid = np.linspace(-bound, bound, points)
-    steps = np.full(points, grid[1] - grid[0])
+    grid = np.linspace(-bound, bound, 161)
+    steps = np.full(len(grid), grid[1] - grid[0])
     steps[[0, -1]] /= 2
     density = np.exp(-(grid**2) / 2) / math.sqrt(2 * math.pi)
     for earlier, later in pairwise(looks):

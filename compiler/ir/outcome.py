@@ -13,7 +13,7 @@ from ..core.cache import Cache
 from ..core.quantity import count_text
 from ..models.checkpoints.origin import Origin
 from .program import Program
-from .stored_program import restore_program, store_in_cache
+from .stored_program import restore_program, store_and_map_parameters
 
 if TYPE_CHECKING:
     from .step_results import StepResults
@@ -94,7 +94,7 @@ class Model(Outcome):
         yield "", self.program
 
     def store(self, cache: Cache, origin: Origin) -> dict[str, Any]:
-        return store_in_cache(self.program, cache, origin)
+        return store_and_map_parameters(self.program, cache, origin)
 
     @classmethod
     def restore(cls, body: Mapping[str, Any], results: "StepResults") -> "Model":

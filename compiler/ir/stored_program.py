@@ -17,7 +17,7 @@ from .unit import Unit, code_key
 from .weights import assign_tensors, distinct_tensors
 
 
-def store_in_cache(program: Program, cache: Cache, origin: Origin) -> dict[str, Any]:
+def store_and_map_parameters(program: Program, cache: Cache, origin: Origin) -> dict[str, Any]:
     """Body of a program's cache entry; its large parameters then lie in the files that were written.
 
     Tensors that the original has under any name are not stored again.

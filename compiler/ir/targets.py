@@ -35,7 +35,7 @@ def check_graph_targets(graph: fx.Graph, layer: nn.Module, family: str) -> None:
         elif node.op == "get_attr":
             _refuse_misused_read(node, layer)
         elif node.op == "call_function":
-            _check_leaf_call(node)
+            _check_arguments_of_leaf_call(node)
         elif node.op == "call_method" and node.args[0].op == "get_attr":
             require(_is_tensor(layer, node.args[0].target), f"the method {node.target} of {node.args[0].target}")
         if node.op in ("call_function", "call_method", "call_module"):
@@ -106,7 +106,7 @@ def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return dict(inspect.signature(function).parameters)
 
 
-def _check_leaf_call(node: fx.Node) -> None:
+def _check_arguments_of_leaf_call(node: fx.Node) -> None:
     name = getattr(node.target, "__name__", "")
     if leaves.LEAF_FUNCTIONS.get(name) is not node.target:
         return

@@ -98,18 +98,18 @@ class PromptLookup:
         return []
 
     def observe(
-        self, draft: Sequence[int], accepted: int, seconds: float, rows: int = 1, total: int | None = None
+        self, draft: Sequence[int], accepted: int, seconds: float, rows: int = 1, total_drafted: int | None = None
     ) -> None:
         """So many of the last draft's tokens were accepted.
 
         seconds   of the call
-        total     tokens of all drafts in it; those of this one unless stated
+        total_drafted     tokens of all drafts in it; those of this one unless stated
         """
         drafted = len(draft)
-        total, self._longest_draft = total or drafted, max(self._longest_draft, drafted)
+        total_drafted, self._longest_draft = total_drafted or drafted, max(self._longest_draft, drafted)
         before, rejected = self._outcomes[self._match]
         self._outcomes[self._match] = before * _MEMORY + accepted, rejected * _MEMORY + (accepted < drafted)
-        cost = self._costs.excess(rows, total, seconds) * drafted / total
+        cost = self._costs.excess(rows, total_drafted, seconds) * drafted / total_drafted
         self._balance = min(_MAX_BALANCE, self._balance + accepted / rows - cost)
 
     def _best_length(self, limit: int, rows: int) -> int:

@@ -185,7 +185,7 @@ class Native(Target):
             group = self.group if size % self.group == 0 else next((g for g in (128, 64, 32) if size % g == 0), group)
             zero_codes = not middle
         *experts, n, k = weight.shape
-        return prod(experts) * packed_bytes(format.kernel, n, k, group=group, has_zero_codes=zero_codes)
+        return prod(experts) * packed_bytes(format.kernel, n, k, group_size=group, has_zero_codes=zero_codes)
 
     def forms(self) -> tuple[Form, ...]:
         formats = self._formats()

@@ -11,7 +11,7 @@ from ..plugin.context import Context
 from ..plugin.target import Target
 
 if TYPE_CHECKING:
-    from ..artifacts.pages.sheet import ReportData
+    from ..artifacts.pages.report_data import ReportData
 
 
 class Report(Target):

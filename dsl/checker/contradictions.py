@@ -38,7 +38,7 @@ def report_contradicting_bounds(bounds: Sequence[Bound], scope: Scope) -> None:
     reports = 0
     for bound in (b for b in bounds if not _reported_unreachable(b, scope)):
         subject = bound.metric, bound.baseline, bound.part, bound.profile
-        low, high = _ends(bound)
+        low, high = _lowest_and_highest(bound)
         least, greatest = strictest.get(subject, (low, high))
         other = greatest if _excludes(low, greatest) else least if _excludes(least, high) else None
         if other is None:
@@ -63,7 +63,7 @@ def _reported_unreachable(bound: Bound, scope: Scope) -> bool:
         return False
     facts = scope.session.vocabulary.words("metric")[bound.metric.name].facts
     lowest, highest = facts.get("lowest"), facts.get("highest")
-    low, high = _ends(bound)
+    low, high = _lowest_and_highest(bound)
     if lowest is not None and _excludes(_End(lowest, False, bound), high):
         reason = f"never below {_value_text(lowest, bound.limit)}"
     elif highest is not None and _excludes(low, _End(-highest, False, bound)):
@@ -90,7 +90,7 @@ def _value_text(value: float, limit: Any) -> str:
     return value_text(value)
 
 
-def _ends(bound: Bound) -> tuple[_End, _End]:
+def _lowest_and_highest(bound: Bound) -> tuple[_End, _End]:
     """Lowest and highest value that keeps a bound."""
     if isinstance(bound.limit, Range):
         low, high = sorted((magnitude(bound.limit.low), magnitude(bound.limit.high)))

@@ -51,16 +51,16 @@ def report_incompatible_module_widths(
         build.report(stage, wide_rank_diagnostic(rank, width, "").at(stage.call.where(facts["rank_param"])))
 
 
-def group_size_diagnostic(parts: Sequence[Part], group: int) -> Diagnostic | None:
+def group_size_diagnostic(parts: Sequence[Part], group_size: int) -> Diagnostic | None:
     """Diagnostic for modules whose inputs a group doesn't divide."""
-    misfits = [part for part in parts if group and inputs(part) % group]
+    misfits = [part for part in parts if group_size and inputs(part) % group_size]
     if not misfits:
         return None
     width = inputs(misfits[0])
-    fits = max(n for n in range(1, min(group, width) + 1) if all(inputs(part) % n == 0 for part in misfits))
+    fits = max(n for n in range(1, min(group_size, width) + 1) if all(inputs(part) % n == 0 for part in misfits))
     smaller = f"`group: {fits}`, or " if fits >= SMALLEST_GROUP else ""
     return incompatible_group(
-        f"{misfits[0].path} has {width} inputs, which groups of {group} don't divide{_and_more(misfits)}",
+        f"{misfits[0].path} has {width} inputs, which groups of {group_size} don't divide{_and_more(misfits)}",
         help=f"write {smaller}`group: 0` for one scale an output{_excluding_selector(misfits, parts)}",
         argument="group",
     )

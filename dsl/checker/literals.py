@@ -83,13 +83,13 @@ def parse_selector(expr: ast.Expr) -> Selector | None:
     return Selector(tuple(terms)) if terms else None
 
 
-def _selector_terms(op: str, expr: ast.Expr) -> list[tuple[str, str]] | None:
+def _selector_terms(preceding_operator: str, expr: ast.Expr) -> list[tuple[str, str]] | None:
     if isinstance(expr, ast.Text):
         refuse_invalid_glob(expr.value, expr.span)
-        return [(op, expr.value)]
+        return [(preceding_operator, expr.value)]
     if not isinstance(expr, ast.Combine):
         return None
-    left, right = _selector_terms(op, expr.left), _selector_terms(expr.op, expr.right)
+    left, right = _selector_terms(preceding_operator, expr.left), _selector_terms(expr.op, expr.right)
     if left and right and len(right) > 1:
         raise InvalidLiteral(
             invalid_selector(

@@ -77,11 +77,11 @@ class _Writer:
 
     # Lines, comments and blank lines
 
-    def write_lines_with_comment(self, indent: str, text: str, end: int | None) -> None:
+    def write_lines_with_comment(self, indent: str, text: str, source_end: int | None) -> None:
         """Write lines, with the comment that stands behind them on the line where their source ends."""
         self.lines += (indent + text).split("\n")
-        self.end = end
-        if self._has_comments() and end is not None and self._trails(self.comments[self.next], end):
+        self.end = source_end
+        if self._has_comments() and source_end is not None and self._trails(self.comments[self.next], source_end):
             self.lines[-1] += "  " + _comment(self.comments[self.next])
             self.end = self.comments[self.next].span.end
             self.next += 1

@@ -269,15 +269,15 @@ def _yaml_list(error_site: ErrorSite) -> SyntaxMistake:
     )
 
 
-def _misplaced_factor_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
+def _factor_before_baseline_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
     if error_site.previous.type != "STAR":
         return None
-    base = error_site.tokens[error_site.at - 2]
+    factor = error_site.tokens[error_site.at - 2]
     return SyntaxMistake(
         syntax(
             "the factor stands before the baseline",
             error_site.span(error_site.token),
-            help=f"write `{error_site.token} * {base}`",
+            help=f"write `{error_site.token} * {factor}`",
         )
     )
 
@@ -334,6 +334,6 @@ TABLE: tuple[Row, ...] = (
     _row("STRING", "NAME", _quoted_share_name_mistake),
     _row("COMMA RBRACE", "COLON", _unquoted_braces_mistake),
     _row("MINUS", "STRING", _yaml_list),
-    _row("NUMBER", "NAME", _misplaced_factor_mistake),
+    _row("NUMBER", "NAME", _factor_before_baseline_mistake),
     _row("NAME DOTTED NUMBER STRING LONG_STRING", "$END", _unknown_statement_mistake),
 )

@@ -9,7 +9,6 @@ from effc.compiler.analysis.discovery.bypass import staying
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.analysis.planning.selection import require_groups
 from effc.compiler.artifacts.compat import plan_padding_to_stock
-from effc.compiler.evaluation import equivalence
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.transforms.editing.rewrite import Rewriter
 from effc.compiler.transforms.search.widths import slice_all
@@ -17,6 +16,7 @@ from effc.dsl.syntax.diagnostics import Reject
 from torch import nn
 
 from tests.architectures import table
+from tests.equivalence import max_logit_difference
 
 torch.set_num_threads(1)
 _SIZES = {
@@ -65,4 +65,4 @@ def test_uneven_cuts_of_a_model_that_asks_for_numbers_are_filled_up_with_zeros(n
     assert not padding.reasons
     stock = copy.deepcopy(made(name))
     stock.load_state_dict({piece.name: piece.make() for piece in padding.padded_tensor_pieces(program)}, strict=False)
-    assert equivalence.max_logit_difference(program.model, stock) < 1e-4
+    assert max_logit_difference(program.model, stock) < 1e-4

@@ -40,6 +40,7 @@ from transformers import XLNetLMHeadModel
 from tests import tiny
 from tests.architectures import table
 from tests.architectures.test_closure import SHARE, chosen, timeouts
+from tests.equivalence import max_logit_difference
 
 torch.set_num_threads(1)
 
@@ -91,7 +92,7 @@ def test_a_layer_that_adds_its_mask_itself_runs_without_one_also_after_a_cut(nam
     for _ in range(2):
         for unit in program.units.values():
             unit.bind(program.model)
-        assert equivalence.max_logit_difference(reference, program.model) == 0.0
+        assert max_logit_difference(reference, program.model) == 0.0
         for unit in program.units.values():
             unit.unbind(program.model)
         group = next(g for g in skeleton_of(program).groups if g.kind == "channels")
@@ -129,7 +130,7 @@ def test_a_stream_that_is_weighed_before_it_is_added_to_is_one(name, number):
         for part in branch.parts:
             for parameter in silenced.get_submodule(part).parameters(recurse=False):
                 parameter.zero_()
-    assert equivalence.max_logit_difference(silenced, program.model) < 1e-5
+    assert max_logit_difference(silenced, program.model) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["gpt_oss", "lfm2_moe", "deepseek_v3"])
@@ -194,7 +195,7 @@ def test_query_heads_whose_keys_another_layer_makes_come_back_beside_the_right_o
     assert not filled.reasons
     stock = copy.deepcopy(silenced)
     stock.load_state_dict({piece.name: piece.make() for piece in filled.padded_tensor_pieces(program)}, strict=False)
-    assert equivalence.max_logit_difference(silenced, stock) < 1e-4
+    assert max_logit_difference(silenced, stock) < 1e-4
 
 
 def test_heads_come_back_in_their_own_width_or_not_at_all():
@@ -205,7 +206,7 @@ def test_heads_come_back_in_their_own_width_or_not_at_all():
     filled, stock = plan_padding_to_stock(program), table.model("deberta_v2")
     assert not filled.reasons and filled.config.num_attention_heads == 4
     stock.load_state_dict({piece.name: piece.make() for piece in filled.padded_tensor_pieces(program)}, strict=False)
-    assert equivalence.max_logit_difference(program.model, stock) < 1e-4
+    assert max_logit_difference(program.model, stock) < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -41,5 +41,5 @@ def test_int4_has_a_scale_and_a_zero_for_each_group(group, middle):
     generator = torch.Generator().manual_seed(0)
     w = torch.randn(96, 384, generator=generator)
     w = Grid(4, group, middle, False).fit_scales(w).round(w)
-    packed = LINEARS["dense_linear_int4"].pack(w, group=group)
-    assert packed_bytes("dense_linear_int4", 96, 384, group=group, has_zero_codes=not middle) == packed.numel()
+    packed = LINEARS["dense_linear_int4"].pack(w, group_size=group)
+    assert packed_bytes("dense_linear_int4", 96, 384, group_size=group, has_zero_codes=not middle) == packed.numel()

@@ -8,7 +8,6 @@ import torch
 from effc.compiler.artifacts.load import load
 from effc.compiler.artifacts.manifest import Manifest
 from effc.compiler.artifacts.verify import verify_forms
-from effc.compiler.evaluation.equivalence import max_logit_difference
 from effc.compiler.evaluation.promise import OutputPromise
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.layers import leaves
@@ -21,6 +20,7 @@ from transformers import DynamicCache, StaticCache
 
 from tests import tiny
 from tests.drafts import write_artifact
+from tests.equivalence import max_logit_difference
 from tests.recipes_in_memory import context_of, recipe_of
 from tests.worlds import defaults, refused
 

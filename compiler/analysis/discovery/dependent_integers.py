@@ -153,7 +153,7 @@ def _need(node: fx.Node, path: str, value: int, needed: int) -> Need:
     return Need(node, value, needed, sources.get(path, str(value) if value >= 0 else f"(0 - {-value})"), path)
 
 
-def _sizes(node: fx.Node, labelling: Labelling, removed: Tensor) -> Iterator[Need]:
+def _needs_of_size_arguments(node: fx.Node, labelling: Labelling, removed: Tensor) -> Iterator[Need]:
     """view, reshape and expand: a size literal counts the positions of its axis."""
     out = labelling.values[node]
     for axis, argument in enumerate(_size_argument_of_each_axis(node, labelling)):
@@ -268,10 +268,10 @@ def _slice_needs(node: fx.Node, labelling: Labelling, removed: Tensor) -> Iterat
 
 
 _LITERALS = {
-    "view": _sizes,
-    "reshape": _sizes,
-    "expand": _sizes,
-    "broadcast_to": _sizes,
+    "view": _needs_of_size_arguments,
+    "reshape": _needs_of_size_arguments,
+    "expand": _needs_of_size_arguments,
+    "broadcast_to": _needs_of_size_arguments,
     "split": _split_needs,
     "split_with_sizes": _split_needs,
     "getitem": _slice_needs,

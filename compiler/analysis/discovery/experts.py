@@ -181,7 +181,7 @@ def trace_leaf_module(module: nn.Module, node: fx.Node, args: tuple[Any, ...], k
     experts.get_interface = lambda self, name, default: _by_position(self[_BATCHED])
     try:
         statics = {name: x for name, x in shapes.items() if name not in tensors}
-        graph = trace_forward(module, tensors, statics, family=type(module).__module__, inline=True).graph
+        graph = trace_forward(module, tensors, statics, model_module=type(module).__module__, inline=True).graph
     except Exception as error:  # a forward may raise anything; then the module is taken as a whole
         return LeafTrace(None, f": {type(error).__name__}: {error}")
     finally:

@@ -35,7 +35,7 @@ def step_key_parts(call: Invocation, source: str, ctx: Context, steps: Mapping[s
             "step": {"word": call.word, "args": to_jsonable(call.args)},
             "input": source,
             "data": data,
-            "files": files(call, ctx),
+            "files": hashes_of_files(call, ctx),
             "seed": ctx.settings.seed,
             "source": {f"{kind} {name}": word_source(kind, name, ctx) for kind, name in words},
             "libraries": versions(*ctx.registry.vocabulary.word("pass", call.word).facts.get("requires", ())),
@@ -59,7 +59,7 @@ def _measured_on(call: Invocation, ctx: Context) -> dict[str, Any]:
     return {"machine": machine_facts()} | ({"profiles": profiles} if profiles else {})
 
 
-def files(call: Invocation, ctx: Context) -> dict[str, str]:
+def hashes_of_files(call: Invocation, ctx: Context) -> dict[str, str]:
     """Hashes of the files that a pass reads, by the paths in the recipe; "" for one that is not there."""
     named = ctx.registry.make("pass", call).files()
     folder = ctx.relative_to(call).folder

@@ -93,11 +93,9 @@ def is_inside(group: Group, branch: Branch) -> bool:
     return all(m.tensor.rpartition(".")[0] in branch.parts for m in group.members)
 
 
-def parts(
-    skeleton: Skeleton, selector: Selector | None, class_names: Sequence[str] = ("Linear", "Conv1D")
-) -> tuple[Part, ...]:
-    """Modules of these classes that `selector` selects; all of them without it."""
-    candidates = [p for p in skeleton.parts if p.kind in class_names]
+def parts(skeleton: Skeleton, selector: Selector | None) -> tuple[Part, ...]:
+    """Linear modules that `selector` selects; all of them without it."""
+    candidates = [p for p in skeleton.parts if p.kind in ("Linear", "Conv1D")]
     return _chosen(candidates, [p.path for p in candidates], selector)
 
 

@@ -89,10 +89,10 @@ def _removed_branch_lines(before: Skeleton, after: Skeleton) -> list[str]:
     ]
 
 
-def _param_count(shapes: dict[str, tuple[int, ...]], parts: tuple[str, ...]) -> int:
+def _param_count(shapes: dict[str, tuple[int, ...]], module_paths: tuple[str, ...]) -> int:
     total = 0
     for path, shape in shapes.items():
-        if path.rpartition(".")[0] in parts:
+        if path.rpartition(".")[0] in module_paths:
             size = 1
             for length in shape:
                 size *= length

@@ -77,10 +77,10 @@ class Bounds:
         return value_fault(name, array)
 
 
-def finite_or_nan(text: object) -> float:
+def finite_or_nan(value: object) -> float:
     """A finite number that the other side says; NaN of what is none."""
     try:
-        value = float(text) if isinstance(text, str | int | float) else math.nan
+        number = float(value) if isinstance(value, str | int | float) else math.nan
     except (ValueError, OverflowError):
         return math.nan
-    return value if math.isfinite(value) else math.nan
+    return number if math.isfinite(number) else math.nan

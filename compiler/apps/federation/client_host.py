@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class ClientHost:
     """One machine: a model's folder and a folder that data paths start from. `participants` share the model.
 
-    own    the data there are one client's alone: it learns from all of them, and nothing is divided
+    local_data    the data there are one client's alone: it learns from all of them, and nothing is divided
     """
 
     def __init__(self, declaration: Declaration, model: Path, data: Path, settings: Settings, local_data: bool = False):
@@ -156,17 +156,18 @@ def record_indices_by_client(declaration: Declaration, sizes: list[int], seed: i
 
 
 @contextmanager
-def attach_slots(model: Any, declaration: Declaration, size: int = -1) -> "Iterator[Slots]":
-    """Slots of a federation's states in a model; `size` names the sub-network that it becomes, -1 for none."""
+def attach_slots(model: Any, declaration: Declaration, sub_network_index: int = -1) -> "Iterator[Slots]":
+    """Slots of a federation's states in a model; `sub_network_index` is that of the sub-network which it
+    becomes, -1 for none."""
     from .slots import AllWeights, ClassifierSlots, Edited, LowRankSlots, SoftPrompt
 
     full = declaration.full
-    if size >= 0:
+    if sub_network_index >= 0:
         from ...ir.capture.capture import capture
         from .sizes import cut_to_sub_network
 
-        cut_to_sub_network(capture(model), declaration.sizes[size])
-        full = declaration.sizes[size].sub_network_shapes(full)
+        cut_to_sub_network(capture(model), declaration.sizes[sub_network_index])
+        full = declaration.sizes[sub_network_index].sub_network_shapes(full)
     if declaration.trains == "lora":
         with LowRankSlots.attached(model, full, declaration.alpha) as slots:
             yield ClassifierSlots(slots, full)

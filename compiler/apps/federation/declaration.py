@@ -194,8 +194,8 @@ def refuse_other_base(declaration: Declaration, folder: Path, cache_dir: Path) -
         ).rejection()
 
 
-def make_strategy(declaration: Declaration, seed: int | None = None) -> Strategy:
-    """The server's side. `seed` makes noise repeatable and worthless; for tests."""
+def make_strategy(declaration: Declaration) -> Strategy:
+    """The server's side."""
     if declaration.strategy == "search":
         return RetrievalStrategy({})
     ranks = dict(enumerate(declaration.ranks))
@@ -207,9 +207,9 @@ def make_strategy(declaration: Declaration, seed: int | None = None) -> Strategy
         size_of_client = dict(enumerate(declaration.size_of))
         return Coverage(declaration.full, declaration.sizes, size_of_client, declaration.counted, anew)
     if declaration.strategy == "fedavg":
-        return FedAvg(declaration.full, clip, declaration.noise, seed)
+        return FedAvg(declaration.full, clip, declaration.noise)
     if declaration.strategy == "ffa":
-        return FrozenA(declaration.full, clip, declaration.noise, seed)
+        return FrozenA(declaration.full, clip, declaration.noise)
     if declaration.strategy in ("stack", "svd", "hetlora"):
         kinds: dict[str, type[StackedAverage] | type[TruncatedAverage] | type[PaddedAverage]] = {
             "stack": StackedAverage,

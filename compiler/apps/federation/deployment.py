@@ -223,9 +223,9 @@ def _saved_with_process(deployment: Deployment, process: Process) -> Deployment:
     return replace(deployment, processes=(*deployment.processes, process)).save()
 
 
-def _wait_for_superlink(deployment: Deployment, timeout_s: float = 60.0) -> None:
+def _wait_for_superlink(deployment: Deployment) -> None:
     """Wait until the SuperLink listens."""
-    until = time.monotonic() + timeout_s
+    until = time.monotonic() + 60
     while not answers(deployment.port):
         if deployment.stopped_processes or time.monotonic() > until:
             reason = last_log_line(deployment.processes[0].log)

@@ -91,7 +91,9 @@ def truncate_or_pad_rank(state: State, rank: int, alpha: float) -> dict[str, np.
     return result
 
 
-def padded_mean(states: Mapping[int, State], weights: Mapping[int, float], alpha: float) -> dict[str, np.ndarray]:
+def padded_mean_weighted_by_update_norm(
+    states: Mapping[int, State], weights: Mapping[int, float], alpha: float
+) -> dict[str, np.ndarray]:
     """Factors of different ranks, filled up to the largest and averaged; clients count by the norm of their update.
 
     Source: HetLoRA, Cho et al. 2024 (arXiv 2401.06432): zero padding and sparsity-weighted aggregation.

@@ -94,8 +94,8 @@ def _weighted(states: Mapping[int, State], order: list[int], shares: np.ndarray)
     return sum((shares[at] @ block for at, block in _blocks(states, order)), np.zeros(()))
 
 
-def _blocks(states: Mapping[int, State], order: list[int], size: int = 256) -> Iterator[tuple[slice, np.ndarray]]:
+def _blocks(states: Mapping[int, State], order: list[int]) -> Iterator[tuple[slice, np.ndarray]]:
     """Some states at a time as rows [k, d] of float64, and where they are in the order."""
-    for start in range(0, len(order), size):
-        some = order[start : start + size]
+    for start in range(0, len(order), 256):
+        some = order[start : start + 256]
         yield slice(start, start + len(some)), np.stack([vector(states[k]) for k in some])

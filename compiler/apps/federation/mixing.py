@@ -1,13 +1,13 @@
 """Mixing ratio of the others' aggregate at a client: a fixed share, or the one that its validation likes best."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 from .rotations import Way, weighted_intervention_mean
 from .state import State
 
-GRID = (0.0, 0.1, 0.3, 0.5, 0.7, 1.0)
+GRID = (0.1, 0.3, 0.5, 0.7, 1.0)  # shares that are tried beside 0
 
 
 def mix(local: State, aggregate: State, weight: float, personalisation: Way = "align") -> dict[str, np.ndarray]:
@@ -18,16 +18,12 @@ def mix(local: State, aggregate: State, weight: float, personalisation: Way = "a
 
 
 def best_mix(
-    local: State,
-    aggregate: State,
-    loss: Callable[[State], float],
-    way: Way = "align",
-    candidate_shares: Sequence[float] = GRID,
+    local: State, aggregate: State, loss: Callable[[State], float], way: Way = "align"
 ) -> tuple[float, dict[str, np.ndarray]]:
     """The share of least loss, and the state mixed so; the smallest of equal ones. 0 is always tried, so that
     no client is worse off, on the rows that `loss` is of, than if it had stayed alone."""
     best = (loss(local), 0.0, dict(local))
-    for share in sorted(set(candidate_shares) - {0.0}):
+    for share in GRID:
         state = mix(local, aggregate, share, way)
         value = loss(state)
         if value < best[0]:

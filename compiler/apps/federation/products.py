@@ -2,7 +2,14 @@
 
 from collections.abc import Mapping
 
-from .low_rank import modules, padded_mean, rank_of, stack_factors, truncate_or_pad_rank, truncate_to_rank
+from .low_rank import (
+    modules,
+    padded_mean_weighted_by_update_norm,
+    rank_of,
+    stack_factors,
+    truncate_or_pad_rank,
+    truncate_to_rank,
+)
 from .state import Shapes, State, mean
 from .strategy import Payload, Strategy, TrainedState, examples_of, states_of
 
@@ -137,7 +144,7 @@ class PaddedAverage(TruncatedAverage):
         )
 
     def aggregate(self, round_number: int, client_states: Mapping[int, TrainedState]) -> None:
-        mean = padded_mean(states_of(client_states), examples_of(client_states), self.alpha)
+        mean = padded_mean_weighted_by_update_norm(states_of(client_states), examples_of(client_states), self.alpha)
         largest = rank_of_shapes(self.full)
         self.merged_state = mean if rank_of(mean) == largest else truncate_or_pad_rank(mean, largest, self.alpha)
 

@@ -144,9 +144,9 @@ class AdaptableModel:
         self._adapters.switch(enabled)
 
     def train(
-        self, samples: Sequence[Sample], scores: Sequence[float] = (), is_stopped: Callable[[], bool] = lambda: False
+        self, samples: Sequence[Sample], scores: Sequence[float] = (), is_cancelled: Callable[[], bool] = lambda: False
     ) -> Trained:
-        """Set the adapters back, then train them on the samples; they stay on. No step is begun once `is_stopped`."""
+        """Set the adapters back, then train them on the samples; they stay on. No step is begun once `is_cancelled`."""
         regime, scores = self.regime, list(scores) or [1.0] * len(samples)
         chosen = indices_above_threshold(scores) if regime.reduce else list(range(len(samples)))
         if not chosen:
@@ -162,7 +162,7 @@ class AdaptableModel:
         until = time.monotonic() + regime.seconds
         for _ in range(regime.epochs):
             for start in range(0, len(rows), regime.batch):
-                if time.monotonic() > until or is_stopped():
+                if time.monotonic() > until or is_cancelled():
                     return Trained(tuple(step_losses), stopped=True)
                 part = slice(start, start + regime.batch)
                 step_losses.append(self._optimizer_step(optimizer, rows[part], weights[part]))

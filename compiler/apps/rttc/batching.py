@@ -61,10 +61,10 @@ class Batcher:
             self._leave()
 
     def generate_in_batch(
-        self, ids: list[int], settings: Settings, stopped: Callable[[], bool], state: State | None = None
+        self, ids: list[int], settings: Settings, is_cancelled: Callable[[], bool], state: State | None = None
     ) -> GeneratedText:
         """An answer under the adapters of `state`, or of the bare model."""
-        growth = TokenStream(self._prompts, ids, settings, eos_ids_of(self._model, self._prompts), stopped)
+        growth = TokenStream(self._prompts, ids, settings, eos_ids_of(self._model, self._prompts), is_cancelled)
         row = _Row(ids, settings, growth, state)
         with self._changed:
             self._waiting.append(row)
@@ -161,9 +161,10 @@ def batching_matches_single(model: Any, adaptable: AdaptableModel | None) -> boo
     states = [None if adaptable is None else _random(adaptable, draw) for _ in rows]
     try:
         single_rows = [
-            _two_step_logits(model, adaptable, [row], [state]) for row, state in zip(rows, states, strict=True)
+            _logits_of_first_two_tokens(model, adaptable, [row], [state])
+            for row, state in zip(rows, states, strict=True)
         ]
-        batched = _two_step_logits(model, adaptable, rows, states)
+        batched = _logits_of_first_two_tokens(model, adaptable, rows, states)
     except (RuntimeError, ValueError, TypeError, IndexError):
         return False
     expected = torch.cat(single_rows, dim=1)
@@ -174,7 +175,7 @@ def _random(adaptable: AdaptableModel, rng: torch.Generator) -> State:
     return {n: t + 0.05 * torch.randn(t.shape, generator=rng).to(t) for n, t in adaptable.state().items()}
 
 
-def _two_step_logits(
+def _logits_of_first_two_tokens(
     model: Any, adaptable: AdaptableModel | None, rows: Sequence[list[int]], states: Sequence[State | None]
 ) -> Tensor:
     """Logits [2, rows, vocabulary] of the first two tokens of answers."""

@@ -105,11 +105,11 @@ def dev_features(client: GuidedModel, dev: Sequence[Sample]) -> Tensor:
     return torch.stack([features(vector, one) for vector, one in zip(vectors, signals_of, strict=True)])
 
 
-def prices(router: Router, trials_run: Sequence[Trial], features: Tensor, steps: int = 12) -> list[Point]:
+def prices(router: Router, trials_run: Sequence[Trial], features: Tensor) -> list[Point]:
     """Points of the router at other prices of a second: from nothing to what makes the cheapest branch the only one."""
     least = min(router.seconds)
     gap = min((second - least for second in router.seconds if second > least), default=1.0)
-    grid = [0.0, *(2.0**-at / gap for at in range(steps - 1, -1, -1))]
+    grid = [0.0, *(2.0**-at / gap for at in range(11, -1, -1))]
     return [measure_router(replace(router, price=price), trials_run, features) for price in grid]
 
 

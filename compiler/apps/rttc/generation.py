@@ -55,7 +55,7 @@ class TokenStream:
         ids: Sequence[int],
         settings: Settings,
         eos_ids: Sequence[int],
-        stopped: Callable[[], bool],
+        is_cancelled: Callable[[], bool],
     ):
         if not ids:
             raise empty_prompt("the prompt has no token", help="ask something").rejection()
@@ -66,21 +66,21 @@ class TokenStream:
             ).rejection()
         self.tokens: list[int] = []
         self.finished = False
-        self._tokenizer, self._eos_ids, self._stopped, self._targets = (
+        self._tokenizer, self._eos_ids, self._is_cancelled, self._targets = (
             prompts.tokenizer,
             eos_ids,
-            stopped,
+            is_cancelled,
             settings.stops,
         )
 
     def push(self, token: int) -> None:
         self.tokens.append(token)
         met = any(stop in self._decoded() for stop in self._targets)
-        self.finished = met or token in self._eos_ids or len(self.tokens) >= self.max_tokens or self._stopped()
+        self.finished = met or token in self._eos_ids or len(self.tokens) >= self.max_tokens or self._is_cancelled()
 
     def generated_text(self) -> GeneratedText:
         """Raises Cancelled."""
-        if self._stopped():
+        if self._is_cancelled():
             raise Cancelled
         stops = StopStrings(self._targets)
         text = stops.push_text(self._decoded()) + stops.end()
@@ -97,11 +97,11 @@ def eos_ids_of(model: Any, prompts: Prompts) -> tuple[int, ...]:
 
 
 def generate_one(
-    model: Any, prompts: Prompts, ids: Sequence[int], settings: Settings, is_stopped: Callable[[], bool]
+    model: Any, prompts: Prompts, ids: Sequence[int], settings: Settings, is_cancelled: Callable[[], bool]
 ) -> GeneratedText:
     """An answer by the engine."""
     eos_ids = eos_ids_of(model, prompts)
-    growth = TokenStream(prompts, ids, settings, eos_ids, is_stopped)
+    growth = TokenStream(prompts, ids, settings, eos_ids, is_cancelled)
     generate_rows(model, [ids], [growth], [settings], eos_ids)
     return growth.generated_text()
 

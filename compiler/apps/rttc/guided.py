@@ -78,10 +78,13 @@ class GuidedModel:
         self._queried_at = 0.0
 
     def answer_conversation(
-        self, messages: Sequence[Message], settings: Settings = Settings(), stopped: Callable[[], bool] = lambda: False
+        self,
+        messages: Sequence[Message],
+        settings: Settings = Settings(),
+        is_cancelled: Callable[[], bool] = lambda: False,
     ) -> Answered:
-        """Answer a conversation. Raises Cancelled once `stopped` says so; Reject where the prompt is too long."""
-        return _GuidedQuery(self, list(messages), settings, stopped).run()
+        """Answer a conversation. Raises Cancelled once `is_cancelled` says so; Reject where the prompt is too long."""
+        return _GuidedQuery(self, list(messages), settings, is_cancelled).run()
 
     def speaker(self, branch: Branch = "direct") -> Any:
         """Generator for answers of this branch: the engine where it can."""
@@ -89,17 +92,17 @@ class GuidedModel:
         return spoken or self.model
 
     def generate_answer(
-        self, ids: list[int], settings: Settings, stopped: Callable[[], bool], state: State | None = None
+        self, ids: list[int], settings: Settings, is_cancelled: Callable[[], bool], adapter_state: State | None = None
     ) -> GeneratedText:
-        """An answer under the adapters of `state`, or of the bare model."""
-        speaker = self.speaker("direct" if state is None else "ttt")
+        """An answer under the adapters of `adapter_state`, or of the bare model."""
+        speaker = self.speaker("direct" if adapter_state is None else "ttt")
         if speaker is self.model:
-            return self.batcher.generate_in_batch(ids, settings, stopped, state)
+            return self.batcher.generate_in_batch(ids, settings, is_cancelled, adapter_state)
         with self._engine:
-            if state is not None:
+            if adapter_state is not None:
                 assert self.generator is not None, "the engine is a voice"
-                self.generator.put(state)
-            return generate_one(speaker, self.prompts, ids, settings, stopped)
+                self.generator.put(adapter_state)
+            return generate_one(speaker, self.prompts, ids, settings, is_cancelled)
 
     def reading(self) -> AbstractContextManager[Any]:
         """Lock for embedding questions: that of the sentence encoder, or the model where it embeds itself."""
@@ -151,8 +154,10 @@ def cache_identity(model_identity: str, embedder_identity: str, base_version: st
 class _GuidedQuery:
     """One on its way."""
 
-    def __init__(self, client: GuidedModel, messages: list[Message], settings: Settings, stopped: Callable[[], bool]):
-        self._client, self._messages, self._settings, self._stopped = client, messages, settings, stopped
+    def __init__(
+        self, client: GuidedModel, messages: list[Message], settings: Settings, is_cancelled: Callable[[], bool]
+    ):
+        self._client, self._messages, self._settings, self._is_cancelled = client, messages, settings, is_cancelled
         self._decision = Decision()
         self._answers: dict[Branch, tuple[GeneratedText, int]] = {}  # and how many tokens the prompt had
         self._matches: Sequence[Match] | None = None
@@ -223,7 +228,7 @@ class _GuidedQuery:
         return self._generate("ttt", self._client.prompts.tokenize_conversation(self._messages))
 
     def _answer_by_branch(self, branch: Branch) -> str | None:
-        if self._stopped():
+        if self._is_cancelled():
             raise Cancelled
         if branch == "direct":
             return self._generate(branch, self._client.prompts.tokenize_conversation(self._messages))
@@ -247,7 +252,7 @@ class _GuidedQuery:
         trainings of others may stand between."""
         training, states = self._client.training, self._client.states
         while not training.acquire(timeout=_LOOK_SECONDS):
-            if self._stopped():
+            if self._is_cancelled():
                 raise Cancelled
             if self._reuses and self._vector is not None and states.has_near(self._vector):
                 return False
@@ -256,11 +261,11 @@ class _GuidedQuery:
 
     def _answer_after_training(self, adaptable: AdaptableModel, matches: Sequence[Match]) -> str:
         with self._client.batcher.exclusive_model(), self._timed("train"):
-            if self._stopped():
+            if self._is_cancelled():
                 raise Cancelled
             try:
                 scores = [match.score for match in matches]
-                trained = adaptable.train([match.sample for match in matches], scores, self._stopped)
+                trained = adaptable.train([match.sample for match in matches], scores, self._is_cancelled)
                 self._state = adaptable.state()
             finally:
                 adaptable.off()
@@ -307,7 +312,7 @@ class _GuidedQuery:
     def _generate(self, branch: Branch, ids: list[int]) -> str:
         with self._timed(branch):
             state = self._state if branch == "ttt" else None
-            generated = self._client.generate_answer(ids, self._settings, self._stopped, state)
+            generated = self._client.generate_answer(ids, self._settings, self._is_cancelled, state)
         self._answers[branch] = generated, len(ids)
         return generated.text
 

@@ -154,28 +154,31 @@ def measure(trials: Sequence[Trial], policy: Policy) -> Point:
     return Point(policy.direct, policy.rag, right, seconds, shares, bool(policy.scales))
 
 
-def curve(trials: Sequence[Trial], steps: int = 9, scales: PlattScaling | None = None) -> list[Point]:
+_STEPS = 9  # quantiles of the rewards that are tried as thresholds of a branch
+
+
+def curve(trials: Sequence[Trial], scales: PlattScaling | None = None) -> list[Point]:
     """Every pair of thresholds at quantiles of the dev set's rewards, "never stop" and "always stop" included."""
     plain = Policy(scales=scales or {})
-    levels = {b: _levels([plain.worth(b, trial.rewards[b]) for trial in trials], steps) for b in BRANCHES[:2]}
+    levels = {b: _levels([plain.worth(b, trial.rewards[b]) for trial in trials]) for b in BRANCHES[:2]}
     return [measure(trials, replace(plain, direct=a, rag=b)) for a in levels["direct"] for b in levels["rag"]]
 
 
 def calibrate_thresholds(
-    trials: Sequence[Trial], price_per_second: float = 0.0, steps: int = 9, scales: PlattScaling | None = None
+    trials: Sequence[Trial], price_per_second: float = 0.0, scales: PlattScaling | None = None
 ) -> tuple[Policy, list[Point]]:
     """The thresholds with the largest accuracy - price * seconds on a dev set, the cheapest of equals, and the curve.
 
     price_per_second    accuracy that a second is worth: 0.01 gives up one answer in a hundred for a second a query
     scales   rewards are compared as they are, and as chances by these; whichever the dev set says more for
     """
-    points = curve(trials, steps) + (curve(trials, steps, scales) if scales else [])
+    points = curve(trials) + (curve(trials, scales) if scales else [])
     best = max(points, key=lambda p: (round(p.accuracy - price_per_second * p.seconds, 9), -p.seconds))
     return Policy(direct=best.direct, rag=best.rag, scales=scales or {} if best.scaled else {}), points
 
 
-def _levels(rewards: Sequence[float], steps: int) -> list[float]:
+def _levels(rewards: Sequence[float]) -> list[float]:
     ordered = sorted(rewards)
-    inner = {ordered[min(len(ordered) - 1, at * len(ordered) // steps)] for at in range(steps)}
+    inner = {ordered[min(len(ordered) - 1, at * len(ordered) // _STEPS)] for at in range(_STEPS)}
     span = max(1.0, ordered[-1] - ordered[0])
     return [ordered[0] - span, *sorted(inner), ordered[-1] + span]

@@ -36,7 +36,7 @@ class Reward(Protocol):
         """One number an answer, finite; Reject (reward-no-number) where one is not."""
 
 
-def finite(scores: Sequence[float], name: str) -> list[float]:
+def finite_scores(scores: Sequence[float], name: str) -> list[float]:
     for score in scores:
         if not math.isfinite(score):
             raise no_number(f"the reward `{name}` gave {score}", help="calibrate with another reward").rejection()
@@ -62,7 +62,7 @@ class SelfLikelihood:
         values = [-100.0] * len(answers)  # an empty answer is a bad one, and a finite number
         for (i, tail), total in zip(nonempty, sums, strict=True):
             values[i] = total / len(tail)
-        return finite(values, self.name)
+        return finite_scores(values, self.name)
 
 
 class Judge:
@@ -97,7 +97,7 @@ class Judge:
                 inputs = self._tokenizer(question, answer, return_tensors="pt", truncation=True)
             with evaluating(self._model):
                 values.append(float(self._model(**inputs).logits[0, 0]))
-        return finite(values, self.name)
+        return finite_scores(values, self.name)
 
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")

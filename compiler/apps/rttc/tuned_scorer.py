@@ -20,7 +20,7 @@ from ...core.safe_read import CONFIG, read_json, refuse_irregular_file
 from ...models.rows.forward import evaluating
 from .attachment import KINDS, attached, default_attachment_paths
 from .embedder import MeanPooledEncoder
-from .reward import finite
+from .reward import finite_scores
 from .scorer import FORMAT, NAME, WEIGHTS, LabelledAnswer, auc, broken_scorer, refuse_weak_auc, split_by_question
 
 _BATCH, _CLIP = 8, 1.0
@@ -44,7 +44,7 @@ class FineTunedScorer:
         self._attachment.switch(enabled=False)
 
     def score(self, question: str, answers: Sequence[str]) -> list[float]:
-        return finite(self.log_odds([question] * len(answers), answers).tolist(), self.name)
+        return finite_scores(self.log_odds([question] * len(answers), answers).tolist(), self.name)
 
     def log_odds(self, questions: Sequence[str], answers: Sequence[str]) -> Tensor:
         """Log-odds [n] of answers to questions."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..form_losses import account_rows, merge_accounts
-from .sheet import ReportData, word
+from .report_data import ReportData, word
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,9 @@ class Row:
 
 
 def divergence_table_rows(reports: Sequence[ReportData]) -> list[Row]:
-    losses = merge_accounts({sheet.location: sheet.manifest.accounts for sheet in reports if sheet.manifest.accounts})
+    losses = merge_accounts(
+        {report.location: report.manifest.accounts for report in reports if report.manifest.accounts}
+    )
     if not losses:
         return []
     largest = max([row.divergence or 0.0 for row in losses]) or 1.0

@@ -97,11 +97,11 @@ def axis(field: str, title: str | None, **properties: Any) -> dict[str, Any]:
     return {"field": field, "type": "quantitative", "title": title, **properties}
 
 
-def hue(names: Sequence[str], field: str = "kind") -> dict[str, Any]:
+def hue(names: Sequence[str]) -> dict[str, Any]:
     """A colour for every name, in the order in which they come; a legend where there are several."""
     known = list(dict.fromkeys(names))
     scale = {"domain": known, "range": [HUES[i % len(HUES)] for i in range(len(known))]}
-    return {"field": field, "type": "nominal", "scale": scale, "legend": {} if len(known) > 1 else None}
+    return {"field": "kind", "type": "nominal", "scale": scale, "legend": {} if len(known) > 1 else None}
 
 
 def dot(size: int, **properties: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 from ...core.quantity import count, count_text, significant_digits
 from ..search_summary import search_summary_text
 from .chart import FIELD_LABELS, Chart, axis, dot, hue, render_chart
-from .sheet import number, table, word
+from .report_data import number, table, word
 
 DOTS, MAX_ROWS = 400, 2000  # candidates that are drawn, and cuts that are read
 KINDS = {"kv_heads": "KV heads"}

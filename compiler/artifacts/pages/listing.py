@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ...core.quantity import count_text, measurement_text, size
-from .sheet import ReportData, number, rows, table, word
+from .report_data import ReportData, number, rows, table, word
 
 LINES, COLUMNS = 2000, 1000  # that are drawn
 _TOKENS = re.compile(
@@ -29,8 +29,8 @@ def annotated_recipe_lines(reports: list[ReportData]) -> list[ListingLine]:
     manifest = reports[0].manifest
     text = [line[:COLUMNS] for line in manifest.recipe.get("text", "").splitlines()[:LINES]]
     lines = [ListingLine(i, tokens) for i, tokens in enumerate(_highlight_tokens(text), 1)]
-    for sheet in reports:
-        for at, note in _notes_by_line(sheet, text):
+    for report in reports:
+        for at, note in _notes_by_line(report, text):
             if note not in lines[at].notes:
                 lines[at].notes.append(note)
     return lines

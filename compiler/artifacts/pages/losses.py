@@ -5,7 +5,7 @@ from typing import Any
 
 from ...core.quantity import significant_digits
 from .chart import FIELD_LABELS, Chart, axis, dot, hue, render_chart
-from .sheet import number, rows
+from .report_data import number, rows
 
 MAX_POINTS = 2000
 

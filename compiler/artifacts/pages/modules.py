@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .chart import FIELD_LABELS, Chart, axis, dot, hue, render_chart
-from .sheet import number, table, word
+from .report_data import number, table, word
 
 MAX_ROWS = 2000
 

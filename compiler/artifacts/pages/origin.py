@@ -5,7 +5,7 @@ from typing import Any
 
 from ...core.quantity import count_text, interval_text, measurement_text, relative_change_text, size
 from ..manifest import Check, Measure
-from .sheet import ReportData, number, rows, table, word
+from .report_data import ReportData, number, rows, table, word
 
 FILES = 500
 
@@ -47,16 +47,18 @@ def origin_facts(report: ReportData) -> list[tuple[str, str]]:
     return [(name, value) for name, value in entries if value]
 
 
-def hashes(sheet: ReportData) -> list[tuple[str, str]]:
+def hashes(report: ReportData) -> list[tuple[str, str]]:
     """Hashes of the artifact and of all its inputs."""
-    artifact_hash = [("artifact", sheet.hash)] if sheet.hash else []
+    artifact_hash = [("artifact", report.hash)] if report.hash else []
     return artifact_hash + [
-        (word(label), word(identity)) for label, identity in sheet.manifest.lock.get("inputs", {}).items()
+        (word(label), word(identity)) for label, identity in report.manifest.lock.get("inputs", {}).items()
     ]
 
 
-def files(sheet: ReportData) -> list[tuple[str, str, str]]:
-    return [(word(name), size(bytes_), word(sha)) for name, (bytes_, sha) in list(sheet.manifest.files.items())[:FILES]]
+def files(report: ReportData) -> list[tuple[str, str, str]]:
+    return [
+        (word(name), size(bytes_), word(sha)) for name, (bytes_, sha) in list(report.manifest.files.items())[:FILES]
+    ]
 
 
 def stage_time_and_memory(report: ReportData) -> list[StageUsage]:

@@ -18,7 +18,7 @@ from .layers import layers
 from .listing import annotated_recipe_lines
 from .origin import Row, files, hashes, measure_table_rows, origin_facts, stage_time_and_memory, worst_check_by_form
 from .points import front_table_and_chart
-from .sheet import ReportData, word
+from .report_data import ReportData, word
 from .steps import step_report_sections
 from .timings import paired_timing_charts
 from .ways import accuracy_against_seconds_chart
@@ -47,7 +47,7 @@ SECTIONS = {  # anchor -> (name, what there has to be for it)
 
 
 def render_html(reports: Sequence[ReportData]) -> str:
-    """One page of what was compiled from one recipe: the first sheet speaks for the model, each for its files."""
+    """One page of what was compiled from one recipe: the first report speaks for the model, each for its files."""
     return render_template(
         "page.html", names=NAMES, percent=lambda s: f"{100 * s:.2f}", **_template_variables(list(reports))
     )
@@ -134,10 +134,10 @@ def _template_variables(reports: list[ReportData]) -> dict[str, Any]:
 def _distinct_measure_tables(reports: list[ReportData]) -> list[tuple[str, list[Row]]]:
     """Measures of each artifact, those of the first alone where others say the same."""
     tables: list[tuple[str, list[Row]]] = []
-    for sheet in reports:
-        rows = measure_table_rows(sheet)
+    for report in reports:
+        rows = measure_table_rows(report)
         if rows and rows not in [known for _, known in tables]:
-            tables.append((sheet.location, rows))
+            tables.append((report.location, rows))
     return tables
 
 
@@ -183,14 +183,14 @@ def _top_measures(rows: list[Row], members: Sequence[Any]) -> list[Row]:
     return [row for row in rows if row in chosen and row.change]
 
 
-def _opening_commands(sheet: ReportData) -> list[str]:
+def _opening_commands(report: ReportData) -> list[str]:
     """Commands that open the artifact, and the notes of its target."""
-    folders = {name.split("/")[0] for name in sheet.manifest.files}
-    header = header_of(sheet.manifest.kind)
+    folders = {name.split("/")[0] for name in report.manifest.files}
+    header = header_of(report.manifest.kind)
     sentences = [text for folder, text in header.get("loads", {}).items() if folder in folders]
     use = header.get("use", "")
     return [
         *sentences,
         *([use[0].upper() + use[1:] + "."] if use else []),
-        *(word(n, 600) for n in sheet.manifest.notes),
+        *(word(n, 600) for n in report.manifest.notes),
     ]

@@ -8,7 +8,7 @@ from .chart import Chart
 from .cuts import score_after_cuts_chart
 from .losses import training_losses_chart
 from .modules import quantization_error_chart, zero_share_chart
-from .sheet import rows, table, word
+from .report_data import rows, table, word
 
 CHANGES = 400
 

@@ -9,7 +9,7 @@ from ...core.quantity import count_text, measurement_text
 from ...evaluation.confidence import CONFIDENCE, median_interval
 from ..manifest import Manifest
 from .chart import FIELD_LABELS, Chart, axis, dot, render_chart
-from .sheet import number, rows, table, word
+from .report_data import number, rows, table, word
 
 MAX_CHARTS, ROUNDS = 12, 100  # metrics and rounds that are drawn
 SHORTEST, LONGEST = 1e-30, 1e30  # values whose ratio is a number

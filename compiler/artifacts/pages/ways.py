@@ -5,7 +5,7 @@ from typing import Any
 
 from ...core.quantity import count_text
 from .chart import FIELD_LABELS, Chart, axis, dot, hue, render_chart
-from .sheet import number, rows, table, word
+from .report_data import number, rows, table, word
 
 BRANCHES = {"direct": "direct", "rag": "with samples", "ttt": "after a training"}
 CHOICES = "choices of the policy"
@@ -14,7 +14,7 @@ MAX_ROWS = 2000
 
 def accuracy_against_seconds_chart(calibration: Mapping[str, Any]) -> Chart | None:
     """Chart of accuracy over seconds of the calibrated branches; None where nothing was calibrated."""
-    points = [*_points_of_branches(calibration), *_choices(calibration)][:MAX_ROWS]
+    points = [*_accuracy_and_seconds_by_branch(calibration), *_accuracy_and_seconds_of_choices(calibration)][:MAX_ROWS]
     if len(points) < 2:
         return None
     values: list[dict[str, Any]] = [
@@ -45,7 +45,7 @@ def accuracy_against_seconds_chart(calibration: Mapping[str, Any]) -> Chart | No
     )
 
 
-def _points_of_branches(calibration: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+def _accuracy_and_seconds_by_branch(calibration: Mapping[str, Any]) -> list[tuple[str, float, float]]:
     """Name, accuracy and mean seconds of each branch alone, over all questions."""
     trials, result = [table(trial) for trial in rows(calibration.get("trials"))], []
     for branch, name in BRANCHES.items():
@@ -57,7 +57,7 @@ def _points_of_branches(calibration: Mapping[str, Any]) -> list[tuple[str, float
     return result
 
 
-def _choices(calibration: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+def _accuracy_and_seconds_of_choices(calibration: Mapping[str, Any]) -> list[tuple[str, float, float]]:
     """Pairs of thresholds, or prices of a router."""
     read = [(number(table(p).get("accuracy")), number(table(p).get("seconds"))) for p in rows(calibration.get("curve"))]
     return [(CHOICES, share, seconds) for share, seconds in read if share is not None and seconds is not None]

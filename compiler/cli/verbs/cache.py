@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ....dsl.syntax.diagnostics import EXITS
-from .flags import SharedFlags, finite, make_verb
+from .flags import SharedFlags, finite_or_bad_parameter, make_verb
 from .options import argument, option
 
 if TYPE_CHECKING:
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 _recipe = argument("RECIPE", "A recipe; each of its steps is looked up.", readable=False)
 _delete = option("Remove what is damaged; compile makes it again.", "--delete")
 _age = option(
-    "Drop what was not used for so many days.", "--older-than", metavar="DAYS", callback=finite, show_default=True
+    "Drop what was not used for so many days.",
+    "--older-than",
+    metavar="DAYS",
+    callback=finite_or_bad_parameter,
+    show_default=True,
 )
 
 

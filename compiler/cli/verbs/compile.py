@@ -135,13 +135,13 @@ UNCERTAIN = ", not certain"
 
 def results_text(results: "Sequence[Result]", screen: "Screen") -> str:
     """Table that compares pipelines and variants; "" of one."""
-    from ...artifacts.pages.sheet import ReportData
+    from ...artifacts.pages.report_data import ReportData
     from ...artifacts.results_table import results_table, results_title
 
-    sheets = [ReportData(a.path.name, a.manifest) for result in results for a in result.artifacts]
-    if len({sheet.pipeline for sheet in sheets}) < 2:
+    reports = [ReportData(a.path.name, a.manifest) for result in results for a in result.artifacts]
+    if len({report.pipeline for report in reports}) < 2:
         return ""
-    title, table = screen.styled(results_title(sheets), "bold"), results_table(sheets)
+    title, table = screen.styled(results_title(reports), "bold"), results_table(reports)
     return f"{title}\n{screen.table(table, right=tuple(range(3, len(table[0]) - 1)), indent='  ')}".rstrip("\n")
 
 

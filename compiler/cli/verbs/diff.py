@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
         """Compare two artifacts: measures, shapes, steps, recipe, machine; more than two in a table of measures."""
         from ...artifacts.diff import diff_artifacts
         from ...artifacts.load import verify_artifact_files
-        from ...artifacts.pages.sheet import ReportData
+        from ...artifacts.pages.report_data import ReportData
         from ...artifacts.results_table import results_table
 
         for path in (before, after, *artifacts) if not shared.signed_by else ():  # signed ones are compared already

@@ -61,7 +61,7 @@ def _as_parameter_error(text: str) -> Iterator[None]:
         raise typer.BadParameter(f"`{text:.40}` {error}") from error
 
 
-def finite(value: float | None) -> float | None:
+def finite_or_bad_parameter(value: float | None) -> float | None:
     """A callback of options that take fractions: NaN keeps every bound, since it is compared with none."""
     if value is not None and not isfinite(value):
         raise typer.BadParameter(f"{value} is no number that can be kept to")

@@ -143,8 +143,8 @@ def _artifact_summary(location: str) -> "ArtifactSummary | None":
     return target_of(folder, manifest[1] if manifest else None).summary(folder)
 
 
-def _print_summary(summary: "ArtifactSummary", location: str, graph: str | None, shared: SharedFlags) -> None:
-    if graph is not None:
+def _print_summary(summary: "ArtifactSummary", location: str, layer: str | None, shared: SharedFlags) -> None:
+    if layer is not None:
         raise unknown_layer(
             f"{location} holds one plan for the whole model, and no layers",
             help="name the recipe or the model that it was compiled from",

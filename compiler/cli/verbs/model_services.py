@@ -75,7 +75,7 @@ class ModelOpener:
         opened = open_model(
             source.location, self._shared.settings(), steady=True, mapped=options.mapped, needs_tokenizer=True
         )
-        if not folders and encodes(opened.model):
+        if not folders and is_headless_encoder(opened.model):
             return self._embedding_service(opened, name)
         runner = make_decoder(opened.model, opened.label, folders)
         with model_errors_as_diagnostics(opened.label), self._compute_lock:
@@ -127,7 +127,7 @@ class ModelOpener:
         return service
 
 
-def encodes(model: Any) -> bool:
+def is_headless_encoder(model: Any) -> bool:
     """Whether a model gives hidden states of its whole input, and has no head behind them."""
     from ...models.checkpoints.pretrained import is_pretrained, pretrained
     from ...runtimes.native.encoder import NativeEncoder

@@ -9,7 +9,7 @@ from .flags import SharedFlags, make_verb
 from .options import argument, option
 
 if TYPE_CHECKING:
-    from ...artifacts.pages.sheet import ReportData
+    from ...artifacts.pages.report_data import ReportData
 
 _artifacts = argument("ARTIFACT...", "Artifacts, or a folder that holds some.")
 _output = option("Where the page goes; `-` prints it.", "-o", "--output", metavar="FILE", show_default=True)
@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
         Of artifacts of several pipelines or variants it is a table that compares them, with a page of each beside it.
         A page loads nothing from anywhere."""
         from ...artifacts.load import verify_artifact_files
-        from ...artifacts.pages.sheet import ReportData
+        from ...artifacts.pages.report_data import ReportData
         from ...artifacts.results_table import artifacts_in
         from ...core.cache import write_atomic
         from ...core.quantity import size
@@ -42,12 +42,12 @@ def register(app: typer.Typer) -> None:
             raise typer.BadParameter(f"`--mlflow {mlflow}` lies in an artifact: name a folder outside")
         for path in paths if not shared.signed_by else ():  # signed ones are compared already
             verify_artifact_files(path)
-        sheets = [ReportData.of(path) for path in paths]
+        reports = [ReportData.of(path) for path in paths]
         printed = str(output) == "-"
         if printed and shared.format == "json":
             raise typer.BadParameter("`-o -` prints the page, and `--format json` prints JSON: leave one of them out")
-        runs = _record_runs(sheets, store, shared) if store else []
-        first, *further = pages(sheets, "" if printed else output.stem)
+        runs = _record_runs(reports, store, shared) if store else []
+        first, *further = html_pages(reports, "" if printed else output.stem)
         if printed:
             return shared.screen.write(first)
         files = [output, *(output.with_name(f"{output.stem}-{i}.html") for i in range(1, len(further) + 1))]
@@ -78,34 +78,35 @@ def _run_store(folder: str) -> Path:
     return Path(folder)
 
 
-def _record_runs(sheets: "list[ReportData]", store: Path, shared: SharedFlags) -> list[dict[str, Any]]:
+def _record_runs(reports: "list[ReportData]", store: Path, shared: SharedFlags) -> list[dict[str, Any]]:
     """Add the runs and say which; as JSON."""
     from ...artifacts.mlflow_runs import StoreError, write_mlflow_runs
 
     try:
-        runs = write_mlflow_runs(sheets, store)
+        runs = write_mlflow_runs(reports, store)
     except StoreError as error:
         raise typer.BadParameter(f"`--mlflow {store}`: {error}") from error
-    for sheet, run in zip(sheets, runs, strict=True):
+    for report, run in zip(reports, runs, strict=True):
         fact = "added" if run.added else "is there already: same digest, same measures"
-        shared.screen.note(f"{store}: run {run.id} of {sheet.location} {fact}")
+        shared.screen.note(f"{store}: run {run.id} of {report.location} {fact}")
     return [
-        {"id": run.id, "artifact": sheet.location, "added": run.added} for sheet, run in zip(sheets, runs, strict=True)
+        {"id": run.id, "artifact": report.location, "added": run.added}
+        for report, run in zip(reports, runs, strict=True)
     ]
 
 
-def pages(sheets: "list[ReportData]", stem: str) -> list[str]:
-    """The page of one result; of several a page that compares them, and those of each, named `STEM-NUMBER.html`."""
+def html_pages(reports: "list[ReportData]", file_stem: str) -> list[str]:
+    """Page of one result; of several one that compares them, and one of each, named FILE_STEM-NUMBER.html."""
     from ...artifacts.pages.page import render_html, render_results
     from ...artifacts.results_table import results_table, results_title
 
     results: dict[tuple[str, ...], list[ReportData]] = {}
-    for sheet in sheets:
-        results.setdefault(sheet.pipeline, []).append(sheet)
+    for report in reports:
+        results.setdefault(report.pipeline, []).append(report)
     if len(results) == 1:
-        return [render_html(sheets)]
-    ordered = [sheet for same in results.values() for sheet in same]
+        return [render_html(reports)]
+    ordered = [report for same in results.values() for report in same]
     numbers = {pipeline: i for i, pipeline in enumerate(results, 1)}
-    links = ["", *(f"{stem}-{numbers[sheet.pipeline]}.html" if stem else "" for sheet in ordered)]
+    links = ["", *(f"{file_stem}-{numbers[report.pipeline]}.html" if file_stem else "" for report in ordered)]
     overview = render_results(results_title(ordered), results_table(ordered), links)
-    return [overview, *(map(render_html, results.values()) if stem else ())]
+    return [overview, *(map(render_html, results.values()) if file_stem else ())]

@@ -10,7 +10,7 @@ import typer
 
 from ....dsl.syntax.diagnostics import Reject
 from ...driver.models import check_model_path
-from .flags import SharedFlags, finite, knowledge_url, make_verb, mapped_weights, speculation_option
+from .flags import SharedFlags, finite_or_bad_parameter, knowledge_url, make_verb, mapped_weights, speculation_option
 from .options import argument, option
 from .pipe_streams import refuse_silence
 from .speech import SafeText
@@ -24,7 +24,7 @@ _warmth = option(
     "-t",
     metavar="T",
     min=0.0,
-    callback=finite,
+    callback=finite_or_bad_parameter,
     show_default=True,
 )
 _pick = option("Of a front: one point, or the best within limits.", "--pick", metavar="NAME|N|METRIC=VALUE")

@@ -14,7 +14,15 @@ import typer
 from ...apps.rttc.guided_opening import no_such_role
 from ...core.environment import check_modules
 from .exit_codes import interrupted
-from .flags import SharedFlags, finite, knowledge_url, make_verb, mapped_weights, parse_size, speculation_option
+from .flags import (
+    SharedFlags,
+    finite_or_bad_parameter,
+    knowledge_url,
+    make_verb,
+    mapped_weights,
+    parse_size,
+    speculation_option,
+)
 from .model_services import ModelOptions
 from .model_sources import ModelSource, no_reload, parse_model_arguments, refuse_reload_beside_personal_files
 from .services import Service, guided_service, knowledge_service, model_service
@@ -89,7 +97,7 @@ _rate = typer.Option(
     metavar="N",
     min=0.1,
     max=1e6,
-    callback=finite,
+    callback=finite_or_bad_parameter,
     show_default=False,
     help="Requests a minute of one client, by its key or address; a quarter of them may come at once.",
 )
@@ -99,7 +107,7 @@ _timeout = typer.Option(
     metavar="SECONDS",
     min=0.1,
     max=3600.0,
-    callback=finite,
+    callback=finite_or_bad_parameter,
     help="For the headers of a request, and between two of one connection.",
 )
 _elastic = typer.Option(
@@ -168,7 +176,7 @@ def register(app: typer.Typer) -> None:
         _warn(shared, host, insecure and not admission.keys)
         limits = Limits(max_body or 4 * MIB, connections, timeout)
         entrance = server.NetworkSettings(bounded, limits, _log_to(access_log, shared), tls_cert, tls_key, tuple(cors))
-        options = ModelOptions(parallel, queue, mapped, speculation, smaller, _collector(otlp))
+        options = ModelOptions(parallel, queue, mapped, speculation, smaller, _checked_collector_url(otlp))
         service = _make_service(sources, role, knowledge, engine, shared, options)
         _answer_until_signal(service, listener, entrance, reload, shared)
 
@@ -181,7 +189,7 @@ def _parse_sources(models: Sequence[str], name: str | None, adapters: Sequence[s
     return sources
 
 
-def _collector(url: str | None) -> str | None:
+def _checked_collector_url(url: str | None) -> str | None:
     """URL of a collector; BadParameter or Reject where no span could be sent there."""
     if url is None:
         return None

@@ -23,14 +23,14 @@ class SafeText:
         opened = _OPEN.search(text if self._is_prefix else f"x{text}")
         at = len(text) if opened is None else opened.start() - (not self._is_prefix)
         at = at if len(text) - at <= _MAX_VALUE else len(text)
-        return self._split_and_escape(text, at)
+        return self._escape_and_keep_tail(text, at)
 
     def end(self) -> str:
         """The rest."""
-        return self._split_and_escape(self._tail, len(self._tail))
+        return self._escape_and_keep_tail(self._tail, len(self._tail))
 
-    def _split_and_escape(self, text: str, index: int) -> str:
-        free, self._tail = text[:index], text[index:]
+    def _escape_and_keep_tail(self, text: str, end: int) -> str:
+        free, self._tail = text[:end], text[end:]
         if not free:
             return ""
         safe = inert(free) if self._is_prefix else inert(f"x{free}")[1:]

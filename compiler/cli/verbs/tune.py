@@ -275,9 +275,9 @@ def own_text(file: Path, judge: Judge, origin: "Origin") -> Judge:
 
 def print_preview(wish: "Wish", candidate: str, shared: SharedFlags) -> int:
     """Candidates of one change in the order in which they are tried, with their planned time and size."""
-    from ...driver.tuning.preview import preview
+    from ...driver.tuning.preview import planned_changes_and_combinations
 
-    changes, combined = preview(wish, candidate)
+    changes, combined = planned_changes_and_combinations(wish, candidate)
     if shared.format == "json":
         shared.screen.answer_json("tune", preview=[asdict(change) for change in changes], combinations=combined)
         return 0

@@ -63,7 +63,9 @@ def read_until_decided(
     score, *baselines = (Score(rows.value, rows) for rows in map(_joined, parts))
     baseline, interval = baselines[0] if baselines else None, test.interval()
     if interval is not None:
-        interval = _in_unit((min(sign * e for e in interval), max(sign * e for e in interval)), score, baseline, limit)
+        interval = _value_interval(
+            (min(sign * e for e in interval), max(sign * e for e in interval)), score, baseline, limit
+        )
     return SequentialReading(score, baseline, test.verdict, interval, total)
 
 
@@ -91,7 +93,9 @@ def _joined(parts: Sequence[RowScores]) -> RowScores:
     return RowScores(sums, counts, parts[0].form, parts[0].noun)
 
 
-def _in_unit(interval: tuple[float, float], score: Score, original: Score | None, limit: float) -> tuple[float, float]:
+def _value_interval(
+    interval: tuple[float, float], score: Score, original: Score | None, limit: float
+) -> tuple[float, float]:
     """Interval of the value by that of the mean difference."""
     if score.rows is not None and score.rows.form == "exp":
         scale = 1.0 if original is None else original.value

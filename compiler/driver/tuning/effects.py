@@ -28,18 +28,18 @@ class Effects:
         total = self._weighted_sum(candidate, metric)
         if total is None:
             return None
-        total += self._correction(candidate, metric)
+        total += self._mean_prediction_error(candidate, metric)
         original = self.trials[self.unchanged].values[metric][1]
         return original + total if metric in self.adds else original * math.exp(total)
 
     def _weighted_sum(self, candidate: Candidate, metric: str) -> float | None:
-        singles = self._singles(candidate)
+        singles = self._single_change_candidates(candidate)
         if any(s not in self.trials or self.trials[s].refused for s in singles):
             return None
         base = self._effect(self.unchanged, metric)
         return base + sum(self._effect(s, metric) - base for s in singles)
 
-    def _singles(self, candidate: Candidate) -> list[Candidate]:
+    def _single_change_candidates(self, candidate: Candidate) -> list[Candidate]:
         """Candidates with one change of this one each."""
         base = self.unchanged.axes
         return [
@@ -54,7 +54,7 @@ class Effects:
             return value - original
         return math.log(max(value, 1e-12) / max(original, 1e-12))
 
-    def _correction(self, candidate: Candidate, metric: str) -> float:
+    def _mean_prediction_error(self, candidate: Candidate, metric: str) -> float:
         """Mean error of the sums of measured combinations, weighed by how many changes they share."""
         total = weights = 0.0
         for other, trial in self.trials.items():

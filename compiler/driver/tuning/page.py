@@ -25,7 +25,7 @@ def write_page(tuned: Tuned, path: Path) -> None:
         f"{measured} of {len(search.candidates)} measured in {duration_text(search.seconds)}; {others_text(search)}. "
         "Values beside the original's, on rows that no bound reads; of a first look, on 8 rows, the change alone. "
     ) + measured_twice_text(tuned)
-    sheets = {c: a.sheet for c, compiled in tuned.chosen.items() for r in compiled.results for a in r.artifacts[:1]}
+    reports = {c: a.report for c, compiled in tuned.chosen.items() for r in compiled.results for a in r.artifacts[:1]}
     caption = f"The best at {heads[0]} among candidates that keep all bounds."
     if tuned.unmet:
         caption = "The artifact misses a bound on rows that it was not chosen by."
@@ -39,8 +39,8 @@ def write_page(tuned: Tuned, path: Path) -> None:
         origin=search.wish.context.origin.label,
         about=caption,
         hint=hint,
-        chosen=[(c.name, measure_table_rows(sheet)) for c, sheet in sheets.items() if sheet],
-        facts=next((origin_facts(sheet) for sheet in sheets.values() if sheet), []),
+        chosen=[(c.name, measure_table_rows(report)) for c, report in reports.items() if report],
+        facts=next((origin_facts(report) for report in reports.values() if report), []),
         charts=_charts(tuned, table),
         neighbours=list(filter(None, (*neighbours(tuned), tied_text(tuned)))),
         head=("candidate", *heads, ""),

@@ -22,7 +22,7 @@ class PlannedChange:
     refused: str = ""
 
 
-def preview(wish: Wish, name: str = "") -> tuple[list[PlannedChange], int]:
+def planned_changes_and_combinations(wish: Wish, name: str = "") -> tuple[list[PlannedChange], int]:
     """Single changes, the quickest first and those that are refused last, and the number of combinations; with `name`
     that candidate alone. Raises Reject (unknown-candidate)."""
     trials, rows = Trials(wish, Cache(wish.session.settings.cache_dir)), []

@@ -20,7 +20,7 @@ from ..judging.gate import BoundVerdict
 from .alternatives import Candidate, candidate_named, candidates_of
 from .effects import Effects
 from .journal import Journal
-from .trials import QUICK_ROWS, Trial, Trials, judged
+from .trials import QUICK_ROWS, Trial, Trials, bound_verdicts
 from .wish import Wish
 
 SINGLES, COMBINATIONS = 0.6, 0.85  # shares of the time after which no further one is begun
@@ -115,7 +115,7 @@ class Search:
         candidate = candidate_named(name, self.candidates)
         self.quick_trials |= {c: t for c in self.candidates if (t := self.journal.read(c, QUICK_ROWS)) is not None}
         self.finals |= {c: t for c in self.candidates if (t := self.journal.read(c, 0)) is not None}
-        self.finals |= self._measured({candidate: None}, 0)
+        self.finals |= self._measured_trials({candidate: None}, 0)
         self.is_named = True
         return candidate
 
@@ -152,7 +152,7 @@ class Search:
 
     def violation(self, trial: Trial) -> float:
         """Share by which a trial misses the bound that it misses most; 0 where it keeps all."""
-        return max((excess(o) for o in judged(self.wish, trial, self.wish.context)), default=0.0)
+        return max((excess(o) for o in bound_verdicts(self.wish, trial, self.wish.context)), default=0.0)
 
     def _measure_single_changes(self) -> None:
         singles = [c for c in self.candidates if c.changes <= 1]
@@ -180,7 +180,7 @@ class Search:
         tried = 0
         while True:
             satisfying = [t for t in self.quick_trials.values() if not t.refused and not self.violation(t)]
-            predicted = min(self._predicted(satisfying), key=lambda entry: entry[:3], default=None)
+            predicted = min(self._predictions_of_promising(satisfying), key=lambda entry: entry[:3], default=None)
             if predicted is None or (predicted[0] > 0 and (satisfying or tried == MISSES)):
                 return
             candidate, plan = predicted[3], self._plan(predicted[3])
@@ -193,7 +193,9 @@ class Search:
             tried += predicted[0] > 0
             self._quick_trial(candidate, plan)
 
-    def _predicted(self, satisfying: Sequence[Trial]) -> Iterator[tuple[float, float, tuple[float, ...], Candidate]]:
+    def _predictions_of_promising(
+        self, satisfying: Sequence[Trial]
+    ) -> Iterator[tuple[float, float, tuple[float, ...], Candidate]]:
         """Miss, negated gain and objectives of what was not measured and may be better than those that keep all
         bounds."""
         original = self.quick_trials[self.unchanged]
@@ -218,12 +220,12 @@ class Search:
         that did on few rows."""
         finalists = self.front(self.quick_trials, SLACK) if self.is_front else []
         finalists = finalists or self.ranked(self.quick_trials, SLACK)[:FINALISTS]
-        self.finals |= self._measured(dict.fromkeys(self._within_time(finalists) or finalists[:1]), 0)
+        self.finals |= self._measured_trials(dict.fromkeys(self._within_time(finalists) or finalists[:1]), 0)
         remaining = [c for c in self.ranked(self.quick_trials) if c not in self.finals]
         for candidate in remaining[:FINALISTS]:
             if self.best or self.violation(self.quick_trials[candidate]) or not self._within_time([candidate]):
                 return
-            self.finals |= self._measured({candidate: None}, 0)
+            self.finals |= self._measured_trials({candidate: None}, 0)
 
     def _within_time(self, finalists: Sequence[Candidate]) -> list[Candidate]:
         """The first of the candidates that can be measured on all rows in the time that is left: each takes about as
@@ -255,7 +257,7 @@ class Search:
 
     def _quick_trial(self, candidate: Candidate, plan: Plan | None) -> Trial:
         if candidate not in self.quick_trials and plan is not None:
-            self.quick_trials |= self._measured({candidate: plan}, QUICK_ROWS)
+            self.quick_trials |= self._measured_trials({candidate: plan}, QUICK_ROWS)
             self.trials.keep_artifacts(self.ranked(self.quick_trials, SLACK)[: max(FINALISTS, FRONT)])
         return self.quick_trials[candidate]
 
@@ -285,7 +287,7 @@ class Search:
         self._lap_start = lap_end
         return {c: replace(t, overhead=overhead) for c, t in trials.items()}
 
-    def _measured(self, plans: Mapping[Candidate, Plan | None], rows: int) -> dict[Candidate, Trial]:
+    def _measured_trials(self, plans: Mapping[Candidate, Plan | None], rows: int) -> dict[Candidate, Trial]:
         """Trials of candidates, those that the journal has as they are."""
         trials = {c: trial for c in plans if (trial := self.journal.read(c, rows)) is not None}
         if trials:

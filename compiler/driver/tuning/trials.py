@@ -108,17 +108,19 @@ class Trials:
         for candidate, plan in plans.items():
             started = time.monotonic()
             try:
-                model = self._opened_artifact(candidate, self._measured_plan(plan, rows))
+                model = self._opened_artifact(candidate, self._plan_with_bound_on_each_metric(plan, rows))
             except Reject as rejection:
                 message = "; ".join(d.message for d in rejection.diagnostics)
                 trials[candidate] = Trial(seconds=time.monotonic() - started, refused=message)
             else:
                 opened[candidate] = model, time.monotonic() - started
         if opened:
-            trials |= self._compared(opened, self._measured_plan(next(iter(plans.values())), rows), rows)
+            trials |= self._trials_beside_original(
+                opened, self._plan_with_bound_on_each_metric(next(iter(plans.values())), rows), rows
+            )
         return trials
 
-    def _measured_plan(self, plan: Plan, rows: int) -> Plan:
+    def _plan_with_bound_on_each_metric(self, plan: Plan, rows: int) -> Plan:
         """The plan with a bound on each metric, on rows to choose by: what those metrics compare with is kept."""
         recipe, short = _with_fewer_rows(self.wish, plan.recipe, rows)
         bounds = tuple(
@@ -163,7 +165,9 @@ class Trials:
         build.results.release()
         return folder, forms[0]
 
-    def _compared(self, opened: Mapping[Candidate, tuple[Any, float]], plan: Plan, rows: int) -> dict[Candidate, Trial]:
+    def _trials_beside_original(
+        self, opened: Mapping[Candidate, tuple[Any, float]], plan: Plan, rows: int
+    ) -> dict[Candidate, Trial]:
         """Trials of opened models beside the original."""
         ctx = self.wish.session.context(plan.recipe, plan.pipeline)
         ctx.emit_event(StageBegan("tune", "measuring"))
@@ -257,7 +261,7 @@ def times_beside_original(original: Any, models: Mapping[str, Any], metric: Any,
     }
 
 
-def judged(wish: Wish, trial: Trial, ctx: Context) -> list[BoundVerdict]:
+def bound_verdicts(wish: Wish, trial: Trial, ctx: Context) -> list[BoundVerdict]:
     """Bounds of the wish, judged by what a trial measured."""
     outcomes = []
     for bound in wish.bounds:

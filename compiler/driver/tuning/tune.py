@@ -21,7 +21,7 @@ from .alternatives import Candidate
 from .feasibility import refuse_impossible
 from .journal import Journal
 from .search import Search
-from .trials import Trial, Trials, judged
+from .trials import Trial, Trials, bound_verdicts
 from .wish import Wish, on_rows
 
 COMPILED = 3  # candidates that may be compiled, one after the other, until one keeps its bounds on unread rows
@@ -126,7 +126,7 @@ def tune(wish: Wish, recipe: Path, out: Path, *, force: bool = False, name: str 
             ranked = [search.measure_named(name)] if name else search.run()
         satisfying = [c for c in ranked if name or not search.violation(search.finals[c])]
         if not satisfying:
-            tuned.unmet = [_unmet(wish, search, ranked)]
+            tuned.unmet = [_unmet_diagnostic(wish, search, ranked)]
         elif search.is_front and not name:
             _compile_front(tuned, outputs)
         else:
@@ -184,7 +184,7 @@ def _keep_best(search: Search, trials: Trials, recipe: Path) -> None:
         search.wish.session.settings.on_event(Said(message))
 
 
-def _unmet(wish: Wish, search: Search, ranked: Sequence[Candidate]) -> Diagnostic:
+def _unmet_diagnostic(wish: Wish, search: Search, ranked: Sequence[Candidate]) -> Diagnostic:
     nearest = [f"{c.name}: {missed_text(wish, search.finals[c])}" for c in ranked[:3]]
     time = ", or give more time by `within:`" if search.out_of_time else ""
     return wish_unmet(
@@ -198,7 +198,7 @@ def _unmet(wish: Wish, search: Search, ranked: Sequence[Candidate]) -> Diagnosti
 def missed_text(wish: Wish, trial: Trial) -> str:
     """Bounds that a trial misses on the rows that it was measured on, each with the value or its share of the
     original's."""
-    missed = [(o, o.value) for o in judged(wish, trial, wish.context) if not o.passed and o.value is not None]
+    missed = [(o, o.value) for o in bound_verdicts(wish, trial, wish.context) if not o.passed and o.value is not None]
     return ", ".join(
         f"`{bound_text(replace(o.bound, metric=on_rows(o.bound.metric, wish.choose), span=None))}`: "
         + (f"{value / o.original:.5g}" if o.original else measurement_text(value, o.unit))

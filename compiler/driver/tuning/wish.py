@@ -96,7 +96,7 @@ class Wish:
         """Text of the recipe with steps in place of the open one, more arguments of the target, and a suffix of the
         path that it writes to. Other pipelines whose steps are open are left out: they would not compile."""
         source = self.recipe.source
-        step, target = _open_nodes(source, self.pipeline.name, self.step.name, self.emit.call)
+        step, target = _spans_of_open_step_and_target(source, self.pipeline.name, self.step.name, self.emit.call)
         edits = [(step, "\n  ".join(steps))]
         if arguments:
             last = max(
@@ -182,7 +182,7 @@ def read_wish(session: Session) -> Wish:
     return Wish(session, recipe, pipeline, step, emits[0])
 
 
-def _open_nodes(source: Source, pipeline: str, step: str, target: Invocation) -> tuple[Span, Span]:
+def _spans_of_open_step_and_target(source: Source, pipeline: str, step: str, target: Invocation) -> tuple[Span, Span]:
     """Places of the open step and of the target's call in a recipe's text."""
     step_span: Span | None = None
     for statement in parse(source).file.statements:

@@ -147,10 +147,10 @@ def _plan_and_find_stage(step: Mapping[str, Any]) -> tuple[Session, Plan, Stage]
     raise WorkerMismatch(f"step {step['name']} has another key here: recipe, data or effc itself are not the same")
 
 
-def _copy_scratch(asker_folder: Path, stack: ExitStack) -> Path:
+def _copy_scratch(coordinator_scratch: Path, stack: ExitStack) -> Path:
     """A folder of our own with what the one who asks knows: journals are copied, since they write to them."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="effc-worker-")))
-    for path in asker_folder.iterdir():
+    for path in coordinator_scratch.iterdir():
         if path.suffix == ".jsonl":
             shutil.copyfile(path, folder / path.name)
         elif path.is_dir():

@@ -237,7 +237,7 @@ def _trace_until_consistent(
             layer,
             _arguments(call, first),
             first.statics,
-            family=type(model).__module__,
+            model_module=type(model).__module__,
             opaque=frozenset(opaque),
             select_result=select_result,
             optional=optional,

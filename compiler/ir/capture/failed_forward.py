@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
-from ..layers.leaves import is_modeling
+from ..layers.leaves import is_model_source
 from ..unit import argument_names
 
 unsupported_model = Fault(
@@ -112,7 +112,7 @@ def source_line(error: Exception, model: nn.Module) -> str:
     files = {
         inspect.unwrap(type(m).forward).__code__.co_filename
         for m in model.modules()
-        if is_modeling(type(m).__module__, type(model).__module__)
+        if is_model_source(type(m).__module__, type(model).__module__)
     }
     frames = traceback.extract_tb(error.__traceback__)
     frame = next((f for f in reversed(frames) if f.filename in files), frames[-1])

@@ -33,20 +33,20 @@ def patch_for_tracing(tracer: Any) -> Iterator[None]:
         _exchange(undo, torch, "is_tensor", lambda x: isinstance(_original(x), torch.Tensor))
         _exchange(undo, Distribution, "_validate_args", False)  # it asks what numbers are, of constants
         _patch_attention(tracer, undo)
-        for source in modeling_files(tracer.paths, tracer.family):
+        for source in modeling_files(tracer.paths, tracer.model_module):
             _patch_source_file(tracer, source, undo)
         for module in tracer.paths:
             _patch_bound_graph(tracer, module, undo)
         yield
 
 
-def modeling_files(modules: Any, family: str) -> list[Any]:
+def modeling_files(modules: Any, model_module: str) -> list[Any]:
     """The Python modules in which the classes of these nn modules, and their bases, are written."""
     names = {
         base.__module__: None
         for module in modules
         for base in type(module).__mro__
-        if leaves.is_modeling(base.__module__, family)
+        if leaves.is_model_source(base.__module__, model_module)
     }
     return [sys.modules[name] for name in names if name in sys.modules]
 
@@ -87,12 +87,12 @@ def patch_module_calls() -> Iterator[None]:
         yield
 
 
-def _recording_wrapper(tracer: Any, function: Callable[..., Any], target: Callable[..., Any] | None = None) -> Any:
+def _recording_wrapper(tracer: Any, function: Callable[..., Any]) -> Any:
     @functools.wraps(function)
     def record(*args: Any, **kwargs: Any) -> Any:
         if not tracer.on:
             return function(*args, **kwargs)
-        return tracer.create_proxy("call_function", target or function, args, kwargs)
+        return tracer.create_proxy("call_function", function, args, kwargs)
 
     vars(record)["__effc_original__"] = function
     return record

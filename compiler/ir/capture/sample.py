@@ -168,21 +168,21 @@ def images(model: nn.Module, batch: int, device: Any = "cpu") -> Tensor:
     return _numbers((batch, *media_shape(model)), 0).to(device)
 
 
-def sounds(model: nn.Module, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:
+def sounds(model: nn.Module, batch: int, device: Any = "cpu") -> Tensor:
     """Sounds [batch, ...] of the shape that a model hears, in -1..1."""
-    return _numbers((batch, *sound_shape(model)), seed).sub(1).to(device)
+    return _numbers((batch, *sound_shape(model)), 0).sub(1).to(device)
 
 
-def waves(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:
+def waves(config: Any, batch: int, device: Any = "cpu") -> Tensor:
     """Sound as it is: samples [batch, t], or pictures of it [batch, frames, bands] where the config says how long."""
     if hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):
-        return _numbers((batch, config.max_length, config.num_mel_bins), seed).sub(1).to(device)
-    return _numbers((batch, WAVE), seed).sub(1).to(device)
+        return _numbers((batch, config.max_length, config.num_mel_bins), 0).sub(1).to(device)
+    return _numbers((batch, WAVE), 0).sub(1).to(device)
 
 
-def series(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:
+def series(config: Any, batch: int, device: Any = "cpu") -> Tensor:
     """Time series [batch, context, channels] of the length that the config names, in -1..1."""
-    return _numbers((batch, config.context_length, config.num_input_channels), seed).sub(1).to(device)
+    return _numbers((batch, config.context_length, config.num_input_channels), 0).sub(1).to(device)
 
 
 class _Entry(Exception):

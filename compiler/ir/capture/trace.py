@@ -46,10 +46,15 @@ class Tracer(TracerBase):
     """One trace of one root. `on` is false while a leaf executes."""
 
     def __init__(
-        self, root: nn.Module, family: str, opaque: frozenset[str], inline: bool, optional: frozenset[str] = frozenset()
+        self,
+        root: nn.Module,
+        model_module: str,
+        opaque: frozenset[str],
+        inline: bool,
+        optional: frozenset[str] = frozenset(),
     ):
         self.root = root
-        self.family = family
+        self.model_module = model_module
         self.opaque = opaque  # paths that are leaves because tracing through them failed
         self.optional = optional  # placeholders that are None in other calls
         self.inline = inline  # whether to see inside modules that keep a state in the cache
@@ -214,7 +219,7 @@ class Tracer(TracerBase):
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], forward: Callable[..., Any]
     ) -> Any:
         path = self.paths.get(module)
-        if path is not None and (path in self.opaque or leaves.is_leaf(module, self.family)):
+        if path is not None and (path in self.opaque or leaves.is_leaf(module, self.model_module)):
             return self.create_proxy("call_module", path, args, kwargs)
         self.stack.append(module)
         try:
@@ -243,7 +248,7 @@ def trace_forward(
     arguments: Mapping[str, Any],
     constant_arguments: Mapping[str, Any],
     *,
-    family: str,
+    model_module: str,
     opaque: frozenset[str] = frozenset(),
     inline: bool = False,
     optional: frozenset[str] = frozenset(),
@@ -257,7 +262,7 @@ def trace_forward(
     `select_result` chooses what the graph returns. An exception leaves with `effc_path`, the innermost module that it
     passed.
     """
-    tracer = Tracer(root, family, opaque, inline, optional)
+    tracer = Tracer(root, model_module, opaque, inline, optional)
     leaves.entered(tracer)
     tables = _dicts_and_copies(root)
     try:

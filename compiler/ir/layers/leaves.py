@@ -254,8 +254,8 @@ def is_container(module: nn.Module) -> bool:
     return type(module) in (nn.Module, *_CONTAINERS)
 
 
-def is_leaf(module: nn.Module, family: str) -> bool:
-    """Whether a call of the module is one node. `family` is the package of the model's own source."""
+def is_leaf(module: nn.Module, model_module: str) -> bool:
+    """Whether a call of the module is one node. `model_module` is the package of the model's own source."""
     if is_container(module):
         return False
     if any(
@@ -265,15 +265,15 @@ def is_leaf(module: nn.Module, family: str) -> bool:
         return True
     if module_role(module) in ("norm", "rotary_embedding", "experts", "router"):
         return True
-    return not is_modeling(type(module).__module__, family)
+    return not is_model_source(type(module).__module__, model_module)
 
 
-def is_modeling(module_name: str, family: str) -> bool:
+def is_model_source(module_name: str, model_module: str) -> bool:
     """Whether a Python module holds model source, to be traced through."""
     if module_name.startswith(("transformers.models.", "transformers_modules.")):
         return True
     return not module_name.startswith(("torch.", "transformers.", f"{_ROOT}.")) and (
-        module_name.partition(".")[0] == family.partition(".")[0]
+        module_name.partition(".")[0] == model_module.partition(".")[0]
     )
 
 

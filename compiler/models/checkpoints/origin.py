@@ -112,30 +112,30 @@ class Origin:
         patches."""
         if "image_size" in self.config and "text_config" not in self.config:
             return None
-        stated = self._number("src_vocab_size") or self._number("vocab_size")
-        return stated or (CODE_POINTS if self._number("num_hash_buckets") else None)
+        stated = self._config_integer("src_vocab_size") or self._config_integer("vocab_size")
+        return stated or (CODE_POINTS if self._config_integer("num_hash_buckets") else None)
 
     @property
     def target_vocabulary(self) -> int | None:
         """Number of token ids of targets; differs from that of sources where a translator has two tables."""
-        named = self._number("decoder_vocab_size") or self._number("tgt_vocab_size")
-        return named or _number(self.config.get("decoder"), "vocab_size") or self.vocabulary
+        named = self._config_integer("decoder_vocab_size") or self._config_integer("tgt_vocab_size")
+        return named or _config_integer(self.config.get("decoder"), "vocab_size") or self.vocabulary
 
     @property
     def positions(self) -> int | None:
         """The longest row that the model was made for, where the config says."""
         return max_row_tokens(self.config)
 
-    def _number(self, name: str) -> int | None:
-        return _number(self.config, name)
+    def _config_integer(self, name: str) -> int | None:
+        return _config_integer(self.config, name)
 
 
 def max_row_tokens(config: Mapping[str, Any]) -> int | None:
     """Maximum length of a row in tokens; None where the config, as plain JSON, does not state it."""
     parts = config, config.get("decoder")  # of an encoder of images or sounds the decoder alone has some
-    longest = next(filter(None, (_number(part, name) for part in parts for name in POSITIONS)), None)
+    longest = next(filter(None, (_config_integer(part, name) for part in parts for name in POSITIONS)), None)
     if longest and config.get("model_type") in _BEHIND_PADDING:
-        padding = _number(config, "pad_token_id")
+        padding = _config_integer(config, "pad_token_id")
         return max(1, longest - (1 if padding is None else padding) - 1)
     return longest
 
@@ -146,7 +146,7 @@ def _text_encoder(config: Mapping[str, Any]) -> Any:
     return encoder if isinstance(encoder, Mapping) and any(name in encoder for name in POSITIONS) else None
 
 
-def _number(config: Any, name: str) -> int | None:
+def _config_integer(config: Any, name: str) -> int | None:
     """A top-level number of the config, or of the text part of a multimodal one, or of an encoder that reads text."""
     if not isinstance(config, Mapping):
         return None

@@ -54,9 +54,9 @@ class Scheme:
         }
 
     @staticmethod
-    def holding(bits: int, group: int, symmetric: bool) -> "Scheme":
+    def holding(bits: int, group_size: int, symmetric: bool) -> "Scheme":
         """The scheme of least bits that has the codes of a grid."""
-        return Scheme(next(b for b in BITS if b >= bits), group, symmetric)
+        return Scheme(next(b for b in BITS if b >= bits), group_size, symmetric)
 
     @staticmethod
     def from_json(weights: Any, label: str) -> "Scheme":

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ....dsl.syntax.diagnostics import Fault
 from ...core.events import follow
 from .batch_limit import rows_at_once
-from .inputs import forward_args_and_kwargs, predictions, vocabulary_size
+from .inputs import forward_args_and_kwargs, targets_and_prediction_mask, vocabulary_size
 from .prompt_positions import prompts
 
 not_a_number = Fault(
@@ -71,7 +71,7 @@ def output_kind_of(model: nn.Module, rows: Tensor) -> str:
         return "states"
     head_output = logits_of_output(output)
     values = head_output if head_output.dim() > 2 else head_output[:, None]
-    return "tokens" if are_of_tokens(model, values, rows, predictions(model, rows)[0]) else "classes"
+    return "tokens" if are_of_tokens(model, values, rows, targets_and_prediction_mask(model, rows)[0]) else "classes"
 
 
 def outputs(model: nn.Module, ids: Tensor) -> Tensor:
@@ -197,7 +197,7 @@ def row_nll(
             lengths = None if prompt_lengths is None else prompt_lengths[first : first + len(batch)]
             with prompts(model, lengths, active):
                 values = logits(model, batch)  # [b, t, vocab]
-            targets, is_token = predictions(model, batch.to(values.device))
+            targets, is_token = targets_and_prediction_mask(model, batch.to(values.device))
             if not are_of_tokens(model, values, batch, targets):
                 raise no_next_token(
                     f"{type(model).__name__} predicts no next token",

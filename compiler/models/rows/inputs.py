@@ -164,7 +164,7 @@ def _mask(rows: Tensor, pad_id: int | None) -> dict[str, Tensor]:
     return {} if bool(attended.all()) else {"attention_mask": attended.long()}
 
 
-def predictions(model: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+def targets_and_prediction_mask(model: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor | None]:
     """Targets of a model's logits for rows, [b, p], and the mask of those that count, [b, p]: None for all."""
     tokens = unpack_inputs_and_tokens(model, rows)[1] if tokens_of(model) else rows
     if not is_encoder_decoder(model):

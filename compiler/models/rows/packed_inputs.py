@@ -259,10 +259,10 @@ def sound_shape(model: nn.Module) -> tuple[int, ...]:
     parts = (config, getattr(config, "encoder_config", None))
     sizes = ((part, getattr(part, name, None)) for part in parts for name in _BANDS)
     bands = next((size * getattr(part, "input_channels", 1) for part, size in sizes if isinstance(size, int)), 0)
-    return (FRAMES, _stacked(model, bands)) if bands else ()
+    return (FRAMES, _stacked_feature_count(model, bands)) if bands else ()
 
 
-def _stacked(model: nn.Module, bands: int) -> int:
+def _stacked_feature_count(model: nn.Module, bands: int) -> int:
     """Features of an input: those of several frames in a row, where an encoder's first layer is a linear one of as many
     inputs, as Granite Speech 5's."""
     encoder = getattr(model, "encoder", None)

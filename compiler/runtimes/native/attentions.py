@@ -75,7 +75,7 @@ def recognise_attention(
     score_bias_of    whether a text is seen whole -> what scores gain by distance, if anything
     """
     heads, _, head_dim, _ = sizes
-    module = _as_float32(module)
+    module = _shallow_copy_in_float32(module)
     named = candidate_windows(module, options)
     bidirectional = is_bidirectional(module, mask, sizes, options)
     gain = score_bias_of(bidirectional=bidirectional)
@@ -150,7 +150,7 @@ def _of_row(options: dict[str, Any], length: int, queries: int) -> dict[str, Any
     }
 
 
-def _as_float32(module: nn.Module) -> nn.Module:
+def _shallow_copy_in_float32(module: nn.Module) -> nn.Module:
     """The module with its own numbers as float32, without copying its layers."""
     import copy
 

@@ -10,14 +10,13 @@ from ....dsl.syntax.diagnostics import Fault
 from ...ir.capture.sample import sample_inputs
 
 
-def decoder_sample_inputs(
-    model: nn.Module, fault: Fault, remedy: str, batch: int = 2, length: int = 3, past_length: int = 5
-) -> tuple[dict, list, list]:
-    """Example inputs of a decoder: tokens after a cache, with padding in one row.
+def decoder_sample_inputs(model: nn.Module, fault: Fault, remedy: str) -> tuple[dict, list, list]:
+    """Example inputs of a decoder: two rows of three tokens after a cache of five, with padding in one row.
 
     fault    what a model is refused with that keeps anything else
     remedy   what holds such a model
     """
+    batch, length, past_length = 2, 3, 5
     sequence = sample_inputs(model, batch=batch, length=past_length + length, padding=1)
     past, slots = _cached_keys_and_values(
         model, fault, remedy, {n: x[:, :past_length] if isinstance(x, Tensor) else x for n, x in sequence.items()}

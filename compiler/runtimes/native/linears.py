@@ -34,11 +34,13 @@ class NumberFormats:
         return self.head or DENSE[self.weights].head or self.weights
 
     @staticmethod
-    def of_words(weights: str, inputs: str, group: int, head: str, kv_cache: str = KV_NUMBERS[0]) -> "NumberFormats":
+    def of_words(
+        weights: str, inputs: str, group_size: int, head: str, kv_cache: str = KV_NUMBERS[0]
+    ) -> "NumberFormats":
         """Of a target's arguments: inputs of 16 bits are those of all layers on int8, its head among them."""
         fine = {"int8": "int8_int16"} if inputs == "int16" else {}
         return NumberFormats(
-            fine.get(weights, weights), group, "" if head == "auto" else fine.get(head, head), kv_cache
+            fine.get(weights, weights), group_size, "" if head == "auto" else fine.get(head, head), kv_cache
         )
 
 
@@ -54,14 +56,14 @@ class Linear:
     weight: Tensor | None = None
     packed: Tensor | None = None
 
-    def make_packer(self, weights: str, group: int) -> Callable[[], Tensor]:
+    def make_packer(self, weights: str, group_size: int) -> Callable[[], Tensor]:
         """Function that returns the packed bytes."""
         packed, weight = self.packed, self.weight
         if packed is not None:
             return lambda: packed
         assert weight is not None, "a layer without a weight"
         format = DENSE[weights]
-        options = {"group": group} if format.grouped else {}
+        options = {"group_size": group_size} if format.grouped else {}
         return lambda: LINEARS[format.kernel].pack(weight, **options)
 
     @property
@@ -86,9 +88,9 @@ class Stacked:
     def key(self) -> tuple[object, ...]:
         return "linear", *(identity(part) for part in self.parts)
 
-    def make(self, weights: str, group: int) -> Callable[[], Tensor]:
+    def make(self, weights: str, group_size: int) -> Callable[[], Tensor]:
         """Function that returns the packed bytes."""
-        return lambda: Linear(self.shape, None, weight=torch.cat(self.parts)).make_packer(weights, group)()
+        return lambda: Linear(self.shape, None, weight=torch.cat(self.parts)).make_packer(weights, group_size)()
 
 
 def has_rows(packed: Tensor, table: Tensor) -> bool:

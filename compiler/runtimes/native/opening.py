@@ -72,15 +72,15 @@ def open_native(
     return model.eval()
 
 
-def verify_native_folder(folder: Path, threads: int = 1) -> None:
+def verify_native_folder(folder: Path) -> None:
     """Hold every weight of a folder against its checksum, and every step against what it reads; nothing computes.
     Raises Reject (native-damaged)."""
     from ....kernels.engine_plan import check_plan_and_weights
 
     plan_file = read_plan(folder)
     with refusing(native_damaged, f"{folder}", _REMEDY, kinds=KernelError):
-        weights = load_weights(folder, plan_file, mapped=True, threads=threads)
-        verify_weights(weights, plan_file.entries, threads)
+        weights = load_weights(folder, plan_file, mapped=True, threads=1)
+        verify_weights(weights, plan_file.entries, 1)
         check_plan_and_weights(plan_file.plan, weights)
 
 

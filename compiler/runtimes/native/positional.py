@@ -57,12 +57,12 @@ class Positions:
         return least
 
     @torch.no_grad()
-    def uses_only_length_of_ids(self, node: fx.Node, length: int = 3) -> bool:
+    def uses_only_length_of_ids(self, node: fx.Node) -> bool:
         """Whether a module that is handed token ids asks only how many there are: no table has rows of such ids."""
-        ids = torch.full((1, length), _NO_ID)
+        ids = torch.full((1, 3), _NO_ID)
 
         def operand(used: fx.Node) -> Any:
-            return ids if isinstance(self._values.get(used), Rows) else self.at(used, length)
+            return ids if isinstance(self._values.get(used), Rows) else self.at(used, 3)
 
         try:
             args, kwargs = (fx.map_arg(part, operand) for part in (node.args, node.kwargs))

@@ -101,7 +101,7 @@ def recognise_rotation(rotate: RotationFunction, context: int, head_dim: int) ->
     """The rotation that a function makes of the positions of a context, or None."""
     probe = min(PROBE, context)
     turned_basis = rotate(torch.eye(head_dim)[:, None].expand(head_dim, probe, head_dim), 0)  # [from, t, to]
-    order = _order(turned_basis[:, 0])
+    order = _column_permutation(turned_basis[:, 0])
     if order is None or (pairs := _rotated_width_and_interleaving(turned_basis[..., order])) is None:
         return None
     rotation = Rotation(Frequencies(torch.zeros(0), 1.0), *pairs, order)
@@ -120,7 +120,7 @@ def recognise_rotation(rotate: RotationFunction, context: int, head_dim: int) ->
     return None if frequencies is None else Rotation(frequencies, *pairs, order)
 
 
-def _order(matrix_at_0: Tensor) -> Tensor | None:
+def _column_permutation(matrix_at_0: Tensor) -> Tensor | None:
     """Permutation of columns at position 0, where nothing is rotated: of [from, to] one number each is not zero."""
     nonzero = matrix_at_0 > 0
     if not (

@@ -6,7 +6,7 @@ Keys are cut at 60 on both sides, where exp of them is still a number of float32
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import permutations, product
 from typing import Any
@@ -131,10 +131,10 @@ def _make_layer_call(layers: dict[str, nn.Linear]) -> LayerCall:
 
 
 def _candidate_time_mixings(
-    layers: Any, shares: list[Tensor], vectors: list[Tensor], outputs: Outputs, call_layer: LayerCall
-) -> Any:
+    linear_paths: Any, shares: list[Tensor], vectors: list[Tensor], outputs: Outputs, call_layer: LayerCall
+) -> Iterator[tuple[TimeMixing, Tensor | None]]:
     for (decay, first), order, share_order in product(
-        permutations(vectors), permutations(layers), permutations(range(3))
+        permutations(vectors), permutations(linear_paths), permutations(range(3))
     ):
         of_k, of_v, of_r = (shares[i] for i in share_order)
         past = TimeMixing(order, (of_k, of_v, of_r), -decay.exp(), first)
@@ -145,8 +145,10 @@ def _candidate_time_mixings(
             yield past, call_layer(order[3], r.sigmoid() * past.wkv(k, v))
 
 
-def _candidate_channel_mixings(layers: Any, shares: list[Tensor], outputs: Outputs, call_layer: LayerCall) -> Any:
-    for order, share_order in product(permutations(layers), permutations(range(2))):
+def _candidate_channel_mixings(
+    linear_paths: Any, shares: list[Tensor], outputs: Outputs, call_layer: LayerCall
+) -> Iterator[tuple[ChannelMixing, Tensor]]:
+    for order, share_order in product(permutations(linear_paths), permutations(range(2))):
         k, r = (outputs.get((name, i)) for name, i in zip((order[0], order[2]), share_order, strict=True))
         value = None if k is None or r is None else call_layer(order[1], k.relu().square())
         if value is not None and r is not None and value.shape == r.shape:

@@ -34,14 +34,14 @@ class NBitsWeight:
     zero_points: Tensor | None
 
 
-def block_size(group: int, k: int) -> int | None:
-    """Inputs of a block where `group` inputs share a scale, 0 for all `k`; None where no block divides a group.
+def block_size(group_size: int, k: int) -> int | None:
+    """Inputs of a block where `group_size` inputs share a scale, 0 for all `k`; None where no block divides a group.
 
     A block has one scale, and a scale may be that of several blocks.
     """
-    if group in (0, k):
+    if group_size in (0, k):
         return next((block for block in BLOCKS if block >= k), BLOCKS[-1])
-    return next((block for block in reversed(BLOCKS) if group % block == 0), None)
+    return next((block for block in reversed(BLOCKS) if group_size % block == 0), None)
 
 
 def pack_nbits(codes: Codes, bits: int, block: int, k: int) -> NBitsWeight:

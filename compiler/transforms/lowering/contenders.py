@@ -17,7 +17,7 @@ EAGER, PREPACKED, DYNAMIC = "torch", "torch pre-packed", "torch int8 dynamic"
 GROUPED = "torch grouped rows"
 
 
-def kernel_contender(kernel: str, w: Tensor, x: Tensor, label: str = "") -> Contender:
+def kernel_contender(kernel: str, w: Tensor, x: Tensor) -> Contender:
     """Pack a weight [n, k] for one of our kernels, as a contender of the race."""
     first = LINEARS[kernel].pack(w)
 
@@ -29,7 +29,7 @@ def kernel_contender(kernel: str, w: Tensor, x: Tensor, label: str = "") -> Cont
 
     packed_copies = copies(repack, first.numel())
     call, n = LINEARS[kernel].call_op_or_kernel, len(w)
-    return Contender(label or kernel, [partial(call, x, p, None, n) for p in packed_copies], first.numel())
+    return Contender(kernel, [partial(call, x, p, None, n) for p in packed_copies], first.numel())
 
 
 def eager(w: Tensor, x: Tensor) -> Contender:

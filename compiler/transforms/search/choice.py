@@ -222,7 +222,7 @@ class _Race:
         growths = self.current.growths(candidates) if candidates else []
         for index, candidate, growth in zip(indices, candidates, growths, strict=True):
             if candidate.location not in self.racing.known and self.racing.foresees(candidate):
-                self.racing.score_estimates.widen_slack_from(candidate, growth, self.current)
+                self.racing.score_estimates.update_slack_by_score(candidate, growth, self.current)
             self.racing.known[candidate.location] = growth
             cost = (self.current.cost(candidate, growth, self.racing.per), index)
             if math.isfinite(cost[0]) and cost < self.least:

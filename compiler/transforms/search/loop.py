@@ -27,7 +27,7 @@ from .candidate import Candidate, Cut, JointCandidate, Pool
 from .choice import Choice, Round
 from .overfit import OverfitCheck, Rows
 from .prefix import Prefix
-from .reach import affordable
+from .reach import affordable_candidates
 from .reconstruct import Moments
 from .refusals import SCORE_HELP, no_candidate_diagnostic, no_finite_score, saved_less
 from .remote_candidates import ScoringWorker, key_of, task_of
@@ -86,7 +86,7 @@ class Search:
             if not pairs:
                 return
             if not choice.scores_all:
-                pairs = affordable(pairs, pools, saved, budget, self.limit)
+                pairs = affordable_candidates(pairs, pools, saved, budget, self.limit)
             try:
                 self._decide_round(pairs, metric, budget, choice)
             except DeadlineExceeded:
@@ -160,7 +160,7 @@ class Search:
             self.overfit.record_and_warn_overfit(self)
         for pool in pools:
             pool.finish()
-        self._refuse_shortfall()
+        self._refuse_less_saved_than_estimated()
         peak_bytes = max([self.bytes_stored, *(p.bytes_stored for p in self.prefixes.values())])
         self.ctx.record("layer forwards", self.layers_run)
         self.ctx.record("layer forwards to rank and refit", self.layers_own)
@@ -183,7 +183,7 @@ class Search:
             last = f"{self.cuts[-1].name}, the last cut, is that large"
             self.ctx.emit_event(Warned(far_beyond(f"{share} went where {allowed} was to: {last}")))
 
-    def _refuse_shortfall(self) -> None:
+    def _refuse_less_saved_than_estimated(self) -> None:
         """Reject what left the model larger than all cuts together should have."""
         promised, removed = self.saved.get("params", 0.0), self.size - _parameters(self.program)
         if removed < _HONEST * promised:

@@ -14,25 +14,29 @@ from .savings import SavingsTable
 _SUMS = 1000  # of sizes of parts; where there are more, they lie close together
 
 
-def can_be_met(budget: Budget, saved: float, parts: Sequence[float], widths: float = 0.0) -> bool:
+def can_be_met(
+    budget: Budget, already_saved: float, part_savings: Sequence[float], max_width_savings: float = 0.0
+) -> bool:
     """Whether some of these parts meet a budget of which so much is saved, and leave no more than a cut may go beyond.
 
-    parts   savings of each part that goes as a whole
-    widths  savings of all that is cut in steps, which meet any budget up to that
+    part_savings   savings of each part that goes as a whole
+    max_width_savings  savings of all that is cut in steps, which meet any budget up to that
     """
-    return _nearest(budget, saved, parts, widths) is None
+    return _savings_below_and_beyond(budget, already_saved, part_savings, max_width_savings) is None
 
 
-def _nearest(budget: Budget, saved: float, parts: Sequence[float], widths: float) -> tuple[float, float] | None:
+def _savings_below_and_beyond(
+    budget: Budget, already_saved: float, part_savings: Sequence[float], max_width_savings: float
+) -> tuple[float, float] | None:
     """Savings below and beyond a budget that can't be met; None where it can be."""
-    sums, beyond = {saved}, math.inf
-    for part in sorted(parts, reverse=True):
-        if len(sums) > _SUMS or any(budget.is_met(s + widths) for s in sums):
+    sums, beyond = {already_saved}, math.inf
+    for part in sorted(part_savings, reverse=True):
+        if len(sums) > _SUMS or any(budget.is_met(s + max_width_savings) for s in sums):
             return None
         longer = {s + part for s in sums}
         sums |= {s for s in longer if budget.is_within(s)}
         beyond = min([beyond, *(s for s in longer if not budget.is_within(s))])
-    under = max(sums) + widths
+    under = max(sums) + max_width_savings
     return None if budget.is_met(under) else (under, beyond)
 
 
@@ -46,7 +50,7 @@ def refuse_gap(savings_table: SavingsTable, goal: Budget, parts: Sequence[Parts]
         for g in p.groups
         if p.max_cuts(g)
     )
-    nearest = _nearest(goal, 0.0, sizes, sum(steps))
+    nearest = _savings_below_and_beyond(goal, 0.0, sizes, sum(steps))
     if nearest is None or not math.isfinite(nearest[1]):  # more than there is: another refusal says so
         return
     under, beyond = (value / goal.total for value in nearest)
@@ -59,7 +63,7 @@ def refuse_gap(savings_table: SavingsTable, goal: Budget, parts: Sequence[Parts]
     ).rejection()
 
 
-def affordable(
+def affordable_candidates(
     pairs: list[tuple[Pool, Candidate]], pools: Sequence[Pool], saved: float, budget: Budget, limit: Budget | None
 ) -> list[tuple[Pool, Candidate]]:
     """Candidates that don't go far beyond a budget, and behind which it can still be met; all where there are none.

@@ -129,8 +129,8 @@ class Reconstruction:
     Source: ridge regression on the calibration inputs, as in OBC (arXiv 2208.11580) and SliceGPT-like repairs.
     """
 
-    def __init__(self, program: "Program", moments: Moments, damping: float = DAMPING):
-        self.program, self.moments, self.damping = program, moments, damping
+    def __init__(self, program: "Program", moments: Moments):
+        self.program, self.moments = program, moments
         self._solved: dict[tuple[str, str, str], tuple[object, Takeover | None]] = {}
 
     def weights_without(self, group: Group, removed_before: Collection[int], items: Sequence[int]) -> dict[str, Tensor]:
@@ -161,7 +161,7 @@ class Reconstruction:
             return None
         weight = self.program.model.get_parameter(member.tensor)
         dead_columns, item_columns = (columns(weight, member, some) for some in (dead, items))
-        return solve_takeover(moment.to(exact_device(weight)), dead_columns, item_columns, self.damping)
+        return solve_takeover(moment.to(exact_device(weight)), dead_columns, item_columns, DAMPING)
 
 
 @dataclass(frozen=True)

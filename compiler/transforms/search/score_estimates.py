@@ -56,7 +56,7 @@ class ScoreEstimates:
         growth, terms = self._expected_growth(candidate, round_)
         return ExpectedGrowth(growth, growth - self.slack * terms)
 
-    def widen_slack_from(self, candidate: Candidate, growth: float, round_: "Round") -> None:
+    def update_slack_by_score(self, candidate: Candidate, growth: float, round_: "Round") -> None:
         """Compare an estimate with what was scored."""
         expected, terms = self._expected_growth(candidate, round_)
         if not (terms > 0 and math.isfinite(growth)):

@@ -180,10 +180,14 @@ def admm(weight: Tensor, gram: Tensor, sparsity: float, pattern: str, damping: f
     return torch.where(keep, (current + dual) / norms, 0.0)
 
 
-def _gradual_mask(size: Tensor, sparsity: float, pattern: str, progress: float) -> Tensor:
+def _gradual_mask(importance: Tensor, sparsity: float, pattern: str, progress: float) -> Tensor:
     """The mask on the way there: a cubic rise, as of gradual pruning (Zhu and Gupta 2017, arXiv 1710.01878)."""
     if pattern in PATTERNS:
         zeros, of = PATTERNS[pattern]
-        return spare_groups(size, max(1, round(zeros * (1 - (1 - progress) ** 3))), of)
-    zeros = int(sparsity * size.shape[1] * (1 - (1 - progress) ** 3)) if progress < 1 else int(sparsity * size.shape[1])
-    return largest_mask(size, size.shape[1] - zeros)
+        return spare_groups(importance, max(1, round(zeros * (1 - (1 - progress) ** 3))), of)
+    zeros = (
+        int(sparsity * importance.shape[1] * (1 - (1 - progress) ** 3))
+        if progress < 1
+        else int(sparsity * importance.shape[1])
+    )
+    return largest_mask(importance, importance.shape[1] - zeros)

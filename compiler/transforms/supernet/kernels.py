@@ -90,7 +90,7 @@ def reduced_padding(program: "Program", path: str, border: int) -> dict[str, Any
     less = [border * step for step in module.dilation]  # [high, wide]
     attributes = _edits_for_less_padding(module, path, less)
     if attributes is None:
-        attributes = _less(_preceding_zero_pad(program, path), less)
+        attributes = _reduced_padding(_preceding_zero_pad(program, path), less)
     elif type(module).forward is not nn.Conv2d.forward and not _smaller_padding_equals_crop(
         module, path, border, attributes
     ):
@@ -106,10 +106,10 @@ def _edits_for_less_padding(module: nn.Conv2d, path: str, removed_per_side: Sequ
     ):
         return {f"{path}.padding": [p - n for p, n in zip(module.padding, removed_per_side, strict=True)]}
     inner = [(f"{path}.{name}", child) for name, child in module.named_children() if type(child) is nn.ZeroPad2d]
-    return _less(inner[0], removed_per_side) if len(inner) == 1 else None
+    return _reduced_padding(inner[0], removed_per_side) if len(inner) == 1 else None
 
 
-def _less(pad: tuple[str, nn.ZeroPad2d] | None, removed_per_side: Sequence[int]) -> dict[str, Any] | None:
+def _reduced_padding(pad: tuple[str, nn.ZeroPad2d] | None, removed_per_side: Sequence[int]) -> dict[str, Any] | None:
     if pad is None:
         return None
     path, module = pad

@@ -177,10 +177,10 @@ def parallel_proposals(explorer: Explorer, rng: random.Random, propose: Callable
     return result
 
 
-def sample_allowed_genome(explorer: Explorer, rng: random.Random, attempts: int = 200) -> Genome:
+def sample_allowed_genome(explorer: Explorer, rng: random.Random) -> Genome:
     """An allowed genome that is new; where none turns up, the last one drawn moved towards the smallest."""
     genome: Genome = ()
-    for _ in range(attempts):
+    for _ in range(200):
         genome = tuple(rng.randrange(size) for size in choice_counts(explorer))
         if genome not in explorer.known and explorer.allows(genome):
             return genome

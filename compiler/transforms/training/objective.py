@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ...evaluation.reference import OriginalOutputs, other_vocabulary
 from ...models.rows.forward import are_of_tokens, logits, positions
-from ...models.rows.inputs import predictions
+from ...models.rows.inputs import targets_and_prediction_mask
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Objective:
 
     def _targets_and_loss_mask(self, rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor | None]:
         """Targets of rows, [b, p], and the mask of those that count; a placeholder [b, 1] for pure distillation."""
-        targets, learned = predictions(self.model, rows)
+        targets, learned = targets_and_prediction_mask(self.model, rows)
         if are_of_tokens(self.model, values, rows, targets):
             return targets, learned
         assert self.share == 1, "rows that are judged as a whole teach nothing by themselves"

@@ -186,7 +186,7 @@ def test_nine_of_ten_scores_lie_above_the_bound_that_they_make(offs):
     score_estimates = foreseen({str(i): Estimate(0.5, 1.0) for i in range(len(offs))})
     now = Round([], lambda: 1.0, lambda _asked: [], 1.0)
     for i, off in enumerate(offs):
-        score_estimates.widen_slack_from(Fixed(str(i)), 1.5 + 1.5 * off, now)
+        score_estimates.update_slack_by_score(Fixed(str(i)), 1.5 + 1.5 * off, now)
     least = [score_estimates.growths(Fixed(str(i)), now)[1] for i in range(len(offs))]
     above = sum(1.5 + 1.5 * off >= bound for off, bound in zip(offs, least, strict=True))
     assert above >= TRUST * len(offs) and score_estimates.slack <= max(0.0, MARGIN - min(offs)) + 1e-9
@@ -194,7 +194,7 @@ def test_nine_of_ten_scores_lie_above_the_bound_that_they_make(offs):
 
 def test_a_score_that_is_no_number_teaches_nothing():
     score_estimates = foreseen({"a": Estimate(0.0, 1.0)})
-    score_estimates.widen_slack_from(Fixed("a"), math.inf, Round([], lambda: 1.0, lambda _asked: [], 1.0))
+    score_estimates.update_slack_by_score(Fixed("a"), math.inf, Round([], lambda: 1.0, lambda _asked: [], 1.0))
     assert score_estimates.slack == SLACK and not score_estimates.missed
 
 

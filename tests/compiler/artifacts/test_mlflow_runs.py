@@ -11,7 +11,7 @@ from effc.compiler.artifacts.mlflow_runs import StoreError, write_mlflow_runs
 from effc.compiler.core import environment
 from effc.dsl.checker.values import DataRef, MetricRef, Ratio, value_to_json
 
-from tests.compiler.artifacts.pages.sheets import sheet
+from tests.compiler.artifacts.pages.report_data import report
 from tests.compiler.artifacts.pages.test_page import kinds  # noqa: F401
 from tests.compiler.cli.verbs.conftest import effc, own_cache  # noqa: F401
 
@@ -26,7 +26,7 @@ def runs(folder: Path) -> list:
 
 def test_mlflow_reads_what_an_artifact_was_compiled_with_and_what_it_measures(tmp_path):
     measures = (Measure("perplexity(heldout)", "", 16.25, 17.5), Measure("decode", "ms", None, float("nan")))
-    data = sheet(measures=measures, files={"hf/model.safetensors": (12, "ab" * 32)})
+    data = report(measures=measures, files={"hf/model.safetensors": (12, "ab" * 32)})
     (stored,) = write_mlflow_runs([replace(data, hash="cd" * 32)], tmp_path / "runs")
     (run,) = runs(tmp_path / "runs")
     assert (run.info.run_id, run.info.status) == (stored.id, "FINISHED")
@@ -42,8 +42,8 @@ def test_mlflow_reads_what_an_artifact_was_compiled_with_and_what_it_measures(tm
 
 def test_runs_are_added_to_a_store_that_is_there_and_strange_names_lead_nowhere_else(tmp_path):
     folder = tmp_path / "runs"
-    write_mlflow_runs([sheet()], folder)
-    strange = sheet(
+    write_mlflow_runs([report()], folder)
+    strange = report(
         name="../../x\n", measures=(Measure("../../a", "", None, 1.0),), steps=({"word": "w" * 9000, "args": {"": 1}},)
     )
     write_mlflow_runs([strange], folder)
@@ -66,8 +66,10 @@ def test_a_file_is_no_store(effc, tmp_path):  # noqa: F811
 
 
 def test_the_same_artifact_is_one_run_until_it_measures_something_else(tmp_path):
-    faster = sheet(measures=(Measure("decode", "ms", 20.0, 17.1),))
-    added = [run.added for one in ([sheet()], [sheet(), faster], [faster]) for run in write_mlflow_runs(one, tmp_path)]
+    faster = report(measures=(Measure("decode", "ms", 20.0, 17.1),))
+    added = [
+        run.added for one in ([report()], [report(), faster], [faster]) for run in write_mlflow_runs(one, tmp_path)
+    ]
     assert added == [True, False, True, False] and len(runs(tmp_path)) == 2
 
 
@@ -82,7 +84,7 @@ def test_params_are_what_a_recipe_says_and_other_values_are_json(tmp_path):
         "odd": {"Ratio": {"value": []}},
         "strange": {"a": 1, "b": None},
     }
-    write_mlflow_runs([sheet(steps=({"word": "prune.channels", "args": args},))], tmp_path)
+    write_mlflow_runs([report(steps=({"word": "prune.channels", "args": args},))], tmp_path)
     (run,) = runs(tmp_path)
     texts = {key.removeprefix("step.0."): value for key, value in run.data.params.items() if "step.0." in key}
     assert texts == {
@@ -98,12 +100,12 @@ def test_params_are_what_a_recipe_says_and_other_values_are_json(tmp_path):
 
 
 def test_a_store_that_mlflow_refuses_is_a_sentence_and_nothing_is_logged(tmp_path, capfd):
-    write_mlflow_runs([sheet()], tmp_path)
+    write_mlflow_runs([report()], tmp_path)
     client = tracking.MlflowClient(tracking_uri=tmp_path.as_uri())
     client.delete_experiment(client.get_experiment_by_name("effc").experiment_id)
     capfd.readouterr()
     with pytest.raises(StoreError, match="MLflow can't add a run"):
-        write_mlflow_runs([sheet()], tmp_path)
+        write_mlflow_runs([report()], tmp_path)
     assert capfd.readouterr() == ("", "")
 
 
@@ -112,7 +114,7 @@ def test_an_experiment_that_is_none_stops_nothing_or_is_a_sentence(tmp_path, cap
     (tmp_path / "7").mkdir()
     (tmp_path / "7" / "meta.yaml").write_text(text)
     try:
-        write_mlflow_runs([sheet()], tmp_path)
+        write_mlflow_runs([report()], tmp_path)
     except StoreError as error:
         assert "\n" not in str(error)
     assert capfd.readouterr() == ("", "")

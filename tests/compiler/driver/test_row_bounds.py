@@ -140,7 +140,7 @@ def uncertain_manifest():
 def test_terminal_card_page_and_reports_say_one_thing_of_a_bound_that_is_not_certain():
     from effc.compiler.artifacts.pages.origin import measure_table_rows
     from effc.compiler.artifacts.pages.page import _worst_verdict
-    from effc.compiler.artifacts.pages.sheet import ReportData
+    from effc.compiler.artifacts.pages.report_data import ReportData
     from effc.compiler.cli.verbs.gate_report import verdict_value_text
 
     outcome, manifest = uncertain_manifest()

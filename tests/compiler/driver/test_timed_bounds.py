@@ -7,7 +7,7 @@ import pytest
 from effc.compiler.driver.judging.comparison import original_and_result_values
 from effc.compiler.driver.judging.gate import BoundVerdict, judge_bound, unmet_bound_diagnostics
 from effc.compiler.driver.judging.timed_bounds import confidence_interval, interval_decides, undecided_reason
-from effc.compiler.evaluation.confidence import CONFIDENCE, FEWEST, median_interval
+from effc.compiler.evaluation.confidence import CONFIDENCE, STUDENT_99, median_interval
 from effc.compiler.evaluation.timing import InterleavedTimes
 from effc.dsl.checker.recipe import Bound
 from effc.dsl.checker.values import Duration, MetricRef, Range
@@ -25,7 +25,7 @@ def turns(ratios, original=10.0):
     )
 
 
-@pytest.mark.parametrize("n", range(FEWEST, 13))
+@pytest.mark.parametrize("n", range(max(STUDENT_99) + 1, 13))
 def test_the_interval_holds_the_median_as_often_as_it_says(n):
     """Exactly: each of n coins says whether a value lies below the median; all 2^n outcomes are counted."""
     ends = median_interval(list(range(n)))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from effc.compiler.evaluation.timing import _failure_as_diagnostic, no_cache
-from effc.compiler.models.checkpoints.origin import _number
+from effc.compiler.models.checkpoints.origin import _config_integer
 from effc.dsl.syntax.diagnostics import Reject
 from effc.kernels.native import KernelError
 
@@ -29,5 +29,5 @@ def test_a_kernel_that_refuses_and_want_of_memory_stay_what_they_are(error):
 
 def test_the_vocabulary_of_an_encoder_that_hears_is_not_that_of_a_models_rows():
     text = {"vocab_size": 50, "max_position_embeddings": 64}
-    assert _number({"encoder": text, "decoder": text}, "vocab_size") == 50
-    assert _number({"encoder": {"vocab_size": 32, "conv_dim": [8]}, "decoder": text}, "vocab_size") is None
+    assert _config_integer({"encoder": text, "decoder": text}, "vocab_size") == 50
+    assert _config_integer({"encoder": {"vocab_size": 32, "conv_dim": [8]}, "decoder": text}, "vocab_size") is None

@@ -6,7 +6,7 @@ import gc
 import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from effc.compiler.evaluation.equivalence import max_logit_difference, record_logits_of_sample_calls
+from effc.compiler.evaluation.equivalence import record_logits_of_sample_calls
 from effc.compiler.ir.capture import patches
 from effc.compiler.ir.capture.capture import capture, flat
 from effc.compiler.ir.capture.first_calls import further_unit_calls, record_first_calls
@@ -17,6 +17,7 @@ from torch import nn
 from transformers import DynamicCache, LlamaForCausalLM
 
 from tests import tiny
+from tests.equivalence import max_logit_difference
 from tests.grids import wide
 
 torch.set_num_threads(1)

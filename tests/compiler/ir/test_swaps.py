@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from effc.compiler.evaluation.equivalence import max_logit_difference
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.layers import swap_table
 from effc.compiler.transforms.editing.rewrite import Rewriter
@@ -12,6 +11,7 @@ from torch import nn
 
 from tests import tiny
 from tests.compiler.transforms.test_rewrite import ROUNDING, rebuilt
+from tests.equivalence import max_logit_difference
 
 
 class Scaled(nn.Module):

@@ -9,7 +9,7 @@ from effc.compiler.driver import api
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.capture.sample import sample_inputs
 from effc.compiler.models.rows.forward import logits, row_nll
-from effc.compiler.models.rows.inputs import forward_args_and_kwargs, predictions
+from effc.compiler.models.rows.inputs import forward_args_and_kwargs, targets_and_prediction_mask
 from effc.compiler.models.rows.packed_inputs import fill_placeholders, packed, packed_input_parts
 from effc.dsl.syntax.diagnostics import Reject
 from torch import nn
@@ -83,7 +83,7 @@ def test_tokens_of_a_packed_row_are_what_is_predicted(make):
     ids = torch.arange(24).view(2, 12) + 20
     ids[:, :4] = 9 if make is answerer else 8
     rows = packed({part.name: image, "ids": ids}, (part.name, "ids"))
-    targets, _ = predictions(model, rows)
+    targets, _ = targets_and_prediction_mask(model, rows)
     assert torch.equal(targets, ids if make is transcriber else ids[:, 1:])
     assert logits(model, rows).shape[:2] == (2, 12)
     assert row_nll(model, rows).n_predictions == [targets.shape[1]] * 2

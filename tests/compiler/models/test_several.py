@@ -18,7 +18,7 @@ from effc.compiler.inputs.data.sounds import _read_wav
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.capture.sample import sample_inputs
 from effc.compiler.models.rows.forward import outputs
-from effc.compiler.models.rows.inputs import forward_args_and_kwargs, predictions
+from effc.compiler.models.rows.inputs import forward_args_and_kwargs, targets_and_prediction_mask
 from effc.compiler.models.rows.packed_inputs import can_generate_from_ids_alone, packed, packed_input_parts
 from effc.compiler.runtimes.native.reader import Reader
 from effc.compiler.transforms.search.layerwise import Layerwise, stages
@@ -231,7 +231,7 @@ def test_a_target_is_what_is_said_of_a_sound(folder):
     rows = opened.context(recipe, recipe.pipelines["small"]).rows_by_name("heard")
     (part,) = packed_input_parts(model)
     assert part.shape == (16, 100) and rows.shape == (6, 1600 + 10)
-    wanted, counted = predictions(model, rows)
+    wanted, counted = targets_and_prediction_mask(model, rows)
     assert wanted[3].tolist()[:7] == [0, *[2 + i for i in ids_of(folder, "tone 3")]] or counted[3].sum() == 7
     given = forward_args_and_kwargs(model, rows)[1]
     assert given["input_features"].shape == (6, 16, 100) and given["decoder_input_ids"][:, 0].tolist() == [0] * 6

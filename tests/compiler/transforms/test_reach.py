@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from effc.compiler.transforms.search.budget import Budget
-from effc.compiler.transforms.search.reach import affordable, can_be_met
+from effc.compiler.transforms.search.reach import affordable_candidates, can_be_met
 from effc.compiler.transforms.search.refusals import no_candidate_diagnostic
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,12 +60,12 @@ class Parts:
 def test_a_part_behind_which_the_budget_can_not_be_met_any_more_is_no_candidate():
     pool, budget = Parts(8.7, 14.6), Budget("params", 10, 100)
     pairs = [(pool, part) for part in pool.parts]
-    assert affordable(pairs, [pool], 0.0, budget, budget) == pairs[1:]
-    assert affordable(pairs, [pool], 0.0, budget, None) == pairs, "where the recipe lets it go beyond"
+    assert affordable_candidates(pairs, [pool], 0.0, budget, budget) == pairs[1:]
+    assert affordable_candidates(pairs, [pool], 0.0, budget, None) == pairs, "where the recipe lets it go beyond"
 
 
 def test_nothing_is_left_out_where_steps_of_a_width_fill_the_gap():
     pool, budget = Parts(8.7, 14.6), Budget("params", 10, 100)
     pool.reachable = lambda of: 26.0
     pairs = [(pool, part) for part in pool.parts]
-    assert affordable(pairs, [pool], 0.0, budget, budget) == pairs
+    assert affordable_candidates(pairs, [pool], 0.0, budget, budget) == pairs

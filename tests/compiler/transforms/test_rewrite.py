@@ -6,7 +6,7 @@ import operator
 
 import pytest
 import torch
-from effc.compiler.evaluation.equivalence import max_difference, max_logit_difference, record_logits_of_sample_calls
+from effc.compiler.evaluation.equivalence import max_difference, record_logits_of_sample_calls
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.edits import Edits, replay_edits
 from effc.compiler.ir.graphs import ancestors
@@ -19,6 +19,7 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from tests import tiny
+from tests.equivalence import max_logit_difference
 from tests.grids import wide
 from tests.weights import load_weights, weights_of
 from tests.worlds import refused

@@ -103,7 +103,7 @@ def _trace_mixer(program: "Program", mixer: nn.Module, call: UnitCall) -> _Mixer
     try:
         with in_eval_mode(program.model), masks_without_data(program.model):
             return _MixerTrace(
-                trace_forward(mixer, free, {**call.statics, CACHE: None}, family=family, inline=True).graph, ""
+                trace_forward(mixer, free, {**call.statics, CACHE: None}, model_module=family, inline=True).graph, ""
             )
     except Exception as error:  # a forward may raise anything
         return _MixerTrace(None, f"it can't be captured without its state: {error}")

@@ -140,17 +140,17 @@ def _infer_attribute_values(needs: Sequence[Need], mixer: nn.Module) -> dict[Nam
             name = names[need.source]
             if values.setdefault(name, need.needed) != need.needed:
                 raise Baked(f"`{name[1]}` would need two values")
-    unmet = _unmet(needs, values, mixer)
+    unmet = _unmet_literal_need(needs, values, mixer)
     for name in unmet.source_names().values() if unmet else ():
         for value in range(1, read(mixer, name)):
-            if name not in values and _unmet(needs, values | {name: value}, mixer) is None:
+            if name not in values and _unmet_literal_need(needs, values | {name: value}, mixer) is None:
                 return values | {name: value}
     if unmet:
         raise Baked(f"`{unmet.source}` is {unmet.value} where {unmet.needed} is needed")
     return values
 
 
-def _unmet(needs: Sequence[Need], values: dict[Name, int], mixer: nn.Module) -> Need | None:
+def _unmet_literal_need(needs: Sequence[Need], values: dict[Name, int], mixer: nn.Module) -> Need | None:
     """A literal that would have another value than it needs."""
     for need in needs:
         if (

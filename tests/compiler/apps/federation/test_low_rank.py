@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from effc.compiler.apps.federation.low_rank import (
-    padded_mean,
+    padded_mean_weighted_by_update_norm,
     stack_factors,
     truncate_or_pad_rank,
     truncate_to_rank,
@@ -64,7 +64,9 @@ def test_identical_clients_get_back_what_they_sent_by_every_method():
     np.testing.assert_allclose(
         update(truncate_to_rank(stack_factors(clients, WEIGHTS, ALPHA), 4, ALPHA), "q", ALPHA), want, atol=1e-9
     )
-    np.testing.assert_allclose(update(padded_mean(clients, WEIGHTS, ALPHA), "q", ALPHA), want, atol=1e-9)
+    np.testing.assert_allclose(
+        update(padded_mean_weighted_by_update_norm(clients, WEIGHTS, ALPHA), "q", ALPHA), want, atol=1e-9
+    )
 
 
 def test_cutting_to_a_rank_and_filling_up_again_is_idempotent():
@@ -84,5 +86,5 @@ def test_a_larger_rank_leaves_the_update_as_it_was():
 def test_the_scale_is_in_a_padded_mean_once_also_where_ranks_differ():
     """One client that counts and one that learned nothing: the result is half of the update, not half of B A."""
     idle = adapter(3, 6) | {"q.B": np.zeros((24, 6))}
-    alone = padded_mean({0: adapter(0, 2), 1: idle}, {0: 1.0, 1: 1.0}, ALPHA)
+    alone = padded_mean_weighted_by_update_norm({0: adapter(0, 2), 1: idle}, {0: 1.0, 1: 1.0}, ALPHA)
     np.testing.assert_allclose(update(alone, "q", ALPHA), update(adapter(0, 2), "q", ALPHA), atol=1e-9)

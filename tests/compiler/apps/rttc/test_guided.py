@@ -9,7 +9,7 @@ from effc.compiler.apps.rttc.adaptation import indices_above_threshold
 from effc.compiler.apps.rttc.generation import Cancelled, Settings
 from effc.compiler.apps.rttc.policy import Policy
 from effc.compiler.apps.rttc.retrieval import Local, Unreachable
-from effc.compiler.apps.rttc.reward import SelfLikelihood, finite
+from effc.compiler.apps.rttc.reward import SelfLikelihood, finite_scores
 from effc.compiler.apps.rttc.sample import Sample
 from effc.dsl.syntax.diagnostics import Reject
 from hypothesis import given
@@ -184,7 +184,7 @@ def test_a_server_that_dies_while_its_new_version_is_looked_at_leaves_the_direct
 def test_a_reward_that_is_no_number_gives_the_direct_answer_and_says_so(world, adaptable):
     class Broken(Config):
         def score(self, question, answers):
-            return finite([float("nan")], "broken")
+            return finite_scores([float("nan")], "broken")
 
     found = world.client(Broken(), Policy(count=4, shown=2), adaptable).answer_conversation(asked(QUESTIONS[0]), SHORT)
     assert found.decision.branch == "direct" and found.decision.note == "the reward `broken` gave nan"
@@ -209,7 +209,9 @@ def test_a_new_version_of_the_base_empties_both_caches(world, adaptable):
 
 def test_one_who_leaves_ends_the_answer(world, adaptable):
     with pytest.raises(Cancelled):
-        world.client(Config(), TTT, adaptable).answer_conversation(asked(QUESTIONS[0]), SHORT, stopped=lambda: True)
+        world.client(Config(), TTT, adaptable).answer_conversation(
+            asked(QUESTIONS[0]), SHORT, is_cancelled=lambda: True
+        )
 
 
 def test_a_prompt_too_long_is_refused_and_samples_too_long_are_left_out(world, adaptable):
@@ -304,6 +306,6 @@ def test_one_who_leaves_while_it_trains_ends_the_training(world, adaptable):
 
     with pytest.raises(Cancelled):
         client = world.client(Config(), TTT, adaptable)
-        client.answer_conversation(asked(QUESTIONS[0]), Settings(max_tokens=6), stopped=stopped)
+        client.answer_conversation(asked(QUESTIONS[0]), Settings(max_tokens=6), is_cancelled=stopped)
     assert len(steps) < 8 and len(client.states) == 0
     assert client.answer_conversation(asked(QUESTIONS[0]), SHORT).decision.steps == 2  # and the next one trains as ever

@@ -15,7 +15,7 @@ from effc.compiler.apps.serving.embeddings import EmbeddingService
 from effc.compiler.apps.serving.error_response import ErrorResponse
 from effc.compiler.apps.serving.served_models import ServedModels
 from effc.compiler.artifacts.manifest import Manifest
-from effc.compiler.cli.verbs.model_services import encodes
+from effc.compiler.cli.verbs.model_services import is_headless_encoder
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver.models import resolve_origin
 from effc.compiler.ir.capture.capture import capture
@@ -266,4 +266,4 @@ def test_a_decoder_whose_kind_has_no_base_model_is_no_encoder():
     sizes = {"hidden_size": 16, "intermediate_size": 16, "intermediate_size_mlp": 16, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 2}
     model = Llama4ForCausalLM(Llama4TextConfig(vocab_size=32, **sizes, **heads))
-    assert model.base_model is model and not encodes(model)
+    assert model.base_model is model and not is_headless_encoder(model)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from effc.compiler.artifacts.pages.page import render_html
-from effc.compiler.artifacts.pages.sheet import ReportData
+from effc.compiler.artifacts.pages.report_data import ReportData
 
 from tests.chromium import BROWSER, browsing
-from tests.compiler.artifacts.pages.sheets import RECIPE, cut, manifest, sheet
+from tests.compiler.artifacts.pages.report_data import RECIPE, cut, manifest, report
 
 pytestmark = [
     pytest.mark.heavy,
@@ -79,11 +79,11 @@ def pages(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     with tarfile.open(KINDS) as archive:
         archive.extractall(folder, filter="data")
-    sheets = {"whole": sheet(), "large": large()}
-    sheets |= {p.parent.name: ReportData.of(p.parent) for p in sorted((folder / "kinds").glob("*/manifest.json"))}
-    for name, made in sheets.items():
+    reports = {"whole": report(), "large": large()}
+    reports |= {p.parent.name: ReportData.of(p.parent) for p in sorted((folder / "kinds").glob("*/manifest.json"))}
+    for name, made in reports.items():
         (folder / f"{name}.html").write_text(render_html([made]), encoding="utf-8")
-    return {name: folder / f"{name}.html" for name in sheets}
+    return {name: folder / f"{name}.html" for name in reports}
 
 
 def large() -> ReportData:
@@ -100,7 +100,7 @@ def large() -> ReportData:
         for i in range(120)
     ]
     step = {"name": "an_uncommonly_long_name_of_a_step", "word": "shed.multi", "summary": "", "decisions": decisions}
-    return sheet(
+    return report(
         name="a_pipeline_with_an_uncommonly_long_name",
         recipe={"text": RECIPE + "# " + "very_long_" * 40},
         profile={"before": before, "after": after},

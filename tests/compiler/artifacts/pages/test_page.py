@@ -12,7 +12,7 @@ import pytest
 from effc.compiler.artifacts.manifest import Measure
 from effc.compiler.artifacts.pages.chart import ATTRIBUTES, TAGS, clean
 from effc.compiler.artifacts.pages.page import render_html
-from effc.compiler.artifacts.pages.sheet import ReportData
+from effc.compiler.artifacts.pages.report_data import ReportData
 from effc.compiler.artifacts.pages.ways import accuracy_against_seconds_chart
 from effc.compiler.artifacts.results_table import results_table
 from effc.compiler.cli.main import main
@@ -22,7 +22,7 @@ from effc.compiler.driver.emission import Artifact
 from effc.compiler.driver.pipeline import Result
 from effc.dsl.syntax.diagnostics import EXITS
 
-from tests.compiler.artifacts.pages.sheets import RECIPE, manifest, sheet
+from tests.compiler.artifacts.pages.report_data import RECIPE, manifest, report
 
 pytest.importorskip("vl_convert")
 KINDS = Path(__file__).parents[3] / "stored" / "kinds.tar.xz"
@@ -59,7 +59,7 @@ class Reader(HTMLParser):
 
 @pytest.fixture(scope="module")
 def whole() -> str:
-    return render_html([sheet()])
+    return render_html([report()])
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_each_outcome_is_said_in_words_and_the_worst_leads(whole):
     said = Reader(whole).text
     assert "1 of 2 expectations is undecided" in said
     assert "✓ holds" in said and "after 8 rounds it lies somewhere" in said
-    assert "The expectation holds" in render_html([sheet(expectations=manifest().expectations[:1])])
+    assert "The expectation holds" in render_html([report(expectations=manifest().expectations[:1])])
 
 
 def test_forms_stand_beside_the_original_and_memory(whole):
@@ -118,7 +118,7 @@ def test_a_page_of_quantized_weights_has_the_error_of_each_module_and_no_table_o
     errors = {"model.layers.0.mlp.up_proj": 0.031, "model.layers.1.mlp.up_proj": 0.052}
     step = {"name": "q", "word": "quantize.gptq", "decisions": [{"bits": 4, "quantized": {"a": 0.1}, "errors": errors}]}
     layers = {path.partition(".mlp")[0]: {"mlp": {"role": "mlp", "channels": 384}} for path in errors}
-    page = render_html([sheet(steps=(step,), profile={"before": layers, "after": layers})])
+    page = render_html([report(steps=(step,), profile={"before": layers, "after": layers})])
     assert "Error of 2 modules, between 3.1% and 5.2%." in page and "Zeros in each module" not in page
     assert "Every layer is as wide as it was." in page and 'class="layers' not in page
 
@@ -213,7 +213,7 @@ def test_nothing_that_an_artifact_says_becomes_markup():
     ],
 )
 def test_tables_of_another_form_are_left_out(run):
-    assert "Where it comes from" in render_html([sheet(run=run)])
+    assert "Where it comes from" in render_html([report(run=run)])
 
 
 def test_what_draws_charts_leaves_known_elements_alone():
@@ -255,7 +255,7 @@ def test_a_folder_of_artifacts_is_reported_as_what_lies_in_it(kinds, tmp_path):
 
 
 def test_the_table_of_results_has_measures_in_columns_and_what_came_of_bounds():
-    small, large = sheet(), sheet(name="large", expectations=(), measures=(Measure("bytes", "B", None, 2048.0),))
+    small, large = report(), report(name="large", expectations=(), measures=(Measure("bytes", "B", None, 2048.0),))
     head, original, first, second = results_table([small, large])
     assert head == ("pipeline", "artifact", "target", "params", "bytes", "decode.p50", "bounds")
     assert original == ("original", "", "", "1.84 M", "", "20.0 ms", "")
@@ -270,10 +270,10 @@ def test_test_time_compute_shows_what_each_way_is_worth_and_what_there_was_to_ch
     trial = {"right": {"direct": False, "rag": True, "ttt": True}, "seconds": {"direct": 0.1, "rag": 0.3, "ttt": 4.0}}
     curve = [{"accuracy": share, "seconds": share + 0.2, "direct": 0, "rag": 0} for share in (0.25, 0.75)]
     told = {"reward": "self", "auc": {"all": 0.625}, "trials": [trial, trial], "curve": curve}
-    shown = Reader(render_html([replace(sheet(), calibration=told)]))
+    shown = Reader(render_html([replace(report(), calibration=told)]))
     assert "Ways to answer" in shown.text and "area of 0.62 under the curve" in shown.text
     assert "with samples 100% 0.3 s" in shown.text and "choices of the policy 75% 0.95 s" in shown.text
-    assert "Ways to answer" not in Reader(render_html([sheet()])).text
+    assert "Ways to answer" not in Reader(render_html([report()])).text
 
 
 @pytest.mark.parametrize("told", [{}, {"trials": 5, "curve": [1, {"accuracy": "<b>"}]}, {"trials": [{"right": 1}] * 3}])

@@ -24,8 +24,10 @@ class ReportData:
     calibration: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
-    def of(path: Path) -> "ReportData":
-        return ReportData(path.name, read_manifest(path), artifact_hash(path), _calibration(path / "calibration.json"))
+    def of(artifact: Path) -> "ReportData":
+        return ReportData(
+            artifact.name, read_manifest(artifact), artifact_hash(artifact), _calibration(artifact / "calibration.json")
+        )
 
     @property
     def pipeline(self) -> tuple[str, ...]:

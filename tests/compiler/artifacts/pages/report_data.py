@@ -5,7 +5,7 @@ from typing import Any
 
 from effc.compiler.artifacts.form_losses import Account
 from effc.compiler.artifacts.manifest import Check, Expectation, Manifest, Measure
-from effc.compiler.artifacts.pages.sheet import ReportData
+from effc.compiler.artifacts.pages.report_data import ReportData
 
 RECIPE = '''effspec 1
 """Make it smaller."""
@@ -80,5 +80,5 @@ def manifest(**other: Any) -> Manifest:
     return replace(made, **other)
 
 
-def sheet(**other: Any) -> ReportData:
+def report(**other: Any) -> ReportData:
     return ReportData("small", manifest(**other), "b" * 64)
