@@ -32,7 +32,7 @@ def first_difference_text(field_name: str, previous: Any, current: Any) -> str:
         if field_name in _NAMED:
             return _NAMED[field_name].format(name)
         return f"`{name}` was {_value_text(previous.get(name))} and is {_value_text(current.get(name))}"
-    return f"the {field_name} was {_value_text(previous)} and is {_value_text(current)}"
+    return f"`{field_name}` was {_value_text(previous)} and is {_value_text(current)}"
 
 
 def _value_text(value: Any) -> str:

@@ -58,7 +58,7 @@ def test_a_step_whose_tensor_is_gone_counts_as_unfinished(tmp_path):
 def test_why_names_the_first_part_that_differs(tmp_path):
     cache = Cache(tmp_path)
     parts = finished(cache, "k", input="a", seed=0)
-    assert cache.cache_miss_reason({**parts, "seed": 1}) == "the seed was 0 and is 1"
+    assert cache.cache_miss_reason({**parts, "seed": 1}) == "`seed` was 0 and is 1"
     step = {**parts["step"], "args": {"keep": 0.5, "on": None}}
     assert (
         cache.cache_miss_reason({**parts, "step": step, "input": "c"})
