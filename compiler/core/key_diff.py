@@ -9,8 +9,8 @@ from .safe_read import MALFORMED
 from .sealed_json import canonical
 
 _FULL_REASONS = {
-    "input": "it works on another model than when this one was stored",
-    "format": "results are kept in another form now",
+    "input": "the cached results are of another model",
+    "format": "cached results have another form now",
 }
 _NAMED = {  # parts that hold hashes, by the names inside of them
     "data": "the rows of `{}` are others",
