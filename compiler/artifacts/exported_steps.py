@@ -138,7 +138,8 @@ class Stepper:
         past_padded = [torch.zeros(len(ids), heads, context, d, dtype=self.facts.dtype) for heads, d in self.facts.past]
         for buffer, part in zip(past_padded, past or [], strict=bool(past)):
             buffer[:, :, :before] = torch.from_numpy(part)
-        inputs = {name: available[name] for name in self.facts.inputs}
+        # strides of a slice follow from the length, and shapes are checked again for new ones
+        inputs = {name: available[name].clone(memory_format=torch.contiguous_format) for name in self.facts.inputs}
         logits, new = self.program(given=inputs, before=torch.tensor(before), past=past_padded)
         return [logits.numpy(), *(part[:, :, :length].float().numpy() for part in new)]
 

@@ -49,6 +49,8 @@ CHAPTERS = {  # pages of the manual, by what they are about
     "param": "params_and_matrix",
     "matrix": "params_and_matrix",
     "use": "params_and_matrix",
+    "recipe": "syntax",
+    "bound": "expect_and_emit",
     "expect": "expect_and_emit",
     "emit": "expect_and_emit",
     "undecided": "undecided",

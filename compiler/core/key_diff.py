@@ -9,8 +9,8 @@ from .safe_read import MALFORMED
 from .sealed_json import canonical
 
 _FULL_REASONS = {
-    "input": "it works on another model than when this one was stored",
-    "format": "results are kept in another form now",
+    "input": "the cached results are of another model",
+    "format": "cached results have another form now",
 }
 _NAMED = {  # parts that hold hashes, by the names inside of them
     "data": "the rows of `{}` are others",
@@ -32,7 +32,7 @@ def first_difference_text(field_name: str, previous: Any, current: Any) -> str:
         if field_name in _NAMED:
             return _NAMED[field_name].format(name)
         return f"`{name}` was {_value_text(previous.get(name))} and is {_value_text(current.get(name))}"
-    return f"the {field_name} was {_value_text(previous)} and is {_value_text(current)}"
+    return f"`{field_name}` was {_value_text(previous)} and is {_value_text(current)}"
 
 
 def _value_text(value: Any) -> str:

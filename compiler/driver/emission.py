@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class Artifact:
     """Emitted artifact: its path, its manifest and the bounds that it misses."""
 
     path: Path
-    manifest: Manifest
+    manifest: Manifest = field(repr=False)
     missed: tuple[Diagnostic, ...]
 
     @property

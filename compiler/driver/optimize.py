@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -100,9 +100,9 @@ def _settings(options: Options) -> Settings:
     return settings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Optimized:
-    """Result of `optimize`.
+    """Result of `optimize`; prints as its measures.
 
     recipe     text of the recipe that it amounts to
     artifact   the checkpoint in the cache: `.path`, `.manifest`
@@ -116,8 +116,13 @@ class Optimized:
     missed: tuple[Diagnostic, ...]
     stopped: tuple[Diagnostic, ...]
     device: str
-    source: MemoryRecipe = field(repr=False)
-    folder: Path = field(repr=False)
+    source: MemoryRecipe
+    folder: Path
+
+    def __repr__(self) -> str:
+        notes = [f"missed: {diagnostic.message}" for diagnostic in self.missed]
+        notes += [f"stopped: {diagnostic.message}" for diagnostic in self.stopped]
+        return "\n".join([repr(self.measures), *notes])
 
     @cached_property
     def model(self) -> "PreTrainedModel":

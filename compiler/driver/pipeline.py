@@ -46,7 +46,7 @@ no_change = Fault(
 class Result:
     """Result of compiling one pipeline: its artifacts and its plan."""
 
-    plan: Plan
+    plan: Plan = field(repr=False)
     artifacts: list[Artifact] = field(default_factory=list)
     reports: list[Page] = field(default_factory=list)
     seconds: float = 0.0

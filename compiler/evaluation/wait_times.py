@@ -8,7 +8,7 @@ from torch import nn
 from ..plugin.clock import Clock
 from ..plugin.context import Context
 from ..plugin.interfaces import Metric, param
-from .timing import make_decode_step, make_prefill_step, measure_single, percentile
+from .timing import WARMUP, make_decode_step, make_prefill_step, measure_single, percentile
 
 
 class Wait(Metric):
@@ -32,6 +32,9 @@ class Decode(Wait):
     prompt: int = param("Tokens of the prompt.", default=128, ge=1, unit="tokens")
     steps: int = param("How many tokens are timed.", default=32, ge=1, unit="tokens")
 
+    def timed_tokens(self) -> int:
+        return self.prompt + WARMUP + self.steps
+
     def clock(self, model: nn.Module) -> Clock:
         return Clock(make_decode_step(model, self.prompt), self.steps, self.value)
 
@@ -41,6 +44,9 @@ class Prefill(Wait):
 
     prompt: int = param("Tokens of the prompt.", default=128, ge=1, unit="tokens")
     repeats: int = param("How many forwards are timed.", default=10, ge=1)
+
+    def timed_tokens(self) -> int:
+        return self.prompt
 
     def clock(self, model: nn.Module) -> Clock:
         return Clock(make_prefill_step(model, self.prompt), self.repeats, self.value)

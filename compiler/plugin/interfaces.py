@@ -229,6 +229,10 @@ class Metric(Plugin):
         """Of timed metrics: how one timing of a model is taken, so that two can take turns."""
         raise AssertionError(f"{type(self).__name__} reads no clock")
 
+    def timed_tokens(self) -> int:
+        """Of timed metrics: tokens of the longest sequence that a timing reads and decodes."""
+        return 0
+
     def dearer(self, value: float, log_increase: float) -> float | None:
         """The value when every token that is predicted of its rows costs so many nats more; None where that does not
         follow."""

@@ -185,6 +185,10 @@ class Target(Plugin):
         """Write the file of a target that describes artifacts; `reports` has a `ReportData` for each of them."""
         raise AssertionError(f"{type(self).__name__} tells nothing of others")
 
+    def context_tokens(self) -> int | None:
+        """Tokens that its artifact continues at most; None where the model decides."""
+        return None
+
     def foresee(self, ctx: "Context") -> None:
         """Raise Reject where it could not write the recipe's model, whatever its weights: asked before passes run."""
 

@@ -118,6 +118,9 @@ class Pt2(Target):
         program = self.weight_bytes(weights) + _NODES * len(weights.tensors)
         return 2 * program + weights.sidecars if self.context else program, {}
 
+    def context_tokens(self) -> int | None:
+        return self.context
+
     def foresee(self, ctx: Context) -> None:
         from ..evaluation.results import refuse_encoder_decoder
         from ..models.checkpoints.meta_init import without_storage

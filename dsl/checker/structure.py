@@ -265,14 +265,21 @@ def _closest_glob_or_alternative(unmatched: UnmatchedPart, paths: Sequence[str])
             closest[len(head) : len(closest) - len(tail)] if closest.startswith(head) and closest.endswith(tail) else ""
         )
         return "" if inner in before.rpartition("{")[2].split(",") or inner in after.partition("}")[0] else inner
-    if any(matches(f"{unmatched.glob}.**", p) for p in paths):
-        return f"{unmatched.glob}.**"
+    if below := _plainest_glob_below(unmatched.glob, paths):
+        return below
     words = [
         c if set(c) & set("*{}") or c.isdigit() or c in known else nearest_name(c, known) or c
         for c in unmatched.glob.split(".")
     ]
     guess = ".".join(words)
     return guess if guess != unmatched.glob and any(matches(guess, p) for p in paths) else ""
+
+
+def _plainest_glob_below(glob: str, paths: Sequence[str]) -> str:
+    """The plainest glob of what lies below the modules that a glob matches; "" where nothing does."""
+    below = [p for p in paths if matches(f"{glob}.**", p)]
+    plain = f"{glob}*" if glob.endswith(".*") else f"{glob}.*"
+    return (plain if [p for p in paths if matches(plain, p)] == below else f"{glob}.**") if below else ""
 
 
 def _other_kind_note(unmatched: UnmatchedPart, candidates: Selectable, skeleton: Skeleton) -> str:

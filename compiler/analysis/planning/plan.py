@@ -82,8 +82,8 @@ class Stage:
 class Plan:
     """The stages of one pipeline of one variant, each after those that it works on."""
 
-    recipe: Recipe
-    pipeline: Pipeline
+    recipe: Recipe = field(repr=False)
+    pipeline: Pipeline = field(repr=False)
     model: str  # label of the source
     identity: str  # hash of what decides the weights
     stages: tuple[Stage, ...]

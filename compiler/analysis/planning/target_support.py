@@ -5,13 +5,18 @@ from typing import Any
 
 from ....dsl.checker.recipe import Emit, Invocation, Pipeline
 from ....dsl.checker.skeleton import Skeleton
-from ....dsl.syntax.diagnostics import Reject
+from ....dsl.checker.value_text import value_text
+from ....dsl.syntax.diagnostics import Fault, Reject
 from ...core.error_location import diagnostics_located_at
 from ...core.events import Warned
 from ...core.warned import may_be_refused
 from ...plugin.context import Context
 from ...plugin.interfaces import Lossy
 from ...plugin.target import Target
+
+bound_beyond_context = Fault(
+    "bound-beyond-context", "A bound times more tokens than a target's artifact continues: `context` says how many."
+)
 
 # What a step acts on that leaves every kind of module in place: no such step makes a model what a target takes.
 _STAYING = ("linear", "channels", "heads", "kv_heads", "experts", "ssm_heads", "ssm_channels", "ssm_state", "width")
@@ -25,9 +30,29 @@ def refuse_unsupported_targets(pipeline: Pipeline, ctx: Context, forecasts: Mapp
     for emit in pipeline.emits:
         with diagnostics_located_at(emit.call):
             target = ctx.registry.make("target", emit.call)
+            _refuse_bounds_beyond_context(target, emit, pipeline, ctx)
             _refuse_or_warn_model(target, emit, pipeline, ctx)
             _refuse_or_warn_missing_steps(target, emit, pipeline, ctx)
             _refuse_or_warn_shapes(target, emit, *forecasts[emit.source], ctx)
+
+
+def _refuse_bounds_beyond_context(target: Target, emit: Emit, pipeline: Pipeline, ctx: Context) -> None:
+    """Raise Reject for timed bounds whose sequences are longer than the target's artifact continues."""
+    context = target.context_tokens()
+    if context is None:
+        return
+    diagnostics = [
+        bound_beyond_context(
+            f"`{value_text(bound.metric)}` times a sequence of {tokens} tokens, and `{emit.call.word}` continues "
+            f"{context}",
+            bound.span,
+            help=f"write `context: {tokens}`, or give the metric fewer tokens by `prompt`",
+        )
+        for bound in pipeline.expects
+        if bound.part in ("", emit.call.word) and (tokens := ctx.metric(bound.metric).timed_tokens()) > context
+    ]
+    if diagnostics:
+        raise Reject(*diagnostics)
 
 
 def _refuse_or_warn_model(target: Target, emit: Emit, pipeline: Pipeline, ctx: Context) -> None:

@@ -20,12 +20,14 @@ def register(app: typer.Typer) -> None:
         from ....dsl.syntax.diagnostics import Reject
         from ..explain import explain_page
 
+        is_verb = any(name in verbs for verbs in SECTIONS.values())
+        verb_line = f"`effc {name} --help` says what this verb does and takes"
         try:
-            text = explain_page(name)
+            text = explain_page(name) + (f"\n\n{verb_line}" if is_verb else "")
         except Reject:
-            if not any(name in verbs for verbs in SECTIONS.values()):
+            if not is_verb:
                 raise
-            text = f"`effc {name} --help` says what this verb does and takes"
+            text = verb_line
         if shared.format == "json":
             shared.screen.answer_json("explain", name=name, text=text)
         else:

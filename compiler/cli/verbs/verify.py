@@ -53,7 +53,7 @@ def register(app: typer.Typer) -> None:
         shared.screen.answer(message + (f", signed by {signed}" if signed else ""))
         if not signed:
             shared.screen.note(
-                "its measures and its card are held by a signature alone: --require-signature looks at one"
+                "no hash covers measures and model card; a signature does: verify it by `--require-signature KEY`"
             )
         return None
 

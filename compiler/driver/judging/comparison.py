@@ -17,6 +17,7 @@ from ...core.cache import Cache
 from ...evaluation.timing import WARMUP, InterleavedTimes, measure_interleaved, measure_single, no_cache
 from ...plugin.clock import untimed_reason
 from ...plugin.context import Context
+from ...runtimes.model import DecoderModel
 from .gate import BoundVerdict, Known, measure_and_judge_bounds, metric_label
 from .scores import Score, measure_score
 from .timed_bounds import SECONDS, interval_decides, undecided_reason
@@ -153,7 +154,8 @@ def time_interleaved(
     bounded = [b.metric for b in plan.pipeline.expects if b.profile is None and ctx.metric(b.metric).timed]
     decodes = plan.skeleton.facts.get("causal_lm") and hasattr(model, "generate")  # a plain program doesn't
     itself = not plan.pipeline.steps and type(model) is type(original)
-    usual = [default_speed_metric(ctx.origin.positions)] if decodes and not itself else []
+    times_decoding = any(metric.name == SPEED for metric in bounded)
+    usual = [default_speed_metric(_sequence_limit(model, ctx))] if decodes and not (itself or times_decoding) else []
     result, untimed = {}, {}
     for metric in dict.fromkeys([*bounded, *usual]):
         try:
@@ -194,6 +196,12 @@ def _does_not_decode(original: Any, metric: Any) -> bool:
     except Reject as rejection:
         return all(d.fault is no_cache for d in rejection.diagnostics)
     return False
+
+
+def _sequence_limit(model: Any, ctx: Context) -> int | None:
+    """Tokens that both models can continue; None where nothing limits them."""
+    limits = (ctx.origin.positions, model.plan["context"] if isinstance(model, DecoderModel) else None)
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def default_speed_metric(positions: int | None) -> MetricRef:

@@ -7,7 +7,7 @@ from torch import nn
 from ...plugin.clock import Clock
 from ...plugin.context import Context
 from ...plugin.interfaces import Metric, param
-from ..timing import make_decode_step, measure_single
+from ..timing import WARMUP, make_decode_step, measure_single
 
 
 class Throughput(Metric):
@@ -31,6 +31,9 @@ class Throughput(Metric):
 
     def measure(self, model: nn.Module, ctx: Context) -> float:
         return measure_single(self.clock(model), model)
+
+    def timed_tokens(self) -> int:
+        return self.prompt + WARMUP + self.steps
 
     def clock(self, model: nn.Module) -> Clock:
         return Clock(

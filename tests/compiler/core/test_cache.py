@@ -58,7 +58,7 @@ def test_a_step_whose_tensor_is_gone_counts_as_unfinished(tmp_path):
 def test_why_names_the_first_part_that_differs(tmp_path):
     cache = Cache(tmp_path)
     parts = finished(cache, "k", input="a", seed=0)
-    assert cache.cache_miss_reason({**parts, "seed": 1}) == "the seed was 0 and is 1"
+    assert cache.cache_miss_reason({**parts, "seed": 1}) == "`seed` was 0 and is 1"
     step = {**parts["step"], "args": {"keep": 0.5, "on": None}}
     assert (
         cache.cache_miss_reason({**parts, "step": step, "input": "c"})
@@ -71,7 +71,7 @@ def test_why_names_the_first_part_that_differs(tmp_path):
     told = cache.cache_miss_reason({**parts, "step": {**step, "args": {"keep": shares, "on": None}}})
     assert told == "`keep` was 0.5 and is [100%, 50%]"
     told = cache.cache_miss_reason({**parts, "input": "c" * 64})
-    assert told == "it works on another model than when this one was stored"
+    assert told == "the cached results are of another model"
     assert cache.cache_miss_reason({**parts, "step": {"word": "prune.heads"}}) == "no result of prune.heads is kept"
 
 

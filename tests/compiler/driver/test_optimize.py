@@ -54,6 +54,7 @@ def test_a_smaller_model_comes_out_and_the_one_in_memory_stays_bit_for_bit(optio
     measure = slim.measures["perplexity(heldout)"]
     assert measure.original > 1 and measure.compiled > 1 and not slim.missed
     assert "blocks = prune.blocks(remove: 1, score: perplexity(calib))" in slim.recipe
+    assert repr(slim) == repr(slim.measures) and len(repr(slim.artifact)) < 2000
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Bounds on sizes that a plan decides: refused before a weight is read, where no artifact can keep them."""
 
 import json
+import re
 
 import pytest
 from effc.compiler.cli.main import main
@@ -66,3 +67,19 @@ def test_the_answer_in_json_has_the_plan_and_the_bound(tmp_path, capsys):
     assert main(["plan", str(file), "--cache-dir", str(tmp_path / "cache"), "--format", "json"]) == 3
     answer = json.loads(capsys.readouterr().out)
     assert answer["status"] == "error" and answer["plans"] and answer["diagnostics"][0]["slug"] == "unreachable-bound"
+
+
+@pytest.mark.parametrize(
+    "bounds, context",
+    [("decode.p50 <= 2 * base", 128), ("throughput(batch: 2) >= 1", 162), ("prefill.p50(prompt: 99) <= 2 * base", 98)],
+)
+def test_a_bound_that_times_more_tokens_than_an_artifact_continues_is_refused_in_plan(bounds, context, tmp_path):
+    def plan_with(context):
+        file = recipe_file(tmp_path, bounds, targets=f'pt2("small", context: {context})')
+        return api.plan(file, cache_dir=tmp_path / "cache")
+
+    with pytest.raises(Reject) as rejection:
+        plan_with(context)
+    (diagnostic,) = rejection.value.diagnostics
+    assert diagnostic.slug == "bound-beyond-context" and diagnostic.span.text == bounds
+    assert len(plan_with(int(re.search(r"context: (\d+)", diagnostic.help)[1]))) == 1

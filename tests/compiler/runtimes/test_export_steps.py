@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import effc
 import pytest
 import torch
 from effc.compiler.artifacts.exported import check, load_exported_model
+from effc.compiler.artifacts.exported_steps import StepFacts, Stepper
 from effc.compiler.artifacts.verify import verify_forms
 from effc.compiler.artifacts.verify_child import generate_greedy
 from effc.compiler.ir.capture.capture import capture
@@ -22,6 +24,11 @@ from tests.recipes_in_memory import context_of, recipe_of
 
 pytestmark = pytest.mark.slow
 
+RECIPE = """effspec 1
+model base = zoo("tiny-llama")
+pipeline thin(base) { slim = prune.channels(keep: 50% of channels) }
+emit thin { pt2("thin", context: 64) }
+"""
 PAGE = Path(__file__).parents[3] / "docs" / "targets.md"
 # A prompt, and a loop over the program with no more than torch: transformers and effc can't be imported.
 LOOP = """
@@ -83,6 +90,36 @@ def test_effc_opens_both_programs_as_one_model_that_generates_batches_of_any_pad
     assert torch.allclose(opened(input_ids=long).logits, model(input_ids=long).logits, atol=1e-4)
     with pytest.raises(Reject, match="longer than the model's context of 64"):
         opened.generate(long, max_new_tokens=1)
+
+
+class StrideRecorder(torch.nn.Module):
+    """Program of one logit that records how its inputs lie in memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.strides = []
+
+    def forward(self, given, before, past):
+        self.strides.append([x.stride() for x in given.values()])
+        return torch.zeros(len(given["input_ids"]), 1, 1), past
+
+
+def test_inputs_of_a_step_lie_alike_at_every_length_so_that_shapes_are_checked_once():
+    recorder = StrideRecorder()
+    stepper = Stepper(
+        recorder, StepFacts(64, ("input_ids", "attention_mask", "position_ids"), ((2, 4),) * 2, torch.float32)
+    )
+    for length in range(2, 9):
+        stepper.step(torch.ones(1, length, dtype=torch.int64)[:, -1:], torch.ones(1, length, dtype=torch.int64))
+    assert all(strides == recorder.strides[0] for strides in recorder.strides)
+
+
+def test_a_context_that_is_shorter_than_the_usual_timing_is_timed_with_fewer_tokens(tmp_path):
+    recipe = tmp_path / "r.effspec"
+    recipe.write_text(RECIPE)
+    effc.compile(recipe, out=tmp_path / "out")
+    timings = json.loads((tmp_path / "out" / "thin" / "measures.json").read_text())["run"]["timings"]
+    assert list(timings) == ["decode.p50(prompt: 45, steps: 16)"]
 
 
 def test_every_mode_gives_what_transformers_generates(llama):
