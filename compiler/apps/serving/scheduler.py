@@ -305,7 +305,7 @@ class Scheduler:
         """Choose the tokens of the next call: the last one of each answer that grows, and pieces of prompts."""
         growing = [job for job in self._running if not job.starting]
         starting = [job for job in self._running if job.starting]
-        shares = _shares_of_prompts(starting, SHARED_PROMPT_TOKENS if growing else PROMPT_TOKENS)
+        shares = _shares_of_prompts(starting, _prompt_budget(starting) if growing else PROMPT_TOKENS)
         pieces = [(job, job.pending if job.is_complete else job.pending[: shares[job]]) for job in shares]
         return [*((job, job.pending) for job in growing), *pieces]
 
@@ -371,6 +371,13 @@ class Scheduler:
 def _pool_owner(job: Job) -> str:
     """Whose prompts may go on from a sequence: keys and values are of one adapter."""
     return f"{job.request.owner}\n{job.request.adapter}" if job.request.adapter else job.request.owner
+
+
+def _prompt_budget(starting: Sequence[Job]) -> int:
+    """Tokens of prompts in a call that answers share: half of what short prompts have left, so that a crowd that came
+    at once is read in a few calls, and few where one waits, or a long one is read."""
+    crowd = sum(min(len(job.pending), SHORT_PROMPT_TOKENS) for job in starting)
+    return max(SHARED_PROMPT_TOKENS, min(PROMPT_TOKENS, crowd // 2))
 
 
 def _shares_of_prompts(starting: Sequence[Job], budget: int) -> dict[Job, int]:
