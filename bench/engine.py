@@ -13,6 +13,7 @@ and `llama-cpp-python` installed, llama.cpp takes its turns too.
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from effc.kernels import levels
 from effc.kernels.engine import Engine
 from effc.kernels.ops import LINEARS
 
-LAYERS, HIDDEN, HEADS, KV, D, INNER, VOCABULARY, LIMIT = 30, 576, 9, 3, 64, 1536, 49152, 8192
 FORMATS = {
     "int8 50%": ("sparse_linear_int8", 0.5),
     "int8": ("dense_linear_int8", 1.0),
@@ -32,15 +32,33 @@ FORMATS = {
 }
 
 
-class Shape:
-    """A plan of SmolLM2's shape and its weights."""
+@dataclass(frozen=True)
+class Sizes:
+    """Of a Llama whose embedding is tied to its head."""
 
-    def __init__(self, kernel: str, density: float):
-        self.kernel, self.density, self.weights = kernel, density, {}
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    inner: int
+    vocabulary: int
+    head_dim: int = 64
+    context: int = 8192
+
+
+SMOLLM2_135M = Sizes(30, 576, 9, 3, 1536, 49152)
+LLAMA_1B = Sizes(16, 2048, 32, 8, 8192, 128256)  # Llama 3.2
+
+
+class Shape:
+    """A plan of a Llama's shape and its weights."""
+
+    def __init__(self, kernel: str, density: float, sizes: Sizes = SMOLLM2_135M):
+        self.kernel, self.density, self.sizes, self.weights = kernel, density, sizes, {}
         self.generator = torch.Generator().manual_seed(0)
-        self.plan: dict[str, Any] = {"version": 1, "context": LIMIT, "registers": [], "slots": [], "steps": []}
-        self.ones = self.add("ones", torch.ones(HIDDEN))
-        self.frequencies = self.add("frequencies", 1 / 10000 ** (torch.arange(D // 2) * 2 / D))
+        self.plan: dict[str, Any] = {"version": 1, "context": sizes.context, "registers": [], "slots": [], "steps": []}
+        self.ones = self.add("ones", torch.ones(sizes.hidden))
+        self.frequencies = self.add("frequencies", 1 / 10000 ** torch.arange(0, 1, 2 / sizes.head_dim))
 
     def add(self, name: str, weight: torch.Tensor) -> str:
         self.weights[name] = weight
@@ -62,16 +80,18 @@ class Shape:
         return self.step("linear", n, x=x, weight=self.packed(n, self.plan["registers"][x]), bias=None)
 
     def norm(self, x: int) -> int:
-        return self.step("norm", HIDDEN, x=x, kind="rms", weight=self.ones, bias=None, eps=1e-5, group=HIDDEN)
+        width = self.sizes.hidden
+        return self.step("norm", width, x=x, kind="rms", weight=self.ones, bias=None, eps=1e-5, group=width)
 
     def append_rotary(self, x: int, heads: int) -> int:
+        d = self.sizes.head_dim
         return self.step(
             "rotary",
-            heads * D,
+            heads * d,
             x=x,
             heads=heads,
-            head_dim=D,
-            rotary_dim=D,
+            head_dim=d,
+            rotary_dim=d,
             start=0,
             scale=1.0,
             interleaved=False,
@@ -79,37 +99,38 @@ class Shape:
         )
 
     def layer(self, x: int) -> int:
+        sizes, d = self.sizes, self.sizes.head_dim
         inner = self.norm(x)
-        q, k, v = (self.linear(inner, heads * D) for heads in (HEADS, KV, KV))
-        self.plan["slots"].append({"kv_heads": KV, "head_dim": D, "value_dim": D})
+        q, k, v = (self.linear(inner, heads * d) for heads in (sizes.heads, sizes.kv_heads, sizes.kv_heads))
+        self.plan["slots"].append({"kv_heads": sizes.kv_heads, "head_dim": d, "value_dim": d})
         seen = self.step(
             "attention",
-            HIDDEN,
-            q=self.append_rotary(q, HEADS),
-            k=self.append_rotary(k, KV),
+            sizes.hidden,
+            q=self.append_rotary(q, sizes.heads),
+            k=self.append_rotary(k, sizes.kv_heads),
             v=v,
-            heads=HEADS,
+            heads=sizes.heads,
             slot=len(self.plan["slots"]) - 1,
-            kv_heads=KV,
-            head_dim=D,
-            value_dim=D,
-            scale=D**-0.5,
+            kv_heads=sizes.kv_heads,
+            head_dim=d,
+            value_dim=d,
+            scale=d**-0.5,
             softcap=None,
             window=None,
             sinks=None,
         )
-        x = self.step("add", HIDDEN, x=x, y=self.linear(seen, HIDDEN))
+        x = self.step("add", sizes.hidden, x=x, y=self.linear(seen, sizes.hidden))
         inner = self.norm(x)
-        gate = self.step("act", INNER, x=self.linear(inner, INNER), kind="silu")
-        both = self.step("mul", INNER, x=gate, y=self.linear(inner, INNER))
-        return self.step("add", HIDDEN, x=x, y=self.linear(both, HIDDEN))
+        gate = self.step("act", sizes.inner, x=self.linear(inner, sizes.inner), kind="silu")
+        both = self.step("mul", sizes.inner, x=gate, y=self.linear(inner, sizes.inner))
+        return self.step("add", sizes.hidden, x=x, y=self.linear(both, sizes.hidden))
 
     def whole(self) -> "Shape":
-        head = self.packed(VOCABULARY, HIDDEN)
-        x = self.step("embedding", HIDDEN, table=head)
-        for _ in range(LAYERS):
+        head = self.packed(self.sizes.vocabulary, self.sizes.hidden)
+        x = self.step("embedding", self.sizes.hidden, table=head)
+        for _ in range(self.sizes.layers):
             x = self.layer(x)
-        self.step("linear", VOCABULARY, x=self.norm(x), weight=head, bias=None)
+        self.step("linear", self.sizes.vocabulary, x=self.norm(x), weight=head, bias=None)
         return self
 
     @property

@@ -4,8 +4,8 @@
     python -m bench.giant run FOLDER [--only NAME ...] [--threads 1] [--work FOLDER] [--rows N] [--length N]
 
 `make` streams shards to disk, a tensor in memory at a time: 135m, 0.4b, 1b (hidden 2048, 16 layers, 32 heads on 8, MLP
-8192, vocabulary 49,152) or 8b (Llama 3.1's shapes), in bfloat16. Random weights show mechanics, memory and speed; what
-is decided by them means nothing.
+8192, vocabulary 49,152), llama-3.2-1b (128,256 instead) or 8b (Llama 3.1's shapes), in bfloat16. Random weights show
+mechanics, memory and speed; what is decided by them means nothing.
 
 `run` compiles one recipe after another, each in a process and a cache of its own: seconds, seconds of processors and the
 most anonymous memory of each stage beside what `plan` foresaw, and VmHWM of the process, which counts mapped weights.
@@ -28,6 +28,7 @@ SHAPES = {  # hidden, layers, heads, heads of keys, MLP, vocabulary, tied
     "135m": (576, 30, 9, 3, 1536, 49152, True),
     "0.4b": (1024, 24, 16, 8, 4096, 32768, True),
     "1b": (2048, 16, 32, 8, 8192, 49152, True),
+    "llama-3.2-1b": (2048, 16, 32, 8, 8192, 128256, True),
     "8b": (4096, 32, 32, 8, 14336, 128256, False),
 }
 RECIPES = {  # name: steps, emit

@@ -1,6 +1,7 @@
 """Print what drafts of a text's own n-grams save: the same answers with and without them, taking turns.
 
-    python -m bench.speculation [--threads 1] [--rounds 7] [--new 160] [--chat FILE] [--models tiny,135m] [--json FILE]
+    python -m bench.speculation [--threads 1] [--rounds 7] [--new 160] [--chat FILE] [--models tiny,135m] [--tasks NAME,...]
+        [--contenders plain,steady,drafts,transformers] [--json FILE]
 
 `tiny` is `zoo:tiny-llama` in bfloat16: "own" is what it says by itself, greedily, behind passages of its held-out text. `135m`
 has the shape of SmolLM2-135M in int8 and random weights, which say nothing of worth; its answers, and the other ones of
@@ -11,7 +12,8 @@ engine's and what is accepted is the text's. Words and punctuation are its token
     retrieval    of five passages the third is quoted
     summary      of a passage every other sentence is said again
     continuation a passage of the manual goes on
-    chat         answers to questions, of --chat: JSON lines with `question` and `answer`
+    chat         answers to questions, of --chat: JSON lines with `question` and `answer`, or a file in which AlpacaEval
+                 keeps a model's answers (results/MODEL/model_outputs.json), of which it takes twelve, evenly spread
 
 A time is that of `generate` behind a prompt that has been read before. `plain` is an engine that is not `steady`, as
 `effc run --no-speculation` has it; `steady` and `drafts` are the engine of `effc run` and `effc serve`; `transformers` is the
@@ -90,6 +92,15 @@ def passages(words: int, skip: int = 0) -> list[str]:
     return found
 
 
+def chat_pairs(file: Path, count: int) -> list[tuple[str, str]]:
+    text = file.read_text("utf-8")
+    if text.startswith("["):
+        rows = json.loads(text)
+        return [(row["instruction"], row["output"]) for row in rows[:: len(rows) // count][:count]]
+    lines = (json.loads(line) for line in text.splitlines()[:count])
+    return [(row["question"], row["answer"]) for row in lines]
+
+
 def tasks(encode: Callable[[str], list[int]], new: int, chat: Path | None, count: int = 4) -> dict[str, list[Text]]:
     functions = [
         textwrap.TextWrapper._split_chunks,
@@ -113,8 +124,7 @@ def tasks(encode: Callable[[str], list[int]], new: int, chat: Path | None, count
     halves = [(text[: len(text) // 2], text[len(text) // 2 :]) for text in long[count : 2 * count]]
     texts = {"edit": edits, "retrieval": retrievals, "summary": summaries, "continuation": halves}
     if chat:
-        rows = [json.loads(line) for line in chat.read_text().splitlines()[: 3 * count]]
-        texts["chat"] = [(f"{row['question']}\n", row["answer"]) for row in rows]
+        texts["chat"] = [(f"{question}\n", answer) for question, answer in chat_pairs(chat, 3 * count)]
     return {name: [(encode(prompt), encode(answer)[:new]) for prompt, answer in pairs] for name, pairs in texts.items()}
 
 
@@ -229,12 +239,14 @@ def main() -> None:
         options.add_argument(f"--{name}", type=kind, default=default)
     options.add_argument("--models", default="tiny,135m")
     options.add_argument("--tasks", default="")
+    options.add_argument("--contenders", default=",".join(CONTENDERS))
     chosen = options.parse_args()
     torch.set_num_threads(chosen.threads)
     result: dict = {"level": levels.level(), "threads": chosen.threads, "rounds": chosen.rounds, "models": {}}
     print(f"{levels.active_level_reason()}; {chosen.threads} threads, {chosen.rounds} rounds")
     for name in chosen.models.split(","):
         models, texts = MODELS[name](chosen.threads, chosen.new, chosen.chat)
+        models = {contender: models[contender] for contender in chosen.contenders.split(",")}
         rows = result["models"][name] = {}
         for task, pairs in texts.items():
             if chosen.tasks and task not in chosen.tasks.split(","):

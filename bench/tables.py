@@ -188,6 +188,60 @@ def sparse_amx_rows(measured: dict[str, Any]) -> list[tuple]:
     ]
 
 
+def many_cores_check_rows(measured: dict[str, Any]) -> list[tuple]:
+    """Milliseconds of steps with one and two threads: measured, and as the model has them."""
+    ways = {"by_own_ms": "costs of the shape itself", "by_other_ms": "costs of the other shape"}
+    head = ("shape", "weights", "step", "threads", "measured, ms", *(f"predicted by {way}" for way in ways.values()))
+    return [head] + [
+        (
+            *(str(row[key]) for key in ("shape", "weights", "step", "threads")),
+            f"{row['measured_ms']:.1f}",
+            *(f"{row[way]:.1f} ({100 * (row[way] / row['measured_ms'] - 1):+.0f} %)" for way in ways),
+        )
+        for row in measured["measured"]
+    ]
+
+
+def many_cores_rows(measured: dict[str, Any]) -> list[tuple]:
+    """Predicted milliseconds of steps by the machine."""
+    lines: dict[tuple[str, ...], dict[str, float]] = {}
+    for row in measured["predicted"]:
+        lines.setdefault((row["shape"], row["weights"], row["step"]), {})[row["machine"]] = row["ms"]
+    machines = list(next(iter(lines.values())))
+    return [("shape", "weights", "step, ms", *machines)] + [
+        (*line, *(f"{cells[machine]:.1f}" for machine in machines)) for line, cells in lines.items()
+    ]
+
+
+def many_cores_share_rows(measured: dict[str, Any]) -> list[tuple]:
+    """What a token's time consists of beside shared work."""
+    parts = {
+        "barriers": "barriers",
+        "memory": "waiting for memory",
+        "uneven": "uneven shares",
+        "undivided": "undivided work",
+    }
+    chosen = [
+        row for row in measured["predicted"] if row["step"] == "token" and row["machine"][:2] in ("8 ", "16", "64")
+    ]
+    return [("shape", "weights", "machine", *parts.values())] + [
+        (row["shape"], row["weights"], row["machine"], *(percent(row[part]) for part in parts)) for row in chosen
+    ]
+
+
+def llama_1b_rows(measured: dict[str, Any]) -> list[tuple]:
+    """Formats of Llama 3.2 1B's shapes, those of effc first."""
+    head = ("engine", "weights", "MB", "tokens/s", "lowest to highest", "512 tokens, ms", "resident MiB", "opens in, s")
+    return [head] + [
+        (
+            *(row["engine"], row["label"], str(row["MB"]), f"{row['tokens_s']:.1f}"),
+            "{:.1f} to {:.1f}".format(*row["range"]),
+            *(str(row["prompt_ms"]), str(row["MiB"]), f"{row['open_s']:.1f}"),
+        )
+        for row in sorted(measured["rows"], key=lambda row: (row["engine"] != "effc", row["engine"], -row["MB"]))
+    ]
+
+
 def servers_under_load_rows(measured: dict[str, Any]) -> list[tuple]:
     """Milliseconds of each server under each load."""
     columns = ("first_p50_ms", "first_p95_ms", "token_p50_ms", "token_p95_ms", "token_longest_ms")
@@ -212,6 +266,10 @@ TABLES: dict[str, tuple[Path, Callable[[Any], list[tuple]]]] = {
     "frontier_intel_rivals": (DATA / "frontier_intel.json", frontier_rival_rows),
     "sparse_amx": (DATA / "sparse_amx.json", sparse_amx_rows),
     "pruned_tasks": (DATA / "pruned_tasks.json", pruned_task_rows),
+    "many_cores_check": (DATA / "many_cores.json", many_cores_check_rows),
+    "many_cores": (DATA / "many_cores.json", many_cores_rows),
+    "many_cores_shares": (DATA / "many_cores.json", many_cores_share_rows),
+    "llama_1b": (DATA / "llama_1b.json", llama_1b_rows),
     "headline": (DATA / "frontier_intel.json", headline_rows),
     "tune_amd": (DATA / "tune_amd.json", tune_rows),  # of another machine: `python -m bench.tune --json FILE`
     "library": (ROOT / "recipes" / "effects.json", library_effect_rows),

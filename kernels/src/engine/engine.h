@@ -76,7 +76,8 @@ struct Way {
 };
 
 // Whether threads share a call. Where other work holds cores, partners wait for each other longer than one
-// takes to do it all: then it does, for a while that doubles each time they are found to wait again.
+// takes to do it all: then it does, for a while that doubles each time they are found to wait again. How long is compared
+// with the call, since a level of large weights takes milliseconds and no two threads are equally fast.
 struct Alone {
   int64_t left = 0, next = 4;  // calls
   bool begin() { return left > 0 && left-- > 0; }

@@ -99,13 +99,13 @@ Pool::~Pool() {
 
 bool Pool::alive() const { return born_ == forks.load(); }
 
-void Pool::run(void (*body)(int, void*), void* context) {
-  if (threads_ == 1) return body(0, context);
+int64_t Pool::run(void (*body)(int, void*), void* context) {
+  if (threads_ == 1) return body(0, context), 0;
   workers_->body = body;
   workers_->context = context;
   workers_->announce();
   body(0, context);
-  barrier.meet([] { return false; });
+  return barrier.meet([] { return false; });
 }
 
 }  // namespace engine

@@ -2,17 +2,23 @@
 // hundred parallel regions, and they meet at barriers that first spin and then let others have the core.
 #pragma once
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 
 namespace engine {
 
+inline int64_t nanoseconds() {
+  const auto since = std::chrono::steady_clock::now().time_since_epoch();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(since).count();
+}
+
 // Where all threads of a pool wait for each other.
 class Barrier {
  public:
   explicit Barrier(int threads) : threads_(threads), missing_(threads) {}
-  // Calls `meanwhile` while others are missing, until it returns false, and rests from then on. How often the
-  // thread looked for them.
+  // Calls `meanwhile` while others are missing, until it returns false, and rests from then on. Nanoseconds for which
+  // the thread still waited when it had looked for them `kSpins` times.
   template <class Meanwhile>
   int64_t meet(Meanwhile meanwhile) {
     const uint32_t turn = turn_.load(std::memory_order_acquire);
@@ -22,12 +28,13 @@ class Barrier {
       return 0;
     }
     bool more = true;
-    int64_t waited = 0;
-    for (; turn_.load(std::memory_order_acquire) == turn; ++waited) {
+    int64_t long_since = 0;
+    for (int64_t waited = 0; turn_.load(std::memory_order_acquire) == turn; ++waited) {
+      if (waited == kSpins) long_since = nanoseconds();
       more = more && waited < kSpins && meanwhile();
       if (!more) rest(waited);
     }
-    return waited;
+    return long_since ? nanoseconds() - long_since : 0;
   }
   // What a thread does that has waited so often already. A partner that lost its core gets it back sooner
   // when those who wait for it give theirs up.
@@ -45,8 +52,9 @@ class Pool {
   explicit Pool(int threads);  // throws what std::thread throws
   ~Pool();
   Pool(const Pool&) = delete;
-  // Calls body(thread, context) in every thread; the calling one is number 0. One call at a time.
-  void run(void (*body)(int thread, void* context), void* context);
+  // Calls body(thread, context) in every thread; the calling one is number 0. One call at a time. How long that one
+  // waited for the others in the end, as `Barrier::meet` says.
+  int64_t run(void (*body)(int thread, void* context), void* context);
   // False in a child that the process forked: its threads stayed behind, and it can't even be destroyed.
   bool alive() const;
   int threads() const { return threads_; }

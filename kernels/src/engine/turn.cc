@@ -1,6 +1,5 @@
 // The region that all threads run: level after level of a schedule over one chunk of rows.
 #include <algorithm>
-#include <chrono>
 #include <climits>
 
 #include "engine.h"
@@ -16,16 +15,12 @@ constexpr int64_t kTileRows = 16;
 // Adds the time in which it exists to what a thread spent, if that is kept.
 class Stopwatch {
  public:
-  Stopwatch(int64_t* spent, Spent what) : into_(spent ? spent + what : nullptr), begun_(into_ ? now() : 0) {}
+  Stopwatch(int64_t* spent, Spent what) : into_(spent ? spent + what : nullptr), begun_(into_ ? nanoseconds() : 0) {}
   ~Stopwatch() {
-    if (into_) *into_ += now() - begun_;
+    if (into_) *into_ += nanoseconds() - begun_;
   }
 
  private:
-  static int64_t now() {
-    const auto since = std::chrono::steady_clock::now().time_since_epoch();
-    return std::chrono::duration_cast<std::chrono::nanoseconds>(since).count();
-  }
   int64_t* into_;
   int64_t begun_;
 };
@@ -54,7 +49,7 @@ struct Engine::Job {
   float* logits;
   bool alone;                             // thread 0 does the parts of all
   std::atomic<int32_t> stop{INT_MAX};     // the level before which all stop; only thread 0 sets it
-  int64_t long_waits = 0, levels = 0;     // of thread 0
+  int64_t waited = 0;                     // nanoseconds of thread 0, beyond what equal shares may take
 };
 
 // Where a lot of at most `most` rows ends that begins at `from` of `count`: half way where a few rows would be left, which linear
@@ -91,8 +86,10 @@ int32_t Engine::all_chunks(const Tokens& tokens, float* logits) {
     if (job.alone) {
       work(0, &job);
     } else {
-      pool_->run(work, &job);
-      if (brief) alone_.waited(4 * job.long_waits > job.levels);
+      const int64_t start = nanoseconds();
+      job.waited += pool_->run(work, &job);
+      const int64_t took = nanoseconds() - start;
+      if (brief) alone_.waited(plan_.threads * (took - job.waited) < took);
     }
     if (job.stop.load() != INT_MAX || cancelled_.load()) return kCancelled;
   }
@@ -114,9 +111,7 @@ void Engine::work(int thread, void* context) {
     if (job.alone) return;
     const Stopwatch watch(spent, kInWaiting);
     const int64_t waited = own.pool_->barrier.meet(Fetch(soon[level * own.plan_.threads + thread]));
-    if (thread != 0) return;
-    job.long_waits += waited > Barrier::kSpins;
-    ++job.levels;
+    if (thread == 0) job.waited += waited;
   };
   for (int32_t level = 0; level < levels; ++level) {
     const Turn& turn = level < schedule.tail ? all : tail;
