@@ -19,7 +19,7 @@ class FederationSummary:
     declared: Declaration
     rounds: tuple[Round, ...] = ()
 
-    def rows_per_client(self) -> list[dict[str, Any]]:
+    def table_rows_of_clients(self) -> list[dict[str, Any]]:
         """Rows of a table of clients: what each trains, and the bytes of its arrays in a round; the first round may
         send more."""
         declared, strategy = self.declared, make_strategy(self.declared)
@@ -56,7 +56,7 @@ class FederationSummary:
         if declared.clip:
             head.append(f"{declared.protects} are hidden: clip {declared.clip:g}, noise {declared.noise:g}")
         lines = [f"{'client':>6}  {'up':>10}  {'down':>10}  holds"]
-        for row in self.rows_per_client():
+        for row in self.table_rows_of_clients():
             part_text = f"rank {row['rank']}" if row["rank"] else "all"
             if row["params"]:
                 part_text = f"{row['params']:,} parameters"
@@ -79,7 +79,7 @@ class FederationSummary:
     def to_json(self) -> dict[str, Any]:
         return {
             "declaration": self.declared.to_json(),
-            "clients": self.rows_per_client(),
+            "clients": self.table_rows_of_clients(),
             "rounds": [r.to_json() for r in self.rounds],
         }
 

@@ -175,7 +175,7 @@ def unpack_inputs_and_tokens(model: nn.Module, rows: Tensor) -> tuple[dict[str, 
     layout, at = packed_input_parts(model), 0
     inputs: dict[str, Any] = {}
     _refuse_rows_of_other_layout(model, layout, rows)
-    _refuse_other_placeholders(model, rows[:, sum(part.size for part in layout) :])
+    _refuse_wrong_placeholder_count(model, rows[:, sum(part.size for part in layout) :])
     for part in layout:
         values = rows[:, at : at + part.size].reshape(len(rows), *part.shape)
         inputs[part.name] = values.to(kind if part.dtype.is_floating_point else part.dtype)
@@ -206,7 +206,7 @@ def _refuse_rows_of_other_layout(model: nn.Module, layout: tuple[PackedInput, ..
         ).rejection()
 
 
-def _refuse_other_placeholders(model: nn.Module, tokens: Tensor) -> None:
+def _refuse_wrong_placeholder_count(model: nn.Module, tokens: Tensor) -> None:
     """Reject rows whose images nothing reads, or too much."""
     placeholders = placeholders_of(model) if not tokens.is_meta else None
     if placeholders is None:

@@ -68,7 +68,7 @@ def _time_model_without_roles(program: "Program", metric: Any) -> dict[str, Any]
     counts = Counter(b.role for b in skeleton_of(program).branches)
     if skeleton_of(program).scans:
         counts[SCAN] = len(skeleton_of(program).scans)
-    cases = {role: _units_without_role(program, role) for role in ("", *counts)}
+    cases = {role: _unit_copies_without_branches_of_role(program, role) for role in ("", *counts)}
     totals: list[float] = []
     between: dict[str, list[float]] = {role: [] for role in counts}
     for _ in range(ROUNDS):
@@ -88,7 +88,7 @@ def _time_model_without_roles(program: "Program", metric: Any) -> dict[str, Any]
     return {"total": median(totals), "per_branch": saved}
 
 
-def _units_without_role(program: "Program", role: str) -> list[Unit]:
+def _unit_copies_without_branches_of_role(program: "Program", role: str) -> list[Unit]:
     """Copies of every layer's graph without its branches of a role; made once, since fresh code runs slower at
     first."""
     units = []
