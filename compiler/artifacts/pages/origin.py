@@ -1,6 +1,6 @@
 """Origin of an artifact: versions, machine, hashes, sizes, and what each step took."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...core.quantity import count_text, interval_text, measurement_text, relative_change_text, size
@@ -8,6 +8,7 @@ from ..manifest import Check, Measure
 from .sheet import ReportData, number, rows, table, word
 
 FILES = 500
+TIMED = ("ms", "tokens/s")  # units of what a clock measures, whose arguments name no rows
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,19 @@ def measure_table_rows(report: ReportData) -> list[Row]:
     return result + [
         Row(word(e.text), "", _plain(e.value), "", "", "", (("", e.limit, e.outcome, word(e.note)),)) for e in left
     ]
+
+
+def perplexity_row(report: ReportData) -> Row | None:
+    """Perplexity of the original and of the last form on the few tokens that went through both; None where there is
+    none, or where a measure is on rows of data."""
+    before, *_, after = [a for a in report.manifest.accounts if a.perplexity is not None] or [None, None]
+    measures = report.manifest.measures
+    if before is None or before is after or any("(" in m.metric and m.unit not in TIMED for m in measures):
+        return None
+    name = f"perplexity of {word(before.where)}"
+    few = Measure(name, "", before.perplexity, after.perplexity)
+    (row,) = measure_table_rows(replace(report, manifest=replace(report.manifest, measures=(few,), expectations=())))
+    return row
 
 
 def _is_clear(measure: Measure) -> bool:
