@@ -160,12 +160,12 @@ def measure_table_rows(report: ReportData) -> list[Row]:
 def perplexity_row(report: ReportData) -> Row | None:
     """Perplexity of the original and of the last form on the few tokens that went through both; None where there is
     none, or where a measure is on rows of data."""
-    before, *_, after = [a for a in report.manifest.accounts if a.perplexity is not None] or [None, None]
-    measures = report.manifest.measures
-    if before is None or before is after or any("(" in m.metric and m.unit not in TIMED for m in measures):
+    known = [account for account in report.manifest.accounts if account.perplexity is not None]
+    on_rows = any("(" in m.metric and m.unit not in TIMED for m in report.manifest.measures)
+    if len(known) < 2 or on_rows:
         return None
-    name = f"perplexity of {word(before.where)}"
-    few = Measure(name, "", before.perplexity, after.perplexity)
+    name = f"perplexity of {word(known[0].where)}"
+    few = Measure(name, "", known[0].perplexity, known[-1].perplexity)
     (row,) = measure_table_rows(replace(report, manifest=replace(report.manifest, measures=(few,), expectations=())))
     return row
 
