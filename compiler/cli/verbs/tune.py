@@ -255,13 +255,9 @@ def own_text(file: Path, judge: Judge, origin: "Origin") -> Judge:
 
     Raises Reject (too-short) for a text of fewer rows than three data sets have.
     """
-    from ...inputs.windows import encode, find_files, no_file, read_text, too_short
+    from ...inputs.windows import encode, find_files, read_text, too_short
 
-    if not file.exists():
-        raise no_file(
-            f"`--data`: there is no file {file}", help="name a text file of yours, or leave it out"
-        ).rejection()
-    paths = find_files(str(file), Path())
+    paths = find_files(str(file), Path(), relative_to="the current folder")
     tokenizer = origin.tokenizer()
     sets = {"calib": (0, ROWS), "choose": (ROWS, ROWS), "heldout": (2 * ROWS, ROWS)}
     if tokenizer is not None:
