@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bench.tables import latest
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860, 500, 64, 24, 56, 64
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860, 524, 64, 24, 80, 64
 COLORS = {
     "effc": "#0f766e",
     "llama.cpp": "#b45309",
@@ -25,7 +25,22 @@ COLORS = {
     "torchao": "#4b5563",
 }
 FONT = 12
-OFFSETS = ((9, 4), (9, -8), (9, 16), (-9, 4), (-9, -8), (-9, 16), (0, -11), (0, 21), (9, 28), (9, -20), (-9, 28))
+LETTER = 7.2  # width of a letter of the widest of common fonts, DejaVu Sans
+OFFSETS = (
+    (9, 4),
+    (9, -8),
+    (9, 16),
+    (-9, 4),
+    (-9, -8),
+    (-9, 16),
+    (0, -11),
+    (0, 21),
+    (9, 28),
+    (9, -20),
+    (-9, 28),
+    (-9, -20),
+    (9, -32),
+)
 Box = tuple[float, float, float, float]
 
 
@@ -77,12 +92,13 @@ def drawing(rows: Sequence[dict], others: Sequence[dict], report: dict) -> Itera
 
 def legend(report: dict, other_days: set[str]) -> Iterator[str]:
     engines = engines_of(report["rows"])
-    x = WIDTH - RIGHT - 62 - sum(24 + 7 * len(engine) for engine in engines)
+    x = LEFT + 6.0
     for engine in engines:
-        yield mark(engine, False, x, 20)
-        yield f'<text x="{x + 10}" y="24" fill="{COLORS[engine]}">{engine}</text>'
-        x += 24 + 7 * len(engine)
-    yield mark("effc", True, x, 20) + f'<text x="{x + 10}" y="24" fill="#374151">trained</text>'
+        yield mark(engine, False, x, 44)
+        yield f'<text x="{x + 10:.0f}" y="48" fill="{COLORS[engine]}">{engine}</text>'
+        x += 34 + LETTER * len(engine)
+    if any("trained" in row["label"] for row in report["rows"]):
+        yield mark("effc", True, x, 44) + f'<text x="{x + 10:.0f}" y="48" fill="#374151">trained</text>'
     late = f"; {', '.join(sorted(other_days))} on another day" if other_days else ""
     yield f'<text x="{LEFT + 120}" y="{TOP - 8}" fill="#6b7280">on {escape(report["machine"] + late)}</text>'
 
@@ -112,15 +128,20 @@ def mark(engine: str, trained: bool, x: float, y: float) -> str:
 
 def points_and_labels(points: Sequence[tuple[dict, float, float]]) -> Iterator[str]:
     """Marks, and a label beside each where it covers no mark and no other label."""
-    taken: list[Box] = [(x - 6, y - 6, x + 6, y + 6) for _, x, y in points]
+    marks: list[Box] = [(x - 6, y - 6, x + 6, y + 6) for _, x, y in points]
+    labels: list[Box] = []
+
+    def covered(label: Box) -> float:
+        return sum(overlap(label, t) for t in labels) + 5 * sum(overlap(label, t) for t in marks)
+
     for row, x, y in points:
         yield mark(row["engine"], "trained" in row["label"], x, y)
     for row, x, y in sorted(points, key=lambda p: (p[0]["engine"] != "effc", -p[0]["tokens_s"])):
-        width = 6.1 * len(row["label"])
+        width = LETTER * len(row["label"])
         boxes = [box(x + dx, y + dy, width, dx) for dx, dy in OFFSETS]
-        index = min(range(len(boxes)), key=lambda i: (sum(overlap(boxes[i], t) for t in taken), i))
+        index = min(range(len(boxes)), key=lambda i: (covered(boxes[i]), i))
         dx, dy = OFFSETS[index]
-        taken.append(boxes[index])
+        labels.append(boxes[index])
         anchor = "start" if dx > 0 else "end" if dx < 0 else "middle"
         yield (
             f'<text x="{x + dx:.0f}" y="{y + dy:.0f}" text-anchor="{anchor}" fill="{COLORS[row["engine"]]}">'

@@ -8,10 +8,7 @@ from ...dsl.checker.values import value_from_json
 from .safe_read import MALFORMED
 from .sealed_json import canonical
 
-_FULL_REASONS = {
-    "input": "the cached results are of another model",
-    "format": "cached results have another form now",
-}
+_FULL_REASONS = {"input": "the cached results are of another model", "format": "cached results have another form now"}
 _NAMED = {  # parts that hold hashes, by the names inside of them
     "data": "the rows of `{}` are others",
     "files": "the file of `{}` is another",

@@ -39,8 +39,11 @@ _MARKS = {
 }
 
 
-def find_files(paths: str | Sequence[str], folder: Path) -> list[Path]:
-    """Files by path or glob, relative to `folder`, in the order written and by name within a glob."""
+def find_files(paths: str | Sequence[str], folder: Path, relative_to: str = "the recipe") -> list[Path]:
+    """Files by path or glob, relative to `folder`, in the order written and by name within a glob.
+
+    relative_to   name of `folder` in diagnostics
+    """
     result: list[Path] = []
     for text in [paths] if isinstance(paths, str) else paths:
         path = folder / Path(text).expanduser()
@@ -52,18 +55,18 @@ def find_files(paths: str | Sequence[str], folder: Path) -> list[Path]:
         matched = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
         if not matched:
             fact = "no file matches" if glob.has_magic(text) else "there is no file"
-            raise no_file(f"{fact} {path}", help=_file_suggestion(path)).rejection()
+            raise no_file(f"{fact} {path}", help=_file_suggestion(path, relative_to)).rejection()
         result += matched
     return list(dict.fromkeys(result))
 
 
-def _file_suggestion(path: Path) -> str:
+def _file_suggestion(path: Path, relative_to: str) -> str:
     from ...dsl.syntax.nearest import nearest_name
 
     if not os.path.isdir(path.parent):
-        return "paths are relative to the recipe"
+        return f"paths are relative to {relative_to}"
     closest = nearest_name(path.name, [f.name for f in path.parent.iterdir() if f.is_file()])
-    return f"did you mean `{closest}`?" if closest else "paths are relative to the recipe"
+    return f"did you mean `{closest}`?" if closest else f"paths are relative to {relative_to}"
 
 
 def read_text(path: Path) -> str:

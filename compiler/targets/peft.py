@@ -29,6 +29,7 @@ class Peft(Target):
 
     `adapter/` is a stock folder: `PeftModel.from_pretrained(base, "adapter")` opens it, and so does whatever else knows
     peft. `base/` holds the model beneath, as plain transformers loads it; several adapters of one model need it once.
+    The adapter's config names it as `base`: `AutoPeftModelForCausalLM` finds it from the artifact's folder alone.
     A model whose layers have widths of their own has no such folder, so its adapters are merged instead.
 
     Source: LoRA (Hu et al. 2021, arXiv 2106.09685); the folder is peft's own format.

@@ -70,7 +70,8 @@ def report_unholdable_result(plugin: Word, emit: Emit, build: PipelineBuild) -> 
                 emit.call.span,
                 related=_where(build, emit.source),
                 help=_remedy_by_picking_one_model(build, kind, holdable)
-                or _suitable_result_remedy(build, holdable, "", False)
+                or _remedy_by_other_target(build, kind)
+                + _suitable_result_remedy(build, holdable, "", False)
                 + _remedy_by_leaving_out_argument(build, emit.source, holdable),
             )
         )
@@ -121,6 +122,14 @@ def _remedy_by_picking_one_model(build: PipelineBuild, kind: str, accepted: tupl
     picked = [f"take one out of it with `{name}`" for name in sorted(takers)]
     emitted = [f'emit it with `{name}("{name}")`, from which `effc pick` takes a model' for name in holders]
     return ", or ".join(picked + emitted)
+
+
+def _remedy_by_other_target(build: PipelineBuild, kind: str) -> str:
+    """Beginning of a remedy: the targets that hold a kind of result; "" where none does."""
+    targets = build.scope.session.vocabulary.words("target").values()
+    facts = [(w.name, w.facts) for w in targets if kind in w.facts.get("result_kinds", (MODEL,))]
+    names = sorted(f"`{name}`" for name, f in facts if not f.get("describes_artifacts"))
+    return f"emit it with {' or '.join(names)}, " if names else ""
 
 
 def _results_in_model(plugin: Word) -> bool:

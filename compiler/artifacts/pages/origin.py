@@ -1,6 +1,6 @@
 """Origin of an artifact: versions, machine, hashes, sizes, and what each step took."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...core.quantity import count_text, interval_text, measurement_text, relative_change_text, size
@@ -8,6 +8,7 @@ from ..manifest import Check, Measure
 from .report_data import ReportData, number, rows, table, word
 
 FILES = 500
+TIMED = ("ms", "tokens/s")  # units of what a clock measures, whose arguments name no rows
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,19 @@ def measure_table_rows(report: ReportData) -> list[Row]:
     return result + [
         Row(word(e.text), "", _plain(e.value), "", "", "", (("", e.limit, e.outcome, word(e.note)),)) for e in left
     ]
+
+
+def perplexity_row(report: ReportData) -> Row | None:
+    """Perplexity of the original and of the last form on the few tokens that went through both; None where there is
+    none, or where a measure is on rows of data."""
+    known = [account for account in report.manifest.accounts if account.perplexity is not None]
+    on_rows = any("(" in m.metric and m.unit not in TIMED for m in report.manifest.measures)
+    if len(known) < 2 or on_rows:
+        return None
+    name = f"perplexity of {word(known[0].where)}"
+    few = Measure(name, "", known[0].perplexity, known[-1].perplexity)
+    (row,) = measure_table_rows(replace(report, manifest=replace(report.manifest, measures=(few,), expectations=())))
+    return row
 
 
 def _is_clear(measure: Measure) -> bool:

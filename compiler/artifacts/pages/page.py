@@ -16,7 +16,16 @@ from .accounts import divergence_table_rows
 from .chart import check_packages
 from .layers import layers
 from .listing import annotated_recipe_lines
-from .origin import Row, files, hashes, measure_table_rows, origin_facts, stage_time_and_memory, worst_check_by_form
+from .origin import (
+    Row,
+    files,
+    hashes,
+    measure_table_rows,
+    origin_facts,
+    perplexity_row,
+    stage_time_and_memory,
+    worst_check_by_form,
+)
 from .points import front_table_and_chart
 from .report_data import ReportData, word
 from .steps import step_report_sections
@@ -109,7 +118,7 @@ def _template_variables(reports: list[ReportData]) -> dict[str, Any]:
         "origin": next((word(label) for label in first.lock.get("inputs", {}) if not label.startswith("data ")), ""),
         "targets": [(s.location, s.manifest.kind, size(s.manifest.bytes) if s.manifest.files else "") for s in reports],
         "verdict_of": _worst_verdict(expectations),
-        "tiles": _top_measures(rows, first.members),
+        "tiles": _top_measures([*rows, *filter(None, [perplexity_row(reports[0])])], first.members),
         "tables": _distinct_measure_tables(reports),
         "accounts": divergence_table_rows(reports),
         "where": next((a.where for s in reports for a in s.manifest.accounts), ""),

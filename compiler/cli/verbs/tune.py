@@ -257,7 +257,7 @@ def own_text(file: Path, judge: Judge, origin: "Origin") -> Judge:
     """
     from ...inputs.windows import encode, find_files, read_text, too_short
 
-    paths = find_files(str(file), Path())
+    paths = find_files(str(file), Path(), relative_to="the current folder")
     tokenizer = origin.tokenizer()
     sets = {"calib": (0, ROWS), "choose": (ROWS, ROWS), "heldout": (2 * ROWS, ROWS)}
     if tokenizer is not None:

@@ -212,3 +212,14 @@ def test_who_needs_a_model_is_told_of_a_new_kind_by_its_name(tmp_path, monkeypat
     with pytest.raises(Reject, match="other-kind-of-result") as rejection:
         built(recipe, registry, [])
     assert any("gives a result of kind `scaled`" in d.message for d in rejection.value.diagnostics)
+
+
+def test_who_emits_adapters_as_a_model_reads_which_target_holds_them(tmp_path):
+    recipe = write(
+        tmp_path,
+        'effspec 1\nuse std.text\nmodel base = zoo("tiny-llama")\n'
+        "pipeline l(base) { h = tune.heal(data: text.train, merge: false) }\n"
+        'emit l { hf("lora") }\n',
+    )
+    (diagnostic,) = api.check(recipe).diagnostics
+    assert diagnostic.help == "emit it with `peft`, write `from: base`, or leave `merge: false` out of `h`"

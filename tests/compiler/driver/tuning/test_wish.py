@@ -282,6 +282,7 @@ def test_a_file_of_text_that_is_missing_is_one_diagnostic_before_anything_is_rea
     assert main(["tune", "zoo:tiny-llama", "--data", "none.txt", "--explain"]) == 3
     error = capsys.readouterr().err
     assert error.count("none.txt") == 1 and "[no-file]" in error and "warning" not in error, error
+    assert "paths are relative to the current folder" in error
 
 
 def test_several_files_of_text_are_one(tmp_path, capsys, monkeypatch):
