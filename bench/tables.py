@@ -21,6 +21,11 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 MARKS = re.compile(r"(?<=<!-- table: )(\w+)( -->\n).*?(?=<!-- end of table -->)", re.S)
 
 
+def adapter_rows(measured: dict[str, Any]) -> list[tuple]:
+    """Milliseconds of a call by contender."""
+    return [("call", "ms"), *((name, f"{1000 * seconds:.1f}") for name, seconds in measured["seconds"].items())]
+
+
 def latency_under_load_rows(measured: dict[str, tuple[float, float]]) -> list[tuple]:
     """95th percentiles in ms, those of the mildest load first."""
     rows = sorted(measured.items(), key=lambda row: row[1][1])
@@ -255,6 +260,7 @@ def servers_under_load_rows(measured: dict[str, Any]) -> list[tuple]:
 TABLES: dict[str, tuple[Path, Callable[[Any], list[tuple]]]] = {
     "loads": (DATA / "loads.json", latency_under_load_rows),
     "servers": (DATA / "servers.json", servers_under_load_rows),  # of files of other engines: bench/servers.py
+    "adapters": (DATA / "adapters.json", adapter_rows),
     "servers_vllm": (DATA / "servers_vllm.json", servers_under_load_rows),  # a run of its own: `--json FILE`
     "tune": (DATA / "tune.json", tune_rows),
     "mixed": (DATA / "mixed.json", mixed_format_rows),
