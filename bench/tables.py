@@ -219,7 +219,7 @@ def many_cores_rows(measured: dict[str, Any]) -> list[tuple]:
 
 
 def many_cores_share_rows(measured: dict[str, Any]) -> list[tuple]:
-    """What a token's time on many cores consists of beside shared work; int8."""
+    """Parts of a token's time on many cores beside shared work; int8."""
     parts = {
         "barriers": "barriers",
         "memory": "waiting for memory",
