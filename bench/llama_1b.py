@@ -105,7 +105,7 @@ def write_gguf_file(folder: Path, name: str) -> None:
 
 
 def write(folder: Path, name: str) -> None:
-    """What a contender opens, in a process of its own; torch opens the checkpoint."""
+    """Files that a contender opens; torch opens the checkpoint."""
     if name == TORCH or files_of(folder, name).exists():
         return
     (write_own if name in OWN else write_gguf_file)(folder, name)
@@ -152,7 +152,7 @@ class Contender:
     def __init__(self, folder: Path, name: str, threads: int):
         command = [sys.executable, "-m", "bench.llama_1b", str(folder), "--serve", name, "--threads", str(threads)]
         self.name, self.child = name, subprocess.Popen(command, stdin=-1, stdout=-1, text=True)
-        self.facts, self.seconds = self.answer(), {"decode": [], "prompt": []}  # type: ignore[var-annotated]
+        self.facts, self.seconds = self.answer(), {"decode": [], "prompt": []}
 
     def answer(self) -> Any:
         for line in self.child.stdout:

@@ -1,4 +1,4 @@
-"""What each thread of the engine has of a step's work, counted from the engine's own sources: which tasks a level has and
+"""Work that each thread of the engine has of a step, counted from the engine's own sources: which tasks a level has and
 how many bytes of a weight are whose is what schedule.cc and share.h say (schedules.cc is built with them), rows, heads and
 blocks of the cache are divided as turn.cc, gemm.h (its tiles) and attention.cc do.
 """

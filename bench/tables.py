@@ -201,7 +201,12 @@ def many_cores_check_rows(measured: dict[str, Any]) -> list[tuple]:
         (
             *(str(row[key]) for key in ("shape", "weights", "step", "threads")),
             f"{row['measured_ms']:.1f}",
-            *(f"{row[way]:.1f} ({100 * (row[way] / row['measured_ms'] - 1):+.0f} %)" for way in ways),
+            *(
+                "(its costs)"
+                if row["threads"] == 1 and way == "by_own_ms"
+                else f"{row[way]:.1f} ({100 * (row[way] / row['measured_ms'] - 1):+.0f} %)"
+                for way in ways
+            ),
         )
         for row in measured["measured"]
     ]
@@ -219,18 +224,18 @@ def many_cores_rows(measured: dict[str, Any]) -> list[tuple]:
 
 
 def many_cores_share_rows(measured: dict[str, Any]) -> list[tuple]:
-    """What a token's time consists of beside shared work."""
+    """Parts of a token's time on many cores beside shared work; int8."""
     parts = {
         "barriers": "barriers",
         "memory": "waiting for memory",
         "uneven": "uneven shares",
-        "undivided": "undivided work",
+        "undivided": "undivided",
     }
-    chosen = [
-        row for row in measured["predicted"] if row["step"] == "token" and row["machine"][:2] in ("8 ", "16", "64")
-    ]
-    return [("shape", "weights", "machine", *parts.values())] + [
-        (row["shape"], row["weights"], row["machine"], *(percent(row[part]) for part in parts)) for row in chosen
+    rows = [row for row in measured["predicted"] if row["step"] == "token" and row["weights"] == "int8"]
+    return [("shape", "machine", *parts.values())] + [
+        (row["shape"], row["machine"], *(percent(row[part]) for part in parts))
+        for row in rows
+        if int(row["machine"].split()[0]) >= 8
     ]
 
 

@@ -9,6 +9,7 @@ import threading
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
 
@@ -24,6 +25,7 @@ from .native import KernelError
 
 MAX_THREADS = 256
 MAX_SEQUENCES = 65536
+COPIED_BYTES = 16 << 20  # of a weight, that one thread copies at a time
 LAYOUT = 10  # of what C++ is handed; api.cc has the same number
 SPENT = ("rows", "prepare", "multiply", "mix", "append", "attend", "scan", "waiting")
 
@@ -90,9 +92,8 @@ class Engine:
         constants = (layout.logits, levels.code(), self.threads, self.sequences, steady, 0, context)
         return Plan(steps, widths, weights, slots, *counts, *constants, inner)
 
-    @staticmethod
-    def _copy_into_one_block(weights: list[Weight]) -> Tensor:
-        """One block of memory that holds all weights, which then point to it."""
+    def _copy_into_one_block(self, weights: list[Weight]) -> Tensor:
+        """One block of memory that holds all weights, which then point to it. Threads share the copying."""
         starts: list[int] = []
         known: dict[tuple[int, int], int] = {}
         end = 0
@@ -100,8 +101,19 @@ class Engine:
             starts.append(known.setdefault((weight.at, weight.bytes), end))
             end += -(-weight.bytes // 64) * 64 if starts[-1] == end else 0
         block = packed.allocate_zero_bytes(end)
+
+        def copy(piece: tuple[int, int, int]) -> None:
+            to, source, count = piece
+            ctypes.memmove(block.data_ptr() + to, source, count)  # without Python's lock
+
+        pieces = (
+            (start + at, source + at, min(COPIED_BYTES, count - at))
+            for (source, count), start in known.items()
+            for at in range(0, count, COPIED_BYTES)
+        )
+        with ThreadPoolExecutor(self.threads) as pool:
+            list(pool.map(copy, pieces))
         for weight, start in zip(weights, starts, strict=True):
-            ctypes.memmove(block.data_ptr() + start, weight.at, weight.bytes)
             weight.at = block.data_ptr() + start
         return block
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from effc.compiler.transforms.lowering.racing import set_real_time_priority
 from effc.kernels.cores import usable_cores
-from effc.kernels.engine import Engine
+from effc.kernels.engine import COPIED_BYTES, Engine
 
 from tests.kernels.engine_plans import Built
 
@@ -48,3 +48,14 @@ def test_uneven_shares_give_the_same_bits_with_any_number_of_threads():
     built = scan_of_heads(5, width=3, states=7)
     rows = [Engine(built.plan, built.weights, threads).run([1, 2, 3], [0] * 3) for threads in (1, 2)]
     assert torch.equal(*rows)
+
+
+def test_weights_are_the_same_however_many_threads_copy_them():
+    b = Built("dense_linear")
+    wide = COPIED_BYTES // 32 + 5  # the table is copied in several pieces
+    b.linear(b.step("embedding", wide, table=b.random(16, wide)), 5)
+    engines = [
+        Engine(b.plan, b.weights, threads, copy=copied) for threads, copied in ((1, False), (1, True), (2, True))
+    ]
+    expected, *rows = (engine.run([15, 0, 7], [0] * 3) for engine in engines)
+    assert all(torch.equal(row, expected) for row in rows)
