@@ -1,7 +1,7 @@
 """Requests of OpenAI's API, checked field by field; what is not supported is rejected, never ignored."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator, model_validator
 
@@ -99,9 +99,20 @@ class AnyRequest(BaseModel):
         neutral = _NEUTRAL.keys() - cls.model_fields.keys()
         for name in neutral & body.keys():
             value = body[name]
-            if value is not None and value not in _NEUTRAL[name]:
+            if value is not None and not any(
+                value == n and isinstance(value, bool) == isinstance(n, bool) for n in _NEUTRAL[name]
+            ):
                 raise Unsupported(name, value)
         return {name: value for name, value in body.items() if name not in neutral}
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def are_no_numbers_for_truth_values(cls, value: Any, info: Any) -> Any:
+        """Refuse `true` for a number, which Python takes for 1."""
+        kinds = get_args(cls.model_fields[info.field_name].annotation)
+        if isinstance(value, bool) and bool not in kinds and {int, float} & set(kinds):
+            raise ValueError(f"`{info.field_name}` is {str(value).lower()}, and a number is needed")
+        return value
 
     @field_validator("stop", mode="before")
     @classmethod

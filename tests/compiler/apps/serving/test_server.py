@@ -194,6 +194,9 @@ CHAT = "/v1/chat/completions"
     ("path", "body", "param", "said"),
     [
         ("/v1/completions", {"prompt": "a", "n": 9}, "n", "less than or equal to 8"),
+        ("/v1/completions", {"prompt": "a", "n": True}, "n", "`n` is true, and a number is needed"),
+        (CHAT, {"messages": HI, "temperature": False}, "temperature", "`temperature` is false"),
+        ("/v1/completions", {"prompt": "a", "best_of": True}, "best_of", "only 1 is supported here"),
         ("/v1/completions", {"prompt": "a", "best_of": 2}, "best_of", "`best_of` is 2, and only 1 is supported here"),
         ("/v1/completions", {"prompt": "a", "temperature": -1}, "temperature", "greater than or equal to 0"),
         ("/v1/completions", {"prompt": "a", "top_p": 0}, "top_p", "greater than 0"),
