@@ -164,7 +164,7 @@ def test_accuracies(client_host, learner, states, tests: list[str]) -> list[floa
         name = "global" if "global" in states else f"client-{client}"
         if (name, test) not in seen:
             learner.held_out = read_test_rows(client_host, client_host.data, first, test)
-            seen[name, test] = learner.judged(states[name], {})[1]
+            seen[name, test] = learner.evaluate(states[name], {}).accuracy
         found.append(seen[name, test])
     return found
 

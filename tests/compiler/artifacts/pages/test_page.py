@@ -107,9 +107,9 @@ def test_perplexity_of_the_few_tokens_leads_where_no_measure_is_on_rows(whole):
     label = "perplexity of 256 tokens of text.heldout +5.4 % 32.12 → to 33.88"
     assert label in Reader(whole).text
     measures = (*manifest().measures, Measure("accuracy(quiz)", "", 0.5, 0.5))
-    assert label not in Reader(render_html([sheet(measures=measures)])).text
+    assert label not in Reader(render_html([report(measures=measures)])).text
     unknown = tuple(replace(a, perplexity=p) for a, p in zip(manifest().accounts, (0.0, None, 1e300), strict=True))
-    assert all(render_html([sheet(accounts=accounts)]) for accounts in (unknown, unknown[:1], ()))
+    assert all(render_html([report(accounts=accounts)]) for accounts in (unknown, unknown[:1], ()))
 
 
 def test_layers_stand_in_their_order_with_what_went(whole):
