@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from ...dsl.checker.recipe import Emit, Recipe
 from ...dsl.checker.values import DataRef
@@ -29,6 +29,7 @@ from ..ir.outcome import Outcome
 from ..ir.program import Program
 from ..plugin.context import Context
 from ..plugin.target import Form, Target
+from .hub import HubOptions, upload_artifact
 from .judging.accounting import Accounting, RecordedLogits
 from .judging.comparison import Comparison
 from .judging.gate import BoundVerdict, bound_text, unmet_bound_diagnostics
@@ -52,6 +53,15 @@ class Artifact:
         checks = self.manifest.checks
         checks_text = f", {count_text(len(checks), 'check')} in fresh processes" if checks else ""
         return f"{size(self.manifest.bytes)}{checks_text}"
+
+    def push_to_hub(self, repo_id: str, **options: Unpack[HubOptions]) -> str:
+        """Upload the artifact to the Hugging Face hub, with its card and measures; the address of the commit.
+
+        repo_id   `owner/name`; a repository that does not exist is created
+        options   as of transformers: `private`, `token`, `revision`, `commit_message`, `create_pr`
+        Raises Reject (not-uploaded) where the hub does not take it.
+        """
+        return upload_artifact(self.path, repo_id, **options)
 
 
 @dataclass(frozen=True)
