@@ -79,6 +79,7 @@ class Engine:
         self.threads = min(threads, usable_cores(), MAX_THREADS)
         self._steps, self._widths = layout.steps, layout.widths
         self._adapters: dict[int, AdapterLayout] = {}
+        self._adapters_change = threading.Lock()  # numbers here and in C++ change together
         self._weights = self._copy_into_one_block(layout.weights) if copy else weights
         c_plan = self._ctypes_plan(layout, self.context, int(steady))
         native.call("engine_create", ctypes.byref(c_plan), ctypes.byref(self._handle), label="the engine")
@@ -143,7 +144,7 @@ class Engine:
                 *(_address(n) for n in (ids, owners)),
                 len(rows),
                 _address(rows),
-                adapters_of_tokens and _address(adapters_of_tokens),
+                None if adapters_of_tokens is None else _address(adapters_of_tokens),
                 logits.data_ptr(),
             )
         if status == 17:
@@ -156,7 +157,7 @@ class Engine:
         """The number by which tokens name an adapter from now on. Raises KernelError where the plan has no place for
         it, or while another thread runs a call."""
         layout, number = AdapterLayout(self._steps, self._widths, updates), ctypes.c_int32()
-        with self._handle_in_use() as handle:
+        with self._adapters_change, self._handle_in_use() as handle:
             arguments = (handle, len(layout.updates), layout.updates, ctypes.byref(number))
             native.call("engine_add_adapter", *arguments, label="the engine")
             self._adapters[number.value] = layout
@@ -165,17 +166,19 @@ class Engine:
     def remove_adapter(self, number: int) -> None:
         """Forget an adapter, whose number another one may get. Raises KernelError where there is none, or while another
         thread runs a call."""
-        with self._handle_in_use() as handle:
+        with self._adapters_change, self._handle_in_use() as handle:
+            if number not in self._adapters:
+                raise KernelError(f"the engine has no adapter {number}")
             native.call("engine_remove_adapter", handle, number, label=f"adapter {number}")
             del self._adapters[number]
 
     def _checked_adapters(self, adapters: Sequence[int], count: int) -> array:
-        numbers = array("i", adapters)
+        numbers = _to_int_array("adapters", adapters)
         if len(numbers) != count:
             raise KernelError(f"{count} tokens need as many adapters, not {len(numbers)}")
         if unknown := set(numbers) - self._adapters.keys() - {-1}:
             raise KernelError(f"the engine has no adapter {min(unknown)}")
-        return numbers
+        return array("i", numbers)
 
     def encode(self, ids: Sequence[int] | Tensor, sequences: Sequence[int] | Tensor) -> None:
         """Read sources, each whole into a sequence that has none; what `run` appends there recalls them.

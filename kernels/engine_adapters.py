@@ -94,9 +94,10 @@ def _checked_factors(widths: Sequence[int], update: LowRankUpdate) -> tuple[Tens
             )
     if bias is not None and tuple(bias.shape) != (rank,):
         raise KernelError(f"`bias` of an adapter is {list(bias.shape)}, and its rank is {rank}")
-    if not all(bool(t.isfinite().all()) for t in (down, up, bias) if t is not None):
+    packed = _lines(down), _lines(up), None if bias is None else _padded(bias.float())
+    if not all(bool(t.isfinite().all()) for t in packed if t is not None):
         raise KernelError("an adapter has a number that is NaN or infinite")
-    return _lines(down), _lines(up), None if bias is None else _padded(bias.float())
+    return packed
 
 
 def _padded(tensor: Tensor) -> Tensor:

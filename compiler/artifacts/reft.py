@@ -134,10 +134,24 @@ def read_interventions(folder: Path) -> "dict[str, Reft]":
         if {n: t.shape for n, t in layer.state_dict().items()} != {n: t.shape for n, t in tensors.items()}:
             raise _other_tensors(folder).rejection()
         layer.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
+        _refuse_other_numbers(folder, path, layer)
         result[path.rpartition(".")[0]], n_tensors = layer.eval(), n_tensors + len(tensors)
     if n_tensors < len(stored):
         raise _other_tensors(folder).rejection()
     return result
+
+
+def _refuse_other_numbers(folder: Path, path: str, layer: "Reft") -> None:
+    """Raise Reject of numbers that are not finite, and of rows that no basis is made of."""
+    from torch import linalg
+
+    problem = "" if all(bool(t.isfinite().all()) for t in layer.state_dict().values()) else "holds NaN or infinity"
+    try:
+        factors = [t for f in layer.interventions() for t in f.low_rank_factors()] if not problem else []
+    except linalg.LinAlgError:
+        problem = "has rows that depend on each other"
+    if problem or not all(bool(t.isfinite().all()) for t in factors):
+        raise no_interventions(f"{folder}: `{path:.80}` {problem or 'has no basis of its rows'}").rejection()
 
 
 def _other_tensors(folder: Path) -> "Diagnostic":

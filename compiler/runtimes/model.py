@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
 from typing import Any
 
@@ -74,6 +74,18 @@ def check_token_ids(ids: Tensor, vocabulary: int) -> None:
         ).rejection()
 
 
+class _ProcessLock:
+    """A lock of one process: who held it in a parent process is not in a child. Copies of a model share it."""
+
+    def __init__(self) -> None:
+        self._lock, self._process = threading.RLock(), os.getpid()
+
+    def of_this_process(self) -> AbstractContextManager[Any]:
+        if self._process != os.getpid():
+            self._lock, self._process = threading.RLock(), os.getpid()
+        return self._lock
+
+
 class DecoderModel(GenerationMixin, nn.Module):
     """Logits by an engine, and `generate` by transformers over them; not trainable, on the CPU.
 
@@ -128,7 +140,7 @@ class DecoderModel(GenerationMixin, nn.Module):
         self.n_params: int | None = facts.get("params")
         self.call_costs = CallCosts()
         self._pool = SequencePool(engine, sequences, remembers)
-        self._lock, self._process = threading.RLock(), os.getpid()
+        self._lock = _ProcessLock()
 
     def can_generate(self) -> bool:
         return True
@@ -152,13 +164,9 @@ class DecoderModel(GenerationMixin, nn.Module):
 
     # -- sequences -------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """One thread at a time: an engine runs one call. Who held the lock in a parent process is not here."""
-        if self._process != os.getpid():
-            self._lock, self._process = threading.RLock(), os.getpid()
-        with self._lock:
-            yield
+    def exclusive(self) -> AbstractContextManager[Any]:
+        """One thread at a time: an engine runs one call."""
+        return self._lock.of_this_process()
 
     def take(self, count: int) -> list[int]:
         """Numbers of sequences that are free; Reject where the engine has no more."""
@@ -381,6 +389,9 @@ class DecoderModel(GenerationMixin, nn.Module):
             del model_kwargs["cache"]
 
     def _get_logits_processor(self, generation_config: GenerationConfig, *args: Any, **kwargs: Any) -> Any:
+        if (generation_config.num_beams or 1) > 1 and not (self.reuses_prompts or self.engine.backward):
+            problem = "beams of a model that keeps states read prompts again, whose ends interventions edit"
+            raise invalid_sampling(problem, help="take one beam").rejection()
         for name in ("forced_bos_token_id", "forced_eos_token_id"):
             value = getattr(generation_config, name)
             for token in value if isinstance(value, list) else [value]:

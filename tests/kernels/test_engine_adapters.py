@@ -193,9 +193,17 @@ def test_adapters_that_a_plan_has_no_place_for_are_refused():
     for adapters in ([0], [0, 0], [-2, -1]):
         with pytest.raises(KernelError, match=r"has no adapter|as many adapters"):
             own.run([1, 2], [0, 0], adapters=adapters)
-    with pytest.raises(KernelError):
-        own.remove_adapter(0)
-    assert own.length(0) == 0
+    number = own.add_adapter([good])
+    for unknown in (number + 1, -1, 2**32 + number):
+        with pytest.raises(KernelError, match="has no adapter"):
+            own.remove_adapter(unknown)
+    large = LowRankUpdate(good.x, good.y, torch.full_like(good.down, 3.4e38), good.up)
+    with pytest.raises(KernelError, match="NaN or infinite"):  # once it is rounded
+        own.add_adapter([large])
+    for adapters in ([2**40], ["a"], [None]):
+        with pytest.raises(KernelError):
+            own.run([1], [0], adapters=adapters)
+    assert own.run([], [], adapters=[]).shape == (0, own.width) and own.length(0) == 0
 
 
 def test_adapters_come_and_go_between_calls_and_not_within_one():

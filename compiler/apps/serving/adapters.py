@@ -119,6 +119,8 @@ def _native_engine(model: "DecoderModel", label: str) -> "Engine":
             f"{label} runs on {model.engine_name}, which has no step for adapters",
             help="serve it as `native` or `hf` wrote it, or its own folder",
         ).rejection()
+    if model.engine.sources:
+        raise no_adapter(f"{label} reads a source, and adapters are for models that continue texts").rejection()
     return model.engine
 
 

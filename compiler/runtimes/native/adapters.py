@@ -52,10 +52,10 @@ def layer_updates(plan: Mapping[str, Any], factors: Mapping[str, Factors]) -> li
     """Updates of hidden states behind layers, by the layers' paths. Raises Reject (no-place-for-adapters)."""
     updates = []
     for path, one in factors.items():
-        step = _layer_output_step(plan["steps"], path)
-        if step is None:
+        register = plan["layers"].get(path) if "layers" in plan else _layer_output_register(plan["steps"], path)
+        if register is None:
             raise _unsupported(f"`{path:.80}` has other results than hidden states")
-        updates.append(LowRankUpdate(step["to"], step["to"], one.down, one.up, one.bias))
+        updates.append(LowRankUpdate(register, register, one.down, one.up, one.bias))
     return updates
 
 
@@ -64,8 +64,11 @@ def _unsupported(problem: str) -> Exception:
     return unsupported_adapter(f"{problem} in the native engine's plan", help=help).rejection()
 
 
-def _layer_output_step(steps: Sequence[Step], path: str) -> Step | None:
-    """The first step behind all of a layer's own from which on one register alone, that step's, is read."""
+def _layer_output_register(steps: Sequence[Step], path: str) -> int | None:
+    """Of a plan that doesn't name it: the first register behind a layer's own steps from which on it alone is read.
+
+    A guess, which whoever uses it holds against torch: equal vectors of two layers have one name.
+    """
     layer_steps = [i for i, step in enumerate(steps) if any(name.startswith(f"{path}.") for name in weights(step))]
     if not layer_steps:
         return None
@@ -73,7 +76,7 @@ def _layer_output_step(steps: Sequence[Step], path: str) -> Step | None:
     for number in range(layer_steps[-1], len(steps) - 1):
         later = {register for step in steps[number + 1 :] for register in inputs(step)}
         if {register for register in later if writer_of[register] <= number} == {steps[number]["to"]}:
-            return steps[number]
+            return steps[number]["to"]
     return None
 
 

@@ -52,6 +52,7 @@ class Plan:
 
     encoder      of sources whose keys and values it recalls; both name their weights alike
     kv_numbers   of cached keys and values
+    layers       register of the hidden states that a layer hands on, by its path, where it is one
     """
 
     layout: Layout
@@ -64,6 +65,7 @@ class Plan:
     output: Output = Output()
     encoder: "Plan | None" = None
     kv_numbers: str = KV_NUMBERS[0]
+    layers: dict[str, int] = field(default_factory=dict)
     copies: dict[int, tuple[int, Tensor]] = field(default_factory=dict)  # register -> (original, kept)
     _known: dict[Any, int] = field(default_factory=dict)
     _names: dict[Any, str] = field(default_factory=dict)
@@ -169,7 +171,15 @@ class Plan:
         if self.logits < 0:
             return body
         behind = {} if self.encoder is None else {"encoder": self.encoder.to_json()}
-        return {"version": VERSION, "vocabulary": self.vocabulary, **body, "logits": number[self.logits], **behind}
+        layers = {path: number[register] for path, register in self.layers.items() if register in number}
+        return {
+            "version": VERSION,
+            "vocabulary": self.vocabulary,
+            **body,
+            "logits": number[self.logits],
+            "layers": layers,
+            **behind,
+        }
 
     def used(self) -> dict[str, WeightEntry]:
         """The entries that those steps read."""

@@ -14,6 +14,7 @@ from ...models.checkpoints.pretrained import pretrained
 from ...models.rows.inputs import is_encoder_decoder
 from ...models.rows.packed_inputs import hears_fixed_length, is_media_encoder_decoder, sound_shape
 from . import encoder_decoder, linears
+from .layer_outputs import layer_output_registers
 from .layout import IrregularColumns, Layout
 from .mixers import inline_mixers
 from .plan import Output, Plan
@@ -62,7 +63,7 @@ class Reader(PlanBuilder):
         encoder = source.plan if source else None
         plan = Plan(Layout(ids.numel()), words, context, encoder=encoder, kv_numbers=formats.kv_cache)
         super().__init__(model, formats, plan, ids.shape, side, source, RULES)
-        self._encoder = source
+        self._encoder, self._layers = source, () if source else tuple(program.units)
 
     def build_plan(self) -> Plan:
         if self._encoder is not None:
@@ -80,6 +81,7 @@ class Reader(PlanBuilder):
         if self.side.encodes:  # its keys and values come to be known when its decoder is read
             self.plan.context = min(self.plan.context, MAX_BIDIRECTIONAL)
             return self.plan
+        self.plan.layers = layer_output_registers(self.side.nodes, self.values, self._layers, self.plan.layout)
         self.positions.forget()
         if self._encoder is not None:
             self._encoder.positions.forget()

@@ -37,11 +37,13 @@ int32_t Engine::add_adapter(const LowRank* updates, int32_t count, int32_t& numb
     adapter.of_step[step] = i;
   }
   if (adapted_[0].schedule.levels.empty()) {
-    for (Way* way : {&adapted_[0], &adapted_[1]}) {
-      way->schedule = Schedule(plan_, way == &adapted_[0], true);
-      look_ahead(*way);
+    Way ways[2];
+    for (Way& way : ways) {
+      way.schedule = Schedule(plan_, &way == &ways[0], true);
+      look_ahead(way);
     }
-    reserve_rows();
+    reserve_rows(ways, 2);
+    for (int i = 0; i < 2; ++i) std::swap(adapted_[i], ways[i]);
   }
   const auto free = std::find(adapters_.begin(), adapters_.end(), nullptr);
   number = static_cast<int32_t>(free - adapters_.begin());

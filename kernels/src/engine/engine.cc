@@ -74,21 +74,25 @@ void Engine::reserve() {
   if (whole_) chunk_ = ceil_to(plan_.context, kLinearRows);  // costs memory only as far as texts go
   counts_ = std::vector<Pieces::Count>(plan_.threads);
   spent_.resize(kSpents * plan_.threads);
-  reserve_rows();
+  reserve_rows(plain_, 2);
   if (!reserve_mixtures() || !panels_.make(kPanelBytes * plan_.threads) || !pieces_.make(2 * kPieceFloats * 4 * plan_.threads))
     throw std::bad_alloc();
 }
 
-// Memory for the rows of whichever schedule takes most.
-void Engine::reserve_rows() {
-  int64_t shared = 0;
-  own_bytes_ = 0;
-  for (const Way* way : {&plain_[0], &plain_[1], &adapted_[0], &adapted_[1]}) {
+// Memory for the rows of whichever schedule takes most: what there is stays until there is more.
+void Engine::reserve_rows(const Way* ways, int32_t count) {
+  int64_t shared = shared_bytes_, own = own_bytes_;
+  for (const Way* way = ways; way < ways + count; ++way) {
     const Schedule& schedule = way->schedule;
     shared = std::max(shared, schedule.shared_floats * (schedule.mirrored ? kMirroredRoom : chunk_) * 4);
-    own_bytes_ = std::max(own_bytes_, schedule.own_floats * kMirroredRoom * 4 + 128);
+    own = std::max(own, schedule.own_floats * kMirroredRoom * 4 + 128);
   }
-  if (!shared_.make(shared) || !own_.make(own_bytes_ * plan_.threads)) throw std::bad_alloc();
+  Room shared_room, own_room;
+  if (!shared_room.make(shared) || !own_room.make(own * plan_.threads)) throw std::bad_alloc();
+  std::swap(shared_, shared_room);
+  std::swap(own_, own_room);
+  shared_bytes_ = shared;
+  own_bytes_ = own;
 }
 
 // Whether a thread reads its blocks from their middle on as well; `tile_stream.h`.

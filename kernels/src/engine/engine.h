@@ -1,4 +1,4 @@
-// A model that runs: its plan, two schedules, the cache and the threads.
+// A model that runs: its plan, its schedules, the cache and the threads.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -110,7 +110,7 @@ class Engine {
   struct Job;
   struct Turn;
   void reserve();
-  void reserve_rows();
+  void reserve_rows(const Way* ways, int32_t count);
   void turn_rates();
   bool reserve_mixtures();
   int32_t check(const Tokens& tokens) const;
@@ -169,7 +169,7 @@ class Engine {
   std::unique_ptr<Engine> encoder_;
   int64_t chunk_;
   Room shared_, own_, panels_, pieces_, mixed_;
-  int64_t own_bytes_;
+  int64_t shared_bytes_ = 0, own_bytes_ = 0;
   MixtureRoom mixture_;
   std::vector<Pieces::Count> counts_;
   int32_t (*rows_at_)(const RowsCall&);

@@ -1,6 +1,7 @@
 """Adapters on the native engine: requests of several and of none are one batch, each as torch computes it."""
 
 import json
+import shutil
 
 import httpx
 import pytest
@@ -191,7 +192,25 @@ def test_adapters_that_do_not_fit_the_engine_are_refused_by_name(artifact, folde
     assert "holds NaN or infinity" in refusal(changed("nan", nan))
     large = {key: t.repeat(*((300, 1) if "lora_A" in key else (1, 300))) for key, t in tensors.items()}
     assert "rank 1200" in refusal(changed("large", large, r=1200))
+    flat = tmp_path / "flat" / "reft"
+    shutil.copytree(folders["tied"] / "reft", flat)
+    (weights,) = flat.glob("*.safetensors")
+    for value, words in ((0.0, "rows that depend on each other"), (float("nan"), "NaN or infinity")):
+        stored = load_file(weights)
+        save_file({key: t * value if key.endswith("project") else t for key, t in stored.items()}, weights)
+        assert words in refusal(flat)
     engine.facts = {**engine.facts, BASE_HASH: "0" * 64}
     assert "other tensors" in refusal(folders["edges"])
     engine.facts = {key: value for key, value in engine.facts.items() if key != BASE_HASH}
     assert "compile it with this effc" in refusal(folders["edges"])
+
+
+def test_copies_of_a_model_share_its_lock_and_beams_stay_with_models_that_can_go_back(artifact, options):
+    engine = opened(artifact).model
+    adapted = copies_with_adapters(engine, "served", options)["edges"]
+    assert adapted.exclusive() is engine.exclusive()
+    ids = (torch.arange(12) * 5 % 90)[None]
+    assert adapted.generate(ids, num_beams=2, max_new_tokens=3).shape[1] > 12
+    adapted.engine.engine.backward = False
+    with pytest.raises(Reject, match="interventions edit"):
+        adapted.generate(ids, num_beams=2, max_new_tokens=3)
