@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ...dsl.syntax.diagnostics import Fault
 from ..core.json_errors import refusing
 from ..core.safe_read import read_json, require
+from .lora_patterns import ModulePatterns, UnreadPattern, excluded, path_ends
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,6 +22,7 @@ rejected_adapter = Fault(
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _LARGEST = 1 << 20  # bytes of a config
+_LARGEST_RANK = 1 << 16
 _PREFIX, _FACTORS = "base_model.model.", (".lora_A.weight", ".lora_B.weight")
 _READ = {"peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "target_modules"}
 # Of training, of how peft found the modules whose tensors are here, or of what is refused by a field of its own.
@@ -104,11 +106,16 @@ def read_lora(folder: Path) -> tuple[Lora, dict[str, tuple[int, ...]]]:
     if not ranks or set(shapes) != expected:
         difference = sorted(expected ^ set(shapes))[0] if shapes else "a tensor"
         raise rejected_adapter(
-            f"{folder / WEIGHTS} is no LoRA of linear modules, by `{difference[:80]}`", help="open it with peft itself"
+            f"{folder / WEIGHTS} is no LoRA of linear modules, by `{difference[:80]}`",
+            help="have peft save it with `save_embedding_layers=False`, without the base's own layer"
+            if difference.endswith(".base_layer.weight")
+            else "open it with peft itself",
         ).rejection()
     _refuse_unnamed_modules(folder, body["target_modules"], ranks)
     _refuse_other_ranks(folder, body, shapes, ranks)
-    alphas = {path: _by_pattern(body["alpha_pattern"], path, body["lora_alpha"]) for path in ranks}
+    alphas = {path: body["alpha_pattern"].value(path, body["lora_alpha"]) for path in ranks}
+    if (field := excluded(ranks, body)) is not None:
+        raise rejected_adapter(f"{folder / CONFIG} leaves out, by `{field}`, a module that has tensors").rejection()
     return Lora(ranks, alphas, body["use_rslora"]), shapes
 
 
@@ -135,8 +142,8 @@ def _refuse_unnamed_modules(folder: Path, targets: list[str] | str, ranks: Mappi
     """Hold modules with tensors against names of the config, which are paths or their ends; patterns are not tried."""
     if isinstance(targets, str):
         return
-    named, with_tensors = set(targets), {end for path in ranks for end in _suffixes(path)}
-    if missing := [path for path in ranks if named.isdisjoint(_suffixes(path))]:
+    named, with_tensors = set(targets), {end for path in ranks for end in path_ends(path)}
+    if missing := [path for path in ranks if named.isdisjoint(path_ends(path))]:
         raise rejected_adapter(f"{folder / CONFIG} does not name `{missing[0][:80]}`, which has tensors").rejection()
     if bare := sorted(named - with_tensors):
         raise rejected_adapter(f"{folder / CONFIG} names `{bare[0][:80]}`, which has no tensors").rejection()
@@ -146,7 +153,7 @@ def _refuse_other_ranks(
     folder: Path, body: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], ranks: Mapping[str, int]
 ) -> None:
     for path in ranks:
-        rank = _by_pattern(body["rank_pattern"], path, body["r"])
+        rank = body["rank_pattern"].value(path, body["r"])
         for side, axis in zip(_FACTORS, (0, 1), strict=True):
             name = f"{_PREFIX}{path}{side}"
             if shapes[name][axis] != rank:
@@ -183,23 +190,13 @@ def _refuse_other_numbers(folder: Path, tensors: "Mapping[str, Tensor]") -> None
             raise rejected_adapter(f"{folder / WEIGHTS}: `{name[:80]}` holds NaN or infinity").rejection()
 
 
-def _suffixes(path: str) -> list[str]:
-    """A path, and what is left of it behind each of its dots."""
-    parts = path.split(".")
-    return [".".join(parts[i:]) for i in range(len(parts))]
-
-
-def _by_pattern(pattern: Mapping[str, Any], path: str, default: Any) -> Any:
-    return next((pattern[end] for end in _suffixes(path) if end in pattern), default)
-
-
 def _read_checked_adapter_config(file: Path) -> dict[str, Any]:
     """The few fields that a LoRA needs; Reject where one is missing or of another form, or where another field has peft
     compute something else."""
     with refusing(rejected_adapter, str(file)):
         body = read_json(file, _LARGEST)
         require(isinstance(body, dict) and body.get("peft_type") == "LORA", "it is no LoRA")
-        require(_is_rank(body.get("r")), "its rank is no positive number")
+        require(_is_rank(body.get("r")), f"its rank is no number from 1 to {_LARGEST_RANK}")
         require(_is_alpha(body.get("lora_alpha")), "its `lora_alpha` is no number of an ordinary size")
         for name, is_right in (("rank_pattern", _is_rank), ("alpha_pattern", _is_alpha)):
             pattern = body.get(name) or {}
@@ -211,12 +208,23 @@ def _read_checked_adapter_config(file: Path) -> dict[str, Any]:
             require(body.get(name, values[0]) in values, f"effc doesn't compute what its `{name}` says")
         unsupported = [name for name in body.keys() - _READ - _WITHOUT_EFFECT - _ORDINARY.keys() if body[name]]
         require(not unsupported, f"effc doesn't compute what its `{min(unsupported, default='')[:80]}` says")
-    patterns = {name: body.get(name) or {} for name in ("rank_pattern", "alpha_pattern")}
+    patterns = {name: _module_patterns(file, name, body.get(name) or {}) for name in ("rank_pattern", "alpha_pattern")}
     return body | patterns | {"use_rslora": body.get("use_rslora") is True}
 
 
+def _module_patterns(file: Path, field: str, values: Mapping[str, Any]) -> ModulePatterns:
+    try:
+        return ModulePatterns(values)
+    except UnreadPattern as error:
+        problem, help = (
+            f"{file}: its `{field}` has {error}, which is not tried",
+            "name modules by the ends of their paths",
+        )
+        raise rejected_adapter(problem, help=help).rejection() from error
+
+
 def _is_rank(value: Any) -> bool:
-    return type(value) is int and 0 < value <= 1 << 16
+    return type(value) is int and 0 < value <= _LARGEST_RANK
 
 
 def _is_alpha(value: Any) -> bool:

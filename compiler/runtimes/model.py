@@ -1,7 +1,5 @@
 """A decoder by an engine, with the calls that models of transformers have."""
 
-import os
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
@@ -21,6 +19,7 @@ from .decoder import Decoder
 from .generation import Generation, invalid_sampling, parse_generation_config
 from .inputs import check_ids, check_mask, token_loss, validate_sampling_options
 from .position_offsets import refuse_visible_padding
+from .process_lock import ProcessLock
 from .sequence_pool import AcquiredSlot, SequencePool
 from .speculation import CallCosts
 
@@ -72,18 +71,6 @@ def check_token_ids(ids: Tensor, vocabulary: int) -> None:
             f"a token id is outside of the {vocabulary} that the model has",
             help="use the tokenizer that lies beside the weights",
         ).rejection()
-
-
-class _ProcessLock:
-    """A lock of one process: who held it in a parent process is not in a child. Copies of a model share it."""
-
-    def __init__(self) -> None:
-        self._lock, self._process = threading.RLock(), os.getpid()
-
-    def of_this_process(self) -> AbstractContextManager[Any]:
-        if self._process != os.getpid():
-            self._lock, self._process = threading.RLock(), os.getpid()
-        return self._lock
 
 
 class DecoderModel(GenerationMixin, nn.Module):
@@ -140,7 +127,7 @@ class DecoderModel(GenerationMixin, nn.Module):
         self.n_params: int | None = facts.get("params")
         self.call_costs = CallCosts()
         self._pool = SequencePool(engine, sequences, remembers)
-        self._lock = _ProcessLock()
+        self._lock = ProcessLock()
 
     def can_generate(self) -> bool:
         return True

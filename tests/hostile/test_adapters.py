@@ -89,8 +89,8 @@ def test_a_rank_that_the_tensors_do_not_have_is_refused_before_room_is_made(base
     [
         ({"peft_type": "IA3"}, "it is no LoRA"),
         ({"peft_type": ["LORA"]}, "it is no LoRA"),
-        ({"r": 0}, "its rank is no positive number"),
-        ({"r": True}, "its rank is no positive number"),
+        ({"r": 0}, "its rank is no number from 1 to 65536"),
+        ({"r": True}, "its rank is no number from 1 to 65536"),
         ({"lora_alpha": 1e300}, "of an ordinary size"),
         ({"lora_alpha": "4"}, "of an ordinary size"),
         ({"rank_pattern": {"up_proj": "2"}}, "its `rank_pattern` has no numbers"),
