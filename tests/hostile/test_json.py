@@ -24,7 +24,6 @@ LEAF_FUNCTIONS = {
     "models/checkpoints/safetensors_header.py": "a header, each name once",
     "core/architectures.py": "a table of effc itself",
     "apps/federation/declaration.py": "its own JSON again",
-    "apps/rttc/policy.py": "JSON that was parsed before",
     "runtimes/gguf/pretokenizers.py": "tokens that llama.cpp makes, from a process that it started",
     "runtimes/gguf/llama_tokens_child.py": "texts from the process that started it",
     "runtimes/gguf/vocabulary.py": "a tokenizer that its library has just written",
