@@ -51,9 +51,11 @@ def linear_updates(plan: Mapping[str, Any], factors: Mapping[str, Factors]) -> l
 def layer_updates(plan: Mapping[str, Any], factors: Mapping[str, Factors]) -> list[LowRankUpdate]:
     """Updates of hidden states behind layers, by the layers' paths. Raises Reject (no-place-for-adapters)."""
     updates = []
+    layers = plan.get("layers", {})  # of a file, which may hold anything
+    known = layers if isinstance(layers, Mapping) else {}
     for path, one in factors.items():
-        register = plan["layers"].get(path) if "layers" in plan else _layer_output_register(plan["steps"], path)
-        if register is None:
+        register = known.get(path) if "layers" in plan else _layer_output_register(plan["steps"], path)
+        if type(register) is not int:
             raise _unsupported(f"`{path:.80}` has other results than hidden states")
         updates.append(LowRankUpdate(register, register, one.down, one.up, one.bias))
     return updates

@@ -85,7 +85,10 @@ def test_an_update_behind_a_layer_is_what_a_hook_behind_it_gives(name):
     assert n_layers >= 2
 
 
-def test_a_layer_that_a_plan_does_not_name_is_refused():
+@pytest.mark.parametrize(
+    "layers", [{}, 5, None, [], "model.layers.0", {"model.layers.0": [3]}, {"model.layers.0": True}]
+)
+def test_a_layer_that_a_plan_does_not_name_is_refused_whatever_its_file_holds(layers):
     body = Reader(capture(tiny.model("llama")), "bf16").build_plan().to_json()
     with pytest.raises(Reject):
-        layer_updates({**body, "layers": {}}, {"model.layers.0": Factors(torch.zeros(1, 8), torch.zeros(8, 1))})
+        layer_updates({**body, "layers": layers}, {"model.layers.0": Factors(torch.zeros(1, 8), torch.zeros(8, 1))})
