@@ -24,9 +24,9 @@ from .metrics import Metrics, ModelMetrics
 from .request import AnswerChunk, Finish, Job, Request
 from .runner import MAX_SEQUENCES
 
-PROMPT_TOKENS = 512  # of prompts in a call that nobody else waits for
-SHARED_PROMPT_TOKENS = 64  # of prompts in a call that answers share
-SHORT_PROMPT_TOKENS = 128
+PROMPT_TOKENS = 256  # of a prompt in a call that nobody else waits for; what is no longer is short
+SHARED_PROMPT_TOKENS = 64  # of long prompts in a call that answers share
+SHORT_PROMPTS_TOKENS = 768  # of short prompts in a call, whoever waits for it
 SCORED_PROMPT_TOKENS = 64  # of a prompt in a call, whose probabilities are told: each has a row of logits
 SPECULATIVE_ROWS = 16  # of a call with drafts, all answers' tokens among them: kernels take so many rows at once
 OTHERS, SEEN_SECONDS = 4, 60  # one of so many places is left to others, where another asked within so long
@@ -305,7 +305,7 @@ class Scheduler:
         """Choose the tokens of the next call: the last one of each answer that grows, and pieces of prompts."""
         growing = [job for job in self._running if not job.starting]
         starting = [job for job in self._running if job.starting]
-        shares = _shares_of_prompts(starting, _prompt_budget(starting) if growing else PROMPT_TOKENS)
+        shares = _shares_of_prompts(starting, SHARED_PROMPT_TOKENS if growing else PROMPT_TOKENS)
         pieces = [(job, job.pending if job.is_complete else job.pending[: shares[job]]) for job in shares]
         return [*((job, job.pending) for job in growing), *pieces]
 
@@ -373,19 +373,15 @@ def _pool_owner(job: Job) -> str:
     return f"{job.request.owner}\n{job.request.adapter}" if job.request.adapter else job.request.owner
 
 
-def _prompt_budget(starting: Sequence[Job]) -> int:
-    """Tokens of prompts in a call that answers share: half of what short prompts have left, so that a crowd that came
-    at once is read in a few calls, and few where one waits, or a long one is read."""
-    crowd = sum(min(len(job.pending), SHORT_PROMPT_TOKENS) for job in starting)
-    return max(SHARED_PROMPT_TOKENS, min(PROMPT_TOKENS, crowd // 2))
-
-
-def _shares_of_prompts(starting: Sequence[Job], budget: int) -> dict[Job, int]:
-    """Tokens that a call reads of prompts, in the order in which they came: at least a quarter of the first one's, and
-    otherwise of the shortest first, so that none waits until a long one is read."""
+def _shares_of_prompts(starting: Sequence[Job], long_tokens: int) -> dict[Job, int]:
+    """Tokens that a call reads of prompts, in the order in which they came: all of the short ones, so that answers wait
+    less often, if longer, and none until a long one is read; of long ones what is left of `long_tokens`, and a
+    quarter of that for the first prompt in any case."""
+    short = sum(len(job.pending) for job in starting if len(job.request.ids) - job.n_cached <= PROMPT_TOKENS)
+    budget = max(min(short, SHORT_PROMPTS_TOKENS) + long_tokens // 4, long_tokens)
     shares: Counter[Job] = Counter()
     by_length = sorted(starting, key=lambda job: len(job.pending))
-    for job, limit in (*((job, budget // 4) for job in starting[:1]), *((job, budget) for job in by_length)):
+    for job, limit in (*((job, long_tokens // 4) for job in starting[:1]), *((job, budget) for job in by_length)):
         pending = min(len(job.pending), SCORED_PROMPT_TOKENS) if job.scores_prompt else len(job.pending)
         shares[job] += max(0, min(pending - shares[job], limit - shares.total()))
     return {job: shares[job] for job in starting if shares[job]}

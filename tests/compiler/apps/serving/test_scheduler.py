@@ -13,6 +13,7 @@ from effc.compiler.apps.serving.runner import CachedModel
 from effc.compiler.apps.serving.scheduler import (
     SCORED_PROMPT_TOKENS,
     SHARED_PROMPT_TOKENS,
+    SHORT_PROMPTS_TOKENS,
     QueueFull,
     Scheduler,
     Stopped,
@@ -101,12 +102,12 @@ def ask(scheduler, ids, most, **more):
 def test_a_long_prompt_goes_beside_the_answers_of_others_a_piece_at_a_time(scheduler):
     first, _ = ask(scheduler, [5, 6], 60)
     first.get(timeout=30)  # it grows
-    second, _ = ask(scheduler, range(3, 203), 2)
+    second, _ = ask(scheduler, [3 + n % 200 for n in range(300)], 2)
     assert second.complete()[1].count == 2 and first.complete()[1].count == 60
     shared = [call for call in scheduler._runner.calls if len(call) == 2]
     lengths = [max(call.values()) for call in shared]
     assert all(min(call.values()) == 1 for call in shared)  # nobody skipped a token for it
-    assert lengths == [SHARED_PROMPT_TOKENS] * 3 + [200 - 3 * SHARED_PROMPT_TOKENS, 1]
+    assert lengths == [SHARED_PROMPT_TOKENS] * 4 + [300 - 4 * SHARED_PROMPT_TOKENS, 1]
 
 
 def test_a_short_prompt_does_not_wait_for_a_long_one_which_goes_on_beside_it(model, tokenizer):
@@ -125,9 +126,28 @@ def test_a_short_prompt_does_not_wait_for_a_long_one_which_goes_on_beside_it(mod
         scheduler.join(10)
     pieces = [call for call in scheduler._runner.calls if max(call.values()) > 1][1:]
     growing, long, short = pieces[0].keys()
-    assert (pieces[0][long], pieces[0][short]) == (34, 60)  # half of what 128 of the long one and the short one have
+    assert (pieces[0][long], pieces[0][short]) == (SHARED_PROMPT_TOKENS // 4, 60)
     assert all(call[growing] == 1 for call in pieces)
     assert sum(call[long] for call in pieces) == 300
+
+
+def test_a_crowd_of_short_prompts_is_read_in_few_calls_beside_an_answer(model, tokenizer):
+    scheduler = Scheduler(Seen(model, 12), tokenizer, eos_ids=(), waiting=12)
+    scheduler.start()
+    try:
+        first, _ = ask(scheduler, [5, 6], 60)
+        first.get(timeout=30)  # it grows
+        answers = [Answer() for _ in range(11)]
+        prompt = Request(tuple(3 + n % 200 for n in range(100)), 2, temperature=0)
+        scheduler.submit_all([(prompt, answer.put) for answer in answers])
+        for answer in (first, *answers):
+            assert answer.complete()[1].finish == "length"
+    finally:
+        scheduler.stop()
+        scheduler.join(10)
+    sums = [sum(call.values()) for call in scheduler._runner.calls]
+    calls = [n for n in sums[1:] if n > SHORT_PROMPTS_TOKENS // 4]
+    assert len(calls) == 2 and max(calls) <= 1 + SHORT_PROMPTS_TOKENS + SHARED_PROMPT_TOKENS
 
 
 @pytest.mark.parametrize("settings", [{}, {"repetition_penalty": 1.4}])
