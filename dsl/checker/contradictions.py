@@ -19,7 +19,8 @@ contradicting_bounds = Fault("contradicting-bounds", "Two bounds on one metric l
 unreachable_bound = Fault(
     "unreachable-bound",
     "A bound that nothing can keep: its metric never has such a value, or the plan foresees a size beyond it.\n\n"
-    "Of a search of steps it is the smallest candidate's size that is beyond it.",
+    "Of a search of steps it is the smallest candidate's size that is beyond it, or the original misses a bound on "
+    "quality by more than half of its limit: mostly one that lacks `* base`.",
 )
 
 

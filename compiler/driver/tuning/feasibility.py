@@ -14,8 +14,10 @@ from ...core.quantity import measurement_text
 from ..judging.gate import bound_text, judge_bound
 from ..judging.planned_sizes import UNITS, is_missed, original_size, planned_size
 from .alternatives import Candidate, candidates_of
-from .trials import Trials
+from .trials import Trial, Trials, excess
 from .wish import Wish
+
+HOPELESS = 0.5  # share of a limit by which the original misses it, so that no candidate is tried
 
 rows_read_before = Fault(
     "rows-read-before",
@@ -31,6 +33,27 @@ def refuse_impossible(wish: Wish, trials: Trials) -> None:
     word = wish.session.registry.vocabulary.words("target")[wish.emit.call.word]
     check_modules(word.facts.get("requires", ()), word.facts.get("extra", ""), f"the target `{word.name}`")
     faults = [*_shared_rows(wish)] or [*_unreachable_bounds(wish, trials)]
+    if faults:
+        raise Reject(*faults)
+
+
+def refuse_bounds_far_from_the_original(wish: Wish, unchanged: Trial) -> None:
+    """Raise Reject for bounds on quality that the original itself misses by far: healing makes up for what pruning
+    lost, and such a bound nearly always lacks `* base`."""
+    faults = []
+    for bound in wish.bounds:
+        _, original = unchanged.values[wish.measured_name(bound.metric)]
+        if bound.baseline is not None or "data" not in dict(bound.metric.args):
+            continue
+        unit = wish.context.metric(bound.metric).unit
+        if excess(judge_bound(bound, None, original, unit)) > HOPELESS:
+            faults.append(
+                unreachable_bound(
+                    f"the original has {measurement_text(original, unit)}, far from `{bound_text(bound)}`",
+                    bound.span,
+                    help=f"compare with the original: `{bound_text(bound)} * {wish.pipeline.model}`",
+                )
+            )
     if faults:
         raise Reject(*faults)
 

@@ -16,11 +16,11 @@ from ...analysis.planning.plan import Plan
 from ...core.events import Said, announcing_stage
 from ...core.quantity import count_text, duration_text
 from ...core.stopping import raise_if_stopped
-from ..judging.gate import BoundVerdict
 from .alternatives import Candidate, candidate_named, candidates_of
 from .effects import Effects
+from .feasibility import refuse_bounds_far_from_the_original
 from .journal import Journal
-from .trials import QUICK_ROWS, Trial, Trials, bound_verdicts
+from .trials import QUICK_ROWS, Trial, Trials, bound_verdicts, excess
 from .wish import Wish
 
 SINGLES, COMBINATIONS = 0.6, 0.85  # shares of the time after which no further one is begun
@@ -169,12 +169,24 @@ class Search:
                 self.wish.step.call.where("within"),
                 help=f"give it more, such as `within: {minutes}min`; as an option `--within {minutes}min`",
             ).rejection()
-        for candidate in sorted(plans, key=lambda c: (_magnitude(planned[c]), disk_bytes(plans[c]))):
+        refuse_bounds_far_from_the_original(self.wish, first)
+        for candidate in self._single_changes_in_order(plans, planned):
             fits = self.seconds + self._pace * planned[candidate] <= SINGLES * self.wish.seconds
             if fits or not any(c.changes and not t.refused for c, t in self.quick_trials.items()):
                 self._quick_trial(candidate, plans[candidate])
             elif candidate not in self.quick_trials:
                 self.out_of_time = True
+
+    def _single_changes_in_order(
+        self, plans: Mapping[Candidate, Plan], planned: Mapping[Candidate, float]
+    ) -> list[Candidate]:
+        """The quickest ones first, of them the smallest artifacts; in front of all is the largest format that makes the
+        artifact smaller: it most probably keeps bounds on quality, so that a short search has a result."""
+        bytes_of = {c: disk_bytes(plan) for c, plan in plans.items()}
+        ordered = sorted(plans, key=lambda c: (_magnitude(planned[c]), bytes_of[c]))
+        formats = [c for c in plans if not c.steps(self.wish.data.name) and bytes_of[c] < bytes_of[self.unchanged]]
+        mildest = max(formats, key=lambda c: bytes_of[c], default=None)
+        return sorted(ordered, key=lambda c: c != mildest)
 
     def _measure_combinations(self) -> None:
         tried = 0
@@ -311,12 +323,3 @@ def disk_bytes(plan: Plan) -> int:
 def _magnitude(seconds: float) -> int:
     """Class of a duration: within one the smaller artifacts come first."""
     return round(math.log2(max(seconds, 1.0)) / 2)
-
-
-def excess(verdict: BoundVerdict) -> float:
-    """Share of its limit by which a value misses a bound; 0 where it keeps it."""
-    if verdict.passed:
-        return 0.0
-    value, limits = verdict.value, [x for x in (verdict.low, verdict.high) if x is not None]
-    assert value is not None, "a bound was judged without a value"
-    return max(1e-9, min((abs(value - x) / max(abs(x), 1e-12) for x in limits), default=1.0))

@@ -271,6 +271,15 @@ def bound_verdicts(wish: Wish, trial: Trial, ctx: Context) -> list[BoundVerdict]
     return outcomes
 
 
+def excess(verdict: BoundVerdict) -> float:
+    """Share of its limit by which a value misses a bound; 0 where it keeps it."""
+    if verdict.passed:
+        return 0.0
+    value, limits = verdict.value, [x for x in (verdict.low, verdict.high) if x is not None]
+    assert value is not None, "a bound was judged without a value"
+    return max(1e-9, min((abs(value - x) / max(abs(x), 1e-12) for x in limits), default=1.0))
+
+
 def _with_fewer_rows(wish: Wish, recipe: Recipe, rows: int) -> tuple[Recipe, DataRef]:
     """The recipe with a data set of the first rows of `choose`, and its name."""
     call = wish.recipe.data[wish.choose.name]

@@ -221,6 +221,35 @@ def test_a_search_out_of_time_has_measured_finalists(tmp_path):
     assert search.out_of_time and search.finals and search.seconds <= 2 * 60 + 10 * (1 + len(search.finals))
 
 
+def test_a_bound_far_from_the_original_is_refused_at_once_with_the_baseline_that_it_lacks(tmp_path):
+    file = tmp_path / "w.effspec"
+    file.write_text(RECIPE.format(limit="1.05", minutes=60, against="").replace(" * base", ""))
+    wish = read_wish(open_session(file, cache_dir=tmp_path / "cache"))
+    cache = Cache(tmp_path / "cache")
+    search = Search(wish, SimulatedTrials(wish, cache, tmp_path / "m"), Journal.of(wish, cache))
+    with pytest.raises(Reject, match="unreachable-bound") as caught:
+        search.run()
+    (diagnostic,) = caught.value.diagnostics
+    assert "`perplexity(text.heldout) <= 1.05 * base`" in diagnostic.help and "10" in diagnostic.message
+    assert len(search.quick_trials) == 1
+
+
+def test_the_mildest_quick_change_is_measured_first_and_then_the_smallest(tmp_path):
+    sizes = {"default format": 200, "int8, inputs int16": 100, "int4, group 64": 60, "int4, group 32": 70}
+
+    class Sized(SimulatedTrials):
+        def plan(self, candidate):
+            emission = SimpleNamespace(disk_bytes=sizes.get(candidate.name, 100))
+            return SimpleNamespace(seconds=30.0 if candidate.name in sizes else 90.0, emissions=(emission,))
+
+    wish = wish_of(tmp_path)
+    cache = Cache(tmp_path / "cache")
+    search = Search(wish, Sized(wish, cache, tmp_path / "m"), Journal.of(wish, cache))
+    search.run()
+    first = [c.name for c in search.quick_trials][:4]
+    assert first == ["default format", "int8, inputs int16", "int4, group 64", "int4, group 32"]
+
+
 def test_where_nothing_keeps_the_bounds_the_nearest_come_first(tmp_path):
     search = searched(tmp_path, "strict", limit=0.9)
     ranked = search.ranked(search.finals)
