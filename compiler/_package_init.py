@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from .compiler.core import moved_modules
 
 if TYPE_CHECKING:
-    from . import callbacks
+    from effc import callbacks
+
     from .compiler.driver.api import check, compile, load, plan
     from .compiler.driver.optimize import optimize
     from .compiler.plugin.words import (

@@ -19,7 +19,7 @@ def _callback_class() -> Any:
     raise ImportError("Lightning is not installed: `pip install pytorch-lightning`") from missing
 
 
-Callback = _callback_class()
+Callback: Any = _callback_class()
 
 
 class LightningKeepZeros(Callback):
