@@ -27,7 +27,7 @@ class LightningKeepZeros(Callback):
 
         Trainer(callbacks=[effc.callbacks.LightningKeepZeros()], ...).fit(module, loader)
 
-    Zeros are those that the module's weights have when training begins, behind those of `ckpt_path`.
+    Zeros are those that the module's weights have when training begins, after those of `ckpt_path` are loaded.
     """
 
     def __init__(self) -> None:

@@ -65,9 +65,9 @@ class KeepZeros(TrainerCallback):
 
         Trainer(model=effc.load("sparse-model"), callbacks=[effc.callbacks.KeepZeros()], ...)
 
-    Zeros are those that the model has when training begins, behind the weights of a checkpoint that it resumes from; of
-    each matrix of which at least 1% is exactly zero. A bool for each of its weights is kept.
-    Raises Reject (no-sparse-weight) then, where no weight that is trained has zeros.
+    Zeros are those that the model has when training begins, after a checkpoint that it resumes from is loaded, in each
+    matrix of which at least 1% is exactly zero. A bool for each weight of such a matrix is kept in memory.
+    `train` raises Reject (no-sparse-weight) where no weight that is trained has zeros.
     """
 
     def __init__(self) -> None:
