@@ -58,6 +58,7 @@ types: $(STAMP)
 	@for d in compiler passes dsl kernels; do ln -sfn ../../../$$d build/types/effc/$$d; done
 	@ln -sfn ../../../compiler/_package_init.py build/types/effc/__init__.py
 	@ln -sfn ../../../compiler/_plugin.py build/types/effc/plugin.py
+	@ln -sfn ../../../compiler/_callbacks.py build/types/effc/callbacks.py
 	@ln -sfn ../../bench build/types/bench
 	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml \
 	  --python-executable $(CURDIR)/$(BIN)/python

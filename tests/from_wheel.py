@@ -39,7 +39,7 @@ def main(effc: str) -> None:
         where = Path(run(python, "-c", "import effc; print(effc.__file__)").strip())
         assert ROOT not in where.parents or "site-packages" in where.parts, f"{where} is not the wheel's"
         assert (where.parent / "py.typed").is_file(), "the wheel has no py.typed"
-        run(python, "-c", "import effc.plugin")
+        run(python, "-c", "import effc.plugin, effc.callbacks")
         lost = [name for name in tracked() if not (where.parent / name).is_file()]
         assert not lost, f"the wheel lacks {', '.join(lost)}"
         run(effc, "doctor")

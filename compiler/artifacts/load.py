@@ -27,9 +27,10 @@ other_kind = Fault("other-kind", "An artifact of this target is not loaded as a 
 
 
 class LoadOptions(TypedDict, total=False):
-    """Options of `load`, as its page documents them."""
+    """Options of `load`, as its page documents them; `device_map` is `device` as transformers spells it."""
 
     device: Any
+    device_map: Any
     dtype: "torch.dtype | str | None"
     check: Literal["sha256", "size", "auto"]
     threads: int | None
@@ -65,7 +66,7 @@ def load(
 
     path        an artifact (its compact form comes first), one of its forms, or what a loaded model saved
     device      moved there after loading, "auto" to an accelerator; weights are mapped from disk on the CPU
-    dtype       of floating weights, or its name; as stored by default
+    dtype       of floating weights, or its name; as stored by default, and with "auto"
     check       what of the files is compared with the manifest; "size" skips reading them all, which "auto" does for
                 `native` alone
     threads     that run the native engine; as many as torch has by default
@@ -83,7 +84,8 @@ def load(
 
     Raises Reject: `bad-option` where one of these means nothing.
     """
-    values = {"path": path, "device": device, "dtype": dtype, "check": check, "threads": threads}
+    stored = isinstance(dtype, str) and dtype == "auto"  # as transformers spells it
+    values = {"path": path, "device": device, "dtype": None if stored else dtype, "check": check, "threads": threads}
     values |= {"sequences": sequences, "steady": steady, "kernels": kernels, "mapped": mapped, "on_event": on_event}
     return _load_checked(base=base, **options.apply_option_rules({**values, "signed_by": signed_by}, _option_rules()))
 

@@ -177,6 +177,19 @@ def checked_device_name(value: Any) -> str:
         raise OptionError("is no device that torch knows", "devices are auto, cpu, cuda, cuda:1, mps") from error
 
 
+_SPLITS = {"balanced", "balanced_low_0", "sequential", "disk"}  # device maps of accelerate that spread a model
+
+
+def device_of_map(value: Any) -> str:
+    """Device of a `device_map` as transformers spells it, which names one here: "auto", "cuda", 0, {"": "cuda:1"}."""
+    devices = value.values() if isinstance(value, Mapping) else [value]
+    numbered = (f"cuda:{d}" if isinstance(d, int) and not isinstance(d, bool) else str(d) for d in devices)
+    names = sorted(set(numbered))
+    if len(names) > 1 or _SPLITS.intersection(names):
+        raise OptionError("splits a model", 'a model lies on one device: give "auto", "cpu", "cuda:1" or {"": 0}')
+    return checked_device_name(names[0] if names else "")
+
+
 def checked_float_dtype(value: Any) -> Any:
     """A dtype of torch for weights, also of its name."""
     import torch

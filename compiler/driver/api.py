@@ -29,7 +29,7 @@ from ..plugin.registry import Registry
 from ..transforms.editing.rehearsed import load_or_discover_skeleton
 from .data_faults import data_faults
 from .models import resolve_source
-from .session_options import Options, renamed, session_options
+from .session_options import Options, renamed, session_options, with_device_of_map
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -279,7 +279,7 @@ def load(path: str | Path, **options: "Unpack[LoadOptions]") -> "PreTrainedModel
     """A compiled model: of the target `hf`, one of transformers that generates, trains and saves; else by an engine."""
     from ..artifacts.load import load
 
-    return load(path, **renamed(options))
+    return load(path, **with_device_of_map(renamed(options)))
 
 
 def open_session(path: str | Path, **options: Unpack[Options]) -> Session:

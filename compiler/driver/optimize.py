@@ -71,7 +71,7 @@ def optimize(
     sizes = apply_option_rules({"length": length, "samples": samples}, {"length": rule, "samples": rule})
     settings = _settings(options)
     source = unwrapped_model(model)
-    if "device" not in options and "settings" not in options:
+    if not {"device", "device_map", "settings"} & options.keys():
         settings = replace(settings, device=str(source.device))
     rows = rows_by_name(data, tokenizer, **sizes)
     bounds = [expect] if isinstance(expect, str) else list(expect)

@@ -21,6 +21,7 @@ class Options(TypedDict, total=False):
     params              a JSON file of such values
     seed                of all that is random
     device              where passes and metrics compute: "cpu", "cuda", ..., or "auto"
+    device_map          the same as transformers spells it, where it names one device: "auto", 0, {"": "cuda:1"}
     offline             never use the network
     trust_remote_code   run Python that a model brings along
     max_memory          bytes, or a text such as "20GiB"
@@ -42,6 +43,7 @@ class Options(TypedDict, total=False):
     params: str | Path | None
     seed: int
     device: str
+    device_map: Any
     offline: bool
     trust_remote_code: bool
     max_memory: int | str | None
@@ -61,10 +63,22 @@ def renamed(values: Any) -> Any:
     return {"on_event" if name == "tell" else name: value for name, value in values.items()}
 
 
+def with_device_of_map(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with `device` for `device_map`. Raises Reject (bad-option) beside `device`, and for a split."""
+    others = {name: value for name, value in values.items() if name != "device_map"}
+    if values.get("device_map") is None:
+        return others
+    if others.get("device") is not None:
+        fact = "`device` and `device_map` are given, which say one thing"
+        raise options.invalid_option(fact, help="leave out one of them").rejection()
+    rules = {"device_map": options.device_of_map}
+    return others | {"device": options.apply_option_rules({"device_map": values["device_map"]}, rules)["device_map"]}
+
+
 def session_options(values: Mapping[str, Any]) -> tuple[Settings, Any, Path | None]:
     """Settings, values of params and the file of such values. Raises Reject (bad-option) where one means nothing."""
     _refuse_unknown(values)
-    values = {name: value for name, value in values.items() if value is not None}
+    values = with_device_of_map({name: value for name, value in values.items() if value is not None})
     settings = values.pop("settings", None)
     if isinstance(settings, Mapping):
         _refuse_mix(values)

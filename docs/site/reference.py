@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import effc
+import effc.callbacks
 import effc.plugin
 from effc.compiler.artifacts.load import LoadOptions
 from effc.compiler.cli.explain import (
@@ -147,6 +148,8 @@ def functions() -> str:
     for name in ("optimize", "check", "plan", "compile", "load", "recipe", "Reject"):
         blocks += object_blocks(f"effc.{name}", getattr(effc, name))
     blocks += object_blocks("effc.optimize's result", Optimized)
+    for name in effc.callbacks.__all__:
+        blocks += object_blocks(f"effc.callbacks.{name}", getattr(effc.callbacks, name))
     for title, options in (
         ("Options of check, plan and compile, and but for `set` and `params` of optimize", Options),
         ("Options of load", LoadOptions),

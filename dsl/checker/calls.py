@@ -233,6 +233,15 @@ def _report_too_many_positional(plugin: Word, arg: ast.Arg, limit: int, out: dic
     return False
 
 
+_PACKED = "a step makes numbers smaller: `quantize.gptq`, `native(weights: int4)`"
+_OF_TRANSFORMERS = {  # arguments of `from_pretrained` that a recipe says elsewhere
+    "device_map": "a model lies on one device, which is an option of the run: `effc compile --device cuda`",
+    "load_in_4bit": _PACKED,
+    "load_in_8bit": _PACKED,
+    "quantization_config": _PACKED,
+}
+
+
 def _report_unknown_parameter(plugin: Word, arg: ast.Arg, scope: Scope) -> bool:
     names = [p.name for p in plugin.params]
     closest = nearest_name(arg.name, names)
@@ -241,6 +250,8 @@ def _report_unknown_parameter(plugin: Word, arg: ast.Arg, scope: Scope) -> bool:
     opposite = {"remove": "keep", "keep": "remove"}.get(arg.name, "")
     if opposite in names:  # the amount is another then: no fix of the name alone
         closest, help = "", f"`{opposite}` says what {'stays' if opposite == 'keep' else 'goes'}"
+    if arg.name in _OF_TRANSFORMERS:
+        closest, help = "", _OF_TRANSFORMERS[arg.name]
     scope.report(
         unknown_parameter(
             f"`{plugin.name}` has no parameter `{arg.name}`",

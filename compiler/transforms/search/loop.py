@@ -65,7 +65,7 @@ class Search:
         self.overfit: OverfitCheck | None = None
         self.rows: list[Rows] = []  # of every metric that has decided
         self.scored, self.layers_naive, self.bytes_stored = 0, 0, 0
-        self.layers_other, self.layers_own = 0.0, 0.0  # outside of prefixes; of them for ranking and refitting
+        self.layers_other, self.layers_ranking = 0.0, 0.0  # outside of prefixes; of them for ranking and refitting
         self.stopped, self._spent = False, 0.0  # whether the time was over; seconds of scoring
 
     @property
@@ -129,7 +129,7 @@ class Search:
         if rows is not None and data is None:
             runs += 1  # a token that is written goes through every layer once
         cost = runs * len(self.program.units) * (1.0 if rows is None else self._weight(rows, metric))
-        self.layers_other, self.layers_own = self.layers_other + cost, self.layers_own + cost
+        self.layers_other, self.layers_ranking = self.layers_other + cost, self.layers_ranking + cost
 
     def _generated_rows(self) -> Tensor | None:
         """None where the model is none that writes, or writes of what it hears alone."""
@@ -163,7 +163,7 @@ class Search:
         self._refuse_less_saved_than_estimated()
         peak_bytes = max([self.bytes_stored, *(p.bytes_stored for p in self.prefixes.values())])
         self.ctx.record("layer forwards", self.layers_run)
-        self.ctx.record("layer forwards to rank and refit", self.layers_own)
+        self.ctx.record("layer forwards to rank and refit", self.layers_ranking)
         self.ctx.record("layer forwards, were every candidate scored by the whole model", self.layers_naive)
         self.ctx.record("layer outputs kept", peak_bytes, "B")
         share = self.layers_run / self.layers_naive if self.layers_naive else 0.0

@@ -334,4 +334,5 @@ def test_a_device_that_is_not_here_is_refused_as_such(tmp_path):
 
 def test_a_dtype_may_be_named_by_a_text(tmp_path):
     _, path = artifact(tmp_path)
+    assert load(path, dtype="auto").dtype == load(path).dtype
     assert load(path, dtype="bfloat16").dtype == torch.bfloat16

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 from effc.compiler.driver.api import Options
@@ -96,3 +97,33 @@ def test_options_beside_settings_are_refused(recipe, settings):
 def test_a_device_that_is_not_here_is_refused_before_anything_is_planned(recipe, tmp_path):
     with pytest.raises(Reject, match="device-missing"):
         api.plan(recipe, device="hpu", cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize("value", ["cpu", {"": "cpu"}, {"": torch.device("cpu")}, {"model": "cpu", "lm_head": "cpu"}])
+def test_a_device_map_that_names_one_device_is_the_device(tmp_path, value):
+    (tmp_path / "r.effspec").write_text(RECIPE)
+    assert api.open_session(tmp_path / "r.effspec", device_map=value).settings.device == "cpu"
+    assert api.open_session(tmp_path / "r.effspec", settings={"device_map": value}).settings.device == "cpu"
+
+
+def test_a_numbered_device_of_a_map_is_of_cuda(tmp_path):
+    for value in (1, {"": 1}, "cuda:1"):
+        assert api.open_session(tmp_path / "r.effspec", device_map=value).settings.device == "cuda:1"
+
+
+SPLITS = [{"model": 0, "lm_head": "cpu"}, {"model": 0, "lm_head": "disk"}, "balanced", "sequential", {"": "disk"}]
+
+
+@pytest.mark.parametrize("value", [*SPLITS, {}, "tpu", 1.5, True, -1])
+def test_a_device_map_that_splits_a_model_or_names_no_device_is_refused(tmp_path, value):
+    for call in (api.check, api.load):
+        with pytest.raises(Reject) as caught:
+            call(tmp_path / "nowhere", device_map=value)
+        (diagnostic,) = caught.value.diagnostics
+        assert (diagnostic.slug, diagnostic.exit) == ("bad-option", 2) and "`device_map=" in diagnostic.message
+        assert (value in SPLITS) == ("splits a model" in diagnostic.message)
+
+
+def test_a_device_beside_a_device_map_is_refused(tmp_path):
+    with pytest.raises(Reject, match="`device` and `device_map`"):
+        api.load(tmp_path / "nowhere", device="cpu", device_map="cpu")
