@@ -111,6 +111,12 @@ def one_thread():
 
 
 @pytest.fixture(scope="session", autouse=True)
+def cache_of_tests(tmp_path_factory):
+    """The cache of commands that name none: the user's may be large, and what it holds decides what plans say."""
+    os.environ["EFFC_CACHE_DIR"] = str(tmp_path_factory.getbasetemp() / "cache")
+
+
+@pytest.fixture(scope="session", autouse=True)
 def one_nursery():
     """Files that emit nothing may lie between two that do: what a nursery imports takes seconds each time."""
     from effc.compiler.artifacts import fork_server

@@ -26,6 +26,7 @@ expect fast {{ {bounds} }}
 emit fast {{ {target} }}
 """
 CALIB = 'data calib = text("calib.txt", samples: 4, length: 32)\n'
+HEALED = "10 % pruned and healed"
 STEP = "best = search.steps(optimize: {optimize}, data: text.calib, choose: dev, within: {within}{more})"
 
 
@@ -133,7 +134,7 @@ def test_formats_for_each_module_are_given_bits_by_the_width_of_the_model(tmp_pa
     "options, slug",
     [
         ({"bounds": "bytes <= 3MB bytes >= 4MB"}, "contradicting-bounds"),
-        ({"bounds": "bytes <= 0.3MB"}, "unreachable-bound"),
+        ({"bounds": "bytes <= 0.3MB", "more": ', among: ["int8", "int4*"]'}, "unreachable-bound"),
         ({"bounds": "bytes <= 0MB"}, "unreachable-bound"),
         ({"bounds": "params <= 20K"}, "unreachable-bound"),
         ({"bounds": "perplexity(text.heldout) <= -1"}, "unreachable-bound"),
@@ -274,6 +275,7 @@ def test_a_mistake_in_an_option_is_placed_in_its_own_text(options, location, mar
     assert main(["tune", "zoo:tiny-llama", "--explain", *options]) == 3
     error = capsys.readouterr().err
     assert location in error and "command-line" not in error, error
+    assert options[-1] != "bytes <= 1KB" or ("[unreachable-bound]" in error and error.count("error") == 1), error
     assert "^" * len(marked) in error and options[-1] in error, error
 
 
@@ -298,24 +300,23 @@ def test_several_files_of_text_are_one(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text("In the beginning was the word, and the word was short.\n" * 1_000)
-    assert main(["tune", "zoo:tiny-llama", "--data", "*.txt", "--explain"]) == 0
+    assert main(["tune", "zoo:tiny-llama", "--data", "*.txt", "--explain", "--candidate", "int8"]) == 0
     assert "int8" in capsys.readouterr().out
 
 
 def test_long_text_is_cut_into_rows_to_heal_on_and_short_text_is_not(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line = "In the beginning was the word, and the word was short.\n"
-    for lines, healed in ((12_000, True), (1_800, False)):
+    for lines, candidate, code in ((12_000, HEALED, 0), (1_800, HEALED, 2), (1_800, "10 % pruned", 0)):
         (tmp_path / "mine.txt").write_text(line * lines)
-        assert main(["tune", "zoo:tiny-llama", "--data", "mine.txt", "--explain"]) == 0
-        assert ("healed" in capsys.readouterr().out) == healed
+        assert main(["tune", "zoo:tiny-llama", "--data", "mine.txt", "--explain", "--candidate", candidate]) == code
+        assert ("tune.heal" in capsys.readouterr().out) == (candidate == HEALED and code == 0)
 
 
 @pytest.mark.parametrize(
     "options, sentence",
     [
         (["--expect", ""], "is empty"),
-        (["--expect", "bytes <= 1KB"], "[unreachable-bound]"),
         (["--within", "30"], "write `30s`, `30min` or another unit of time"),
         (["--data", "short.txt"], "a search of steps needs 24576"),
     ],
