@@ -286,7 +286,7 @@ class Cache:
         """Parts of finished steps, last used first; a plan asks for each of its steps, so a record is read once."""
         dated = []
         for path in (self.folder / "steps").glob("*.json"):
-            with suppress(FileNotFoundError):  # another process frees what is no longer used
+            with suppress(OSError):  # another process frees what is no longer used
                 dated.append((path.stat().st_mtime_ns, path))
         known = (_parts_of_step(path, changed) for changed, path in sorted(dated, reverse=True))
         return [parts for parts in known if parts is not None]

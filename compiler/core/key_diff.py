@@ -41,13 +41,13 @@ def _value_text(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:28]}…{text[-28:]}"
 
 
-def miss_reason(kept: Sequence[Mapping[str, Any]], key_fields: Mapping[str, Any]) -> str:
-    """Why a step is none of those that are kept: the first part that differs from its nearest kin.
+def miss_reason(finished: Sequence[Mapping[str, Any]], key_fields: Mapping[str, Any]) -> str:
+    """Reason why a step is not in the cache: the first part that differs from its nearest kin.
 
-    kept   parts of finished steps, last used first
+    finished   parts of finished steps, last used first
     """
     word = key_fields["step"]["word"]
-    kin = [parts for parts in kept if parts.get("step", {}).get("word") == word]
+    kin = [parts for parts in finished if parts.get("step", {}).get("word") == word]
     if not kin:
         return f"no result of {word} is kept"
     kin = [parts for parts in kin if any(parts.get(k) == key_fields[k] for k in ("input", "step"))]

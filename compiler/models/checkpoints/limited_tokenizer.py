@@ -5,6 +5,7 @@ import json
 from array import array
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from threading import Lock
 from typing import Any
 
 from ....dsl.syntax.diagnostics import Fault
@@ -23,8 +24,9 @@ _HELP = "fetch the tokenizer files again, from somebody whom you trust"
 _COLUMNS = 8  # numbers of a token: id, type, attention, special, word, sequence, and where it begins and ends
 _NONE = (1 << 32) - 1  # of a token that is of no word or sequence
 _STATE = ("encode_special_tokens",)  # sent with every request
-_KEPT_BYTES = 16 << 20  # of the tokens of long texts, which are kept: several data sets often are of one file
-_kept: dict[str, tuple[dict[str, Any], bytes]] = {}  # answers by hashes of tokenizers and requests, oldest first
+_CACHE_BYTES = 16 << 20  # of the tokens of long texts, which are kept: several data sets often are of one file
+_answers: dict[str, tuple[dict[str, Any], bytes]] = {}  # by hashes of tokenizers and requests, last used last
+_lock = Lock()  # of changes to the answers
 
 
 class LimitedTokenizer:
@@ -66,7 +68,7 @@ class LimitedTokenizer:
         }
         size = sum(len(str(text)) for text in input)
         try:
-            answer, body = self._answer(request, size) if size < LARGE else self._kept_answer(request, size)
+            answer, body = self._answer(request, size) if size < LARGE else self._cached_answer(request, size)
         except LimitExceeded as error:
             message = f"{self._label}: the model's tokenizer takes more time or memory at a text than there is for it"
             raise invalid_tokenizer(message, help=_HELP, note=str(error)).rejection() from error
@@ -77,16 +79,18 @@ class LimitedTokenizer:
             raise invalid_tokenizer(message, help=_HELP, note=answer["error"].partition("\n")[0]).rejection()
         return self._encodings(answer["lengths"], array("I", body))
 
-    def _kept_answer(self, request: dict[str, Any], size: int) -> tuple[dict[str, Any], bytes]:
+    def _cached_answer(self, request: dict[str, Any], size: int) -> tuple[dict[str, Any], bytes]:
         """Answer to a request of a long text: the one before, where tokenizer and text are the same."""
         if not self._hash:
             vars(self)["_hash"] = hashlib.sha256(self._library.to_str().encode()).hexdigest()
         key = hashlib.sha256(json.dumps([self._hash, request]).encode()).hexdigest()
-        answer, body = _kept.pop(key, None) or self._answer(request, size)
-        if "error" not in answer and len(body) <= _KEPT_BYTES // 4:
-            _kept[key] = answer, body
-            while sum(len(columns) for _, columns in list(_kept.values())) > _KEPT_BYTES:
-                _kept.pop(next(iter(_kept)), None)
+        answer, body = _answers.get(key) or self._answer(request, size)
+        if "error" not in answer and len(body) <= _CACHE_BYTES // 4:
+            with _lock:
+                _answers.pop(key, None)
+                _answers[key] = answer, body
+                while sum(len(columns) for _, columns in _answers.values()) > _CACHE_BYTES:
+                    del _answers[next(iter(_answers))]
         return answer, body
 
     def _answer(self, request: dict[str, Any], size: int) -> tuple[dict[str, Any], bytes]:
