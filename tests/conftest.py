@@ -7,6 +7,7 @@ Every test runs with one thread of torch, in this process and in those that it s
 of every key, so a test that plans here what a process compiled there must find the number that was used there.
 """
 
+import gc
 import os
 import random
 import sys
@@ -54,6 +55,10 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_collection_finish(session):
+    """What was collected and imported stays until the end: no collection of garbage goes through it again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)  # graphs and their nodes are made by the ten thousand; most are no garbage
     session.config.stash[START] = time.monotonic()
 
 
@@ -103,6 +108,12 @@ def one_thread():
     torch = sys.modules.get("torch")
     if torch is not None and torch.get_num_threads() != 1:
         torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_tests(tmp_path_factory):
+    """The cache of commands that name none: the user's may be large, and what it holds decides what plans say."""
+    os.environ["EFFC_CACHE_DIR"] = str(tmp_path_factory.getbasetemp() / "cache")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -20,13 +20,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.syntax.diagnostics import Reject
 from .json_errors import refusing
-from .key_diff import first_difference_text
+from .key_diff import miss_reason
 from .safe_read import refuse_irregular_file, refuse_unsafe_write_folder
 from .sealed_json import (
     HASH,
@@ -280,17 +280,16 @@ class Cache:
 
     def cache_miss_reason(self, key_fields: Mapping[str, Any]) -> str:
         """Why a step with these parts is not in the cache: the first part that differs from its nearest kin."""
-        kin = [e for e in self.finished_steps() if e.parts.get("step", {}).get("word") == key_fields["step"]["word"]]
-        if not kin:
-            return f"no result of {key_fields['step']['word']} is kept"
-        kin = [e for e in kin if any(e.parts.get(k) == key_fields[k] for k in ("input", "step"))]
-        if not kin:
-            return f"no result of {key_fields['step']['word']} is kept for this model"
-        nearest = max(kin, key=lambda e: sum(e.parts.get(k) == v for k, v in key_fields.items()))
-        for name, value in key_fields.items():
-            if nearest.parts.get(name) != value:
-                return first_difference_text(name, nearest.parts.get(name), value)
-        return "kept, but some of its tensors are gone"
+        return miss_reason(self._parts_of_steps(), key_fields)
+
+    def _parts_of_steps(self) -> list[Mapping[str, Any]]:
+        """Parts of finished steps, last used first; a plan asks for each of its steps, so a record is read once."""
+        dated = []
+        for path in (self.folder / "steps").glob("*.json"):
+            with suppress(OSError):  # another process frees what is no longer used
+                dated.append((path.stat().st_mtime_ns, path))
+        known = (_parts_of_step(path, changed) for changed, path in sorted(dated, reverse=True))
+        return [parts for parts in known if parts is not None]
 
     def damaged_files(self) -> Iterator[tuple[Path, str]]:
         """Yield every file that does not hold what its name says, with the reason."""
@@ -386,3 +385,13 @@ def tensor_hash(tensor: "torch.Tensor") -> str:
     if flat.numel():
         hasher.update(flat.view(-1).view(torch.uint8).numpy().data)
     return hasher.hexdigest()
+
+
+@lru_cache(maxsize=1 << 14)
+def _parts_of_step(path: Path, _changed_ns: int) -> Mapping[str, Any] | None:
+    """Parts of a finished step by its record as it was at a time, None of one that is damaged or has no seal."""
+    try:
+        body = Cache(path.parents[1])._read_checked_step_record(path)
+    except Reject:
+        return None
+    return None if body is None else body["parts"]

@@ -1,6 +1,6 @@
 """Difference between a step's key and that of a cached result, in words."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...dsl.checker.value_text import plain
@@ -39,3 +39,22 @@ def _value_text(value: Any) -> str:
     except MALFORMED:
         text = canonical(value)
     return text if len(text) <= 60 else f"{text[:28]}…{text[-28:]}"
+
+
+def miss_reason(finished: Sequence[Mapping[str, Any]], key_fields: Mapping[str, Any]) -> str:
+    """Reason why a step is not in the cache: the first part that differs from its nearest kin.
+
+    finished   parts of finished steps, last used first
+    """
+    word = key_fields["step"]["word"]
+    kin = [parts for parts in finished if parts.get("step", {}).get("word") == word]
+    if not kin:
+        return f"no result of {word} is kept"
+    kin = [parts for parts in kin if any(parts.get(k) == key_fields[k] for k in ("input", "step"))]
+    if not kin:
+        return f"no result of {word} is kept for this model"
+    nearest = max(kin, key=lambda parts: sum(parts.get(k) == v for k, v in key_fields.items()))
+    for name, value in key_fields.items():
+        if nearest.get(name) != value:
+            return first_difference_text(name, nearest.get(name), value)
+    return "kept, but some of its tensors are gone"

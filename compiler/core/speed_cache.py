@@ -24,6 +24,12 @@ def cached_or_measured_speeds(cache_dir: Path) -> Speeds:
     has_all_fields = isinstance(body, dict) and body.keys() == Speeds.__dataclass_fields__.keys()
     if has_all_fields and all(type(v) in (int, float) and v > 0 for v in body.values() if v is not True):
         return Speeds(**body)
+    return _probed_speeds(torch.get_num_threads())
+
+
+@cache
+def _probed_speeds(threads: int) -> Speeds:
+    """Speeds of a quick measurement with this number of threads, which is torch's: half a second, once in a process."""
     return measure_machine_speeds()
 
 

@@ -164,6 +164,21 @@ def test_tokens_that_are_added_later_are_known(folder):
     assert limited("<new>")["input_ids"][-1] == limited.convert_tokens_to_ids("<new>") == len(limited) - 1
 
 
+def test_a_long_text_is_cut_anew_where_its_tokenizer_or_a_setting_is_another(folder, other):
+    text = "and it came to pass " * 5_000
+    ours, library = load_checked_tokenizer(folder, "m"), AutoTokenizer.from_pretrained(folder)
+
+    def equal() -> bool:
+        settings = ({}, {"add_special_tokens": False}, {"truncation": True, "max_length": 9}, {})
+        return all(ours(text, **more)["input_ids"] == library(text, **more)["input_ids"] for more in settings)
+
+    assert equal() and equal() and other(text)["input_ids"] == library(text)["input_ids"]
+    for each in (ours, library):
+        each.add_tokens(["came to"])
+    assert equal() and ours(text)["input_ids"] != other(text)["input_ids"]
+    assert ours(text + "it")["input_ids"] == library(text + "it")["input_ids"]
+
+
 def test_no_variable_of_a_template_changes_its_limits(tmp_path, monkeypatch):
     from effc.compiler.models.rows.chat_template import TooLong, render_template
 

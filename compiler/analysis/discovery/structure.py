@@ -19,13 +19,13 @@ def shipped_skeleton(origin: Origin) -> Skeleton | None:
 def cached_skeleton(origin: Origin, settings: Settings) -> Skeleton | None:
     from ..planning import skeleton_store
 
-    return skeleton_store.load_skeleton(settings.cache_dir / "skeletons", _skeleton_key(origin))
+    return skeleton_store.load_skeleton(settings.cache_dir / "skeletons", skeleton_key_of(origin))
 
 
 def keep_skeleton(origin: Origin, settings: Settings, skeleton: Skeleton) -> None:
     from ..planning import skeleton_store
 
-    skeleton_store.store_skeleton(settings.cache_dir / "skeletons", _skeleton_key(origin), skeleton)
+    skeleton_store.store_skeleton(settings.cache_dir / "skeletons", skeleton_key_of(origin), skeleton)
 
 
 def find_skeleton(origin: Origin) -> Skeleton:
@@ -36,7 +36,8 @@ def find_skeleton(origin: Origin) -> Skeleton:
     return with_stream(capture_on_meta(origin))
 
 
-def _skeleton_key(origin: Origin) -> str:
+def skeleton_key_of(origin: Origin) -> str:
+    """Key of a model's skeleton, in cache folders and in a process."""
     from importlib.metadata import version
 
     from ..planning import skeleton_store

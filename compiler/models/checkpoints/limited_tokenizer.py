@@ -1,13 +1,15 @@
 """A `tokenizers.Tokenizer` whose texts are cut into tokens in another process, within limits of time and memory."""
 
 import hashlib
+import json
 from array import array
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from threading import Lock
 from typing import Any
 
 from ....dsl.syntax.diagnostics import Fault
-from .text_process import LimitExceeded, text_process
+from .text_process import LARGE, LimitExceeded, text_process
 
 invalid_tokenizer = Fault(
     "bad-tokenizer",
@@ -22,6 +24,9 @@ _HELP = "fetch the tokenizer files again, from somebody whom you trust"
 _COLUMNS = 8  # numbers of a token: id, type, attention, special, word, sequence, and where it begins and ends
 _NONE = (1 << 32) - 1  # of a token that is of no word or sequence
 _STATE = ("encode_special_tokens",)  # sent with every request
+_CACHE_BYTES = 16 << 20  # of the tokens of long texts, which are kept: several data sets often are of one file
+_answers: dict[str, tuple[dict[str, Any], bytes]] = {}  # by hashes of tokenizers and requests, last used last
+_lock = Lock()  # of changes to the answers
 
 
 class LimitedTokenizer:
@@ -61,8 +66,9 @@ class LimitedTokenizer:
             "padding": self._library.padding,
             "split_special": self._library.encode_special_tokens,
         }
+        size = sum(len(str(text)) for text in input)
         try:
-            answer, body = self._answer(request, sum(len(str(text)) for text in input))
+            answer, body = self._answer(request, size) if size < LARGE else self._cached_answer(request, size)
         except LimitExceeded as error:
             message = f"{self._label}: the model's tokenizer takes more time or memory at a text than there is for it"
             raise invalid_tokenizer(message, help=_HELP, note=str(error)).rejection() from error
@@ -72,6 +78,20 @@ class LimitedTokenizer:
             message = f"{self._label}: the model's tokenizer breaks at a text"
             raise invalid_tokenizer(message, help=_HELP, note=answer["error"].partition("\n")[0]).rejection()
         return self._encodings(answer["lengths"], array("I", body))
+
+    def _cached_answer(self, request: dict[str, Any], size: int) -> tuple[dict[str, Any], bytes]:
+        """Answer to a request of a long text: the one before, where tokenizer and text are the same."""
+        if not self._hash:
+            vars(self)["_hash"] = hashlib.sha256(self._library.to_str().encode()).hexdigest()
+        key = hashlib.sha256(json.dumps([self._hash, request]).encode()).hexdigest()
+        answer, body = _answers.get(key) or self._answer(request, size)
+        if "error" not in answer and len(body) <= _CACHE_BYTES // 4:
+            with _lock:
+                _answers.pop(key, None)
+                _answers[key] = answer, body
+                while sum(len(columns) for _, columns in _answers.values()) > _CACHE_BYTES:
+                    del _answers[next(iter(_answers))]
+        return answer, body
 
     def _answer(self, request: dict[str, Any], size: int) -> tuple[dict[str, Any], bytes]:
         """Answer to a request, before which the other process is told of the tokenizer where it does not have it."""

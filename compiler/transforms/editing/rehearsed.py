@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from ....dsl.checker.skeleton import Branch, Skeleton
 from ....dsl.syntax.diagnostics import Reject
-from ...analysis.discovery.structure import cached_skeleton, keep_skeleton, shipped_skeleton
+from ...analysis.discovery.structure import cached_skeleton, keep_skeleton, shipped_skeleton, skeleton_key_of
 from ...analysis.planning import shrink
 from ...core.settings import Settings
 from ...models.checkpoints.origin import Origin
@@ -14,19 +14,30 @@ if TYPE_CHECKING:
     from ...ir.program import Program
 
 
+# Skeletons that this process discovered, by their keys: a cache folder may be closed, or another one than before.
+_DISCOVERED: dict[str, Skeleton] = {}
+
+
 def load_or_discover_skeleton(origin: Origin, settings: Settings) -> Skeleton:
     """The skeleton of a model: shipped, kept, or discovered on the meta device and kept."""
     known = shipped_skeleton(origin) or cached_skeleton(origin, settings)
     if known is None:
-        from ...analysis.discovery.streams import with_stream
-        from ...ir.capture.meta_capture import capture_on_meta  # torch, which a kept skeleton does without
-
-        program = capture_on_meta(origin)
-        known = with_stream(program)
-        if stays := unremovable_branches(program):
-            known = replace(known, facts={**known.facts, "stays": [[site, reason] for site, reason in stays.items()]})
+        key = skeleton_key_of(origin)
+        known = _DISCOVERED[key] = _DISCOVERED.get(key) or _discover_skeleton(origin)
         keep_skeleton(origin, settings, known)
     return known
+
+
+def _discover_skeleton(origin: Origin) -> Skeleton:
+    """Skeleton of a model on the meta device, with the branches that can't be removed."""
+    from ...analysis.discovery.streams import with_stream
+    from ...ir.capture.meta_capture import capture_on_meta  # torch, which a kept skeleton does without
+
+    program = capture_on_meta(origin)
+    skeleton = with_stream(program)
+    if stays := unremovable_branches(program):
+        return replace(skeleton, facts={**skeleton.facts, "stays": [[site, reason] for site, reason in stays.items()]})
+    return skeleton
 
 
 def unremovable_branches(program: "Program") -> dict[str, str]:

@@ -75,6 +75,22 @@ def test_why_names_the_first_part_that_differs(tmp_path):
     assert cache.cache_miss_reason({**parts, "step": {"word": "prune.heads"}}) == "no result of prune.heads is kept"
 
 
+def test_why_is_told_by_the_records_that_are_there_now(tmp_path):
+    cache, record = Cache(tmp_path), tmp_path / "steps" / "k.json"
+    parts = finished(cache, "k", input="a", seed=0)
+    assert cache.cache_miss_reason({**parts, "seed": 2}) == "`seed` was 0 and is 2"
+    finished(cache, "k", input="a", seed=1)
+    assert Cache(tmp_path).cache_miss_reason({**parts, "seed": 2}) == "`seed` was 1 and is 2"
+    whole = record.read_bytes()
+    for content in (whole.replace(b'"seed": 1', b'"seed": 3').replace(b'"seed":1', b'"seed":3'), whole[:40], b"[]"):
+        record.write_bytes(content)
+        assert cache.cache_miss_reason(parts) == "no result of prune.blocks is kept"
+    record.write_bytes(whole)
+    assert cache.cache_miss_reason({**parts, "seed": 2}) == "`seed` was 1 and is 2"
+    record.unlink()
+    assert cache.cache_miss_reason(parts) == "no result of prune.blocks is kept"
+
+
 def test_damage_is_found_and_said(tmp_path):
     cache = Cache(tmp_path)
     name = cache.store_tensor(torch.ones(64))

@@ -37,7 +37,7 @@ emit fast {{ native("fast") }}
 def wish_of(folder: Path, limit: float = 1.05, minutes: int = 60, against: str = "") -> Wish:
     file = folder / "w.effspec"
     file.write_text(RECIPE.format(limit=limit, minutes=minutes, against=against))
-    return read_wish(open_session(file, cache_dir=folder / "cache"))
+    return read_wish(open_session(file, cache_dir=folder.parent / "texts"))  # rows of std.text, for all tests alike
 
 
 class SimulatedTrials(Trials):
