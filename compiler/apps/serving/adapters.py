@@ -219,10 +219,14 @@ class AdapterChats:
         return self.chat_sessions[""].chats
 
     def answer(self, prompt: str, on_text: Callable[[str], None]) -> "Reply":
+        from .chat import Reply
+
         if prompt.startswith(":"):
             name, _, prompt = prompt[1:].partition(" ")
             if name not in self.chat_sessions:
                 known = ", ".join(f"`:{one}`" for one in self.chat_sessions)
                 raise no_adapter(f"there is no adapter `{name:.40}`", help=f"there are {known}").rejection()
             self.name = name
+            if not prompt.strip():  # a line that only says who answers the next ones
+                return Reply("", 0, 0, 0.0, "end")
         return self.chat_sessions[self.name].answer(prompt, on_text)

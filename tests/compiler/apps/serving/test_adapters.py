@@ -137,6 +137,7 @@ def test_lines_of_a_talk_choose_who_answers_and_a_single_adapter_does_from_the_s
     assert say("And it came to pass") == wanted[""]
     assert say(":right And it came to pass") == wanted["right"] == say("And it came to pass")
     assert say(": And it came to pass") == wanted[""]
+    assert say(":right") == "" and say("And it came to pass") == wanted["right"]
     with pytest.raises(Reject, match="no adapter `middle`"):
         say(":middle And it")
     one = AdapterChats({name: made[name] for name in ("", "left")})
