@@ -1,11 +1,8 @@
 """Callbacks for training loops of others, importable as `effc.callbacks`: docs/python-api.md."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .compiler.transforms.training.zero_masks import KeepZeros
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["KeepZeros"]  # the other one needs Lightning
 
