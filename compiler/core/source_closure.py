@@ -28,7 +28,7 @@ def effc_import_closure(path: Path) -> tuple[Path, ...]:
 def directly_imported_effc_files(file: Path) -> tuple[Path, ...]:
     """Files of effc that one file imports when it runs."""
     candidates = []
-    for node in executed_nodes(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in executed_statements(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.level:
             folder = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
             candidates += [folder.joinpath(alias.name).with_suffix(".py") for alias in node.names]
@@ -53,16 +53,27 @@ def _files_of_plugin_interface() -> Mapping[str, Path]:
     }
 
 
-def executed_nodes(tree: ast.AST) -> Iterator[ast.AST]:
-    """Every node below `tree` but those of `if TYPE_CHECKING:`; its `else` runs."""
-    for node in ast.iter_child_nodes(tree):
+def executed_statements(tree: ast.AST) -> Iterator[ast.stmt]:
+    """Every statement below `tree` but those of `if TYPE_CHECKING:`; its `else` runs. No expression holds an import."""
+    for node in _direct_statements(tree):
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             for statement in node.orelse:
                 yield statement
-                yield from executed_nodes(statement)
+                yield from executed_statements(statement)
         else:
             yield node
-            yield from executed_nodes(node)
+            yield from executed_statements(node)
+
+
+def _direct_statements(node: ast.AST) -> Iterator[ast.stmt]:
+    """Statements of a node's own blocks: those of `except` and `case` among them."""
+    for name in ("body", "handlers", "orelse", "finalbody", "cases"):
+        block = getattr(node, name, None)
+        for child in block if isinstance(block, list) else ():  # the body of a lambda is an expression
+            if isinstance(child, ast.stmt):
+                yield child
+            else:
+                yield from _direct_statements(child)
 
 
 @cache

@@ -1,13 +1,14 @@
 """A key names the sources that a result depends on: those that run, and no others."""
 
 import ast
+import textwrap
 from pathlib import Path
 
 from effc.compiler.analysis.planning.keys import LOADING, value_key_parts
 from effc.compiler.core.source_closure import (
     directly_imported_effc_files,
     effc_import_closure,
-    executed_nodes,
+    executed_statements,
     fingerprint,
 )
 from effc.compiler.plugin import interfaces
@@ -96,6 +97,17 @@ def test_a_change_in_a_file_that_runs_is_another_key_and_one_in_a_file_for_types
     assert key() != before
 
 
+def test_imports_are_seen_wherever_a_statement_may_stand():
+    blocks = ("try:", "except A:", "else:", "finally:"), ("with a:",), ("for a in b:", "else:"), ("while a:",)
+    blocks += ("class A:",), ("def a(b=lambda: 0):",), ("async def a():",), ("if a:", "elif b:", "else:")
+    texts = ["\n".join(f"{head}\n    import a{i}" for i, head in enumerate(heads)) for heads in blocks]
+    texts.append("match a:\n    case 1:\n        import a0\n    case _:\n        import a1")
+    for text in (*texts, *("def f():\n" + textwrap.indent(text, "    ") for text in texts)):
+        tree = ast.parse(text)
+        expected = {n.names[0].name for n in ast.walk(tree) if isinstance(n, ast.Import)}
+        assert {n.names[0].name for n in executed_statements(tree) if isinstance(n, ast.Import)} == expected, text
+
+
 def test_every_node_but_those_for_types_is_seen():
     tree = ast.parse("if TYPE_CHECKING:\n    import a\nelif x:\n    import b\nelse:\n    import c\n")
-    assert [n.names[0].name for n in executed_nodes(tree) if isinstance(n, ast.Import)] == ["b", "c"]
+    assert [n.names[0].name for n in executed_statements(tree) if isinstance(n, ast.Import)] == ["b", "c"]
