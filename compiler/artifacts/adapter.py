@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ...dsl.syntax.diagnostics import Fault
 from ..core.json_errors import refusing
 from ..core.safe_read import read_json, require
-from .lora_patterns import ModulePatterns, UnreadPattern, excluded, path_ends
+from .lora_patterns import ModulePatterns, UnreadPattern, excluded, path_ends, unmatched
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -139,13 +139,12 @@ def _read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _refuse_unnamed_modules(folder: Path, targets: list[str] | str, ranks: Mapping[str, int]) -> None:
-    """Hold modules with tensors against names of the config, which are paths or their ends; patterns are not tried."""
-    if isinstance(targets, str):
-        return
-    named, with_tensors = set(targets), {end for path in ranks for end in path_ends(path)}
-    if missing := [path for path in ranks if named.isdisjoint(path_ends(path))]:
+    """Hold modules with tensors against names of the config, which are paths or their ends, or its expression; one that
+    could run for long is not tried."""
+    if missing := unmatched(ranks, targets):
         raise rejected_adapter(f"{folder / CONFIG} does not name `{missing[0][:80]}`, which has tensors").rejection()
-    if bare := sorted(named - with_tensors):
+    named = set() if isinstance(targets, str) else set(targets)
+    if bare := sorted(named - {end for path in ranks for end in path_ends(path)}):
         raise rejected_adapter(f"{folder / CONFIG} names `{bare[0][:80]}`, which has no tensors").rejection()
 
 

@@ -46,6 +46,18 @@ def compile_bounded(frame: str, expression: str) -> "re.Pattern[str]":
         raise UnreadPattern(f"`{expression:.80}`") from error
 
 
+def unmatched(paths: Iterable[str], targets: list[str] | str) -> list[str]:
+    """Paths that `target_modules` doesn't name: names are paths or their ends, a text is one expression, "all-linear"
+    is all. An expression that could run for long is not tried, and counts as one that matches."""
+    if not isinstance(targets, str):
+        return [path for path in paths if set(targets).isdisjoint(path_ends(path))]
+    try:
+        expression = compile_bounded("(?:{})", targets)
+    except UnreadPattern:
+        return []
+    return [] if targets == "all-linear" else [path for path in paths if not expression.fullmatch(path)]
+
+
 def excluded(paths: Iterable[str], config: Mapping[str, Any]) -> str | None:
     """The field by which a config leaves out a module of these, and None where it leaves out none.
 

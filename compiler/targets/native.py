@@ -133,7 +133,9 @@ class Native(Target):
             )
 
     def cannot_hold(self) -> Mapping[str, str]:
-        return {"interventions": "the engine has no step that edits hidden states of the prompt"}
+        return {
+            "interventions": "no plan has steps that edit hidden states; `--adapter` puts a folder of `reft` beside one"
+        }
 
     def emit(self, program: "Program", destination: Path, ctx: Context) -> None:
         from ..runtimes.native.emission import emit_native

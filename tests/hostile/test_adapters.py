@@ -97,6 +97,7 @@ def test_a_rank_that_the_tensors_do_not_have_is_refused_before_room_is_made(base
         ({"target_modules": []}, "it names no modules"),
         ({"target_modules": [3]}, "it names no modules"),
         ({"target_modules": ["q_proj"]}, "does not name `model.layers.0.mlp.up_proj`"),
+        ({"target_modules": r".*\.q_proj"}, "does not name `model.layers.0.mlp.up_proj`"),
         ({"target_modules": ["up_proj", "nowhere"]}, "names `nowhere`, which has no tensors"),
         ({"use_dora": True}, "doesn't compute what its `use_dora` says"),
         ({"init_lora_weights": "pissa"}, "doesn't compute what its `init_lora_weights` says"),
@@ -110,6 +111,12 @@ def test_a_config_of_anything_but_a_lora_of_linear_modules_is_refused(folder, fi
     with pytest.raises(Reject) as refused:
         adapter.check(folder)
     assert sentence in refused.value.diagnostics[0].message
+
+
+@pytest.mark.parametrize("expression", [r".*\.up_proj", "all-linear", r".*(up|down)_proj", "(a+)+$"])
+def test_an_expression_that_names_the_modules_or_could_run_for_long_is_taken(folder, expression):
+    write_config(folder, target_modules=expression)
+    adapter.check(folder)
 
 
 @pytest.mark.parametrize(

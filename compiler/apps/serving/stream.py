@@ -19,6 +19,8 @@ def check_name(name: str, *served_names: str) -> None:
     """Refused where a model of another name is asked for."""
     if name not in served_names:
         those = " and ".join(f"`{one}`" for one in served_names[:8])
+        if len(served_names) > 8:
+            those += f" and {len(served_names) - 8} more"
         does = "does" if len(served_names) == 1 else "do"
         raise ErrorResponse(404, f"the model `{name:.80}` does not exist, {those} {does}", "model", "model_not_found")
 

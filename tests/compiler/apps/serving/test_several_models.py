@@ -9,7 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import openai
 import pytest
+from effc.compiler.apps.serving.error_response import ErrorResponse
 from effc.compiler.apps.serving.fair_lock import FairLock
+from effc.compiler.apps.serving.stream import check_name
 from effc.compiler.cli.verbs.model_sources import ModelSource, parse_model_arguments
 from effc.dsl.syntax.diagnostics import Reject
 
@@ -43,6 +45,9 @@ def test_an_unknown_model_is_404_with_the_names_of_those_that_exist(server):
         complete(server, "other")
     assert refusal.value.code == "model_not_found"
     assert "`other` does not exist, `served` and `plain` and `words` do" in refusal.value.message
+    with pytest.raises(ErrorResponse) as many:
+        check_name("other", *map(str, range(10)))
+    assert str(many.value).endswith("`7` and 2 more do")
 
 
 def test_an_encoder_beside_decoders_embeds_and_each_has_its_endpoint(server):
