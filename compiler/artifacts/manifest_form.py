@@ -44,7 +44,7 @@ _STEADY: dict[str, Any] = {
     "recipe": Table,
     "lock": Annotated[Table, is_plain_text],
     "steps": tuple[Table, ...],
-    "profile": Annotated[Mapping[str, Profile], lambda sides: not sides or set(sides) == {"before", "after"}],
+    "profile": Annotated[Mapping[str, Profile], lambda profile: not profile or set(profile) == {"before", "after"}],
     "notes": tuple[str, ...],
     "files": Annotated[Mapping[str, tuple[Annotated[int, within(0, 1 << 62)], str]], is_plain_text],
 }

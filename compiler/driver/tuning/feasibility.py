@@ -1,6 +1,7 @@
 """Wishes that nothing can fulfil, refused before any weight is read."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ....dsl.checker.contradictions import unreachable_bound
 from ....dsl.checker.recipe import Bound, Emit
@@ -47,11 +48,12 @@ def refuse_bounds_far_from_the_original(wish: Wish, unchanged: Trial) -> None:
             continue
         unit = wish.context.metric(bound.metric).unit
         if excess(judge_bound(bound, None, original, unit)) > HOPELESS:
+            relative = replace(bound, baseline=wish.pipeline.model, span=None)
             faults.append(
                 unreachable_bound(
                     f"the original has {measurement_text(original, unit)}, far from `{bound_text(bound)}`",
                     bound.span,
-                    help=f"compare with the original: `{bound_text(bound)} * {wish.pipeline.model}`",
+                    help=f"compare with the original: `{bound_text(relative)}`",
                 )
             )
     if faults:

@@ -110,21 +110,27 @@ def test_a_long_prompt_goes_beside_the_answers_of_others_a_piece_at_a_time(sched
     assert lengths == [SHARED_PROMPT_TOKENS] * 4 + [300 - 4 * SHARED_PROMPT_TOKENS, 1]
 
 
-def test_a_short_prompt_does_not_wait_for_a_long_one_which_goes_on_beside_it(model, tokenizer):
-    scheduler = Scheduler(Seen(model, 3), tokenizer, eos_ids=(), waiting=3)
+def calls_beside_an_answer(model, tokenizer, lengths):
+    """Tokens of each sequence by call, of prompts that come at once while an answer grows."""
+    scheduler = Scheduler(Seen(model, 1 + len(lengths)), tokenizer, eos_ids=(), waiting=1 + len(lengths))
     scheduler.start()
     try:
         first, _ = ask(scheduler, [5, 6], 60)
         first.get(timeout=30)  # it grows
-        answers = [Answer(), Answer()]
-        prompts = [Request(tuple(3 + n % 200 for n in range(length)), 2, temperature=0) for length in (300, 60)]
+        answers = [Answer() for _ in lengths]
+        prompts = [Request(tuple(3 + n % 200 for n in range(length)), 2, temperature=0) for length in lengths]
         scheduler.submit_all([(each, answer.put) for each, answer in zip(prompts, answers, strict=True)])
         for answer in (first, *answers):
-            answer.complete()
+            assert answer.complete()[1].finish == "length"
     finally:
         scheduler.stop()
         scheduler.join(10)
-    pieces = [call for call in scheduler._runner.calls if max(call.values()) > 1][1:]
+    return scheduler._runner.calls
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one_which_goes_on_beside_it(model, tokenizer):
+    calls = calls_beside_an_answer(model, tokenizer, (300, 60))
+    pieces = [call for call in calls if max(call.values()) > 1][1:]
     growing, long, short = pieces[0].keys()
     assert (pieces[0][long], pieces[0][short]) == (SHARED_PROMPT_TOKENS // 4, 60)
     assert all(call[growing] == 1 for call in pieces)
@@ -132,22 +138,9 @@ def test_a_short_prompt_does_not_wait_for_a_long_one_which_goes_on_beside_it(mod
 
 
 def test_a_crowd_of_short_prompts_is_read_in_few_calls_beside_an_answer(model, tokenizer):
-    scheduler = Scheduler(Seen(model, 12), tokenizer, eos_ids=(), waiting=12)
-    scheduler.start()
-    try:
-        first, _ = ask(scheduler, [5, 6], 60)
-        first.get(timeout=30)  # it grows
-        answers = [Answer() for _ in range(11)]
-        prompt = Request(tuple(3 + n % 200 for n in range(100)), 2, temperature=0)
-        scheduler.submit_all([(prompt, answer.put) for answer in answers])
-        for answer in (first, *answers):
-            assert answer.complete()[1].finish == "length"
-    finally:
-        scheduler.stop()
-        scheduler.join(10)
-    sums = [sum(call.values()) for call in scheduler._runner.calls]
-    calls = [n for n in sums[1:] if n > SHORT_PROMPTS_TOKENS // 4]
-    assert len(calls) == 2 and max(calls) <= 1 + SHORT_PROMPTS_TOKENS + SHARED_PROMPT_TOKENS
+    sums = [sum(call.values()) for call in calls_beside_an_answer(model, tokenizer, [100] * 11)]
+    crowd = [n for n in sums[1:] if n > SHORT_PROMPTS_TOKENS // 4]
+    assert len(crowd) == 2 and max(crowd) <= 1 + SHORT_PROMPTS_TOKENS + SHARED_PROMPT_TOKENS
 
 
 @pytest.mark.parametrize("settings", [{}, {"repetition_penalty": 1.4}])

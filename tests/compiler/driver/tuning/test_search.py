@@ -221,16 +221,17 @@ def test_a_search_out_of_time_has_measured_finalists(tmp_path):
     assert search.out_of_time and search.finals and search.seconds <= 2 * 60 + 10 * (1 + len(search.finals))
 
 
-def test_a_bound_far_from_the_original_is_refused_at_once_with_the_baseline_that_it_lacks(tmp_path):
+@pytest.mark.parametrize("confidence", ["", " with 95% confidence"])
+def test_a_bound_far_from_the_original_is_refused_at_once_with_the_baseline_that_it_lacks(tmp_path, confidence):
     file = tmp_path / "w.effspec"
-    file.write_text(RECIPE.format(limit="1.05", minutes=60, against="").replace(" * base", ""))
+    file.write_text(RECIPE.format(limit="1.05", minutes=60, against="").replace(" * base", confidence))
     wish = read_wish(open_session(file, cache_dir=tmp_path / "cache"))
     cache = Cache(tmp_path / "cache")
     search = Search(wish, SimulatedTrials(wish, cache, tmp_path / "m"), Journal.of(wish, cache))
     with pytest.raises(Reject, match="unreachable-bound") as caught:
         search.run()
     (diagnostic,) = caught.value.diagnostics
-    assert "`perplexity(text.heldout) <= 1.05 * base`" in diagnostic.help and "10" in diagnostic.message
+    assert f"`perplexity(text.heldout) <= 1.05 * base{confidence}`" in diagnostic.help and "10" in diagnostic.message
     assert len(search.quick_trials) == 1
 
 
