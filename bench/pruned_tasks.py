@@ -28,6 +28,7 @@ from effc.dsl.checker.values import DataRef, MetricRef
 
 from bench import multi
 from bench.frontier import code, sources_of
+from bench.paired import bits_text
 from bench.task_answers import TASKS, TEXTS, pruned_task_rows
 
 TEXT = 'data {name} = text("{path}", samples: 64, length: 256, seed: 1)'
@@ -81,7 +82,7 @@ def measure(build: Build, model: torch.nn.Module) -> dict[str, Any]:
     for task, normalised in TASKS.items():
         metric = MetricRef("choice", (("data", DataRef(identifier(task))), ("normalised", normalised)))
         right = ctx.metric(metric).score_rows(model, ctx).sums
-        row[task] = f"{int(''.join(str(int(r)) for r in right), 2):x}"
+        row[task] = bits_text(right)
         row[f"{task} questions"] = len(right)
     return row
 

@@ -6,12 +6,13 @@
 DATA     a folder of LLM-Adapters' tasks: TASK/train.json and TASK/test.json, "instruction" and "answer"; or of GSM8K:
          train.jsonl and test.jsonl with `--task gsm8k`, "question" and "answer"; or of SST-2: train.tsv and test.tsv
          with `--task sst2`, "sentence" and "label"
-FOLDER   keeps what is done
+FOLDER   keeps what is done: steps in its cache, measured models with the answer to every question in rows.json
 
 Of commonsense tasks the accuracy on test questions, an answer chosen by likelihood; of GSM8K the perplexity of worked
 solutions behind their questions, as 135 M parameters solve next to none. Seeds choose what is learned and in which
 order, and which ranks a step draws. All adapters sit on q, k, v, up and down, of rank 32 and alpha 64, and learn the
-answers alone; masks and grids look at questions with their answers.
+answers alone; masks and grids look at questions with their answers. "beside LoRA": paired over questions and seeds that
+both have, with a 95 % interval of questions.
 LoRA     of one rank; on sparse weights it fills their zeros when it is merged, so that nothing stays sparse
 NLS      ranks 32, 24, 16, a draw a step: the middle ones, or those of `search.hill` by the dev questions; fills zeros, too
 merged   NLS whose adapters give nothing where weights are zero (SparsePEFT); int4: trained through a grid as well
@@ -29,6 +30,7 @@ import torch
 
 from bench import smol
 from bench.json_table import add_json_option, write_table
+from bench.paired import Z, bits_of, bits_text, paired_difference
 from bench.tables import markdown
 
 ON = 'on: "*.{q,k,v,up,down}_proj"'
@@ -72,12 +74,12 @@ def read_records(folder: Path, task: str, split: str) -> list[dict]:
         return [review(*line.split("\t")) for line in lines if line]
     if task == "gsm8k":
         return [json.loads(line) for line in (folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
-    found = []
+    records = []
     for one in json.loads((folder / task / f"{split}.json").read_text(encoding="utf-8")):
         options = re.search(r"Answer format: (\S+)", one["instruction"])
         assert options, f"{one['instruction'][:60]} has no options"
-        found.append({"question": one["instruction"], "options": options[1].split("/"), "answer": one["answer"]})
-    return found
+        records.append({"question": one["instruction"], "options": options[1].split("/"), "answer": one["answer"]})
+    return records
 
 
 def review(sentence: str, label: str) -> dict:
@@ -94,22 +96,26 @@ def write_splits(source: Path, folder: Path, task: str) -> None:
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, some)), encoding="utf-8")
 
 
-def run_route(folder: Path, name: str, asked, seed: int) -> tuple[Any, Any]:
+def run_route(folder: Path, name: str, options: argparse.Namespace, seed: int) -> tuple[Any, Any]:
     """The program at the end of a route, and the context to measure it in."""
     from effc.compiler.core.cache import Cache
     from effc.compiler.driver import api
     from effc.compiler.driver.pipeline import Build
 
-    line = SOLVED if asked.task == "gsm8k" else ROWS
-    counts = {"train": (asked.train, seed), "dev": (asked.dev, 0), "test": (asked.test, 0)}
+    line = SOLVED if options.task == "gsm8k" else ROWS
+    counts = {"train": (options.train, seed), "dev": (options.dev, 0), "test": (options.test, 0)}
     layouts = {"train": SOLVED, "dev": line, "test": line}
     data = "".join(layouts[n].format(name=n, file=n, samples=count, seed=s) for n, (count, s) in counts.items())
-    data += (SOLVED if asked.task == "gsm8k" else ROWS).format(name="calib", file="train", samples=160, seed=seed)
+    data += (SOLVED if options.task == "gsm8k" else ROWS).format(name="calib", file="train", samples=160, seed=seed)
     steps = ROUTES[name]
-    for key, value in {"steps": asked.steps, "sparsity": asked.sparsity, "dev": measure_of(asked.task, "dev")}.items():
+    for key, value in {
+        "steps": options.steps,
+        "sparsity": options.sparsity,
+        "dev": measure_of(options.task, "dev"),
+    }.items():
         steps = steps.replace(f"{{{key}}}", str(value))
     path = folder / "shears.effspec"
-    path.write_text(RECIPE.format(model=asked.model, data=data, steps=steps), encoding="utf-8")
+    path.write_text(RECIPE.format(model=options.model, data=data, steps=steps), encoding="utf-8")
     session = api.open_session(path, cache_dir=folder / "cache", threads=torch.get_num_threads(), seed=seed)
     (plan,) = api.plan_all_pipelines(session)
     build = Build(plan, session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir))
@@ -123,18 +129,47 @@ def measure_of(task: str, rows: str) -> str:
     return f"{'perplexity' if task == 'gsm8k' else 'choice'}({rows})"
 
 
-def task_accuracy(program, ctx, task: str) -> dict[str, float]:
+def measured_row(program: Any, ctx: Any, task: str) -> dict[str, Any]:
+    """Value on the test rows, of questions with options the answers as well, and the share of zeros."""
     from effc.dsl.checker.values import DataRef, MetricRef
 
-    word = MetricRef("perplexity" if task == "gsm8k" else "choice", (("data", DataRef("test")),))
+    metric = ctx.metric(MetricRef("perplexity" if task == "gsm8k" else "choice", (("data", DataRef("test")),)))
     weights = [p for name, p in program.model.named_parameters() if name.endswith("_proj.weight")]
     zeros = sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
     trained = [note["trained"] for note in program.notes if "trained" in note]
-    return {
-        "value": ctx.metric(word).measure(program.model, ctx),
-        "zeros": zeros,
-        "trained": trained[-1] if trained else 0,
-    }
+    row: dict[str, Any] = {"zeros": zeros, "trained": trained[-1] if trained else 0}
+    if task == "gsm8k":
+        return row | {"value": metric.measure(program.model, ctx)}
+    right = metric.score_rows(program.model, ctx).sums
+    return row | {"value": statistics.fmean(right), "questions": len(right), "right": bits_text(right)}
+
+
+def beside_lora(rows: list[dict[str, Any]], lora: list[dict[str, Any]]) -> str:
+    """Difference from LoRA with its 95 % interval, "" where there is none."""
+    seeds = {row["seed"] for row in rows} & {row["seed"] for row in lora}
+    if rows is lora or not seeds or "right" not in rows[0]:
+        return ""
+    pairs = ([bits_of(r["right"], r["questions"]) for r in group if r["seed"] in seeds] for group in (rows, lora))
+    mean, error = paired_difference(*pairs)
+    return f"{mean:+.3f} ± {Z * error:.3f}"
+
+
+def table_of(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["route"], []).append(row)
+    lines = []
+    for route in (name for name in ROUTES if name in groups):
+        group = groups[route]
+        values = [row["value"] for row in group]
+        spread = f"{statistics.mean(values):.3f}"
+        spread += f" ({min(values):.3f}–{max(values):.3f})" if len(values) > 1 else ""
+        trained = f"{group[-1]['trained'] / 1e6:.1f} M" if group[-1]["trained"] else ""
+        seeds = ", ".join(str(row["seed"]) for row in group)
+        lines.append(
+            (route, seeds, spread, beside_lora(group, groups.get("LoRA", [])), f"{group[-1]['zeros']:.1%}", trained)
+        )
+    return lines
 
 
 def main() -> None:
@@ -150,26 +185,30 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(ROUTES), choices=list(ROUTES))
     parser.add_argument("--model", default="")
     add_json_option(parser)
-    asked = parser.parse_args()
-    asked.model = asked.model or f'gguf("{smol.gguf_path()}")'
-    folder, began = asked.folder.resolve(), time.monotonic()
+    options = parser.parse_args()
+    options.model = options.model or f'gguf("{smol.gguf_path()}")'
+    folder, began = options.folder.resolve(), time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    write_splits(asked.data, folder, asked.task)
+    write_splits(options.data, folder, options.task)
     torch.set_num_threads(1)
     print(", ".join(f"{k} {v}" for k, v in machine_facts().items()), flush=True)
-    found: dict[str, list[dict[str, float]]] = {}
-    for seed in asked.seeds:
-        for name in asked.only:
-            found.setdefault(name, []).append(task_accuracy(*run_route(folder, name, asked, seed), asked.task))
-            print(f"seed {seed}: {name}: {found[name][-1]}, {time.monotonic() - began:.0f} s", flush=True)
-    columns, lines = ("", f"{measure_of(asked.task, asked.task)}, mean and range", "zeros", "trained"), []
-    for name, each in found.items():
-        values = [one["value"] for one in each]
-        spread = f"{statistics.mean(values):.3f} ({min(values):.3f}–{max(values):.3f})"
-        trained = f"{each[-1]['trained'] / 1e6:.1f} M" if each[-1]["trained"] else ""
-        lines.append([name, spread, f"{each[-1]['zeros']:.1%}", trained])
-    print(markdown([columns, *map(tuple, lines)]))
-    write_table(asked.json, columns, lines)
+    store = folder / "rows.json"
+    setting = {name: getattr(options, name) for name in ("model", "task", "steps", "train", "dev", "test", "sparsity")}
+    rows = json.loads(store.read_text(encoding="utf-8")) if store.is_file() else []
+    others = [row for row in rows if any(row[name] != value for name, value in setting.items())]
+    rows = [row for row in rows if row not in others]
+    done = {(row["route"], row["seed"]) for row in rows}
+    for seed, route in ((s, r) for s in options.seeds for r in options.only if (r, s) not in done):
+        row = {"route": route, "seed": seed, **setting}
+        row |= measured_row(*run_route(folder, route, options, seed), options.task)
+        rows.append(row)
+        store.write_text("[\n" + ",\n".join(json.dumps(row) for row in others + rows) + "\n]\n", encoding="utf-8")
+        print(f"seed {seed}: {route}: {row['value']:.3f}, {time.monotonic() - began:.0f} s", flush=True)
+    measure = measure_of(options.task, options.task)
+    columns = ("", "seeds", f"{measure}, mean and range", "beside LoRA", "zeros", "trained")
+    lines = table_of(rows)
+    print(markdown([columns, *lines]))
+    write_table(options.json, columns, lines)
 
 
 if __name__ == "__main__":

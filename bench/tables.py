@@ -284,6 +284,7 @@ TABLES: dict[str, tuple[Path, Callable[[Any], list[tuple]]]] = {
     "llama_1b": (DATA / "llama_1b.json", llama_1b_rows),
     "headline": (DATA / "frontier_intel.json", headline_rows),
     "tune_amd": (DATA / "tune_amd.json", tune_rows),  # of another machine: `python -m bench.tune --json FILE`
+    "tune_smollm2": (DATA / "tune_smollm2.json", tune_rows),  # `python -m bench.tune --model ... --bits 16 --json FILE`
     "library": (ROOT / "recipes" / "effects.json", library_effect_rows),
 }
 

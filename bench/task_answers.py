@@ -1,23 +1,18 @@
 """Table of bench/pruned_tasks.py: means over seeds, and paired intervals over questions."""
 
 import math
-from collections.abc import Iterable
-from statistics import NormalDist, fmean, stdev
+from statistics import fmean
 from typing import Any
+
+from bench.paired import Z, bits_of, paired_difference
 
 TASKS = {"ARC-Easy": True, "ARC-Challenge": True, "openbookqa": True, "boolq": False}  # by characters of an option?
 AVERAGED = ("ARC-Easy", "ARC-Challenge", "openbookqa")  # without passages the whole model answers boolq below chance
 TEXTS = ("docs", "kjv", "code")
-Z = NormalDist().inv_cdf(0.975)
 
 
 def answers(row: dict[str, Any], task: str) -> list[int]:
-    return [int(bit) for bit in f"{int(row[task], 16):0{row[f'{task} questions']}b}"]
-
-
-def mean_answers(rows: Iterable[dict[str, Any]], task: str) -> list[float]:
-    """Share of the seeds that have each question right."""
-    return [fmean(seeds) for seeds in zip(*(answers(row, task) for row in rows), strict=True)]
+    return bits_of(row[task], row[f"{task} questions"])
 
 
 def mean_difference(a: list[dict], b: list[dict]) -> tuple[float, float]:
@@ -27,11 +22,7 @@ def mean_difference(a: list[dict], b: list[dict]) -> tuple[float, float]:
     """
     seeds = {row["seed"] for row in a} & {row["seed"] for row in b}
     a, b = ([row for row in rows if row["seed"] in seeds] for rows in (a, b))
-    parts = []
-    for task in AVERAGED:
-        pairs = zip(mean_answers(a, task), mean_answers(b, task), strict=True)
-        differences = [x - y for x, y in pairs]
-        parts.append((fmean(differences), stdev(differences) / len(differences) ** 0.5))
+    parts = [paired_difference(*([answers(row, task) for row in rows] for rows in (a, b))) for task in AVERAGED]
     return fmean(mean for mean, _ in parts), Z * math.hypot(*(error for _, error in parts)) / len(parts)
 
 

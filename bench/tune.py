@@ -1,11 +1,14 @@
 """Print what `effc tune` chooses beside the best of all its candidates, for six wishes, as a table.
 
-    python -m bench.tune [--model zoo:tiny-llama] [--within 4min] [--json FILE]
+    python -m bench.tune [--model zoo:tiny-llama] [--bits 16] [--within 4min] [--folder FOLDER]
+        [--skip PATTERN...] [--json FILE]
 
 Two sizes, two times per token and two losses of quality. Every wish is searched with a cache of its own; then every
 candidate is built and measured by itself, once, on all rows that choices are made by (the matrix). "behind" is by how
 much the choice is behind the matrix's best at the objective, both by the matrix's measurements; "time" the share of
 the matrix's time that the search took; "held out" whether all bounds hold on rows that nothing was decided by.
+--skip leaves candidates out of the matrix by their names (`"15 % pruned*"`), not out of the searches; what a search
+chooses is measured as well. --folder keeps every measurement, and a run that was broken off goes on there.
 Run it on a machine at rest: times decide.
 """
 
@@ -13,8 +16,11 @@ import argparse
 import json
 import tempfile
 import time
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from effc.compiler.core.cache import Cache
 from effc.compiler.driver.api import open_session
@@ -29,13 +35,23 @@ from bench.tables import markdown
 from bench.tables import tune_rows as table
 
 PERPLEXITY = "perplexity(text.heldout)"
-WISHES = {
-    "best perplexity, half the bytes": (PERPLEXITY, "bytes <= 0.5 * base"),
-    "best perplexity, a fifth of the bytes": (PERPLEXITY, "bytes <= 0.2 * base"),
-    "best perplexity, a third of the time": (PERPLEXITY, "decode.p50 <= 0.33 * base"),
-    "best perplexity, 0.14 of the time": (PERPLEXITY, "decode.p50 <= 0.14 * base"),
-    "fastest, perplexity at most 1 % worse": ("decode.p50", f"{PERPLEXITY} <= 1.01 * base"),
-    "fastest, perplexity at most 10 % worse": ("decode.p50", f"{PERPLEXITY} <= 1.10 * base"),
+WISHES = {  # by the bits of the original's weights: (metric, bound)
+    32: {
+        "best perplexity, half the bytes": (PERPLEXITY, "bytes <= 0.5 * base"),
+        "best perplexity, a fifth of the bytes": (PERPLEXITY, "bytes <= 0.2 * base"),
+        "best perplexity, a third of the time": (PERPLEXITY, "decode.p50 <= 0.33 * base"),
+        "best perplexity, 0.14 of the time": (PERPLEXITY, "decode.p50 <= 0.14 * base"),
+        "fastest, perplexity at most 1 % worse": ("decode.p50", f"{PERPLEXITY} <= 1.01 * base"),
+        "fastest, perplexity at most 10 % worse": ("decode.p50", f"{PERPLEXITY} <= 1.10 * base"),
+    },
+    16: {
+        "best perplexity, 0.55 of the bytes": (PERPLEXITY, "bytes <= 0.55 * base"),
+        "best perplexity, 0.34 of the bytes": (PERPLEXITY, "bytes <= 0.34 * base"),
+        "best perplexity, a third of the time": (PERPLEXITY, "decode.p50 <= 0.33 * base"),
+        "best perplexity, a fifth of the time": (PERPLEXITY, "decode.p50 <= 0.2 * base"),
+        "fastest, perplexity at most 1 % worse": ("decode.p50", f"{PERPLEXITY} <= 1.01 * base"),
+        "fastest, perplexity at most 10 % worse": ("decode.p50", f"{PERPLEXITY} <= 1.10 * base"),
+    },
 }
 RECIPE = """effspec 1
 use std.text
@@ -56,18 +72,75 @@ def wish_of(folder: Path, cache: Path, model: str, optimize: str, bound: str, wi
     return read_wish(open_session(file, cache_dir=cache))
 
 
-def matrix_of(folder: Path, model: str) -> tuple[dict[Candidate, Trial], float]:
-    """All candidates measured by themselves, and the seconds that it took."""
-    wish = wish_of(folder, folder / "matrix", model, "decode.p50", ALL, "1h")
-    trials, result, started = Trials(wish, Cache(folder / "matrix"), folder), {}, time.monotonic()
-    candidates = candidates_of(wish)
-    for number, candidate in enumerate(candidates, 1):
-        plan = trials.plan_or_none(candidate)
-        if plan is not None:
-            result |= trials.measure({candidate: plan}, 0)
-        print(f"\rmatrix {number} of {len(candidates)}, {time.monotonic() - started:.0f} s", end="", flush=True)
-    print()
-    return result, time.monotonic() - started
+@dataclass(frozen=True)
+class Matrix:
+    """Candidates measured by themselves, one at a time, and the seconds that each took with its plan.
+
+    folder  keeps them, so that a run that was broken off goes on
+    """
+
+    folder: Path
+    trials: Trials
+    measured: dict[Candidate, Trial] = field(default_factory=dict)
+    seconds: dict[Candidate, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, folder: Path, model: str) -> "Matrix":
+        wish = wish_of(folder, folder / "matrix", model, "decode.p50", ALL, "1h")
+        return cls(folder, Trials(wish, Cache(folder / "matrix"), folder))
+
+    def measure(self, candidate: Candidate) -> None:
+        """Measure a candidate; one that its plan refuses is left out."""
+        file = self.folder / f"trial{candidate.suffix}.json"
+        if file.is_file():
+            record = json.loads(file.read_text())
+        else:
+            started = time.monotonic()
+            plan = self.trials.plan_or_none(candidate)
+            trial = self.trials.measure({candidate: plan}, 0)[candidate] if plan else Trial(refused="by its plan")
+            record = {"trial": asdict(trial), "seconds": time.monotonic() - started}
+            file.write_text(json.dumps(record))
+            self.trials.keep_artifacts(())
+        if not (trial := Trial(**record["trial"])).refused:
+            self.measured[candidate] = trial
+        self.seconds[candidate] = record["seconds"]
+
+    def measure_all(self, skip: Sequence[str]) -> None:
+        """Measure all candidates but those whose names match a pattern of `skip`."""
+        candidates = [c for c in candidates_of(self.trials.wish) if not any(fnmatch(c.name, p) for p in skip)]
+        for number, candidate in enumerate(candidates, 1):
+            self.measure(candidate)
+            spent = sum(self.seconds.values())
+            print(f"\rmatrix {number} of {len(candidates)}, {spent:.0f} s", end="", flush=True)
+        print()
+
+
+def row_of(matrix: Matrix, number: int, wish_by_title: tuple[str, tuple[str, str]], args: Any) -> dict[str, Any]:
+    """Row of the table for a wish, kept in the matrix's folder."""
+    title, (optimize, bound) = wish_by_title
+    folder = matrix.folder
+    file = folder / f"wish{number}.json"
+    if file.is_file():
+        return dict(json.loads(file.read_text()))
+    cache, started, matrix_seconds = folder / f"cache{number}", time.monotonic(), sum(matrix.seconds.values())
+    wish = wish_of(folder, cache, args.model, optimize, bound, args.within)
+    tuned = tune(wish, folder / f"{number}.effspec", folder / f"out{number}")
+    seconds = time.monotonic() - started
+    search = Search(wish, Trials(wish, Cache(cache), folder), Journal.of(wish, Cache(cache)))
+    compiled, row = next(iter(tuned.chosen), None), dict[str, Any](wish=title)
+    if compiled is not None:
+        (chosen,) = (c for c in candidates_of(matrix.trials.wish) if c.name == compiled.name)
+        if chosen not in matrix.measured:  # its time is none of the matrix's
+            matrix.measure(chosen)
+            del matrix.seconds[chosen]
+        row |= {"chosen": chosen.name, "held_out": not tuned.unmet}
+    best = best_of(matrix.measured, wish, search)
+    row |= {"best": best.name, "seconds": seconds, "share": seconds / matrix_seconds}
+    if compiled is not None:
+        costs = [search.costs(_for_wish(matrix.measured[c], search))[0] for c in (chosen, best)]
+        row["behind"] = costs[0] / costs[1] - 1
+    file.write_text(json.dumps(row))
+    return row
 
 
 def best_of(matrix: dict[Candidate, Trial], wish: Wish, search: Search) -> Candidate:
@@ -85,32 +158,26 @@ def _for_wish(trial: Trial, search: Search) -> Trial:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default='zoo("tiny-llama")', help="as a recipe writes it")
+    parser.add_argument("--bits", type=int, choices=WISHES, default=32, help="of the weights of the original")
     parser.add_argument("--within", default="4min")
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--skip", nargs="*", default=[], help="names of candidates that are not measured by themselves")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    rows: list[dict] = []
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        matrix, matrix_seconds = matrix_of(folder, args.model)
-        for number, (title, (optimize, bound)) in enumerate(WISHES.items()):
-            cache, started = folder / f"cache{number}", time.monotonic()
-            wish = wish_of(folder, cache, args.model, optimize, bound, args.within)
-            tuned = tune(wish, folder / f"{number}.effspec", folder / f"out{number}")
-            seconds = time.monotonic() - started
-            search = Search(wish, Trials(wish, Cache(cache), folder), Journal.of(wish, Cache(cache)))
-            best = best_of(matrix, wish, search)
-            row = {"wish": title, "best": best.name, "seconds": seconds, "share": seconds / matrix_seconds}
-            compiled = next(iter(tuned.chosen), None)
-            if compiled is not None:
-                chosen = next(c for c in matrix if c.name == compiled.name)
-                costs = [search.costs(_for_wish(matrix[c], search))[0] for c in (chosen, best)]
-                row |= {"chosen": chosen.name, "behind": costs[0] / costs[1] - 1, "held_out": not tuned.unmet}
-            rows.append(row)
-            print(json.dumps(row))
-    measured = {"rows": rows, "matrix": {c.name: asdict(t) for c, t in matrix.items()}, "seconds": matrix_seconds}
+        folder = args.folder or Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        matrix = Matrix.of(folder, args.model)
+        matrix.measure_all(args.skip)
+        seconds, count = sum(matrix.seconds.values()), len(matrix.measured)
+        rows = []
+        for number, wish in enumerate(WISHES[args.bits].items()):
+            rows.append(row_of(matrix, number, wish, args))
+            print(json.dumps(rows[-1]), flush=True)
+    measured = {"rows": rows, "matrix": {c.name: asdict(t) for c, t in matrix.measured.items()}, "seconds": seconds}
     if args.json:
         args.json.write_text(json.dumps(measured, indent=1) + "\n")
-    print(f"\n{args.model}, {len(matrix)} candidates in {matrix_seconds / 60:.1f} min\n\n{markdown(table(measured))}")
+    print(f"\n{args.model}, {count} candidates in {seconds / 60:.1f} min\n\n{markdown(table(measured))}")
 
 
 if __name__ == "__main__":
