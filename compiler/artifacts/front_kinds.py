@@ -1,6 +1,8 @@
 """Artifacts that hold points to choose from, whatever target wrote them."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ...dsl.syntax.diagnostics import Fault
 from .manifest import Manifest, read_manifest
@@ -17,3 +19,28 @@ def read_front_manifest(artifact: Path) -> Manifest:
             help='emit a front first: `emit NAME { front("sizes") }`',
         ).rejection()
     return front
+
+
+def members_as_timed(front: Manifest) -> tuple[Mapping[str, Any], ...]:
+    """Its points, with the times that the report took of them in turns with the original, where there are such.
+
+    Those that a search added up from a table are of one table, and stay.
+    """
+    if latency_error(front) is not None:
+        return tuple(front.members)
+    timings = front.run.get("timings")
+    names = timings if isinstance(timings, Mapping) else {}
+    timed = {row.metric: row.compiled for row in front.measures if row.metric in names}
+
+    def measures(member: Mapping[str, Any]) -> list[list[Any]]:
+        rows = ((timed.get(f"{metric} of {member['name']}"), metric, *rest) for metric, *rest in member["measures"])
+        return [[metric, value if seen is None else seen, *rest] for seen, metric, value, *rest in rows]
+
+    return tuple({**member, "measures": measures(member)} for member in front.members)
+
+
+def latency_error(front: Manifest) -> float | None:
+    """Of the table that a search added times up from, as a share; None where nothing was timed."""
+    notes = [note for step in front.steps for note in step.get("decisions", ()) if isinstance(note, dict)]
+    errors = [error for note in notes if isinstance(error := note.get("latency_error"), float)]
+    return errors[-1] if errors else None

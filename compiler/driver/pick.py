@@ -11,7 +11,7 @@ from typing import Any
 from ...dsl.syntax.diagnostics import Fault
 from ...kernels.levels import NAMES, covers
 from ..artifacts.artifact import artifact_draft, refuse_output_path
-from ..artifacts.front_kinds import read_front_manifest
+from ..artifacts.front_kinds import members_as_timed, read_front_manifest
 from ..artifacts.load import POINTS, load
 from ..artifacts.load import checkpoint_folder_by_point as points
 from ..artifacts.manifest import Check, Manifest, verify_files
@@ -31,6 +31,7 @@ from ..transforms.supernet import shared_weights
 from .models import model_errors_as_diagnostics, refuse_wordless
 from .point_limits import Limit, Measures, split_limits
 from .point_limits import parse_limits as limits_of
+from .point_times import undecided_points
 
 no_such_point = Fault("no-such-point", "A front has no point of that name or number.", exit="usage")
 none_fits = Fault(
@@ -157,26 +158,27 @@ def _resolve_point_name(point: str, names: list[str]) -> str:
 
 
 def _best_fitting_point(front: Manifest, limits: tuple[Limit, ...]) -> str:
-    measures = _measures_by_point(front)
+    measures = measures_by_point(front)
     fit = [name for name in measures if all(limit.is_met(measures[name]) for limit in limits)]
     if not fit:
         nearest = min(measures, key=lambda n: max(limit.relative_excess(measures[n]) for limit in limits))
         values_text = ", ".join(
             f"{name} {measurement_text(value, unit)}" for name, (value, unit, _) in measures[nearest].items()
         )
+        unknown = undecided_points(front, measures, limits).get(nearest, "")
         raise none_fits(
             "no point keeps what was asked for",
-            note=f"the nearest is `{nearest}`: {values_text}",
+            note=f"the nearest is `{nearest}`: {values_text}" + (f"; {unknown}" if unknown else ""),
             help=f"loosen a limit, or take it with `--point {nearest}`",
         ).rejection()
     first = next(iter(measures[fit[0]]))
     return min(fit, key=lambda n: measures[n][first][0] * (1 if measures[n][first][2] == "lower" else -1))
 
 
-def _measures_by_point(front: Manifest) -> dict[str, Measures]:
+def measures_by_point(front: Manifest) -> dict[str, Measures]:
     """Measures of each point: first those of the front, then those of the report."""
     known: dict[str, Measures] = {}
-    for member in front.members:
+    for member in members_as_timed(front):
         facts = {metric: (value, unit, better) for metric, value, unit, better in member["measures"]}
         known[member["name"]] = facts
         for row in front.measures:

@@ -50,6 +50,12 @@ class Limit:
         gap = (value - limit) if better == "lower" else (limit - value)
         return gap / (abs(limit) or 1.0)
 
+    def is_between(self, interval: tuple[float, float], unit: str) -> bool:
+        """Whether it lies inside an interval of a measure in this unit."""
+        from .judging.gate import limit_in_unit
+
+        return interval[0] < limit_in_unit(self.parse_amount(unit), unit) < interval[1]
+
     def matching_measure(self, measures: Measures) -> str:
         """The measure that is meant: that of this text, else the only one of this name."""
         if self.metric in measures:

@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from ...compiler.analysis.planning.cost import ROUNDS
+from ...compiler.evaluation.timing import measure_interleaved
 from ...compiler.ir.outcome import Front as Points
 from ...compiler.ir.outcome import Outcome, Point
 from ...compiler.plugin.context import Context
@@ -20,6 +22,8 @@ class Front(Pass):
     Each point is the result of an earlier step, measured as `measure` says. With `keep: best` a point goes that
     another one equals or beats in every measure. The target `front` writes them all into one artifact, from which
     `effc pick` takes a model that fits: the best at the first measure among those that keep the bounds.
+
+    Times are taken in turns with the original and told over one time of it, so that points compare.
 
     A bound of `expect` is asked of every point; `in NAME` asks it of one, `in any` of any.
 
@@ -48,7 +52,8 @@ class Front(Pass):
             raise too_few_points(
                 "a front without a measure has nothing to choose by", help="write `measure: [params]`"
             ).rejection()
-        points = [self._measure_point(ref, ctx) for ref in ctx.each(self.points, "points", len(self.points))]
+        originals: dict[str, float] = {}
+        points = [self._measure_point(ref, ctx, originals) for ref in ctx.each(self.points, "points", len(self.points))]
         best = (
             [p for p in points if not any(beats(turned(other), turned(p)) for other in points)]
             if self.keep == "best"
@@ -56,10 +61,20 @@ class Front(Pass):
         )
         return Points(tuple(best), ctx.results)
 
-    def _measure_point(self, ref: StepRef, ctx: Context) -> Point:
+    def _measure_point(self, ref: StepRef, ctx: Context, originals: dict[str, float]) -> Point:
+        """`originals` are times of the original beside the first point, by measure."""
         key, program = ctx.result(ref)
         words = [ctx.metric(metric) for metric in self.measure]
-        values = [float(word.measure(program.model, ctx)) for word in words]
+        original = ctx.origin.load().eval() if any(word.timed for word in words) else None
+        values = []
+        for metric, word in zip(self.measure, words, strict=True):
+            if not word.timed:
+                values.append(float(word.measure(program.model, ctx)))
+                continue
+            times = measure_interleaved(
+                {"original": original, "point": program.model}, word, ROUNDS, calls_per_round=ROUNDS
+            )
+            values.append(originals.setdefault(value_text(metric), times.values["original"]) * times.ratio)
         return Point(
             ref.name,
             key,

@@ -28,6 +28,8 @@ class Multi(CompetingPruner):
 
     `of latency` measures, on the machine that compiles, what all scans and all branches of each role take, and gives
     a step inside of one its share by parameters. Kinds that the model doesn't have are passed over.
+    A block that several layers share (Zamba2's) stays shared; where some of them lose it, only `effc.load` opens the
+    result.
 
     Source: Mamba-Shedder (Munoz et al. 2025, arXiv 2501.17088), section 3, whose Zamba2 stages are `order: [blocks,
     channels, scans]` with `split` and `search: exact`; one loop over all kinds and budgets of the model: own.

@@ -52,7 +52,7 @@ class FedAvg(Strategy):
 class FrozenA(FedAvg):
     """FFA-LoRA: A stays as it was drawn, B alone is trained, sent and averaged, which is exact: B A is linear in B.
 
-    A goes to a client once; a head that is trained along is averaged, too.
+    A goes to a client once.
     Source: Sun et al. 2024 (arXiv 2403.12313).
     """
 

@@ -32,8 +32,9 @@ QUIET = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
 }
+POLL_SECONDS = 2.0  # seconds between two looks at the processes of a deployment
+LONGEST_STREAM = 600.0  # seconds after which the run itself is asked, whatever its log does
 VITAL = ("superlink", "server")
 COMMANDS = ("flwr", "flower-superlink", "flower-superexec", "flower-supernode")
 VERSIONS = ((1, 42), (1, 43))
@@ -69,6 +70,10 @@ class Deployment:
     @property
     def stopped_processes(self) -> list[Process]:
         return [p for p in self.processes if not p.lives]
+
+    @property
+    def nodes(self) -> list[Process]:
+        return [p for p in self.processes if p.name not in VITAL]
 
     @property
     def broken(self) -> list[Process]:
@@ -262,20 +267,71 @@ def _run_flwr(commands: Path, env: Mapping[str, str], *words: str) -> dict[str, 
 
 
 class RunStatus(NamedTuple):
+    """
+    status     Flower's word for the run, `finished:completed` where all is well
+    seconds    since the server began
+    bytes_up   of all nodes, as Flower counts: messages with their framing, no polls, HTTP or TLS
+    """
+
     status: str
     details: str
+    seconds: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+    @property
+    def is_over(self) -> bool:
+        return self.status.startswith("finished")
 
 
 def run_status(deployment: Deployment) -> RunStatus:
-    """Flower's word for the run, `finished:completed` where all is well, and its details."""
+    run = _run_flwr(*_flwr_of(deployment), "ls", ENTRY, "--run-id", deployment.run)["runs"][0]
+    traffic = run.get("network-traffic", {})
+    return RunStatus(
+        str(run["status"]),
+        str(run.get("status-details", "")),
+        float(run.get("elapsed", 0.0)),
+        int(traffic.get("inbound-bytes", 0)),
+        int(traffic.get("outbound-bytes", 0)),
+    )
+
+
+def wait_for_run(deployment: Deployment) -> RunStatus | None:
+    """The status of the run when it is over; None where a process ended that no run goes on without.
+
+    The stream of its log ends when the run does: one process for a wait, where each look by `flwr ls` would be one.
+    """
+    while not deployment.broken:
+        _follow_log(deployment)
+        if not deployment.broken and (status := run_status(deployment)).is_over:
+            return status
+        time.sleep(POLL_SECONDS)
+    return None
+
+
+def _follow_log(deployment: Deployment) -> None:
+    """Wait until the stream of the log ends, a vital process has ended, or LONGEST_STREAM is over."""
+    commands, env = _flwr_of(deployment)
+    call = [str(commands / "flwr"), "log", deployment.run, ENTRY, "--stream"]
+    until = time.monotonic() + LONGEST_STREAM
+    with subprocess.Popen(
+        call, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as stream:
+        try:
+            while stream.poll() is None and time.monotonic() < until and not deployment.broken:
+                with suppress(subprocess.TimeoutExpired):
+                    stream.wait(POLL_SECONDS)
+        finally:
+            stream.kill()
+
+
+def _flwr_of(deployment: Deployment) -> tuple[Path, dict[str, str]]:
+    """The folder of Flower's commands, and an environment in which they ask this deployment."""
     commands = flower_command_folder()
-    env = {**os.environ, **QUIET, "FLWR_HOME": str(deployment.folder / "flower")}
     check_certificates(deployment.folder / "keys")
-    _write_flwr_config(
-        deployment.folder / "flower", deployment.port
-    )  # whatever the folder says, it is this machine that is asked
-    run = _run_flwr(commands, env, "ls", ENTRY, "--run-id", deployment.run)["runs"][0]
-    return RunStatus(str(run["status"]), str(run.get("status-details", "")))
+    home = deployment.folder / "flower"
+    _write_flwr_config(home, deployment.port)  # whatever the folder says, it is this machine that is asked
+    return commands, {**os.environ, **QUIET, "FLWR_HOME": str(home)}
 
 
 def stop_deployment(deployment: Deployment) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from .state import State, size_of
 
+LONGEST_POLL = 3.0  # seconds between two looks for replies, as Flower's own grid waits
 SENTENCE = 500  # characters of what a client says went wrong
 Plain = Mapping[str, str | int | float | bool]
 Config = Mapping[str, str | int | float | bool | list[float]]  # what a client says, who may say anything
@@ -110,15 +111,25 @@ class LocalGrid:
                 )
 
 
+def poll_interval(waited_s: float, first_s: float) -> float:
+    """Seconds until the next look: a fiftieth of those waited so far, within `first_s` and LONGEST_POLL."""
+    return max(first_s, min(waited_s / 50, LONGEST_POLL))
+
+
 def send_and_receive(grid: Grid, messages: Sequence[Message], timeout_s: float, interval_s: float) -> list[Reply]:
-    """The replies that came within `timeout_s` seconds; it looks every so many seconds."""
-    ids = list(grid.push_messages(messages))
-    waiting, replies, end = {name for name in ids if name}, [], time.monotonic() + timeout_s
+    """The replies that came within `timeout_s` seconds.
+
+    It looks every `interval_s` seconds at first, then more rarely: each look costs a deployment bytes and processor
+    time, and a reply that took a minute may lie there for a second.
+    """
+    started, ids = time.monotonic(), list(grid.push_messages(messages))
+    waiting, replies, end = {name for name in ids if name}, [], started + timeout_s
     while waiting:
         for reply in grid.pull_messages(sorted(waiting)):
             waiting.discard(reply.to)
             replies.append(reply)
-        if not waiting or time.monotonic() >= end:
+        now = time.monotonic()
+        if not waiting or now >= end:
             break
-        time.sleep(min(interval_s, max(0.0, end - time.monotonic())))
+        time.sleep(min(poll_interval(now - started, interval_s), end - now))
     return replies

@@ -1,11 +1,11 @@
 """Strategies that put together the products of adapters, not their factors: stacking, FlexLoRA and HetLoRA."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 
 from .low_rank import (
     modules,
     padded_mean_weighted_by_update_norm,
-    rank_of,
     stack_factors,
     truncate_or_pad_rank,
     truncate_to_rank,
@@ -24,7 +24,8 @@ def shapes_at_rank(full_shapes: Shapes, rank: int) -> dict[str, tuple[int, ...]]
 
 
 class RankedStrategy(Strategy):
-    """Clients whose adapters may have ranks of their own.
+    """Clients whose adapters may have ranks of their own. What they train beside adapters, a head over whole rows, is
+    averaged by their examples, whatever becomes of the adapters.
 
     alpha   what an adapter's product is multiplied with, divided by its rank
     ranks   by client; one without a rank has that of `full_shapes`
@@ -33,16 +34,43 @@ class RankedStrategy(Strategy):
     def __init__(self, full_shapes: Shapes, alpha: float, ranks: Mapping[int, int]):
         super().__init__(full_shapes)
         self.alpha, self.ranks = alpha, ranks
+        self.head: State = {}
+        factors = {f"{path}.{side}" for path in modules(full_shapes) for side in "AB"}
+        self._head_shapes = {name: shape for name, shape in full_shapes.items() if name not in factors}
+
+    def begin(self, initial: State) -> None:
+        super().begin(initial)
+        self.head = {name: initial[name] for name in self._head_shapes}
+
+    def required(self, client: int) -> Shapes:
+        return {**shapes_at_rank(self.full, self._rank(client)), **self._head_shapes}
+
+    def aggregate(self, round_number: int, client_states: Mapping[int, TrainedState]) -> None:
+        states, examples = states_of(client_states), examples_of(client_states)
+        self._aggregate_adapters(round_number, states, examples)
+        if self._head_shapes:
+            heads = {client: {name: state[name] for name in self._head_shapes} for client, state in states.items()}
+            self.head = mean(heads, examples)
+
+    @abstractmethod
+    def _aggregate_adapters(
+        self, round_number: int, states: Mapping[int, State], examples: Mapping[int, float]
+    ) -> None: ...
 
     def _rank(self, client: int) -> int:
         return self.ranks.get(client) or rank_of_shapes(self.full)
+
+    def _saved_head(self) -> dict[str, State]:
+        return {"head": self.head} if self.head else {}
+
+    def restore(self, arrays: Mapping[str, State]) -> None:
+        self.head = arrays.get("head", {})
 
 
 class StackedAverage(RankedStrategy):
     """FLoRA: the exact mean. What a round learned is merged into every client's weights, and new adapters begin.
 
     The server keeps the stacks of all rounds: a client that has been away gets those that it missed, in their order.
-    A head that is trained along goes on from its plain mean.
     Source: Wang et al. 2024 (arXiv 2409.05976).
     """
 
@@ -51,21 +79,15 @@ class StackedAverage(RankedStrategy):
     def __init__(self, full_shapes: Shapes, alpha: float, ranks: Mapping[int, int]):
         super().__init__(full_shapes, alpha, ranks)
         self.rounds: dict[int, State] = {}
-        self.head: State = {}
-        inside = {f"{path}.{side}" for path in modules(full_shapes) for side in "AB"}
-        self._beside = {name: shape for name, shape in full_shapes.items() if name not in inside}
 
     def payload(self, client: int, round_number: int, last_round: int | None) -> Payload:
         sent = {f"merge.{n}": s for n, s in sorted(self.rounds.items()) if last_round is None or n >= last_round}
-        return Payload({**sent, "head": self.head} if self.head else sent, {"rank": self._rank(client)})
+        return Payload({**sent, **self._saved_head()}, {"rank": self._rank(client)})
 
-    def required(self, client: int) -> Shapes:
-        return {**shapes_at_rank(self.full, self._rank(client)), **self._beside}
-
-    def aggregate(self, round_number: int, client_states: Mapping[int, TrainedState]) -> None:
-        self.rounds[round_number] = stack_factors(states_of(client_states), examples_of(client_states), self.alpha)
-        heads = {k: {name: s.state[name] for name in self._beside} for k, s in client_states.items()}
-        self.head = mean(heads, examples_of(client_states)) if self._beside else {}
+    def _aggregate_adapters(
+        self, round_number: int, states: Mapping[int, State], examples: Mapping[int, float]
+    ) -> None:
+        self.rounds[round_number] = stack_factors(states, examples, self.alpha)
 
     def results(self) -> dict[str, State]:
         """Join the updates of all rounds into one adapter: exact, of the sum of their ranks."""
@@ -78,11 +100,10 @@ class StackedAverage(RankedStrategy):
         }
 
     def saved(self) -> dict[str, State]:
-        states = {f"round-{number}": state for number, state in self.rounds.items()}
-        return {**states, "head": self.head} if self.head else states
+        return {**{f"round-{number}": state for number, state in self.rounds.items()}, **self._saved_head()}
 
     def restore(self, arrays: Mapping[str, State]) -> None:
-        self.head = arrays.get("head", {})
+        super().restore(arrays)
         self.rounds = {int(name.removeprefix("round-")): s for name, s in arrays.items() if name != "head"}
 
 
@@ -103,30 +124,33 @@ class TruncatedAverage(RankedStrategy):
 
     def payload(self, client: int, round_number: int, last_round: int | None) -> Payload:
         rank = self._rank(client)
+        return Payload({"global": {**self._adapters_at_rank(rank), **self.head}}, {"rank": rank})
+
+    def _adapters_at_rank(self, rank: int) -> State:
         if not self.merged_state:
-            return Payload({"global": truncate_or_pad_rank(self.initial, rank, self.alpha)}, {"rank": rank})
+            return truncate_or_pad_rank(self.initial, rank, self.alpha)
         if rank not in self._down:
             self._down[rank] = truncate_to_rank(self.merged_state, rank, self.alpha)
-        return Payload({"global": self._down[rank]}, {"rank": rank})
+        return self._down[rank]
 
-    def required(self, client: int) -> Shapes:
-        return shapes_at_rank(self.full, self._rank(client))
-
-    def aggregate(self, round_number: int, client_states: Mapping[int, TrainedState]) -> None:
-        self.merged_state = stack_factors(states_of(client_states), examples_of(client_states), self.alpha)
+    def _aggregate_adapters(
+        self, round_number: int, states: Mapping[int, State], examples: Mapping[int, float]
+    ) -> None:
+        self.merged_state = stack_factors(states, examples, self.alpha)
         self._down.clear()
 
     def results(self) -> dict[str, State]:
-        return (
-            {"global": truncate_to_rank(self.merged_state, rank_of_shapes(self.full), self.alpha)}
-            if self.merged_state
-            else {}
-        )
+        """The adapter of the largest rank, and the head."""
+        if not self.merged_state:
+            return {}
+        return {"global": {**self._adapters_at_rank(rank_of_shapes(self.full)), **self.head}}
 
     def saved(self) -> dict[str, State]:
-        return {"initial": self.initial, **({"whole": self.merged_state} if self.merged_state else {})}
+        merged: dict[str, State] = {"whole": self.merged_state} if self.merged_state else {}
+        return {"initial": self.initial, **merged, **self._saved_head()}
 
     def restore(self, arrays: Mapping[str, State]) -> None:
+        super().restore(arrays)
         self.initial, self.merged_state = dict(arrays["initial"]), arrays.get("whole", {})
 
 
@@ -137,16 +161,11 @@ class PaddedAverage(TruncatedAverage):
     Source: Cho et al. 2024 (arXiv 2401.06432).
     """
 
-    def payload(self, client: int, round_number: int, last_round: int | None) -> Payload:
-        rank = self._rank(client)
-        return Payload(
-            {"global": truncate_or_pad_rank(self.merged_state or self.initial, rank, self.alpha)}, {"rank": rank}
-        )
+    def _adapters_at_rank(self, rank: int) -> State:
+        return truncate_or_pad_rank(self.merged_state or self.initial, rank, self.alpha)
 
-    def aggregate(self, round_number: int, client_states: Mapping[int, TrainedState]) -> None:
-        mean = padded_mean_weighted_by_update_norm(states_of(client_states), examples_of(client_states), self.alpha)
-        largest = rank_of_shapes(self.full)
-        self.merged_state = mean if rank_of(mean) == largest else truncate_or_pad_rank(mean, largest, self.alpha)
-
-    def results(self) -> dict[str, State]:
-        return {"global": self.merged_state} if self.merged_state else {}
+    def _aggregate_adapters(
+        self, round_number: int, states: Mapping[int, State], examples: Mapping[int, float]
+    ) -> None:
+        padded = padded_mean_weighted_by_update_norm(states, examples, self.alpha)
+        self.merged_state = truncate_or_pad_rank(padded, rank_of_shapes(self.full), self.alpha)

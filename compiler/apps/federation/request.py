@@ -54,11 +54,6 @@ def _refuse_incompatible_labels(request: Any, ctx: "Context") -> None:
         raise incompatible_strategy(
             "`trains: prompt` learns to predict tokens, and the rows have classes", help="`trains: lora`"
         ).rejection()
-    if _classifies(request, ctx) and request.strategy in ("svd", "hetlora"):
-        raise incompatible_strategy(
-            f"`strategy: {request.strategy}` puts adapters together, and rows with classes train a head as well",
-            help="`strategy: fedavg`, `ffa`, `stack` or `abm`",
-        ).rejection()
     if request.trains == "reft" and any(ctx.prompts(ref) is None for ref in refs_of(request)):
         raise incompatible_strategy(
             "interventions edit prompts, and the rows don't say where a prompt ends",

@@ -38,7 +38,7 @@ class Terms:
     deadline    seconds that a round may take
     patience    seconds to wait for `clients`
     base        sha256 of the model that all must hold
-    every       seconds between two looks for replies
+    every       seconds between two looks for replies, of the first ones of a round
     partitions  client numbers are below it; 0 for no bound
     examples    rows that a client counts with at most; 0 for no bound
     """

@@ -1,7 +1,7 @@
 """Thresholds from a dev set: every branch answers every question once, and the curve says what each pair is worth."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,24 @@ import torch
 from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Diagnostic
+from .cross_fitting import cross_fitted
 from .drawing import svg_accuracy_chart, text_accuracy_chart
 from .generation import Settings
 from .guided import GuidedModel
-from .policy import BRANCHES, Branch, Decision, Point, Policy, Trial, calibrate_thresholds, measure
+from .policy import (
+    BRANCHES,
+    Branch,
+    Decision,
+    Point,
+    Policy,
+    SimulatedQuery,
+    Trial,
+    calibrate_thresholds,
+    measure,
+    simulate_policy,
+)
 from .reward import Reward, Verifier
-from .router import Router, features, measure_router, train_router
+from .router import Router, features, measure_router, simulate_router, train_router
 from .sample import Sample
 from .scaling import better_scaled, fit_platt_scaling
 from .scorer import LEAST_AUC, auc, weak_reward
@@ -72,10 +84,38 @@ def fit_and_check_policy(
     total_auc = auc_by_branch(trials_run)["all"]
     if total_auc < LEAST_AUC and not force and policy.kind in ("sequential", "best"):
         raise _weak_reward_diagnostic(trials_run, total_auc).rejection()
+    return fit_policy(trials_run, policy, price_per_second)
+
+
+def fit_policy(trials_run: Sequence[Trial], policy: Policy, price_per_second: float) -> tuple[Policy, list[Point]]:
+    """The policy with thresholds and scales of these trials, and the curve that they were chosen from."""
     scales = fit_platt_scaling(trials_run)
     chosen, points = calibrate_thresholds(trials_run, price_per_second, scales=scales)
     scales_used = chosen.scales if policy.kind != "best" else scales if better_scaled(trials_run, scales) else {}
     return replace(policy, direct=chosen.direct, rag=chosen.rag, scales=scales_used), points
+
+
+def held_out_point(trials_run: Sequence[Trial], policy: Policy, price_per_second: float, seed: int) -> Point:
+    """Point of a policy fitted on all trials, each trial judged by thresholds and scales of other folds."""
+
+    def fit(rows: Sequence[int]) -> Callable[[int], SimulatedQuery]:
+        of_others = fit_policy([trials_run[row] for row in rows], policy, price_per_second)[0]
+        return lambda row: simulate_policy(trials_run[row], of_others)
+
+    return cross_fitted(measure(trials_run, policy), trials_run, fit, seed)
+
+
+def held_out_router_point(
+    router: Router, trials_run: Sequence[Trial], features: Tensor, price_per_second: float | None, seed: int
+) -> Point:
+    """Point of a router, each trial judged by a router of other folds."""
+
+    def fit(rows: Sequence[int]) -> Callable[[int], SimulatedQuery]:
+        trials = [trials_run[row] for row in rows]
+        of_others = train_router(trials, features[list(rows)], price_per_second, seed=seed, force=True)
+        return lambda row: simulate_router(of_others, trials_run[row], features[row])
+
+    return cross_fitted(measure_router(router, trials_run, features), trials_run, fit, seed)
 
 
 def _weak_reward_diagnostic(trials_run: Sequence[Trial], auc_value: float) -> Diagnostic:
@@ -136,7 +176,8 @@ class Calibration:
     """Thresholds calibrated on a dev set, with the measurements behind them.
 
     points    of the curve: pairs of thresholds, or prices of a router
-    chosen    the one that was taken
+    chosen    the one that was taken; its accuracy and seconds are of questions held out from what chose it
+    best      of all three answers, by chances that were learned without the question
     auc       by branch, "all" and "router": areas under the curve
     """
 
@@ -144,6 +185,7 @@ class Calibration:
     trials: Sequence[Trial]
     points: Sequence[Point]
     chosen: Point
+    best: Point
     auc: Mapping[str, float]
     router: Router | None = None
 
@@ -156,10 +198,10 @@ class Calibration:
             "oracle": oracle(self.trials),
             "trials": [asdict(trial) for trial in self.trials],
             "curve": [asdict(point) for point in self.points],
+            "chosen": asdict(self.chosen),
         }
         fixed: dict[str, Point] = {branch: measure(self.trials, Policy(branch)) for branch in BRANCHES}
-        best = measure(self.trials, Policy("best", scales=self.policy.scales))
-        names = {**fixed, "best of all": best, f"policy {self.policy.kind}": self.chosen}
+        names = {**fixed, "best of all": self.best, f"policy {self.policy.kind}, held out": self.chosen}
         for suffix, content in (
             (".json", json.dumps(body, indent=1, sort_keys=True) + "\n"),
             (".svg", svg_accuracy_chart(self.points, names)),
@@ -183,13 +225,14 @@ def calibrate_on_trials(
 
     price_per_second    None is 0 for thresholds, and what `train_router` chooses for a router
     Reject (weak-reward) where a coin would choose as well."""
-    areas = auc_by_branch(trials_run)
+    areas, price = auc_by_branch(trials_run), price_per_second or 0.0
     if policy.kind != "router":
-        fitted, points = fit_and_check_policy(trials_run, policy, price_per_second or 0.0, force)
-        return Calibration(fitted, trials_run, points, measure(trials_run, fitted), areas)
+        fitted, points = fit_and_check_policy(trials_run, policy, price, force)
+        chosen = held_out_point(trials_run, fitted, price, seed)
+        best = held_out_point(trials_run, replace(fitted, kind="best"), price, seed)
+        return Calibration(fitted, trials_run, points, chosen, best, areas)
     of = dev_features(client, dev)
     router = train_router(trials_run, of, price_per_second, seed=seed, force=force)
-    chosen = measure_router(router, trials_run, of)
-    return Calibration(
-        policy, trials_run, prices(router, trials_run, of), chosen, {**areas, "router": router.auc}, router
-    )
+    points, areas = prices(router, trials_run, of), {**areas, "router": router.auc}
+    chosen = held_out_router_point(router, trials_run, of, price_per_second, seed)
+    return Calibration(policy, trials_run, points, chosen, measure(trials_run, Policy("best")), areas, router)

@@ -147,11 +147,22 @@ def simulate_policy(trial: Trial, policy: Policy) -> SimulatedQuery:
 
 
 def measure(trials: Sequence[Trial], policy: Policy) -> Point:
-    choices = [simulate_policy(trial, policy) for trial in trials]
-    right = sum(trial.right[branch] for trial, (branch, _) in zip(trials, choices, strict=True)) / len(trials)
-    shares: dict[str, float] = {name: sum(branch == name for branch, _ in choices) / len(choices) for name in BRANCHES}
-    seconds = sum(s for _, s in choices) / len(trials)
-    return Point(policy.direct, policy.rag, right, seconds, shares, bool(policy.scales))
+    queries = [simulate_policy(trial, policy) for trial in trials]
+    return point_of(trials, queries, policy.direct, policy.rag, bool(policy.scales))
+
+
+def point_of(
+    trials: Sequence[Trial],
+    queries: Sequence[SimulatedQuery],
+    direct: float = 0.0,
+    rag: float = 0.0,
+    scaled: bool = False,
+) -> Point:
+    """Means over trials, of the branch that each one's query took."""
+    right = sum(trial.right[branch] for trial, (branch, _) in zip(trials, queries, strict=True)) / len(trials)
+    shares: dict[str, float] = {name: sum(branch == name for branch, _ in queries) / len(queries) for name in BRANCHES}
+    seconds = sum(s for _, s in queries) / len(trials)
+    return Point(direct, rag, right, seconds, shares, scaled)
 
 
 _STEPS = 9  # quantiles of the rewards that are tried as thresholds of a branch

@@ -22,12 +22,13 @@ from torch import Tensor
 from ....dsl.syntax.diagnostics import Fault
 from ...core.json_errors import refusing
 from ...core.safe_read import parse_strict_json, refuse_irregular_file
+from .cross_fitting import folds
 from .logistic import fit_logistic_regression
-from .policy import BRANCHES, Branch, Point, Trial
+from .policy import BRANCHES, Branch, Point, SimulatedQuery, Trial, point_of
 from .scorer import LEAST_AUC, auc, weak_reward
 from .signals import Signals
 
-NAME, FORMAT, FOLDS = "router.safetensors", 1, 5
+NAME, FORMAT = "router.safetensors", 1
 PENALTIES = (0.003, 0.03, 0.3)  # dozens of questions and hundreds of coordinates: how strongly they are held back
 _TELLING = 0.02  # of AUC, that the first token must add: a look is lost where no direct answer goes on from it
 _SIGNALS = 2
@@ -142,10 +143,13 @@ def _calibrated_price_per_second(probabilities: Tensor, right: Tensor, trials: S
 
 def measure_router(router: Router, trials: Sequence[Trial], features: Tensor) -> Point:
     """Point of a router on a set of questions, without thresholds."""
-    chosen = [router.branch(row) for row in features]
-    right = sum(t.right[b] for t, b in zip(trials, chosen, strict=True)) / len(trials)
-    seconds = sum(t.seconds[b] for t, b in zip(trials, chosen, strict=True)) / len(trials)
-    return Point(0.0, 0.0, right, seconds, {b: chosen.count(b) / len(chosen) for b in BRANCHES})
+    return point_of(trials, [simulate_router(router, t, row) for t, row in zip(trials, features, strict=True)])
+
+
+def simulate_router(router: Router, trial: Trial, features: Tensor) -> SimulatedQuery:
+    """The branch that a router takes on a trial with these features [width + 2], and its seconds."""
+    branch = router.branch(features)
+    return SimulatedQuery(branch, trial.seconds[branch])
 
 
 def _fit(features: Tensor, right: Tensor, penalty: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -174,14 +178,11 @@ def _best_penalty(features: Tensor, right: Tensor, seed: int) -> _PenaltyChoice:
 
 def _cross_validated_log_odds(features: Tensor, right: Tensor, penalty: float, seed: int) -> Tensor:
     """Log-odds [n, branches] of every question, by a router that has not seen it."""
-    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))
     log_odds = torch.zeros_like(right)
-    for part in order.chunk(min(FOLDS, len(features))):
-        training = torch.tensor(sorted(set(range(len(features))) - set(part.tolist())), dtype=torch.int64)
-        if not len(training):
-            continue
-        weight, bias, mean, scale = _fit(features[training], right[training], penalty)
-        log_odds[part] = ((features[part] - mean) / scale) @ weight.T + bias
+    for training, held_out in folds(len(features), seed):
+        if training:
+            weight, bias, mean, scale = _fit(features[training], right[training], penalty)
+            log_odds[held_out] = ((features[held_out] - mean) / scale) @ weight.T + bias
     return log_odds
 
 

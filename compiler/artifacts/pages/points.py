@@ -1,9 +1,11 @@
 """A front: its points over two measures, and all measures as a table."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ...core.quantity import count_text, measurement_text
+from ..front_kinds import members_as_timed
 from ..manifest import Manifest
 from .chart import FIELD_LABELS, Chart, axis, dot, render_chart
 
@@ -23,26 +25,25 @@ class Points:
 def front_table_and_chart(manifest: Manifest) -> Points | None:
     if not manifest.members:
         return None
-    first = manifest.members[0]["measures"]
+    members = members_as_timed(manifest)
+    first = members[0]["measures"]
     head = ("point", *(metric for metric, *_ in first), "steps")
     rows = tuple(
         (m["name"], *(measurement_text(value, unit) for _, value, unit, _ in m["measures"]), ", ".join(m["steps"]))
-        for m in manifest.members
+        for m in members
     )
-    same_measures = all([n for n, *_ in m["measures"]] == [n for n, *_ in first] for m in manifest.members)
-    charts = (
-        (_scatter_chart(manifest, head, rows),)
-        if same_measures and len(first) > 1 and len(manifest.members) > 1
-        else ()
-    )
+    same_measures = all([n for n, *_ in m["measures"]] == [n for n, *_ in first] for m in members)
+    charts = (_scatter_chart(members, head, rows),) if same_measures and len(first) > 1 and len(members) > 1 else ()
     return Points(charts, head, rows)
 
 
-def _scatter_chart(manifest: Manifest, head: tuple[str, ...], rows: tuple[tuple[str, ...], ...]) -> Chart:
-    first = manifest.members[0]["measures"]
+def _scatter_chart(
+    members: Sequence[Mapping[str, Any]], head: tuple[str, ...], rows: tuple[tuple[str, ...], ...]
+) -> Chart:
+    first = members[0]["measures"]
     up, across = (1, 0) if first[0][0].startswith(COSTS) else (0, 1)
     values = []
-    for m in manifest.members:
+    for m in members:
         (y_name, y, y_unit, _), (x_name, x, x_unit, _) = m["measures"][up], m["measures"][across]
         description = f"{m['name']} · {x_name} {measurement_text(x, x_unit)} · {y_name} {measurement_text(y, y_unit)}"
         values.append({"x": x / _scale(x_unit)[0], "y": y / _scale(y_unit)[0], "name": m["name"], "says": description})

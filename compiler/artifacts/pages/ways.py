@@ -1,6 +1,6 @@
 """Test-time compute: what each way to answer is worth on the dev questions, and what there was to choose from."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ...core.quantity import count_text
@@ -8,13 +8,15 @@ from .chart import FIELD_LABELS, Chart, axis, dot, hue, render_chart
 from .report_data import number, rows, table, word
 
 BRANCHES = {"direct": "direct", "rag": "with samples", "ttt": "after a training"}
-CHOICES = "choices of the policy"
+CHOICES, POLICY = "choices of the policy", "the policy, on questions held out"
 MAX_ROWS = 2000
 
 
 def accuracy_against_seconds_chart(calibration: Mapping[str, Any]) -> Chart | None:
     """Chart of accuracy over seconds of the calibrated branches; None where nothing was calibrated."""
-    points = [*_accuracy_and_seconds_by_branch(calibration), *_accuracy_and_seconds_of_choices(calibration)][:MAX_ROWS]
+    by_branch, policy = _accuracy_and_seconds_by_branch(calibration), _points([(POLICY, calibration.get("chosen"))])
+    choices = _points((CHOICES, point) for point in rows(calibration.get("curve")))
+    points = [*by_branch, *policy, *choices][:MAX_ROWS]
     if len(points) < 2:
         return None
     values: list[dict[str, Any]] = [
@@ -57,7 +59,7 @@ def _accuracy_and_seconds_by_branch(calibration: Mapping[str, Any]) -> list[tupl
     return result
 
 
-def _accuracy_and_seconds_of_choices(calibration: Mapping[str, Any]) -> list[tuple[str, float, float]]:
-    """Pairs of thresholds, or prices of a router."""
-    read = [(number(table(p).get("accuracy")), number(table(p).get("seconds"))) for p in rows(calibration.get("curve"))]
-    return [(CHOICES, share, seconds) for share, seconds in read if share is not None and seconds is not None]
+def _points(named: Iterable[tuple[str, Any]]) -> list[tuple[str, float, float]]:
+    """Name, accuracy and seconds of the points that have both: pairs of thresholds, or prices of a router."""
+    read = [(name, number(table(p).get("accuracy")), number(table(p).get("seconds"))) for name, p in named]
+    return [(name, share, seconds) for name, share, seconds in read if share is not None and seconds is not None]

@@ -1,6 +1,5 @@
 """`effc federate`: a local deployment of a federation on Flower, started, watched and ended."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
@@ -13,9 +12,7 @@ from .flags import SharedFlags, make_verb
 from .options import argument, option
 
 if TYPE_CHECKING:
-    from ...apps.federation.deployment import Deployment
-
-POLL_SECONDS = 2.0  # seconds between two looks at a run
+    from ...apps.federation.deployment import Deployment, RunStatus
 
 _app = argument("FOLDER", "An artifact of the target `flower`.")
 _data = option("A client's own data; once for each client, or left out.", "--data", metavar="FOLDER")
@@ -97,33 +94,44 @@ def deployment_folder(app: Path) -> Path:
 
 
 def _until_over(deployment: "Deployment", shared: SharedFlags) -> None:
-    from ...apps.federation.deployment import run_status
+    from ...apps.federation.deployment import wait_for_run
 
-    while not deployment.broken and not run_status(deployment)[0].startswith("finished"):
-        time.sleep(POLL_SECONDS)
-    _print_status(deployment, shared)
+    _print_status(deployment, shared, wait_for_run(deployment))
 
 
-def _print_status(deployment: "Deployment", shared: SharedFlags) -> None:
+def _print_status(deployment: "Deployment", shared: SharedFlags, status: "RunStatus | None" = None) -> None:
     from ...apps.federation.deployment import deployment_failed, run_status
     from ...apps.federation.processes import last_log_line
 
-    if any(p.name == "superlink" for p in deployment.broken):
+    if status is None and any(p.name == "superlink" for p in deployment.broken):
         raise _process_ended_error(deployment)  # and nobody else knows how the run goes
-    word, details = run_status(deployment)
+    status = status or run_status(deployment)
+    word, details = status.status, status.details
     if shared.format == "json":
         living = {p.name: p.lives for p in deployment.processes}
-        shared.screen.answer_json("federate status", run=deployment.run, status=word, details=details, processes=living)
+        body = {**status._asdict(), "run": deployment.run, "processes": living}
+        shared.screen.answer_json("federate status", **body)
     else:
         rows = [
             (p.name, str(p.pid), "lives" if p.lives else f"ended: {last_log_line(p.log)}") for p in deployment.processes
         ]
         shared.screen.answer(shared.screen.table([("process", "pid", ""), *rows], right=(1,)).rstrip("\n"))
         shared.screen.answer(f"run {deployment.run}: {word}")
+        if status.bytes_up:
+            shared.screen.answer(_traffic_sentence(status, len(deployment.nodes)))
     if word in ("finished:failed", "finished:stopped"):
         raise deployment_failed(f"the run is {word}: {details}", help=f"logs are in {deployment.folder}").rejection()
     if deployment.broken and word != "finished:completed":
         raise _process_ended_error(deployment)
+
+
+def _traffic_sentence(status: "RunStatus", nodes: int) -> str:
+    """Bytes of all nodes, and of one a minute."""
+    from ...core.quantity import size
+
+    rate = (status.bytes_up + status.bytes_down) * 60 / max(status.seconds, 1.0) / max(nodes, 1)
+    sums = f"{size(status.bytes_up)} up, {size(status.bytes_down)} down"
+    return f"Flower counts {sums}: {size(round(rate))} a minute and node, without polls, HTTP and TLS"
 
 
 def _process_ended_error(deployment: "Deployment") -> Reject:

@@ -88,6 +88,7 @@ def _front_manifest(location: str) -> "Manifest | None":
 
 def _print_front_points(front: "Manifest", location: str, graph: str | None, shared: SharedFlags) -> None:
     """A row for every point and a column for every measure, in the recipe's order."""
+    from ...artifacts.front_kinds import latency_error, members_as_timed
     from ...core.front_chart import ascii_scatter_plot, svg_scatter_plot
     from ...core.quantity import measurement_text
 
@@ -95,12 +96,11 @@ def _print_front_points(front: "Manifest", location: str, graph: str | None, sha
         raise unknown_layer(
             f"{location} holds {len(front.members)} models", help="inspect one of them: `effc pick` takes it out"
         ).rejection()
+    members = members_as_timed(front)
     if shared.format == "json":
-        points = [{"name": m["name"], "measures": m["measures"], "steps": m["steps"]} for m in front.members]
-        return shared.screen.answer_json("inspect", points=points, latency_error=_latency_error(front))
-    marks = [
-        (str(number), *(value for _, value, *_ in m["measures"][1::-1])) for number, m in enumerate(front.members, 1)
-    ]
+        points = [{"name": m["name"], "measures": m["measures"], "steps": m["steps"]} for m in members]
+        return shared.screen.answer_json("inspect", points=points, latency_error=latency_error(front))
+    marks = [(str(number), *(value for _, value, *_ in m["measures"][1::-1])) for number, m in enumerate(members, 1)]
     names = [metric for metric, *_ in front.members[0]["measures"]][1::-1]
     if shared.format == "svg":
         _need_two(location, names)
@@ -108,22 +108,15 @@ def _print_front_points(front: "Manifest", location: str, graph: str | None, sha
     head = ("", "point", *(metric for metric, *_ in front.members[0]["measures"]))
     rows = [
         (str(number), m["name"], *(measurement_text(value, unit) for _, value, unit, _ in m["measures"]))
-        for number, m in enumerate(front.members, 1)
+        for number, m in enumerate(members, 1)
     ]
     shared.screen.note(shared.screen.styled(location, "bold"))
     shared.screen.answer(shared.screen.table([head, *rows], right=tuple(range(2, len(head)))).rstrip("\n"))
-    if (error := _latency_error(front)) is not None:
+    if (error := latency_error(front)) is not None:
         shared.screen.note(f"times were added up from a table, {error:.1%} off at most where whole models were timed")
     if len(names) == 2:
         shared.screen.note("\n" + ascii_scatter_plot(marks, *names))
     return None
-
-
-def _latency_error(front: "Manifest") -> float | None:
-    """Of the table that a search added times up from, as a share; None where nothing was timed."""
-    notes = [note for step in front.steps for note in step.get("decisions", ()) if isinstance(note, dict)]
-    errors = [error for note in notes if isinstance(error := note.get("latency_error"), float)]
-    return errors[-1] if errors else None
 
 
 def _need_two(location: str, names: list[str]) -> None:

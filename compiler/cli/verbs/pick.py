@@ -44,22 +44,26 @@ def register(app: typer.Typer) -> None:
             raise typer.BadParameter("a limit reads METRIC=VALUE: --limit 'perplexity(heldout)=34'")
         from ...artifacts.front_kinds import read_front_manifest
 
-        read_front_manifest(artifact)  # what holds no points is refused first, before anybody imports torch
+        front = read_front_manifest(artifact)  # what holds no points is refused first, before anybody imports torch
         if texts and point:
             raise typer.BadParameter(f"`--point {point}` says which point: leave it out, or the limit {texts[0]}")
         if not texts and not point:
             raise typer.BadParameter("say which point: --point NAME, or limits such as --params 1.6M")
         limits = limits_of(texts)
         from ...driver import pick as picking
+        from ...driver.point_times import undecided_points
 
         where = output or artifact.with_name(f"{artifact.name}-picked")
         with shared.listening() as listener:
             name, manifest = picking.copy_point(
                 artifact, where, point=point, limits=limits, profile_name=on, force=force, on_event=listener
             )
+        notes = list(undecided_points(front, picking.measures_by_point(front), limits).values())
         if shared.format == "json":
-            shared.screen.answer_json("pick", point=name, path=str(where), bytes=manifest.bytes)
+            shared.screen.answer_json("pick", point=name, path=str(where), bytes=manifest.bytes, notes=notes)
         else:
             shared.screen.answer(f"{name} -> {where}")
+            for note in notes:
+                shared.screen.note(note)
             shared.screen.note(f"ok: {len(manifest.checks)} checks in a fresh process")
         return 0

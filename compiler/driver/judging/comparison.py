@@ -57,7 +57,9 @@ def measure_beside_original(
     on_original(original)
     known = cached_original_values(plan, cache, ctx)
     cached = dict(known)
-    timings, untimed = time_interleaved(original, model, plan, ctx)
+    scores = unjudged_scores(plan, ctx) if scores is None else scores
+    clocked = [metric for metric in scores if ctx.metric(metric).timed]
+    timings, untimed = time_interleaved(original, model, plan, ctx, clocked)
     pairs_timed = {metric: (t.values["original"], t.values["original"] * t.ratio) for metric, t in timings.items()}
     known |= {(plan.pipeline.model, metric): Score(pair[0]) for metric, pair in pairs_timed.items()}
     outcomes = measure_and_judge_bounds(
@@ -67,9 +69,8 @@ def measure_beside_original(
     remember(known, cached, plan, cache, ctx)
     pairs = original_and_result_values(outcomes, pairs_timed)
     intervals = result_intervals(outcomes)
-    scores = unjudged_scores(plan, ctx) if scores is None else scores
     for metric in (*map(MetricRef, ALWAYS), *scores):
-        if metric not in pairs:
+        if metric not in pairs and metric not in clocked:
             before, after = (measure_score(ctx.metric(metric), m, ctx) for m in (original, model))
             pairs[metric], intervals[metric] = (before.value, after.value), after.interval(before)
     named = {bound.metric: metric_label(bound) for bound in reversed(plan.pipeline.expects)}
@@ -142,10 +143,10 @@ def mark_undecided(verdict: BoundVerdict, timings: Mapping[MetricRef, Interleave
 
 
 def time_interleaved(
-    original: Any, model: Any, plan: "Plan", ctx: Context
+    original: Any, model: Any, plan: "Plan", ctx: Context, clocked: Sequence[MetricRef] = ()
 ) -> tuple[dict[MetricRef, InterleavedTimes], dict[MetricRef, str]]:
-    """Times of both models, taking turns: those that a bound names, and one that every table has; and why others were
-    not taken.
+    """Times of both models, taking turns: those that a bound names, `clocked`, and one that every table has; and why
+    others were not taken.
 
     The former are timed until they decide their bounds, or for SECONDS; of the latter a third of the steps a round
     must do, and one round where three would take long: nobody asked for it, and a step of a large model takes seconds.
@@ -154,10 +155,10 @@ def time_interleaved(
     bounded = [b.metric for b in plan.pipeline.expects if b.profile is None and ctx.metric(b.metric).timed]
     decodes = plan.skeleton.facts.get("causal_lm") and hasattr(model, "generate")  # a plain program doesn't
     itself = not plan.pipeline.steps and type(model) is type(original)
-    times_decoding = any(metric.name == SPEED for metric in bounded)
+    times_decoding = any(metric.name == SPEED for metric in (*bounded, *clocked))
     usual = [default_speed_metric(_sequence_limit(model, ctx))] if decodes and not (itself or times_decoding) else []
     result, untimed = {}, {}
-    for metric in dict.fromkeys([*bounded, *usual]):
+    for metric in dict.fromkeys([*bounded, *clocked, *usual]):
         try:
             bounds = [
                 b

@@ -17,6 +17,7 @@ from ...artifacts.manifest import Measure
 from ...core.cache import Cache
 from ...plugin.context import Context
 from .comparison import Comparison, measure_beside_original
+from .front_times import with_one_base
 from .gate import BoundVerdict, judge_bound, metric_label
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Verdicts:
 
     def judge_front(self, models: Iterator[tuple[str, Any]]) -> tuple[Comparison, tuple[BoundVerdict, ...]]:
         """Judge every point by the bounds that speak of it: one verdict a bound, on the point that decides it."""
-        judged = [(name, self._point(name, model)) for name, model in models]
+        judged = with_one_base([(name, self._point(name, model)) for name, model in models])
         point_verdicts = [replace(v, where=name) for name, compared in judged for v in compared.outcomes]
         verdicts = [
             decisive([v for v in point_verdicts if v.bound == b])
@@ -95,9 +96,9 @@ class Verdicts:
         )
 
     def _scores(self) -> list[MetricRef]:
-        """Metrics of the front, equal for every point; times are measured interleaved."""
+        """Metrics of the front, equal for every point."""
         lists = [step.call.args.get("measure", ()) for step in self.plan.pipeline.steps]
-        return [m for refs in lists for m in refs if isinstance(m, MetricRef) and not self.ctx.metric(m).timed]
+        return [m for refs in lists for m in refs if isinstance(m, MetricRef)]
 
     def _plan_with_bounds(self, bounds: list[Bound]) -> "Plan":
         return replace(self.plan, pipeline=replace(self.plan.pipeline, expects=tuple(bounds)))

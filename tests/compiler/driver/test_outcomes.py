@@ -9,6 +9,7 @@ import effc
 import pytest
 import torch
 from effc.compiler.artifacts.artifact import artifact_hash
+from effc.compiler.artifacts.front_kinds import members_as_timed
 from effc.compiler.artifacts.manifest import read_manifest
 from effc.compiler.driver import api
 from effc.compiler.driver.pick import copy_point, refuse_profile_mismatch
@@ -29,7 +30,7 @@ FRONT = (
 pipeline sizes(base) {
   thin  = prune.channels(keep: 75% of channels, align: 16)
   slim  = prune.channels(keep: 50% of channels, align: 16, from: base)
-  front = search.front(points: [thin, slim], measure: [perplexity(rows), params])
+  front = search.front(points: [thin, slim], measure: [perplexity(rows), params, decode.p50(prompt: 4, steps: 2)])
 }
 expect sizes {
   params <= 0.99 * base
@@ -39,6 +40,7 @@ expect sizes {
 emit sizes { front("sizes") }
 """
 )
+SPEED = "decode.p50(prompt: 4, steps: 2)"
 ADAPTERS = (
     HEAD
     + """
@@ -71,7 +73,7 @@ def front(tmp_path_factory):
 def test_a_front_holds_every_point_with_its_measures(front):
     members = read_manifest(front.artifacts[0].path).members
     assert [m["name"] for m in members] == ["thin", "slim"]
-    assert [metric for metric, *_ in members[0]["measures"]] == ["perplexity(rows)", "params"]
+    assert [metric for metric, *_ in members[0]["measures"]] == ["perplexity(rows)", "params", SPEED]
     params = [m["measures"][1][1] for m in members]
     assert params[0] > params[1]
     assert members[1]["steps"] == ["slim"], "a branch does not come with the steps of another"
@@ -106,6 +108,15 @@ def test_who_names_a_point_as_an_artifact_is_told_how_it_becomes_one(front):
         with pytest.raises(Reject) as caught:
             read_manifest(path / folder)
         assert words in caught.value.diagnostics[0].help
+
+
+def test_times_of_points_are_told_over_one_time_of_the_original(front):
+    manifest = read_manifest(front.artifacts[0].path)
+    rows = [m for m in manifest.measures if m.metric.startswith(SPEED)]
+    assert [m.metric for m in rows] == [f"{SPEED} of thin", f"{SPEED} of slim"]
+    assert len({m.original for m in rows}) == 1
+    assert all(m.compiled == pytest.approx(m.original * m.ratio) for m in rows)
+    assert [m["measures"][2][1] for m in members_as_timed(manifest)] == [m.compiled for m in rows]
 
 
 def test_every_point_was_reopened_in_a_process_of_its_own(front):

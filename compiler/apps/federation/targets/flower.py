@@ -32,7 +32,8 @@ class Flower(FederationTarget):
     holds alone follows its rows alone: faster where rows are dealt evenly, and far off where it has one class.
 
     `trains: reft` federates the interventions that `reft.insert` put in. Rows of `pairs` teach answers, rows of
-    `labels` classes; a head over whole rows is trained along and sent with the rest.
+    `labels` classes; a head over whole rows is trained along and sent with the rest; `stack`, `svd` and `hetlora`
+    average it by examples.
 
     `trains: index, strategy: search` trains nothing: documents stay with their clients, and the vectors of each
     client's questions are searched by all.

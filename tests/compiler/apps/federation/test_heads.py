@@ -1,19 +1,27 @@
 """Clients that learn classes: a head over whole rows is trained along, sent, put together and written with the rest."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from effc.compiler.apps.federation.app import PACKAGE
+from effc.compiler.apps.federation.checkpoint import Checkpoint
 from effc.compiler.apps.federation.client_host import ClientHost, attach_slots
-from effc.compiler.apps.federation.declaration import read_declaration
+from effc.compiler.apps.federation.declaration import make_federation, make_strategy, read_declaration
+from effc.compiler.apps.federation.grid import LocalGrid
+from effc.compiler.apps.federation.low_rank import update
 from effc.compiler.apps.federation.outcomes import read_state
+from effc.compiler.apps.federation.products import PaddedAverage, StackedAverage, TruncatedAverage
 from effc.compiler.apps.federation.results import write_results
 from effc.compiler.apps.federation.simulation import simulate_federation
+from effc.compiler.apps.federation.state import state_fault
+from effc.compiler.apps.federation.strategy import TrainedState
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
-from effc.dsl.syntax.diagnostics import Reject
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import BertForSequenceClassification
 
 from tests import worlds
@@ -22,13 +30,14 @@ from tests.compiler.apps.federation.states import state_hash
 pytest.importorskip("peft")
 
 HEAD = {"classifier.weight", "classifier.bias"}
+RANKED, UNEQUAL = ("stack", "svd", "hetlora"), (1, 2, 2)
 TEXTS = [(f"{a}{b}{'x' * n}", "up" if a < "m" else "down") for a in "abcdnopq" for b in "efgh" for n in (0, 3)]
 RECIPE = """effspec 1
 model base = hf("./m")
 data words = labels("train.jsonl", classes: ["down", "up"], length: 8)
 pipeline shared(base) {{ }}
 emit shared {{
-  flower("fed", data: words, clients: 3, rounds: 2, steps: 8, batch: 8, hold: 25%, lr: 2e-2, rank: 2, {more})
+  flower("fed", data: words, clients: 3, rounds: 2, steps: 8, batch: 8, hold: 25%, lr: 2e-2, {more})
 }}
 """
 
@@ -45,13 +54,13 @@ def app(tmp_path_factory):
     folder = tmp_path_factory.mktemp("heads")
     worlds.classifier(folder / "m")
     (folder / "train.jsonl").write_text("\n".join(json.dumps({"text": t, "label": c}) for t, c in TEXTS))
-    return folder, *compiled(folder, "strategy: ffa")
+    return folder, *compiled(folder, "strategy: ffa, rank: 2")
 
 
-@pytest.mark.parametrize("strategy", ["ffa", "stack", "fedavg"])
+@pytest.mark.parametrize("strategy", ["ffa", "stack", "fedavg", "svd", "hetlora"])
 def test_a_head_is_sent_averaged_written_and_read_again(app, tmp_path, strategy, monkeypatch):
     home, path, told = app
-    said, sent = told.with_changes(strategy=strategy), {}
+    said, sent = told.with_changes(strategy=strategy, ranks=UNEQUAL if strategy in RANKED else ()), {}
     made = heard(said, path, home, tmp_path, sent, monkeypatch)
     first, last = made.course.rounds[0], made.course.rounds[-1]
     assert last.loss < np.mean([t.before for t in first.updates.values()])
@@ -70,10 +79,7 @@ def test_a_head_is_sent_averaged_written_and_read_again(app, tmp_path, strategy,
 
 def heard(said, path, home, tmp_path, sent, monkeypatch):
     """A run that leaves in `sent` what came in its last round."""
-    from effc.compiler.apps.federation.averaging import FedAvg, FrozenA
-    from effc.compiler.apps.federation.products import StackedAverage
-
-    kind = {"ffa": FrozenA, "stack": StackedAverage, "fedavg": FedAvg}[said.strategy]
+    kind = type(make_strategy(said))
     take = kind.aggregate
 
     def take_and_tell(self, number, replies):
@@ -114,10 +120,90 @@ def test_a_stack_goes_on_from_the_heads_mean_and_merges_what_was_learned(app, tm
     assert found[0] < first.before  # as peft would run it: one adapter of the sum of all ranks, and the head
 
 
-@pytest.mark.parametrize("strategy", ["svd", "hetlora"])
-def test_strategies_that_know_adapters_alone_refuse_classes_by_name(app, strategy):
-    home = app[0]
-    with pytest.raises(Reject) as refused:
-        compiled(home, f"strategy: {strategy}")
-    (wrong,) = refused.value.diagnostics
-    assert wrong.slug == "unfit-strategy" and f"`strategy: {strategy}`" in wrong.message and wrong.span is not None
+@pytest.mark.parametrize("strategy", RANKED)
+def test_a_federation_of_unequal_ranks_with_a_head_goes_on_to_the_same_bits(app, tmp_path, strategy):
+    home, path, declared = app
+    declared = declared.with_changes(strategy=strategy, ranks=UNEQUAL)
+    host = ClientHost(declared, path / declared.folder, home, Settings(tmp_path / "cache"))
+
+    def state_after(rounds, checkpoint):
+        terms = declared.with_changes(rounds=rounds)
+        with host.participants([0, 1, 2]) as clients:  # new nodes each time, which remember nothing
+            run = make_federation(terms, LocalGrid(clients), checkpoint, lambda round_: None)
+            run.run()
+        return state_hash(run.strategy.results()["global"])
+
+    whole = state_after(2, None)
+    assert state_after(1, Checkpoint(tmp_path / "run", "run")) != whole
+    assert state_after(2, Checkpoint(tmp_path / "run", "run")) == whole
+
+
+@pytest.mark.parametrize("strategy", RANKED)
+def test_unequal_ranks_over_classes_compile_and_a_client_that_sends_no_head_is_left_out(app, tmp_path, strategy):
+    shutil.copytree(app[0] / "m", tmp_path / "m")
+    shutil.copy(app[0] / "train.jsonl", tmp_path)
+    _, declared = compiled(tmp_path, f"strategy: {strategy}, ranks: [1, 2, 2]")
+    assert declared.ranks == UNEQUAL and set(declared.full) >= HEAD
+    required = make_strategy(declared).required(0)
+    state = {name: np.zeros(shape, np.float32) for name, shape in required.items()}
+    assert state_fault(state, required) == ""
+    without = {name: array for name, array in state.items() if name not in HEAD}
+    assert state_fault(without, required) == "`classifier.bias` is missing"
+    wide = state | {"classifier.weight": np.zeros((3, 3), np.float32)}
+    assert "`classifier.weight` is (3, 3)" in state_fault(wide, required)
+
+
+FULL = {"q.A": (3, 5), "q.B": (4, 3), "head.weight": (2, 4), "head.bias": (2,)}
+KINDS = {
+    "stack": lambda ranks: StackedAverage(FULL, 16.0, ranks),
+    "svd": lambda ranks: TruncatedAverage(FULL, 16.0, ranks),
+    "hetlora": lambda ranks: PaddedAverage(FULL, 16.0, ranks),
+}
+
+
+def trained_states(strategy, examples, seed):
+    draw = np.random.default_rng(seed)
+    return {
+        client: TrainedState(
+            {n: draw.standard_normal(s).astype(np.float32) for n, s in strategy.required(client).items()}, count
+        )
+        for client, count in examples.items()
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(
+    ranks=st.lists(st.integers(1, 3), min_size=1, max_size=4),
+    counts=st.lists(st.integers(1, 50), min_size=4, max_size=4),
+    seed=st.integers(0, 999),
+)
+def test_a_head_is_the_mean_by_examples_whatever_the_ranks_and_updates_are(kind, ranks, counts, seed):
+    strategy = KINDS[kind](dict(enumerate(ranks)))
+    strategy.begin({name: np.zeros(shape, np.float32) for name, shape in FULL.items()})
+    sent = trained_states(strategy, dict(enumerate(counts[: len(ranks)])), seed)
+    strategy.aggregate(1, sent)
+    state = strategy.results()["global"]
+    for name in ("head.weight", "head.bias"):
+        expected = np.average(
+            [s.state[name] for s in sent.values()], axis=0, weights=[s.examples for s in sent.values()]
+        )
+        np.testing.assert_allclose(state[name], expected, atol=1e-5)  # float32 sums of numbers about 1
+    again = KINDS[kind](dict(enumerate(ranks)))
+    again.restore(strategy.saved())
+    for client in range(len(ranks)):
+        resumed, before = again.payload(client, 2, None), strategy.payload(client, 2, None)
+        assert resumed.config == before.config
+        assert {use: state_hash(s) for use, s in resumed.arrays.items()} == {
+            use: state_hash(s) for use, s in before.arrays.items()
+        }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_federation_of_one_client_of_the_full_rank_gives_what_that_client_learned(kind):
+    strategy = KINDS[kind]({0: 3})
+    strategy.begin({name: np.zeros(shape, np.float32) for name, shape in FULL.items()})
+    (alone,) = trained_states(strategy, {0: 7}, 1).values()
+    strategy.aggregate(1, {0: alone})
+    state = strategy.results()["global"]
+    np.testing.assert_allclose(update(state, "q", 16.0), update(alone.state, "q", 16.0), atol=1e-4)  # float32 factors
+    assert all((state[name] == alone.state[name]).all() for name in ("head.weight", "head.bias"))

@@ -95,7 +95,8 @@ def test_a_calibrated_folder_holds_thresholds_a_base_and_what_the_dev_set_showed
     assert asked == set(QUESTIONS[3:])  # the dev questions are not in the base
     assert "Of the samples 3 ask a dev question" in (app / "README.md").read_text()
     assert "policy sequential" in (app / "calibration.svg").read_text()
-    assert "policy sequential: accuracy" in (app / "calibration.txt").read_text()
+    assert "policy sequential, held out: accuracy" in (app / "calibration.txt").read_text()
+    assert (shown["chosen"]["direct"], shown["chosen"]["rag"]) == (own.policy.direct, own.policy.rag)
     assert package.load(app).config.model_type == "llama"  # and it is a model like any other
 
 

@@ -278,14 +278,28 @@ def test_the_table_of_results_has_measures_in_columns_and_what_came_of_bounds():
 def test_test_time_compute_shows_what_each_way_is_worth_and_what_there_was_to_choose():
     trial = {"right": {"direct": False, "rag": True, "ttt": True}, "seconds": {"direct": 0.1, "rag": 0.3, "ttt": 4.0}}
     curve = [{"accuracy": share, "seconds": share + 0.2, "direct": 0, "rag": 0} for share in (0.25, 0.75)]
-    told = {"reward": "self", "auc": {"all": 0.625}, "trials": [trial, trial], "curve": curve}
+    told = {
+        "reward": "self",
+        "auc": {"all": 0.625},
+        "trials": [trial, trial],
+        "curve": curve,
+        "chosen": {"accuracy": 0.5, "seconds": 0.7},
+    }
     shown = Reader(render_html([replace(report(), calibration=told)]))
     assert "Ways to answer" in shown.text and "area of 0.62 under the curve" in shown.text
     assert "with samples 100% 0.3 s" in shown.text and "choices of the policy 75% 0.95 s" in shown.text
+    assert "the policy, on questions held out 50% 0.7 s" in shown.text
     assert "Ways to answer" not in Reader(render_html([report()])).text
 
 
-@pytest.mark.parametrize("told", [{}, {"trials": 5, "curve": [1, {"accuracy": "<b>"}]}, {"trials": [{"right": 1}] * 3}])
+@pytest.mark.parametrize(
+    "told",
+    [
+        {},
+        {"trials": 5, "curve": [1, {"accuracy": "<b>"}], "chosen": [1]},
+        {"trials": [{"right": 1}] * 3, "chosen": {"accuracy": float("nan"), "seconds": 1.0}},
+    ],
+)
 def test_a_calibration_of_another_form_shows_nothing(told):
     assert accuracy_against_seconds_chart(told) is None
 
