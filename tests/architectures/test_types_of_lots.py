@@ -8,6 +8,8 @@ from effc.compiler.ir.layers.fast_mixers import use_mixer_kernels
 
 from tests.architectures import lot
 
+pytestmark = pytest.mark.slow
+
 _CUT = "prune.multi(remove: 10% of params, group: 8, score: {}(rows))"
 _ZEROS = "sparsify.wanda(sparsity: 50%, data: rows)"
 TYPES = [

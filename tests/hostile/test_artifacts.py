@@ -194,6 +194,7 @@ def lot(honest, tmp_path_factory):
     return {names[Path(found["case"])]: found for found in opened(honest, cases, folder)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_changed_artifacts_do_nothing_but_be_refused(lot, kind):
     found = {name: lot[name] for name in lot if name.startswith(f"{kind}-")}
@@ -201,6 +202,7 @@ def test_changed_artifacts_do_nothing_but_be_refused(lot, kind):
     assert len(found) == MIN_SAMPLES[kind] and not wrong, json.dumps(wrong, indent=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CRAFTED)
 def test_crafted_artifacts_do_nothing_but_be_refused(lot, name):
     assert not harmless(lot[name])

@@ -90,7 +90,7 @@ VERBS = {
     "diff": ("stock", "diff {} {}"),
 }
 
-QUICK = ("verify", "run", "run onnx")  # the others take a minute
+QUICK = ("verify", "run")  # the others take a minute
 
 
 @pytest.fixture(scope="module")

@@ -232,6 +232,7 @@ def compiled(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_transformers_alone_computes_the_logits_of_the_dense_artifact(compiled, tmp_path):
     logits = {}
     for name in ("dense", "small"):

@@ -55,6 +55,7 @@ def error(quantizer, kind, matrix, importance, judged):
     return relative_error(matrix, dequantized(kind, quantizer.quantize("x", matrix, kind, importance)), judged)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kinds", FINEST_FIRST)
 def test_fewer_bits_are_further_off(quantizer, kinds):
     ones = np.ones(512, np.float32)

@@ -28,6 +28,8 @@ from tests import tiny, worlds
 from tests.quantised import quantised
 from tests.recipes_in_memory import context_of, recipe_of
 
+pytestmark = pytest.mark.slow
+
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -177,7 +179,6 @@ def test_a_model_in_bfloat16_keeps_the_codes_of_its_grid(tmp_path):
     assert isinstance(model.model.layers[0].mlp.up_proj, torch.nn.Linear)  # as it was
 
 
-@pytest.mark.slow
 def test_biases_are_added_behind_the_product(tmp_path):
     model = tiny.model("qwen2", **WIDE)
     assert model.model.layers[0].self_attn.q_proj.bias.abs().max() > 0
@@ -186,7 +187,6 @@ def test_biases_are_added_behind_the_product(tmp_path):
     assert len(verify_forms(folder, model, target.forms())) == 6
 
 
-@pytest.mark.slow
 def test_a_vision_model_keeps_the_codes_of_its_grid(tmp_path):
     config = ViTConfig(
         hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, image_size=32, patch_size=8
@@ -201,7 +201,6 @@ def test_a_vision_model_keeps_the_codes_of_its_grid(tmp_path):
     assert all(check.holds for check in verify_forms(folder, model, target.forms()))
 
 
-@pytest.mark.slow
 def test_all_three_graphs_of_an_encoder_with_a_decoder_have_the_codes(tmp_path):
     sizes = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 1, "num_heads": 4}
     tokens = {"vocab_size": 128, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}

@@ -237,6 +237,7 @@ def outlying(model):
     return model
 
 
+@pytest.mark.slow
 def test_what_int8_loses_is_reported_and_no_fault_of_reloading(tmp_path):
     model = outlying(tiny.model("llama"))
     folder, target = emitted(tmp_path, model, dynamic="int8")
@@ -251,6 +252,7 @@ def test_what_int8_loses_is_reported_and_no_fault_of_reloading(tmp_path):
     assert (folder / "onnx" / "model.onnx.data").stat().st_size < 0.4 * size
 
 
+@pytest.mark.slow
 def test_a_graph_that_computes_something_else_is_refused_before_it_is_rounded_to_int8(tmp_path):
     model = tiny.model("llama")
     program = capture(model)

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from tests.compiler.apps.serving.conftest import serving
 
+pytestmark = pytest.mark.slow
+
 
 def model(name: str, n_slots: int = 4, **more) -> SimpleNamespace:
     counts = {"n_requests": 0, "n_slots": n_slots, "capacity": n_slots + 4}

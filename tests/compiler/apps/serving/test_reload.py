@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.compiler.apps.serving.conftest import serving, write_native_artifact
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def other(chatty, tmp_path_factory) -> Path:

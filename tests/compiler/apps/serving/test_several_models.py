@@ -18,6 +18,8 @@ from effc.dsl.syntax.diagnostics import Reject
 from tests.compiler.apps.serving.conftest import EFFC, serving
 from tests.compiler.apps.serving.test_embeddings import folder  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def server(artifact, folder):  # noqa: F811

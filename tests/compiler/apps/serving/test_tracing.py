@@ -21,6 +21,8 @@ from starlette.testclient import TestClient
 
 from tests.compiler.apps.serving.conftest import serving
 
+pytestmark = pytest.mark.slow
+
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SETTINGS = ("temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty", "seed")
 FAST = {"OTEL_BSP_SCHEDULE_DELAY": "100"}  # ms between batches
