@@ -30,11 +30,13 @@ def members_as_timed(front: Manifest) -> tuple[Mapping[str, Any], ...]:
         return tuple(front.members)
     timings = front.run.get("timings")
     names = timings if isinstance(timings, Mapping) else {}
-    timed = {row.metric: row.compiled for row in front.measures if row.metric in names}
+    timed = {row.metric: row.compiled for row in front.measures if row.metric in names and row.compiled is not None}
 
     def measures(member: Mapping[str, Any]) -> list[list[Any]]:
-        rows = ((timed.get(f"{metric} of {member['name']}"), metric, *rest) for metric, *rest in member["measures"])
-        return [[metric, value if seen is None else seen, *rest] for seen, metric, value, *rest in rows]
+        return [
+            [metric, timed.get(f"{metric} of {member['name']}", value), *unit]
+            for metric, value, *unit in member["measures"]
+        ]
 
     return tuple({**member, "measures": measures(member)} for member in front.members)
 

@@ -33,8 +33,8 @@ def undecided_points(
 
 
 def time_interval(front: Manifest, point: str, metric: str) -> tuple[float, float] | None:
-    """What a point may take: the interval of its ratio, at the least and at the most that the original took beside some
-    point. None of what no clock measured in turns."""
+    """Least and most seconds that a point may take: the interval of its ratio, times the least and the most that the
+    original took beside any point. None where no clock measured the point in turns with the original."""
     rounds = {name: _rounds(front, f"{metric} of {name}") for name in (str(m["name"]) for m in front.members)}
     originals = [statistics.median(original for original, _ in pairs) for pairs in rounds.values() if pairs]
     ratios = [compiled / original for original, compiled in rounds.get(point, [])]

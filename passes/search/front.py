@@ -71,6 +71,7 @@ class Front(Pass):
             if not word.timed:
                 values.append(float(word.measure(program.model, ctx)))
                 continue
+            assert original is not None, "a timed metric was not seen"
             times = measure_interleaved(
                 {"original": original, "point": program.model}, word, ROUNDS, calls_per_round=ROUNDS
             )

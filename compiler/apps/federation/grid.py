@@ -128,8 +128,8 @@ def send_and_receive(grid: Grid, messages: Sequence[Message], timeout_s: float, 
         for reply in grid.pull_messages(sorted(waiting)):
             waiting.discard(reply.to)
             replies.append(reply)
-        now = time.monotonic()
-        if not waiting or now >= end:
+        time_s = time.monotonic()
+        if not waiting or time_s >= end:
             break
-        time.sleep(min(poll_interval(now - started, interval_s), end - now))
+        time.sleep(min(poll_interval(time_s - started, interval_s), end - time_s))
     return replies

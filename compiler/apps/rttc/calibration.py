@@ -95,25 +95,25 @@ def fit_policy(trials_run: Sequence[Trial], policy: Policy, price_per_second: fl
     return replace(policy, direct=chosen.direct, rag=chosen.rag, scales=scales_used), points
 
 
-def held_out_point(trials_run: Sequence[Trial], policy: Policy, price_per_second: float, seed: int) -> Point:
+def cross_fitted_point(trials_run: Sequence[Trial], policy: Policy, price_per_second: float, seed: int) -> Point:
     """Point of a policy fitted on all trials, each trial judged by thresholds and scales of other folds."""
 
     def fit(rows: Sequence[int]) -> Callable[[int], SimulatedQuery]:
-        of_others = fit_policy([trials_run[row] for row in rows], policy, price_per_second)[0]
-        return lambda row: simulate_policy(trials_run[row], of_others)
+        fitted = fit_policy([trials_run[row] for row in rows], policy, price_per_second)[0]
+        return lambda row: simulate_policy(trials_run[row], fitted)
 
     return cross_fitted(measure(trials_run, policy), trials_run, fit, seed)
 
 
-def held_out_router_point(
+def cross_fitted_router_point(
     router: Router, trials_run: Sequence[Trial], features: Tensor, price_per_second: float | None, seed: int
 ) -> Point:
     """Point of a router, each trial judged by a router of other folds."""
 
     def fit(rows: Sequence[int]) -> Callable[[int], SimulatedQuery]:
         trials = [trials_run[row] for row in rows]
-        of_others = train_router(trials, features[list(rows)], price_per_second, seed=seed, force=True)
-        return lambda row: simulate_router(of_others, trials_run[row], features[row])
+        fitted = train_router(trials, features[list(rows)], price_per_second, seed=seed, force=True)
+        return lambda row: simulate_router(fitted, trials_run[row], features[row])
 
     return cross_fitted(measure_router(router, trials_run, features), trials_run, fit, seed)
 
@@ -228,11 +228,11 @@ def calibrate_on_trials(
     areas, price = auc_by_branch(trials_run), price_per_second or 0.0
     if policy.kind != "router":
         fitted, points = fit_and_check_policy(trials_run, policy, price, force)
-        chosen = held_out_point(trials_run, fitted, price, seed)
-        best = held_out_point(trials_run, replace(fitted, kind="best"), price, seed)
+        chosen = cross_fitted_point(trials_run, fitted, price, seed)
+        best = cross_fitted_point(trials_run, replace(fitted, kind="best"), price, seed)
         return Calibration(fitted, trials_run, points, chosen, best, areas)
     of = dev_features(client, dev)
     router = train_router(trials_run, of, price_per_second, seed=seed, force=force)
     points, areas = prices(router, trials_run, of), {**areas, "router": router.auc}
-    chosen = held_out_router_point(router, trials_run, of, price_per_second, seed)
+    chosen = cross_fitted_router_point(router, trials_run, of, price_per_second, seed)
     return Calibration(policy, trials_run, points, chosen, measure(trials_run, Policy("best")), areas, router)

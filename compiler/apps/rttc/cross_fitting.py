@@ -14,8 +14,8 @@ def folds(count: int, seed: int) -> Iterator[tuple[list[int], list[int]]]:
     is empty."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     for part in order.chunk(min(FOLDS, count)):
-        held_out = part.tolist()
-        yield sorted(set(range(count)) - set(held_out)), held_out
+        validation = part.tolist()
+        yield sorted(set(range(count)) - set(validation)), validation
 
 
 def cross_fitted(
@@ -26,10 +26,10 @@ def cross_fitted(
     fit    on some questions; what it returns answers any question
     """
     queries: dict[int, SimulatedQuery] = {}
-    for training, held_out in folds(len(trials), seed):
+    for training, validation in folds(len(trials), seed):
         if not training:
             return fitted  # of one question nothing can be held out
         answer = fit(training)
-        queries |= {row: answer(row) for row in held_out}
+        queries |= {row: answer(row) for row in validation}
     ordered = [queries[row] for row in range(len(trials))]
     return point_of(trials, ordered, fitted.direct, fitted.rag, fitted.scaled)

@@ -14,7 +14,7 @@ from .gate import BoundVerdict, judge_bound, metric_label
 
 
 def with_one_base(judged: Sequence[tuple[str, Comparison]]) -> list[tuple[str, Comparison]]:
-    """The same points; what a clock measured of each is told over one time of the original."""
+    """Points whose timed values are their ratios times one time of the original."""
     originals: dict[str, list[float]] = {}
     for _, compared in judged:
         for row in compared.measures:

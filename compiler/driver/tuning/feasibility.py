@@ -110,6 +110,6 @@ def _emitted_model(wish: Wish, plan: Plan) -> tuple[Emit, Emission]:
 
 
 def _smallest(wish: Wish) -> list[Candidate]:
-    """Candidates among which the smallest is: those with the strongest change of shape, which healing leaves as it is."""
+    """Candidates among which the smallest is: those with the strongest change of shape. Healing leaves sizes alone."""
     candidates = candidates_of(wish)
     return [c for c in candidates if c.shape.steps == candidates[-1].shape.steps[:1]]

@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from effc.compiler.apps.rttc.calibration import fit_policy, held_out_point, held_out_router_point
+from effc.compiler.apps.rttc.calibration import cross_fitted_point, cross_fitted_router_point, fit_policy
 from effc.compiler.apps.rttc.cross_fitting import FOLDS, folds
 from effc.compiler.apps.rttc.policy import BRANCHES, Policy, Trial, measure
 from effc.compiler.apps.rttc.router import features, measure_router, train_router
@@ -37,7 +37,7 @@ def test_thresholds_that_fit_noise_are_not_praised_for_it():
     for seed in range(10):
         trials = coin_trials(30, seed)
         policy = fit_policy(trials, Policy(), 0.0)[0]
-        point = held_out_point(trials, policy, 0.0, seed)
+        point = cross_fitted_point(trials, policy, 0.0, seed)
         praised.append(measure(trials, policy).accuracy)
         held_out.append(point.accuracy)
         assert (point.direct, point.rag) == (policy.direct, policy.rag)  # those of all questions are what is used
@@ -49,19 +49,19 @@ def test_thresholds_of_a_reward_that_tells_right_from_wrong_hold_for_questions_h
     trials = coin_trials(60, 0, tells=True)
     policy = fit_policy(trials, Policy(), 0.0)[0]
     best = sum(any(trial.right.values()) for trial in trials) / len(trials)
-    assert held_out_point(trials, policy, 0.0, 0).accuracy == pytest.approx(best)
+    assert cross_fitted_point(trials, policy, 0.0, 0).accuracy == pytest.approx(best)
 
 
 @pytest.mark.parametrize("kind", BRANCHES)
 def test_a_fixed_branch_is_the_same_held_out_and_so_is_a_single_question(kind):
     trials = coin_trials(11, 3)
-    assert held_out_point(trials, Policy(kind), 0.0, 0) == measure(trials, Policy(kind))
-    assert held_out_point(trials[:1], Policy(), 0.0, 0) == measure(trials[:1], Policy())
+    assert cross_fitted_point(trials, Policy(kind), 0.0, 0) == measure(trials, Policy(kind))
+    assert cross_fitted_point(trials[:1], Policy(), 0.0, 0) == measure(trials[:1], Policy())
 
 
 def test_a_router_that_learned_noise_by_heart_is_not_praised_for_it():
     trials, draw = coin_trials(20, 5), torch.Generator().manual_seed(5)
     seen = torch.stack([features(torch.randn(16, generator=draw), Signals(0.0, 0.0)) for _ in trials])
     router = train_router(trials, seen, 0.0, force=True)
-    point = held_out_router_point(router, trials, seen, 0.0, 0)
+    point = cross_fitted_router_point(router, trials, seen, 0.0, 0)
     assert measure_router(router, trials, seen).accuracy > 0.8 and point.accuracy < 0.6
