@@ -14,7 +14,7 @@ from ....dsl.checker.vocabulary import Vocabulary
 from ....dsl.syntax.diagnostics import Diagnostic, Reject
 from ....dsl.syntax.source import Source
 from ...core.quantity import duration_text, size
-from .compile import artifact_summary_text
+from .compile import artifact_json, artifact_summary_text
 from .flags import SharedFlags, make_verb, pipeline_option
 from .new import Judge, choose_evaluation, display_name, source_expression
 from .option_spans import OptionText, located_in_options
@@ -312,7 +312,13 @@ def print_tuned(tuned: "Tuned", shared: SharedFlags) -> int:
 
     screen = shared.screen
     if screen.format == "json":
-        screen.complain(tuned.unmet, "tune", **to_json(tuned))
+        artifacts = [
+            {"candidate": candidate.name, "path": str(a.path), **artifact_json(a.manifest)}
+            for candidate, compiled in tuned.chosen.items()
+            for result in compiled.results
+            for a in result.artifacts
+        ]
+        screen.complain(tuned.unmet, "tune", **to_json(tuned), artifacts=artifacts)
         return code_of(tuned.unmet)
     for compiled in tuned.chosen.values():
         for artifact in (a for result in compiled.results for a in result.artifacts):

@@ -1,6 +1,6 @@
 """Summary of a search of steps: every candidate with its measures, why it was left, and what the next step costs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +16,13 @@ BETTER = 0.05  # share by which a neighbour must be better for a sentence
 
 @dataclass(frozen=True)
 class Row:
-    """A candidate that was measured. `cells` has a text for each metric, `state` why it was chosen or left."""
+    """A candidate that was measured. `cells` has a text for each metric, `state` why it was chosen or left, `trial` the
+    measurement."""
 
     name: str
     cells: tuple[str, ...]
     state: str
+    trial: Trial
     ratios: tuple[float, ...] = ()
 
 
@@ -51,7 +53,7 @@ def rows(tuned: Tuned) -> list[Row]:
     search = tuned.search
     trials = {**search.quick_trials, **search.finals}
     ranked = [*search.ranked(search.finals), *(c for c in search.ranked(search.quick_trials) if c not in search.finals)]
-    rejected = [Row(c.name, (), f"refused: {t.refused}") for c, t in trials.items() if t.refused]
+    rejected = [Row(c.name, (), f"refused: {t.refused}", t) for c, t in trials.items() if t.refused]
     return [_row(tuned, c, trials[c]) for c in ranked if c in trials and not trials[c].refused] + rejected
 
 
@@ -59,7 +61,7 @@ def _row(tuned: Tuned, candidate: Candidate, trial: Trial) -> Row:
     search, names = tuned.search, metric_names(tuned.search)
     units = [search.wish.context.metric(search.trials.metrics[name]).unit for name in names]
     cells = tuple(_cell(*trial.values[name], unit, trial.rows) for name, unit in zip(names, units, strict=True))
-    return Row(candidate.name, cells, _state(tuned, candidate, trial), tuple(trial.ratio(name) for name in names))
+    return Row(candidate.name, cells, _state(tuned, candidate, trial), trial, tuple(trial.ratio(n) for n in names))
 
 
 def _cell(value: float, original: float, unit: str, rows: int) -> str:
@@ -130,19 +132,30 @@ def _change(search: Search, trial: Trial, reference: Trial, metric: str) -> floa
 
 
 def to_json(tuned: Tuned) -> dict[str, Any]:
-    """Summary as `effc tune --format json` prints it."""
-    names = metric_names(tuned.search)
+    """Summary as `effc tune --format json` prints it.
+
+    A candidate has for each metric its `values`, [candidate, original], and `ratios`, on `rows` rows or on all (0).
+    """
     points = [{"name": c.name, "recipe": str(compiled.recipe)} for c, compiled in tuned.chosen.items()]
     return {
         "recipe": points[0]["recipe"] if points else None,
         "chosen": points[0]["name"] if points else None,
         "front": points if tuned.search.is_front else [],
         "seconds": round(tuned.search.seconds, 1),
-        "candidates": [
-            {"name": r.name, "state": r.state, "ratios": dict(zip(names, r.ratios, strict=False))} for r in rows(tuned)
-        ],
+        "candidates": [_row_json(row, metric_names(tuned.search)) for row in rows(tuned)],
         "out_of_time": tuned.search.out_of_time,
         "not_measured": len(tuned.search.candidates) - tuned.search.measured_count,
         "neighbours": list(neighbours(tuned)),
         "tied": tied_text(tuned),
+    }
+
+
+def _row_json(row: Row, names: Sequence[str]) -> dict[str, Any]:
+    measured = [name for name in names if name in row.trial.values]
+    return {
+        "name": row.name,
+        "state": row.state,
+        "rows": row.trial.rows,
+        "values": {name: list(row.trial.values[name]) for name in measured},
+        "ratios": {name: row.trial.ratio(name) for name in measured},
     }

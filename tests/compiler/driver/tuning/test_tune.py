@@ -30,6 +30,11 @@ def test_the_smallest_format_within_the_bound_is_chosen_and_its_recipe_compiles_
     answer = json.loads(capsys.readouterr().out)
     ratios = {c["name"]: c["ratios"] for c in answer["candidates"]}
     assert answer["chosen"] == min(ratios, key=lambda name: ratios[name]["bytes"]), ratios
+    (artifact,) = answer["artifacts"]
+    assert (artifact["path"], artifact["candidate"]) == (str(tmp_path / "out" / "fast"), answer["chosen"])
+    assert {e["outcome"] for e in artifact["expectations"]} == {"holds"} and artifact["measures"], artifact
+    (chosen,) = (c for c in answer["candidates"] if c["name"] == answer["chosen"])
+    assert chosen["values"]["bytes"][0] / chosen["values"]["bytes"][1] == chosen["ratios"]["bytes"] < 1
     recipe = tmp_path / "w-tuned.effspec"
     assert "search.steps" not in recipe.read_text()
     page = (tmp_path / "w-tuned.html").read_text()
