@@ -247,6 +247,11 @@ class Search:
         self.out_of_time |= len(fitting) < len(finalists)
         return fitting
 
+    def lacks_final_trial(self, candidate: Candidate) -> bool:
+        """Whether time ran out before one of the best of the first looks was measured on all rows."""
+        best = self.ranked(self.quick_trials, SLACK)[:FINALISTS]
+        return self.out_of_time and candidate in best and candidate not in self.finals
+
     def _planned_seconds(self, plans: Mapping[Candidate, Plan]) -> dict[Candidate, float]:
         seconds = self.journal.planned_seconds({c: p.seconds for c, p in plans.items()})
         self._planned |= seconds

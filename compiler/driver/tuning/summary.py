@@ -79,6 +79,8 @@ def _state(tuned: Tuned, candidate: Candidate, trial: Trial) -> str:
     missed = missed_text(tuned.search.wish, trial)
     if missed:
         return f"misses {missed}"
+    if tuned.search.lacks_final_trial(candidate):
+        return "time ran out before it was measured on all rows"
     if tuned.search.is_front:
         return "not on the front"
     return "" if tuned.search.is_named else f"no better at {tuned.search.objectives[0]}"
@@ -117,7 +119,7 @@ def tied_text(tuned: Tuned) -> str:
     if not tied:
         return ""
     interval = f"{low:.3g} to {high:.3g} of the original"
-    return f"{name} can't be told from that of {', '.join(tied)} on this machine ({interval})"
+    return f"{name} can't be told from that of {', '.join(f'`{rival}`' for rival in tied)} on this machine ({interval})"
 
 
 def _reads_rows(ref: Any) -> bool:

@@ -12,7 +12,7 @@ from effc.compiler.driver.api import open_session
 from effc.compiler.driver.tuning.alternatives import candidates_of
 from effc.compiler.driver.tuning.effects import Effects
 from effc.compiler.driver.tuning.journal import Journal
-from effc.compiler.driver.tuning.search import Search
+from effc.compiler.driver.tuning.search import FINALISTS, SLACK, Search
 from effc.compiler.driver.tuning.trials import Trial, Trials, times_or_refusals
 from effc.compiler.driver.tuning.wish import Wish, read_wish
 from effc.compiler.plugin.clock import Clock
@@ -219,6 +219,19 @@ def test_less_time_than_two_measurements_is_refused_with_a_time_that_would_do(tm
 def test_a_search_out_of_time_has_measured_finalists(tmp_path):
     search = searched(tmp_path, "short", minutes=2)
     assert search.out_of_time and search.finals and search.seconds <= 2 * 60 + 10 * (1 + len(search.finals))
+
+
+def test_of_a_candidate_that_time_ran_out_for_nobody_says_that_it_was_no_better(tmp_path):
+    from effc.compiler.driver.tuning.summary import rows
+    from effc.compiler.driver.tuning.tune import Tuned
+
+    search = searched(tmp_path, "short", minutes=10)
+    best = search.ranked(search.quick_trials, SLACK)[:FINALISTS]
+    first, *others = (c for c in best if not search.violation(search.quick_trials[c]))
+    search.finals, search.out_of_time = {first: search.finals[first]}, True
+    states = {row.name: row.state for row in rows(Tuned(search.wish, search))}
+    assert {states[c.name] for c in others} == {"time ran out before it was measured on all rows"}
+    assert others and "no better at decode.p50" in states.values()
 
 
 @pytest.mark.parametrize("confidence", ["", " with 95% confidence"])
