@@ -35,24 +35,27 @@ from bench.tables import markdown
 from bench.tables import tune_rows as table
 
 PERPLEXITY = "perplexity(text.heldout)"
-WISHES = {  # by the bits of the original's weights: (metric, bound)
-    32: {
-        "best perplexity, half the bytes": (PERPLEXITY, "bytes <= 0.5 * base"),
-        "best perplexity, a fifth of the bytes": (PERPLEXITY, "bytes <= 0.2 * base"),
-        "best perplexity, a third of the time": (PERPLEXITY, "decode.p50 <= 0.33 * base"),
-        "best perplexity, 0.14 of the time": (PERPLEXITY, "decode.p50 <= 0.14 * base"),
-        "fastest, perplexity at most 1 % worse": ("decode.p50", f"{PERPLEXITY} <= 1.01 * base"),
-        "fastest, perplexity at most 10 % worse": ("decode.p50", f"{PERPLEXITY} <= 1.10 * base"),
-    },
-    16: {
-        "best perplexity, 0.55 of the bytes": (PERPLEXITY, "bytes <= 0.55 * base"),
-        "best perplexity, 0.34 of the bytes": (PERPLEXITY, "bytes <= 0.34 * base"),
-        "best perplexity, a third of the time": (PERPLEXITY, "decode.p50 <= 0.33 * base"),
-        "best perplexity, a fifth of the time": (PERPLEXITY, "decode.p50 <= 0.2 * base"),
-        "fastest, perplexity at most 1 % worse": ("decode.p50", f"{PERPLEXITY} <= 1.01 * base"),
-        "fastest, perplexity at most 10 % worse": ("decode.p50", f"{PERPLEXITY} <= 1.10 * base"),
-    },
+LIMITS = {  # by the bits of the original's weights: shares of the bytes and of the time, with their names
+    32: ((0.5, "half"), (0.2, "a fifth"), (0.33, "a third"), (0.14, "0.14")),
+    16: ((0.55, "0.55"), (0.34, "0.34"), (0.33, "a third"), (0.2, "a fifth")),
 }
+
+
+def wishes(bits: int) -> dict[str, tuple[str, str]]:
+    """Metric and bound of each wish, by its title."""
+    sizes, times = LIMITS[bits][:2], LIMITS[bits][2:]
+    result: dict[str, tuple[str, str]] = {}
+    for share, name in sizes:
+        of = " " if name == "half" else " of "
+        result[f"best perplexity, {name}{of}the bytes"] = PERPLEXITY, f"bytes <= {share} * base"
+    for share, name in times:
+        result[f"best perplexity, {name} of the time"] = PERPLEXITY, f"decode.p50 <= {share} * base"
+    for percent in (1, 10):
+        bound = f"{PERPLEXITY} <= {1 + percent / 100:.2f} * base"
+        result[f"fastest, perplexity at most {percent} % worse"] = "decode.p50", bound
+    return result
+
+
 RECIPE = """effspec 1
 use std.text
 model base = {model}
@@ -158,7 +161,7 @@ def _for_wish(trial: Trial, search: Search) -> Trial:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default='zoo("tiny-llama")', help="as a recipe writes it")
-    parser.add_argument("--bits", type=int, choices=WISHES, default=32, help="of the weights of the original")
+    parser.add_argument("--bits", type=int, choices=LIMITS, default=32, help="of the weights of the original")
     parser.add_argument("--within", default="4min")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--skip", nargs="*", default=[], help="names of candidates that are not measured by themselves")
@@ -171,7 +174,7 @@ def main() -> None:
         matrix.measure_all(args.skip)
         seconds, count = sum(matrix.seconds.values()), len(matrix.measured)
         rows = []
-        for number, wish in enumerate(WISHES[args.bits].items()):
+        for number, wish in enumerate(wishes(args.bits).items()):
             rows.append(row_of(matrix, number, wish, args))
             print(json.dumps(rows[-1]), flush=True)
     measured = {"rows": rows, "matrix": {c.name: asdict(t) for c, t in matrix.measured.items()}, "seconds": seconds}
