@@ -87,11 +87,11 @@ class Session:
         `resolve` makes skeletons that are not known yet, and reads data files, which imports torch.
         """
         from ...dsl.checker.check import Checked, check_recipe_file
+        from .tuning.open_steps import open_step_faults
 
         parsed = parse(self._read(self.path))
         if foreign := [d for d in parsed.diagnostics if d.fault is unknown_edition]:
             return Checked((), tuple(foreign))  # what the rest means is not known here
-        torn = any(d.severity == "error" for d in parsed.diagnostics)
         faults: list[Diagnostic] = []
 
         def structure(call: Invocation) -> Skeleton | None:
@@ -116,11 +116,12 @@ class Session:
             overrides=self.read_param_overrides(),
             library=self.read_library_module,
             skeleton=structure,
-            broken=torn,
+            broken=any(d.severity == "error" for d in parsed.diagnostics),
         )
         for recipe in checked.recipes:
             absent = missing_file_warnings(recipe, self.registry.vocabulary, self.path.parent)
             faults += [d for d in absent if not any(_same_or_enclosing_span(other, d) for other in faults)]
+            faults += open_step_faults(self, recipe)
         # of a value that can't be read, the checker knows a stand-in alone
         unread = {d.span for d in parsed.diagnostics if d.span}
         known = [d for d in checked.diagnostics if d.span not in unread]
@@ -153,16 +154,15 @@ class Session:
     def _with_named_pipelines(self, recipes: tuple[Recipe, ...]) -> tuple[Recipe, ...]:
         """Recipes with the named pipelines alone. Raises Reject (no-such-pipeline)."""
         known = [name for recipe in recipes for name in recipe.pipelines]
-        if unknown := [name for name in self.pipelines if name not in known]:
-            raise Reject(
-                *(
-                    no_such_pipeline(
-                        f"{self.path} has no pipeline `{name}`",
-                        help=nearest_name_help(name, known, "its pipelines are"),
-                    )
-                    for name in unknown
-                )
+        unknown = [
+            no_such_pipeline(
+                f"{self.path} has no pipeline `{name}`", help=nearest_name_help(name, known, "its pipelines are")
             )
+            for name in self.pipelines
+            if name not in known
+        ]
+        if unknown:
+            raise Reject(*unknown)
         return tuple(
             replace(recipe, pipelines={n: p for n, p in recipe.pipelines.items() if n in self.pipelines})
             for recipe in recipes

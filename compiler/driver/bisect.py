@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.checker.recipe import Bound
+from ...dsl.checker.value_text import bound_text
 from ...dsl.checker.values import StepRef, references_in
 from ...dsl.syntax.diagnostics import Diagnostic, Fault
 from ..analysis.planning.plan import Plan, Stage
@@ -24,7 +25,7 @@ from ..core.journal import Journal
 from ..core.quantity import measurement_text
 from ..plugin.context import Context
 from .judging.comparison import measure_beside_original
-from .judging.gate import BoundVerdict, Known, bound_text, measure_and_judge_bounds, metric_label
+from .judging.gate import BoundVerdict, Known, measure_and_judge_bounds, metric_label
 from .pipeline import Build
 
 broken_by = Fault(

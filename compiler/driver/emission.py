@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from ...dsl.checker.recipe import Emit, Recipe
+from ...dsl.checker.value_text import bound_text
 from ...dsl.checker.values import DataRef
 from ...dsl.syntax.diagnostics import Diagnostic
 from ..analysis.discovery.discover import skeleton_of
@@ -32,7 +33,7 @@ from ..plugin.target import Form, Target
 from .hub import HubOptions, upload_artifact
 from .judging.accounting import Accounting, RecordedLogits
 from .judging.comparison import Comparison
-from .judging.gate import BoundVerdict, bound_text, unmet_bound_diagnostics
+from .judging.gate import BoundVerdict, unmet_bound_diagnostics
 from .judging.verdicts import Verdicts
 
 

@@ -8,7 +8,7 @@ from ..syntax.diagnostics import Fault
 from .recipe import Bound
 from .scope import Scope
 from .units import magnitude
-from .value_text import value_text
+from .value_text import bound_text, value_text
 from .values import Bytes, Duration, Range
 
 MAX_REPORTS = 50  # of a pipeline
@@ -47,7 +47,7 @@ def report_contradicting_bounds(bounds: Sequence[Bound], scope: Scope) -> None:
             continue
         scope.report(
             contradicting_bounds(
-                f"`{_bound_text(bound)}` and `{_bound_text(other.bound)}` can't both hold",
+                f"`{bound_text(bound)}` and `{bound_text(other.bound)}` can't both hold",
                 bound.span,
                 related=((other.bound.span, "the other bound"),) if other.bound.span else (),
                 help="drop one of them",
@@ -109,7 +109,3 @@ def _strictness(end: _End) -> tuple[float, bool]:
 def _excludes(low: _End, high: _End) -> bool:
     """Whether no value lies between two ends."""
     return low.value + high.value > 0 or (low.value + high.value == 0 and (low.is_open or high.is_open))
-
-
-def _bound_text(bound: Bound) -> str:
-    return bound.span.text if bound.span else value_text(bound.metric)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from .recipe import Bound
 from .units import BYTES, DURATIONS
 from .values import Bytes, DataRef, Duration, MetricRef, ModelRef, ProfileRef, Range, Ratio, Selector, Shares, StepRef
 
@@ -92,3 +93,14 @@ _FORMATTERS: dict[type, Callable[[Any], str]] = {
     StepRef: lambda ref: ref.name,
     MetricRef: _metric,
 }
+
+
+def bound_text(bound: Bound) -> str:
+    """A bound as it was written."""
+    if bound.span:
+        return " ".join(bound.span.text.split())
+    limit = value_text(bound.limit)
+    factor = f"{limit} * {bound.baseline}" if bound.baseline else limit
+    where = f" on {bound.profile}" if bound.profile else ""
+    sure = f" with {100 * bound.confidence:g}% confidence" if bound.confidence is not None else ""
+    return f"{value_text(bound.metric)} {bound.op} {factor}{where}{sure}"

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ....dsl.checker.value_text import bound_text
 from ....dsl.syntax.diagnostics import Diagnostic, Fault
 from .flags import SharedFlags, make_verb
 from .options import argument, option
@@ -46,14 +47,10 @@ def register(app: typer.Typer) -> None:
 
 
 def _begins_with(bound, bound_prefix: str) -> bool:
-    from ...driver.judging.gate import bound_text
-
     return "".join(bound_text(bound).split()).startswith("".join(bound_prefix.split()))
 
 
 def _unknown_or_ambiguous_bound(bounds, is_ambiguous: bool, bound_prefix: str) -> Diagnostic:
-    from ...driver.judging.gate import bound_text
-
     texts = list(dict.fromkeys(f"`{bound_text(b)}`" for _, b in bounds))
     message = (
         f"{len(bounds)} bounds begin with `{bound_prefix}`"
@@ -65,7 +62,6 @@ def _unknown_or_ambiguous_bound(bounds, is_ambiguous: bool, bound_prefix: str) -
 
 
 def print_bisect_result(result: "BisectResult", shared: SharedFlags) -> int:
-    from ...driver.judging.gate import bound_text
 
     screen, diagnostics = shared.screen, result.diagnostics
     looks = [{"step": k.step, "word": k.word, **k.verdict.to_json()} for k in result.looks]

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ....dsl.checker.value_text import bound_text
 from ....dsl.syntax.render import on_a_line, visible
 
 if TYPE_CHECKING:
@@ -54,7 +55,6 @@ def results_json(results: "Sequence[Tested]") -> list[dict[str, Any]]:
 
 def markdown_report(results: "Sequence[Tested]") -> str:
     """A table of the bounds, and one of what moved since the baseline."""
-    from ...driver.judging.gate import bound_text
 
     lines = []
     for r in results:
@@ -127,8 +127,6 @@ def _case(suite: Any, name: str, span: Any, r: "Tested") -> Any:
 
 def _add_bound_case(suite: Any, verdict: "BoundVerdict", result: "Tested") -> None:
     from xml.etree import ElementTree as xml
-
-    from ...driver.judging.gate import bound_text
 
     case = _case(suite, bound_text(verdict.bound), verdict.bound.span, result)
     if verdict.state == "missed":

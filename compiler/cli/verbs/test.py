@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ....dsl.checker.value_text import bound_text
 from ....dsl.syntax.render import diagnostics_as_json
 from .flags import SharedFlags, make_verb
 from .gate_report import at_worst, junit_report, markdown_report, results_json, verdict_value_text
@@ -118,7 +119,6 @@ def report_file_text(results: "Sequence[Tested]", suffix: str) -> str:
 
 
 def _result_text(result: "Tested", shared: SharedFlags) -> str:
-    from ...driver.judging.gate import bound_text
 
     screen = shared.screen
     color = {"ok": "green", "missed": "red", "skipped": "yellow", "undecided": "yellow"}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ....dsl.checker.recipe import Bound, Pipeline
-from ....dsl.checker.value_text import value_text
+from ....dsl.checker.value_text import bound_text, value_text
 from ....dsl.checker.values import Bytes, Duration, MetricRef, Range, Ratio
 from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ...analysis.planning.machine_profile import missing_isa_reason, with_profile_threads
@@ -377,17 +377,6 @@ def _missed_bound_diagnostic(verdict: BoundVerdict) -> Diagnostic:
     )
     notes += [reason] if (reason := verdict.uncertain or verdict.decided_by) else []
     return expectation_missed(message, verdict.bound.span, note="; ".join(notes))
-
-
-def bound_text(bound: Bound) -> str:
-    """A bound as it was written."""
-    if bound.span:
-        return " ".join(bound.span.text.split())
-    limit = value_text(bound.limit)
-    factor = f"{limit} * {bound.baseline}" if bound.baseline else limit
-    where = f" on {bound.profile}" if bound.profile else ""
-    sure = f" with {100 * bound.confidence:g}% confidence" if bound.confidence is not None else ""
-    return f"{value_text(bound.metric)} {bound.op} {factor}{where}{sure}"
 
 
 def metric_label(bound: Bound) -> str:

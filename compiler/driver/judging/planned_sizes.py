@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING
 
 from ....dsl.checker.contradictions import unreachable_bound
 from ....dsl.checker.recipe import Bound, Emit
+from ....dsl.checker.value_text import bound_text
 from ....dsl.syntax.diagnostics import Diagnostic, Reject
 from ...analysis.planning.cost import Emission
 from ...analysis.planning.plan import Plan, Size
 from ...artifacts.load import facts
 from ...core.quantity import measurement_text
-from .gate import bound_text, is_decided, judge_bound
+from .gate import is_decided, judge_bound
 
 if TYPE_CHECKING:
     from ..api import Session

@@ -6,14 +6,13 @@ An axis is a list of alternatives, of which the first one changes nothing. A can
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from itertools import product
 
+from ....dsl.checker.skeleton import Skeleton
 from ....dsl.checker.value_text import value_text
 from ....dsl.checker.values import MetricRef
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ....dsl.syntax.nearest import nearest_name_help
-from ...plugin.context import Context
 from .wish import Wish
 
 REMOVED = (5, 10, 15, 20, 30)  # percent of the parameters
@@ -24,7 +23,6 @@ HEALING = "fit = tune.heal(data: {train}, held_out: {data}, steps: 200, distill:
 unknown_candidate = Fault(
     "unknown-candidate", "`effc tune --candidate` names none of the candidates of a search of steps.", exit="usage"
 )
-unmatched_pattern = Fault("unmatched-pattern", "A pattern of `among` names no pass and no format of the target.")
 
 
 @dataclass(frozen=True)
@@ -83,18 +81,25 @@ UNCHANGED = Alternative("unchanged")
 
 def candidates_of(wish: Wish) -> list[Candidate]:
     """All combinations that the target can hold and `among` allows; the unchanged model first."""
-    native = wish.emit.call.word == "native"
-    _refuse_unmatched_patterns(
-        wish, [*_pruning_alternatives(wish), *_sparsity_alternatives(wish), *_format_alternatives(wish)]
-    )
-    zeros = [UNCHANGED, *(a for a in _sparsity_alternatives(wish) if native and wish.allows(a.words))]
-    shapes = [UNCHANGED, *(a for a in _pruning_alternatives(wish) if wish.allows(a.words))]
+    skeleton = wish.session.skeleton(wish.recipe.models[wish.pipeline.model])
+    zeros = [UNCHANGED, *(a for a in _sparsity_alternatives(wish) if wish.allows(a.words))]
+    shapes = [UNCHANGED, *(a for a in _pruning_alternatives(wish, skeleton) if wish.allows(a.words))]
     numbers = [
-        UNCHANGED_NATIVE if native else UNCHANGED,
-        *(a for a in _format_alternatives(wish) if wish.allows(a.words)),
+        UNCHANGED_NATIVE if wish.is_native else UNCHANGED,
+        *(a for a in _format_alternatives(wish, skeleton) if wish.allows(a.words)),
     ]
     combinations = (Candidate(*axes) for axes in product(shapes, zeros, numbers))
     return [c for c in combinations if not c.zeros.steps or c.numbers.packs]
+
+
+def alternatives_of(wish: Wish, skeleton: Skeleton | None) -> list[Alternative]:
+    """All alternatives that change something, whatever `among` allows; of a model that is not known, all that a model
+    may have."""
+    return [
+        *_pruning_alternatives(wish, skeleton),
+        *_sparsity_alternatives(wish),
+        *_format_alternatives(wish, skeleton),
+    ]
 
 
 def candidate_named(name: str, candidates: Sequence[Candidate]) -> Candidate:
@@ -108,26 +113,10 @@ def candidate_named(name: str, candidates: Sequence[Candidate]) -> Candidate:
     ).rejection()
 
 
-def _refuse_unmatched_patterns(wish: Wish, alternatives: list[Alternative]) -> None:
-    words = sorted({word for a in alternatives for word in a.words})
-    unmatched = [p for p in wish.step.call.args["among"] if not any(fnmatch(word, p) for word in words)]
-    if unmatched:
-        raise Reject(
-            *(
-                unmatched_pattern(
-                    f"`{pattern}` names nothing that `{wish.emit.call.word}` can be tuned by",
-                    wish.step.call.where("among"),
-                    help=nearest_name_help(pattern, words, "there is"),
-                )
-                for pattern in unmatched
-            )
-        )
-
-
 UNCHANGED_NATIVE = Alternative("unchanged", packs="sparse_bf16")
 
 
-def score_text(wish: Wish, ctx: Context) -> str:
+def score_text(wish: Wish) -> str:
     """Score of searches that prune: the metric of the first bound on quality, on rows that passes read."""
     metrics = [b.metric for b in wish.bounds if dict(b.metric.args).get("data") is not None]
     metric = metrics[0] if metrics else MetricRef("perplexity")
@@ -135,9 +124,9 @@ def score_text(wish: Wish, ctx: Context) -> str:
     return value_text(MetricRef(metric.name, tuple(sorted(arguments.items()))))
 
 
-def _pruning_alternatives(wish: Wish) -> Iterator[Alternative]:
-    score, word = score_text(wish, wish.context), _pruner(wish)
-    for percent in REMOVED:
+def _pruning_alternatives(wish: Wish, skeleton: Skeleton | None) -> Iterator[Alternative]:
+    score = score_text(wish)
+    for percent, word in product(REMOVED, _pruners(skeleton)):
         step = f"slim = {word}(remove: {percent}% of params, group: 32, score: {score})"
         yield Alternative(f"{percent} % pruned", (step,), words=(word,))
         if wish.train is not None:
@@ -145,20 +134,21 @@ def _pruning_alternatives(wish: Wish) -> Iterator[Alternative]:
             yield Alternative(f"{percent} % pruned and healed", (step, healing), words=(word, "tune.heal"))
 
 
-def _pruner(wish: Wish) -> str:
-    """Pass that cuts all kinds of parts that the model has."""
-    skeleton = wish.session.skeleton(wish.recipe.models[wish.pipeline.model])
+def _pruners(skeleton: Skeleton | None) -> tuple[str, ...]:
+    """Pass that cuts all kinds of parts that the model has; all such passes where it is not known."""
+    if skeleton is None:
+        return "prune.multi", "shed.multi"
     has_experts = any(group.kind == "experts" for group in skeleton.groups)
-    return "shed.multi" if skeleton.scans or has_experts else "prune.multi"
+    return ("shed.multi" if skeleton.scans or has_experts else "prune.multi",)
 
 
 def _sparsity_alternatives(wish: Wish) -> Iterator[Alternative]:
-    for percent in ZEROS:
+    for percent in ZEROS if wish.is_native else ():
         step = f"thin = sparsify.sparsegpt(sparsity: {percent}% of weights, data: {wish.data.name})"
-        yield Alternative(f"{percent} % zeros", (step,), words=("sparsify.sparsegpt", "lower.sparse_cpu"))
+        yield Alternative(f"{percent} % zeros", (step,), words=("sparsify.sparsegpt",))
 
 
-def _format_alternatives(wish: Wish) -> Iterator[Alternative]:
+def _format_alternatives(wish: Wish, skeleton: Skeleton | None) -> Iterator[Alternative]:
     """Formats that the target declares, as far as its arguments are not written; of four bits also calibrated."""
     word = wish.session.registry.vocabulary.word("target", wish.emit.call.word)
     assert word is not None, f"no target {wish.emit.call.word}"
@@ -174,14 +164,13 @@ def _format_alternatives(wish: Wish) -> Iterator[Alternative]:
         label = ", ".join([*format, *further]) + (" by " if format and passes else "") + calibrated
         argument_text = ", ".join(f"{name}: {value}" for name, value in arguments.items())
         yield Alternative(label, texts, argument_text, (*format, *passes), packs)
-    if word.name == "native" and "weights" not in spans:
-        yield from _mixed_format_alternatives(wish)
+    if wish.is_native and "weights" not in spans:
+        yield from _mixed_format_alternatives(wish, skeleton)
 
 
-def _mixed_format_alternatives(wish: Wish) -> Iterator[Alternative]:
+def _mixed_format_alternatives(wish: Wish, skeleton: Skeleton | None) -> Iterator[Alternative]:
     """Formats of each module for a number of bits on average."""
-    skeleton = wish.session.skeleton(wish.recipe.models[wish.pipeline.model])
-    width = 16 if skeleton.facts.get("dtype") in ("bfloat16", "float16") else 32
+    width = 16 if skeleton is None or skeleton.facts.get("dtype") in ("bfloat16", "float16") else 32
     for bits in MIXED:
         step = f"cpu = lower.mixed(keep: {100 * bits / width:g}% of bytes, data: {wish.data.name})"
         yield Alternative(f"mixed, {bits} bits", (step,), "weights: int4", ("lower.mixed",))

@@ -5,27 +5,21 @@ from dataclasses import replace
 
 from ....dsl.checker.contradictions import unreachable_bound
 from ....dsl.checker.recipe import Bound, Emit
-from ....dsl.checker.values import DataRef, references_in
-from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
+from ....dsl.checker.value_text import bound_text
+from ....dsl.syntax.diagnostics import Diagnostic, Reject
 from ...analysis.planning import keys
 from ...analysis.planning.cost import Emission
 from ...analysis.planning.plan import Plan
 from ...core.environment import check_modules
 from ...core.quantity import measurement_text
-from ..judging.gate import bound_text, judge_bound
+from ..judging.gate import judge_bound
 from ..judging.planned_sizes import UNITS, is_missed, original_size, planned_size
 from .alternatives import Candidate, candidates_of
+from .open_steps import shared_rows
 from .trials import Trial, Trials, excess
 from .wish import Wish
 
 HOPELESS = 0.5  # share of a limit by which the original misses it, so that no candidate is tried
-
-rows_read_before = Fault(
-    "rows-read-before",
-    "A bound reads rows that the search of steps reads, too.\n\n"
-    "What was chosen by rows looks better on them than on others: `data`, `choose` and the rows of bounds are three "
-    "data sets.",
-)
 
 
 def refuse_impossible(wish: Wish, trials: Trials) -> None:
@@ -33,7 +27,8 @@ def refuse_impossible(wish: Wish, trials: Trials) -> None:
     packages are missing."""
     word = wish.session.registry.vocabulary.words("target")[wish.emit.call.word]
     check_modules(word.facts.get("requires", ()), word.facts.get("extra", ""), f"the target `{word.name}`")
-    faults = [*_shared_rows(wish)] or [*_unreachable_bounds(wish, trials)]
+    shared = shared_rows(wish, lambda ref: keys.data_identity(ref, wish.context))
+    faults = [*shared] or [*_unreachable_bounds(wish, trials)]
     if faults:
         raise Reject(*faults)
 
@@ -58,18 +53,6 @@ def refuse_bounds_far_from_the_original(wish: Wish, unchanged: Trial) -> None:
             )
     if faults:
         raise Reject(*faults)
-
-
-def _shared_rows(wish: Wish) -> Iterator[Diagnostic]:
-    ctx = wish.context
-    read = {keys.data_identity(ref, ctx): "data" for ref in references_in(wish.emit.call.args, DataRef)}
-    read |= {keys.data_identity(ref, ctx): name for name in ("train", "choose", "data") if (ref := getattr(wish, name))}
-    for bound in wish.bounds:
-        for ref in references_in(dict(bound.metric.args), DataRef):
-            name = read.get(keys.data_identity(ref, ctx))
-            if name is not None:
-                message = f"`{bound_text(bound)}` reads `{ref.name}`, the rows that the search reads by `{name}`"
-                yield rows_read_before(message, bound.span, help="judge by other rows")
 
 
 def _unreachable_bounds(wish: Wish, trials: Trials) -> Iterator[Diagnostic]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ....dsl.checker.value_text import bound_text
 from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ...artifacts.artifact import refuse_output_path
 from ...artifacts.manifest import read_manifest
@@ -15,7 +16,6 @@ from ...core.events import Said
 from ...core.quantity import count_text, measurement_text
 from ...core.stopping import before_stopping
 from ..api import build
-from ..judging.gate import bound_text
 from ..pipeline import Result
 from .alternatives import Candidate
 from .feasibility import refuse_impossible

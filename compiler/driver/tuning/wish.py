@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ....dsl.checker.check import check_recipe_file
 from ....dsl.checker.recipe import Bound, Emit, Invocation, Pipeline, Recipe, Step
@@ -16,7 +17,9 @@ from ....dsl.syntax.format import format_source
 from ....dsl.syntax.parse import parse
 from ....dsl.syntax.source import Source, Span
 from ...plugin.context import Context
-from ..api import Session
+
+if TYPE_CHECKING:
+    from ..api import Session
 
 OPEN_STEPS = "search.steps"
 not_open = Fault(
@@ -34,7 +37,7 @@ class Wish:
     emit   the target whose arguments are open as far as they are not written
     """
 
-    session: Session
+    session: "Session"
     recipe: Recipe
     pipeline: Pipeline
     step: Step
@@ -71,6 +74,10 @@ class Wish:
         """Names of the data sets that the pipeline's steps, the open one among them, and its target read."""
         calls = [self.emit.call, *(step.call for step in self.pipeline.steps)]
         return {ref.name for call in calls for ref in references_in(call.args, DataRef)}
+
+    @property
+    def is_native(self) -> bool:
+        return self.emit.call.word == "native"
 
     @property
     def bounds(self) -> tuple[Bound, ...]:
@@ -137,10 +144,19 @@ class Wish:
                 return source
             source = replace(source, text=source.text[: unused.span.start] + source.text[unused.span.end :])
 
-    def session_of(self, text: str, path: Path | None = None) -> Session:
+    def session_of(self, text: str, path: Path | None = None) -> "Session":
         """Session of the wish's recipe, or of one at `path`, with another text."""
         path = path or self.session.path
         return replace(self.session, path=path, texts={**self.session.texts, path.resolve(): text})
+
+
+def is_open(step: Step) -> bool:
+    return step.call.word == OPEN_STEPS
+
+
+def model_emits(session: "Session", pipeline: Pipeline) -> list[Emit]:
+    """Targets of a pipeline that hold a model."""
+    return [emit for emit in pipeline.emits if not session.registry.describes_artifacts(emit.call.word)]
 
 
 def on_rows(metric: MetricRef, data: DataRef) -> MetricRef:
@@ -153,33 +169,24 @@ def _text_on_rows(metric: MetricRef, data: DataRef) -> str:
     return value_text(on_rows(metric, data))
 
 
-def read_wish(session: Session) -> Wish:
+def read_wish(session: "Session") -> Wish:
     """The wish in a recipe. Raises Reject (not-open) for one without open steps, or with several."""
     recipes = session.recipes(resolve=True)
-    opened = [(r, p, s) for r in recipes for p in r.pipelines.values() for s in p.steps if s.call.word == OPEN_STEPS]
+    opened = [(r, p, s) for r in recipes for p in r.pipelines.values() for s in p.steps if is_open(s)]
     if not opened:
         raise not_open(
             f"{session.path} has no open steps",
             help="write `best = search.steps(optimize: decode.p50, ...)`, or name a model instead of a recipe",
         ).rejection()
     recipe, pipeline, step = opened[0]
+    if len(recipes) > 1:
+        message = f"steps of one variant are searched, and the recipe has {len(recipes)}"
+        raise not_open(message, step.call.span, help="choose one by `--set NAME=VALUE`").rejection()
     if len(opened) > 1:
         also_open = tuple((s.call.span, "here, too") for _, _, s in opened[1:] if s.call.span)
-        message = "steps are open in several places, or in several variants"
-        raise not_open(
-            message, step.call.span, related=also_open, help="name one by `--pipeline`, or keep one"
-        ).rejection()
-    emits = [e for e in pipeline.emits if not session.registry.describes_artifacts(e.call.word)]
-    if len(emits) != 1:
-        raise not_open(
-            f"steps are searched for one target, and `{pipeline.name}` emits {len(emits) or 'no model'}",
-            pipeline.span,
-            help="emit one that holds a model; the recipe that comes out can get more",
-        ).rejection()
-    if step.call.args["against"] is not None and len(pipeline.emits) > 1:
-        message = f"a front has several artifacts of one target, and `{pipeline.name}` emits more"
-        raise not_open(message, pipeline.span, help="leave the others out").rejection()
-    return Wish(session, recipe, pipeline, step, emits[0])
+        message = "steps are open in several places"
+        raise not_open(message, step.call.span, related=also_open, help="name one by `--pipeline`").rejection()
+    return Wish(session, recipe, pipeline, step, model_emits(session, pipeline)[0])
 
 
 def _spans_of_open_step_and_target(source: Source, pipeline: str, step: str, target: Invocation) -> tuple[Span, Span]:

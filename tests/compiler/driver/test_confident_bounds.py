@@ -5,10 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from effc.compiler.driver.judging.baseline import _is_compared
-from effc.compiler.driver.judging.gate import bound_text, measure_and_judge_bounds, unmet_bound_diagnostics
+from effc.compiler.driver.judging.gate import measure_and_judge_bounds, unmet_bound_diagnostics
 from effc.compiler.driver.judging.reading import read_until_decided
 from effc.compiler.plugin.row_scores import RowScores
 from effc.dsl.checker.recipe import Bound, Pipeline
+from effc.dsl.checker.value_text import bound_text
 from effc.dsl.checker.values import DataRef, MetricRef
 
 from tests import worlds

@@ -1,6 +1,8 @@
 """Recipes with open steps, and the recipes that close them."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +30,20 @@ emit fast {{ {target} }}
 CALIB = 'data calib = text("calib.txt", samples: 4, length: 32)\n'
 HEALED = "10 % pruned and healed"
 STEP = "best = search.steps(optimize: {optimize}, data: text.calib, choose: dev, within: {within}{more})"
+# known without weights
+MISTAKES = [
+    ({"bounds": "perplexity(text.calib) <= 1.05 * base"}, "rows-read-before"),
+    ({"bounds": "perplexity(dev) <= 1.05 * base"}, "rows-read-before"),
+    ({"more": ", train: text.heldout"}, "rows-read-before"),
+    ({"target": 'native("a") hf("b")'}, "not-open"),
+    ({"target": 'report("page.html")'}, "not-open"),
+    ({"target": 'native("a") report("page.html")', "optimize": "bytes, against: params"}, "not-open"),
+    ({"more": ") more = " + STEP[7:-7].format(optimize="bytes", within="1min")}, "not-open"),
+    ({"optimize": "bytes, against: bytes"}, "unfit-choices"),
+    ({"more": ', among: ["nothing.*"]'}, "unmatched-pattern"),
+    ({"more": ', among: ["int8", "quantize.gptq"]'}, "unmatched-pattern"),
+    ({"more": ', among: ["sparsify.*"]', "target": 'hf("a")'}, "unmatched-pattern"),
+]
 
 
 def written(
@@ -140,14 +156,7 @@ def test_formats_for_each_module_are_given_bits_by_the_width_of_the_model(tmp_pa
         ({"bounds": "perplexity(text.heldout) <= -1"}, "unreachable-bound"),
         ({"bounds": "agreement(text.heldout) >= 1.5"}, "unreachable-bound"),
         pytest.param({"bounds": "bytes <= 0.05 * base"}, "unreachable-bound", marks=pytest.mark.slow),
-        ({"bounds": "perplexity(text.calib) <= 1.05 * base"}, "rows-read-before"),
-        ({"bounds": "perplexity(dev) <= 1.05 * base"}, "rows-read-before"),
-        ({"target": 'native("a") hf("b")'}, "not-open"),
-        ({"target": 'report("page.html")'}, "not-open"),
-        ({"target": 'native("a") report("page.html")', "optimize": "bytes, against: params"}, "not-open"),
-        ({"optimize": "bytes, against: bytes"}, "unfit-choices"),
-        ({"more": ', among: ["nothing.*"]'}, "unmatched-pattern"),
-        ({"more": ", train: text.heldout"}, "rows-read-before"),
+        *MISTAKES,
     ],
 )
 def test_wishes_that_nothing_can_fulfil_are_refused_before_weights_are_read(options, slug, tmp_path, capsys):
@@ -169,6 +178,33 @@ def test_wishes_that_nothing_can_fulfil_are_refused_before_weights_are_read(opti
             assert main(command) in (2, 3)
             error = capsys.readouterr().err
             assert f"[{slug}]" in error and "w.effspec:" in error, error
+
+
+@pytest.mark.parametrize("options, slug", MISTAKES)
+def test_a_check_finds_all_that_is_wrong_with_a_wish_without_weights(options, slug, tmp_path, capsys):
+    assert main(["check", str(written(tmp_path, **options))]) == 3
+    error = capsys.readouterr().err
+    assert f"[{slug}]" in error and "w.effspec:" in error and "^^" in error, error
+
+
+def test_a_check_of_open_steps_imports_no_torch(tmp_path):
+    code = f"import sys; from effc import check; check({str(written(tmp_path))!r}); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_zeros_are_tried_where_their_pass_alone_is_named(tmp_path):
+    wish = wish_of(written(tmp_path, more=', among: ["sparsify.*", "int8"]'), tmp_path.parent / "texts")
+    assert {"50 % zeros", "50 % zeros, int8"} <= {c.name for c in candidates_of(wish)}
+
+
+def test_one_variant_is_searched_and_the_others_are_refused_with_a_remedy(tmp_path, capsys):
+    file = written(tmp_path)
+    matrix = "param n: int = 1\nmatrix n: [1, 2]\nmodel base"
+    text = file.read_text().replace("model base", matrix, 1)
+    file.write_text(text.replace("  best", "  cut = prune.blocks(remove: n, score: perplexity(text.calib))\n  best"))
+    command = ["tune", str(file), "--explain", "--candidate", "int8", "--cache-dir", str(tmp_path.parent / "texts")]
+    assert main(command) == 3 and "--set NAME=VALUE" in capsys.readouterr().err
+    assert main([*command, "--set", "n=1"]) == 0
 
 
 @pytest.mark.parametrize("confidence, looks", [("", 3), (" with 95% confidence", 1)])
