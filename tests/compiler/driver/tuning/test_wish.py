@@ -197,6 +197,13 @@ def test_zeros_are_tried_where_their_pass_alone_is_named(tmp_path):
     assert {"50 % zeros", "50 % zeros, int8"} <= {c.name for c in candidates_of(wish)}
 
 
+def test_what_packing_of_zeros_loses_is_judged_by_the_bounds_of_the_wish_alone(tmp_path):
+    wish = wish_of(written(tmp_path), tmp_path.parent / "texts")
+    packing = {c.name: c.steps("text.calib")[-1] for c in candidates_of(wish) if c.zeros.steps}
+    assert packing["50 % zeros, int8"].endswith("(format: sparse_int8, data: text.calib, divergence: 10)")
+    assert packing["50 % zeros, sparse_cpu"].endswith("(format: auto, data: text.calib)")
+
+
 def test_one_variant_is_searched_and_the_others_are_refused_with_a_remedy(tmp_path, capsys):
     file = written(tmp_path)
     matrix = "param n: int = 1\nmatrix n: [1, 2]\nmodel base"
