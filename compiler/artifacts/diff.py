@@ -76,8 +76,8 @@ def diff_artifacts(a: Path, b: Path) -> Difference:
 def _size_rows(a: Path, b: Path, left: Manifest, right: Manifest) -> Iterator[Row]:
     yield from _differing_rows(
         "size",
-        {"kind": left.kind, "forms": _forms(left), "bytes": left.bytes},
-        {"kind": right.kind, "forms": _forms(right), "bytes": right.bytes},
+        {"kind": left.kind, "forms": _forms(left), "bytes on disk": left.bytes},
+        {"kind": right.kind, "forms": _forms(right), "bytes on disk": right.bytes},
     )
     yield from _differing_rows(
         "size", {"params": _measured_or_stored_params(a, left)}, {"params": _measured_or_stored_params(b, right)}
@@ -167,7 +167,7 @@ def _diff_value_text(row: Row, value: Any) -> str:
         return "none"
     if row.part == "measure":
         return measurement_text(value, row.unit)
-    if row.what in ("bytes", "memory_bytes") and _is_number(value):
+    if row.what in ("bytes on disk", "memory_bytes") and _is_number(value):
         return size(value)
     if isinstance(value, tuple):
         return " x ".join(map(str, value)) or "a number"

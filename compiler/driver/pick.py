@@ -4,6 +4,7 @@ import atexit
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,16 +100,21 @@ def copy_point(
     return name, manifest
 
 
-def point_folder_or_copy(path: Path, selection: str, *, needs_tokenizer: bool = False) -> Path:
+def point_folder_or_copy(
+    path: Path, selection: str, *, needs_tokenizer: bool = False, on_note: Callable[[str], None] = lambda note: None
+) -> Path:
     """The folder of one point of a front that was emitted: by name, number or limits, "params=1.6M,bytes=6MiB".
 
     A point of weights that are shared is cut out first, into a folder that is there until this process ends.
 
     needs_tokenizer     Reject (no-words) of weights that are shared and have no tokenizer beside them
+    on_note             takes sentences on limits that were timed too noisily to decide
     """
     limits = limits_of(split_limits(selection)) if "=" in selection else ()
     front = read_front_manifest(path)
     name = _chosen_point(front, "" if limits else selection, limits)
+    for note in undecided_points(front, measures_by_point(front), limits).values():
+        on_note(note)
     if _has_files(front, name):
         return path / POINTS / name
     if needs_tokenizer:

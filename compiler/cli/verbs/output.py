@@ -46,7 +46,9 @@ class Screen:
         sys.stdout.write(text)
 
     def answer_json(self, verb: str, status: str = "ok", **body: Any) -> None:
-        """The answer as one JSON object."""
+        """The answer as one JSON object, with exit code and diagnostics."""
+        if status == "ok":
+            body = {"exit": 0, **body, "diagnostics": body.get("diagnostics", [])}
         warnings = [] if self.quiet else diagnostics_as_json(self.warnings)["diagnostics"]
         if warnings:
             body["diagnostics"] = [*body.get("diagnostics", []), *warnings]

@@ -59,7 +59,8 @@ def register(app: typer.Typer) -> None:
         if pick:
             from ...driver.pick import point_folder_or_copy
 
-            model = str(point_folder_or_copy(Path(model), pick, needs_tokenizer=True))
+            note = shared.screen.note
+            model = str(point_folder_or_copy(Path(model), pick, needs_tokenizer=True, on_note=note))
         from ...artifacts.load import target_of_artifact
         from ...plugin.target import RunRequest
 

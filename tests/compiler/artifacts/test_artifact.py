@@ -354,6 +354,8 @@ def test_diff_tells_shapes_measures_and_recipe(tmp_path):
     assert ("shape", "w", (10, 2), (8, 2)) in [(r.part, r.what, r.a, r.b) for r in found.rows]
     assert ("measure", "params", 20, 16) in [(r.part, r.what, r.a, r.b) for r in found.rows]
     assert "-keep: 100%" in found.recipe and "10 x 2 -> 8 x 2" in found.to_text()
+    names = [r.what for r in found.rows]
+    assert "bytes on disk" in names and "bytes" not in names  # `bytes` is a metric, of weights alone
     assert diff_artifacts(tmp_path / "a", tmp_path / "a").rows == ()
 
 

@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 from effc.compiler.artifacts.front_kinds import members_as_timed
+from effc.compiler.artifacts.load import POINTS
 from effc.compiler.artifacts.manifest import Manifest, Measure
 from effc.compiler.driver.judging.comparison import Comparison
 from effc.compiler.driver.judging.front_times import with_one_base
 from effc.compiler.driver.judging.gate import judge_bound
-from effc.compiler.driver.pick import _best_fitting_point, measures_by_point
+from effc.compiler.driver.pick import _best_fitting_point, measures_by_point, point_folder_or_copy
 from effc.compiler.driver.point_limits import Limit
 from effc.compiler.driver.point_times import time_interval, undecided_points
 from effc.dsl.checker.recipe import Bound
@@ -16,6 +17,8 @@ from effc.dsl.checker.values import Duration, MetricRef, Ratio
 from effc.dsl.syntax.diagnostics import Reject
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.drafts import write_artifact
 
 SPEED = MetricRef("decode.p50")
 positive = st.floats(0.5, 500)
@@ -94,6 +97,21 @@ def test_a_quiet_machine_knows_which_points_keep_a_limit_and_a_noisy_one_says_th
     )
     assert undecided_points(NOISY, measures_by_point(NOISY), (Limit("decode.p50", "1s"), Limit("loss", "9"))) == {}
     assert _best_fitting_point(QUIET, limits) == "small"
+
+
+def test_a_point_that_is_run_by_a_limit_on_a_time_comes_with_the_same_note(tmp_path):
+    def build(folder):
+        for name in ("small", "large"):
+            (folder / POINTS / name).mkdir(parents=True)
+            (folder / POINTS / name / "weights").write_bytes(b"0")
+        members = tuple({**m, "edits": [], "profile": {}} for m in NOISY.members)
+        return replace(NOISY, members=members)
+
+    write_artifact(tmp_path / "front", build=build)
+    notes = []
+    folder = point_folder_or_copy(tmp_path / "front", "decode.p50=70ms", on_note=notes.append)
+    assert folder == tmp_path / "front" / POINTS / "small"
+    assert notes == list(undecided_points(NOISY, measures_by_point(NOISY), (Limit("decode.p50", "70ms"),)).values())
 
 
 def test_where_no_point_keeps_a_limit_it_is_said_that_the_nearest_one_may():
