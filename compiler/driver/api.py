@@ -10,6 +10,7 @@ from ...dsl.checker.recipe import Bound, Invocation, Pipeline, Recipe
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.syntax.diagnostics import EXITS, Diagnostic, Fault, Reject, sorted_distinct_diagnostics
 from ...dsl.syntax.nearest import nearest_name_help
+from ...dsl.syntax.overlap import hides, is_at_or_around
 from ...dsl.syntax.parse import parse, read_source, unknown_edition
 from ...dsl.syntax.source import Source
 from ..analysis.discovery.structure import cached_skeleton, refuse_other_tensors, shipped_skeleton
@@ -52,18 +53,6 @@ unseen_model = Fault(
     "`effc plan`, `effc compile` and `effc check --resolve`, which import torch and may fetch the model's files.",
     severity="note",
 )
-
-
-def _same_or_enclosing_span(error: Diagnostic, other: Diagnostic) -> bool:
-    """Whether an error is of the same place, or of one around it: whoever mends it need not be told the other."""
-    around, within = error.span, other.span
-    return (
-        error.severity == "error"
-        and around is not None
-        and within is not None
-        and around.source is within.source
-        and around.start <= within.start <= within.end <= around.end
-    )
 
 
 @dataclass
@@ -120,11 +109,9 @@ class Session:
         )
         for recipe in checked.recipes:
             absent = missing_file_warnings(recipe, self.registry.vocabulary, self.path.parent)
-            faults += [d for d in absent if not any(_same_or_enclosing_span(other, d) for other in faults)]
+            faults += [d for d in absent if not any(is_at_or_around(other, d) for other in faults)]
             faults += open_step_faults(self, recipe)
-        # of a value that can't be read, the checker knows a stand-in alone
-        unread = {d.span for d in parsed.diagnostics if d.span}
-        known = [d for d in checked.diagnostics if d.span not in unread]
+        known = [d for d in checked.diagnostics if not any(hides(other, d) for other in parsed.diagnostics)]
         ordered = sorted_distinct_diagnostics((*parsed.diagnostics, *known, *faults))
         broken = any(d.severity == "error" for d in ordered)
         if resolve and not broken and (data_diagnostics := data_faults(self, checked.recipes)):

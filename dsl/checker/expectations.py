@@ -3,14 +3,17 @@
 from typing import Any
 
 from ..syntax import ast
-from ..syntax.diagnostics import Fault
+from ..syntax.diagnostics import Diagnostic, Fault
 from ..syntax.source import Span
 from .calls import check_plugin_call, metric_ref
+from .literals import literal_value
 from .pipelines import PipelineBuild, resolve_from_argument
 from .recipe import Bound, Emit
 from .result_kinds import report_unholdable_result
 from .scope import POISON, Scope
-from .typed import kind_mismatch, typed_value
+from .type_phrases import expected_phrase
+from .typed import kind_mismatch, typed_value, unit_mismatch
+from .value_text import number
 from .values import Range, Ratio
 from .vocabulary import Param, Word
 
@@ -89,11 +92,29 @@ def _read_limit(node: ast.Bound, unit: str, scope: Scope, is_known_metric: bool)
         )
         return POISON
     param = Param(_label(node), types, "", of=())
+    if isinstance(node.limit.amount, ast.Number) and node.limit.amount.unit == "%" and "ratio" not in types:
+        scope.report(_share_without_baseline(node, node.limit.amount, param, scope))
+        return POISON
     if ranged:
         limits = [typed_value(e, param, scope) for e in (node.limit.amount.low, node.limit.amount.high)]
         return POISON if POISON in limits else Range(*map(_factor, limits) if node.limit.baseline else limits)
     value = typed_value(node.limit.amount, param, scope)
     return _factor(value) if node.limit.baseline and value is not POISON else value
+
+
+def _share_without_baseline(node: ast.Bound, amount: ast.Number, param: Param, scope: Scope) -> Diagnostic:
+    """Diagnostic of `perplexity <= 102%`, and of `1.02%`, which was meant as the factor 1.02."""
+    share, digits = literal_value(amount).value, float(amount.digits)
+    factor = number(digits if 1 <= digits <= _MAX_BOUNDS else share)
+    return unit_mismatch(
+        f"`{param.name}` is {amount.span.text}, {expected_phrase(param)} is needed",
+        amount.span,
+        help=f"write `{param.name} {node.op} {factor} * {_baseline_name(scope)}` for a share of the original's",
+    )
+
+
+def _baseline_name(scope: Scope) -> str:
+    return next((name for name, entry in scope.entries_by_usable_name().items() if entry.kind == "model"), "base")
 
 
 _MIN_SAMPLES = 100  # a count of which no model has so few
@@ -117,10 +138,9 @@ def _reported_invalid_limit(node: ast.Bound, limit: Any, metric: str, scope: Sco
         facts = scope.session.vocabulary.words("metric")[metric].facts
         if not facts.get("exact") or limit >= _MIN_SAMPLES:
             return False
-        base = next((name for name, entry in scope.entries_by_usable_name().items() if entry.kind == "model"), "base")
         is_share = 0 < limit <= _MAX_BOUNDS
         factor = span.text if is_share else "0.8"
-        share = f"`{label} {node.op} {factor} * {base}` for a share of the original's"
+        share = f"`{label} {node.op} {factor} * {_baseline_name(scope)}` for a share of the original's"
         fault = invalid_bound(
             f"`{label}` is a count, and no model has as few as {span.text}",
             span,

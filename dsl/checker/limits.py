@@ -54,7 +54,8 @@ def keeps_bounds_or_report(value: Any, param: Param, span: Span, report: Callabl
     for fits, limit, words in _applicable_bound_tests(value, param):
         if not fits(magnitude(value), limit):
             bound = _limit_text(value, limit)
-            report(out_of_range(f"`{param.name}` is {value_text(value)}, {words.format(bound)}", span))
+            help_text = "write a time, such as `30min`" if isinstance(value, Duration) and limit == 0 else ""
+            report(out_of_range(f"`{param.name}` is {value_text(value)}, {words.format(bound)}", span, help=help_text))
             return False
     return True
 

@@ -1,5 +1,6 @@
 """Numbers, strings and selectors as values, before anything is known of names."""
 
+import re
 from math import isinf
 from typing import Any
 
@@ -9,8 +10,9 @@ from ..syntax.nearest import nearest_name
 from ..syntax.source import Span
 from .limits import out_of_range
 from .selectors import InvalidGlob, parse_glob
-from .units import ALL, magnitude, parse_number_with_unit
-from .values import Range, Selector
+from .units import ALL, DURATIONS, SPOKEN_DURATIONS, magnitude, parse_number_with_unit
+from .value_text import value_text
+from .values import Duration, Range, Selector
 
 unknown_unit = Fault("unknown-unit", "A number has a unit that the language doesn't know.")
 invalid_selector = Fault("bad-selector", "A selector can't be read: it is globs over module paths, joined by | - &.")
@@ -40,14 +42,7 @@ def literal_value(expr: ast.Expr) -> Any:
 def number_literal_value(expr: ast.Number, digits: str, unit: str) -> Any:
     value = parse_number_with_unit(digits, unit)
     if value is None:
-        closest = nearest_name(unit, ALL)
-        raise InvalidLiteral(
-            unknown_unit(
-                f"`{unit}` is no unit",
-                expr.span,
-                help=f"did you mean `{digits}{closest}`?" if closest else f"units: {', '.join(ALL)}",
-            )
-        )
+        raise InvalidLiteral(unknown_unit(f"`{unit}` is no unit", expr.span, help=_unit_help(digits, unit)))
     if isinf(magnitude(value)):
         raise InvalidLiteral(
             out_of_range(
@@ -55,6 +50,19 @@ def number_literal_value(expr: ast.Number, digits: str, unit: str) -> Any:
             )
         )
     return value
+
+
+def _unit_help(digits: str, unit: str) -> str:
+    """Remedy for an unknown unit: `90min` for `1h30min`, `2h` for `2hours`, or the nearest unit."""
+    times = re.findall(r"(\d+(?:\.\d+)?)([a-z]+)", digits + unit)
+    names = [SPOKEN_DURATIONS.get(name, name) for _, name in times]
+    if times and "".join(n + u for n, u in times) == digits + unit and all(name in DURATIONS for name in names):
+        seconds = sum(float(n) * DURATIONS[name] for (n, _), name in zip(times, names, strict=True))
+        return f"write `{value_text(Duration(seconds))}`"
+    if unit == "m":
+        return f"write `{digits}min` for minutes, or `{digits}M` for millions"
+    closest = nearest_name(unit, ALL)
+    return f"did you mean `{digits}{closest}`?" if closest else f"units: {', '.join(ALL)}"
 
 
 def parse_range_limits(expr: ast.Interval, low: Any, high: Any) -> Range:

@@ -8,6 +8,17 @@ from .values import Bytes, Duration, Ratio
 COUNTS = {"": 0, "K": 3, "M": 6, "B": 9, "T": 12}  # powers of ten
 BYTES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 DURATIONS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+# as people spell them; a remedy has the unit in place of it
+SPOKEN_DURATIONS = {
+    spelling: unit
+    for unit, spellings in {
+        "s": ("sec", "secs", "second", "seconds"),
+        "min": ("mins", "minute", "minutes"),
+        "h": ("hr", "hrs", "hour", "hours"),
+        "d": ("day", "days"),
+    }.items()
+    for spelling in spellings
+}
 ALL = ("%", *[u for u in COUNTS if u], *BYTES, *DURATIONS)
 
 

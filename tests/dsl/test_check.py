@@ -386,3 +386,13 @@ def test_a_string_where_a_name_or_a_word_is_meant_gets_a_help_line():
 def test_an_unknown_name_where_a_list_is_meant_is_a_mistake_of_the_user():
     (fault,) = framed("  a = tune(data: calib, ranks: nope)").diagnostics
     assert fault.slug == "unknown-name" and "`nope`" in fault.message
+
+
+SHARE = "write `count <= 1.02 * base` for a share of the original's"
+TIMES = [("1h30min", "write `90min`"), ("2hours", "write `2h`"), ("90m", "write `90min` for minutes, or `90M` for")]
+
+
+@pytest.mark.parametrize("limit, remedy", [("1.02%", SHARE), ("102%", SHARE), *TIMES, ("1h30apples", "units: %")])
+def test_a_share_or_a_time_that_is_misspelt_gets_its_right_spelling(limit, remedy):
+    (fault,) = framed(bounds=f"count <= {limit}").diagnostics
+    assert fault.help.startswith(remedy), fault

@@ -361,6 +361,10 @@ def test_long_text_is_cut_into_rows_to_heal_on_and_short_text_is_not(tmp_path, c
     [
         (["--expect", ""], "is empty"),
         (["--within", "30"], "write `30s`, `30min` or another unit of time"),
+        (["--within", "30 min"], "write `30min`"),
+        (["--expect", "bytes <= 120 MB"], "write `120MB`"),
+        (["--within", "0min"], "write a time, such as `30min`"),
+        (["--within", "1h30min"], "write `90min`"),
         (["--data", "short.txt"], "a search of steps needs 24576"),
     ],
 )
