@@ -57,7 +57,14 @@ ARMS = {  # what is compiled, and what an arm changes in its declaration
     "stacking": (LORA[8], {"strategy": "stack"}),
     "LoRA, alone": (LORA[8], {"strategy": "alone"}),
 }
-OUTLIER = ("FedReFT, mean, align", "FedReFT, median, align", "LoReFT, alone")
+OUTLIER = (
+    "FedReFT, mean, align",
+    "FedReFT, median, align",
+    "LoReFT, FedAvg",
+    "LoReFT, alone",
+    "FedIT, rank 1",
+    "FedIT",
+)
 
 
 def write_client_rows(

@@ -62,7 +62,6 @@ def _unknown_or_ambiguous_bound(bounds, is_ambiguous: bool, bound_prefix: str) -
 
 
 def print_bisect_result(result: "BisectResult", shared: SharedFlags) -> int:
-
     screen, diagnostics = shared.screen, result.diagnostics
     looks = [{"step": k.step, "word": k.word, **k.verdict.to_json()} for k in result.looks]
     cuts = [{"cut": name, "value": value if value == value else None} for name, value in result.cuts]

@@ -55,7 +55,6 @@ def results_json(results: "Sequence[Tested]") -> list[dict[str, Any]]:
 
 def markdown_report(results: "Sequence[Tested]") -> str:
     """A table of the bounds, and one of what moved since the baseline."""
-
     lines = []
     for r in results:
         lines += [f"### {r.pipeline} ({_code(str(r.path))})", "", "| bound | measured | limit | |", "|---|---|---|---|"]
