@@ -27,6 +27,7 @@ from effc.dsl.checker.values import DataRef, Ratio
 from effc.dsl.syntax.diagnostics import Reject
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageClassification, EfficientNetConfig, MobileNetV2Config, ResNetConfig, ViTConfig
 
 from tests.grids import wide
@@ -248,3 +249,16 @@ def test_a_smaller_kernel_replays_from_stored_edits(tmp_path):
     again.load_state_dict(cut.model.state_dict())
     assert torch.allclose(logits(again, images(3)), logits(cut.model, images(3)), atol=1e-5)
     assert again.blocks[1].depthwise.kernel_size == (3, 3) and again.blocks[1].depthwise.around.padding == [0, 1, 0, 1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", wide((*CONFIGS, "lite"), ("vit", "resnet", "lite")))
+def test_operations_of_an_image_are_those_that_torch_counts_of_the_smaller_network(name):
+    family = family_of(name)
+    for choice in (family.space.choice("largest"), family.space.choice("smallest"), family.space.draw(1)):
+        model = alone(family, choice).model
+        if name == "vit":
+            model.set_attn_implementation("eager")  # of the fused one on CPUs torch counts nothing
+        with FlopCounterMode(display=False) as counted:
+            model(**{name: value[:1] for name, value in family.program.inputs.items() if torch.is_tensor(value)})
+        assert shrink.flops_per_token(family.smaller(choice), 512) == counted.get_total_flops()
