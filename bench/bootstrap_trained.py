@@ -102,14 +102,14 @@ class Comparison:
         return family
 
     def selected_choices(self, family: Family) -> dict[str, Mapping[str, int]]:
-        """By the accuracy that they may lose on validation rows, the choices with the fewest operations."""
+        """The largest choice, and by the accuracy that may be lost on validation rows those with the fewest operations."""
         args = {"measure": MEASURES, "evals": self.options.evals, "population": 20}
         ctx, step = self.context("search", family.program.model, "search.nsga2", args)
         explorer = Explorer(family, ctx, [Objective.of(ref, ctx) for ref in MEASURES], self.options.evals)
         with explorer.open():
             step.explore(explorer, random.Random(self.seed))
         reference = statistics.fmean(right_answers(self.base, self.valid))
-        chosen = {}
+        chosen = {"whole": explorer.space.choice("largest")}
         for loss in LOSSES:
             points = [g for g in explorer.pareto_front() if -explorer.known[g][0] >= reference - loss]
             best = explorer.space.decoded(min(points, key=lambda genome: explorer.known[genome][1])) if points else None
@@ -139,7 +139,7 @@ class Comparison:
         if self.lacks(TRAINED, "whole"):
             self.add_row(TRAINED, "whole", 0, self.base, self.macs, count(self.base))
         family, steps = self.family(), self.options.steps
-        choices = {"whole": family.space.choice("largest"), **self.selected_choices(family)}
+        choices = self.selected_choices(family)
         choices["the smallest"] = family.space.choice("smallest")
         for size, choice in choices.items():
             if self.lacks("super-network", size):
