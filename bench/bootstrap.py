@@ -101,17 +101,19 @@ def sizes(family: Family) -> list[dict[str, int]]:
     return [{d.name: d.values[min(i, len(d.values) - 1)] for d in family.space.dims} for i in range(len(SHARES))]
 
 
-def train(model: nn.Module, data: dict[str, torch.Tensor], steps: int, seed: int) -> None:
+def train(
+    model: nn.Module, data: dict[str, torch.Tensor], steps: int, seed: int, batch: int = BATCH, lr: float = LR
+) -> None:
     """As the pass learns: AdamW, a cosine after a rise over a twentieth, gradients of norm 1 at most."""
     weights = list(model.parameters())
-    optimizer = torch.optim.AdamW(weights, lr=LR, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.0)
     rise, chance = max(1, steps // 20), torch.Generator().manual_seed(seed)
     model.train()
     for step in range(steps):
         share = min(1.0, (step + 1) / rise) * (0.5 + 0.5 * torch.cos(torch.tensor(torch.pi * step / steps)).item())
         for group in optimizer.param_groups:
-            group["lr"] = LR * share
-        chosen = torch.randint(len(data["images"]), (BATCH,), generator=chance)
+            group["lr"] = lr * share
+        chosen = torch.randint(len(data["images"]), (batch,), generator=chance)
         found = class_logits(model, data["images"][chosen], None)
         nn.functional.cross_entropy(found, data["labels"][chosen]).backward()
         nn.utils.clip_grad_norm_(weights, 1.0)

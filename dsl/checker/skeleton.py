@@ -26,6 +26,7 @@ class Part:
     path: str  # "model.layers.3.mlp.gate_proj"
     kind: str  # class name: "Linear", "LlamaRMSNorm", "Embedding"
     tensors: tuple[tuple[str, tuple[int, ...]], ...]
+    positions: int = 1  # of an image that it is applied to; 1 of models that read tokens
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 
 from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.analysis.planning import shrink
+from ...compiler.analysis.planning.cost import token_count
 from ...compiler.analysis.planning.selection import inner_parts
 from ...compiler.core.device import bytes_on
 from ...compiler.core.events import Said
@@ -195,7 +196,7 @@ class Mixed(Pass):
         formats = [BY_NAME[name] for name in self.formats]
         options = sum(len(self.zeros) if f.skips else len(GROUPS) if f.grouped else 1 for f in formats)
         numbers = sum(prod(shape) for part in chosen for name, shape in part.tensors if name == "weight")
-        tokens = observed.tokens + 2 * options * len(chosen) * rows[:ROWS].numel()
+        tokens = observed.tokens + 2 * options * len(chosen) * token_count(rows[:ROWS])
         return replace(observed, tokens=tokens, work={"pack": 3.0 * options * numbers})
 
     def reads_clock(self) -> bool:

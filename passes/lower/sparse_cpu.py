@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.analysis.planning import shrink
+from ...compiler.analysis.planning.cost import token_count
 from ...compiler.analysis.planning.machine_profile import missing_isa_reason
 from ...compiler.analysis.planning.selection import in_layers, parts
 from ...compiler.core.events import Said
@@ -258,7 +259,7 @@ class SparseCpu(Pass):
         contenders = len(choice.FORMATS) + 3 if races else 0  # and torch's
         race_bytes = contenders * max((bytes_of_copies(4 * prod(s)) for s in shapes), default=0)
         rows = Generated.fitting(ctx.origin)
-        read = rows.count * rows.length if self.data is None else ctx.rows(self.data).numel()
+        read = rows.count * rows.length if self.data is None else token_count(ctx.rows(self.data))
         tokens = (4 if self.data is not None else 6) * read
         numbers = float(sum(map(prod, shapes)))
         work = {"seconds": SECONDS * contenders * len(set(shapes)), "pack": 2 * numbers}

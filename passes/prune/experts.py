@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.analysis.planning.amount import Amount
+from ...compiler.analysis.planning.cost import token_count
 from ...compiler.analysis.planning.selection import groups, require_groups
 from ...compiler.ir.program import Program
 from ...compiler.plugin.context import Context
@@ -69,7 +70,7 @@ class Experts(Pass):
         return forecast_even_widths(skeleton, self._expert_groups_or_reject(skeleton), Amount(self.keep), 1)
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
-        return Effort(ctx.rows(self.data).numel() if self.data else 0)
+        return Effort(token_count(ctx.rows(self.data)) if self.data else 0)
 
     def _expert_groups_or_reject(self, skeleton: Skeleton) -> tuple[Group, ...]:
         """The layers of experts; Reject where one would be left with fewer than are chosen for a token."""

@@ -8,10 +8,11 @@ import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.analysis.planning import shrink
+from effc.compiler.core.journal import Journal
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.edits import Edits, replay_edits
 from effc.compiler.ir.outcome import Model
-from effc.compiler.transforms.supernet.choices import Space
+from effc.compiler.transforms.supernet.choices import ChoiceSampler, Space
 from effc.compiler.transforms.supernet.elastic_dims import (
     able,
     chosen,
@@ -23,10 +24,12 @@ from effc.compiler.transforms.supernet.elastic_dims import (
 from effc.compiler.transforms.supernet.family import Family
 from effc.compiler.transforms.supernet.kernels import init_crop_matrices
 from effc.compiler.transforms.supernet.norms import batch_norms
+from effc.compiler.transforms.supernet.objectives import ClassificationObjective, SubnetObjective
 from effc.dsl.checker.values import DataRef, Ratio
 from effc.dsl.syntax.diagnostics import Reject
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageClassification, EfficientNetConfig, MobileNetV2Config, ResNetConfig, ViTConfig
 
 from tests.grids import wide
@@ -248,3 +251,32 @@ def test_a_smaller_kernel_replays_from_stored_edits(tmp_path):
     again.load_state_dict(cut.model.state_dict())
     assert torch.allclose(logits(again, images(3)), logits(cut.model, images(3)), atol=1e-5)
     assert again.blocks[1].depthwise.kernel_size == (3, 3) and again.blocks[1].depthwise.around.padding == [0, 1, 0, 1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", wide((*CONFIGS, "lite"), ("vit", "resnet", "lite")))
+def test_operations_of_an_image_are_those_that_torch_counts_of_the_smaller_network(name):
+    family = family_of(name)
+    for choice in (family.space.choice("largest"), family.space.choice("smallest"), family.space.draw(1)):
+        model = alone(family, choice).model
+        if name == "vit":
+            model.set_attn_implementation("eager")  # of the fused one on CPUs torch counts nothing
+        with FlopCounterMode(display=False) as counted:
+            model(**{name: value[:1] for name, value in family.program.inputs.items() if torch.is_tensor(value)})
+        assert shrink.flops_per_token(family.smaller(choice), 512) == counted.get_total_flops()
+
+
+def test_what_smaller_choices_learn_does_not_follow_from_running_statistics(tmp_path):
+    """These are of all choices of the steps before, mixed: no network's, and so none to teach by."""
+    gradients = []
+    for shift in (0.0, 1.0):
+        model = copy.deepcopy(family_of("resnet").program.model).train()
+        for norm in batch_norms(model):
+            norm.running_mean += shift
+        sampler = ChoiceSampler(family_of("resnet").space, 0, sandwich=True)
+        sampler.draw_for_step(1)
+        objective = ClassificationObjective(model, images(8), None, torch.arange(8) % 5, "digits")
+        lesson = SubnetObjective(objective, sampler, Journal(tmp_path / f"{shift}.jsonl"), share=0.9)
+        lesson.accumulate_gradients(torch.arange(8), 1.0)
+        gradients.append(model.classifier[1].weight.grad)
+    assert torch.allclose(*gradients)

@@ -18,6 +18,7 @@ from ...ir.program import Program
 from .coupling import groups_of
 from .dependent_integers import Baked, dependent_attributes
 from .experts import EXPERTS_FIXED, expert_groups, with_width_multiple
+from .image_positions import with_positions
 from .labels import label_graph
 from .mixers.state_space import find_state_spaces
 from .residual import find_branch_terms
@@ -70,7 +71,7 @@ def discover(program: Program) -> Skeleton:
     ]
     return Skeleton(
         model_type=_model_type(model),
-        parts=tuple(parameter_parts(model)),
+        parts=tuple(with_positions(parameter_parts(model), program)),
         units=tuple(program.units),
         branches=tuple(branches),
         groups=tuple(groups),

@@ -22,6 +22,8 @@ from . import shrink
 from .peak_memory import MARGIN, changed_bytes, is_mapped, itemsize, standing
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ...plugin.context import Context
 
 PROBES = 20  # of a check in a fresh process: short forwards in memory, and as many there
@@ -146,4 +148,9 @@ def _widest(skeleton: Skeleton) -> int:
 
 
 def _tokens(args: Mapping[str, object], ctx: "Context") -> int:
-    return sum(ctx.rows(ref).numel() for ref in references_in(dict(args), DataRef))
+    return sum(token_count(ctx.rows(ref)) for ref in references_in(dict(args), DataRef))
+
+
+def token_count(rows: "Tensor") -> int:
+    """Number of tokens, or of images: what `shrink.flops_per_token` gives the operations of."""
+    return len(rows) if rows.is_floating_point() else rows.numel()

@@ -20,7 +20,7 @@ from ...core.quantity import count, duration_text, relative_change_text, size
 from ...plugin.context import Context
 from ...plugin.interfaces import Pass
 from . import keys, shrink
-from .cost import Emission, estimate_emission, estimate_step_seconds
+from .cost import Emission, estimate_emission, estimate_step_seconds, token_count
 from .drawing import unprunable_parts
 from .peak_memory import changed_bytes, estimate_peak_bytes
 from .selection import branches, competing_groups, groups, inner_parts, layers, mixers, parts, removable, scans
@@ -265,7 +265,7 @@ def _tokens(call: Invocation, ctx: Context) -> int:
     """Number of tokens that one score reads."""
     names = keys.data_named(ctx.recipe, call.args)
     rows = [ctx.rows_by_name(name) for name in names]
-    return sum(len(x) if x.is_floating_point() else x.numel() for x in rows)
+    return sum(map(token_count, rows))
 
 
 def refuse_plan_drift(saved_plans: Any, current: Sequence[Plan]) -> None:

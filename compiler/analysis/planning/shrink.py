@@ -85,16 +85,18 @@ def packed_bytes(skeleton: Skeleton) -> int:
 
 
 def flops_per_token(skeleton: Skeleton, context: int) -> int:
-    """Floating-point operations of one decoded token that attends to `context` positions.
+    """Floating-point operations of one decoded token that attends to `context` positions; of models that take images
+    alone, those of one image.
 
     Two per weight that takes part in a matrix product (a tied output head does, a looked-up embedding
-    doesn't, of packed experts the active ones do), and queries times keys, weights times values; of a scan six per
-    channel and state: decay, input and output, each multiplied and added.
+    doesn't, of packed experts the active ones do) and position of an image, and queries times keys, weights times
+    values; of a scan six per channel and state: decay, input and output, each multiplied and added.
     """
-    weights = sum(_active_matmul_params(skeleton, part) for part in skeleton.parts)
+    positions = {part.path: part.positions for part in skeleton.parts}
+    weights = sum(part.positions * _active_matmul_params(skeleton, part) for part in skeleton.parts)
     return (
         2 * weights
-        + 4 * context * sum(map(_attended, (group for group in skeleton.groups if group.kind == "heads")))
+        + 4 * sum(_attended_positions(g, positions, context) for g in skeleton.groups if g.kind == "heads")
         + 6 * sum(_scan_state_numel(skeleton, scan.site) for scan in skeleton.scans)
     )
 
@@ -118,6 +120,12 @@ def _active_matmul_params(skeleton: Skeleton, part: Part) -> int:
             shape = (min(active, shape[0]), *shape[1:])
         total += math.prod(shape) if len(shape) > 1 else 0
     return total
+
+
+def _attended_positions(group: Group, positions: Mapping[str, int], context: int) -> int:
+    """Channels times positions that attend times those that they attend to: of an image all to all."""
+    n = positions.get(group.members[-1].tensor.rpartition(".")[0], 1)
+    return _attended(group) * (n * n if n > 1 else context)
 
 
 def _attended(group: Group) -> int:

@@ -12,11 +12,12 @@ from ...plugin.interfaces import Metric, param
 
 
 class Flops(Metric):
-    """Number of operations per decoded token.
+    """Number of operations per decoded token, or per image.
 
     Multiplications and additions of the matrix products, counted on the model's structure: two per weight that
     takes part (of experts: the active ones), and the products of attention over `context` positions. Zeros
-    count.
+    count. Of a model that takes images alone they are those of an image of the size that its config or its
+    `dummy_inputs` have: a weight of a convolution takes part at every position of its output.
 
     Source: Kaplan et al. 2020 (arXiv 2001.08361), section 2.1.
     Example: flops(context: 512) <= 0.7 * base

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ....dsl.checker.skeleton import Group, Skeleton
 from ....dsl.checker.values import DataRef
+from ...analysis.planning.cost import token_count
 from ...analysis.planning.peak_memory import itemsize
 from ...core.memory import keep_in_memory_budget
 from ...inputs.data.generated import AT_ONCE, Generated
@@ -32,7 +33,7 @@ def estimate_fitting_effort(
     solving, factored = _SOLVED * widest**2, sum(map(_factored, widths.values()))
     collecting = min(moments, max(keep_in_memory_budget(ctx.settings.max_memory), 4 * widest**2))
     rounds, rows = math.ceil(moments / collecting), Generated.fitting(ctx.origin)
-    tokens = rows.count * rows.length if data is None else ctx.rows(data).numel()
+    tokens = rows.count * rows.length if data is None else token_count(ctx.rows(data))
     work = {"float64": factored, "float32": 2.0 * tokens * sum(w * w for w in widths.values())}
     if data is not None:
         return Effort(rounds * tokens, solving, collecting, work, files=files)

@@ -16,6 +16,7 @@ from ....dsl.checker.values import MetricRef, Ratio, Shares
 from ....dsl.syntax.diagnostics import Fault
 from ...analysis.discovery.discover import skeleton_of
 from ...analysis.planning.amount import Amount
+from ...analysis.planning.cost import token_count
 from ...analysis.planning.shrink import params
 from ...core.deadline import DeadlineExceeded
 from ...plugin.interfaces import Effort
@@ -234,7 +235,7 @@ class Greedy:
         fitted = [] if self.score is None else self.fit.groups_to_observe(self.parts)
         effort = estimate_fitting_effort(skeleton, ctx, fitted, self.fit.data) if fitted else Effort()
         routed, data = any(p.kind == "experts" and p.groups for p in self.parts), self.fit.data
-        tokens = effort.tokens + (ctx.rows(data).numel() if data is not None and routed else 0)
+        tokens = effort.tokens + (token_count(ctx.rows(data)) if data is not None and routed else 0)
         work = {"look": 4.0 * params(skeleton), **effort.work}
         return replace(effort, tokens=tokens, work=work, streams=self.score is None)
 

@@ -52,3 +52,17 @@ def with_statistics_restored(model: nn.Module) -> Iterator[None]:
     finally:
         for norm, statistics in zip(norms, before, strict=True):
             norm.running_mean, norm.running_var, norm.num_batches_tracked = statistics
+
+
+@contextmanager
+def with_batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Batch norms go by the rows of each forward, as in training; running statistics stay."""
+    norms = batch_norms(model)
+    modes = [(norm.training, norm.track_running_stats) for norm in norms]
+    for norm in norms:
+        norm.training, norm.track_running_stats = True, False
+    try:
+        yield
+    finally:
+        for norm, (training, tracks) in zip(norms, modes, strict=True):
+            norm.training, norm.track_running_stats = training, tracks

@@ -14,6 +14,7 @@ from ...models.rows.classifier import class_logits, refuse_labels_beyond_outputs
 from ...models.rows.forward import evaluating, logits
 from ..training.objective import Objective
 from .choices import ChoiceSampler
+from .norms import with_batch_statistics
 
 no_classes = Fault("no-classes", "A model is to learn from images that have no classes.")
 
@@ -86,7 +87,7 @@ class SubnetObjective:
     def _largest(self, mask: Tensor) -> LargestOutputs:
         self.sampler.take(self.sampler.space.choice("largest"))
         model = self.objective.model
-        with evaluating(model):
+        with evaluating(model), with_batch_statistics(model):  # running ones are of all choices, mixed
             return LargestOutputs(mask.tolist(), self.objective.predicted(mask))
 
 

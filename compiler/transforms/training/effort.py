@@ -5,6 +5,7 @@ from math import prod
 
 from ....dsl.checker.skeleton import Part, Skeleton
 from ....dsl.checker.values import DataRef
+from ...analysis.planning.cost import token_count
 from ...plugin.context import Context
 from ...plugin.interfaces import Effort
 from .trained_pass import Learner
@@ -31,9 +32,10 @@ def estimate_run_effort(
     forwards      of each batch
     extra_looks   at the held-out rows, besides one after every so many steps
     """
-    batch_tokens, held_out_tokens = params.batch * ctx.rows(data).shape[1], 0
+    batch_tokens, held_out_tokens = params.batch * token_count(ctx.rows(data)[:1]), 0
     if params.held_out:
-        held_out_tokens = ctx.rows(params.held_out).numel() * (extra_looks + params.steps // max(params.every, 1))
+        looks = extra_looks + params.steps // max(params.every, 1)
+        held_out_tokens = token_count(ctx.rows(params.held_out)) * looks
     return estimate_training_effort(
         skeleton,
         n_trained,
