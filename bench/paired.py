@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from statistics import NormalDist, fmean, stdev
+from typing import Any
 
 Z = NormalDist().inv_cdf(0.975)  # half a 95 % interval, in standard errors
 
@@ -28,3 +29,23 @@ def paired_difference(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]
     """
     differences = [x - y for x, y in zip(mean_by_question(a), mean_by_question(b), strict=True)]
     return fmean(differences), stdev(differences) / len(differences) ** 0.5
+
+
+def paired_rows(
+    rows: Sequence[dict[str, Any]], baseline: Sequence[dict[str, Any]]
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Right answers [seed][question] of both, of the seeds that both have; of rows with "seed", "questions" and "right"."""
+    both = [
+        {r["seed"]: bits_of(r["right"], r["questions"]) for r in group if "right" in r} for group in (rows, baseline)
+    ]
+    seeds = sorted(both[0].keys() & both[1].keys())
+    return [both[0][seed] for seed in seeds], [both[1][seed] for seed in seeds]
+
+
+def difference_text(rows: Sequence[dict[str, Any]], baseline: Sequence[dict[str, Any]]) -> str:
+    """Difference from the baseline with its 95 % interval, "" where no seed has both."""
+    pairs = paired_rows(rows, baseline)
+    if not pairs[0]:
+        return ""
+    mean, error = paired_difference(*pairs)
+    return f"{mean:+.3f} ± {Z * error:.3f}"

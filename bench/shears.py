@@ -30,7 +30,8 @@ import torch
 
 from bench import smol
 from bench.json_table import add_json_option, write_table
-from bench.paired import Z, bits_of, bits_text, paired_difference
+from bench.paired import bits_text, difference_text
+from bench.row_store import RowStore
 from bench.tables import markdown
 
 ON = 'on: "*.{q,k,v,up,down}_proj"'
@@ -144,16 +145,6 @@ def measured_row(program: Any, ctx: Any, task: str) -> dict[str, Any]:
     return row | {"value": statistics.fmean(right), "questions": len(right), "right": bits_text(right)}
 
 
-def beside_lora(rows: list[dict[str, Any]], lora: list[dict[str, Any]]) -> str:
-    """Difference from LoRA with its 95 % interval, "" where there is none."""
-    seeds = {row["seed"] for row in rows} & {row["seed"] for row in lora}
-    if rows is lora or not seeds or "right" not in rows[0]:
-        return ""
-    pairs = ([bits_of(r["right"], r["questions"]) for r in group if r["seed"] in seeds] for group in (rows, lora))
-    mean, error = paired_difference(*pairs)
-    return f"{mean:+.3f} ± {Z * error:.3f}"
-
-
 def table_of(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -167,7 +158,14 @@ def table_of(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
         trained = f"{group[-1]['trained'] / 1e6:.1f} M" if group[-1]["trained"] else ""
         seeds = ", ".join(str(row["seed"]) for row in group)
         lines.append(
-            (route, seeds, spread, beside_lora(group, groups.get("LoRA", [])), f"{group[-1]['zeros']:.1%}", trained)
+            (
+                route,
+                seeds,
+                spread,
+                "" if route == "LoRA" else difference_text(group, groups.get("LoRA", [])),
+                f"{group[-1]['zeros']:.1%}",
+                trained,
+            )
         )
     return lines
 
@@ -192,21 +190,16 @@ def main() -> None:
     write_splits(options.data, folder, options.task)
     torch.set_num_threads(1)
     print(", ".join(f"{k} {v}" for k, v in machine_facts().items()), flush=True)
-    store = folder / "rows.json"
     setting = {name: getattr(options, name) for name in ("model", "task", "steps", "train", "dev", "test", "sparsity")}
-    rows = json.loads(store.read_text(encoding="utf-8")) if store.is_file() else []
-    others = [row for row in rows if any(row[name] != value for name, value in setting.items())]
-    rows = [row for row in rows if row not in others]
-    done = {(row["route"], row["seed"]) for row in rows}
+    store = RowStore(folder / "rows.json", setting)
+    done = {(row["route"], row["seed"]) for row in store.rows}
     for seed, route in ((s, r) for s in options.seeds for r in options.only if (r, s) not in done):
-        row = {"route": route, "seed": seed, **setting}
-        row |= measured_row(*run_route(folder, route, options, seed), options.task)
-        rows.append(row)
-        store.write_text("[\n" + ",\n".join(json.dumps(row) for row in others + rows) + "\n]\n", encoding="utf-8")
+        row = {"route": route, "seed": seed} | measured_row(*run_route(folder, route, options, seed), options.task)
+        store.add(row)
         print(f"seed {seed}: {route}: {row['value']:.3f}, {time.monotonic() - began:.0f} s", flush=True)
     measure = measure_of(options.task, options.task)
     columns = ("", "seeds", f"{measure}, mean and range", "beside LoRA", "zeros", "trained")
-    lines = table_of(rows)
+    lines = table_of(store.rows)
     print(markdown([columns, *lines]))
     write_table(options.json, columns, lines)
 

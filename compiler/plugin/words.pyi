@@ -694,7 +694,7 @@ class sparsify:
 
 class supernet:
     @staticmethod
-    def elastic(*, data: str | Value = ..., channels: Sequence[str] | Value = ..., heads: Sequence[str] | Value = ..., scan_heads: Sequence[str] | Value = ..., scan_channels: Sequence[str] | Value = ..., states: Sequence[str] | Value = ..., experts: Sequence[str] | Value = ..., kernels: Sequence[int] | Value = ..., depth: Literal['none', 'layers', 'blocks'] | Value = ..., per: Literal['layer', 'model'] | Value = ..., align: int | Value = ..., on: str | Value | None = ..., adapt: int | Value = ..., train: Literal['adapters', 'weights'] | Value = ..., ranks: Sequence[int] | Value = ..., alpha: float | Value = ..., dropout: float | Value = ..., draws: int | Value = ..., sandwich: bool | Value = ..., distill: str | Value = ..., opening: str | Value = ..., steps: int | Value = ..., lr: float | Value = ..., batch: int | Value = ..., accumulate: int | Value = ..., warmup: str | Value = ..., schedule: Literal['cosine', 'linear', 'constant'] | Value = ..., clip: float | Value = ..., gradient_checkpointing: bool | Value = ..., held_out: str | Value | None = ..., every: int | Value = ..., patience: int | Value = ..., save: int | Value = ...) -> Value:
+    def elastic(*, data: str | Value = ..., channels: Sequence[str] | Value = ..., heads: Sequence[str] | Value = ..., scan_heads: Sequence[str] | Value = ..., scan_channels: Sequence[str] | Value = ..., states: Sequence[str] | Value = ..., experts: Sequence[str] | Value = ..., kernels: Sequence[int] | Value = ..., depth: Literal['none', 'layers', 'blocks'] | Value = ..., per: Literal['layer', 'model'] | Value = ..., align: int | Value = ..., on: str | Value | None = ..., reorder: Literal['l1', 'wanda', 'obs'] | Value = ..., adapt: int | Value = ..., train: Literal['adapters', 'weights'] | Value = ..., ranks: Sequence[int] | Value = ..., alpha: float | Value = ..., dropout: float | Value = ..., draws: int | Value = ..., sandwich: bool | Value = ..., distill: str | Value = ..., opening: str | Value = ..., steps: int | Value = ..., lr: float | Value = ..., batch: int | Value = ..., accumulate: int | Value = ..., warmup: str | Value = ..., schedule: Literal['cosine', 'linear', 'constant'] | Value = ..., clip: float | Value = ..., gradient_checkpointing: bool | Value = ..., held_out: str | Value | None = ..., every: int | Value = ..., patience: int | Value = ..., save: int | Value = ...) -> Value:
         """Make widths and depth of a model elastic, and train it so that every choice of them is a model.
 
         data: Rows to learn from.
@@ -709,7 +709,8 @@ class supernet:
         per: Whether each layer has widths of its own.
         align: Widths of MLPs are multiples of this.
         on: Which branches or layers may be smaller.
-        adapt: Rows that statistics of BatchNorm, or the trust of routers, are measured over.
+        reorder: Which items stay: by weights, by readers' weights times what is read, or by what others can't make up for.
+        adapt: Rows that statistics of BatchNorm, the trust of routers, and `reorder` other than `l1` are measured over.
         train: What is trained.
         ranks: What the rank of a layer's adapters may be, the largest first.
         alpha: What the products are multiplied with, divided by the largest rank.

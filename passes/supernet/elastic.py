@@ -1,10 +1,11 @@
 """Make widths and depth of a model elastic, and train it so that every choice of them is a model."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import ClassVar, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.analysis.planning import shrink
@@ -17,7 +18,10 @@ from ...compiler.models.rows.classifier import classification_loss_and_accuracy
 from ...compiler.models.rows.forward import total_nll
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, Lossy, param
+from ...compiler.transforms.search.importance import l1_importance, obs_importance, wanda_importance
+from ...compiler.transforms.search.reconstruct import has_moments, module_of, readers
 from ...compiler.transforms.search.routing import router_weight_sums
+from ...compiler.transforms.search.stream import observe
 from ...compiler.transforms.supernet.choices import ChoiceSampler, ElasticDim, Space, rank_dims
 from ...compiler.transforms.supernet.elastic_dims import (
     able,
@@ -68,7 +72,7 @@ class Elastic(Learner):
     What may be chosen comes from discovery: so many channels of each MLP, KV heads of each attention with the query
     heads that they serve, heads, channels and states of each state-space mixer's scan, experts of each layer of them,
     sizes of convolutions' kernels, and which layers or residual branches run. A narrower choice does without the items
-    of least weight magnitude, or the experts that the router trusts least over some of the rows, and chooses among the
+    that `reorder` puts last, or the experts that the router trusts least over some of the rows, and chooses among the
     others as if they were all. Every smaller choice is a part of every larger one; a smaller kernel is the middle of a
     larger one, times a matrix that is learned, at first the identity. `per: model` gives all layers of a size one
     width, so that a choice has a config that plain transformers reads.
@@ -132,8 +136,15 @@ class Elastic(Learner):
     per: Literal["layer", "model"] = param("Whether each layer has widths of its own.", default="layer")
     align: int = param("Widths of MLPs are multiples of this.", default=8, ge=1, unit="channels")
     on: Selector | None = param("Which branches or layers may be smaller.", default=None)
+    reorder: Literal["l1", "wanda", "obs"] = param(
+        "Which items stay: by weights, by readers' weights times what is read, or by what others can't make up for.",
+        default="l1",
+    )
     adapt: int = param(
-        "Rows that statistics of BatchNorm, or the trust of routers, are measured over.", default=64, ge=2, unit="rows"
+        "Rows that statistics of BatchNorm, the trust of routers, and `reorder` other than `l1` are measured over.",
+        default=64,
+        ge=2,
+        unit="rows",
     )
     train: Literal["adapters", "weights"] = param("What is trained.", default="adapters")
     ranks: list[int] = param(
@@ -231,7 +242,17 @@ class Elastic(Learner):
         refuse_single_choice(dims, "the model does not run without what would go")
         routed = [group for group in elastic if group.kind == "experts"]
         trust = router_weight_sums(program, ctx, self.data, routed, self.adapt) if routed else {}
-        return Space(tuple(dims)), items_least_important_first(program, elastic, trust)
+        importance = self._importance(program, ctx, [group for group in elastic if group.kind != "experts"])
+        return Space(tuple(dims)), items_least_important_first(program, elastic, trust, importance)
+
+    def _importance(
+        self, program: Program, ctx: Context, groups: Sequence[Group]
+    ) -> Callable[[Program, Group], Tensor]:
+        if self.reorder == "l1":
+            return l1_importance
+        modules = [module_of(m) for g in groups for m in readers(g) if has_moments(program.model, m)]
+        moments = observe(program, ctx, modules, self.data, self.adapt)
+        return partial(obs_importance if self.reorder == "obs" else wanda_importance, moments=moments)
 
     # -- training --------------------------------------------------------------------------------------------
 

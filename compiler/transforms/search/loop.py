@@ -32,6 +32,7 @@ from .reconstruct import Moments
 from .refusals import SCORE_HELP, no_candidate_diagnostic, no_finite_score, saved_less
 from .remote_candidates import ScoringWorker, key_of, task_of
 from .score_estimates import forecast_scores
+from .unpadded import unpadded_rows
 
 if TYPE_CHECKING:
     from ...ir.program import Program
@@ -122,7 +123,8 @@ class Search:
         metric's rows for both.
         """
         self.base(metric)  # a model that has no score is told so, before it writes nonsense
-        rows, label = (self.ctx.rows(data), data.name) if data else (self._generated_rows(), "what the model writes")
+        rows = unpadded_rows(self.ctx, data) if data else self._generated_rows()
+        label = data.name if data else "what the model writes"
         run = partial(self._model_score, metric) if rows is None else partial(self._read, rows, label)
         with self.ctx.run.searching():
             runs = moments.collect_in_passes(self.program, modules, run, max_bytes)
@@ -131,22 +133,22 @@ class Search:
         cost = runs * len(self.program.units) * (1.0 if rows is None else self._weight(rows, metric))
         self.layers_other, self.layers_ranking = self.layers_other + cost, self.layers_ranking + cost
 
-    def _generated_rows(self) -> Tensor | None:
+    def _generated_rows(self) -> list[Tensor] | None:
         """None where the model is none that writes, or writes of what it hears alone."""
         if not can_generate_from_ids_alone(self.program.model):
             return None
-        return torch.stack(list(Generated.fitting(self.ctx.origin).rows(self.ctx.tokenizer, self.ctx)))
+        return [torch.stack(list(Generated.fitting(self.ctx.origin).rows(self.ctx.tokenizer, self.ctx)))]
 
-    def _weight(self, rows: Tensor, metric: MetricRef) -> float:
+    def _weight(self, rows: Sequence[Tensor], metric: MetricRef) -> float:
         """Number of tokens of some rows per token that the metric reads."""
         scored = sum(self.ctx.rows(ref).numel() for ref in references_in(dict(metric.args), DataRef))
-        return rows.numel() / scored if scored else 1.0
+        return sum(part.numel() for part in rows) / scored if scored else 1.0
 
-    def _read(self, rows: Tensor, label: str) -> None:
+    def _read(self, rows: Sequence[Tensor], label: str) -> None:
         """Run the model over rows."""
         model = self.program.model
         with evaluating(model):
-            for batch in self.ctx.each(list(batches(model, rows)), f"reading {label}"):
+            for batch in self.ctx.each([b for part in rows for b in batches(model, part)], f"reading {label}"):
                 outputs(model, batch)
 
     def apply_cuts(self, pools: Sequence[Pool]) -> None:
@@ -203,7 +205,7 @@ class Search:
 
         def measure() -> float:
             scored = [self.ctx.rows(ref) for ref in references_in(dict(metric.args), DataRef)]
-            forward_weight = sum(self._weight(rows, self.scored_by or metric) for rows in scored) if scored else 1.0
+            forward_weight = self._weight(scored, self.scored_by or metric) if scored else 1.0
             self.layers_other += len(self.program.units) * forward_weight
             return self._run(metric)
 

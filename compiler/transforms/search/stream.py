@@ -15,6 +15,7 @@ from ...core.device import bytes_on
 from ...ir.surgery import owners, tensor_at
 from ...models.rows.forward import batches, evaluating, outputs
 from .reconstruct import Moments, Reconstruction, has_moments, module_of, readers
+from .unpadded import unpadded_rows
 
 if TYPE_CHECKING:
     from ...ir.program import Program
@@ -41,10 +42,12 @@ def observed_readers(program: "Program", stream: Group) -> Iterator[tuple[str, M
             yield module_of(member), member
 
 
-def observe(program: "Program", ctx: "Context", modules: Sequence[str], data: DataRef) -> Moments:
-    """Second moments of what modules are given, over the rows of data."""
+def observe(
+    program: "Program", ctx: "Context", modules: Sequence[str], data: DataRef, max_rows: int | None = None
+) -> Moments:
+    """Second moments of what modules are given, over `max_rows` rows of data without their padding."""
     moments = Moments(ctx.workdir / "moments")
-    rows = list(batches(program.model, ctx.rows(data)))
+    rows = [batch for part in unpadded_rows(ctx, data, max_rows) for batch in batches(program.model, part)]
 
     def run() -> None:
         with evaluating(program.model):

@@ -1,6 +1,6 @@
 """Dials that discovery gives: which widths and layers of a model may be chosen, and what goes first."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
@@ -152,14 +152,18 @@ def check_experts(shares: Sequence[Ratio], skeleton: Skeleton, selector: Selecto
 
 
 def items_least_important_first(
-    program: "Program", groups: Sequence[Group], router_sums: Mapping[str, Tensor] = MappingProxyType({})
+    program: "Program",
+    groups: Sequence[Group],
+    router_sums: Mapping[str, Tensor] = MappingProxyType({}),
+    importance: Callable[["Program", Group], Tensor] = l1_importance,
 ) -> dict[str, list[int]]:
-    """Order the items of every group by which a narrower choice does without first: those whose weights are least.
+    """Order the items of every group by which a narrower choice does without first: those of least importance.
 
     router_sums   of layers of experts, by site: those that it has least of, instead
     """
     experts = {f"{site}:{EXPERTS}": ascending(scores) for site, scores in router_sums.items()}
-    return {f"{g.site}:{g.kind}": ascending(l1_importance(program, g)) for g in groups} | experts
+    unrouted = [g for g in groups if f"{g.site}:{g.kind}" not in experts]
+    return {f"{g.site}:{g.kind}": ascending(importance(program, g)) for g in unrouted} | experts
 
 
 def refuse_no_depth(dims: Sequence[ElasticDim], kind: str) -> None:
