@@ -98,7 +98,7 @@ class Comparison:
             program = capture(copy.deepcopy(self.base))
         body = json.loads(metadata(file)["family"])
         family = Family.from_json(body, program, load_file(file))
-        family.program.model.to(memory_format=torch.channels_last)
+        family.program.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return family
 
     def selected_choices(self, family: Family) -> dict[str, Mapping[str, int]]:
@@ -162,7 +162,7 @@ class Comparison:
             for module in model.modules():
                 if callable(reset := getattr(module, "reset_parameters", None)):
                     reset()
-        train(model.to(memory_format=torch.channels_last), self.train, passes, self.seed, BATCH, LR)
+        train(model.to(memory_format=torch.channels_last), self.train, passes, self.seed, BATCH, LR)  # type: ignore[call-overload]
         macs = shrink.flops_per_token(family.smaller(choice), 0) / 2
         self.add_row(arm, size, passes, model, macs, count(model))
 
