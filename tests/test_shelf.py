@@ -216,6 +216,9 @@ def planned(folder: Path, kind: str, name: str) -> Build:
 def test_the_example_of_a_page_is_a_legal_recipe(world, kind, name):
     found = session(world, kind, name).check(resolve=name not in MAX_ERROR and kind == "pass").diagnostics
     loud = [d for d in found if d.severity == "error" and d.exit != 5]  # a file or a network that is not here
+    if name == "search.steps":  # the recipe around a pass emits nothing, and a search of steps is for a target
+        assert [d.message for d in loud] == ["steps are searched for one target, and `small` emits no model"]
+        return
     assert not loud, render(loud)
 
 

@@ -272,7 +272,7 @@ class metrics:
         """
     @staticmethod
     def flops(*, context: int | Value = ...) -> Value:
-        """Number of operations per decoded token.
+        """Number of operations per decoded token, or per image.
 
         context: Positions that the token attends to.
         """
