@@ -39,7 +39,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bench.bootstrap import context, train
-from bench.fashion import PARTS, lite0, write_splits
+from bench.fashion import PARTS, channels_last, lite0, write_splits
 from bench.json_table import add_json_option, write_table
 from bench.paired import Z, bits_of, bits_text, paired_difference
 from bench.tables import markdown
@@ -98,7 +98,7 @@ class Comparison:
             program = capture(copy.deepcopy(self.base))
         body = json.loads(metadata(file)["family"])
         family = Family.from_json(body, program, load_file(file))
-        family.program.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(family.program.model)
         return family
 
     def selected_choices(self, family: Family) -> dict[str, Mapping[str, int]]:
@@ -162,7 +162,7 @@ class Comparison:
             for module in model.modules():
                 if callable(reset := getattr(module, "reset_parameters", None)):
                     reset()
-        train(model.to(memory_format=torch.channels_last), self.train, passes, self.seed, BATCH, LR)  # type: ignore[call-overload]
+        train(channels_last(model), self.train, passes, self.seed, BATCH, LR)
         macs = shrink.flops_per_token(family.smaller(choice), 0) / 2
         self.add_row(arm, size, passes, model, macs, count(model))
 
