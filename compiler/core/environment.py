@@ -4,11 +4,12 @@ The ranges are read from the installed metadata, so pyproject.toml is the one pl
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 
@@ -63,7 +64,8 @@ def required_packages_with_state() -> list[Package]:
     return sorted(result, key=lambda p: p.group != "")
 
 
-def distributions_of_dependencies() -> dict[str, metadata.Distribution]:
+@cache  # parsing the metadata of a hundred packages takes half a second, and each artifact of a front lists them
+def distributions_of_dependencies() -> Mapping[str, metadata.Distribution]:
     """Installed distributions that effc asks for, and that these ask for without an extra, by plain name."""
     from packaging.utils import canonicalize_name
 
@@ -79,7 +81,7 @@ def distributions_of_dependencies() -> dict[str, metadata.Distribution]:
             continue
         if name != "effc":
             waiting += [name for name, _, group in map(_name_range_and_extra, package.requires or ()) if not group]
-    return closure
+    return MappingProxyType(closure)
 
 
 def refuse_missing_packages(names: Iterable[str] = ()) -> None:

@@ -123,7 +123,7 @@ CHARACTERS = {
     "~": "paths and patterns stand in quotes",
     "$": "parameters are used by name: `keep: keep of channels`",
     "+": "selectors are united with `|`",
-    "%": "a percent sign follows its number without a space: `85%`",
+    "%": "a percentage is a number followed by `%`: `85%`",
     ";": "statements and steps need no separator",
     "^": "patterns are globs, in quotes",
 }

@@ -38,17 +38,17 @@ from transformers import (
 )
 
 TEXTS = Path(__file__).with_name("tiny-llama")
-ATTENTION = [2, 5]  # layers of tiny-hybrid that attend; the others scan
+ATTENTION_EVERY = 3  # the last of so many layers of tiny-hybrid attends; the others scan
 
 
-def make_model(name: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+def make_model(name: str, layers: int, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     ids = {f"{kind}_id": tokenizer.convert_tokens_to_ids(token) for kind, token in tokenizer.special_tokens_map.items()}
     if name == "tiny-mamba2":
         return Mamba2ForCausalLM(
             Mamba2Config(
                 vocab_size=len(tokenizer),
                 hidden_size=128,
-                num_hidden_layers=8,
+                num_hidden_layers=layers,
                 num_heads=8,
                 head_dim=32,
                 state_size=32,
@@ -65,10 +65,10 @@ def make_model(name: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel
             vocab_size=len(tokenizer),
             hidden_size=128,
             intermediate_size=256,
-            num_hidden_layers=8,
+            num_hidden_layers=layers,
             num_attention_heads=8,
             num_key_value_heads=4,
-            attn_layer_indices=ATTENTION,
+            attn_layer_indices=list(range(ATTENTION_EVERY - 1, layers, ATTENTION_EVERY)),
             max_position_embeddings=WINDOW,
             mamba_n_heads=8,
             mamba_d_head=32,
@@ -102,7 +102,7 @@ def architecture_text(name: str, config: BambaConfig | Mamba2Config) -> str:
         )
     return (
         f"{config.mamba_n_heads} scan heads of {config.mamba_d_head},\n  state {config.mamba_d_state}; layers "
-        f"{' and '.join(map(str, config.attn_layer_indices))} attend instead, with {config.num_attention_heads} "
+        f"{', '.join(map(str, config.attn_layer_indices))} attend instead, with {config.num_attention_heads} "
         f"query and {config.num_key_value_heads} key/value heads;\n  MLP {config.intermediate_size}"
     )
 
@@ -110,6 +110,7 @@ def architecture_text(name: str, config: BambaConfig | Mamba2Config) -> str:
 def arguments() -> argparse.Namespace:
     parser = common_parser(__doc__, steps=3600)
     parser.add_argument("name", choices=list(SUBJECTS))
+    parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--start", type=Path, help="folder of an earlier run, whose weights to start from")
     parser.add_argument("--start-steps", type=int, default=0, help="how many steps that run had made")
@@ -125,7 +126,7 @@ def main() -> None:
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(TEXTS / file, args.out / file)
     tokenizer = AutoTokenizer.from_pretrained(TEXTS)
-    model = make_model(args.name, tokenizer)
+    model = make_model(args.name, args.layers, tokenizer)
     if args.start:
         model.load_state_dict(type(model).from_pretrained(args.start).state_dict())
     stream = token_stream(training, tokenizer)
