@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.effc-installed
+# Tests start Python by the hundred: what it compiles of effc, it compiles once.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: quickstart native test test-slow test-heavy test-arm test-lot test-slow-lot explore lint types docs wheel wheel-aarch64 ends bench clean
 

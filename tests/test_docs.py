@@ -241,6 +241,7 @@ def test_a_newcomer_reads_the_readme_to_the_end():
     assert len(TEXTS["README.md"].splitlines()) <= 130
 
 
+@pytest.mark.slow
 def test_pages_of_the_site_are_staged_into_no_folder_that_has_files(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     staged = subprocess.run([sys.executable, ROOT / "docs/site/stage.py", tmp_path], capture_output=True, text=True)

@@ -206,6 +206,7 @@ print("the same")
 """
 
 
+@pytest.mark.slow
 def test_a_text_is_cut_after_ctrl_c_as_before(folder):
     done = subprocess.run(
         [sys.executable, "-c", INTERRUPTED, str(folder)], capture_output=True, text=True, start_new_session=True

@@ -209,6 +209,7 @@ def test_every_option_of_serve_without_a_value_is_known_to_the_confinement():
     assert names | {"--help"} == set(SWITCHES)
 
 
+@pytest.mark.slow
 def test_temporary_files_are_gone_when_a_verb_ends(process, artifacts, tmp_path):  # noqa: F811
     cache = tmp_path / "cache"
     assert process("verify", artifacts / "onnx", "--cache-dir", cache).code == 0
@@ -256,6 +257,7 @@ def test_the_process_that_tokenises_is_confined_whatever_started_it(tmp_path):
     assert not secret.exists()  # left as it was until the sandbox was off
 
 
+@pytest.mark.slow
 def test_a_server_answers_confined_and_writes_its_log_alone(process, artifacts, tmp_path):  # noqa: F811
     """The attack runs within it; it may listen, and connect to nobody."""
     (tmp_path / "code").mkdir()

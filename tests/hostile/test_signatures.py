@@ -232,6 +232,7 @@ emit same {{ hf("same") }}
 
 
 @pytest.mark.parametrize("place", ["stock/model", "stock/.model"])
+@pytest.mark.slow
 def test_a_model_that_a_recipe_takes_from_an_artifact_is_signed_where_signatures_are_required(
     effc,  # noqa: F811
     artifacts,

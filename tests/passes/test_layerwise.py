@@ -136,6 +136,7 @@ def test_every_layer_runs_twice_and_not_once_for_each_behind_it(tmp_path, word):
 
 
 @pytest.mark.parametrize("word", ["wanda", "sparsegpt", "admm"])
+@pytest.mark.slow
 def test_a_run_that_is_killed_anywhere_comes_to_the_same_bits(tmp_path, word):
     model, again = tiny.model("llama"), tmp_path / "again"
     (tmp_path / "whole").mkdir()

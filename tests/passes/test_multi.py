@@ -306,6 +306,7 @@ def refuse_one(search, value):
     return finite(float("nan"), "perplexity") if search.scored_here == 3 else value
 
 
+@pytest.mark.slow
 def test_latency_is_measured_and_saved(tmp_path):
     model = tiny.model("llama", num_hidden_layers=6, intermediate_size=512)
     clock = MetricRef("decode.p50", (("prompt", 8), ("steps", 8)))

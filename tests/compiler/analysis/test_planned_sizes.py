@@ -85,6 +85,7 @@ def test_the_bytes_of_an_artifact_are_planned_from_the_skeleton(tmp_path, pipeli
 
 
 @pytest.mark.parametrize("format", ["sparse_bf16", "dense_int4", "dense_bf16"])
+@pytest.mark.slow
 def test_the_bytes_of_lowered_layers_are_those_of_their_format(tmp_path, format):
     check_sizes(tmp_path, "skipped", 'native("a", weights: int8)', format)
 

@@ -297,6 +297,7 @@ def killed_at(delay: float, path: Path, seed: int) -> None:
 
 
 @pytest.mark.parametrize("turns", [10, pytest.param(30, marks=pytest.mark.heavy)])
+@pytest.mark.slow
 def test_killed_at_any_moment_the_artifact_is_the_old_or_the_new_one(tmp_path, turns):
     started = time.monotonic()
     write_artifact(tmp_path / "a", build=lambda f: build(f, 0, count=12))
@@ -311,6 +312,7 @@ def test_killed_at_any_moment_the_artifact_is_the_old_or_the_new_one(tmp_path, t
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_a_new_artifact_is_whole_or_absent(tmp_path):
     for turn in range(20):
         place = tmp_path / f"a{turn}"

@@ -83,6 +83,7 @@ def read_as_compressed_tensors(folder):
     ],
     ids=["int4", "int4-free", "int3-rows", "int8", "int6-free-rows"],
 )
+@pytest.mark.slow
 def test_codes_on_disk_are_those_of_the_grid(tmp_path, grid, dtype):
     program = quantised(in_dtype(tiny.model("llama", **WIDE), dtype), {"_proj": grid})
     folder, target = emitted(tmp_path, program)

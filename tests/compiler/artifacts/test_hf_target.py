@@ -179,6 +179,7 @@ def artifacts(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("name", "change"), CROSSED)
+@pytest.mark.slow
 def test_a_fresh_process_computes_the_same_from_every_form(artifacts, name, change):
     folder, expected = artifacts[name, change]
     forms = {p.name for p in folder.iterdir() if p.is_dir()}

@@ -143,6 +143,7 @@ def trained(model, steps=3):
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3_text", "gpt_neox"])
+@pytest.mark.slow
 def test_a_loaded_model_trains_saves_and_loads_again(tmp_path, name):
     _, path = artifact(tmp_path, name)
     weights = path / "compact" / "model.safetensors"

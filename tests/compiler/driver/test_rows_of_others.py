@@ -124,6 +124,7 @@ HEARS = {  # encoders of waves, and of frames of features, each with a decoder o
 @pytest.mark.parametrize(
     "kind", [kind if kind == "Moonshine" else pytest.param(kind, marks=pytest.mark.slow) for kind in HEARS]
 )
+@pytest.mark.slow
 def test_a_model_that_says_what_it_hears_is_given_sounds_of_the_form_that_its_config_names(kind, tmp_path):
     config = getattr(transformers, f"{kind}Config")(**HEARS[kind])
     cls = f"{kind}ForSpeechToText" if kind == "SpeechT5" else f"{kind}ForConditionalGeneration"

@@ -75,6 +75,7 @@ def at_emission(event):
 
 
 @pytest.mark.parametrize("score", ["perplexity", pytest.param("divergence", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_weights_that_are_written_during_a_step_end_the_compile_and_leave_nothing(model, tmp_path, score):
     good = model.read_bytes()
     whole, _ = compiled(tmp_path, score=score, cache="clean")

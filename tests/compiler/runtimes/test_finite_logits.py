@@ -52,6 +52,7 @@ def opened(runtime, model, tmp_path):
     ("runtime", "value"),
     [("torch", torch.nan), ("torch", torch.inf), ("native", torch.inf), ("onnx", torch.nan), ("gguf", torch.nan)],
 )
+@pytest.mark.slow
 def test_a_model_whose_logits_are_no_numbers_is_refused_by_name_and_answers_what_it_can(
     runtime, value, folder, tokenizer, tmp_path
 ):

@@ -70,6 +70,7 @@ print(json.dumps({"prompt": tokens, "tokens": list(map(int, generator.get_sequen
 
 @needs_genai
 @pytest.mark.parametrize("kind", ["codes", "rounded"])
+@pytest.mark.slow
 def test_onnxruntime_genai_generates_the_greedy_tokens_that_effc_generates(codes, rounded, kind):
     folder = {"codes": codes / "onnx", "rounded": rounded}[kind]
     run = subprocess.run(

@@ -71,6 +71,7 @@ def emitted(tmp_path, model, **options):
     return folder, target
 
 
+@pytest.mark.slow
 def test_a_fresh_process_ran_32_greedy_tokens_in_onnx_runtime(slim):
     said = {check.what.partition(": ")[2]: check for check in slim.manifest.checks}
     assert len(said) == 6 and all(check.holds for check in said.values())

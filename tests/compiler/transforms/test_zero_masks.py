@@ -173,6 +173,7 @@ def test_zeros_stay_zero_in_lightning_and_behind_its_checkpoint(tmp_path):
         fit(Module().requires_grad_(False), 1)
 
 
+@pytest.mark.slow
 def test_the_package_offers_callbacks_without_lightning():
     code = (
         "import sys; sys.modules['lightning'] = sys.modules['pytorch_lightning'] = None\n"

@@ -153,6 +153,7 @@ def test_training_leaves_the_model_as_it_was(artifact, tmp_path):
 
 
 @pytest.mark.parametrize("strategy", ["ffa", "stack", "svd", "hetlora", "abm"])
+@pytest.mark.slow
 def test_every_strategy_runs_over_a_model(artifact, tmp_path, strategy):
     ranks = (1, 2, 2) if strategy in ("stack", "svd", "hetlora") else ()
     made = run(artifact, tmp_path, strategy=strategy, ranks=ranks)

@@ -58,6 +58,7 @@ def app(tmp_path_factory):
 
 
 @pytest.mark.parametrize("strategy", ["ffa", "stack", "fedavg", "svd", "hetlora"])
+@pytest.mark.slow
 def test_a_head_is_sent_averaged_written_and_read_again(app, tmp_path, strategy, monkeypatch):
     home, path, told = app
     said, sent = told.with_changes(strategy=strategy, ranks=UNEQUAL if strategy in RANKED else ()), {}
@@ -121,6 +122,7 @@ def test_a_stack_goes_on_from_the_heads_mean_and_merges_what_was_learned(app, tm
 
 
 @pytest.mark.parametrize("strategy", RANKED)
+@pytest.mark.slow
 def test_a_federation_of_unequal_ranks_with_a_head_goes_on_to_the_same_bits(app, tmp_path, strategy):
     home, path, declared = app
     declared = declared.with_changes(strategy=strategy, ranks=UNEQUAL)

@@ -19,6 +19,8 @@ from tests.compiler.apps.rttc.conftest import QUESTIONS, copied, write_samples
 from tests.compiler.apps.serving.conftest import serving
 from tests.compiler.cli.verbs.conftest import effc, own_cache, process  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """\
 effspec 1
 \"\"\"A client and a server of test-time compute.\"\"\"

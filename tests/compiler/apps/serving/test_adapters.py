@@ -23,6 +23,8 @@ from effc.dsl.syntax.diagnostics import Reject
 from tests.compiler.apps.serving.conftest import serving
 from tests.compiler.apps.serving.test_scheduler import Answer
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """effspec 1
 model base = zoo("tiny-llama")
 pipeline {name}(base) {{ e = reft.insert(positions: "f3+l3", rank: 4, start: random, form: noreft) }}

@@ -7,6 +7,8 @@ from transformers import AutoTokenizer
 
 from tests.compiler.apps.serving.conftest import serving
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "And it came to pass in those days, when there was no king in Israel, that the man went his way. " * 3
 
 

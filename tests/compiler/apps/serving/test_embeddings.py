@@ -35,6 +35,8 @@ from tests.compiler.apps.serving.conftest import serving
 from tests.drafts import write_artifact
 from tests.worlds import context, tokenizer
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["And it came to pass", "a", "In the beginning God created the heaven and the earth"]
 
 

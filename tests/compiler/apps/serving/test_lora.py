@@ -21,6 +21,8 @@ from safetensors.torch import save_file
 from tests.compiler.apps.serving.conftest import serving
 from tests.compiler.apps.serving.test_reload import reload, streamed
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("peft")
 ALPHA, RANK = 8, 4
 

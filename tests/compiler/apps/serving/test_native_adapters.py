@@ -23,6 +23,8 @@ from tests.compiler.apps.serving.conftest import serving
 from tests.compiler.apps.serving.test_lora import write_lora
 from tests.compiler.apps.serving.test_scheduler import Answer
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("peft")
 RECIPE = """effspec 1
 model base = zoo("tiny-llama")

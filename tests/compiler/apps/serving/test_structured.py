@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from tests.compiler.apps.serving.conftest import serving
 
+pytestmark = pytest.mark.slow
+
 HI = [{"role": "user", "content": "And it came to pass"}]
 CHAT = "/v1/chat/completions"
 SCHEMA = {

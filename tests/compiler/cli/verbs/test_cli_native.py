@@ -15,6 +15,8 @@ from effc.dsl.syntax.diagnostics import Reject
 from tests import tiny
 from tests.compiler.cli.verbs.conftest import SCRIPT, Run
 
+pytestmark = pytest.mark.slow
+
 RECIPE = '''effspec 1
 """A native artifact."""
 

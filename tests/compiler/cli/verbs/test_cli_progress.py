@@ -5,6 +5,7 @@ import json
 import re
 import time
 
+import pytest
 from effc.compiler.core.events import (
     Recorded,
     StageBegan,
@@ -135,6 +136,7 @@ def test_quiet_silences_people_but_not_the_file(tmp_path, capsys):
     assert capsys.readouterr().err == "" and len((tmp_path / "e.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_the_time_that_a_compile_states_counts_start_and_planning(effc, write, monkeypatch):
     build, built = api.build, []
 

@@ -298,6 +298,7 @@ def test_colours_obey_the_flag_and_the_environment(effc, sound, monkeypatch):
         ("explain", "prune.blocks"),
     ],
 )
+@pytest.mark.slow
 def test_what_needs_no_torch_takes_four_times_its_libraries_at_most(write, tmp_path, args):
     write()
     script = (

@@ -90,6 +90,7 @@ def test_the_best_of_all_candidates_is_nearly_reached_by_looking_at_a_quarter_of
     assert max(shares) <= 0.3, shares
 
 
+@pytest.mark.slow
 def test_a_front_is_nearly_that_of_all_candidates_by_looking_at_a_third_of_them(tmp_path):
     gaps, shares = [], []
     for number in range(6):

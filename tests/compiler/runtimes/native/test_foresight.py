@@ -63,6 +63,7 @@ def test_the_same_is_foreseen_from_the_config_as_is_found_in_the_model(name):
 
 
 @pytest.mark.parametrize("name", ["kolibri1", "jetmoe", "minimax", "zamba", "xmod", "doge"])
+@pytest.mark.slow
 def test_what_is_recognised_by_trying_is_so_with_numbers_that_stand_in(name):
     config = made(name).config
     build = partial(transformers.AutoModelForCausalLM.from_config, config, dtype=torch.float32)

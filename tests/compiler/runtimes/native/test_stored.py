@@ -256,6 +256,7 @@ def test_a_mask_that_disagrees_with_its_values_is_refused_though_the_checksum_is
     assert "q_proj" in said and "masks do not agree" in said
 
 
+@pytest.mark.slow
 def test_a_level_that_is_not_here_is_one_sentence_and_its_exit_code(whole, tmp_path):
     put(tmp_path, *whole)
     missing = next((name for name in levels.NAMES if name not in levels.available()), None)
