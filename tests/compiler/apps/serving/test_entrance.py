@@ -246,7 +246,6 @@ def test_only_pages_that_were_named_may_read_answers(server):
     assert simple.status_code == 415 and "must be `application/json`" in said(simple)["message"]
 
 
-@pytest.mark.slow
 def test_connections_that_never_begin_tls_are_few_and_closed_in_time(keyed, certificate):
     port = int(keyed.url.rpartition(":")[2])
     with ExitStack() as stack:
