@@ -114,8 +114,8 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = lr * share
         chosen = torch.randint(len(data["images"]), (batch,), generator=chance)
-        found = class_logits(model, data["images"][chosen], None)
-        nn.functional.cross_entropy(found, data["labels"][chosen]).backward()
+        accuracies = class_logits(model, data["images"][chosen], None)
+        nn.functional.cross_entropy(accuracies, data["labels"][chosen]).backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -154,30 +154,30 @@ def search_points(family: Family, folder: Path, method: str, seed: int, evals: i
 
 
 def main() -> None:
-    ask = argparse.ArgumentParser()
-    ask.add_argument("digits", type=Path)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("digits", type=Path)
     for name, value in (("--budget", 1200), ("--seeds", 3), ("--evals", 24)):
-        ask.add_argument(name, type=int, default=value)
-    asked = ask.parse_args()
+        parser.add_argument(name, type=int, default=value)
+    options = parser.parse_args()
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, {platform.machine()}, one thread")
-    found: dict[str, list[float]] = {}
-    areas: dict[tuple[str, int], list[float]] = {}
+    accuracies: dict[str, list[float]] = {}
+    hypervolumes: dict[tuple[str, int], list[float]] = {}
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as place:
-        for seed in range(asked.seeds):
-            folder = Path(place) / str(seed)
+    with tempfile.TemporaryDirectory() as parent:
+        for seed in range(options.seeds):
+            folder = Path(parent) / str(seed)
             folder.mkdir()
-            write_digit_splits(asked.digits, folder)
-            for name, value in compare_methods(folder, seed, asked, areas):
-                found.setdefault(name, []).append(value)
+            write_digit_splits(options.digits, folder)
+            for name, value in measure_sizes_and_searches(folder, seed, options, hypervolumes):
+                accuracies.setdefault(name, []).append(value)
                 print(f"seed {seed}: {name}: {value:.4f}, {time.monotonic() - began:.0f} s", flush=True)
     print("\n| | accuracy on 597 images, mean and range |\n|---|---|")
-    for name, values in found.items():
+    for name, values in accuracies.items():
         print(f"| {name} | {statistics.mean(values):.3f} ({min(values):.3f}–{max(values):.3f}) |")
     print("\n| hypervolume | " + " | ".join(f"{n} evaluations" for n in AT) + " |\n|---" + "|---" * len(AT) + "|")
     for method in METHODS:
-        cells = [areas[method, n] for n in AT if (method, n) in areas]
+        cells = [hypervolumes[method, n] for n in AT if (method, n) in hypervolumes]
         print(
             f"| `search.{method}` | "
             + " | ".join(f"{statistics.mean(c):.3f} ({min(c):.3f}–{max(c):.3f})" for c in cells)
@@ -185,16 +185,18 @@ def main() -> None:
         )
 
 
-def compare_methods(folder: Path, seed: int, asked, areas) -> Iterator[tuple[str, float]]:
-    """(name, accuracy) of everything; hypervolumes go into `areas`."""
+def measure_sizes_and_searches(
+    folder: Path, seed: int, options: argparse.Namespace, hypervolumes: dict
+) -> Iterator[tuple[str, float]]:
+    """(name, accuracy) of everything; hypervolumes go into `hypervolumes`."""
     model = fresh(seed)
-    for place in ("0", *(f"{seed}-{n}" for n in (0, asked.budget // 3)), *(f"search-{m}-{seed}" for m in METHODS)):
-        (folder / place).mkdir()
-        for name in PARTS:
-            (folder / place / f"{name}.safetensors").symlink_to(folder / f"{name}.safetensors")
+    for name in ("0", *(f"{seed}-{n}" for n in (0, options.budget // 3)), *(f"search-{m}-{seed}" for m in METHODS)):
+        (folder / name).mkdir()
+        for part in PARTS:
+            (folder / name / f"{part}.safetensors").symlink_to(folder / f"{part}.safetensors")
     ctx, _ = context(folder / "0", model, "search.random", {"measure": [MetricRef("params")]})
     data = {"images": ctx.rows(DataRef("train")), "labels": ctx.labels(DataRef("train"))}
-    net = family_of(folder, model, seed, asked.budget // 3)
+    net = family_of(folder, model, seed, options.budget // 3)
     plain = family_of(folder, model, seed, 0)
     for share, choice in zip(SHARES, sizes(net), strict=True):
         with net.applied(choice):
@@ -202,14 +204,14 @@ def compare_methods(folder: Path, seed: int, asked, areas) -> Iterator[tuple[str
         alone = Family(capture(copy.deepcopy(model)), "", plain.space, orders=plain.orders).cut_to_choice(choice).model
         if share == 1:
             whole = copy.deepcopy(alone)
-            train(whole, data, asked.budget, seed)
+            train(whole, data, options.budget, seed)
             yield "alone, 100%, the whole budget", accuracy(whole, ctx, "test")
-        train(alone, data, asked.budget // len(SHARES), seed)
+        train(alone, data, options.budget // len(SHARES), seed)
         yield f"alone, {share:.0%} ({count(alone):,} parameters)", accuracy(alone, ctx, "test")
     for method in METHODS:
-        points = search_points(net, folder, method, seed, asked.evals)
+        points = search_points(net, folder, method, seed, options.evals)
         for n in AT:
-            areas.setdefault((method, n), []).append(hypervolume(points[:n]))
+            hypervolumes.setdefault((method, n), []).append(hypervolume(points[:n]))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -30,6 +30,9 @@ from bench.reviews import (
     write_rows,
     write_untrained_classifier,
 )
+
+if TYPE_CHECKING:
+    from effc.compiler.apps.federation.client_host import ClientHost
 
 ONE = "clients: 1, rounds: 1, hold: 0%"
 ARMS = {
@@ -75,15 +78,14 @@ def _train_arm_and_format_row(folder: Path, name: str, arm_folder_name: str, sec
     """Train an arm with every seed, at the better of its rates."""
     from effc.compiler.apps.federation.client_host import ClientHost
     from effc.compiler.apps.federation.language import CausalLmLearner
-    from effc.compiler.apps.federation.rows import rows_of
     from effc.compiler.core.settings import Settings
 
     path, declared = compile_federation(folder, ARMS[name], ["train"], arm_folder_name, "", 0)
-    seat = ClientHost(declared, path / declared.folder, folder, Settings(folder / "cache", threads=1))
-    with seat.participants([0]) as (participant,):
+    host = ClientHost(declared, path / declared.folder, folder, Settings(folder / "cache", threads=1))
+    with host.participants([0]) as (participant,):
         learner = participant.learner
         assert isinstance(learner, CausalLmLearner)
-        judges = {part: _read_split(seat, folder, part, rows_of) for part in ("kept", "test")}
+        judges = {part: _read_split(host, folder, part) for part in ("kept", "test")}
         start = learner.initial_state(0)
         names = frozenset(n for n in start if not name.startswith("head") or n.startswith("classifier."))
         count = sum(start[n].size for n in names)
@@ -106,14 +108,14 @@ def _train_arm_and_format_row(folder: Path, name: str, arm_folder_name: str, sec
     return f"| {name} | {count:,} | {spread} | {rate:g} | {steps} | {each:.2f} |"
 
 
-def _read_split(seat, folder: Path, split: str, rows_of) -> Any:
+def _read_split(host: "ClientHost", folder: Path, split: str) -> Any:
     """Rows of another file, read as the declared ones are."""
     from effc.compiler.apps.federation.client_host import ClientHost
 
-    (data,) = seat.declared.data
+    (data,) = host.declared.data
     body = json.loads(json.dumps(data.args).replace("train.jsonl", f"{split}.jsonl"))
-    other = seat.declared.with_changes(data=(replace(data, args=body),))
-    (rows,) = ClientHost(other, seat.model, folder, seat.settings)._load_rows()
+    other = host.declared.with_changes(data=(replace(data, args=body),))
+    (rows,) = ClientHost(other, host.model, folder, host.settings)._load_rows()
     return rows
 
 

@@ -41,24 +41,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder")
     parser.add_argument("--threads", type=int, default=1)
-    asked = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = str(asked.threads)
+    options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
     import torch
     from effc.compiler.core.fingerprint import machine_facts
     from transformers import AutoModel
 
-    torch.set_num_threads(asked.threads)
-    model = AutoModel.from_pretrained(asked.folder).eval()
-    half = AutoModel.from_pretrained(asked.folder, dtype=torch.bfloat16).eval()
+    torch.set_num_threads(options.threads)
+    model = AutoModel.from_pretrained(options.folder).eval()
+    half = AutoModel.from_pretrained(options.folder, dtype=torch.bfloat16).eval()
     calls = {
         "torch float32": lambda ids: model(input_ids=ids),
         "torch bfloat16": lambda ids: half(input_ids=ids),
-        "native bf16": open_native_encoder(model, "bf16", asked.threads),
-        "native int8": open_native_encoder(model, "int8", asked.threads),
+        "native bf16": open_native_encoder(model, "bf16", options.threads),
+        "native int8": open_native_encoder(model, "int8", options.threads),
     }
     told = machine_facts()
     print(
-        f"{told['cpu']}, torch {told['torch']}, transformers {told['transformers']}; {asked.threads} threads; {ROUNDS} rounds, texts of random tokens, seed 0"
+        f"{told['cpu']}, torch {told['torch']}, transformers {told['transformers']}; {options.threads} threads; {ROUNDS} rounds, texts of random tokens, seed 0"
     )
     torch.manual_seed(0)
     with torch.inference_mode():

@@ -41,15 +41,15 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 120, 512])
     parser.add_argument("--groups", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--calls", type=int, default=100)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
     print(", ".join(f"{k} {v}" for k, v in machine_facts().items()), flush=True)
     line = "{:<14}{:>6}{:>7}{:>12}{:>12}{:>9}"
     print(line.format("weight", "rows", "group", "int4, us", "int8, us", "int8/int4"), flush=True)
     for shape in SHAPES:
-        for rows in asked.rows:
-            for group in asked.groups:
-                own, other = int4_and_int8_microseconds(shape, rows, group, asked.calls)
+        for rows in options.rows:
+            for group in options.groups:
+                own, other = int4_and_int8_microseconds(shape, rows, group, options.calls)
                 cells = (f"{shape[0]} x {shape[1]}", rows, group, f"{own:.0f}", f"{other:.0f}", f"{other / own:.2f}")
                 print(line.format(*cells), flush=True)
 

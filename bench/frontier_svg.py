@@ -84,7 +84,8 @@ def drawing(rows: Sequence[dict], others: Sequence[dict], report: dict) -> Itera
     for engine in engines_of(rows):
         color = COLORS[engine]
         corners = " L".join(
-            f"{x:.1f} {y:.1f}" for x, y in (at(r) for r in front([r for r in rows if r["engine"] == engine]))
+            f"{x:.1f} {y:.1f}"
+            for x, y in (at(r) for r in untrained_pareto_front([r for r in rows if r["engine"] == engine]))
         )
         yield f'<path d="M{corners}" fill="none" stroke="{color}" stroke-opacity="0.35" stroke-width="2"/>'
     yield from points_and_labels([(row, *at(row)) for row in rows])
@@ -107,7 +108,7 @@ def engines_of(rows: Sequence[dict]) -> list[str]:
     return [engine for engine in COLORS if any(row["engine"] == engine for row in rows)]
 
 
-def front(rows: Sequence[dict]) -> list[dict]:
+def untrained_pareto_front(rows: Sequence[dict]) -> list[dict]:
     """Untrained rows that none of the others beats at both, by perplexity."""
     rows = [r for r in rows if "trained" not in r["label"]]
     kept = [

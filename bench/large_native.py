@@ -65,12 +65,12 @@ def main() -> None:
     parser.add_argument("--openings", type=int, default=3)
     parser.add_argument("--child", choices=MODES, help=argparse.SUPPRESS)
     parser.add_argument("--decode", action="store_true", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    folder = asked.artifact / "native" if (asked.artifact / "native").is_dir() else asked.artifact
-    if asked.child and asked.decode:
-        return print(json.dumps(measure_decoding(folder, asked.threads, asked.rounds, asked.child)))
-    if asked.child:
-        _, seconds = open_model(folder, asked.threads, asked.child)
+    options = parser.parse_args()
+    folder = options.artifact / "native" if (options.artifact / "native").is_dir() else options.artifact
+    if options.child and options.decode:
+        return print(json.dumps(measure_decoding(folder, options.threads, options.rounds, options.child)))
+    if options.child:
+        _, seconds = open_model(folder, options.threads, options.child)
         return print(json.dumps(seconds))
     size = (folder / "weights.bin").stat().st_size
     print(
@@ -83,16 +83,16 @@ def main() -> None:
             "bench.large_native",
             str(folder),
             "--threads",
-            str(asked.threads),
+            str(options.threads),
             "--child",
             mode,
         ]
         openings, whole = [], []
-        for _ in range(asked.openings):
+        for _ in range(options.openings):
             started = time.perf_counter()
             openings.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
             whole.append(time.perf_counter() - started)
-        again = [*command, "--decode", "--rounds", str(asked.rounds)]
+        again = [*command, "--decode", "--rounds", str(options.rounds)]
         done = json.loads(subprocess.run(again, capture_output=True, text=True, check=True).stdout)
         token, speed = statistics.median(done["token"]), statistics.median(done["speed"])
         share = statistics.median(

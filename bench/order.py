@@ -55,15 +55,15 @@ def relative_error_without_inputs(weight: torch.Tensor, gram: torch.Tensor, remo
 
 
 def main() -> None:
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--every", type=int, default=3)
-    ask.add_argument("--share", type=float, nargs="+", default=[0.08, 0.25, 0.5])
-    asked = ask.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--every", type=int, default=3)
+    parser.add_argument("--share", type=float, nargs="+", default=[0.08, 0.25, 0.5])
+    options = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{', '.join(f'{k} {v}' for k, v in machine_facts().items())}, 1 thread")
     with tempfile.TemporaryDirectory() as name, torch.no_grad():
         program, rows = program_and_metric_rows(Path(name))
-        groups = [g for g in skeleton_of(program).groups if g.kind == "channels"][:: asked.every]
+        groups = [g for g in skeleton_of(program).groups if g.kind == "channels"][:: options.every]
         members = [member for group in groups for member in readers(group)]
         moments, seconds, errors = Moments(Path(name) / "moments"), {}, {}
         moments.collect_in_passes(
@@ -77,15 +77,15 @@ def main() -> None:
                 with patch.object(importance, "BATCH_ROWS", inputs):
                     order = importance.ascending(importance.obs_importance(program, group, moments))
                 seconds[inputs] = seconds.get(inputs, 0.0) + time.perf_counter() - began
-                for share in asked.share:
+                for share in options.share:
                     lost = order[: int(share * len(order))]
                     errors.setdefault((inputs, share), []).append(relative_error_without_inputs(weight, moment, lost))
-    print("inputs  seconds  " + "".join(f"{share:>9.0%}    worst" for share in asked.share))
+    print("inputs  seconds  " + "".join(f"{share:>9.0%}    worst" for share in options.share))
     for inputs in INPUTS:
-        of = [errors[inputs, share] for share in asked.share]
+        of = [errors[inputs, share] for share in options.share]
         worst = [
             max(a / b for a, b in zip(e, errors[INPUTS[0], s], strict=True))
-            for e, s in zip(of, asked.share, strict=True)
+            for e, s in zip(of, options.share, strict=True)
         ]
         cells = "".join(f"{geometric_mean(e):9.5f}{w:9.3f}" for e, w in zip(of, worst, strict=True))
         print(f"{inputs:6}{seconds[inputs] / len(groups):9.2f}  {cells}")

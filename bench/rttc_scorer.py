@@ -34,22 +34,22 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=1319)
     parser.add_argument("--scorer", choices=("head", "lora", "reft"), default="head")
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    graded = solutions(asked.data, asked.questions)
+    graded = solutions(options.data, options.questions)
     with tempfile.TemporaryDirectory() as cache:
         embedder, started = encoder(Path(cache)), time.process_time()
-        how = {"seed": asked.seed, "force": True}
+        how = {"seed": options.seed, "force": True}
         made = (
             train_logistic_scorer(graded, embedder, **how)
-            if asked.scorer == "head"
-            else train_fine_tuned_scorer(graded, embedder, asked.scorer, **how)
+            if options.scorer == "head"
+            else train_fine_tuned_scorer(graded, embedder, options.scorer, **how)
         )
-    held = split_by_question(graded, asked.seed)[1]
+    held = split_by_question(graded, options.seed)[1]
     right = sum(one.right for one in held) / len(held)
     verdict = "refused unless forced" if made.auc < LEAST_AUC else "taken"
     print(
-        f"{asked.scorer}: AUC {made.auc:.3f} on {len(held)} solutions of {len({one.question for one in held})} questions "
+        f"{options.scorer}: AUC {made.auc:.3f} on {len(held)} solutions of {len({one.question for one in held})} questions "
         f"held out ({right:.0%} right), learned from {len(graded) - len(held)}; {verdict}; "
         f"{time.process_time() - started:.0f} s of CPU"
     )

@@ -185,7 +185,7 @@ def _generated_questions(name: str, count: int) -> list[Asked]:
     return [Asked(Sample(q, a), "pattern", whole.format(re.escape(a))) for q, a in list(every.items())[:count]]
 
 
-def wrong_answers(question: Asked, other_questions: Sequence[Asked], rng: random.Random) -> str | None:
+def sample_wrong_answer(question: Asked, other_questions: Sequence[Asked], rng: random.Random) -> str | None:
     """An answer of the same form that is wrong; None where none is found."""
     candidates = list(question.wrong) or [
         other.sample.answer for other in rng.sample(list(other_questions), min(8, len(other_questions)))

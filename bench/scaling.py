@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--lr", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2])
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
     print(", ".join(f"{k} {v}" for k, v in machine_facts().items()))
     print(f"\n| | learning rate | {' | '.join(f'rank {r}' for r in RANKS)} |\n|---|---|{'---|' * len(RANKS)}")
@@ -100,8 +100,8 @@ def main() -> None:
         build.run_step_unless_cached(build.plan.stages[0])
         program = build.load_outcome(build.plan.stages[0].key).program
         for name, rule in RULES.items():
-            for lr in asked.lr:
-                every = [perplexities(build, program, rule, asked.steps, lr, seed) for seed in asked.seeds]
+            for lr in options.lr:
+                every = [perplexities(build, program, rule, options.steps, lr, seed) for seed in options.seeds]
                 each = zip(*every, strict=True)
                 told = [f"{statistics.mean(v):.2f} ({min(v):.2f}–{max(v):.2f})" for v in each]
                 print(f"| {name} | {lr:g} | {' | '.join(told)} |", flush=True)

@@ -68,20 +68,20 @@ def hypervolume(values: list[tuple[float, float]]) -> float:
 
 
 def main() -> None:
-    ask = argparse.ArgumentParser()
-    ask.add_argument("--seeds", type=int, default=3)
-    ask.add_argument("--evals", type=int, default=60)
-    ask.add_argument("--steps", type=int, default=60)
-    asked = ask.parse_args()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--evals", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=60)
+    options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         work = Path(place)
-        net, ctx = family_of(Path(zoo()["tiny-llama"]), work, asked.steps)
+        net, ctx = family_of(Path(zoo()["tiny-llama"]), work, options.steps)
         objectives = [Objective.of(SCORE, ctx), Objective.of(MetricRef("params"), ctx)]
         runs, began, evaluated = {}, time.monotonic(), set()
         for method in METHODS:
-            for seed in range(asked.seeds):
-                runs[method, seed] = run_search(net, ctx, objectives, method, seed, asked.evals)
+            for seed in range(options.seeds):
+                runs[method, seed] = run_search(net, ctx, objectives, method, seed, options.evals)
                 evaluated |= set(runs[method, seed])
         whole = Explorer(net, ctx, objectives, 1)
         with whole.open():
@@ -91,12 +91,12 @@ def main() -> None:
     best = hypervolume([known[name] for name in non_dominated(known)])
     print(f"{net.space.size:,} choices of {len(net.space.dims)} dimensions; {len(evaluated)} evaluated in ", end="")
     print(f"{time.monotonic() - began:.0f} s; share of the area below all fronts together, mean and range of seeds\n")
-    print("| | " + " | ".join(f"{n} evaluations" for n in AT if n <= asked.evals) + " |")
-    print("|---" * (1 + sum(n <= asked.evals for n in AT)) + "|")
+    print("| | " + " | ".join(f"{n} evaluations" for n in AT if n <= options.evals) + " |")
+    print("|---" * (1 + sum(n <= options.evals for n in AT)) + "|")
     for method in METHODS:
         cells = []
-        for n in (n for n in AT if n <= asked.evals):
-            found = [hypervolume(scaled[method, seed][:n]) / best for seed in range(asked.seeds)]
+        for n in (n for n in AT if n <= options.evals):
+            found = [hypervolume(scaled[method, seed][:n]) / best for seed in range(options.seeds)]
             cells.append(f"{statistics.mean(found):.2f} ({min(found):.2f}–{max(found):.2f})")
         print(f"| `search.{method}` | {' | '.join(cells)} |")
 

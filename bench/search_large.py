@@ -77,7 +77,7 @@ def write_random_checkpoint(folder: Path, size: str) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
 
 
-def run_search(folder: Path, size: str, options: argparse.Namespace) -> dict[str, float]:
+def run_search(model_folder: Path, model_size: str, options: argparse.Namespace) -> dict[str, float]:
     """One search in this process."""
     import torch
     from effc.compiler.core.cache import Cache
@@ -86,11 +86,15 @@ def run_search(folder: Path, size: str, options: argparse.Namespace) -> dict[str
     from effc.compiler.driver.pipeline import Build
 
     torch.set_num_threads(options.threads)
-    recipe, cache = folder.parent / f"{size}.effspec", options.folder / f"cache-{os.getpid()}"
+    recipe, cache = model_folder.parent / f"{model_size}.effspec", options.folder / f"cache-{os.getpid()}"
     more = f"{options.more}," if options.more else ""
     recipe.write_text(
         RECIPE.format(
-            folder=folder.resolve(), rows=options.tokens // 256, share=100 * options.share, group=GROUP[size], more=more
+            folder=model_folder.resolve(),
+            rows=options.tokens // 256,
+            share=100 * options.share,
+            group=GROUP[model_size],
+            more=more,
         )
     )
     said, last = {}, [0.0]

@@ -44,31 +44,32 @@ def main() -> None:
     parser.add_argument("--shares", nargs="+", default=list(SHARES), choices=list(SHARES))
     parser.add_argument("--quick", action="store_true")
     add_json_option(parser)
-    asked = parser.parse_args()
-    if asked.quick:
-        asked.steps, asked.samples, asked.shares = 8, 8, ["50%", "2:4"]
-        asked.only = [name for name in asked.only if "," not in name]
-    folder = asked.folder.resolve()
+    options = parser.parse_args()
+    if options.quick:
+        options.steps, options.samples, options.shares = 8, 8, ["50%", "2:4"]
+        options.only = [name for name in options.only if "," not in name]
+    folder = options.folder.resolve()
     torch.set_num_threads(1)
     print(", ".join(f"{k} {v}" for k, v in machine_facts().items()), flush=True)
     print(
-        f"calibrated on {asked.samples} x 256 tokens, healed for {asked.steps} steps of 4 x 128; perplexity", flush=True
+        f"calibrated on {options.samples} x 256 tokens, healed for {options.steps} steps of 4 x 128; perplexity",
+        flush=True,
     )
     line = "{:<16}{:>6}{:>8}{:>14}{:>9}{:>16}{:>9}"
     print(line.format("", "", "zeros", *smol.HELD_OUT, *(f"healed, {name}" for name in smol.HELD_OUT)), flush=True)
-    model, heal = smol.base(folder, "bfloat16"), [HEAL.format(asked.steps)] if asked.steps else []
+    model, heal = smol.base(folder, "bfloat16"), [HEAL.format(options.steps)] if options.steps else []
     columns = ("zeros", "masks", *smol.HELD_OUT, *(f"{name}, healed" for name in smol.HELD_OUT))
     lines = []
-    cases = [(m, s) for s in asked.shares for m in asked.only if not (s == "2:4" and "," in m)]
+    cases = [(m, s) for s in options.shares for m in options.only if not (s == "2:4" and "," in m)]
     for name, share in [("dense", ""), *cases]:
         made = [] if name == "dense" else [f"sps = {METHODS[name].format(SHARES[share])}"]
-        more = {"model": model, "samples": asked.samples}
+        more = {"model": model, "samples": options.samples}
         build = smol.build_of(folder, f"sparse{os.getpid()}", "\n  ".join([*made, *heal]), **more)
         program, before, after = smol.perplexities_around_healing(build, bool(heal))
         zeros = next((note["sparsity"] for note in program.notes if "sparsity" in note), 0.0)
         found = before + after
         lines.append([share, name, *(f"{p:.4g}" for p in found), *[""] * (4 - len(found))])
-        write_table(asked.json, columns, lines)
+        write_table(options.json, columns, lines)
         print(
             line.format(name, share, f"{zeros:.1%}", *(f"{p:.2f}" for p in found), *[""] * (4 - len(found))), flush=True
         )

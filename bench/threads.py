@@ -38,16 +38,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2, 3, 4])
     parser.add_argument("--rounds", type=int, default=16)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.serve:
-        return answer_stdin_requests(asked.folder, asked.threads[0])
+    options = parser.parse_args()
+    if options.serve:
+        return answer_stdin_requests(options.folder, options.threads[0])
     print(", ".join(f"{k} {v}" for k, v in machine_facts().items()), flush=True)
-    command = [sys.executable, "-m", "bench.threads", str(asked.folder), "--serve", "--threads"]
-    players = {n: subprocess.Popen([*command, str(n)], stdin=-1, stdout=-1, text=True) for n in asked.threads}
+    command = [sys.executable, "-m", "bench.threads", str(options.folder), "--serve", "--threads"]
+    players = {n: subprocess.Popen([*command, str(n)], stdin=-1, stdout=-1, text=True) for n in options.threads}
     seconds: dict[int, list[float]] = {n: [] for n in players}
     for player in players.values():
         assert player.stdout.readline() == "ready\n", "one did not begin"
-    for number in range(asked.rounds + 1):
+    for number in range(options.rounds + 1):
         for threads, player in players.items():
             time.sleep(REST)
             player.stdin.write("go\n")

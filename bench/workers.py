@@ -108,19 +108,19 @@ def smollm2(folder: Path) -> tuple[str, str]:
 
 
 def main() -> None:
-    ask = argparse.ArgumentParser()
-    ask.add_argument("--rounds", type=int, default=2)
-    ask.add_argument("--hidden", type=int, default=256)
-    ask.add_argument("--workers", type=int, nargs="+", default=[2])
-    ask.add_argument("--ray", action="store_true")
-    ask.add_argument("--smollm2", action="store_true")
-    asked = ask.parse_args()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--workers", type=int, nargs="+", default=[2])
+    parser.add_argument("--ray", action="store_true")
+    parser.add_argument("--smollm2", action="store_true")
+    options = parser.parse_args()
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.0f}")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         kinds = {"process": LocalProcesses(1, 1)}
-        if asked.ray:
+        if options.ray:
             kinds["Ray"] = make_transport(Settings(folder, workers="ray"))
             assert kinds["Ray"].size, "a cluster of nobody"
         for name, hands in kinds.items():
@@ -130,10 +130,13 @@ def main() -> None:
                 f"95 % below {sorted(took)[int(0.95 * len(took))]:.2f}",
                 flush=True,
             )
-        source, rows = smollm2(folder) if asked.smollm2 else write_random_model(folder, asked.hidden)
+        source, rows = smollm2(folder) if options.smollm2 else write_random_model(folder, options.hidden)
         (folder / "few.effspec").write_text(RECIPE.format(source=source, rows=rows))
-        several, ratios = {f"{n} workers": str(n) for n in asked.workers} | ({"Ray": "ray"} if asked.ray else {}), {}
-        for number in range(asked.rounds):
+        several, ratios = (
+            {f"{n} workers": str(n) for n in options.workers} | ({"Ray": "ray"} if options.ray else {}),
+            {},
+        )
+        for number in range(options.rounds):
             alone, _, scores = time_search(folder, "")
             print(f"round {number + 1}: {scores} scores, alone {alone:.1f} s", end="")
             for name, workers in several.items():
