@@ -24,7 +24,7 @@ from typing import Any
 
 from effc.compiler.core.cache import Cache
 from effc.compiler.driver.api import open_session
-from effc.compiler.driver.tuning.alternatives import Candidate, candidates_of
+from effc.compiler.driver.tuning.alternatives import Candidate, allowed_candidates
 from effc.compiler.driver.tuning.journal import Journal
 from effc.compiler.driver.tuning.search import Search
 from effc.compiler.driver.tuning.trials import Trial, Trials
@@ -110,7 +110,7 @@ class Matrix:
 
     def measure_all(self, skip: Sequence[str]) -> None:
         """Measure all candidates but those whose names match a pattern of `skip`."""
-        candidates = [c for c in candidates_of(self.trials.wish) if not any(fnmatch(c.name, p) for p in skip)]
+        candidates = [c for c in allowed_candidates(self.trials.wish) if not any(fnmatch(c.name, p) for p in skip)]
         for number, candidate in enumerate(candidates, 1):
             self.measure(candidate)
             spent = sum(self.seconds.values())
@@ -132,7 +132,7 @@ def row_of(matrix: Matrix, number: int, wish_by_title: tuple[str, tuple[str, str
     search = Search(wish, Trials(wish, Cache(cache), folder), Journal.of(wish, Cache(cache)))
     compiled, row = next(iter(tuned.chosen), None), dict[str, Any](wish=title)
     if compiled is not None:
-        (chosen,) = (c for c in candidates_of(matrix.trials.wish) if c.name == compiled.name)
+        (chosen,) = (c for c in allowed_candidates(matrix.trials.wish) if c.name == compiled.name)
         if chosen not in matrix.measured:  # its time is none of the matrix's
             matrix.measure(chosen)
             del matrix.seconds[chosen]

@@ -44,13 +44,13 @@ class Lora:
     is_rank_stabilized: bool
 
 
-def load_peft_adapters(folder: Path, base: Any) -> Any:
+def load_peft_adapters(folder: Path, base_model: Any) -> Any:
     """The base with the folder's adapters on it, in evaluation mode. Raises Reject (refused-adapter)."""
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
     from safetensors.torch import load_file
 
     lora, shapes = read_lora(folder)
-    transposed = _refuse_other_shapes(folder, shapes, base)
+    transposed = _refuse_shape_mismatch(folder, shapes, base_model)
     tensors = load_file(folder / WEIGHTS)
     _refuse_other_numbers(folder, tensors)
     first = next(iter(lora.ranks))
@@ -66,7 +66,7 @@ def load_peft_adapters(folder: Path, base: Any) -> Any:
         inference_mode=True,
         fan_in_fan_out=transposed,
     )
-    model = get_peft_model(base, config)
+    model = get_peft_model(base_model, config)
     set_peft_model_state_dict(model, tensors)
     return model.eval()
 
@@ -112,7 +112,7 @@ def read_lora(folder: Path) -> tuple[Lora, dict[str, tuple[int, ...]]]:
             else "open it with peft itself",
         ).rejection()
     _refuse_unnamed_modules(folder, body["target_modules"], ranks)
-    _refuse_other_ranks(folder, body, shapes, ranks)
+    _refuse_rank_mismatch(folder, body, shapes, ranks)
     alphas = {path: body["alpha_pattern"].value(path, body["lora_alpha"]) for path in ranks}
     if (field := excluded(ranks, body)) is not None:
         raise rejected_adapter(f"{folder / CONFIG} leaves out, by `{field}`, a module that has tensors").rejection()
@@ -148,11 +148,11 @@ def _refuse_unnamed_modules(folder: Path, targets: list[str] | str, ranks: Mappi
         raise rejected_adapter(f"{folder / CONFIG} names `{bare[0][:80]}`, which has no tensors").rejection()
 
 
-def _refuse_other_ranks(
-    folder: Path, body: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], ranks: Mapping[str, int]
+def _refuse_rank_mismatch(
+    folder: Path, adapter_config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], ranks: Mapping[str, int]
 ) -> None:
     for path in ranks:
-        rank = body["rank_pattern"].value(path, body["r"])
+        rank = adapter_config["rank_pattern"].value(path, adapter_config["r"])
         for side, axis in zip(_FACTORS, (0, 1), strict=True):
             name = f"{_PREFIX}{path}{side}"
             if shapes[name][axis] != rank:
@@ -160,12 +160,12 @@ def _refuse_other_ranks(
                 raise rejected_adapter(f"{folder / WEIGHTS} {fact}").rejection()
 
 
-def _refuse_other_shapes(folder: Path, shapes: Mapping[str, tuple[int, ...]], base: "nn.Module") -> bool:
+def _refuse_shape_mismatch(folder: Path, shapes: Mapping[str, tuple[int, ...]], base_model: "nn.Module") -> bool:
     """Hold tensors against the modules of a model; whether these store weights as [inputs, outputs]."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    modules, is_transposed = dict(base.named_modules()), False
+    modules, is_transposed = dict(base_model.named_modules()), False
     for name, shape in shapes.items():
         side = next(side for side in _FACTORS if name.endswith(side))
         module = modules.get(path := name[len(_PREFIX) : -len(side)])

@@ -19,7 +19,7 @@ groups can't be filled up. Nor can exchanged modules, or graphs that were edited
 import copy
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -115,31 +115,31 @@ def plan_padding_to_stock(program: Program, stock_base: Any = None) -> Padding:
     return filled if filled.reasons else _narrow_config(program, filled)
 
 
-def _narrow_config(program: Program, filled: Padding) -> Padding:
+def _narrow_config(program: Program, padding: Padding) -> Padding:
     """Padding with smaller values in the config, where no layer needs the stated width."""
-    for candidates in _smaller_config_values(program, filled):
+    for candidates in _smaller_config_values(program, padding):
         for changes in candidates:
-            config = copy.deepcopy(filled.config)
+            config = copy.deepcopy(padding.config)
             for name, value in changes.items():
                 setattr(config, name, value)
-            candidate = _padding_to_config(program, config, max_numbers=filled.numbers)
+            candidate = _padding_to_config(program, config, max_numbers=padding.numbers)
             if not candidate.reasons:
-                filled = candidate
+                padding = candidate
                 break
-    return filled
+    return padding
 
 
-def _smaller_config_values(program: Program, filled: Padding) -> Iterator[list[dict[str, int]]]:
+def _smaller_config_values(program: Program, padding: Padding) -> Iterator[list[dict[str, int]]]:
     """Yield for each width of the config the smaller values that would explain a tensor's widest layer, least first."""
     shapes = {name: tuple(t.shape) for name, t in program.model.state_dict(keep_vars=True).items()}
     widest: dict[tuple[str, int, int], int] = {}
-    for name, shape in filled.shapes.items():
+    for name, shape in padding.shapes.items():
         for axis, size in enumerate(shape):
             kind = re.sub(r"\.\d+\.", ".*.", name), axis, size
-            left = shapes[name][axis] if name in shapes and name not in filled.dead else 0
+            left = shapes[name][axis] if name in shapes and name not in padding.dead else 0
             widest[kind] = max(widest.get(kind, 0), left)
     ratios = {(left, size) for (_, _, size), left in widest.items() if 0 < left < size}
-    values = {name: value for name, value in sorted(vars(filled.config).items()) if type(value) is int}
+    values = {name: value for name, value in sorted(vars(padding.config).items()) if type(value) is int}
     step = max((g.multiple for g in skeleton_of(program).groups), default=1)
     for name, value in values.items():
         candidates = {value * left // size for left, size in ratios if value * left % size == 0}
@@ -182,7 +182,7 @@ def _padding_to_config(program: Program, config: Any, max_numbers: int | None = 
             _set_scanless_positions(plan, stock, scan, old_shapes)
         for cluster in _axis_clusters(skeleton_of(stock)):
             _set_group_positions(plan, skeleton_of(stock), cluster, old_shapes)
-        plan.reasons += _unexplained_shapes(plan, old_shapes, skeleton_of(stock).facts.get("refused", ()))
+        plan.reasons += _unpaddable_shapes(plan, old_shapes, skeleton_of(stock).facts.get("refused", ()))
         missing = _missing(skeleton_of(program), skeleton_of(stock))
         for branch in missing:
             used = _used(program.units[branch.unit])
@@ -285,13 +285,13 @@ def _drop_last_positions(skeleton: Skeleton, counts: tuple[int, ...], positions:
 # -- reasons against it --------------------------------------------------------------------------------------
 
 
-def _unexplained_shapes(padding: Padding, old_shapes: Shapes, refusals: Iterable[Sequence[str]]) -> Iterator[str]:
+def _unpaddable_shapes(padding: Padding, old_shapes: Shapes, site_refusals: Iterable[tuple[str, str]]) -> Iterator[str]:
     """Tensors whose shape no cut of whole items gives; with what discovery says of their site."""
     for name, shape in padding.shapes.items():
         mine = old_shapes.get(name, shape)
         differing_axes = [a for a in range(len(shape)) if len(mine) != len(shape) or mine[a] != shape[a]]
         if any(len(padding.positions.get((name, a), ())) != (mine[a] if a < len(mine) else -1) for a in differing_axes):
-            known = next((f": {reason}" for site, reason in refusals if name.startswith(f"{site}.")), "")
+            known = next((f": {reason}" for site, reason in site_refusals if name.startswith(f"{site}.")), "")
             yield f"{name} is {_by(mine)}, which can't be filled up to {_by(shape)}{known}"
 
 
@@ -374,14 +374,14 @@ def _set_scanless_positions(padding: Padding, stock: Program, scan: Scan, old_sh
 
 
 def _differing_graphs(
-    program: Program, stock: Program, missing: Iterable[Branch], scans: Iterable[Scan]
+    program: Program, stock: Program, missing_branches: Iterable[Branch], scans: Iterable[Scan]
 ) -> Iterator[str]:
     """Units that compute something else than the stock unit without its missing branches and scans."""
     rewriter = Rewriter(stock)
     for scan in scans:
         if program.units[scan.unit].edited:
             drop_scan(stock, rewriter, scan)
-    for branch in missing:
+    for branch in missing_branches:
         if program.units[branch.unit].edited:
             graph = stock.units[branch.unit].graph
             rewriter.drop_branch(branch.unit, branch.join, staying(graph, branch))

@@ -138,7 +138,7 @@ def load_exported_model(folder: Path) -> nn.Module:
     facts_of_model = {
         "class": "exported program",
         "params": n_params or count_plain_params(plain),
-        "vocabulary": _vocabulary_by_forward(folder, plain),
+        "vocabulary": _vocab_size_by_forward(folder, plain),
     }
     model = Continued(
         plain, _deserialize_module(folder / STEP, archive), facts, facts_of_model, read_generation_config(folder)
@@ -147,7 +147,7 @@ def load_exported_model(folder: Path) -> nn.Module:
     return model.eval()
 
 
-def _vocabulary_by_forward(folder: Path, prefill: Exported) -> int:
+def _vocab_size_by_forward(folder: Path, prefill: Exported) -> int:
     """Vocabulary size of a program, by the shape of its logits."""
     with torch.no_grad():
         logits = prefill(input_ids=torch.zeros(1, 2, dtype=torch.int64))

@@ -68,14 +68,17 @@ class Steps(nn.Module):
         return logits.float(), [part for n in self.slots for part in (layers_cache[n].keys, layers_cache[n].values)]
 
 
-def export_decode_step(model: nn.Module, context: int, fault: Fault) -> tuple[Any, dict[str, Any]]:
+def export_decode_step(model: nn.Module, context_length: int, fault: Fault) -> tuple[Any, dict[str, Any]]:
     """The program, and what a caller has to know of it. Raises Reject of `fault`, or whatever torch meets."""
     inputs, past_parts, slots = decoder_sample_inputs(model, fault, _INSTEAD)
     if not past_parts:
         raise fault(f"{type(model).__name__} has no layer with keys and values left", help=_INSTEAD).rejection()
-    mask = torch.ones(len(inputs["input_ids"]), context, dtype=torch.int64)
+    mask = torch.ones(len(inputs["input_ids"]), context_length, dtype=torch.int64)
     mask[-1, 0] = 0
-    past = [torch.zeros(part.shape[0], part.shape[1], context, part.shape[3], dtype=part.dtype) for part in past_parts]
+    past = [
+        torch.zeros(part.shape[0], part.shape[1], context_length, part.shape[3], dtype=part.dtype)
+        for part in past_parts
+    ]
     free = torch.export.Dim.DYNAMIC
     rows = {name: {0: free, 1: free} for name in inputs} | {"attention_mask": {0: free}}
     program = torch.export.export(
@@ -89,7 +92,7 @@ def export_decode_step(model: nn.Module, context: int, fault: Fault) -> tuple[An
         },
     )
     facts = {
-        "context": context,
+        "context": context_length,
         "inputs": list(inputs),
         "past": [[part.shape[1], part.shape[3]] for part in past],
         "dtype": str(past[0].dtype).removeprefix("torch."),

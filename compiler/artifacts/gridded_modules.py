@@ -42,7 +42,7 @@ class PackedFormat:
     param: str
     value: str
 
-    def no_grid(self) -> Diagnostic:
+    def no_grid_diagnostic(self) -> Diagnostic:
         return nothing_quantized(
             f"nothing is quantised: no linear module's weights are on a grid, and `{self.param}: {self.value}` "
             "rounds none",
@@ -88,7 +88,7 @@ def pack_linear_modules(
     faults: list[Diagnostic] = []
     for path, module in follow(linear.items(), "modules packed", len(linear)):
         weight, scheme = module.weight.detach().cpu(), by_path.get(path)
-        grid = _first_grid(weight, schemes if scheme is None else (scheme, *schemes))
+        grid = _first_matching_scheme(weight, schemes if scheme is None else (scheme, *schemes))
         if grid is None:
             faults += [] if scheme is None else [packed_format.off_grid(path, scheme)]
             continue
@@ -97,7 +97,7 @@ def pack_linear_modules(
         except Reject as rejection:
             faults += rejection.diagnostics
     if faults or not packed:
-        raise Reject(*(faults or [packed_format.no_grid()]))
+        raise Reject(*(faults or [packed_format.no_grid_diagnostic()]))
     return PackedLinears(packed, dense)
 
 
@@ -116,7 +116,7 @@ def quantizers(steps: Sequence[Pass]) -> list[Quantizer]:
     return [step for step in steps if isinstance(step, Quantizer)]
 
 
-def _first_grid(weight: Tensor, schemes: Iterable[Scheme]) -> tuple[Scheme, Codes] | None:
+def _first_matching_scheme(weight: Tensor, schemes: Iterable[Scheme]) -> tuple[Scheme, Codes] | None:
     """The first scheme whose grid a weight is on, and its codes; None where it is on none."""
     for scheme in dict.fromkeys(schemes):
         if weight.shape[1] % (scheme.group or weight.shape[1]):

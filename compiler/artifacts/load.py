@@ -109,7 +109,7 @@ def _load_checked(
         raise other_kind(f"{folder} is a model, and goes onto no other", help="load it without `base`").rejection()
     if manifest:
         hashes = not signed_by and (check == "sha256" or (check == "auto" and target.verifies_hashes))
-        verify_files(*manifest, hashes=hashes, skipped_folders=_folders_not_opened(*manifest, folder))
+        verify_files(*manifest, hashes=hashes, skipped_folders=_unopened_folders(*manifest, folder))
     model, recorded = target.open(folder, LoadRequest(device=device, base=base, **engine_options))
     versions = manifest[1].lock.get("versions", {}) if recorded is None and manifest else recorded or {}
     for sentence in version_mismatch_notes(versions):
@@ -148,7 +148,7 @@ def verify_signature_and_files(path: Path, keys: Sequence[str]) -> str:
     """
     from .signature import find_valid_signer, unsigned
 
-    artifact = artifact_of_path(path)
+    artifact = enclosing_artifact(path)
     if artifact is None:
         help = "compile it and sign what is emitted, or leave out --require-signature"
         raise unsigned(f"{path} is no artifact, and artifacts alone are signed", help=help).rejection()
@@ -160,12 +160,12 @@ def verify_signature_and_files(path: Path, keys: Sequence[str]) -> str:
 def verify_artifact_files(path: Path) -> None:
     """Compare every file of the artifact that a path is, or is a form or a point of, with the manifest's hashes; of
     other folders nothing is known. Raises Reject (artifact-edited)."""
-    artifact = artifact_of_path(path)
+    artifact = enclosing_artifact(path)
     if artifact is not None:
         verify_files(artifact)
 
 
-def artifact_of_path(path: Path) -> Path | None:
+def enclosing_artifact(path: Path) -> Path | None:
     """The folder with the manifest that `locate_checkpoint_and_artifact` goes by."""
     candidates = [path]
     if kind_of(path.name):
@@ -278,7 +278,7 @@ def locate_checkpoint_and_artifact(path: Path) -> tuple[Path, tuple[Path, Manife
     return path, None
 
 
-def _folders_not_opened(artifact: Path, manifest: Manifest, folder: Path) -> list[str]:
+def _unopened_folders(artifact: Path, manifest: Manifest, folder: Path) -> list[str]:
     """The other forms and points of an artifact: what opening `folder` does not read. What lies beside them it may."""
     opened = folder.relative_to(artifact).parts[0]
     forms = [form for form in forms_of(manifest.kind) if form != opened]

@@ -38,7 +38,7 @@ def diagnostic_for_steps(earlier_passes: Sequence[Pass]) -> Diagnostic | None:
     """Diagnostic for a recipe whose steps leave no grid, or one of groups that no block divides."""
     steps = quantizers(earlier_passes)
     groups = [step.group for step in steps if step.group and block_size(step.group, 0) is None]
-    return NBITS.no_grid() if not steps else _unfit_group("a step quantises", groups[0]) if groups else None
+    return NBITS.no_grid_diagnostic() if not steps else _unfit_group("a step quantises", groups[0]) if groups else None
 
 
 def _pack_module(path: str, weight: Tensor, scheme: Scheme, codes: Codes) -> NBitsWeight:

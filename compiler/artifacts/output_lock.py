@@ -70,7 +70,7 @@ def check_outputs(outputs: Sequence[OutputPath], force: bool) -> None:
     """Raises Reject where one is taken (output-exists) or can't be written (output-unwritable)."""
     for output in outputs:
         with diagnostics_located_at(output.call.where("path")):
-            mine = force or unfinished_marker.is_unfinished_output_of(output.path, output.call)
+            mine = force or unfinished_marker.is_untouched_partial_output(output.path, output.call)
             refuse_output_path(output.folder / output.call.args["path"], mine, output.describes_artifacts)
 
 

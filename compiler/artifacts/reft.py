@@ -9,7 +9,7 @@ makes effc fetch anything: a base of the hub has to be in the hub's own cache, o
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from ...dsl.syntax.diagnostics import Fault
 from ..core.json_errors import refusing
@@ -44,8 +44,16 @@ def _is_reft(name: str) -> bool:
 # -- writing -------------------------------------------------------------------------------------------------
 
 
-def write_reft_folder(program: "Program", folder: Path, base_facts: Mapping[str, Any]) -> None:
-    """`base_facts`: "config" and "dtype" of the base, "place" (`zoo:NAME`, `hf:ORG/NAME`, a folder; "" for `base/`)."""
+class BaseModelInfo(TypedDict):
+    """Model that interventions belong to; `place` is `zoo:NAME`, `hf:ORG/NAME` or a folder, "" for `base/`."""
+
+    config: Mapping[str, Any]
+    dtype: str
+    place: str
+
+
+def write_reft_folder(program: "Program", folder: Path, base_model: BaseModelInfo) -> None:
+    """Tensors and edits of the interventions, and their base with the hash of its tensors."""
     from ..core.cache import canonical
     from ..ir.edits import Edits
     from ..ir.layers.reft import interventions
@@ -66,7 +74,7 @@ def write_reft_folder(program: "Program", folder: Path, base_facts: Mapping[str,
     edits_json["graphs"] = {unit: graphs.index(graph) for unit, graph in edits_json["graphs"].items()}
     body = {
         "format": FORMAT,
-        "base": {**base_facts, "sha256": base_hash(program.model)},
+        "base": {**base_model, "sha256": base_hash(program.model)},
         "edits": edits_json,
         "graphs": graphs,
     }
@@ -161,7 +169,7 @@ def _other_tensors(folder: Path) -> "Diagnostic":
     )
 
 
-def find_base_folder(folder: Path) -> Path:
+def find_base_model_folder(folder: Path) -> Path:
     """Folder of the base. Raises Reject (no-base)."""
     inside = folder.parent / BASE / "compact"
     if inside.is_dir():
@@ -230,11 +238,13 @@ def attach_interventions(model: Any, folder: Path, *, check_base: bool = True) -
 
 
 def _patch_save_pretrained(
-    model: Any, base: Mapping[str, Any], edits: "Edits", sealed: Mapping[str, Any] | None
+    model: Any, base_model: Mapping[str, Any], edits: "Edits", parent_record: Mapping[str, Any] | None
 ) -> None:
     """Have the model's own `save_pretrained` write a folder that has the interventions, for `effc.load`."""
     edits_json = edits.to_json()
-    if sealed:
-        under = sealed["edits"]
+    if parent_record:
+        under = parent_record["edits"]
         edits_json = {**under, **{name: {**under[name], **edits_json[name]} for name in ("swapped", "graphs")}}
-    patch_save_pretrained(model, record(sealed["base"] if sealed else base["config"], edits_json, base["dtype"]))
+    patch_save_pretrained(
+        model, record(parent_record["base"] if parent_record else base_model["config"], edits_json, base_model["dtype"])
+    )

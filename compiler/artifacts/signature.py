@@ -165,12 +165,14 @@ def is_valid_signature(signature: Signature, artifact: Path) -> bool:
     return True
 
 
-def statement(artifact: Path, note: str = "", signed: str = "", provenance: Mapping[str, Any] | None = None) -> bytes:
+def statement(
+    artifact: Path, note: str = "", signed_at: str = "", provenance: Mapping[str, Any] | None = None
+) -> bytes:
     """Bytes that are signed; of format 1 without time and provenance."""
-    lines = [f"effc artifact signature {FORMAT if signed else 1}"]
+    lines = [f"effc artifact signature {FORMAT if signed_at else 1}"]
     lines += [f"{name} {file_sha256(artifact / name) if (artifact / name).is_file() else 'absent'}" for name in SIGNED]
-    if signed:
-        lines += [f"signed {json.dumps(signed)}", f"provenance {hashlib.sha256(dump(provenance or {})).hexdigest()}"]
+    if signed_at:
+        lines += [f"signed {json.dumps(signed_at)}", f"provenance {hashlib.sha256(dump(provenance or {})).hexdigest()}"]
     return ("\n".join([*lines, f"note {json.dumps(note)}"]) + "\n").encode()
 
 

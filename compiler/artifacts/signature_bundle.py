@@ -188,10 +188,10 @@ def read_statement(bundle: Bundle, artifact: Path) -> SignedFiles:
     with refusing(
         unsigned, f"{artifact / BUNDLE} holds a statement that is not of {_PREDICATE_TYPE}", "fetch it again"
     ):
-        return _signed_files(parse_strict_json(bundle.payload))
+        return _parse_signed_files(parse_strict_json(bundle.payload))
 
 
-def _signed_files(body: Any) -> SignedFiles:
+def _parse_signed_files(body: Any) -> SignedFiles:
     if json_field(body, "_type", str) != _STATEMENT_TYPE or json_field(body, "predicateType", str) != _PREDICATE_TYPE:
         raise ValueError("its type or that of its predicate is another")
     subjects, predicate = json_field(body, "subject", list), json_field(body, "predicate", dict)

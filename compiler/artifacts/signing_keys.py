@@ -64,15 +64,15 @@ class TrustedKey:
         until, since = ([d for d in pair if d] for pair in ((self.until, other.until), (self.since, other.since)))
         return TrustedKey(self.text, min(until, default=None), max(since, default=None), self.revoked or other.revoked)
 
-    def objection(self, signed: str) -> str:
+    def objection(self, signed_at: str) -> str:
         """Reason why a signature of that time, in ISO 8601, is not taken; "" where it is."""
         name = f"the key {key_id(self.text)}"
         if self.revoked:
             return f"{name} was revoked"
         if self.until is not None and datetime.now(UTC).date() > self.until:
             return f"{name} is good until {self.until} only"
-        if self.since is not None and signed[:10] < self.since.isoformat():
-            time = signed or "at no stated time"
+        if self.since is not None and signed_at[:10] < self.since.isoformat():
+            time = signed_at or "at no stated time"
             return f"{name} signed it {time}, and signatures since {self.since} are taken"
         return ""
 
@@ -130,7 +130,7 @@ def read_trusted_keys(keys: Sequence[str]) -> dict[str, TrustedKey]:
     for key in keys:
         for line in [key] if key.strip().startswith(_PREFIXES) else _lines_of_key_file(key):
             try:
-                one = _trusted_key(line)
+                one = _parse_trusted_key(line)
             except ValueError as error:
                 raise invalid_signing_key(
                     f"`{line[:80]}` is no public key: {error}",
@@ -172,7 +172,7 @@ def _public_key_text_of_pem(pem: str, file: str) -> str:
         ).rejection() from error
 
 
-def _trusted_key(line: str) -> TrustedKey:
+def _parse_trusted_key(line: str) -> TrustedKey:
     text, *conditions = line.split()
     days: dict[str, date] = {}
     for name, equals, day in (c.partition("=") for c in conditions if c != "revoked"):
@@ -212,7 +212,7 @@ def public_key_of_text(text: str) -> Any:
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-    name, raw = _type_and_bytes(text)
+    name, raw = _parse_type_and_bytes(text)
     if name == ED25519:
         return Ed25519PublicKey.from_public_bytes(raw)
     try:
@@ -223,13 +223,13 @@ def public_key_of_text(text: str) -> Any:
 
 def canonical_key_text(text: str) -> str:
     """The one spelling of a public key. Raises ValueError for a text that is none."""
-    name, raw = _type_and_bytes(text)
+    name, raw = _parse_type_and_bytes(text)
     if name != ED25519:
         public_key_of_text(text)
     return f"{name}:{base64.b64encode(raw).decode()}"
 
 
-def _type_and_bytes(text: str) -> tuple[str, bytes]:
+def _parse_type_and_bytes(text: str) -> tuple[str, bytes]:
     name, _, encoded = text.partition(":")
     if name not in KEY_TYPES:
         raise ValueError(f"it does not start with {', '.join(_PREFIXES[:-1])} or {_PREFIXES[-1]}")
@@ -250,7 +250,7 @@ def public_pem(key: Any) -> bytes:
 
 def key_digest(text: str) -> str:
     """SHA-256 of a public key: of an Ed25519 key's bytes, and of the others' PEM, which `model.sig` has as hint."""
-    name, raw = _type_and_bytes(text)
+    name, raw = _parse_type_and_bytes(text)
     return hashlib.sha256(raw if name == ED25519 else public_pem(public_key_of_text(text))).hexdigest()
 
 

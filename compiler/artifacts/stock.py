@@ -81,31 +81,33 @@ def _infer_stock_config(model: nn.Module) -> StockConfig:
 
 
 def _best_explaining_change(
-    model: nn.Module, config: Any, untouched: Any, differing: list[str], agreed: dict[str, Any]
+    model: nn.Module, config: Any, original_numbers: Any, differing: list[str], agreed_values: dict[str, Any]
 ) -> dict[str, Any] | None:
     """The change of one value that explains most, or of two by the same share, where one alone makes no model:
     heads and the width that they fill. None where none explains anything.
 
-    agreed   what the modules say, if that alone explains nothing
+    agreed_values  what the modules say, if that alone explains nothing
     """
     guesses = list(_candidate_config_changes(model, config))
     for changes in (
         guesses,
-        [agreed | guess for guess in guesses] if agreed else [],
+        [agreed_values | guess for guess in guesses] if agreed_values else [],
         list(_pairs_of_equal_ratio(config, guesses)),
     ):
-        rated = [(len(stock_differences(model, _changed(config, c), untouched)), i, c) for i, c in enumerate(changes)]
+        rated = [
+            (len(stock_differences(model, _changed(config, c), original_numbers)), i, c) for i, c in enumerate(changes)
+        ]
         best = min(rated, default=None)
         if best and best[0] < len(differing):
             return best[2]
     return None
 
 
-def _pairs_of_equal_ratio(config: Any, guesses: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _pairs_of_equal_ratio(config: Any, config_changes: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Changes of two values of the config that scale both by one ratio."""
     scaled = [
         (name, value, value / getattr(config, name))
-        for guess in guesses
+        for guess in config_changes
         for name, value in guess.items()
         if len(guess) == 1 and getattr(config, name)
     ]
@@ -136,10 +138,12 @@ def _uneven_layer_shape_reasons(model: nn.Module, original: nn.Module) -> Iterat
                 yield f"{name} is {_shape(tensor)}, {other} is {_shape(tensors[other])}"
 
 
-def stock_differences(model: nn.Module, candidate_config: Any, untouched: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def stock_differences(
+    model: nn.Module, candidate_config: Any, original_numbers: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
     """Differences between our model and the stock one of a config, a sentence each; empty if there are none.
 
-    untouched   numbers that modules had before any width was cut: one that still stands there and that no
+    original_numbers  numbers that modules had before any width was cut: one that still stands there and that no
                 method reads says nothing
     """
     stock_module = empty_model_or_reason(type(pretrained(model)), candidate_config, model.dtype)
@@ -153,7 +157,7 @@ def stock_differences(model: nn.Module, candidate_config: Any, untouched: Mappin
         for name, tensor in tensors.items()
         if name in stock_tensors and tensor.shape != stock_tensors[name].shape
     ]
-    return [*result, *_differing_modules(model, stock_module, untouched), *read_widths(model, candidate_config)]
+    return [*result, *_differing_modules(model, stock_module, original_numbers), *read_widths(model, candidate_config)]
 
 
 def stock_model(model_class: "type[PreTrainedModel]", config: Any, dtype: Any) -> nn.Module:
@@ -175,7 +179,7 @@ def empty_model_or_reason(model_class: "type[PreTrainedModel]", config: Any, dty
 
 
 def _differing_modules(
-    model: nn.Module, stock_module: nn.Module, untouched: Mapping[str, Mapping[str, Any]]
+    model: nn.Module, stock_module: nn.Module, original_numbers: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[str]:
     """Modules that only one has, that are of another class or say other numbers of themselves."""
     modules, stock_modules = dict(model.named_modules()), dict(stock_module.named_modules())
@@ -187,7 +191,9 @@ def _differing_modules(
             yield f"{path} is a {type(module).__name__}, not a {type(stock_modules[path]).__name__}"
         else:
             values, stock_values = module_numbers(module, model.config), module_numbers(stock_modules[path], None)
-            sizes = {n: v for n, v in untouched.get(path, {}).items() if type(v) is int}  # buffers are made of factors
+            sizes = {
+                n: v for n, v in original_numbers.get(path, {}).items() if type(v) is int
+            }  # buffers are made of factors
             stale = {n: v for n, v in sizes.items() if n not in _reads(module)}
             yield from (
                 f"{path}.{name} is {value}, by the config it is {stock_values[name]}"

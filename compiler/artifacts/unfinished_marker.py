@@ -22,11 +22,11 @@ def mark(path: Path, call: Invocation) -> None:
         write_atomic(_note(path), json.dumps({"recipe": _recipe(call), "sha256": _hash(path)}).encode())
 
 
-def is_unfinished_output_of(path: Path, call: Invocation) -> bool:
+def is_untouched_partial_output(path: Path, emit: Invocation) -> bool:
     """Whether a place holds what an unfinished compile of the same recipe put there, and nothing since."""
     try:
         note = read_json(_note(path), CONFIG)
-        return note == {"recipe": _recipe(call), "sha256": _hash(path)}
+        return note == {"recipe": _recipe(emit), "sha256": _hash(path)}
     except (OSError, Reject, *MALFORMED):
         return False
 

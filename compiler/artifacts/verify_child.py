@@ -208,11 +208,11 @@ def main(
     save_file(outputs_named, outputs)
 
 
-def serve_forks(idle: float) -> None:
-    """Answer each job with the exit status of its fork, until nobody has asked for `idle` seconds."""
+def serve_forks(idle_s: float) -> None:
+    """Answer each job with the exit status of its fork, until nobody has asked for `idle_s` seconds."""
     from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel  # noqa: F401 (forks have them)
 
-    while select([sys.stdin.buffer], [], [], idle)[0] and (line := sys.stdin.buffer.readline()):
+    while select([sys.stdin.buffer], [], [], idle_s)[0] and (line := sys.stdin.buffer.readline()):
         job = json.loads(line)
         child = os.fork()
         if not child:

@@ -141,8 +141,8 @@ def _is_interruption(error: BaseException) -> bool:
     return isinstance(error, Reject) and all(d.exit == EXITS["interrupted"] for d in error.diagnostics)
 
 
-def _report_and_get_exit_code(carried: VerbException, argv: list[str]) -> int:
-    error, shared = carried.error, carried.shared
+def _report_and_get_exit_code(verb_exception: VerbException, argv: list[str]) -> int:
+    error, shared = verb_exception.error, verb_exception.shared
     if isinstance(error, typer.Exit):
         return error.exit_code
     if isinstance(error, SystemExit):

@@ -99,13 +99,13 @@ def refuse_missing_packages(names: Iterable[str] = ()) -> None:
         raise Reject(*problems)
 
 
-def check_modules(modules: Iterable[str], group: str, user: str) -> None:
-    """Reject where a module of an optional group does not exist. `user` names who needs it: "target gguf"."""
+def check_modules(modules: Iterable[str], extra: str, feature: str) -> None:
+    """Reject where a module of an optional group does not exist. `feature` names who needs it: "target gguf"."""
     missing = [module for module in modules if not _has_module(module)]
     if missing:
         raise package_missing(
-            f"{user} needs {' and '.join(missing)}, not installed here",
-            help=f'pip install "effc[{group}]"' if group else f"pip install {' '.join(missing)}",
+            f"{feature} needs {' and '.join(missing)}, not installed here",
+            help=f'pip install "effc[{extra}]"' if extra else f"pip install {' '.join(missing)}",
         ).rejection()
 
 

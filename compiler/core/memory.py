@@ -74,12 +74,12 @@ class MemoryWatch:
             ).rejection()
 
 
-def keep_in_memory_budget(limit: int | None) -> int:
+def keep_in_memory_budget(limit_bytes: int | None) -> int:
     """Bytes that a stage may spend on keeping what it could compute again.
 
     Half of what the bound leaves above what is held now; without one, of what the system has to spare; 4 GiB at most.
     """
-    spare = limit - anonymous_memory_of_process() if limit is not None else available()
+    spare = limit_bytes - anonymous_memory_of_process() if limit_bytes is not None else available()
     return max(0, min(spare // 2, 4 << 30))
 
 

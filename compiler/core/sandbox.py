@@ -77,7 +77,7 @@ def confine_process(readable: Iterable[Path], writable: Iterable[Path], network:
         read = {*_library_paths(), *(path.resolve() for path in readable)}
         write = {*(Path("/dev", name) for name in _DEVICES), *(path.resolve() for path in writable)}
         _restrict_files(version, read, write)
-    _refuse_calls(network)
+    _block_syscalls(network)
 
 
 def _library_paths() -> set[Path]:
@@ -105,10 +105,10 @@ def _link_targets(folder: Path) -> Iterator[Path]:
                     yield file.resolve().parents[1]
 
 
-def _restrict_files(version: int, readable: Iterable[Path], writable: Iterable[Path]) -> None:
-    rights = (1 << max(bits for since, bits in _RIGHTS.items() if since <= version)) - 1
-    attributes = struct.pack("<QQQ", rights, 0, _SCOPES if version >= 6 else 0)
-    size = 24 if version >= 6 else 8
+def _restrict_files(landlock_abi: int, readable: Iterable[Path], writable: Iterable[Path]) -> None:
+    rights = (1 << max(bits for since, bits in _RIGHTS.items() if since <= landlock_abi)) - 1
+    attributes = struct.pack("<QQQ", rights, 0, _SCOPES if landlock_abi >= 6 else 0)
+    size = 24 if landlock_abi >= 6 else 8
     ruleset = _raise_on_error(_system_call(_CREATE_RULESET, attributes, size, 0))
     for paths, access in ((readable, _READ), (writable, rights)):
         for path in paths:
@@ -118,17 +118,17 @@ def _restrict_files(version: int, readable: Iterable[Path], writable: Iterable[P
     os.close(ruleset)
 
 
-def _allow(ruleset: int, path: Path, access_flags: int) -> None:
+def _allow(ruleset_fd: int, path: Path, access_flags: int) -> None:
     """Allow access to what lies at or below a path; one that is a link allows nothing."""
     beneath = os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         access_flags &= -1 if os.path.isdir(path) else _FILE_ACCESS
-        _system_call(_ADD_RULE, ruleset, 1, struct.pack("<Qi", access_flags, beneath), 0)
+        _system_call(_ADD_RULE, ruleset_fd, 1, struct.pack("<Qi", access_flags, beneath), 0)
     finally:
         os.close(beneath)
 
 
-def _refuse_calls(network: Network) -> None:
+def _block_syscalls(network: Network) -> None:
     """Have the kernel refuse ways to reach other processes and files around Landlock, and new sockets but for those
     that `network` is of, with EPERM."""
     if platform.machine() not in _CALLS:

@@ -20,7 +20,7 @@ from ..artifacts.artifact import artifact_draft
 from ..artifacts.load import load_to_judge
 from ..artifacts.manifest import Check, Expectation, Manifest
 from ..artifacts.pages.report_data import ReportData
-from ..artifacts.unfinished_marker import is_unfinished_output_of, mark
+from ..artifacts.unfinished_marker import is_untouched_partial_output, mark
 from ..artifacts.verify import verify_forms
 from ..core.cache import Cache
 from ..core.events import announcing_stage
@@ -89,7 +89,7 @@ class Emission:
     def write_and_verify_artifact(self, outcome: Outcome, target: Emit) -> Artifact:
         path = self.out / target.call.args["path"]
         absolute = Path(os.path.abspath(path))
-        with artifact_draft(path, self.force or is_unfinished_output_of(absolute, target.call)) as draft:
+        with artifact_draft(path, self.force or is_untouched_partial_output(absolute, target.call)) as draft:
             forms = self.write(outcome, target, draft.folder)
             recorded = RecordedLogits(self.accounting, draft.folder)
             checks = self.compare_reopened_forms(outcome, draft.folder, forms, recorded)

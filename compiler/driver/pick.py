@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ...dsl.syntax.diagnostics import Fault
 from ...kernels.levels import NAMES, covers
@@ -33,6 +33,9 @@ from .models import model_errors_as_diagnostics, refuse_wordless
 from .point_limits import Limit, Measures, split_limits
 from .point_limits import parse_limits as limits_of
 from .point_times import undecided_points
+
+if TYPE_CHECKING:
+    from torch import nn
 
 no_such_point = Fault("no-such-point", "A front has no point of that name or number.", exit="usage")
 none_fits = Fault(
@@ -91,7 +94,7 @@ def copy_point(
         with announcing_stage("reading and checking files"):
             verify_files(path, front, prefix=f"{POINTS}/{name}" if _has_files(front, name) else "")
         with artifact_draft(destination, force) as draft:
-            write_point = _copy_and_load_point if _has_files(front, name) else _cut_and_write_point
+            write_point = _copy_and_load_point if _has_files(front, name) else _extract_and_save_point
             model = write_point(path, front, name, draft.folder)
             with model_errors_as_diagnostics(str(draft.folder)):
                 checks = verify_forms(draft.folder, model, _FORMS)
@@ -199,7 +202,7 @@ def _has_files(front: Manifest, name: str) -> bool:
     return any(file.startswith(f"{POINTS}/{name}/") for file in front.files)
 
 
-def _copy_and_load_point(path: Path, front: Manifest, point: str, draft: Path) -> Any:
+def _copy_and_load_point(path: Path, front: Manifest, point: str, draft: Path) -> "nn.Module":
     """Copy the files of a point; the model that they hold."""
     for file in (f for f in front.files if f.startswith(f"{POINTS}/{point}/")):
         copy = draft / Path(file).relative_to(f"{POINTS}/{point}")
@@ -210,7 +213,7 @@ def _copy_and_load_point(path: Path, front: Manifest, point: str, draft: Path) -
         return load(form, check="size", kernels=False)
 
 
-def _cut_and_write_point(path: Path, front: Manifest, point: str, draft: Path) -> Any:
+def _extract_and_save_point(path: Path, front: Manifest, point: str, draft: Path) -> "nn.Module":
     """Cut a point out of weights that all points share, and write it; the model."""
     settings, folder = Settings(default_cache()), path / shared_weights.WEIGHTS
     origin = origin_of_folder(folder, str(folder), "auto", settings)

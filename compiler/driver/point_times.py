@@ -35,7 +35,7 @@ def undecided_points(
 def time_interval(front: Manifest, point: str, metric: str) -> tuple[float, float] | None:
     """Least and most seconds that a point may take: the interval of its ratio, times the least and the most that the
     original took beside any point. None where no clock measured the point in turns with the original."""
-    rounds = {name: _rounds(front, f"{metric} of {name}") for name in (str(m["name"]) for m in front.members)}
+    rounds = {name: _paired_rounds(front, f"{metric} of {name}") for name in (str(m["name"]) for m in front.members)}
     originals = [statistics.median(original for original, _ in pairs) for pairs in rounds.values() if pairs]
     ratios = [compiled / original for original, compiled in rounds.get(point, [])]
     if not ratios:
@@ -44,7 +44,7 @@ def time_interval(front: Manifest, point: str, metric: str) -> tuple[float, floa
     return low * min(originals), high * max(originals)
 
 
-def _rounds(front: Manifest, metric: str) -> list[tuple[float, float]]:
+def _paired_rounds(front: Manifest, metric: str) -> list[tuple[float, float]]:
     """Times of the original and of a point, round by round; none of what is no record of both."""
     timings = front.run.get("timings")
     record = timings.get(metric) if isinstance(timings, Mapping) else None

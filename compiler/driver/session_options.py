@@ -83,7 +83,7 @@ def session_options(values: Mapping[str, Any]) -> tuple[Settings, Any, Path | No
     if isinstance(settings, Mapping):
         _refuse_mix(values)
         return session_options({name: value for name, value in settings.items() if name != "settings"})
-    rules = {"set": param_values, "params": options.path}
+    rules = {"set": check_param_overrides, "params": options.path}
     inputs = options.apply_option_rules({name: values.pop(name) for name in rules if name in values}, rules)
     if settings is None:
         settings = Settings(**{"cache_dir": default_cache(), **values})
@@ -95,7 +95,7 @@ def session_options(values: Mapping[str, Any]) -> tuple[Settings, Any, Path | No
     return settings, inputs.get("set", ()), inputs.get("params")
 
 
-def param_values(value: Any) -> Any:
+def check_param_overrides(value: Any) -> Any:
     """Rule of `set`: {name: value}, or "name=value" texts."""
     if isinstance(value, Mapping):
         fits = all(isinstance(name, str) for name in value)

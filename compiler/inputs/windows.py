@@ -146,13 +146,13 @@ def choose_rows(rows: "torch.Tensor", samples: int | None, seed: int) -> "Iterat
     return iter(rows[torch.randperm(len(rows), generator=generator)[:samples]])
 
 
-def _too_little_text_remedy(tokens: int, count: int, n_needed: int, length: int, n_body_tokens: int) -> str:
+def _too_little_text_remedy(token_count: int, row_count: int, needed_rows: int, length: int, row_tokens: int) -> str:
     """Remedy for too little text: fewer rows, shorter ones if long enough, or the amount of text needed."""
-    if count:
-        return f"give more text, or `samples: {count}`"
-    longest = tokens // n_needed + length - n_body_tokens
+    if row_count:
+        return f"give more text, or `samples: {row_count}`"
+    longest = token_count // needed_rows + length - row_tokens
     shorter = f", or `length: {longest}`" if longest >= _SHORTEST else ""
-    return f"give {n_body_tokens * n_needed} tokens of text{shorter}"
+    return f"give {row_tokens * needed_rows} tokens of text{shorter}"
 
 
 def content_identity(word: str, files: Iterable[Path], facts: dict[str, Any], ctx: Context) -> str:

@@ -111,14 +111,14 @@ class Context:
             self._rows[name] = rows
         return self._rows[name]
 
-    def speech(self, ref: DataRef) -> "torch.Tensor | None":
+    def assistant_masks(self, ref: DataRef) -> "torch.Tensor | None":
         """Mask of the assistant's tokens, [rows, length] bool; None for rows without roles."""
         import torch
 
-        masks = self._facts_of_rows(ref, "speech")
+        masks = self._facts_of_rows(ref, "assistant_masks")
         return None if masks is None else torch.stack(masks).bool()
 
-    def _facts_of_rows(self, ref: DataRef, method: Literal["speech", "prompts", "labels"]) -> list[Any] | None:
+    def _facts_of_rows(self, ref: DataRef, method: Literal["assistant_masks", "prompts", "labels"]) -> list[Any] | None:
         """Results of a method of a data set, row by row; None where it says nothing of its rows."""
         call = self.recipe.data[ref.name]
         with diagnostics_located_at(call):
@@ -127,7 +127,7 @@ class Context:
 
     def answers(self, ref: DataRef) -> "torch.Tensor | None":
         """Mask of the answer's tokens in rows of a prompt and its answer, [rows, length] bool; None of others."""
-        return None if self.prompts(ref) is None else self.speech(ref)
+        return None if self.prompts(ref) is None else self.assistant_masks(ref)
 
     def result(self, ref: StepRef) -> "KeyedProgram":
         """The key of another step's result, and the program that it gave."""

@@ -258,7 +258,7 @@ class Data(Plugin):
     def rows(self, tokenizer, ctx: "Context") -> Iterator[Any]:
         """Rows for language modelling: [length] int64 tensors, all of one length unless the file says otherwise."""
 
-    def speech(self, tokenizer, ctx: "Context") -> Iterator[Any] | None:
+    def assistant_masks(self, tokenizer, ctx: "Context") -> Iterator[Any] | None:
         """For each row which tokens an assistant says, [length] bool; None where nobody speaks."""
         return None
 

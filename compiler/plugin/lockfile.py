@@ -50,17 +50,17 @@ _REMEDY = "write it again with `effc lock RECIPE`, or restore it from version co
 def _is_table(value: object, table: str) -> bool:
     return isinstance(value, dict) and all(
         isinstance(facts, dict)
-        and all(_is_value(fact) and (table == "recipes" or isinstance(fact, str)) for fact in facts.values())
+        and all(_is_toml_value(fact) and (table == "recipes" or isinstance(fact, str)) for fact in facts.values())
         for facts in value.values()
     )
 
 
-def _is_value(value: object) -> bool:
+def _is_toml_value(value: object) -> bool:
     """Whether a value of TOML is one that `effc lock` writes: of an argument, or a text."""
     if isinstance(value, dict):
-        return all(_is_value(part) for pair in value.items() for part in pair)
+        return all(_is_toml_value(part) for pair in value.items() for part in pair)
     if isinstance(value, list):
-        return all(map(_is_value, value))
+        return all(map(_is_toml_value, value))
     if isinstance(value, float):
         return math.isfinite(value)
     return isinstance(value, int) or (isinstance(value, str) and value.isprintable())
@@ -72,7 +72,7 @@ def write_package_lock(folder: Path, lock: Lock) -> Path:
     for table in TABLES:
         for name, facts in sorted(lock.get(table, {}).items()):
             lines.append(f"\n[{table}.{_toml_string(name)}]\n")
-            lines += [f"{_toml_string(key)} = {_toml(value)}\n" for key, value in facts.items()]
+            lines += [f"{_toml_string(key)} = {_toml_value(value)}\n" for key, value in facts.items()]
     write_atomic(folder / NAME, "".join(lines).encode())
     return folder / NAME
 
@@ -84,12 +84,12 @@ def has_toml(value: Any) -> bool:
     return value is not None
 
 
-def _toml(value: Any) -> str:
+def _toml_value(value: Any) -> str:
     if isinstance(value, dict):
-        pairs = ", ".join(f"{_toml_string(key)} = {_toml(part)}" for key, part in value.items())
+        pairs = ", ".join(f"{_toml_string(key)} = {_toml_value(part)}" for key, part in value.items())
         return f"{{ {pairs} }}" if pairs else "{}"
     if isinstance(value, list):
-        return f"[{', '.join(map(_toml, value))}]"
+        return f"[{', '.join(map(_toml_value, value))}]"
     return _toml_string(value) if isinstance(value, str) else json.dumps(value)
 
 

@@ -137,7 +137,9 @@ class Hf(CheckpointTarget):
             refuse_missing_packages(("compressed-tensors",))
 
     def lacks(self, earlier_passes: Sequence[Pass]) -> Diagnostic | None:
-        return COMPRESSED.no_grid() if self.format == "compressed" and not quantizers(earlier_passes) else None
+        return (
+            COMPRESSED.no_grid_diagnostic() if self.format == "compressed" and not quantizers(earlier_passes) else None
+        )
 
     def forms(self) -> tuple[Form, ...]:
         return FORMS

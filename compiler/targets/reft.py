@@ -88,13 +88,13 @@ class Reft(Target):
 
     @classmethod
     def words(cls, folder: Path) -> Path:
-        return reft.find_base_folder(folder)
+        return reft.find_base_model_folder(folder)
 
     @classmethod
     def open(cls, folder: Path, load_request: LoadRequest) -> tuple[Any, None]:
         base = load_request.base
         if base is None or isinstance(base, (str, Path)):
-            base_path = reft.find_base_folder(folder) if base is None else Path(base)
+            base_path = reft.find_base_model_folder(folder) if base is None else Path(base)
             if not any((base_path / name).is_file() for name in (NAME, "config.json")):
                 raise no_artifact(
                     f"{base_path} holds no model to put interventions on", help="name the folder of the base"

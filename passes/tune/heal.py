@@ -250,7 +250,7 @@ class Heal(Learner):
         """Mask of the tokens that count: None for all."""
         if self.learn == "all":
             return ctx.answers(ref)
-        loss_mask = ctx.speech(ref)
+        loss_mask = ctx.assistant_masks(ref)
         if loss_mask is None or not loss_mask[:, 1:].any():
             who = "has rows without a speaker" if loss_mask is None else "holds rows in which no assistant speaks"
             raise no_speakers(

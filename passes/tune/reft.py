@@ -143,7 +143,7 @@ class Reft(Learner):
             self._prompt_lengths(self.data, edits, ctx),
             ctx.labels(self.data),
         )
-        lesson = Objective(model, rows, learned=ctx.speech(self.data))
+        lesson = Objective(model, rows, learned=ctx.assistant_masks(self.data))
 
         def learn(chosen: Tensor, weight: float) -> float:
             with prompts(model, prompt_lengths[chosen], active):
@@ -166,7 +166,7 @@ class Reft(Learner):
     ) -> Callable[[], float]:
         validation = self.held_out
         assert validation is not None, "judged by no rows"
-        rows, loss_mask = ctx.rows(validation), ctx.speech(validation)
+        rows, loss_mask = ctx.rows(validation), ctx.assistant_masks(validation)
         prompt_lengths, labels = self._prompt_lengths(validation, edits, ctx), ctx.labels(validation)
 
         def judge() -> float:

@@ -79,7 +79,7 @@ emit lean { hf("lean") }
     (note,) = [n for n in build.results.outcome.program.notes if "held_out" in n]
     tokenizer, model = build.ctx.tokenizer, build.ctx.origin.load()
     ids = build.ctx.rows(DataRef("dev"))
-    said = torch.stack(list(build.ctx.data(DataRef("dev")).speech(tokenizer, build.ctx))).bool()
+    said = torch.stack(list(build.ctx.data(DataRef("dev")).assistant_masks(tokenizer, build.ctx))).bool()
     assert 0.2 < said.float().mean() < 0.8
     with torch.no_grad():
         values = model(input_ids=ids).logits[:, :-1][said[:, 1:]]

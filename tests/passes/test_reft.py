@@ -68,7 +68,7 @@ def taught(ctx, insert=None, **train):
 
 def loss(program, ctx, name="dev"):
     ref = DataRef(name)
-    nats, tokens = total_nll(program.model, ctx.rows(ref), ctx.speech(ref), ctx.prompts(ref))
+    nats, tokens = total_nll(program.model, ctx.rows(ref), ctx.assistant_masks(ref), ctx.prompts(ref))
     return nats / tokens
 
 
@@ -84,7 +84,7 @@ def off_orthonormal(model):
 
 
 def test_a_row_is_a_prompt_and_its_answer_and_says_which_is_which(ctx):
-    rows, said, asked = ctx.rows(DataRef("train")), ctx.speech(DataRef("train")), ctx.prompts(DataRef("train"))
+    rows, said, asked = ctx.rows(DataRef("train")), ctx.assistant_masks(DataRef("train")), ctx.prompts(DataRef("train"))
     assert rows.shape == said.shape == (len(RULES[::2]), 13) and len(asked) == len(rows)
     for row, tells, n, (prompt, answer) in zip(rows, said, asked, RULES[::2], strict=True):
         assert row[0] == ctx.tokenizer.bos_token_id
@@ -99,7 +99,7 @@ def test_fewer_samples_are_the_same_rows_in_every_way_of_telling(home, tmp_path)
     ref = DataRef("train")
     places = [whole.rows(ref).tolist().index(row) for row in some.rows(ref).tolist()]
     assert len(set(places)) == 5
-    assert torch.equal(some.speech(ref), whole.speech(ref)[places])
+    assert torch.equal(some.assistant_masks(ref), whole.assistant_masks(ref)[places])
     assert torch.equal(some.prompts(ref), whole.prompts(ref)[places])
 
 

@@ -41,7 +41,7 @@ class Rows:
 def rows_of(name: str, ctx: "Context") -> Rows:
     """Rows of a data set of a recipe."""
     ref = DataRef(name)
-    return Rows(ctx.rows(ref), ctx.prompts(ref), ctx.speech(ref), ctx.labels(ref))
+    return Rows(ctx.rows(ref), ctx.prompts(ref), ctx.assistant_masks(ref), ctx.labels(ref))
 
 
 def concatenate_rows(batches: Sequence[Rows]) -> Rows:

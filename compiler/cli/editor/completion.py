@@ -128,7 +128,7 @@ class _CompletionItems:
             rank = f"{'0' if param.required else '1'}{i:03}"
             yield _item(param.name, Kind.Field, expected_phrase(param), f"{param.name}: ", parameter_text(param), rank)
         if plugin.kind in ("pass", "target") and "from" not in call.names and self.location.depth == 1:
-            yield _item("from", Kind.Field, "the step or model that it works on", "from: ", rank="2")
+            yield _item("from", Kind.Field, "the step or model that it works on", "from: ", sort_text="2")
 
     def word(self, call: Frame) -> Word | None:
         kind = _OF_HEAD.get(self.location.head, "") if self.location.depth == 1 else "metric"
@@ -251,7 +251,7 @@ class _CompletionItems:
             count = sum(re.sub(r"\.\d+(?=\.|$)", ".*", p) == path for p in set(module_paths))
             detail = f"{count} modules" if count > 1 else "module"
             text = f"{quotes}{path}{quotes}"
-            yield _item(text, Kind.Value, detail, rank=f"{rank:05}")
+            yield _item(text, Kind.Value, detail, sort_text=f"{rank:05}")
 
 
 def selectable_paths(skeleton: Skeleton, acts_on: str) -> list[str]:
@@ -272,13 +272,18 @@ def _declared(choice: str) -> str:
 
 
 def _item(
-    label: str, kind: lsp.CompletionItemKind, detail: str = "", insert: str = "", doc: str = "", rank: str = ""
+    label: str,
+    kind: lsp.CompletionItemKind,
+    detail: str = "",
+    insert_text: str = "",
+    documentation: str = "",
+    sort_text: str = "",
 ) -> lsp.CompletionItem:
     return lsp.CompletionItem(
         label,
         kind=kind,
         detail=detail or None,
-        documentation=lsp.MarkupContent(lsp.MarkupKind.Markdown, doc) if doc else None,
-        insert_text=insert or label,
-        sort_text=rank or None,
+        documentation=lsp.MarkupContent(lsp.MarkupKind.Markdown, documentation) if documentation else None,
+        insert_text=insert_text or label,
+        sort_text=sort_text or None,
     )

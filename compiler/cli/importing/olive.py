@@ -56,14 +56,14 @@ def _import_pass(label: str, pass_type: str, args: Mapping[str, Any], imported: 
         imported.remark(f"pass `{label}` of type {plain(pass_type) or 'none'}: effc has nothing that does the same")
 
 
-def _import_quantization(name: str, pass_type: str, args: Mapping[str, Any], imported: Imported) -> None:
+def _import_quantization(normalized_type: str, pass_type: str, args: Mapping[str, Any], imported: Imported) -> None:
     bits, group = args.get("bits", 4), args.get("group_size", 128)
     if not integer(bits, 2, 8):
         imported.remark(f"{plain(pass_type)}: effc has no grid of {plain(bits)} bits, so it is left out")
         return
     on, remarks = selector_and_remarks(None, args.get("modules_to_not_convert"))
     args_out = {"on": on, "bits": str(bits), "group": "0" if group == -1 else integer(group, 1, 1 << 20) or "128"}
-    if name in GPTQ:
+    if normalized_type in GPTQ:
         args_out["data"] = DATA
         args_out["zero"] = "middle" if args.get("sym") else ""
         args_out["order"] = "given" if args.get("desc_act") is False else ""
@@ -87,7 +87,7 @@ def _import_sparsity(args: Mapping[str, Any], imported: Imported) -> None:
     )
 
 
-def _import_lora(name: str, args: Mapping[str, Any], imported: Imported) -> None:
+def _import_lora(normalized_type: str, args: Mapping[str, Any], imported: Imported) -> None:
     training = args.get("training_args")
     training = training if isinstance(training, dict) else {}
     args_out = {
@@ -98,7 +98,7 @@ def _import_lora(name: str, args: Mapping[str, Any], imported: Imported) -> None
         "steps": integer(training.get("max_steps"), 1, 10**9),
         "lr": number(training.get("learning_rate"), 1e-9, 10),
     }
-    remarks = ["the base was quantised while it learned; here it is not"] if name == "qlora" else []
+    remarks = ["the base was quantised while it learned; here it is not"] if normalized_type == "qlora" else []
     imported.add(
         "fit",
         "tune.heal",

@@ -70,9 +70,9 @@ def register(app: typer.Typer) -> None:
         return code
 
 
-def _table_json(table: "Table", environment: dict, code: int) -> dict[str, Any]:
+def _table_json(table: "Table", environment: dict, exit_code: int) -> dict[str, Any]:
     return {
-        "exit": code,
+        "exit": exit_code,
         "machine": environment,
         "lines": [line.to_json() for line in table.lines],
         "targets": [t.to_json() for t in table.targets],

@@ -109,7 +109,9 @@ def _register_gc_and_verify(group: typer.Typer) -> None:
         return _print_verify_result(shared, damaged, delete, len(cache.finished_steps()))
 
 
-def _print_verify_result(shared: SharedFlags, damaged: list, is_deleted: bool, steps: int) -> int:
+def _print_verify_result(
+    shared: SharedFlags, damaged: list[tuple[Path, str]], is_deleted: bool, step_count: int
+) -> int:
     from ...core.quantity import count_text
 
     if damaged and not is_deleted:
@@ -123,7 +125,7 @@ def _print_verify_result(shared: SharedFlags, damaged: list, is_deleted: bool, s
             help="`effc cache verify --delete` removes what is damaged; compile makes it again",
         ).rejection()
     removed_text = f", {count_text(len(damaged), 'damaged file')} removed" if damaged else ""
-    shared.screen.answer(f"ok: {count_text(steps, 'step')}{removed_text}")
+    shared.screen.answer(f"ok: {count_text(step_count, 'step')}{removed_text}")
     return 0
 
 

@@ -132,22 +132,22 @@ def _copy_recipe(recipe: "LibraryFile", destination: Path, shared: SharedFlags) 
     return shared.screen.note(f"next: effc plan {copied}, then effc compile {copied}")
 
 
-def _find_recipe(name: str, known: "dict[str, LibraryFile]") -> "LibraryFile":
+def _find_recipe(name: str, recipes_by_name: "dict[str, LibraryFile]") -> "LibraryFile":
     from ....dsl.syntax.nearest import nearest_name_help
 
-    recipe = known.get(name) or known.get(f"{name}.effspec")
+    recipe = recipes_by_name.get(name) or recipes_by_name.get(f"{name}.effspec")
     if recipe is None:
-        names = [n.removesuffix(".effspec") for n in known]
+        names = [n.removesuffix(".effspec") for n in recipes_by_name]
         raise unknown_recipe(
             f"the library has no recipe `{name}`", help=nearest_name_help(name, names, "it has")
         ).rejection()
     return recipe
 
 
-def _print_recipe(name: str, known: "dict[str, LibraryFile]", shared: SharedFlags) -> None:
+def _print_recipe(name: str, recipes_by_name: "dict[str, LibraryFile]", shared: SharedFlags) -> None:
     from ...plugin.library_effects import Effects
 
-    recipe, effects = _find_recipe(name, known), Effects.read()
+    recipe, effects = _find_recipe(name, recipes_by_name), Effects.read()
     text = recipe.file.source.text
     if shared.format == "json":
         effects_json = _effects_json(recipe, effects)

@@ -365,10 +365,10 @@ def _artifact_paths(name: str, value: Any) -> list[Path]:
 
 def note_uncovered_files(artifact: Path, screen: Screen) -> None:
     """Note which files of an artifact, or of that which a form belongs to, no hash covers."""
-    from ...artifacts.load import artifact_of_path
+    from ...artifacts.load import enclosing_artifact
     from ...artifacts.manifest import uncovered_files_text
 
-    uncovered = uncovered_files_text(artifact_of_path(artifact) or artifact)
+    uncovered = uncovered_files_text(enclosing_artifact(artifact) or artifact)
     if uncovered:
         screen.note(f"{artifact}: {uncovered}")
 

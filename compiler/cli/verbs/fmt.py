@@ -104,19 +104,19 @@ def source_and_formatted_text(path: Path) -> tuple[Source, str]:
 
 
 def _write_or_diff(
-    path: Path, source: Source, after: str, shared: SharedFlags, check_only: bool, show_diff: bool
+    path: Path, source: Source, formatted: str, shared: SharedFlags, check_only: bool, show_diff: bool
 ) -> None:
     if show_diff:
         lines = difflib.unified_diff(
-            source.text.splitlines(keepends=True), after.splitlines(keepends=True), f"{path}", f"{path} (formatted)"
+            source.text.splitlines(keepends=True), formatted.splitlines(keepends=True), f"{path}", f"{path} (formatted)"
         )
         shared.screen.write(_colored("".join(lines), shared))
     elif str(path) == "-" and not check_only:
-        shared.screen.write(after)
-    elif source.text != after and not check_only:
+        shared.screen.write(formatted)
+    elif source.text != formatted and not check_only:
         from ...core.cache import write_atomic
 
-        write_atomic(path, after.encode())
+        write_atomic(path, formatted.encode())
 
 
 def _colored(text: str, shared: SharedFlags) -> str:

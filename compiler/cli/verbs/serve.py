@@ -178,7 +178,7 @@ def register(app: typer.Typer) -> None:
         entrance = server.NetworkSettings(bounded, limits, _log_to(access_log, shared), tls_cert, tls_key, tuple(cors))
         options = ModelOptions(parallel, queue, mapped, speculation, smaller, _checked_collector_url(otlp))
         service = _make_service(sources, role, knowledge, engine, shared, options)
-        _answer_until_signal(service, listener, entrance, reload, shared)
+        _serve_until_signal(service, listener, entrance, reload, shared)
 
 
 def _parse_sources(models: Sequence[str], name: str | None, adapters: Sequence[str], reload: bool) -> list[ModelSource]:
@@ -204,13 +204,13 @@ def _checked_collector_url(url: str | None) -> str | None:
     return url
 
 
-def _answer_until_signal(
-    service: Service, listener: "LimitedSocket", network: "NetworkSettings", reload: bool, shared: SharedFlags
+def _serve_until_signal(
+    service: Service, listener: "LimitedSocket", network: "NetworkSettings", reload_on_sighup: bool, shared: SharedFlags
 ) -> None:
     from ...apps.serving import server
 
     app = server.with_guard(service.app, service.count, network)
-    on_hangup = _reload_of(service, network.log) if reload else None
+    on_hangup = _reload_of(service, network.log) if reload_on_sighup else None
     try:
         on_ready = partial(_print_address, shared, service.names, server.url_of(listener, network.cert is not None))
         server.run_until_signal(app, listener, network, on_ready, service.stop, on_hangup)

@@ -187,7 +187,7 @@ def wish_session(model: str, options: WishOptions, shared: SharedFlags, listener
     call = expression.call(session)
     judge = choose_evaluation(session.resolve_model_origin(call), session.skeleton(call))
     if options.data is not None:
-        judge = own_text(options.data, judge, session.resolve_model_origin(call))
+        judge = judge_on_text(options.data, judge, session.resolve_model_origin(call))
     text = wish_text(expression.text, name, judge, options, session.registry.vocabulary)
     texts = option_texts(text, options, judge, session.registry.vocabulary)
     source = Source(str(COMMAND_LINE), text)
@@ -217,11 +217,11 @@ def wish_text(source: str, name: str, judge: Judge, options: WishOptions, vocabu
 
 def with_rows(text: str, data: str, vocabulary: Vocabulary) -> str:
     """A metric or bound with rows to measure on, where its metric needs some and none are wish_recipe."""
-    at = end_of_metric(text, vocabulary)
+    at = end_of_dataless_metric(text, vocabulary)
     return f"{text[:at]}({data}){text[at:]}" if at else text
 
 
-def end_of_metric(text: str, vocabulary: Vocabulary) -> int:
+def end_of_dataless_metric(text: str, vocabulary: Vocabulary) -> int:
     """Offset behind the name of a metric that needs rows and has none written; 0 of other texts."""
     match = re.match(r"\s*([A-Za-z_][\w.]*)", text)
     word = vocabulary.word("metric", match[1]) if match else None
@@ -238,7 +238,9 @@ def option_texts(recipe: str, options: WishOptions, judge: Judge, vocabulary: Vo
         with_data = with_rows(text, rows, vocabulary) if rows else text
         behind = texts[-1].start if texts else 0
         start = recipe.index(before + with_data, behind) + len(before)
-        texts.append(OptionText(option, text, start, end_of_metric(text, vocabulary), len(with_data) - len(text)))
+        texts.append(
+            OptionText(option, text, start, end_of_dataless_metric(text, vocabulary), len(with_data) - len(text))
+        )
 
     add("--optimize", options.optimize, judge.choose, "search.steps(optimize: ")
     if options.against:
@@ -250,7 +252,7 @@ def option_texts(recipe: str, options: WishOptions, judge: Judge, vocabulary: Vo
     return texts
 
 
-def own_text(file: Path, judge: Judge, origin: "Origin") -> Judge:
+def judge_on_text(file: Path, judge: Judge, origin: "Origin") -> Judge:
     """Data sets of one text file, without a row in common; one to heal on if it is long enough.
 
     Raises Reject (too-short) for a text of fewer rows than three data sets have.

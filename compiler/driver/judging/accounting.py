@@ -65,7 +65,9 @@ class Accounting:
         if self.text is not None and self.base is None:
             self.base, self.bytes = _logits(original, self.text), _bytes(original)
 
-    def make_account(self, label: str, logits: Tensor, bytes_: int, program_logits: Tensor | None = None) -> Account:
+    def make_account(
+        self, label: str, logits: Tensor, stored_bytes: int, program_logits: Tensor | None = None
+    ) -> Account:
         """A row of the table. `program_logits` are the logits of the program in memory that a form holds."""
         assert self.base is not None and self.text is not None, "the original was not heard"
         divergences, drift, token_log_probs = [], [], []
@@ -85,7 +87,7 @@ class Accounting:
             perplexity=math.exp(min(-torch.cat(token_log_probs).double().mean().item(), 700.0))
             if token_log_probs
             else None,
-            bytes=bytes_,
+            bytes=stored_bytes,
             tokens=self.text.numel(),
             data=self.of,
         )

@@ -321,14 +321,16 @@ def _drift_of_measure(
     return Drift(name, unit, state, old, value, limit, span)
 
 
-def _timed_drift_state(value: float, interval: tuple[float, float], limit: float, old: float, better: str) -> str:
+def _timed_drift_state(
+    value: float, interval: tuple[float, float], limit: float, baseline_value: float, better: str
+) -> str:
     """Worse where all of the interval is; a median beyond the limit whose interval is not decides nothing."""
     nearest = interval[0] if better == "lower" else interval[1]
     if _worse(nearest, limit, better):
         return "worse"
     if _worse(value, limit, better):
         return "undecided"
-    return "moved" if _worse(value, old, better) else "better"
+    return "moved" if _worse(value, baseline_value, better) else "better"
 
 
 def _worse(value: float, limit: float, better: str) -> bool:

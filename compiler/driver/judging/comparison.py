@@ -143,10 +143,10 @@ def mark_undecided(verdict: BoundVerdict, timings: Mapping[MetricRef, Interleave
 
 
 def time_interleaved(
-    original: Any, model: Any, plan: "Plan", ctx: Context, clocked: Sequence[MetricRef] = ()
+    original: Any, model: Any, plan: "Plan", ctx: Context, timed_metrics: Sequence[MetricRef] = ()
 ) -> tuple[dict[MetricRef, InterleavedTimes], dict[MetricRef, str]]:
-    """Times of both models, taking turns: those that a bound names, `clocked`, and one that every table has; and why
-    others were not taken.
+    """Times of both models, taking turns: those that a bound names, `timed_metrics`, and one that every table has;
+    and why others were not taken.
 
     The former are timed until they decide their bounds, or for SECONDS; of the latter a third of the steps a round
     must do, and one round where three would take long: nobody asked for it, and a step of a large model takes seconds.
@@ -155,10 +155,10 @@ def time_interleaved(
     bounded = [b.metric for b in plan.pipeline.expects if b.profile is None and ctx.metric(b.metric).timed]
     decodes = plan.skeleton.facts.get("causal_lm") and hasattr(model, "generate")  # a plain program doesn't
     itself = not plan.pipeline.steps and type(model) is type(original)
-    times_decoding = any(metric.name == SPEED for metric in (*bounded, *clocked))
+    times_decoding = any(metric.name == SPEED for metric in (*bounded, *timed_metrics))
     usual = [default_speed_metric(_sequence_limit(model, ctx))] if decodes and not (itself or times_decoding) else []
     result, untimed = {}, {}
-    for metric in dict.fromkeys([*bounded, *clocked, *usual]):
+    for metric in dict.fromkeys([*bounded, *timed_metrics, *usual]):
         try:
             bounds = [
                 b

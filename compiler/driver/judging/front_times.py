@@ -13,10 +13,10 @@ from .comparison import Comparison
 from .gate import BoundVerdict, judge_bound, metric_label
 
 
-def with_one_base(judged: Sequence[tuple[str, Comparison]]) -> list[tuple[str, Comparison]]:
+def rebase_on_median_original(comparisons: Sequence[tuple[str, Comparison]]) -> list[tuple[str, Comparison]]:
     """Points whose timed values are their ratios times one time of the original."""
     originals: dict[str, list[float]] = {}
-    for _, compared in judged:
+    for _, compared in comparisons:
         for row in compared.measures:
             if row.metric in compared.ratios and row.original:
                 originals.setdefault(row.metric, []).append(row.original)
@@ -26,23 +26,23 @@ def with_one_base(judged: Sequence[tuple[str, Comparison]]) -> list[tuple[str, C
             name,
             replace(
                 compared,
-                measures=tuple(_row_over(row, base) for row in compared.measures),
-                outcomes=tuple(_verdict_over(verdict, base) for verdict in compared.outcomes),
+                measures=tuple(_rebase_measure(row, base) for row in compared.measures),
+                outcomes=tuple(_rebase_verdict(verdict, base) for verdict in compared.outcomes),
             ),
         )
-        for name, compared in judged
+        for name, compared in comparisons
     ]
 
 
-def _row_over(row: Measure, base: Mapping[str, float]) -> Measure:
-    if row.metric not in base or row.ratio is None:
+def _rebase_measure(row: Measure, baseline_times: Mapping[str, float]) -> Measure:
+    if row.metric not in baseline_times or row.ratio is None:
         return row
-    return replace(row, original=base[row.metric], compiled=base[row.metric] * row.ratio)
+    return replace(row, original=baseline_times[row.metric], compiled=baseline_times[row.metric] * row.ratio)
 
 
-def _verdict_over(verdict: BoundVerdict, base: Mapping[str, float]) -> BoundVerdict:
+def _rebase_verdict(verdict: BoundVerdict, baseline_times: Mapping[str, float]) -> BoundVerdict:
     """A bound on a factor has the same verdict over any base; one on a time, or an open one, is as it was timed."""
-    time = base.get(metric_label(verdict.bound))
+    time = baseline_times.get(metric_label(verdict.bound))
     if time is None or not verdict.original or verdict.value is None or verdict.undecided:
         return verdict
     judged = judge_bound(verdict.bound, time, verdict.value / verdict.original * time, verdict.unit)

@@ -277,10 +277,10 @@ def _judge_by_rows(bound: Bound, model: Any, ctx: "Context") -> BoundVerdict:
         rows=reading.row_count,
         interval=reading.interval,
     )
-    return replace(outcome, undecided=_open_reason(outcome)) if reading.verdict.outcome == "undecided" else outcome
+    return replace(outcome, undecided=_undecided_reason(outcome)) if reading.verdict.outcome == "undecided" else outcome
 
 
-def _open_reason(verdict: BoundVerdict) -> str:
+def _undecided_reason(verdict: BoundVerdict) -> str:
     """Why rows leave a bound open that they were to decide, as a sentence."""
     assert verdict.bound.confidence is not None, "rows were to decide it"
     if verdict.interval is None:
@@ -297,17 +297,17 @@ def _baseline_key(bound: Bound) -> tuple[str, MetricRef]:
     return bound.baseline or "", metric
 
 
-def _measure_missing_baselines(bounds: Sequence[Bound], ctx: "Context", known: Known) -> None:
+def _measure_missing_baselines(bounds: Sequence[Bound], ctx: "Context", baseline_values: Known) -> None:
     for name in dict.fromkeys(b.baseline for b in bounds if b.baseline):
         by_key = {_baseline_key(b): b for b in bounds if b.baseline == name}
-        missing = {key: b for key, b in by_key.items() if key not in known}
+        missing = {key: b for key, b in by_key.items() if key not in baseline_values}
         if not missing:
             continue
         origin = baseline_origin(name, ctx)
         model = origin.load().eval()
         for key, bound in ctx.each(list(missing.items()), f"expect {name}", len(missing)):
             with with_profile_threads(bound.profile, ctx):
-                known[key] = measure_score(ctx.metric(bound.metric), model, ctx)
+                baseline_values[key] = measure_score(ctx.metric(bound.metric), model, ctx)
         origin.refuse_changed_files()
         del model
 

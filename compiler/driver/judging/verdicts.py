@@ -17,7 +17,7 @@ from ...artifacts.manifest import Measure
 from ...core.cache import Cache
 from ...plugin.context import Context
 from .comparison import Comparison, measure_beside_original
-from .front_times import with_one_base
+from .front_times import rebase_on_median_original
 from .gate import BoundVerdict, judge_bound, metric_label
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Verdicts:
 
     def judge_front(self, models: Iterator[tuple[str, Any]]) -> tuple[Comparison, tuple[BoundVerdict, ...]]:
         """Judge every point by the bounds that speak of it: one verdict a bound, on the point that decides it."""
-        judged = with_one_base([(name, self._point(name, model)) for name, model in models])
+        judged = rebase_on_median_original([(name, self._point(name, model)) for name, model in models])
         point_verdicts = [replace(v, where=name) for name, compared in judged for v in compared.outcomes]
         verdicts = [
             decisive([v for v in point_verdicts if v.bound == b])

@@ -83,7 +83,7 @@ class Candidate:
 UNCHANGED = Alternative("unchanged")
 
 
-def candidates_of(wish: Wish) -> list[Candidate]:
+def allowed_candidates(wish: Wish) -> list[Candidate]:
     """All combinations that the target can hold and `among` allows; the unchanged model first."""
     skeleton = wish.session.skeleton(wish.recipe.models[wish.pipeline.model])
     zeros = [UNCHANGED, *(a for a in _sparsity_alternatives(wish) if wish.allows(a.words))]
@@ -96,7 +96,7 @@ def candidates_of(wish: Wish) -> list[Candidate]:
     return [c for c in combinations if not c.zeros.steps or c.numbers.packs]
 
 
-def alternatives_of(wish: Wish, skeleton: Skeleton | None) -> list[Alternative]:
+def all_alternatives(wish: Wish, skeleton: Skeleton | None) -> list[Alternative]:
     """All alternatives that change something, whatever `among` allows; of a model that is not known, all that a model
     may have."""
     return [

@@ -14,7 +14,7 @@ from ...core.environment import check_modules
 from ...core.quantity import measurement_text
 from ..judging.gate import judge_bound
 from ..judging.planned_sizes import UNITS, is_missed, original_size, planned_size
-from .alternatives import Candidate, candidates_of
+from .alternatives import Candidate, allowed_candidates
 from .open_steps import shared_rows
 from .trials import Trial, Trials, excess
 from .wish import Wish
@@ -94,5 +94,5 @@ def _emitted_model(wish: Wish, plan: Plan) -> tuple[Emit, Emission]:
 
 def _smallest(wish: Wish) -> list[Candidate]:
     """Candidates among which the smallest is: those with the strongest change of shape. Healing leaves sizes alone."""
-    candidates = candidates_of(wish)
+    candidates = allowed_candidates(wish)
     return [c for c in candidates if c.shape.steps == candidates[-1].shape.steps[:1]]

@@ -9,7 +9,7 @@ from ....dsl.checker.value_text import bound_text
 from ....dsl.checker.values import DataRef, references_in
 from ....dsl.syntax.diagnostics import Diagnostic, Fault
 from ....dsl.syntax.nearest import nearest_name_help
-from .alternatives import Alternative, alternatives_of
+from .alternatives import Alternative, all_alternatives
 from .wish import Wish, is_open, model_emits, not_open
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def _not_one_search(session: "Session", pipeline: Pipeline) -> Iterator[Diagnost
 def _unmatched_patterns(wish: Wish) -> Iterator[Diagnostic]:
     """Faults of patterns of `among` without which the search would be the same."""
     model = wish.recipe.models[wish.pipeline.model]
-    alternatives = alternatives_of(wish, wish.session.stored_skeleton(model))
+    alternatives = all_alternatives(wish, wish.session.stored_skeleton(model))
     span, target = wish.step.call.where("among"), wish.emit.call.word
     for pattern in wish.step.call.args["among"]:
         matching = [a for a in alternatives if any(fnmatch(word, pattern) for word in a.words)]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from ....dsl.syntax.diagnostics import Reject
 from ...core.cache import Cache
-from .alternatives import Candidate, candidate_named, candidates_of
+from .alternatives import Candidate, allowed_candidates, candidate_named
 from .feasibility import refuse_impossible
 from .search import disk_bytes
 from .trials import Trials
@@ -27,7 +27,7 @@ def planned_changes_and_combinations(wish: Wish, name: str = "") -> tuple[list[P
     that candidate alone. Raises Reject (unknown-candidate)."""
     trials, rows = Trials(wish, Cache(wish.session.settings.cache_dir)), []
     refuse_impossible(wish, trials)
-    candidates = candidates_of(wish)
+    candidates = allowed_candidates(wish)
     for candidate in [candidate_named(name, candidates)] if name else [c for c in candidates if c.changes <= 1]:
         text = _text(wish, candidate)
         try:

@@ -16,7 +16,7 @@ from ...analysis.planning.plan import Plan
 from ...core.events import Said, announcing_stage
 from ...core.quantity import count_text, duration_text
 from ...core.stopping import raise_if_stopped
-from .alternatives import Candidate, candidate_named, candidates_of
+from .alternatives import Candidate, allowed_candidates, candidate_named
 from .effects import Effects
 from .feasibility import refuse_bounds_far_from_the_original
 from .journal import Journal
@@ -57,7 +57,7 @@ class Search:
     def __post_init__(self) -> None:
         self._planned: dict[Candidate, float] = {}
         self._lap_start = self.trials.clock()  # what went before is in the seconds and overheads of trials
-        self.candidates = candidates_of(self.wish)
+        self.candidates = allowed_candidates(self.wish)
 
     @property
     def unchanged(self) -> Candidate:

@@ -9,7 +9,7 @@ from ...core.quantity import count_text, measurement_text, relative_change_text
 from .alternatives import Candidate
 from .search import Search
 from .trials import Trial
-from .tune import Tuned, missed_text
+from .tune import Tuned, missed_bounds_text
 
 BETTER = 0.05  # share by which a neighbour must be better for a sentence
 
@@ -76,7 +76,7 @@ def _state(tuned: Tuned, candidate: Candidate, trial: Trial) -> str:
     compiled = tuned.compiled.get(candidate)
     if compiled:
         return f"compiled: {compiled.missed}" if compiled.missed else "chosen"
-    missed = missed_text(tuned.search.wish, trial)
+    missed = missed_bounds_text(tuned.search.wish, trial)
     if missed:
         return f"misses {missed}"
     if tuned.search.lacks_final_trial(candidate):

@@ -185,7 +185,7 @@ def _keep_best(search: Search, trials: Trials, recipe: Path) -> None:
 
 
 def _unmet_diagnostic(wish: Wish, search: Search, ranked: Sequence[Candidate]) -> Diagnostic:
-    nearest = [f"{c.name}: {missed_text(wish, search.finals[c])}" for c in ranked[:3]]
+    nearest = [f"{c.name}: {missed_bounds_text(wish, search.finals[c])}" for c in ranked[:3]]
     time = ", or give more time by `within:`" if search.out_of_time else ""
     return wish_unmet(
         f"none of {count_text(search.measured_count, 'candidate')} keeps all bounds",
@@ -195,7 +195,7 @@ def _unmet_diagnostic(wish: Wish, search: Search, ranked: Sequence[Candidate]) -
     )
 
 
-def missed_text(wish: Wish, trial: Trial) -> str:
+def missed_bounds_text(wish: Wish, trial: Trial) -> str:
     """Bounds that a trial misses on the rows that it was measured on, each with the value or its share of the
     original's."""
     missed = [(o, o.value) for o in bound_verdicts(wish, trial, wish.context) if not o.passed and o.value is not None]

@@ -44,7 +44,7 @@ class Chat(SampledRows):
                 ids.append(tokenizer.eos_token_id)
         return self._cut_into_rows(ids, ctx)
 
-    def speech(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
+    def assistant_masks(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         """Masks of the assistants' tokens, with the end token; a token that overlaps counts."""
         tokenizer = require_tokenizer(tokenizer, ctx)
         if not tokenizer.is_fast:

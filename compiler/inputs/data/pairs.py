@@ -61,7 +61,7 @@ class Pairs(SampledRows):
             )
         return self._fill_rows(tokenizer, ctx, lambda pair: (*pair.prompt, *pair.answer), fill)
 
-    def speech(self, tokenizer: Any, ctx: Context) -> Iterator[Any] | None:
+    def assistant_masks(self, tokenizer: Any, ctx: Context) -> Iterator[Any] | None:
         if self._is_pair(ctx):
             return None  # all of a target is learned, and nothing of a source
         return self._fill_rows(tokenizer, ctx, lambda pair: (*(0,) * len(pair.prompt), *(1,) * len(pair.answer)), 0)

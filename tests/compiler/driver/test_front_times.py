@@ -7,7 +7,7 @@ from effc.compiler.artifacts.front_kinds import members_as_timed
 from effc.compiler.artifacts.load import POINTS
 from effc.compiler.artifacts.manifest import Manifest, Measure
 from effc.compiler.driver.judging.comparison import Comparison
-from effc.compiler.driver.judging.front_times import with_one_base
+from effc.compiler.driver.judging.front_times import rebase_on_median_original
 from effc.compiler.driver.judging.gate import judge_bound
 from effc.compiler.driver.pick import _best_fitting_point, measures_by_point, point_folder_or_copy
 from effc.compiler.driver.point_limits import Limit
@@ -36,7 +36,9 @@ def bound(limit, baseline, op="<="):
 
 @given(readings=st.lists(st.tuples(positive, st.floats(0.1, 3)), min_size=2, max_size=5))
 def test_points_are_told_in_the_order_of_their_ratios_whatever_the_original_took_beside_each(readings):
-    told = with_one_base([(str(n), clocked(original, ratio)) for n, (original, ratio) in enumerate(readings)])
+    told = rebase_on_median_original(
+        [(str(n), clocked(original, ratio)) for n, (original, ratio) in enumerate(readings)]
+    )
     rows = [compared.measures[0] for _, compared in told]
     (base,) = {row.original for row in rows}
     assert min(o for o, _ in readings) <= base <= max(o for o, _ in readings)
@@ -48,7 +50,9 @@ def test_points_are_told_in_the_order_of_their_ratios_whatever_the_original_took
 @given(original=positive, ratio=st.floats(0.1, 3), factor=st.floats(0.1, 3), beside=positive)
 def test_a_bound_on_a_factor_keeps_its_verdict_over_another_base(original, ratio, factor, beside):
     verdict = judge_bound(bound(Ratio(factor), "base"), original, original * ratio, "ms")
-    ((_, told), _) = with_one_base([("a", clocked(original, ratio, [verdict])), ("b", clocked(beside, 1.0))])
+    ((_, told), _) = rebase_on_median_original(
+        [("a", clocked(original, ratio, [verdict])), ("b", clocked(beside, 1.0))]
+    )
     (after,) = told.outcomes
     assert after.passed == verdict.passed and after.value / after.original == pytest.approx(ratio)
     assert after.high / after.original == pytest.approx(factor)
@@ -57,7 +61,9 @@ def test_a_bound_on_a_factor_keeps_its_verdict_over_another_base(original, ratio
 def test_a_bound_on_a_time_and_an_open_one_are_as_they_were_timed():
     on_time = judge_bound(bound(Duration(0.1), None), None, 76.0, "ms")
     open_one = replace(judge_bound(bound(Ratio(0.9), "base"), 100.0, 76.0, "ms"), undecided="after 5 rounds")
-    ((_, told), _) = with_one_base([("a", clocked(100.0, 0.76, [on_time, open_one])), ("b", clocked(200.0, 1.0))])
+    ((_, told), _) = rebase_on_median_original(
+        [("a", clocked(100.0, 0.76, [on_time, open_one])), ("b", clocked(200.0, 1.0))]
+    )
     assert told.outcomes == (on_time, open_one)
 
 

@@ -6,7 +6,7 @@ import random
 import pytest
 from effc.compiler.driver.judging.comparison import original_and_result_values
 from effc.compiler.driver.judging.gate import BoundVerdict, judge_bound, unmet_bound_diagnostics
-from effc.compiler.driver.judging.timed_bounds import confidence_interval, interval_decides, undecided_reason
+from effc.compiler.driver.judging.timed_bounds import interval_decides, metric_confidence_interval, undecided_reason
 from effc.compiler.evaluation.confidence import CONFIDENCE, STUDENT_99, median_interval
 from effc.compiler.evaluation.timing import InterleavedTimes
 from effc.dsl.checker.recipe import Bound
@@ -88,7 +88,7 @@ def test_a_range_is_decided_inside_or_beside_it(ratios, sure):
 
 def test_a_bound_without_a_baseline_goes_by_the_times_themselves():
     bound = Bound(P50, "<=", Duration(0.005))
-    assert confidence_interval(bound, turns([0.4] * 6), 10.0) == (4.0, 4.0)
+    assert metric_confidence_interval(bound, turns([0.4] * 6), 10.0) == (4.0, 4.0)
     assert interval_decides(bound, turns([0.4] * 6), 10.0, "ms")
 
 

@@ -254,7 +254,7 @@ def test_what_assistants_say_is_known_token_by_token(ctx, tmp_path, template, sa
     tokenizer = worlds.tokenizer(tmp_path, chat=template)
     lines(ctx.folder / "c.jsonl", [{"messages": MORE}, {"messages": MORE[:3]}])
     word = Chat(path="c.jsonl", length=8)
-    ids, mask = (torch.cat(list(x)) for x in (word.rows(tokenizer, ctx), word.speech(tokenizer, ctx)))
+    ids, mask = (torch.cat(list(rows(tokenizer, ctx))) for rows in (word.rows, word.assistant_masks))
     assert len(ids) == len(mask)
     assert (said + "I am.").startswith(tokenizer.decode(ids[mask.bool()]))  # the tail that fills no row is left out
 
@@ -265,7 +265,7 @@ def test_said_and_rows_are_chosen_alike(ctx):
         [{"messages": [BIDI_CONTROLS[0], {"role": "assistant", "content": "!" * n}]} for n in range(1, 30)],
     )
     word = Chat(path="c.jsonl", length=8, samples=9, seed=3)
-    ids, mask = (torch.stack(list(x)) for x in (word.rows(ctx.tokenizer, ctx), word.speech(ctx.tokenizer, ctx)))
+    ids, mask = (torch.stack(list(rows(ctx.tokenizer, ctx))) for rows in (word.rows, word.assistant_masks))
     (mark,) = ctx.tokenizer("!", add_special_tokens=False)["input_ids"]
     assert torch.equal(mask.bool(), (ids == mark) | (ids == ctx.tokenizer.eos_token_id))
 
@@ -274,7 +274,7 @@ def test_said_and_rows_are_chosen_alike(ctx):
 def test_a_template_that_hides_who_speaks_is_refused(ctx, tmp_path, template):
     lines(ctx.folder / "c.jsonl", [{"messages": MORE}])
     word, tokenizer = Chat(path="c.jsonl", length=8), worlds.tokenizer(tmp_path, chat=template)
-    assert worlds.refused(lambda: list(word.speech(tokenizer, ctx))).diagnostics[0].slug == "no-speakers"
+    assert worlds.refused(lambda: list(word.assistant_masks(tokenizer, ctx))).diagnostics[0].slug == "no-speakers"
 
 
 def test_a_conversation_that_the_template_refuses_is_told(ctx, tmp_path):

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from effc.compiler.core.cache import Cache
 from effc.compiler.driver.api import open_session
-from effc.compiler.driver.tuning.alternatives import candidates_of
+from effc.compiler.driver.tuning.alternatives import allowed_candidates
 from effc.compiler.driver.tuning.effects import Effects
 from effc.compiler.driver.tuning.journal import Journal
 from effc.compiler.driver.tuning.search import FINALISTS, SLACK, Search
@@ -114,7 +114,7 @@ def test_a_second_metric_that_is_alike_for_all_candidates_leaves_one_point(tmp_p
 
 def test_two_searches_of_one_wish_at_once_keep_the_measurements_of_both(tmp_path):
     wish, cache = wish_of(tmp_path), Cache(tmp_path / "cache")
-    first, second, *_ = candidates_of(wish)
+    first, second, *_ = allowed_candidates(wish)
     searches = [Journal.of(wish, cache), Journal.of(wish, cache)]
     for journal, candidate in zip(searches, (first, second), strict=True):
         journal.planned_seconds({candidate: 1.0})

@@ -10,7 +10,7 @@ import pytest
 from effc.compiler.cli.main import main
 from effc.compiler.core.cache import Cache
 from effc.compiler.driver.api import open_session
-from effc.compiler.driver.tuning.alternatives import candidates_of
+from effc.compiler.driver.tuning.alternatives import allowed_candidates
 from effc.compiler.driver.tuning.journal import Journal
 from effc.compiler.driver.tuning.tune import Outputs, max_compiled
 from effc.compiler.driver.tuning.wish import Wish, read_wish
@@ -89,7 +89,7 @@ def test_a_recipe_with_open_steps_checks_and_is_planned_by_tune_alone(tmp_path, 
 
 def test_every_candidate_is_a_recipe_that_checks_and_reads_no_rows_of_the_search(tmp_path):
     wish = wish_of(written(tmp_path), tmp_path.parent / "texts")
-    for candidate in candidates_of(wish):
+    for candidate in allowed_candidates(wish):
         text = wish.closed_text(candidate.steps("text.calib"), candidate.numbers.arguments)
         assert "search.steps" not in text and "dev" not in text, text
         checked = wish.session_of(text).check()
@@ -98,7 +98,7 @@ def test_every_candidate_is_a_recipe_that_checks_and_reads_no_rows_of_the_search
 
 def test_the_unchanged_candidate_comes_first_and_changes_nothing_but_what_is_open(tmp_path):
     wish = wish_of(written(tmp_path), tmp_path.parent / "texts")
-    unchanged = candidates_of(wish)[0]
+    unchanged = allowed_candidates(wish)[0]
     text = wish.closed_text(unchanged.steps("text.calib"), unchanged.numbers.arguments)
     assert "pipeline fast(base) {}" in text
     assert 'native("fast")' in text and "perplexity(text.heldout) <= 1.05 * base" in text
@@ -106,7 +106,7 @@ def test_the_unchanged_candidate_comes_first_and_changes_nothing_but_what_is_ope
 
 def test_arguments_of_the_target_that_are_written_stay(tmp_path):
     wish = wish_of(written(tmp_path, target='native("fast", weights: int4)'), tmp_path.parent / "texts")
-    arguments = {c.numbers.arguments for c in candidates_of(wish)}
+    arguments = {c.numbers.arguments for c in allowed_candidates(wish)}
     assert not [a for a in arguments if "weights" in a]
 
 
@@ -119,14 +119,14 @@ def test_a_comment_behind_the_last_argument_of_the_target_stays_one(tmp_path):
 
 def test_among_narrows_what_is_tried(tmp_path):
     wish = wish_of(written(tmp_path, more=', among: ["int8"]'), tmp_path.parent / "texts")
-    assert {c.name for c in candidates_of(wish)} == {"default format", "int8", "int8, inputs int16"}
+    assert {c.name for c in allowed_candidates(wish)} == {"default format", "int8", "int8, inputs int16"}
 
 
 def test_pruned_candidates_are_healed_where_rows_to_train_on_are_named(tmp_path):
     plain = wish_of(written(tmp_path), tmp_path.parent / "texts")
-    assert not [c for c in candidates_of(plain) if "healed" in c.name]
+    assert not [c for c in allowed_candidates(plain) if "healed" in c.name]
     wish = wish_of(written(tmp_path, more=", train: text.train"), tmp_path.parent / "texts")
-    healed = next(c for c in candidates_of(wish) if c.name == "10 % pruned and healed")
+    healed = next(c for c in allowed_candidates(wish) if c.name == "10 % pruned and healed")
     pruned, trained = healed.steps("text.calib")
     assert "prune.multi(remove: 10%" in pruned and "tune.heal(data: text.train, held_out: text.calib" in trained
 
@@ -136,13 +136,13 @@ def test_shapes_are_cut_by_the_pass_that_knows_all_parts_of_the_model(model, wor
     file = written(tmp_path, target='hf("slim")', bounds="perplexity(text.heldout) <= 2 * base", optimize="params")
     file.write_text(file.read_text().replace("tiny-llama", model))
     wish = wish_of(file, tmp_path.parent / "texts")
-    steps = {c.name: c.steps("text.calib") for c in candidates_of(wish)}
+    steps = {c.name: c.steps("text.calib") for c in allowed_candidates(wish)}
     assert steps["10 % pruned"][0].startswith(f"slim = {word}(remove: 10% of params, group: 32,")
 
 
 def test_formats_for_each_module_are_given_bits_by_the_width_of_the_model(tmp_path):
     wish = wish_of(written(tmp_path), tmp_path.parent / "texts")
-    steps = {c.name: c.steps("text.calib") for c in candidates_of(wish)}
+    steps = {c.name: c.steps("text.calib") for c in allowed_candidates(wish)}
     assert steps["mixed, 6 bits"] == ["cpu = lower.mixed(keep: 18.75% of bytes, data: text.calib)"]
 
 
@@ -194,12 +194,12 @@ def test_a_check_of_open_steps_imports_no_torch(tmp_path):
 
 def test_zeros_are_tried_where_their_pass_alone_is_named(tmp_path):
     wish = wish_of(written(tmp_path, more=', among: ["sparsify.*", "int8"]'), tmp_path.parent / "texts")
-    assert {"50 % zeros", "50 % zeros, int8"} <= {c.name for c in candidates_of(wish)}
+    assert {"50 % zeros", "50 % zeros, int8"} <= {c.name for c in allowed_candidates(wish)}
 
 
 def test_what_packing_of_zeros_loses_is_judged_by_the_bounds_of_the_wish_alone(tmp_path):
     wish = wish_of(written(tmp_path), tmp_path.parent / "texts")
-    packing = {c.name: c.steps("text.calib")[-1] for c in candidates_of(wish) if c.zeros.steps}
+    packing = {c.name: c.steps("text.calib")[-1] for c in allowed_candidates(wish) if c.zeros.steps}
     assert packing["50 % zeros, int8"].endswith("(format: sparse_int8, data: text.calib, divergence: 10)")
     assert packing["50 % zeros, sparse_cpu"].endswith("(format: auto, data: text.calib)")
 
