@@ -13,12 +13,15 @@ def usable_cores() -> int:
     return max(1, math.ceil(min(cores, cgroup_cpu_limit())))
 
 
-def cgroup_cpu_limit(groups: Path = GROUPS) -> float:
+def cgroup_cpu_limit(cgroup_root: Path = GROUPS) -> float:
     """Processors' worth of time that the control groups of a container allow, infinite where nothing bounds it.
 
     Of both versions of the interface: docs.kernel.org/admin-guide/cgroup-v2.html, /scheduler/sched-bwc.html.
     """
-    for paths in ((groups / "cpu.max",), (groups / "cpu/cpu.cfs_quota_us", groups / "cpu/cpu.cfs_period_us")):
+    for paths in (
+        (cgroup_root / "cpu.max",),
+        (cgroup_root / "cpu/cpu.cfs_quota_us", cgroup_root / "cpu/cpu.cfs_period_us"),
+    ):
         try:
             allowed, period = " ".join(file.read_text() for file in paths).split()
             if int(allowed) > 0 and int(period) > 0:  # the first version says -1 where there is no bound

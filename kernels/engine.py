@@ -215,27 +215,29 @@ class Engine:
                 f"sequences {min(owners)}..{max(owners)} are not all among this engine's {self.sequences}"
             )
 
-    def _refuse_invalid_batch(self, ids: array, owners: array, rows: array) -> None:
-        self._refuse_invalid_tokens(ids, owners, self.vocabulary)
+    def _refuse_invalid_batch(self, ids: array, sequences: array, output_rows: array) -> None:
+        self._refuse_invalid_tokens(ids, sequences, self.vocabulary)
         if not len(ids):
             return
         if self.bidirectional:
-            self._refuse_split_or_continued_texts(owners, self.length)
-        for sequence in set(owners) if self.sources else ():
+            self._refuse_split_or_continued_texts(sequences, self.length)
+        for sequence in set(sequences) if self.sources else ():
             if not self.source(sequence):
                 raise KernelError(f"sequence {sequence} has no source, which its tokens are to recall")
-        for sequence, count in Counter(owners).items():
+        for sequence, count in Counter(sequences).items():
             if self.length(sequence) + count > self.context:
                 raise KernelError(
                     f"sequence {sequence} has {self.length(sequence)} tokens, and {count} more "
                     f"exceed the context of {self.context}"
                 )
-        if len(rows) and (rows[0] < 0 or rows[-1] >= len(ids) or any(a >= b for a, b in pairwise(rows))):
+        if len(output_rows) and (
+            output_rows[0] < 0 or output_rows[-1] >= len(ids) or any(a >= b for a, b in pairwise(output_rows))
+        ):
             raise KernelError(f"the wanted positions do not increase within {len(ids)} tokens")
 
-    def _refuse_split_or_continued_texts(self, owners: array, length: Callable[[int], int]) -> None:
+    def _refuse_split_or_continued_texts(self, sequences: array, length: Callable[[int], int]) -> None:
         """Refuse texts that come in pieces, or into a sequence that has tokens, where attention sees texts whole."""
-        runs = [owners[0], *(b for a, b in pairwise(owners) if a != b)]
+        runs = [sequences[0], *(b for a, b in pairwise(sequences) if a != b)]
         if len(set(runs)) < len(runs):
             raise KernelError("the tokens of a text lie apart, and this plan sees each text whole")
         for sequence in runs:

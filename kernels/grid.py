@@ -39,14 +39,14 @@ class Grid:
         per_group = 16 + (0 if self.symmetric else self.bits)
         return self.bits + per_group / self.width(n_inputs)
 
-    def fit_scales(self, weight: Tensor, squares: Tensor | None = None) -> "Scales":
+    def fit_scales(self, weight: Tensor, input_squares: Tensor | None = None) -> "Scales":
         """Scales of every group.
 
         weight    [out, in] float32, groups divide `in`
-        squares   [in] summed squares of the inputs
+        input_squares   [in] summed squares of the inputs
         """
         groups = weight.reshape(weight.shape[0], -1, self.width(weight.shape[1]))  # [out, groups, group]
-        worth = None if squares is None else squares.reshape(groups.shape[1:])
+        worth = None if input_squares is None else input_squares.reshape(groups.shape[1:])
         if self.search and weight.device.type == "cpu" and weight.dtype is torch.float32 and load_library() is not None:
             return self._fit_by_kernel(groups.contiguous(), None if worth is None else as_float32(worth))
         low, high = groups.amin(2).clamp(max=0), groups.amax(2).clamp(min=0)
@@ -67,14 +67,18 @@ class Grid:
         call_at_level("fit_grids", *pointers, *counts, float(self.max_code), self.symmetric, torch.get_num_threads())
         return Scales(self.max_code, scale, zero)
 
-    def _search_scales(self, groups: Tensor, low: Tensor, high: Tensor, worth: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _search_scales(
+        self, groups: Tensor, low: Tensor, high: Tensor, column_weights: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Scales and zeros [rows, groups] of least error for a few rows; what it works on stays in the cache.
 
         Groups lie side by side, [group, rows * groups], so that a vector holds as many groups.
         """
         count = groups.shape[:2].numel()
         flat = groups.reshape(count, -1).T.contiguous()
-        weighed = None if worth is None else worth.expand(groups.shape).reshape(count, -1).T.contiguous()
+        weighed = (
+            None if column_weights is None else column_weights.expand(groups.shape).reshape(count, -1).T.contiguous()
+        )
         low, high, residual = low.reshape(-1), high.reshape(-1), torch.empty_like(flat)
         best, least = self._scales_covering_range(low, high), torch.full_like(low, float("inf"))
         for share in SHARES:

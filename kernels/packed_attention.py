@@ -80,16 +80,16 @@ def _refuse_mismatched_cache(q, stream, offsets, keys, values, n_blocks, n_recen
         raise native.KernelError("the parts of the cache do not belong together")
 
 
-def unpack_head_blocks(stream: Tensor, offsets: Tensor, d: int, sparse: bool) -> tuple[Tensor, Tensor]:
+def unpack_head_blocks(stream: Tensor, offsets: Tensor, head_dim: int, sparse: bool) -> tuple[Tensor, Tensor]:
     """Keys and values [tokens, d] float32 of one head's blocks, from the format's description alone."""
-    keys, values, raw = [torch.zeros(0, d)], [torch.zeros(0, d)], stream.numpy()
-    key_tiles, lanes = -(-d // 32), -(-d // 16)
+    keys, values, raw = [torch.zeros(0, head_dim)], [torch.zeros(0, head_dim)], stream.numpy()
+    key_tiles, lanes = -(-head_dim // 32), -(-head_dim // 16)
     for start, stop in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
         kind = "sparse_linear" if sparse else "dense_linear"
         numbers = unpack_block_vectors(raw[start:stop], kind, 2 * key_tiles + lanes)
         tiles = numbers.reshape(-1, 16, 16, 2)  # [tile, pair, lane, 2]
         part = tiles[: 2 * key_tiles].reshape(2, key_tiles, 16, 16, 2).transpose(0, 3, 1, 2, 4).reshape(32, -1)
-        keys.append(torch.from_numpy(np.ascontiguousarray(part[:, :d])))
+        keys.append(torch.from_numpy(np.ascontiguousarray(part[:, :head_dim])))
         part = tiles[2 * key_tiles :].transpose(1, 3, 0, 2).reshape(32, -1)
-        values.append(torch.from_numpy(np.ascontiguousarray(part[:, :d])))
+        values.append(torch.from_numpy(np.ascontiguousarray(part[:, :head_dim])))
     return torch.cat(keys), torch.cat(values)

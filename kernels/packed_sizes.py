@@ -10,13 +10,13 @@ TILE_INPUTS = {"bf16": 32, "int8": 64}
 
 
 def packed_bytes(
-    kernel: str, n: int, k: int, zeros: float = 0.0, group_size: int = 64, has_zero_codes: bool = True
+    kernel: str, n: int, k: int, zero_share: float = 0.0, group_size: int = 64, has_zero_codes: bool = True
 ) -> int:
     """Size of the buffer into which a kernel packs a weight [n, k].
 
     kernel      its name, as in `native.LINEAR`
-    zeros       share of zero weights that a sparse kernel skips; of block_sparse_linear of zero vectors (16 outputs
-                by 2 inputs). Spread evenly: a block of 16 outputs has its share, which rounds to whole lines
+    zero_share       share of zero weights that a sparse kernel skips; of block_sparse_linear of zero vectors (16
+                outputs by 2 inputs). Spread evenly: a block of 16 outputs has its share, which rounds to whole lines
     group_size       inputs that share a scale on int4
     has_zero_codes  int4 keeps the code of 0 of each group, as it does unless 0 is the middle one everywhere
     """
@@ -27,12 +27,14 @@ def packed_bytes(
     if "int4" in kernel:
         stream = blocks * (_round_up_to_cache_line(tiles * (40 if has_zero_codes else 32)) + tiles * group_size * 8)
     elif "block" in kernel:
-        vectors = round(math.ceil(k / 2) * (1 - zeros))
+        vectors = round(math.ceil(k / 2) * (1 - zero_share))
         stream = blocks * (LINE + _round_up_to_cache_line(2 * vectors) + LINE * vectors)
     elif "sparse" in kernel:
         rows = [OUTPUTS] * (n // OUTPUTS) + [n % OUTPUTS] * (n % OUTPUTS > 0)
         masks, width = (128, 1) if int8 else (64, 2)
-        stream = sum(_round_up_to_cache_line(masks * tiles + width * round(count * k * (1 - zeros))) for count in rows)
+        stream = sum(
+            _round_up_to_cache_line(masks * tiles + width * round(count * k * (1 - zero_share))) for count in rows
+        )
     else:
         stream = blocks * 1024 * tiles
     return _round_up_to_cache_line(HEADER + 8 * (blocks + 1) + lanes) + stream + TAIL

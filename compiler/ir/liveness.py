@@ -51,7 +51,7 @@ def eliminate_dead_code(graph: fx.Graph) -> None:
     for node in filter(writes, nodes):
         writers.setdefault(memory[node], []).append(node)
     needed: set[fx.Node] = set()
-    queue = [n for n in nodes if _stays(n) or (writes(n) and memory[n] in outside)]
+    queue = [n for n in nodes if _is_live_unread(n) or (writes(n) and memory[n] in outside)]
     while queue:
         node = queue.pop()
         if node not in needed:
@@ -69,7 +69,7 @@ def detach(add: fx.Node, operand: fx.Node) -> None:
     add.target = operator.add  # `iadd` would be a write into memory that is read
 
 
-def _stays(node: fx.Node) -> bool:
+def _is_live_unread(node: fx.Node) -> bool:
     """Nodes that are live though no node reads them, except updates of a state whose branch is gone.
 
     A module or method that is handed the cache is live by itself where no node ever read its result. Where the nodes

@@ -179,7 +179,7 @@ class Front(Outcome):
 _ENTRY = {"key", "parts", "needs", "tensors", "borrowed", "edits", "notes", "seal"}  # keys of all entries
 
 
-def kind_of_entry(body: Mapping[str, Any]) -> type[Outcome]:
+def outcome_class_of_entry(body: Mapping[str, Any]) -> type[Outcome]:
     """Class of the result that a cache entry holds, among those that were imported, as passes import what they give.
 
     Raises AssertionError where there is none.

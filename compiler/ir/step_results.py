@@ -11,7 +11,7 @@ from ..core.safe_read import MALFORMED
 from ..core.sealed_json import cache_damaged
 from ..models.checkpoints.origin import Origin
 from .capture.capture import capture
-from .outcome import Model, Outcome, Point, kind_of_entry
+from .outcome import Model, Outcome, Point, outcome_class_of_entry
 from .program import Program
 
 
@@ -82,7 +82,7 @@ class StepResults:
             body = self.cache.read_complete_step(key)
             assert body is not None, f"step {key} is not in the cache"
             try:
-                return kind_of_entry(body).restore(body, self)
+                return outcome_class_of_entry(body).restore(body, self)
             except (*MALFORMED, AssertionError) as error:
                 raise cache_damaged(
                     f"step {key[:12]} of the cache does not fit its model: {type(error).__name__}: {first_line(error)}",

@@ -64,11 +64,11 @@ class Output(dict):
         raise AttributeError(f"the engine gives {keys_text}, and no `{name}`: the target `hf` writes a model that may")
 
 
-def check_token_ids(ids: Tensor, vocabulary: int) -> None:
+def check_token_ids(ids: Tensor, vocab_size: int) -> None:
     """Raises Reject where a token is none of so many."""
-    if int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
+    if int(ids.min()) < 0 or int(ids.max()) >= vocab_size:
         raise unknown_token(
-            f"a token id is outside of the {vocabulary} that the model has",
+            f"a token id is outside of the {vocab_size} that the model has",
             help="use the tokenizer that lies beside the weights",
         ).rejection()
 

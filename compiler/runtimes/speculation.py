@@ -42,18 +42,18 @@ class CallCosts:
         before = self._fresh_mean(rows)
         return _ROW_COST * extra if before is None else seconds / before - 1
 
-    def increase(self, rows: int, extra: int) -> float:
-        """Seconds that `extra` further rows take, as a share of a call with `rows`; of what was not measured by the
-        nearest number of rows that was."""
-        before, after = self._fresh_mean(rows), self._fresh_mean(rows + extra)
+    def increase(self, rows: int, extra_rows: int) -> float:
+        """Seconds that `extra_rows` further rows take, as a share of a call with `rows`; of what was not measured by
+        the nearest number of rows that was."""
+        before, after = self._fresh_mean(rows), self._fresh_mean(rows + extra_rows)
         if before is None:
-            return _ROW_COST * extra
+            return _ROW_COST * extra_rows
         if after is None:
             larger = [n for n in list(self._means) if n > rows and self._fresh_mean(n) is not None]
             if not larger:
-                return _ROW_COST * extra
-            nearest = min(larger, key=lambda n: abs(n - rows - extra))
-            after = before + (self._means[nearest][0] - before) * extra / (nearest - rows)
+                return _ROW_COST * extra_rows
+            nearest = min(larger, key=lambda n: abs(n - rows - extra_rows))
+            after = before + (self._means[nearest][0] - before) * extra_rows / (nearest - rows)
         return max(0.0, after / before - 1)
 
     def _fresh_mean(self, rows: int) -> float | None:

@@ -162,7 +162,9 @@ class Heal(Learner):
         else:
             trained = full_size(chosen) if self.on else shrink.params(skeleton)
         narrow = self.method == "full" and skeleton.facts.get("dtype") in ("bfloat16", "float16")
-        return estimate_run_effort(self, self.data, skeleton, ctx, trained, extra_looks=2, has_masters=narrow)
+        return estimate_run_effort(
+            self, self.data, skeleton, ctx, trained, extra_evaluations=2, has_master_weights=narrow
+        )
 
     def _train_and_restore_best(
         self,

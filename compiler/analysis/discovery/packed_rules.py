@@ -224,7 +224,7 @@ def label_convolution(rules: "NodeRules") -> Any:
     return image_rules.label_convolution(rules, arguments["input"], w.rows[0], w.tensor, arguments.get("groups", 1))
 
 
-def couple_gathered_axis(rules: "NodeRules") -> Any:
+def label_gather(rules: "NodeRules") -> Any:
     """Labels of a gather: entries along the axis are coupled, since indices choose any of them."""
     arguments = {**dict(zip(("input", "dim", "index"), rules.args, strict=False)), **rules.kwargs}
     x, axis = arguments["input"], arguments["dim"]
@@ -250,6 +250,6 @@ def label_embedding(rules: "NodeRules") -> Any:
 RULES = {
     "topk": label_topk,
     "embedding": label_embedding,
-    "gather": couple_gathered_axis,
+    "gather": label_gather,
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), label_convolution),
 }

@@ -152,7 +152,7 @@ def _stream_roots(program: Program, labelling: Labelling, owners: list[np.ndarra
                 unknown[0] if unknown else f"not all layers share one: there are some of {sizes} channels"
             )
     channels = widest[0][2]
-    if reason := _reason_against(labelling, root, channels):
+    if reason := _stream_rejection_reason(labelling, root, channels):
         raise FixedStream(reason)
     return channels
 
@@ -161,7 +161,7 @@ def _unit_number(program: Program, tensor: str) -> int:
     return next((i for i, path in enumerate(program.units) if tensor.startswith(f"{path}.")), OUTSIDE)
 
 
-def _reason_against(labelling: Labelling, root: np.ndarray, channels: list[int]) -> str:
+def _stream_rejection_reason(labelling: Labelling, root: np.ndarray, channels: list[int]) -> str:
     """Why channels can't go; "" where they can."""
     on_stream = np.zeros(labelling.count, bool)
     on_stream[channels] = True

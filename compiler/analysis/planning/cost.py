@@ -110,7 +110,7 @@ def estimate_emission(
     seconds = speed.seconds(work) + flops / speed.product(dtype_of(current)) + 2 * loading(current, ctx) + speed.start
     engine = file_bytes if packing and not is_large(file_bytes) else 0  # reads its weights; torch maps them
     resident = standing(current) + shrink.packed_bytes(current) + (LEFT if _searched(emit.source, pipeline) else 0)
-    peak = int(MARGIN * (resident + max(_widest(current) if packing else 0, _accounts(current) + engine)))
+    peak = int(MARGIN * (resident + max(_largest_packed_bytes(current) if packing else 0, _accounts(current) + engine)))
     return Emission(
         emit.call, emit.source, seconds, peak, file_bytes + PAGES, weight_bytes=target.weight_bytes(weights)
     )
@@ -142,7 +142,7 @@ def _accounts(skeleton: Skeleton) -> int:
     return ACCOUNTS * min(CACHE_BYTES, 4 * ROWS * LENGTH * words) + timed if skeleton.facts.get("causal_lm") else 0
 
 
-def _widest(skeleton: Skeleton) -> int:
+def _largest_packed_bytes(skeleton: Skeleton) -> int:
     """Bytes of the largest tensor while it is packed."""
     return 3 * max((rows * wide for rows, wide, *_ in (s for s in skeleton.shapes().values() if len(s) > 1)), default=0)
 

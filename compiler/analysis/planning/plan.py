@@ -24,7 +24,7 @@ from .cost import Emission, estimate_emission, estimate_step_seconds, token_coun
 from .drawing import unprunable_parts
 from .peak_memory import changed_bytes, estimate_peak_bytes
 from .selection import branches, competing_groups, groups, inner_parts, layers, mixers, parts, removable, scans
-from .target_support import refuse_unsupported_targets
+from .target_support import Forecast, refuse_unsupported_targets
 
 plan_drift = Fault("plan-drift", "A saved plan no longer describes what a compile would do.")
 FORMAT = 1
@@ -184,7 +184,7 @@ def plan_pipeline(recipe: Recipe, pipeline: Pipeline, ctx: Context, skeleton: Sk
             stage, after = _plan_stage(step.name, step.call, *done[step.source], first, ctx, store, known)
         done[step.name] = (stage.key, after, stage.hedges[1])
         stages.append(stage)
-    refuse_unsupported_targets(pipeline, ctx, {name: result[1:] for name, result in done.items()})
+    refuse_unsupported_targets(pipeline, ctx, {name: Forecast(*result[1:]) for name, result in done.items()})
     emissions = tuple(estimate_emission(emit, done[emit.source][1], skeleton, pipeline, ctx) for emit in pipeline.emits)
     return Plan(recipe, pipeline, ctx.origin.label, ctx.origin.identity, tuple(stages), skeleton, emissions)
 

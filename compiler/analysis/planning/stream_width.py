@@ -79,7 +79,7 @@ def remaining_width(skeleton: Skeleton, keep: Ratio, align: int) -> int:
     Raises Reject (too-narrow, overshoots) where none are, or where far more would go than the share says.
     """
     stream = require_stream(skeleton)
-    width = _widest(skeleton, keep, align)
+    width = _max_width_within(skeleton, keep, align)
     if width is None:
         step = min(math.lcm(align, stream.multiple), stream.count)
         least = _share(skeleton, step, keep.of)
@@ -101,7 +101,7 @@ def remaining_width(skeleton: Skeleton, keep: Ratio, align: int) -> int:
     return width
 
 
-def _widest(skeleton: Skeleton, keep: Ratio, align: int) -> int | None:
+def _max_width_within(skeleton: Skeleton, keep: Ratio, align: int) -> int | None:
     """The most channels, in steps of `align`, that are at most a share; None where one step is more."""
     stream = require_stream(skeleton)
     step = math.lcm(align, stream.multiple)
@@ -112,7 +112,7 @@ def _widest(skeleton: Skeleton, keep: Ratio, align: int) -> int | None:
 
 
 def _is_near(skeleton: Skeleton, keep: Ratio, align: int) -> bool:
-    width = _widest(skeleton, keep, align)
+    width = _max_width_within(skeleton, keep, align)
     return width is not None and not _is_far_below(_share(skeleton, width, keep.of), keep)
 
 

@@ -1,7 +1,7 @@
 """Checks before a compile of what a target would reject at its end."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ....dsl.checker.recipe import Emit, Invocation, Pipeline
 from ....dsl.checker.skeleton import Skeleton
@@ -22,10 +22,17 @@ bound_beyond_context = Fault(
 _STAYING = ("linear", "channels", "heads", "kv_heads", "experts", "ssm_heads", "ssm_channels", "ssm_state", "width")
 
 
-def refuse_unsupported_targets(pipeline: Pipeline, ctx: Context, forecasts: Mapping[str, tuple[Skeleton, str]]) -> None:
+class Forecast(NamedTuple):
+    """Skeleton after a step; `qualifier` of its sizes is "" where they are exact."""
+
+    skeleton: Skeleton
+    qualifier: str
+
+
+def refuse_unsupported_targets(pipeline: Pipeline, ctx: Context, forecasts_by_step: Mapping[str, Forecast]) -> None:
     """Raise what a target says of the pipeline's model and steps; a warning where it may turn out otherwise.
 
-    forecasts   of the model and each step, the skeleton and the qualifier of its sizes, "" where they are exact
+    forecasts_by_step   of the model and each step, the skeleton and the qualifier of its sizes, "" where they are exact
     """
     for emit in pipeline.emits:
         with diagnostics_located_at(emit.call):
@@ -33,7 +40,7 @@ def refuse_unsupported_targets(pipeline: Pipeline, ctx: Context, forecasts: Mapp
             _refuse_bounds_beyond_context(target, emit, pipeline, ctx)
             _refuse_or_warn_model(target, emit, pipeline, ctx)
             _refuse_or_warn_missing_steps(target, emit, pipeline, ctx)
-            _refuse_or_warn_shapes(target, emit, *forecasts[emit.source], ctx)
+            _refuse_or_warn_shapes(target, emit, *forecasts_by_step[emit.source], ctx)
 
 
 def _refuse_bounds_beyond_context(target: Target, emit: Emit, pipeline: Pipeline, ctx: Context) -> None:

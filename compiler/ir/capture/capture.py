@@ -228,7 +228,7 @@ def _trace_until_consistent(
 ) -> _Traced:
     """Trace all calls; the innermost module that fails, or that runs other operations in another call, becomes
     a leaf, and all is traced again."""
-    layer, opaque, calls = model.get_submodule(path), dict(opaque), _most_arguments_first(calls)
+    layer, opaque, calls = model.get_submodule(path), dict(opaque), _move_fullest_call_first(calls)
     optional |= frozenset(name for call in calls if call.plain for name in calls[0].free if name not in call.free)
     full, optional = calls[0].with_masks(), optional | calls[0].masks.keys()
 
@@ -248,7 +248,7 @@ def _trace_until_consistent(
         try:
             for call in (call for call in calls if not call.plain):
                 traces.append(trace(call, calls[0]))
-                _agree(traces[0].graph, traces[-1].graph)
+                _check_graphs_agree(traces[0].graph, traces[-1].graph)
             graph = trace(full, full).graph if calls[0].masks else traces[0].graph
             _check_optional_readers(graph, optional)
             return _Traced(graph, full, opaque, any(t.of_this_layer for t in traces), optional)
@@ -266,7 +266,7 @@ def _trace_until_consistent(
     ).rejection()
 
 
-def _most_arguments_first(calls: list[UnitCall]) -> list[UnitCall]:
+def _move_fullest_call_first(calls: list[UnitCall]) -> list[UnitCall]:
     """The call with most arguments first, where the first one lacks some: a mask is None where it hides nothing, and
     CANINE's hides nothing of a short row. Calls without those arguments are taken as calls of whole rows."""
     fullest = max(calls, key=lambda call: len(call.free))
@@ -285,7 +285,7 @@ def _arguments(call: UnitCall, first_call: UnitCall) -> dict[str, Any]:
     return {name: copy.deepcopy(call.free.get(name)) for name in first_call.free}
 
 
-def _agree(graph: fx.Graph, other_graph: fx.Graph) -> None:
+def _check_graphs_agree(graph: fx.Graph, other_graph: fx.Graph) -> None:
     for a, b in zip_longest(
         map(_scope_and_call_text, graph.nodes), map(_scope_and_call_text, other_graph.nodes), fillvalue=((), "")
     ):

@@ -37,7 +37,7 @@ def adopt_dropout_probabilities(graph: fx.Graph, retrace: Callable[[], fx.Graph]
     DETR has none of that mode: there it asks whether all that it computed is finite.
     """
     try:
-        with _training(layer), torch.random.fork_rng(devices=[]):
+        with _training_mode(layer), torch.random.fork_rng(devices=[]):
             second = retrace()
     except Reject:
         return
@@ -54,7 +54,7 @@ def _attentions(graph: fx.Graph) -> list[fx.Node]:
 
 
 @contextmanager
-def _training(layer: nn.Module) -> Iterator[Any]:
+def _training_mode(layer: nn.Module) -> Iterator[Any]:
     """Training mode, which may write to buffers, as batch norms do to their statistics: they come back as they were."""
     before = [(buffer, buffer.clone()) for buffer in layer.buffers()]
     layer.train()

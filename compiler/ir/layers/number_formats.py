@@ -44,7 +44,7 @@ class NumberFormat:
     head: str = ""
 
 
-def _by_isa_level(
+def _speeds_by_isa_level(
     portable: float | tuple[float, float],
     avx2: float | tuple[float, float],
     avx512: float | tuple[float, float],
@@ -64,13 +64,15 @@ def _by_isa_level(
 # or sum is 0.4 and more there. With all inputs in 16 bits it was 0.011..0.048, in SmolLM2 0.036; with outliers alone
 # in 16 it is more, and within what is allowed. What is finer is seen with bfloat16, whose plan is the same.
 NUMBER_FORMATS = (
-    NumberFormat("dense_bf16", "dense_linear", "bf16", 2.0, _by_isa_level(3.5, 1.2, 1.0, 0.85, 0.73), 0.04, grid=False),
+    NumberFormat(
+        "dense_bf16", "dense_linear", "bf16", 2.0, _speeds_by_isa_level(3.5, 1.2, 1.0, 0.85, 0.73), 0.04, grid=False
+    ),
     NumberFormat(
         "sparse_bf16",
         "sparse_linear",
         "bf16",
         2.0,
-        _by_isa_level(14.9, 2.1, 1.2, 1.1, 1.2),
+        _speeds_by_isa_level(14.9, 2.1, 1.2, 1.1, 1.2),
         0.04,
         grid=False,
         skips="weights",
@@ -81,19 +83,19 @@ NUMBER_FORMATS = (
         "block_sparse_linear",
         "bf16",
         2.0,
-        _by_isa_level((0.5, 3.2), (0.4, 0.85), (0.4, 0.65), (0.4, 0.57), (0.01, 0.8)),
+        _speeds_by_isa_level((0.5, 3.2), (0.4, 0.85), (0.4, 0.65), (0.4, 0.57), (0.01, 0.8)),
         0.04,
         grid=False,
         skips="blocks",
         worth_from=0.2,
     ),
-    NumberFormat("dense_int8", "dense_linear_int8", "int8", 1.0, _by_isa_level(18.9, 1.3, 0.85, 0.6, 0.24), 0.4),
+    NumberFormat("dense_int8", "dense_linear_int8", "int8", 1.0, _speeds_by_isa_level(18.9, 1.3, 0.85, 0.6, 0.24), 0.4),
     NumberFormat(
         "sparse_int8",
         "sparse_linear_int8",
         "int8",
         1.0,
-        _by_isa_level(30.4, 2.5, 1.1, 0.76, 0.48),
+        _speeds_by_isa_level(30.4, 2.5, 1.1, 0.76, 0.48),
         0.4,
         skips="weights",
         worth_from=0.05,
@@ -101,7 +103,12 @@ NUMBER_FORMATS = (
     # The products of int8 and those of outliers' upper bytes: 1.08 to 1.16 times as long (128 rows, one input in 80
     # twelve times the others). On AMX, whose tiles take both lines of every row, not measured.
     NumberFormat(
-        "dense_int8_int16", "dense_linear_int8_int16", "int8_int16", 1.0, _by_isa_level(20.4, 1.4, 0.93, 0.7, 0.48), 0.1
+        "dense_int8_int16",
+        "dense_linear_int8_int16",
+        "int8_int16",
+        1.0,
+        _speeds_by_isa_level(20.4, 1.4, 0.93, 0.7, 0.48),
+        0.1,
     ),
     # The products of int8; AMX measured.
     NumberFormat(
@@ -109,7 +116,7 @@ NUMBER_FORMATS = (
         "dense_linear_int4",
         "int4",
         0.56,
-        _by_isa_level(18.9, 1.3, 0.85, 0.6, 0.3),
+        _speeds_by_isa_level(18.9, 1.3, 0.85, 0.6, 0.3),
         0.8,
         grouped=True,
         head="int8",

@@ -103,11 +103,11 @@ def read_facts(file: GgufFile) -> GgufFacts:
 
 
 def _read_window_layers(
-    file: GgufFile, name: str, architecture: Architecture, count: int
+    file: GgufFile, key_prefix: str, architecture: Architecture, n_layers: int
 ) -> tuple[int, tuple[bool, ...]]:
     """Number of tokens of a window, and the layers that have one."""
-    window = file.facts.get(f"{name}.attention.sliding_window", 0)
-    pattern_stored = file.facts.get(f"{name}.attention.sliding_window_pattern")
+    window = file.facts.get(f"{key_prefix}.attention.sliding_window", 0)
+    pattern_stored = file.facts.get(f"{key_prefix}.attention.sliding_window_pattern")
     if (
         type(window) is not int
         or not 0 <= window < 1 << 31
@@ -115,10 +115,10 @@ def _read_window_layers(
     ):
         raise unsupported(file, "has windows that are no numbers")
     if not architecture.period or not window:
-        return 0, (False,) * count
-    windows = pattern(architecture, count) if pattern_stored is None else tuple(pattern_stored)
-    if len(windows) != count or not all(type(flag) is bool for flag in windows):
-        raise unsupported(file, f"does not state the windows of its {count} layers")
+        return 0, (False,) * n_layers
+    windows = pattern(architecture, n_layers) if pattern_stored is None else tuple(pattern_stored)
+    if len(windows) != n_layers or not all(type(flag) is bool for flag in windows):
+        raise unsupported(file, f"does not state the windows of its {n_layers} layers")
     return window, windows
 
 

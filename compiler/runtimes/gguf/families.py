@@ -204,7 +204,7 @@ def context_of(config: Any) -> int:
     return min(config.max_position_embeddings, config.sliding_window) if bounded else config.max_position_embeddings
 
 
-def window_keys(config: Any) -> dict[str, Any]:
+def sliding_window_metadata(config: Any) -> dict[str, Any]:
     """Keys of windows; layer by layer only where the order is not what llama.cpp takes for granted."""
     kind, windows = FAMILIES[config.model_type].of, windows_of(config)
     usual = windows == pattern(kind, len(windows))

@@ -15,6 +15,7 @@ from ...evaluation.timing import prompt_too_long
 from ...plugin.clock import not_timed
 
 _CHILD = Path(__file__).with_name("llama_clock_child.py")
+SendRequest = Callable[[dict[str, int | list[int]]], float]
 _LEAST = 64  # tokens of a context
 
 
@@ -28,21 +29,21 @@ class LlamaClock:
         self.file, self.context = file, context
 
     def make_prefill_step(self, prompt: Sequence[int]) -> Callable[[], float]:
-        send = self._start(prompt)
+        send = self._spawn_worker(len(prompt))
         return lambda: send({"prompt": list(prompt)})
 
     def decode_step(self, prompt: Sequence[int], batch: int) -> Callable[[], float]:
         """Decodes tokens of the prompt again: which ones they are changes no time."""
         if batch > 1:
             raise not_timed(f"llama-cpp-python decodes one sequence at a time, and not {batch}").rejection()
-        send, tokens = self._start(prompt), cycle(prompt)
+        send, tokens = self._spawn_worker(len(prompt)), cycle(prompt)
         send({"prompt": list(prompt)})
         return lambda: send({"token": next(tokens)})
 
-    def _start(self, prompt: Sequence[int]) -> "Callable[[dict[str, int | list[int]]], float]":
-        if len(prompt) >= self.context:
+    def _spawn_worker(self, prompt_length: int) -> SendRequest:
+        if prompt_length >= self.context:
             raise prompt_too_long(
-                f"a prompt of {len(prompt)} tokens is timed, and the model has {self.context} positions",
+                f"a prompt of {prompt_length} tokens is timed, and the model has {self.context} positions",
                 help=f"set `prompt:` of the measure to less than {self.context}",
             ).rejection()
         if find_spec("llama_cpp") is None:
@@ -50,7 +51,7 @@ class LlamaClock:
                 "llama.cpp runs a GGUF file, and `llama-cpp-python` is not installed here",
                 help='`pip install "effc[llama]"`',
             ).rejection()
-        context = min(self.context, max(_LEAST, 2 * len(prompt)))
+        context = min(self.context, max(_LEAST, 2 * prompt_length))
         call = [sys.executable, "-P", str(_CHILD), str(self.file), str(context), str(torch.get_num_threads())]
         process = subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         connection = _Connection(process)

@@ -55,7 +55,9 @@ class LlamaQuantizer:
         request = {"type": TYPES[type_name].number, "rows": rows, "row": row, "weighted": importance is not None}
         parts = [matrix, *([] if importance is None else [importance])]
         try:
-            raw = self._send(json.dumps(request).encode() + b"\n", [np.ascontiguousarray(p, np.float32) for p in parts])
+            raw = self._request(
+                json.dumps(request).encode() + b"\n", [np.ascontiguousarray(p, np.float32) for p in parts]
+            )
         except BrokenPipeError:
             raw = None
         if raw is None:
@@ -73,11 +75,11 @@ class LlamaQuantizer:
             raise incompatible_type(f"{name} has numbers that `{type_name}` has no codes for", help=_REMEDY).rejection()
         return np.frombuffer(raw, np.uint8).reshape(rows, -1)
 
-    def _send(self, head: bytes, parts: list[np.ndarray]) -> bytes | None:
+    def _request(self, header: bytes, arrays: list[np.ndarray]) -> bytes | None:
         """The answer's bytes; None where the process has ended."""
         assert self.process.stdin is not None and self.process.stdout is not None, "both are pipes"
-        self.process.stdin.write(head)
-        for part in parts:
+        self.process.stdin.write(header)
+        for part in arrays:
             self.process.stdin.write(part.data)
         self.process.stdin.flush()
         count = self.process.stdout.readline()

@@ -42,12 +42,12 @@ TEXTS = (
 )
 
 
-def pretokenizer_name_and_doubts(body: dict[str, Any]) -> tuple[str, list[str]]:
+def pretokenizer_name_and_doubts(tokenizer_json: dict[str, Any]) -> tuple[str, list[str]]:
     """llama.cpp's name for how text is cut before merges, from tokenizer.json; sentences where that may be wrong."""
-    cutting = body.get("pre_tokenizer") or {}
+    cutting = tokenizer_json.get("pre_tokenizer") or {}
     parts = cutting.get("pretokenizers", [cutting])
     kinds, last = [part.get("type") for part in parts], parts[-1]
-    ignores_merges = bool(body["model"].get("ignore_merges"))
+    ignores_merges = bool(tokenizer_json["model"].get("ignore_merges"))
     name, sure = _UNKNOWN, False
     if kinds[-1] == "ByteLevel" and not last.get("add_prefix_space"):
         by_bytes = last.get("use_regex", True) and not ignores_merges
@@ -58,7 +58,7 @@ def pretokenizer_name_and_doubts(body: dict[str, Any]) -> tuple[str, list[str]]:
         elif kinds == ["Split", "ByteLevel"] and not last.get("use_regex", True) and _isolates(parts[0]):
             name, sure = _BY_PATTERN.get((parts[0]["pattern"].get("Regex"), ignores_merges), (name, sure))
     notes = [] if sure else [DOUBT]
-    if body.get("normalizer"):
+    if tokenizer_json.get("normalizer"):
         notes.append("This tokenizer normalises text first, as Unicode has it, and llama.cpp does not.")
     return name, notes
 

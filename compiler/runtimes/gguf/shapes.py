@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ....dsl.checker.skeleton import Skeleton
 from ...models.checkpoints.pretrained import pretrained
 from .architectures import KINDS
-from .families import FAMILIES, Family, context_of, refuse_config, rope_of, window_keys
+from .families import FAMILIES, Family, context_of, refuse_config, rope_of, sliding_window_metadata
 from .refusal import INSTEAD, cannot_write_gguf
 
 STAND_IN = 32  # channels of the MLP of zeros of a layer that has none; llama.cpp drops the attention of such a layer
@@ -79,33 +79,36 @@ def embedding_scale(model: Any) -> float | None:
     return vars(model.model.embed_tokens).get("scalar_embed_scale")
 
 
-def refuse_widths(family: Family, width: int, scale: float | None, head_widths: Collection[int]) -> None:
+def refuse_widths(
+    family: Family, hidden_size: int, embedding_scale: float | None, head_widths: Collection[int]
+) -> None:
     """Raise Reject where llama.cpp derives a factor or heads from a stream's width, and the model has others.
 
     head_widths   of attentions, the numbers that all heads of one have together
     """
-    if scale and round(scale**2) != width:
+    if embedding_scale and round(embedding_scale**2) != hidden_size:
         raise cannot_write_gguf(
-            f"embeddings are multiplied by the root of {scale**2:.0f}, and llama.cpp's `{family.kind}` takes that of "
-            f"the {width} channels of the residual stream",
+            f"embeddings are multiplied by the root of {embedding_scale**2:.0f}, and llama.cpp's "
+            f"`{family.kind}` takes that of "
+            f"the {hidden_size} channels of the residual stream",
             help=f"prune other things than the stream; {INSTEAD}",
         ).rejection()
-    other = next((heads for heads in head_widths if heads != width), None)
+    other = next((heads for heads in head_widths if heads != hidden_size), None)
     if family.of.square and other is not None:
         raise cannot_write_gguf(
             f"all heads of a layer have {other} numbers together, and llama.cpp's `{family.kind}` takes them for the "
-            f"{width} of the residual stream",
+            f"{hidden_size} of the residual stream",
             help=f"prune neither heads nor the stream, or both to one width; {INSTEAD}",
         ).rejection()
 
 
-def refuse_forecast(skeleton: Skeleton, scale: float | None) -> None:
+def refuse_forecast(skeleton: Skeleton, embedding_scale: float | None) -> None:
     """Raise Reject (cannot-write-gguf) where widths that a plan forecasts are none that llama.cpp derives."""
     family, shapes = FAMILIES[skeleton.model_type], skeleton.shapes()
     output = next(name for name, gguf_name in family.parts.items() if gguf_name == "attn_output")
     names = (f"{unit}.{output}.weight" for unit in skeleton.units)
     head_widths = {shapes[name][1] for name in names if name in shapes}
-    refuse_widths(family, shapes["model.embed_tokens.weight"][1], scale, head_widths)
+    refuse_widths(family, shapes["model.embed_tokens.weight"][1], embedding_scale, head_widths)
 
 
 def stream_width(model: Any) -> int:
@@ -171,7 +174,7 @@ def shape_metadata(model: Any, shape: GgufShape) -> dict[str, Any]:
         "rope.freq_base": float(rope.get("rope_theta", 10000.0)),
         "vocab_size": config.vocab_size,
         **(stretch if rope.get("rope_type") == "linear" else {}),
-        **window_keys(config),
+        **sliding_window_metadata(config),
         **shape.family.keys(config),
     }
 

@@ -8,7 +8,7 @@ from .pretokenizers import ambiguous_merge_notes, pretokenizer_name_and_doubts
 _NO_TOKENIZER = "The GGUF file has no tokenizer: "
 
 
-def write_vocabulary(gguf_writer: Any, tokenizer: Any, size: int) -> list[str]:
+def write_vocabulary(gguf_writer: Any, tokenizer: Any, vocab_size: int) -> list[str]:
     """Adds what the tokenizer says; sentences where llama.cpp may cut text in another way. None: no vocabulary."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     body = json.loads(backend.to_str()) if backend is not None else None
@@ -16,7 +16,7 @@ def write_vocabulary(gguf_writer: Any, tokenizer: Any, size: int) -> list[str]:
         gguf_writer.add_tokenizer_model("no_vocab")
         return [_NO_TOKENIZER + reason]
     assert body is not None
-    notes = _write_tokens_and_merges(gguf_writer, tokenizer, body, size)
+    notes = _write_tokens_and_merges(gguf_writer, tokenizer, body, vocab_size)
     for name in ("bos", "eos", "unk", "pad"):
         if (token := getattr(tokenizer, f"{name}_token_id", None)) is not None:
             getattr(gguf_writer, f"add_{name}_token_id")(token)
@@ -27,13 +27,13 @@ def write_vocabulary(gguf_writer: Any, tokenizer: Any, size: int) -> list[str]:
     return notes
 
 
-def _unsupported_tokenizer_reason(body: dict[str, Any] | None) -> str | None:
+def _unsupported_tokenizer_reason(tokenizer_json: dict[str, Any] | None) -> str | None:
     """Why llama.cpp takes no tokenizer like this, if it takes none."""
-    if body is None:
+    if tokenizer_json is None:
         return "the model has none that can be written."
-    if body["model"]["type"] != "BPE":
-        return f"llama.cpp's is not of the kind {body['model']['type']}."
-    return None if body["model"]["merges"] else "llama.cpp takes none without merges."
+    if tokenizer_json["model"]["type"] != "BPE":
+        return f"llama.cpp's is not of the kind {tokenizer_json['model']['type']}."
+    return None if tokenizer_json["model"]["merges"] else "llama.cpp takes none without merges."
 
 
 def _write_tokens_and_merges(writer: Any, tokenizer: Any, body: dict[str, Any], n_tokens: int) -> list[str]:

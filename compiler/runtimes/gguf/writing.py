@@ -7,7 +7,7 @@ import torch
 
 from ....dsl.syntax.diagnostics import Reject
 from . import four_bits
-from .families import context_of, window_keys
+from .families import context_of, sliding_window_metadata
 from .llama_rounding import Importance, add_rounded_tensors
 from .number_types import FILE_TYPES
 from .pretokenizers import resolve_doubt_with_llama
@@ -114,7 +114,7 @@ def _compatibility_notes(config: Any, shape: GgufShape) -> list[str]:
             f"The GGUF file states a context of {context_of(config)} tokens, not {config.max_position_embeddings}: "
             f"the model attends in windows of that many, and llama.cpp's `{shape.architecture}` knows none."
         )
-    if "attention.sliding_window_pattern" in window_keys(config):
+    if "attention.sliding_window_pattern" in sliding_window_metadata(config):
         notes.append(
             "The GGUF file says layer by layer which attend in windows. A llama.cpp too old for that would take them "
             f"as those of a whole `{shape.architecture}` lie, without a word."

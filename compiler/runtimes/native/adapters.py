@@ -134,10 +134,10 @@ class AdaptedEngine:
         self._chosen[sequence] = adapter
 
     def run(self, ids: Sequence[int], sequences: Sequence[int], outputs: Sequence[int]) -> Tensor:
-        adapters = [number for part in self._numbers(sequences) for number in part]
+        adapters = [number for part in self._adapter_numbers(sequences) for number in part]
         return self.engine.run(ids, sequences, outputs, adapters if max(adapters, default=-1) >= 0 else None)
 
-    def _numbers(self, sequences: Sequence[int]) -> Iterator[list[int]]:
+    def _adapter_numbers(self, sequences: Sequence[int]) -> Iterator[list[int]]:
         start = 0
         read: dict[int, int] = {}  # tokens of each sequence, those of this call among them
         while start < len(sequences):

@@ -43,22 +43,22 @@ def _selects_all_and_limit_context(builder: PlanBuilder, module: nn.Module, args
         long_choice = _selected_positions(builder, light, args, kwargs, _LONG_LENGTH)
         chosen_at_limit = _selected_positions(builder, module, args, kwargs, min(count, _LONG_LENGTH))
         if (
-            _is_every_position(short_choice, _SHORT_LENGTH)
+            _selects_every_position(short_choice, _SHORT_LENGTH)
             and long_choice is not None
             and long_choice.shape == (1, _LONG_LENGTH, _SHORT_LENGTH)
-            and _is_every_position(chosen_at_limit, min(count, _LONG_LENGTH))
+            and _selects_every_position(chosen_at_limit, min(count, _LONG_LENGTH))
         ):
             builder.plan.context = min(builder.plan.context, count)
             return True
     return False
 
 
-def _is_every_position(chosen: Tensor | None, length: int) -> bool:
+def _selects_every_position(position_indices: Tensor | None, length: int) -> bool:
     everything = torch.arange(length).expand(1, length, length)
     return (
-        chosen is not None
-        and chosen.shape == everything.shape
-        and torch.equal(chosen.long().sort(-1).values, everything)
+        position_indices is not None
+        and position_indices.shape == everything.shape
+        and torch.equal(position_indices.long().sort(-1).values, everything)
     )
 
 

@@ -19,18 +19,20 @@ def layer_output_registers(
     nodes    of the flat graph; `values` are what a reader made of them
     paths    of layers
     """
-    inside = {node: _layers_around(node, paths) for node in nodes}
+    inside = {node: _enclosing_layers(node, paths) for node in nodes}
     results: dict[str, list[fx.Node]] = {}
     for node in nodes:
         users = [inside.get(user, frozenset()) for user in node.users]
         for path in inside[node]:
             if any(path not in around for around in users):
                 results.setdefault(path, []).append(node)
-    registers = {path: _register_of([values.get(node) for node in left], layout) for path, left in results.items()}
+    registers = {
+        path: _single_rows_register([values.get(node) for node in left], layout) for path, left in results.items()
+    }
     return {path: register for path, register in registers.items() if register is not None}
 
 
-def _layers_around(node: fx.Node, paths: Collection[str]) -> frozenset[str]:
+def _enclosing_layers(node: fx.Node, paths: Collection[str]) -> frozenset[str]:
     """Paths of the layers that a node is computed in, by the modules that were called."""
     around = set()
     for scope in node.meta.get("scope", ()):
@@ -39,7 +41,7 @@ def _layers_around(node: fx.Node, paths: Collection[str]) -> frozenset[str]:
     return frozenset(around.intersection(paths))
 
 
-def _register_of(results: Sequence[Any], layout: Layout) -> int | None:
+def _single_rows_register(results: Sequence[Any], layout: Layout) -> int | None:
     rows = [value for value in results if isinstance(value, Rows)]
     if len(rows) != 1 or any(isinstance(value, (tuple, list, Mapping)) for value in results):
         return None

@@ -159,7 +159,7 @@ def _append_linear_attention_steps(
     heads, width = v.index.shape[2:]
     register, lane = builder.register(v)
     one = builder.plan.append_step("clip", len(lane.columns), x=register, least=1.0, most=1.0)
-    ones = builder.plan.gather(builder.plan.layout.columns(one)[:heads])
+    ones = builder.plan.materialize_columns(builder.plan.layout.columns(one)[:heads])
     operands = {"x": register, "dt": ones, "b": builder.register(k)[0], "c": builder.register(q)[0]}
     sizes = {"heads": heads, "head_dim": width, "groups": heads, "states": width}
     rates = builder.plan.add_vector(f"{node.target}.rates", -form.rates)

@@ -161,7 +161,7 @@ def _lower_experts(builder: PlanBuilder, call: NodeCall, router: Router) -> Any:
     """Outputs of experts: their sum, where a module is handed numbers and weights, else rows of each."""
     order = [_operand_kind(x) for x in (*call.args, *call.kwargs.values())]
     is_sum = sorted(order) == ["numbers", "weights", "x"]
-    value = (_lower_weighted_experts if is_sum else _lower_dispatched_experts)(builder, call, router, order)
+    value = (_lower_weighted_experts if is_sum else _lower_grouped_experts)(builder, call, router, order)
     if value is None:
         reason = f"a {type(call.module).__name__} computes something else than layers for each expert"
         raise builder.rejection(call.node, reason)
@@ -200,7 +200,7 @@ def _lower_weighted_experts(
     return expert_steps.add_identity_experts(builder, choice, experts.count, x, output) if experts.idle else output
 
 
-def _lower_dispatched_experts(
+def _lower_grouped_experts(
     builder: PlanBuilder, call: NodeCall, router: Router, operand_kinds: list[str]
 ) -> Routed | Rows | None:
     """Outputs of rows in the order of their experts, with or without how many of them each expert takes."""

@@ -120,7 +120,7 @@ class Plan:
         self.slots.append({"kv_heads": kv_heads, "head_dim": head_dim, "value_dim": value_dim, **numbers})
         return len(self.slots) - 1
 
-    def gather(self, columns: Tensor) -> int:
+    def materialize_columns(self, columns: Tensor) -> int:
         """A register that holds these columns, in this order; the one that they lie in where they fill it."""
         register, _ = self.layout.owner(int(columns[0]))
         if torch.equal(columns, self.layout.columns(register)):

@@ -84,8 +84,10 @@ class PlanBuilder:
 
     # -- layers ----------------------------------------------------------------------------------------------
 
-    def lower_linear(self, node: fx.Node, x: Rows, name: str, layer: linears.Linear, weights: str = "") -> Rows:
-        """`weights`: other numbers than those of all linear layers."""
+    def lower_linear(
+        self, node: fx.Node, x: Rows, name: str, layer: linears.Linear, weight_format: str | None = None
+    ) -> Rows:
+        """`weight_format`: other numbers than those of all linear layers."""
         outputs, width = layer.shape
         is_zero = bool((x.index < 0).all()) and layer.bias is None
         if is_zero or not x.index.numel():  # of zeros, and of none of the tokens
@@ -96,7 +98,7 @@ class PlanBuilder:
             reason = "a linear layer over a part of what a token has is not among the engine's steps"
             raise self.rejection(node, reason)
         entry = WeightEntry(
-            "packed", layer.shape, layer.make_packer(weights or self.formats.weights, self.formats.group)
+            "packed", layer.shape, layer.make_packer(weight_format or self.formats.weights, self.formats.group)
         )
         weight = self.plan.add_weight_entry(f"{name}.weight", entry, layer.key)
         if layer.packed is not None:
@@ -150,7 +152,7 @@ class PlanBuilder:
     def register(self, value: Rows) -> tuple[int, RowLayout]:
         """The register that holds a value's rows in the order of the value, made if need be."""
         lane = self.plan.layout.row_layout(self.materialised(value).index)
-        return self.plan.gather(lane.columns), lane
+        return self.plan.materialize_columns(lane.columns), lane
 
     def rows(self, register: int) -> Tensor:
         """Element numbers [tokens, width] of a register."""

@@ -126,7 +126,7 @@ def _append_sigmoid_gate(builder: PlanBuilder, node: fx.Node, name: str, gate: G
         head_rows = Rows(x.index[..., head * width : (head + 1) * width])
         layer = linears.Linear((width, width), bias, weight=matrix.T.contiguous())
         path = f"{node.target}.{name}.{head}"
-        parts.append(builder.lower_linear(node, head_rows, path, layer, weights="bf16").index)
+        parts.append(builder.lower_linear(node, head_rows, path, layer, weight_format="bf16").index)
     return builder.apply(Rows(torch.cat(parts, -1)), torch.sigmoid)
 
 

@@ -182,7 +182,7 @@ def _append_decayed_sums(builder: PlanBuilder, node: fx.Node, x: Rows, decay: Te
     """Sums [b, t, channels] of the tokens before each, of which every token leaves exp(decay)."""
     plan, (register, lane) = builder.plan, builder.register(x)
     one = plan.append_step("clip", len(lane.columns), x=register, least=1.0, most=1.0)
-    single = plan.gather(plan.layout.columns(one)[:1])
+    single = plan.materialize_columns(plan.layout.columns(one)[:1])
     fields: dict[str, Any] = {"b": single, "c": single, "gate": None, "skip": None, "bias": None, "softplus": False}
     rates = plan.add_vector(f"{node.target}.rates", decay[:, None])
     sums = builder.elementwise("selective", x.index.shape, lane, x=register, dt=one, states=1, rates=rates, **fields)

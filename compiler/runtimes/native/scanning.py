@@ -146,7 +146,7 @@ def _blockwise_products(
         weight = matrix.reshape(matrix.shape[-2:]).detach()
         # It makes time steps out of a few numbers: int8 would be felt, and save nothing.
         linear = linears.Linear((weight.shape[0], weight.shape[1]), None, weight=weight)
-        return builder.lower_linear(node, Rows(index, x.pending), name, linear, weights="bf16").index
+        return builder.lower_linear(node, Rows(index, x.pending), name, linear, weight_format="bf16").index
     count = matrix.shape[axis]
     parts = index.expand(*index.shape[:axis], count, *index.shape[axis + 1 :]).split(1, axis)
     matrices = matrix.split(1, axis)

@@ -63,11 +63,11 @@ def graphs_in(folder: Path) -> tuple[str, ...]:
     return (ENCODER, BEGINNING, CONTINUATION) if is_seq2seq else (NAME,)
 
 
-def read_checked_onnx(folder: Path, name: str = NAME) -> OnnxFile:
+def read_checked_onnx(folder: Path, file_stem: str = NAME) -> OnnxFile:
     """Raises Reject (refused-onnx) unless a folder's file of that name holds what effc writes."""
     import onnx
 
-    path = folder / f"{name}.onnx"
+    path = folder / f"{file_stem}.onnx"
     try:
         graph = read_regular_file(path, _MAX_BYTES)
         model = onnx.load_model_from_string(graph)
@@ -172,13 +172,13 @@ def _check_external_region(path: Path, tensor: Any, size: int) -> None:
         raise _rejected(path, f"has a weight `{tensor.name}` outside of {path.name}.data")
 
 
-def load_initializers(folder: Path, graph_file: OnnxFile, name: str = NAME) -> "dict[str, torch.Tensor]":
+def load_initializers(folder: Path, graph_file: OnnxFile, file_stem: str = NAME) -> "dict[str, torch.Tensor]":
     """The initializers by name: large ones mapped from disk, where they take no memory of their own."""
     import numpy as np
     import onnx
     import torch
 
-    path, result = folder / f"{name}.onnx", {}
+    path, result = folder / f"{file_stem}.onnx", {}
     for tensor in graph_file.model.graph.initializer:
         if tensor.data_type not in _NUMBERS:
             raise _rejected(path, f"has a weight `{tensor.name}` of a type {tensor.data_type}")

@@ -59,7 +59,7 @@ _FIELDS = frozenset(
 def write_genai_config_and_describe(model: PreTrainedModel, folder: Path) -> str:
     """Write the file beside the graph of a decoder. Returns a sentence: what opens the folder, or why nothing does."""
     stored = read_checked_onnx(folder)
-    problem = _problem(stored)
+    problem = _graph_problem(stored)
     if problem:
         return f"onnxruntime-genai can't run it: {problem}."
     text = json.dumps(_genai_config(model, stored), indent=2)
@@ -90,7 +90,7 @@ def _unknown_content(value: Any) -> Iterator[str]:
         yield f"the text `{value[:80]}`"
 
 
-def _problem(stored: OnnxFile) -> str | None:
+def _graph_problem(stored: OnnxFile) -> str | None:
     """Reason why the library could not run a graph: it fills these inputs, and shapes values as keys."""
     further = [n for n in stored.inputs if n not in _INPUTS and not n.startswith("past_key_values.")]
     if further:

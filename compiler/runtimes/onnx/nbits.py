@@ -44,17 +44,17 @@ def block_size(group_size: int, k: int) -> int | None:
     return next((block for block in reversed(BLOCKS) if group_size % block == 0), None)
 
 
-def pack_nbits(codes: Codes, bits: int, block: int, k: int) -> NBitsWeight:
-    """Codes [n, k] of a grid in blocks; `block` is that of `block_size`."""
-    blocks = -(-k // block)
-    groups = torch.arange(blocks) * block // codes.group
+def pack_nbits(codes: Codes, bits: int, block_length: int, in_features: int) -> NBitsWeight:
+    """Codes [n, in_features] of a grid in blocks; `block_length` is that of `block_size`."""
+    blocks = -(-in_features // block_length)
+    groups = torch.arange(blocks) * block_length // codes.group
     zero = codes.zero[:, groups].to(torch.uint8)  # [n, blocks]
-    code = torch.cat([codes.code[:, :k], zero[:, -1:].expand(-1, blocks * block - k)], 1)
+    code = torch.cat([codes.code[:, :in_features], zero[:, -1:].expand(-1, blocks * block_length - in_features)], 1)
     middle = bool((zero == 1 << (bits - 1)).all())
     return NBitsWeight(
-        k,
+        in_features,
         bits,
-        block,
+        block_length,
         _packed(code, bits).view(len(code), blocks, -1),
         codes.scale[:, groups].contiguous(),
         None if middle else _packed(zero, bits),

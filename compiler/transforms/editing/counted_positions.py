@@ -24,7 +24,7 @@ def loses_count(program: Program, trial: Program, path: str) -> bool:
 
 def _has_position_table(program: Program, path: str) -> bool:
     """Whether a tensor outside of the units has a row for each position that the config of a unit's stack states."""
-    config = _config_above(program.model, path)
+    config = _innermost_config(program.model, path)
     positions = next((size for name in POSITIONS if isinstance(size := getattr(config, name, None), int)), None)
     if positions is None:
         return False
@@ -51,7 +51,7 @@ def _word_embeddings(model: nn.Module) -> set[nn.Module]:
     return tables
 
 
-def _config_above(model: nn.Module, path: str) -> object:
+def _innermost_config(model: nn.Module, path: str) -> object:
     """The config of the innermost module around a unit that has one."""
     while path:
         path = surgery.split(path)[0]

@@ -90,16 +90,16 @@ def _is_output_unused(trial: Program, layer: nn.Module, index: int) -> bool:
     return not _contains(output_of_model, mark)
 
 
-def _contains(value: Any, mark: object) -> bool:
+def _contains(value: Any, marker: object) -> bool:
     if isinstance(value, Mapping):
-        return any(_contains(x, mark) for x in value.values())
+        return any(_contains(x, marker) for x in value.values())
     if isinstance(value, (tuple, list)):
-        return any(_contains(x, mark) for x in value)
+        return any(_contains(x, marker) for x in value)
     if isinstance(value, EncoderDecoderCache):
-        return _contains([value.self_attention_cache, value.cross_attention_cache], mark)
+        return _contains([value.self_attention_cache, value.cross_attention_cache], marker)
     if isinstance(value, Cache):
-        return any(_contains(x, mark) for layer in value.layers for x in vars(layer).values())
-    return value is mark
+        return any(_contains(x, marker) for layer in value.layers for x in vars(layer).values())
+    return value is marker
 
 
 def forward_runs(program: Program) -> bool:

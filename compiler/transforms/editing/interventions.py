@@ -83,7 +83,7 @@ def make_interventions(
     rank: int,
     first_last_counts: tuple[int, int],
     tied: bool,
-    drop: float,
+    dropout: float,
     init: str,
     seed_of_layer,
 ) -> dict[str, Reft]:
@@ -105,7 +105,7 @@ def make_interventions(
             "first": first_last_counts[0],
             "last": first_last_counts[1],
             "tied": tied,
-            "dropout": drop,
+            "dropout": dropout,
         }
         result[path] = Reft.from_spec(program.model.get_submodule(path), spec)
         generator = torch.Generator().manual_seed(seed_of_layer(path))

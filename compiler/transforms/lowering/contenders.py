@@ -72,15 +72,15 @@ def torch_contenders(w: Tensor, x: Tensor, optional: Sequence[str] = (PREPACKED,
     return contenders
 
 
-def memory_read_contender(bytes: int, threads: int) -> Contender:
+def memory_read_contender(byte_count: int, threads: int) -> Contender:
     """Reading as many bytes and doing nothing with them."""
-    operands = copies(lambda: packed.allocate_zero_bytes(bytes).fill_(1), bytes)
+    operands = copies(lambda: packed.allocate_zero_bytes(byte_count).fill_(1), byte_count)
     call, level = native.library_function("read"), levels.code()
 
     def read(memory: Tensor) -> object:  # and keeps it: a pointer alone would not
-        return call(level, memory.data_ptr(), bytes, threads)
+        return call(level, memory.data_ptr(), byte_count, threads)
 
-    return Contender("read", [partial(read, p) for p in operands], bytes)
+    return Contender("read", [partial(read, p) for p in operands], byte_count)
 
 
 def grouped_rows(q: Tensor, k: Tensor, v: Tensor) -> Contender:
@@ -90,26 +90,26 @@ def grouped_rows(q: Tensor, k: Tensor, v: Tensor) -> Contender:
     return Contender(GROUPED, [partial(scaled_dot_product_attention, rows, *p) for p in operands], 2 * k.nbytes)
 
 
-def cached_attention_contender(q: Tensor, k: Tensor, v: Tensor, keep: float) -> Contender:
+def cached_attention_contender(q: Tensor, k: Tensor, v: Tensor, keep_share: float) -> Contender:
     """Our attention over a cache that keeps this share."""
 
     def filled() -> Cache:
-        cache = Cache(k.shape[1], k.shape[3], k.shape[2], 1, (keep, keep), window=64)
+        cache = Cache(k.shape[1], k.shape[3], k.shape[2], 1, (keep_share, keep_share), window=64)
         cache.append(k, v)
         return cache
 
     operands = copies(filled, 2 * k.nbytes)
-    name = "dense_attention" if keep == 1 else "sparse_attention"
+    name = "dense_attention" if keep_share == 1 else "sparse_attention"
     return Contender(name, [partial(c.attend, q) for c in operands], operands[0].bytes)
 
 
-def random_weight(n: int, k: int, sparsity: float, in_blocks: bool = False) -> Tensor:
+def random_weight(out_features: int, in_features: int, sparsity: float, in_blocks: bool = False) -> Tensor:
     """Random bfloat16 weights with this share of zeros, in blocks of 16 by 2 where asked."""
-    generator = torch.Generator().manual_seed(n + k)
-    w = torch.randn(n, k, generator=generator)
+    generator = torch.Generator().manual_seed(out_features + in_features)
+    w = torch.randn(out_features, in_features, generator=generator)
     if in_blocks:
-        keep = torch.rand(-(-n // 16), -(-k // 2), generator=generator) >= sparsity
-        keep = keep.repeat_interleave(16, 0).repeat_interleave(2, 1)[:n, :k]
+        keep = torch.rand(-(-out_features // 16), -(-in_features // 2), generator=generator) >= sparsity
+        keep = keep.repeat_interleave(16, 0).repeat_interleave(2, 1)[:out_features, :in_features]
     else:
-        keep = torch.rand(n, k, generator=generator) >= sparsity
+        keep = torch.rand(out_features, in_features, generator=generator) >= sparsity
     return (w * keep).bfloat16()

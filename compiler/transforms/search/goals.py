@@ -119,7 +119,7 @@ def refuse_unreachable(reachable: float, budget: Budget, refusals: Mapping[str, 
     ).rejection()
 
 
-def smallest_savings(savings_table: SavingsTable, quantity: str, parts: Sequence[Parts]) -> float:
+def min_savings_of_one_cut(savings_table: SavingsTable, quantity: str, parts: Sequence[Parts]) -> float:
     """Savings of the smallest cut of all; 0 where there is none."""
     savings = [
         part.weigh(savings_table, name, quantity)

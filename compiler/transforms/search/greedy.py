@@ -29,10 +29,10 @@ from .goals import (
     cumulative_schedule,
     make_budget,
     max_savings,
+    min_savings_of_one_cut,
     refuse_overshoot,
     refuse_oversized_step,
     refuse_unreachable,
-    smallest_savings,
 )
 from .gradients import SWEEP
 from .latency import Latency, measure_latency
@@ -183,7 +183,7 @@ class Greedy:
             if parts.parameter:
                 refuse_oversized_step(parts.parameter, parts.step, parts.groups)
         if goal.of in OF_MODEL and not self.overshoots:
-            refuse_overshoot(smallest_savings(savings_table, goal.of, self.parts), 0.0, goal)
+            refuse_overshoot(min_savings_of_one_cut(savings_table, goal.of, self.parts), 0.0, goal)
         if goal.of != CUTS:
             refuse_unreachable(max_savings(savings_table, goal.of, self.parts), goal, savings_table.skeleton.stays)
         if goal.of in OF_MODEL and not self.overshoots:

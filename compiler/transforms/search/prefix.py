@@ -290,20 +290,20 @@ class _FirstForward:
         self.calls.append(MetricForward(args, dict(kwargs), tensors[0].numel() if tensors else 1))
         self.next, self.stream = 0, None
 
-    def make_enter_hook(self, k: int) -> Callable[..., None]:
+    def make_enter_hook(self, layer_index: int) -> Callable[..., None]:
         def hook(_module, args, kwargs):
             hidden = args[0] if args else kwargs.get("hidden_states")
             known = self.stream is None or (isinstance(hidden, Tensor) and hidden is self.stream)
-            self.is_chain &= self.next == k and known
+            self.is_chain &= self.next == layer_index and known
 
         return hook
 
-    def make_leave_hook(self, k: int) -> Callable[..., None]:
+    def make_leave_hook(self, layer_index: int) -> Callable[..., None]:
         def hook(_module, _args, output):
-            self.next = k + 1
+            self.next = layer_index + 1
             self.stream = stream(output)
             if self.is_chain:
-                self.prefix.store_output(k, _detached(output))
+                self.prefix.store_output(layer_index, _detached(output))
 
         return hook
 
@@ -348,10 +348,10 @@ def _with_forward(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[Non
 
 
 def _collect_outputs_hook(
-    outputs: dict[int, Any], k: int, stops_forward: bool, detach: bool = True
+    outputs: dict[int, Any], layer_index: int, stops_forward: bool, detach: bool = True
 ) -> Callable[..., None]:
     def hook(_module, _args, output):
-        outputs[k] = _detached(output) if detach else output
+        outputs[layer_index] = _detached(output) if detach else output
         if stops_forward:
             raise _Reached
 

@@ -70,7 +70,7 @@ def sparsegpt(weight: Tensor, gram: Tensor, sparsity: float, pattern: str, dampi
 @torch.no_grad()
 def update_columns(
     weight: Tensor,
-    upper: Tensor,
+    inverse_factor: Tensor,
     round_column: Rounded,
     on_block: Callable[[int, Tensor], None] | None = None,
     stride: int = BLOCK,
@@ -78,14 +78,14 @@ def update_columns(
     """Columns become what `round_column` says, one after another; those behind give back what that costs.
 
     weight      [out, in] float32; overwritten with the result
-    upper       the factor of the inverse, `inverse_cholesky_factor`
+    inverse_factor       the factor of the inverse, `inverse_cholesky_factor`
     on_block    is shown the columns start .. start + every, as they are then, before they are settled; `stride`
                 divides 128
     Source: the blocked loop of GPTQ (Frantar et al. 2022, arXiv 2210.17323), section 3.3.
     """
     for start in range(0, weight.shape[1], BLOCK):
         stop = min(start + BLOCK, weight.shape[1])
-        block, inner = weight[:, start:stop].T.contiguous(), upper[start:stop, start:stop]  # [block, out]
+        block, inner = weight[:, start:stop].T.contiguous(), inverse_factor[start:stop, start:stop]  # [block, out]
         errors = torch.empty_like(block)
         for i in range(stop - start):
             if on_block is not None and i % stride == 0:
@@ -96,7 +96,7 @@ def update_columns(
             if i + 1 < stop - start:
                 block[i + 1 :].addr_(inner[i, i + 1 :], errors[i], alpha=-1)
         weight[:, start:stop] = block.T
-        weight[:, stop:].addmm_(errors.T, upper[start:stop, stop:], alpha=-1)
+        weight[:, stop:].addmm_(errors.T, inverse_factor[start:stop, stop:], alpha=-1)
     return weight
 
 

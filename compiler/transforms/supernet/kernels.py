@@ -78,7 +78,7 @@ def crop_to_choice(program: "Program", space: Space, choice: Mapping[str, int], 
 # -- zeros around --------------------------------------------------------------------------------------------
 
 
-def reduced_padding(program: "Program", path: str, border: int) -> dict[str, Any] | None:
+def reduced_padding(program: "Program", path: str, border: int) -> dict[str, list[int]] | None:
     """Attributes that make the zeros around a convolution fewer, so that a kernel without its outermost `border` places
     gives as many outputs; None where it can't be told who puts them there.
 
@@ -90,7 +90,7 @@ def reduced_padding(program: "Program", path: str, border: int) -> dict[str, Any
     less = [border * step for step in module.dilation]  # [high, wide]
     attributes = _edits_for_less_padding(module, path, less)
     if attributes is None:
-        attributes = _reduced_padding(_preceding_zero_pad(program, path), less)
+        attributes = _shrunk_padding_attribute(_preceding_zero_pad(program, path), less)
     elif type(module).forward is not nn.Conv2d.forward and not _smaller_padding_equals_crop(
         module, path, border, attributes
     ):
@@ -98,7 +98,9 @@ def reduced_padding(program: "Program", path: str, border: int) -> dict[str, Any
     return attributes
 
 
-def _edits_for_less_padding(module: nn.Conv2d, path: str, removed_per_side: Sequence[int]) -> dict[str, Any] | None:
+def _edits_for_less_padding(
+    module: nn.Conv2d, path: str, removed_per_side: Sequence[int]
+) -> dict[str, list[int]] | None:
     if module.padding == "same":
         return {}
     if isinstance(module.padding, tuple | list) and all(
@@ -106,10 +108,12 @@ def _edits_for_less_padding(module: nn.Conv2d, path: str, removed_per_side: Sequ
     ):
         return {f"{path}.padding": [p - n for p, n in zip(module.padding, removed_per_side, strict=True)]}
     inner = [(f"{path}.{name}", child) for name, child in module.named_children() if type(child) is nn.ZeroPad2d]
-    return _reduced_padding(inner[0], removed_per_side) if len(inner) == 1 else None
+    return _shrunk_padding_attribute(inner[0], removed_per_side) if len(inner) == 1 else None
 
 
-def _reduced_padding(pad: tuple[str, nn.ZeroPad2d] | None, removed_per_side: Sequence[int]) -> dict[str, Any] | None:
+def _shrunk_padding_attribute(
+    pad: tuple[str, nn.ZeroPad2d] | None, removed_per_side: Sequence[int]
+) -> dict[str, list[int]] | None:
     if pad is None:
         return None
     path, module = pad

@@ -28,7 +28,7 @@ def is_routed(program: "Program", group: Group) -> bool:
     """Whether hooks can stand for what slicing would do to experts: a router of its own chooses them and hands on
     their numbers and as many weights; of what else has a part for each, only buffers."""
     model, packed = program.model, {module_of(m) for m in readers(group)}
-    if len(packed) != 1 or _is_shared(program, group):
+    if len(packed) != 1 or _shares_router(program, group):
         return False
     unrouted = [m for m in _scores(group) if module_role(model.get_submodule(module_of(m))) != "router"]
     parameters = dict(model.named_parameters())
@@ -40,7 +40,7 @@ def _scores(group: Group) -> list[Member]:
     return list(group.members[: len(group.members) - group.readers])
 
 
-def _is_shared(program: "Program", group: Group) -> bool:
+def _shares_router(program: "Program", group: Group) -> bool:
     """Whether other experts are chosen by the same router."""
     scores = {m.tensor for m in _scores(group)}
     return any(

@@ -26,12 +26,14 @@ def refuse_same_rows(data: DataRef, validation: DataRef | None, ctx: Context) ->
         ).rejection()
 
 
-def no_gain_diagnostic(start: float, later: Sequence[tuple[int, float]], verb: str = "healing") -> Diagnostic:
-    """`start` nats before training, `later` (step, nats) on the same held-out rows."""
-    best_step, best = min(later, key=lambda entry: entry[1])
-    advice = "lower" if best > start + 1e-3 else "raise"  # 1e-3 nats: it hardly moved
+def no_gain_diagnostic(
+    initial_loss: float, step_losses: Sequence[tuple[int, float]], verb: str = "healing"
+) -> Diagnostic:
+    """`initial_loss` nats before training, `step_losses` (step, nats) on the same held-out rows."""
+    best_step, best = min(step_losses, key=lambda entry: entry[1])
+    advice = "lower" if best > initial_loss + 1e-3 else "raise"  # 1e-3 nats: it hardly moved
     return not_healed(
-        f"the held-out loss is {start:.4f} before training, at best {best:.4f} after step {best_step}",
+        f"the held-out loss is {initial_loss:.4f} before training, at best {best:.4f} after step {best_step}",
         help=f"{advice} `lr`, give more or other `data`, or leave the step out: it was better as it was",
-        note=f"{verb} did not help: " + ", ".join(f"{nats:.4f} after {step}" for step, nats in later[:8]),
+        note=f"{verb} did not help: " + ", ".join(f"{nats:.4f} after {step}" for step, nats in step_losses[:8]),
     )

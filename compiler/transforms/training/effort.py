@@ -21,46 +21,46 @@ def estimate_run_effort(
     data: DataRef,
     skeleton: Skeleton,
     ctx: Context,
-    n_trained: int,
+    n_trained_params: int,
     *,
     forwards: int = 1,
-    extra_looks: int = 1,
-    has_masters: bool = False,
+    extra_evaluations: int = 1,
+    has_master_weights: bool = False,
 ) -> Effort:
     """Effort of a run over rows of `data` that a pass's parameters describe.
 
     forwards      of each batch
-    extra_looks   at the held-out rows, besides one after every so many steps
+    extra_evaluations   at the held-out rows, besides one after every so many steps
     """
     batch_tokens, held_out_tokens = params.batch * token_count(ctx.rows(data)[:1]), 0
     if params.held_out:
-        looks = extra_looks + params.steps // max(params.every, 1)
+        looks = extra_evaluations + params.steps // max(params.every, 1)
         held_out_tokens = token_count(ctx.rows(params.held_out)) * looks
     return estimate_training_effort(
         skeleton,
-        n_trained,
+        n_trained_params,
         batch_tokens,
         forwards * params.steps * params.accumulate * batch_tokens,
         held_out_tokens,
-        has_masters=has_masters,
+        has_master_weights=has_master_weights,
         checkpointing=params.gradient_checkpointing,
     )
 
 
 def estimate_training_effort(
     skeleton: Skeleton,
-    n_trained: int,
+    n_trained_params: int,
     batch_tokens: int,
     training_tokens: int,
     evaluation_tokens: int,
     *,
-    has_masters: bool = False,
+    has_master_weights: bool = False,
     checkpointing: bool = False,
 ) -> Effort:
-    """`n_trained` parameters, `batch_tokens` tokens in a forward; `training_tokens` and `evaluation_tokens` tokens in
-    the whole run.
+    """`n_trained_params` parameters, `batch_tokens` tokens in a forward; `training_tokens` and `evaluation_tokens`
+    tokens in the whole run.
 
-    has_masters     the trained parameters have the model's type and that is narrower than float32
+    has_master_weights     the trained parameters have the model's type and that is narrower than float32
     checkpointing   one layer at a time keeps its activations, the others what they were given
     """
     item, activations = WIDTHS.get(skeleton.facts.get("dtype", "float32"), 4), _activations(skeleton.parts)
@@ -68,7 +68,7 @@ def estimate_training_effort(
         layers = max(len(skeleton.units), 1)
         activations = activations // layers + layers * skeleton.facts.get("hidden", 0)
     activations = batch_tokens * (activations + 2 * (skeleton.facts.get("vocab") or 0)) * item
-    state = n_trained * (STATE + (COPY if has_masters else 0))
+    state = n_trained_params * (STATE + (COPY if has_master_weights else 0))
     return Effort((4 if checkpointing else 3) * training_tokens + evaluation_tokens, state + activations)
 
 

@@ -9,7 +9,7 @@ from .zero_masks import ZeroMasks
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")  # of one release, with classes of their own
 
 
-def _callback_class() -> Any:
+def _lightning_callback_class() -> Any:
     """`Callback` of the package whose Trainer is in use, or that is installed."""
     for name in sorted(_PACKAGES, key=lambda name: name not in sys.modules):
         try:
@@ -19,7 +19,7 @@ def _callback_class() -> Any:
     raise ImportError("Lightning is not installed: `pip install pytorch-lightning`") from missing
 
 
-Callback: Any = _callback_class()
+Callback: Any = _lightning_callback_class()
 
 
 class LightningKeepZeros(Callback):

@@ -85,8 +85,8 @@ class UnmergedAdapters(Outcome):
                 layer.eval()  # new modules would drop some of what they are given
             yield
 
-    def save_as_peft(self, folder: Path, base: str) -> None:
-        """Write peft's own files; `base` is what they call the model beneath."""
+    def save_as_peft(self, folder: Path, base_model_name: str) -> None:
+        """Write peft's own files; `base_model_name` is what they call the model beneath."""
         from peft import LoraConfig
         from safetensors.torch import save_file
         from transformers.pytorch_utils import Conv1D
@@ -106,7 +106,7 @@ class UnmergedAdapters(Outcome):
             lora_dropout=shape.dropout,
             bias="none",
             target_modules=list(self.paths),
-            base_model_name_or_path=base,
+            base_model_name_or_path=base_model_name,
             inference_mode=True,
             fan_in_fan_out=transposed,
             task_type="CAUSAL_LM" if pretrained(model).can_generate() else None,

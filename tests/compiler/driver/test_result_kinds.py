@@ -12,7 +12,7 @@ from effc.compiler.core.cache import Cache
 from effc.compiler.core.events import StageEnded
 from effc.compiler.driver import api
 from effc.compiler.driver.pick import copy_point
-from effc.compiler.ir.outcome import kind_of_entry
+from effc.compiler.ir.outcome import outcome_class_of_entry
 from effc.compiler.ir.step_results import StepResults
 from effc.compiler.models.checkpoints.model_folder import origin_of_folder
 from effc.compiler.plugin.registry import Plugins, Registry
@@ -153,7 +153,7 @@ def test_an_entry_of_no_kind_or_of_two_is_refused(stored, keys):
     cache.finish("k" * 64, {}, {**body, **{key: {} for key in keys}})
     with pytest.raises(Reject, match="cache-damaged"):
         StepResults(cache, origin).load_outcome("k" * 64)
-    assert kind_of_entry({**body, "family": {}}) is Family
+    assert outcome_class_of_entry({**body, "family": {}}) is Family
 
 
 def has_all_of(new, old) -> bool:
