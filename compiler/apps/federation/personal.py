@@ -7,7 +7,7 @@ import numpy as np
 from .all_but_me import Center, leave_one_out_shares
 from .leave_one_out import LeaveOneOut
 from .median import centered_gram, geometric_median_weights
-from .rotations import Way, function_gram, paths, weighted_intervention_mean
+from .rotations import Way, function_gram, intervention_paths, weighted_intervention_mean
 from .state import Shapes, State, normal
 from .strategy import Payload, Strategy, TrainedState
 
@@ -72,10 +72,12 @@ class AllButMe(Strategy):
         some = next(iter(self.states.values()))
         if self.center == "median" and len(self.states) <= MANY:
             products = (
-                function_gram(self.states) if self.way == "function" and paths(some) else centered_gram(self.states)
+                function_gram(self.states)
+                if self.way == "function" and intervention_paths(some)
+                else centered_gram(self.states)
             )
             self._shares = leave_one_out_shares(dict.fromkeys(self.examples, 1.0), products)
-        elif self.way != "function" or not paths(some):
+        elif self.way != "function" or not intervention_paths(some):
             equal = dict.fromkeys(self.examples, 1.0)
             weights = geometric_median_weights(self.states, equal) if self.center == "median" else self.examples
             self._leave_one_out = LeaveOneOut(self.states, weights, "align" if self.way == "align" else "project")

@@ -6,7 +6,7 @@
 from typing import TYPE_CHECKING, Any, Literal
 
 from ....dsl.checker.values import DataRef, Ratio, value_to_json
-from .budgets import Budget, Load, literal
+from .budgets import Budget, Load
 from .declaration import DataSet, Declaration
 from .faults import incompatible_strategy
 from .partition import partition_rows, refuse_small_clients
@@ -133,7 +133,7 @@ def make_declaration(
         seed=ctx.seed,
         sizes=tuple(distinct.values()),
         size_of=tuple(list(distinct).index(size.params) for size in sizes),
-        budgets=tuple(map(literal, _budgets(request))),
+        budgets=tuple(map(budget_text, _budgets(request))),
         examples=0 if request.trains == "index" else request.examples or _largest_part(request, ctx),
     )
 

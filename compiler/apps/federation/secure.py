@@ -11,7 +11,7 @@ import numpy as np
 
 from .grid import Message
 from .masks import from_fixed_point
-from .rotations import projected
+from .rotations import with_orthonormal_rotations
 from .state import Shapes, State
 from .strategy import Payload, Strategy, TrainedState
 
@@ -56,7 +56,7 @@ class SecureSum(Strategy):
 
     def results(self) -> dict[str, State]:
         """The mean alone: with `own`, what a client made of it stays with the client."""
-        return {"global": projected(self.mean)}
+        return {"global": with_orthonormal_rotations(self.mean)}
 
     def saved(self) -> dict[str, State]:
         return {"mean": self.mean, "summed": {"clients": np.array(self.summed, np.float64)}}

@@ -26,12 +26,12 @@ from .budgets import (
     Load,
     absolute_budget,
     amount_phrase,
-    kind_of,
+    budget_kind_of,
     smallest_fitting_budget_text,
     training_bytes,
     update_seconds,
 )
-from .coverage import CountMode, Index, assign_sandwich_sizes, coverage_mean, part_of
+from .coverage import CountMode, Index, assign_sandwich_sizes, coverage_mean, slice_state
 from .state import Shapes
 from .strategy import Payload, TrainedState, examples_of, states_of
 
@@ -97,7 +97,7 @@ def largest_sub_networks(
     Raises Reject (budget-too-small), with the least that is possible, where none fits.
     """
     scale = Scale(program, load)
-    return [scale.largest_within(budget, kind_of(budget, budget_kind)) for budget in budgets]
+    return [scale.largest_within(budget, budget_kind_of(budget, budget_kind)) for budget in budgets]
 
 
 class Scale:
@@ -257,7 +257,7 @@ class Coverage(FedAvg):
 
     def payload(self, client: int, round_number: int, last_round: int | None) -> Payload:
         config = {"size": self.assignment[client]} if client in self.assignment else {}
-        return Payload({"global": part_of(self.state, self._index(client))}, config)
+        return Payload({"global": slice_state(self.state, self._index(client))}, config)
 
     def _index(self, client: int) -> Mapping[str, Index]:
         return self._indices[self.assignment[client]] if client in self.assignment else {}

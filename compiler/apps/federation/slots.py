@@ -16,7 +16,7 @@ from ...models.rows.inputs import without_cache
 from ...models.rows.prompt_positions import head
 from ...transforms.training.adapters import Shape, with_adapters
 from ...transforms.training.schedule import seed_of
-from .low_rank import modules
+from .low_rank import adapter_paths
 from .state import Shapes, State
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ class LowRankSlots(Slots):
     @contextmanager
     def attached(model: nn.Module, full_shapes: Shapes, alpha: float) -> "Iterator[LowRankSlots]":
         """Adapters on a model; afterwards it is as it was."""
-        rank = max(full_shapes[f"{path}.A"][0] for path in modules(full_shapes))
-        with with_adapters(model, tuple(modules(full_shapes)), Shape(rank, alpha, 0.0), 0) as adapters:
+        rank = max(full_shapes[f"{path}.A"][0] for path in adapter_paths(full_shapes))
+        with with_adapters(model, tuple(adapter_paths(full_shapes)), Shape(rank, alpha, 0.0), 0) as adapters:
             slots = LowRankSlots(model, adapters.layers, full_shapes, alpha)
             try:
                 yield slots
@@ -75,7 +75,7 @@ class LowRankSlots(Slots):
     def initial_state(self, seed: int, rank: int | None) -> State:
         """A as peft draws it (uniform within 1 / sqrt(inputs)), B zero."""
         state = {}
-        for path in modules(self.full):
+        for path in adapter_paths(self.full):
             full_rank, inputs = self.full[f"{path}.A"]
             bound = 1 / np.sqrt(inputs)
             shape = (rank or full_rank, inputs)

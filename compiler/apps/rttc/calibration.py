@@ -83,7 +83,7 @@ def fit_and_check_policy(
     """The policy with thresholds of the dev set; Reject where the reward is no better than a coin."""
     total_auc = auc_by_branch(trials_run)["all"]
     if total_auc < LEAST_AUC and not force and policy.kind in ("sequential", "best"):
-        raise _weak_reward_diagnostic(trials_run, total_auc).rejection()
+        raise _uninformative_reward_error(trials_run, total_auc).rejection()
     return fit_policy(trials_run, policy, price_per_second)
 
 
@@ -118,7 +118,7 @@ def cross_fitted_router_point(
     return cross_fitted(measure_router(router, trials_run, features), trials_run, fit, seed)
 
 
-def _weak_reward_diagnostic(trials_run: Sequence[Trial], auc_value: float) -> Diagnostic:
+def _uninformative_reward_error(trials_run: Sequence[Trial], auc_value: float) -> Diagnostic:
     """Why a reward is refused: it tells nothing, or there was nothing to tell apart."""
     right = [trial.right[branch] for trial in trials_run for branch in BRANCHES]
     sample_text = f"the {len(right)} answers to {len(trials_run)} dev questions"
