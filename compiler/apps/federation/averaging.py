@@ -57,12 +57,12 @@ class FrozenA(FedAvg):
     """
 
     def payload(self, client: int, round_number: int, last_round: int | None) -> Payload:
-        arrays = {"global": {name: self.state[name] for name in self.required(client)}}
+        arrays = {"global": {name: self.state[name] for name in self.required_shapes(client)}}
         if last_round is None:
             arrays["fixed"] = {f"{path}.A": self.initial[f"{path}.A"] for path in adapter_paths(self.full)}
         return Payload(arrays)
 
-    def required(self, client: int) -> Shapes:
+    def required_shapes(self, client: int) -> Shapes:
         fixed = {f"{path}.A" for path in adapter_paths(self.full)}
         return {name: shape for name, shape in self.full.items() if name not in fixed}
 

@@ -25,7 +25,7 @@ class LeaveOneOut:
         self.frame: State = {}
         if self.weights and personalisation == "align" and intervention_paths(states[min(self.weights)]):
             self.frame = states[min(self.weights)]
-            self.frame = self._mean(sorted(self.weights))
+            self.frame = self._aligned_mean(sorted(self.weights))
         self.mass = sum(self.weights.values())
         self.sums = self._weighted_sum(sorted(self.weights)) if self.weights else {}
 
@@ -60,7 +60,7 @@ class LeaveOneOut:
                 totals[name] += self.weights[k] * array
         return totals
 
-    def _mean(self, clients: list[int]) -> dict[str, np.ndarray]:
+    def _aligned_mean(self, clients: list[int]) -> dict[str, np.ndarray]:
         aligned_states = {k: align_rotation(self.states[k], self.frame) for k in clients}
         mass = sum(self.weights[k] for k in clients)
         return weighted_sum(aligned_states, {k: self.weights[k] / mass for k in clients})

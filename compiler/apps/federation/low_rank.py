@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .state import State, normal
+from .state import State, normalized_weights
 
 
 def adapter_paths(state: Mapping[str, Any]) -> list[str]:
@@ -37,7 +37,7 @@ def stack_factors(states: Mapping[int, State], weights: Mapping[int, float], alp
     Only A is scaled, once; ranks may differ, that of the result is their sum.
     Source: FLoRA, Wang et al. 2024 (arXiv 2409.05976).
     """
-    shares = normal(weights)
+    shares = normalized_weights(weights)
     first = states[min(shares)]
     result = {}
     for path in adapter_paths(first):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .history import Round
-from .state import State, vector
+from .state import State, flat_float64
 
 if TYPE_CHECKING:
     from .declaration import Declaration
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def clip_update_norm(state: State, global_state: State, max_norm: float) -> dict[str, np.ndarray]:
     """The state with its change, as one vector, shortened to that length where it is longer."""
     change = {name: array.astype(np.float64) - global_state[name] for name, array in state.items()}
-    length = float(np.linalg.norm(vector(change)))
+    length = float(np.linalg.norm(flat_float64(change)))
     factor = min(1.0, max_norm / length) if length > 0 else 1.0
     return {name: (global_state[name] + factor * change[name]).astype(state[name].dtype) for name in state}
 

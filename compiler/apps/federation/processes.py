@@ -31,7 +31,7 @@ class Process:
     log: str
 
     @property
-    def lives(self) -> bool:
+    def is_alive(self) -> bool:
         return self.started != "" and self.started == process_start_time(self.pid)
 
 
@@ -53,11 +53,11 @@ def start_process(name: str, command: Sequence[str], env: Mapping[str, str], fol
 
 def terminate_processes(processes: Sequence[Process]) -> list[str]:
     """Ask all to end, then end what is left, each with its own children; the names of those that lived."""
-    living = [p for p in processes if p.lives]
+    living = [p for p in processes if p.is_alive]
     for process in living:
         _signal(process, signal.SIGTERM)
     until = time.monotonic() + GRACE
-    while time.monotonic() < until and any(p.lives for p in living):
+    while time.monotonic() < until and any(p.is_alive for p in living):
         _reap(living)
         time.sleep(0.1)
     for process in living:
@@ -100,7 +100,7 @@ def is_port_in_use(port: int) -> bool:
     return False
 
 
-def answers(port: int) -> bool:
+def accepts_connections(port: int) -> bool:
     with socket.socket() as one:
         one.settimeout(1.0)
         return one.connect_ex(("127.0.0.1", port)) == 0

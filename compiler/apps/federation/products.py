@@ -42,7 +42,7 @@ class RankedStrategy(Strategy):
         super().begin(initial)
         self.head = {name: initial[name] for name in self._head_shapes}
 
-    def required(self, client: int) -> Shapes:
+    def required_shapes(self, client: int) -> Shapes:
         return {**shapes_at_rank(self.full, self._rank(client)), **self._head_shapes}
 
     def aggregate(self, round_number: int, client_states: Mapping[int, TrainedState]) -> None:

@@ -104,7 +104,7 @@ def _edit_matrix(state: State, path: str) -> np.ndarray:
 
 def function_gram(states: Mapping[int, State]) -> np.ndarray:
     """Inner products of the functions of clients, [k, k], around the first: rotations don't change them."""
-    from .state import vector
+    from .state import flat_float64
 
     order = sorted(states)
     names = intervention_paths(states[order[0]])
@@ -113,7 +113,7 @@ def function_gram(states: Mapping[int, State]) -> np.ndarray:
     gram = np.zeros((len(order), len(order)))
     for i, a in enumerate(order):
         for j, b in enumerate(order[: i + 1]):
-            value = float(vector(plain_parts[a]) @ vector(plain_parts[b])) if plain_parts[a] else 0.0
+            value = float(flat_float64(plain_parts[a]) @ flat_float64(plain_parts[b])) if plain_parts[a] else 0.0
             for path in names:
                 overlap = states[a][f"{path}.R"].astype(np.float64) @ states[b][f"{path}.R"].astype(np.float64).T
                 value += float((overlap * (_edit_matrix(states[a], path) @ _edit_matrix(states[b], path).T)).sum())

@@ -48,7 +48,7 @@ class Slots(ABC):
         """After training: let parameters be what they stand for."""
 
 
-def _draw(seed: int, name: str) -> np.random.Generator:
+def _seeded_generator(seed: int, name: str) -> np.random.Generator:
     """NumPy's streams are the same on every machine, and so is what clients start from."""
     return np.random.default_rng(seed_of("slots", seed, name))
 
@@ -79,7 +79,7 @@ class LowRankSlots(Slots):
             full_rank, inputs = self.full[f"{path}.A"]
             bound = 1 / np.sqrt(inputs)
             shape = (rank or full_rank, inputs)
-            state[f"{path}.A"] = _draw(seed, path).uniform(-bound, bound, shape).astype(np.float32)
+            state[f"{path}.A"] = _seeded_generator(seed, path).uniform(-bound, bound, shape).astype(np.float32)
             state[f"{path}.B"] = np.zeros((self.full[f"{path}.B"][0], rank or full_rank), np.float32)
         return state
 
@@ -141,7 +141,11 @@ class Edited(ParameterSlots):
         super().__init__(model, full_shapes)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        return {name: p for path, function in self.functions.items() for name, p in arrays(path, function).items()}
+        return {
+            name: p
+            for path, function in self.functions.items()
+            for name, p in intervention_parameters(path, function).items()
+        }
 
     def settle(self) -> None:
         for function in self.functions.values():
@@ -158,7 +162,7 @@ def interventions_by_path(model: nn.Module) -> dict[str, Intervention]:
     }
 
 
-def arrays(path: str, function: Intervention) -> dict[str, nn.Parameter]:
+def intervention_parameters(path: str, function: Intervention) -> dict[str, nn.Parameter]:
     """The parameters of a function under the names that rotations.py knows: R where rows are orthonormal, else V."""
     project = "R" if FORMS[function.form].orthonormal else "V"
     result = {f"{path}.{project}": function.project, f"{path}.b": function.bias}
@@ -231,7 +235,7 @@ class SoftPrompt(Slots):
 
     def initial_state(self, seed: int, rank: int | None) -> State:
         """Embeddings of tokens drawn by the seed."""
-        ids = _draw(seed, "prompt").integers(len(self.words), size=self.full["prompt"][0])
+        ids = _seeded_generator(seed, "prompt").integers(len(self.words), size=self.full["prompt"][0])
         return {"prompt": self.words.detach()[torch.from_numpy(ids)].float().cpu().numpy()}
 
     @torch.no_grad()

@@ -25,7 +25,7 @@ def trainable_state_shapes(
     """Shapes of the arrays that `trains` names, without a head: `trains` as the target `flower` has it, adapters of
     this rank on modules."""
     from ...transforms.training.adapters import adaptable_modules
-    from .slots import arrays
+    from .slots import intervention_parameters
 
     if trains == "index":
         return {}
@@ -35,7 +35,11 @@ def trainable_state_shapes(
         return {name: tuple(p.shape) for name, p in program.model.named_parameters()}
     if trains == "reft":
         interventions_of = _interventions(program)
-        return {name: tuple(p.shape) for path, f in interventions_of.items() for name, p in arrays(path, f).items()}
+        return {
+            name: tuple(p.shape)
+            for path, f in interventions_of.items()
+            for name, p in intervention_parameters(path, f).items()
+        }
     parts = {part.path: part for part in skeleton_of(program).parts}
     full: dict[str, tuple[int, ...]] = {}
     for path in adaptable_modules(program, selector, "trains: full"):

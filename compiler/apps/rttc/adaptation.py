@@ -18,7 +18,7 @@ from ....dsl.syntax.diagnostics import Fault
 from ....dsl.syntax.json_types import within
 from ...core.cache import digest
 from ...models.rows.forward import logits, positions, token_losses
-from .attachment import attached
+from .attachment import attach_adapters
 from .sample import Sample
 
 State = Mapping[str, Tensor]
@@ -89,7 +89,7 @@ class AdaptableModel:
     ):
         self.model, self.regime, self._tokenizer, self._prompt = model, regime, tokenizer, prompt
         self.on = adapters
-        self._adapters = attached(regime.kind, model, adapters, regime.rank, regime.alpha, regime.seed)
+        self._adapters = attach_adapters(regime.kind, model, adapters, regime.rank, regime.alpha, regime.seed)
         self._parameters = self._adapters.parameters()
         adapter_ids = {id(p) for p in self._parameters.values()}
         self._flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -97,7 +97,7 @@ class AdaptableModel:
             parameter.requires_grad_(id(parameter) in adapter_ids)
         self._initial = self.state()
         self.shape = digest([asdict(regime), adapters])
-        self.off()
+        self.disable_adapters()
 
     def close(self) -> None:
         """Take the adapters off: the model is as it was."""
@@ -117,21 +117,21 @@ class AdaptableModel:
     def state(self) -> State:
         return {name: p.detach().clone() for name, p in self._parameters.items()}
 
-    def put(self, state: State) -> None:
+    def load_and_enable(self, state: State) -> None:
         """Answer with these adapters from now on."""
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(state[name])
         self._switch(enabled=True)
 
-    def off(self) -> None:
+    def disable_adapters(self) -> None:
         """Answer as the bare model."""
         self._switch(enabled=False)
 
     @contextmanager
     def with_state_per_row(self, states: Sequence[State | None]) -> Iterator[None]:
         """Within it each row of a batch is answered by a state of its own, or by the bare model (None)."""
-        self.off()
+        self.disable_adapters()
         if all(state is None for state in states):
             yield
             return
@@ -154,7 +154,7 @@ class AdaptableModel:
         rows = [self._sample_ids_and_answer_start(samples[i]) for i in chosen]
         mean = sum(scores[i] for i in chosen) / len(chosen)
         weights = [scores[i] / mean if regime.weigh and mean > 0 else 1.0 for i in chosen]
-        self.put(self._initial)
+        self.load_and_enable(self._initial)
         for parameter in self._parameters.values():  # the switch of the adapters froze them
             parameter.requires_grad_(True)
         optimizer = torch.optim.AdamW(self._parameters.values(), lr=regime.lr, weight_decay=0.0)

@@ -165,7 +165,7 @@ def open_guided_client(
     if app.adapters:
         sites = default_attachment_paths(model, app.regime.kind)
         adaptable = AdaptableModel(model, tokenizer, sites, app.regime, prompts.question)
-    generator = voice_of(app, folder, adaptable)
+    generator = open_generator_of_app(app, folder, adaptable)
     reward = reward_of(app, folder, generator.bare if generator else model, prompts, embedder)
     parts = digest([hash_files(folder), app.to_json()])
     identity = cache_identity(parts, embedder.identity, version, adaptable.shape if adaptable else "")
@@ -179,7 +179,7 @@ def open_guided_client(
     )
 
 
-def voice_of(app: App, folder: Path, adaptable: AdaptableModel | None) -> NativeGenerator | None:
+def open_generator_of_app(app: App, folder: Path, adaptable: AdaptableModel | None) -> NativeGenerator | None:
     """The engine of a folder, where it answers."""
     if app.engine == "torch":
         return None

@@ -122,7 +122,7 @@ def generate_rows(
     """
     pad = eos_ids[0] if eos_ids else 0
     draft_tokens = model.draft_tokens if isinstance(model, DecoderModel) and len(rows) == 1 else 0
-    ids, mask = padded(rows, pad, device_of(model))
+    ids, mask = left_padded_ids_and_mask(rows, pad, device_of(model))
     model.generate(
         input_ids=ids,
         attention_mask=mask,
@@ -139,10 +139,10 @@ def generate_rows(
     )
 
 
-def padded(rows: Sequence[Sequence[int]], pad: int, device: Any = None) -> tuple[Tensor, Tensor]:
+def left_padded_ids_and_mask(rows: Sequence[Sequence[int]], pad_id: int, device: Any = None) -> tuple[Tensor, Tensor]:
     """Token ids [b, t] that end together, and the mask of those that are some."""
     width = max(map(len, rows))
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
+    ids = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows], device=device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
     return ids, mask
 

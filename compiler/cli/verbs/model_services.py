@@ -83,7 +83,7 @@ class ModelOpener:
         known = (opened.model.generation_config.eos_token_id, opened.tokenizer.eos_token_id)
         eos_ids = next((as_tokens(eos) for eos in known if eos is not None), ())
         cache_bytes = _MAX_CACHE_BYTES // len(self._sources)
-        decoding: dict[str, Any] = {"remembers": tokens_in(cache_bytes, getattr(opened.model, "plan", {}))}
+        decoding: dict[str, Any] = {"prefix_cache_tokens": tokens_in(cache_bytes, getattr(opened.model, "plan", {}))}
         if isinstance(runner, CachedModel):
             decoding = {}
         elif options.speculation:

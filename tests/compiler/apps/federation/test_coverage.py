@@ -2,7 +2,7 @@
 
 import numpy as np
 from effc.compiler.apps.federation.coverage import assign_sandwich_sizes, coverage_mean, slice_state
-from effc.compiler.apps.federation.state import mean, size_of
+from effc.compiler.apps.federation.state import mean, n_bytes_of_state
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,7 +67,7 @@ def test_clients_of_equal_size_are_averaged_as_always():
 
 
 def test_bytes_up_follow_the_size_of_the_part():
-    assert size_of(slice_state(WHOLE, width(3))) == 8 * (3 * 4 + 4 * 3 + 4)
+    assert n_bytes_of_state(slice_state(WHOLE, width(3))) == 8 * (3 * 4 + 4 * 3 + 4)
 
 
 def test_a_sandwich_has_both_ends_and_is_the_same_for_a_seed():

@@ -146,7 +146,7 @@ def test_unequal_ranks_over_classes_compile_and_a_client_that_sends_no_head_is_l
     shutil.copy(app[0] / "train.jsonl", tmp_path)
     _, declared = compiled(tmp_path, f"strategy: {strategy}, ranks: [1, 2, 2]")
     assert declared.ranks == UNEQUAL and set(declared.full) >= HEAD
-    required = make_strategy(declared).required(0)
+    required = make_strategy(declared).required_shapes(0)
     state = {name: np.zeros(shape, np.float32) for name, shape in required.items()}
     assert state_fault(state, required) == ""
     without = {name: array for name, array in state.items() if name not in HEAD}
@@ -167,7 +167,7 @@ def trained_states(strategy, examples, seed):
     draw = np.random.default_rng(seed)
     return {
         client: TrainedState(
-            {n: draw.standard_normal(s).astype(np.float32) for n, s in strategy.required(client).items()}, count
+            {n: draw.standard_normal(s).astype(np.float32) for n, s in strategy.required_shapes(client).items()}, count
         )
         for client, count in examples.items()
     }

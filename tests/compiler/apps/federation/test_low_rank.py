@@ -9,7 +9,7 @@ from effc.compiler.apps.federation.low_rank import (
     truncate_to_rank,
     weight_update_of_adapter,
 )
-from effc.compiler.apps.federation.state import mean, normal
+from effc.compiler.apps.federation.state import mean, normalized_weights
 
 ALPHA = 16.0
 
@@ -20,7 +20,9 @@ def adapter(seed, rank=4, out=24, into=20):
 
 
 def exact(clients, weights):
-    return sum(share * weight_update_of_adapter(clients[k], "q", ALPHA) for k, share in normal(weights).items())
+    return sum(
+        share * weight_update_of_adapter(clients[k], "q", ALPHA) for k, share in normalized_weights(weights).items()
+    )
 
 
 def product(state):

@@ -11,7 +11,7 @@ from effc.compiler.apps.federation.rotations import (
     weighted_intervention_mean,
     with_orthonormal_rotations,
 )
-from effc.compiler.apps.federation.state import normal, shapes, vector, weighted_sum
+from effc.compiler.apps.federation.state import flat_float64, normalized_weights, shapes, weighted_sum
 from effc.compiler.apps.federation.strategy import TrainedState
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,7 +48,7 @@ def test_the_mean_of_the_others_is_their_sum_over_their_weights(count, seed):
         if not others:
             assert found == {}
             continue
-        wanted = with_orthonormal_rotations(weighted_sum(states, normal(others)))
+        wanted = with_orthonormal_rotations(weighted_sum(states, normalized_weights(others)))
         for name in wanted:
             np.testing.assert_allclose(found[name], wanted[name], atol=2e-5)
 
@@ -117,7 +117,7 @@ def test_the_pull_of_a_median_is_that_of_the_median():
     weights = {k: w + 1 for k, w in weights.items()}
     pull = geometric_median_weights(states, weights)
     found = weighted_sum(states, pull)
-    np.testing.assert_allclose(vector(found), vector(geometric_median(states, weights)), atol=1e-4)
+    np.testing.assert_allclose(flat_float64(found), flat_float64(geometric_median(states, weights)), atol=1e-4)
     same = dict.fromkeys(range(3), states[0])
     assert geometric_median_weights(same, dict.fromkeys(same, 1.0)) == pytest.approx(dict.fromkeys(same, 1 / 3))
 
