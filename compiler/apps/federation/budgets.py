@@ -88,7 +88,7 @@ def update_seconds(model: "nn.Module", load: Load) -> float:
     import torch
 
     from ...evaluation.timing import make_prompt_ids
-    from ...models.rows.inputs import without_cache
+    from ...models.rows.inputs import use_cache_false_kwargs
 
     copy_ = copy.deepcopy(model).train()
     for p in copy_.parameters():
@@ -98,7 +98,7 @@ def update_seconds(model: "nn.Module", load: Load) -> float:
 
     def update() -> float:
         start = time.perf_counter()
-        output = copy_(input_ids=ids, **without_cache(copy_))
+        output = copy_(input_ids=ids, **use_cache_false_kwargs(copy_))
         (output.logits if "logits" in output else output.last_hidden_state).float().square().mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

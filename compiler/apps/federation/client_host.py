@@ -68,14 +68,14 @@ class ClientHost:
 
         Whose question is whose, and whose document, is divided apart: an answer may lie with another client.
         """
-        from ...models.rows.encoder_states import all_states, resolve_pooling_name
+        from ...models.rows.encoder_states import pooled_state_batches, resolve_pooling_name
         from .search import RetrievalClient
 
         model, declared = open_model(str(self.model), self.settings).model, self.declared
         pooling = resolve_pooling_name(self.model, "auto")
         pairs = []
         for part in rows_by_source:
-            vectors = torch.cat([s.pooled.double() for s in all_states(model, part.ids, pooling)])
+            vectors = torch.cat([s.pooled.double() for s in pooled_state_batches(model, part.ids, pooling)])
             pairs.append(torch.nn.functional.normalize(vectors, dim=-1).float().cpu().numpy())
         halves = [len(p) // 2 for p in pairs]
         questions_all = np.concatenate([p[:n] for p, n in zip(pairs, halves, strict=True)])

@@ -75,9 +75,9 @@ def declared_state_shapes(request: Any, program: "Program", ctx: "Context") -> d
     result = trainable_state_shapes(program, request.trains, request.tokens, rank, request.on)
     refuse_ranks_above_widths(result, rank, "ranks" if request.ranks else "rank")
     if _has_labels(request, ctx):
-        from ...models.rows.prompt_positions import head
+        from ...models.rows.prompt_positions import parameters_above_body
 
-        result |= {name: tuple(p.shape) for name, p in head(program.model).items()}
+        result |= {name: tuple(p.shape) for name, p in parameters_above_body(program.model).items()}
     return result
 
 

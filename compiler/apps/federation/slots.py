@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ...ir.layers.reft import FORMS, Intervention, interventions
 from ...ir.surgery import tensor_at
 from ...models.checkpoints.pretrained import pretrained
-from ...models.rows.inputs import without_cache
-from ...models.rows.prompt_positions import head
+from ...models.rows.inputs import use_cache_false_kwargs
+from ...models.rows.prompt_positions import parameters_above_body
 from ...transforms.training.adapters import Shape, with_adapters
 from ...transforms.training.schedule import seed_of
 from .low_rank import adapter_paths
@@ -174,7 +174,7 @@ class ClassifierSlots(Slots):
 
     def __init__(self, inner: Slots, full_shapes: Shapes):
         self.inner, self.model, self.full = inner, inner.model, full_shapes
-        self.trained = {name: p for name, p in head(inner.model).items() if name in full_shapes}
+        self.trained = {name: p for name, p in parameters_above_body(inner.model).items() if name in full_shapes}
         self.start = {name: p.detach().float().cpu().numpy().copy() for name, p in self.trained.items()}
 
     def initial_state(self, seed: int, rank: int | None) -> State:
@@ -219,7 +219,7 @@ class SoftPromptModel(nn.Module):
     def forward(self, input_ids: Tensor, use_cache: bool = False) -> tuple[Tensor]:
         words = pretrained(self.model).get_input_embeddings()(input_ids)  # [b, t, d]
         front = self.prompt.to(words.dtype).expand(len(words), *self.prompt.shape)
-        output = self.model(inputs_embeds=torch.cat([front, words], 1), **without_cache(self.model))
+        output = self.model(inputs_embeds=torch.cat([front, words], 1), **use_cache_false_kwargs(self.model))
         return (output.logits[:, len(self.prompt) :],)
 
 

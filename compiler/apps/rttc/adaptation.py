@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ....dsl.syntax.diagnostics import Fault
-from ....dsl.syntax.json_types import within
+from ....dsl.syntax.json_types import is_from_to
 from ...core.cache import digest
-from ...models.rows.forward import logits, positions, token_losses
+from ...models.rows.forward import logits, slices_within_chunk_bytes, token_losses
 from .attachment import attach_adapters
 from .sample import Sample
 
@@ -40,17 +40,17 @@ class AdapterSettings:
     seconds      after which no step is started
     """
 
-    rank: Annotated[int, within(1, 256)] = 8
+    rank: Annotated[int, is_from_to(1, 256)] = 8
     alpha: float = 16.0
     lr: float = 5e-4
-    batch: Annotated[int, within(1, 64)] = 4
-    epochs: Annotated[int, within(1, 16)] = 2
+    batch: Annotated[int, is_from_to(1, 64)] = 4
+    epochs: Annotated[int, is_from_to(1, 16)] = 2
     clip: float = 1.0
-    length: Annotated[int, within(2, 4096)] = 256
+    length: Annotated[int, is_from_to(2, 4096)] = 256
     answers: bool = False
     reduce: bool = False
     weigh: bool = False
-    seconds: Annotated[float, within(0, 600)] = 60.0
+    seconds: Annotated[float, is_from_to(0, 600)] = 60.0
     seed: int = 0
     kind: Literal["lora", "reft"] = "lora"
 
@@ -180,7 +180,7 @@ class AdaptableModel:
             values = logits(self.model, row)[0, begin - 1 : -1]  # [t, vocab]
             targets = row[0, begin:].to(values.device)
             gradient = torch.empty_like(values)
-            for part in positions(values):  # float32 copies of all logits never exist
+            for part in slices_within_chunk_bytes(values):  # float32 copies of all logits never exist
                 chunk = values.detach()[part].float().requires_grad_()
                 loss = token_losses(chunk, targets[part]).sum()
                 (slope,) = torch.autograd.grad(loss, chunk)

@@ -10,7 +10,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
 
 from ....dsl.syntax.diagnostics import Fault
-from ...models.checkpoints.generation_config import as_tokens
+from ...models.checkpoints.generation_config import eos_ids_tuple
 from ...models.rows.inputs import device_of
 from ...runtimes.finite_logits import FiniteLogits
 from ...runtimes.model import DecoderModel
@@ -93,7 +93,7 @@ class TokenStream:
 
 def eos_ids_of(model: Any, prompts: Prompts) -> tuple[int, ...]:
     known = (model.generation_config.eos_token_id, prompts.tokenizer.eos_token_id)
-    return next((as_tokens(eos) or () for eos in known if eos is not None), ())
+    return next((eos_ids_tuple(eos) or () for eos in known if eos is not None), ())
 
 
 def generate_one(
