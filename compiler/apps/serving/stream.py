@@ -73,7 +73,7 @@ async def _with_none_while_waiting(pieces: AsyncIterator[AnswerChunk]) -> AsyncI
         piece = await anext(pieces, None)
 
 
-async def leaving(call: Call) -> None:
+async def wait_for_disconnect(call: Call) -> None:
     """Returns once the reader has left."""
     while (await call.receive())["type"] != "http.disconnect":
         pass
