@@ -33,7 +33,7 @@ from ..core.hashes import cached_file_hash
 from ..core.quantity import size
 from ..core.sealed_json import cache_damaged, read_self_named_record, sealed
 from ..models.checkpoints.pretrained import pretrained
-from ..models.rows.forward import batches_within_memory, evaluating, finite, logits, slices_within_chunk_bytes
+from ..models.rows.forward import evaluating, finite, logits, memory_batches, slices_within_chunk_bytes
 from ..plugin.context import Context
 
 no_space = Fault("no-room", "The disk has no room for what a compile has to keep.", exit="resources")
@@ -101,7 +101,7 @@ def write_original_outputs(
     }
     with full(file, shapes) as write:
         tops = []
-        for batch in ctx.each(list(batches_within_memory(model, rows)), label):
+        for batch in ctx.each(list(memory_batches(model, rows)), label):
             outputs, top = _hidden(model, last, batch) if last is not None else _log_probs(model, batch)
             write(outputs)
             tops.append(top)
@@ -161,7 +161,7 @@ def iterate_logits_beside_reference(
     """(ours, theirs) logits [c, vocab] in float32, chunk by chunk over all rows."""
     at = 0
     with evaluating(model):
-        for batch in batches_within_memory(model, rows):
+        for batch in memory_batches(model, rows):
             new = logits(model, batch).flatten(0, 1)  # [b * t, vocab]
             for part in slices_within_chunk_bytes(new):
                 original = reference.logits(slice(at, at + len(batch)), part)

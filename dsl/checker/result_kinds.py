@@ -120,7 +120,7 @@ def _remedy_by_picking_one_model(build: PipelineBuild, kind: str, accepted: tupl
         return ""
     words = build.scope.session.vocabulary.words
     takers = [
-        w.name for w in words("pass").values() if kind in w.facts.get("accepts", ()) and _gives_model_by_default(w)
+        w.name for w in words("pass").values() if kind in w.facts.get("accepts", ()) and _results_in_model_by_default(w)
     ]
     holders = [w.name for w in words("target").values() if kind in w.facts.get("result_kinds", ()) and w.name == kind]
     picked = [f"take one out of it with `{name}`" for name in sorted(takers)]
@@ -136,7 +136,7 @@ def _remedy_by_other_target(build: PipelineBuild, kind: str) -> str:
     return f"emit it with {' or '.join(names)}, " if names else ""
 
 
-def _gives_model_by_default(plugin: Word) -> bool:
+def _results_in_model_by_default(plugin: Word) -> bool:
     return MODEL in plugin.facts.get("results", (MODEL,))
 
 

@@ -28,18 +28,18 @@ BIDI_CONTROLS = (
 )  # (Boucher and Anderson, arXiv 2111.00169)
 
 
-def first_control_character(text: str, allow_line_ends: bool = False) -> str:
+def first_control_character(text: str, allow_line_breaks: bool = False) -> str:
     """The first control character of a text, "" where it has none.
 
-    allow_line_ends   whether tabs, line ends and what turns letters are none
+    allow_line_breaks   whether tabs, line ends and what turns letters are none
     """
     if text.isprintable():
         return ""
-    return next((c for c in text if _is_control(c, allow_line_ends)), "")
+    return next((c for c in text if _is_control(c, allow_line_breaks)), "")
 
 
-def _is_control(character: str, allow_line_ends: bool) -> bool:
-    if allow_line_ends and (
+def _is_control(character: str, allow_line_breaks: bool) -> bool:
+    if allow_line_breaks and (
         character in LINES or bidirectional(character) in BIDI_CONTROLS
     ):  # texts in two directions need them
         return False

@@ -39,7 +39,7 @@ def _render_text(diagnostic: Diagnostic, color: bool) -> str:
     def paint(style: str, text: str) -> str:
         return f"\x1b[{_COLORS[style]}m{text}\x1b[0m" if color and text else text
 
-    severity, message = diagnostic.severity, visible(without_line_ends(shortened(diagnostic.message)))
+    severity, message = diagnostic.severity, visible(without_line_breaks(shortened(diagnostic.message)))
     lines = [paint(severity, f"{severity}[{diagnostic.slug}]") + paint("bold", f": {message}")]
     if diagnostic.span:
         lines += _source_snippets(diagnostic, diagnostic.span, paint)
@@ -60,7 +60,7 @@ def _source_snippets(diagnostic: Diagnostic, span: Span, paint) -> list[str]:
         line, column = spans[0][0].source.position(spans[0][0].start)
         excerpt = Excerpt(spans)
         lines.append(
-            f"{' ' * (excerpt.width - 2)}{paint('gutter', arrow)} {visible(without_line_ends(name))}:{line}:{column}"
+            f"{' ' * (excerpt.width - 2)}{paint('gutter', arrow)} {visible(without_line_breaks(name))}:{line}:{column}"
         )
         for gutter, text, mark in excerpt.printable_rows():
             tint = {"^": diagnostic.severity, "-": "gutter"}.get(mark)
@@ -90,7 +90,7 @@ def shortened(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 40]} … ({len(text)} characters)"
 
 
-def without_line_ends(text: str) -> str:
+def without_line_breaks(text: str) -> str:
     """A name or a fact without line ends, so that what it says does not pass for a line of ours."""
     return _LINE_END.sub(_UNSEEN, text)
 

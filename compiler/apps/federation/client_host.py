@@ -110,7 +110,7 @@ class ClientHost:
         from .stream import Stream
 
         declared = self.declared
-        private = declared.protects == "rows_by_source" and declared.clip > 0
+        private = declared.protects == "rows" and declared.clip > 0
         local = Local(declared.steps, declared.batch, declared.lr, anchor=declared.anchor)
         if private:
             local = replace(local, clip=declared.clip, noise=declared.noise)

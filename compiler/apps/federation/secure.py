@@ -70,7 +70,7 @@ class SecureSum(Strategy):
 def make_masked_update_request(node: int, client: int, round_number: int, public_keys: Mapping[int, str]) -> Message:
     """Ask a client for its state of this round under masks against these clients, by their public keys."""
     publics_json = json.dumps({str(k): key for k, key in sorted(public_keys.items())})
-    return Message(node, "masked", round_number, {}, {"client": client, "public_keys": publics_json})
+    return Message(node, "masked", round_number, {}, {"client": client, "publics": publics_json})
 
 
 def sum_of_masked_states(masked_states: Sequence[np.ndarray], shapes: Shapes) -> State:

@@ -50,7 +50,7 @@ def run_all_branches(
         right: dict[str, bool] = {}
         seconds: dict[str, float] = {}
         for branch in BRANCHES:
-            answered = _answer_by_branch_alone(client, sample.question, branch, settings)
+            answered = _answer_with_fixed_branch(client, sample.question, branch, settings)
             rewards[branch] = client.reward.score(sample.question, [answered.text])[0]
             right[branch] = verifier.score(sample.question, [answered.text])[0] > 0.5
             seconds[branch] = _measured_seconds(branch, answered.decision)
@@ -58,7 +58,7 @@ def run_all_branches(
     return result
 
 
-def _answer_by_branch_alone(client: GuidedModel, question: str, branch: Branch, settings: Settings) -> Any:
+def _answer_with_fixed_branch(client: GuidedModel, question: str, branch: Branch, settings: Settings) -> Any:
     only = replace(client, policy=replace(client.policy, kind=branch))
     return only.answer_conversation([{"role": "user", "content": question}], settings)
 

@@ -69,7 +69,7 @@ class BoundedHttp(h11.Connection):
         raise h11.RemoteProtocolError(message, error_status_hint=status)
 
 
-def exceeds_connections_of_address(address: str, addresses: Sequence[str], max_connections: int) -> bool:
+def has_too_many_connections(address: str, addresses: Sequence[str], max_connections: int) -> bool:
     """Whether an address of another machine is more than `max_connections` times among those of all connections.
 
     Proxies of this machine speak for everybody.
@@ -111,7 +111,7 @@ class UvicornConnection(H11Protocol):
         """Whether an address of another machine has more connections than one may."""
         clients = [getattr(other, "client", None) for other in self.connections]
         addresses = [client[0] for client in clients if client is not None]
-        return self.client is not None and exceeds_connections_of_address(
+        return self.client is not None and has_too_many_connections(
             self.client[0], addresses, self.limits.max_connections_per_address
         )
 

@@ -15,7 +15,7 @@ from ....dsl.syntax.render import (
     render,
     visible,
     without_ci_commands,
-    without_line_ends,
+    without_line_breaks,
 )
 from ...core.events import Warned
 
@@ -118,7 +118,7 @@ class Screen:
         self, rows: Iterable[Sequence[str]], *, right: Sequence[int] = (), head: bool = True, indent: str = ""
     ) -> str:
         """Columns two spaces apart; the first row is dim where `head`, columns in `right` are set right."""
-        rows = [list(map(without_line_ends, r)) for r in rows]
+        rows = [list(map(without_line_breaks, r)) for r in rows]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = []
         for number, row in enumerate(rows):

@@ -312,7 +312,7 @@ def refuse_mismatched_weights(info: Mapping[str, Any], label: str) -> None:
         faults.append(
             other_weights(
                 f"{label}: `{name}` is {_shape_text(stored)} in the weights and {_shape_text(expected)} by "
-                f"the config{_and_more_keys_text(shapes)}",
+                f"the config{_extra_keys_text(shapes)}",
                 help="take config.json from the same revision",
             )
         )
@@ -320,7 +320,7 @@ def refuse_mismatched_weights(info: Mapping[str, Any], label: str) -> None:
     if missing:
         faults.append(
             other_weights(
-                f"{label}: the weights have no `{missing[0]}`{_and_more_keys_text(missing)}",
+                f"{label}: the weights have no `{missing[0]}`{_extra_keys_text(missing)}",
                 help="fetch the weights again, or take the config they were saved with",
             )
         )
@@ -328,7 +328,7 @@ def refuse_mismatched_weights(info: Mapping[str, Any], label: str) -> None:
     if extra:
         faults.append(
             other_weights(
-                f"{label}: the config has no place for `{extra[0]}`{_and_more_keys_text(extra)}",
+                f"{label}: the config has no place for `{extra[0]}`{_extra_keys_text(extra)}",
                 help="take config.json from the same revision",
             )
         )
@@ -340,7 +340,7 @@ def _shape_text(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) or "a number"
 
 
-def _and_more_keys_text(items: list) -> str:
+def _extra_keys_text(items: list) -> str:
     return f", and {len(items) - 1} more" if len(items) > 1 else ""
 
 
@@ -355,7 +355,7 @@ def refuse_non_finite_parameters(module: nn.Module, label: str) -> None:
     if broken:
         count = int((~module.get_parameter(broken[0]).isfinite()).sum())
         raise not_finite(
-            f"{label}: `{broken[0]}` holds {count_text(count, 'value')} NaN or infinite{_and_more_keys_text(broken)}",
+            f"{label}: `{broken[0]}` holds {count_text(count, 'value')} NaN or infinite{_extra_keys_text(broken)}",
             help="take another revision, or one stored in float32 or bfloat16",
         ).rejection()
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.pretrained import is_pretrained
 from ..checkpoints.sentence_encoder import MODULES, no_pooling, read_module_json, read_sentence_modules
-from .forward import batches_within_memory, evaluating, main_tensor_of_output
+from .forward import evaluating, main_tensor_of_output, memory_batches
 from .inputs import forward_args_and_kwargs, non_padding_mask, pad_id_of
 from .packed_inputs import packed_input_parts
 
@@ -57,7 +57,7 @@ def _output_below_head(model: nn.Module, encoder: nn.Module, rows: Tensor) -> An
 def pooled_state_batches(model: nn.Module, rows: Tensor, pooling: str) -> Iterator[States]:
     """States of all rows, in batches that are a function of shapes alone."""
     with evaluating(model):
-        for batch in batches_within_memory(model, rows):
+        for batch in memory_batches(model, rows):
             yield pooled_hidden_states(model, batch, pooling)
 
 

@@ -120,7 +120,7 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def batches_within_memory(model: nn.Module, rows: Tensor) -> Iterator[Tensor]:
+def memory_batches(model: nn.Module, rows: Tensor) -> Iterator[Tensor]:
     """Rows in batches whose logits fit `BATCH_BYTES`; a function of shapes alone, so two models agree."""
     width = vocabulary(model) or 1 << 15
     each = rows[0].numel() * (4 if rows.is_floating_point() else width * 4)
@@ -193,7 +193,7 @@ def row_nll(
     """Nats over the predicted tokens of each row, and how many there are: see `total_nll`."""
     sums, counts, first = [], [], 0
     with evaluating(model):
-        for batch in follow(list(batches_within_memory(model, rows)), "batches of rows"):
+        for batch in follow(list(memory_batches(model, rows)), "batches of rows"):
             lengths = None if prompt_lengths is None else prompt_lengths[first : first + len(batch)]
             with prompts(model, lengths, active):
                 values = logits(model, batch)  # [b, t, vocab]

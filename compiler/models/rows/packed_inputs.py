@@ -62,7 +62,7 @@ def token_input_name(model: nn.Module) -> str:
     is_decoder_alone = "input_ids" in names and not getattr(config, "is_encoder_decoder", False)
     if "decoder_input_ids" in names and not is_decoder_alone:
         return "decoder_input_ids" if media_shape(model) else ""
-    if "input_ids" in names and (has_image_and_text_towers(model) or takes_pictures(model)):
+    if "input_ids" in names and (has_image_and_text_towers(model) or reads_pictures(model)):
         return "input_ids"
     return ""
 
@@ -71,7 +71,7 @@ def main_input_name(model: nn.Module) -> str:
     return str(getattr(model, "main_input_name", ""))
 
 
-def takes_pictures(model: nn.Module) -> bool:
+def reads_pictures(model: nn.Module) -> bool:
     """Whether the main input of a model is an image or a video."""
     return is_pretrained(model) and main_input_name(model) in PICTURES
 
@@ -85,7 +85,7 @@ def hears_fixed_length(model: nn.Module) -> bool:
 
 def frames_per_video(model: nn.Module) -> int:
     """Number of images per video of a model that takes videos; 0 of others."""
-    if not takes_pictures(model):
+    if not reads_pictures(model):
         return 0
     config = _image_config(model.config)
     frames = next((n for name in _FRAMES if isinstance(n := getattr(config, name, None), int)), 0)
@@ -246,7 +246,7 @@ def _image_config(config: Any) -> Any:
 
 def media_shape(model: nn.Module) -> tuple[int, ...]:
     """Shape of a model's main input in a row, where that is an image, a video or a sound; else ()."""
-    if not takes_pictures(model):
+    if not reads_pictures(model):
         return sound_shape(model)
     frames = frames_per_video(model)
     return (frames, *image_shape(model.config)) if frames else image_shape(model.config)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ....dsl.checker.skeleton import Group, Skeleton
 from ....dsl.checker.values import DataRef
 from ....dsl.syntax.diagnostics import Fault
-from ...models.rows.forward import batches_within_memory, evaluating, outputs
+from ...models.rows.forward import evaluating, memory_batches, outputs
 
 if TYPE_CHECKING:
     from ...ir.program import Program
@@ -65,7 +65,7 @@ def router_weight_sums(
     try:
         with evaluating(program.model):
             for batch in ctx.each(
-                list(batches_within_memory(program.model, ctx.rows(data)[:max_rows])), f"routing {data.name}"
+                list(memory_batches(program.model, ctx.rows(data)[:max_rows])), f"routing {data.name}"
             ):
                 outputs(program.model, batch)
     finally:
