@@ -23,7 +23,7 @@ from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 from effc.compiler.evaluation.metrics.retrieval import ranks
 from effc.compiler.models.checkpoints.model_folder import load_tokenizer
-from effc.compiler.models.rows.encoder_states import all_states, resolve_pooling_name
+from effc.compiler.models.rows.encoder_states import pooled_state_batches, resolve_pooling_name
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -79,7 +79,9 @@ def tokenize_questions_then_answers(base: Path, test: str) -> Tensor:
 
 
 def vectors(model: nn.Module, rows: Tensor, base: Path) -> Tensor:
-    made = [found.pooled.double() for found in all_states(model.eval(), rows, resolve_pooling_name(base, "auto"))]
+    made = [
+        found.pooled.double() for found in pooled_state_batches(model.eval(), rows, resolve_pooling_name(base, "auto"))
+    ]
     return normalize(torch.cat(made), dim=-1)
 
 

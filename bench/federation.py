@@ -122,13 +122,13 @@ def time_server_rounds(counts: list[int]) -> None:
 
 def _random_states(full, count: int) -> dict[int, "TrainedState"]:
     """Interventions with orthonormal R, near a common start as those of clients are."""
-    from effc.compiler.apps.federation.rotations import projected
+    from effc.compiler.apps.federation.rotations import with_orthonormal_rotations
     from effc.compiler.apps.federation.strategy import TrainedState
 
     draw = np.random.default_rng(0)
     start = {n: draw.standard_normal(s) for n, s in full.items()}
     near = lambda: {n: (a + 0.3 * draw.standard_normal(a.shape)).astype(np.float32) for n, a in start.items()}  # noqa: E731
-    return {k: TrainedState(projected(near()), 10) for k in range(count)}
+    return {k: TrainedState(with_orthonormal_rotations(near()), 10) for k in range(count)}
 
 
 def main() -> None:

@@ -109,7 +109,7 @@ def answer_by_every_branch(
     )
     found, cost["retrieve"] = result_and_cpu_seconds(lambda: client.retriever.retrieve(vector, POLICY.count).matches)
     ids = client.prompts.tokenize_conversation(message)
-    shown, cost["signals"] = result_and_cpu_seconds(lambda: signals(client.speaker(), ids))
+    shown, cost["signals"] = result_and_cpu_seconds(lambda: signals(client.generator_for_branch(), ids))
     samples = [match.sample for match in found]
     told = client.prompts.tokenize_with_samples(message, samples[: POLICY.shown], length)
     adaptable = client.adaptable
@@ -121,7 +121,7 @@ def answer_by_every_branch(
     def learn() -> Any:
         adaptable.train(samples)
         state = adaptable.state()
-        adaptable.off()
+        adaptable.disable_adapters()
         return state
 
     texts = {}

@@ -58,7 +58,7 @@ def compile_rttc_app(parent: Path) -> Path:
     trials = json.loads((compiled / "calibration.json").read_bytes())["trials"]
     # A training's answer is taken where one was made, whatever the reward says: its adapters are then kept and found.
     policy = replace(read_app(compiled).policy, scales={"direct": (1.0, 0.0), "rag": (1.0, 0.0), "ttt": (0.0, 9.0)})
-    worth = {b: sorted(policy.worth(b, trial["rewards"][b]) for trial in trials) for b in ("direct", "rag")}
+    worth = {b: sorted(policy.comparable_score(b, trial["rewards"][b]) for trial in trials) for b in ("direct", "rag")}
     direct, rag = worth["direct"][2 * len(trials) // 3], worth["rag"][len(trials) // 2]
     return copied(compiled, app, policy=replace(policy, direct=direct, rag=rag))
 

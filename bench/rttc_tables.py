@@ -20,7 +20,7 @@ from effc.compiler.apps.rttc.drawing import svg_accuracy_chart
 from effc.compiler.apps.rttc.policy import BRANCHES, Point, Trial, calibrate_thresholds, simulate_policy
 from effc.compiler.apps.rttc.router import Router, features
 from effc.compiler.apps.rttc.router import train_router as router_of
-from effc.compiler.apps.rttc.scaling import better_scaled, fit_platt_scaling
+from effc.compiler.apps.rttc.scaling import fit_platt_scaling, scaling_improves_accuracy
 from effc.compiler.apps.rttc.scorer import auc
 from effc.compiler.apps.rttc.signals import Signals
 
@@ -59,7 +59,7 @@ def random_branch_result(rows: Sequence[Row]) -> Result:
     return Result(right, cost, [BRANCHES[i % 3] for i in range(len(rows))])
 
 
-def oracle(rows: Sequence[Row]) -> Result:
+def oracle_accuracy(rows: Sequence[Row]) -> Result:
     """The cheapest branch that is right, without paying for finding it; the cheapest where none is."""
     taken = [next((b for b in BRANCHES if row["right"][b]), "direct") for row in rows]
     cost = [always([row], branch).cost[0] for row, branch in zip(rows, taken, strict=True)]
@@ -82,7 +82,7 @@ def threshold_policy_result(
     known = trials_of(dev, reward)
     scales = fit_platt_scaling(known) if scaled else {}
     chosen = calibrate_thresholds(known, price_per_second, scales=scales)[0]
-    kept = chosen.scales if kind != "best" else scales if scaled and better_scaled(known, scales) else {}
+    kept = chosen.scales if kind != "best" else scales if scaled and scaling_improves_accuracy(known, scales) else {}
     chosen = replace(chosen, kind=kind, scales=kept)
     found = [simulate_policy(trial, chosen) for trial in trials_of(test, reward)]
     right = [row["right"][branch] for row, (branch, _) in zip(test, found, strict=True)]
@@ -99,7 +99,7 @@ def router_result(dev: Sequence[Row], test: Sequence[Row], price_per_second: flo
     plain = [Trial(row["self"], row["right"], {b: fixed[b].cost[i] for b in BRANCHES}) for i, row in enumerate(dev)]
     router = router_of(plain, of(dev), price_per_second, force=True)
     taken = [router.branch(row) for row in of(test)]
-    paid = ("embed", "signals") if router.looks else ("embed",)
+    paid = ("embed", "signals") if router.needs_signals else ("embed",)
     cost = [sum(row["cost"][part] for part in {*paid, *PARTS[branch]}) for row, branch in zip(test, taken, strict=True)]
     return Result([row["right"][b] for row, b in zip(test, taken, strict=True)], cost, list(taken)), router
 
@@ -132,7 +132,7 @@ def by_task(rows: Sequence[Row], rewards: Sequence[str]) -> Iterator[str]:
     for name in [*names, "all"]:
         own = [row for row in rows if name in (row["task"], "all")]
         told = [f"{statistics.fmean(always(own, b).right):.2f}" for b in BRANCHES]
-        told.append(f"{statistics.fmean(oracle(own).right):.2f}")
+        told.append(f"{statistics.fmean(oracle_accuracy(own).right):.2f}")
         for reward in rewards:
             every = [(row[reward][b], row["right"][b]) for row in own for b in BRANCHES]
             told.append(f"{auc([s for s, _ in every], [r for _, r in every]):.2f}")
@@ -161,9 +161,9 @@ def policy_results(dev: Sequence[Row], test: Sequence[Row], rewards: Sequence[st
     for price in (None, *PRICES):
         result, router = router_result(dev, test, price)
         said = f"{router.price:.2g} (the default)" if price is None else f"{price:g}"
-        seen = "vector and signals" if router.looks else "vector alone"
+        seen = "vector and signals" if router.needs_signals else "vector alone"
         yield f"router, {seen} (AUC {router.auc:.2f}, held out), {said} a second", result
-    yield "oracle", oracle(test)
+    yield "oracle", oracle_accuracy(test)
 
 
 def table_rows(dev: Sequence[Row], test: Sequence[Row], rewards: Sequence[str]) -> Iterator[str]:

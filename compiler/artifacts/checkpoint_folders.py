@@ -58,7 +58,7 @@ def check_compact_folder(folder: Path) -> None:
     from ..ir.layers.linear import refuse_damaged_packed_weights
     from ..models.checkpoints.checkpoint import config_and_model_class
     from ..models.checkpoints.config_bounds import refuse_excessive_config_numbers
-    from ..models.checkpoints.meta_init import cut_tables
+    from ..models.checkpoints.meta_init import resized_unsaved_buffers
     from ..models.checkpoints.weights import read_weight_headers
     from .compact_config import read_compact_record
     from .model_loading import SPARE, checked_tensors, make_empty_edited_model
@@ -71,5 +71,5 @@ def check_compact_folder(folder: Path) -> None:
     for entry in Edits.from_json(record["edits"]).graphs.values():
         graph_json.graph_from_json(entry["graph"])
     model, edits, weights = make_empty_edited_model(folder, record)
-    stored = checked_tensors(model, folder, weights, cut_tables(model, edits.shapes))
+    stored = checked_tensors(model, folder, weights, resized_unsaved_buffers(model, edits.shapes))
     refuse_damaged_packed_weights(model, stored)

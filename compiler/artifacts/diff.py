@@ -6,7 +6,7 @@ from difflib import unified_diff
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from ...dsl.syntax.render import on_a_line
+from ...dsl.syntax.render import without_line_breaks
 from ..core.quantity import measurement_text, size
 from ..models.checkpoints.safetensors_header import TensorSlot, read_safetensors_header
 from .load import forms_of
@@ -51,7 +51,7 @@ class Difference:
             row_text = (
                 f"{row.what:<{width}}  {_diff_value_text(row, row.a)} -> {_diff_value_text(row, row.b)}{_ratio(row)}"
             )
-            lines.append(f"  {on_a_line(row_text)}")
+            lines.append(f"  {without_line_breaks(row_text)}")
         if self.recipe:
             lines += ["", "recipe", *(f"  {line}" for line in self.recipe)]
         return "\n".join(lines).lstrip("\n") + "\n"

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any
 
-from ...dsl.syntax.control_characters import control_in
-from ...dsl.syntax.json_types import from_json, within
+from ...dsl.syntax.control_characters import first_control_character
+from ...dsl.syntax.json_types import from_json, is_from_to
 
 _DEEPEST = 40
 
@@ -29,12 +29,12 @@ def is_plain_text(value: Any) -> bool:
         return all(map(is_plain_text, value)) and all(map(is_plain_text, value.values()))
     if isinstance(value, (list, tuple)):
         return all(map(is_plain_text, value))
-    return not isinstance(value, str) or not control_in(value)
+    return not isinstance(value, str) or not first_control_character(value)
 
 
 Table = Mapping[str, Any]
 PlainText = Annotated[str, is_plain_text]
-Finite = Annotated[float, within(-1e300, 1e300)]
+Finite = Annotated[float, is_from_to(-1e300, 1e300)]
 # Layers by path, their branches by name, a role and counts of each (`analysis/planning/layer_profile.py`).
 Profile = Mapping[str, Mapping[str, Annotated[Table, _is_branch]]]
 _STEADY: dict[str, Any] = {
@@ -46,7 +46,7 @@ _STEADY: dict[str, Any] = {
     "steps": tuple[Table, ...],
     "profile": Annotated[Mapping[str, Profile], lambda profile: not profile or set(profile) == {"before", "after"}],
     "notes": tuple[str, ...],
-    "files": Annotated[Mapping[str, tuple[Annotated[int, within(0, 1 << 62)], str]], is_plain_text],
+    "files": Annotated[Mapping[str, tuple[Annotated[int, is_from_to(0, 1 << 62)], str]], is_plain_text],
 }
 _RECIPE: dict[str, Any] = {"name": str, "text": str, "variant": str, "params": Table}
 _LOCK: dict[str, Any] = {"versions": Mapping[str, str], "inputs": Table}

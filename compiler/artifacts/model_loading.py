@@ -46,11 +46,11 @@ def load_compact_model(
     folder: Path, record: Mapping[str, Any], dtype: "torch.dtype | None" = None
 ) -> "PreTrainedModel":
     """The blank original, edited again, with the folder's weights mapped in."""
-    from ..models.checkpoints.meta_init import cut_tables
+    from ..models.checkpoints.meta_init import resized_unsaved_buffers
     from ..models.checkpoints.pretrained import pretrained
 
     model, edits, weights = make_empty_edited_model(folder, record)
-    map_checked_weights(model, folder, weights, cut_tables(model, edits.shapes), dtype)
+    map_checked_weights(model, folder, weights, resized_unsaved_buffers(model, edits.shapes), dtype)
     patch_save_pretrained(model, record)
     _add_pretrained_attributes(model, folder)
     return pretrained(model.eval())

@@ -32,12 +32,12 @@ from ..models.rows.forward import REMEDY, not_a_number
 from ..models.rows.inputs import is_encoder_decoder, vocabulary_size
 from ..models.rows.packed_inputs import (
     SAMPLES,
-    frames_of,
+    frames_per_video,
     is_media_encoder_decoder,
-    main_input_of,
+    main_input_name,
     media_shape,
     sound_shape,
-    tokens_of,
+    token_input_name,
 )
 from ..plugin.target import Form
 from . import fork_server
@@ -205,10 +205,10 @@ def make_probe_inputs(model: nn.Module, seed: int = 0) -> dict[str, torch.Tensor
         media = torch.randn(ROWS, *media_shape(model), generator=generator)
         words = vocabulary_size(model, decoder=True) or 1
         return {"media": media, "ids": torch.randint(0, words, (ROWS, LENGTH), generator=generator)}
-    numbers = main_input_of(model) in SAMPLES or frames_of(model) or sound_shape(model)
-    if not isinstance(model, PreTrainedModel) or numbers or tokens_of(model):
+    numbers = main_input_name(model) in SAMPLES or frames_per_video(model) or sound_shape(model)
+    if not isinstance(model, PreTrainedModel) or numbers or token_input_name(model):
         return {f"{INPUT_PREFIX}{name}": x.contiguous() for name, x in sample_inputs(model).items()}
-    images = main_input_of(model) == "pixel_values"
+    images = main_input_name(model) == "pixel_values"
     # A source is filled up behind its text, as encoders' rows are: many number positions by the place in a row.
     pad_right = is_encoder_decoder(model) or not model.can_generate()
     inputs = inputs_for_config(model.config, seed, images, pad_right=pad_right)

@@ -33,7 +33,7 @@ from ..core.hashes import cached_file_hash
 from ..core.quantity import size
 from ..core.sealed_json import cache_damaged, read_self_named_record, sealed
 from ..models.checkpoints.pretrained import pretrained
-from ..models.rows.forward import batches, evaluating, finite, logits, positions
+from ..models.rows.forward import evaluating, finite, logits, memory_batches, slices_within_chunk_bytes
 from ..plugin.context import Context
 
 no_space = Fault("no-room", "The disk has no room for what a compile has to keep.", exit="resources")
@@ -101,7 +101,7 @@ def write_original_outputs(
     }
     with full(file, shapes) as write:
         tops = []
-        for batch in ctx.each(list(batches(model, rows)), label):
+        for batch in ctx.each(list(memory_batches(model, rows)), label):
             outputs, top = _hidden(model, last, batch) if last is not None else _log_probs(model, batch)
             write(outputs)
             tops.append(top)
@@ -161,9 +161,9 @@ def iterate_logits_beside_reference(
     """(ours, theirs) logits [c, vocab] in float32, chunk by chunk over all rows."""
     at = 0
     with evaluating(model):
-        for batch in batches(model, rows):
+        for batch in memory_batches(model, rows):
             new = logits(model, batch).flatten(0, 1)  # [b * t, vocab]
-            for part in positions(new):
+            for part in slices_within_chunk_bytes(new):
                 original = reference.logits(slice(at, at + len(batch)), part)
                 if original.shape[-1] != new.shape[-1]:
                     raise other_vocabulary(
@@ -229,7 +229,7 @@ def _log_probs(model: nn.Module, batch: Tensor) -> tuple[Tensor, Tensor]:
     with evaluating(model):
         values = logits(model, batch)
         flat = values.flatten(0, 1)
-        logged = torch.cat([flat[part].float().log_softmax(-1).half() for part in positions(flat)])
+        logged = torch.cat([flat[part].float().log_softmax(-1).half() for part in slices_within_chunk_bytes(flat)])
         return logged.view(values.shape), values.argmax(-1).int()
 
 

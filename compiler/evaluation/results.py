@@ -11,7 +11,7 @@ from ...dsl.syntax.diagnostics import Fault
 from ..ir.capture.sample import first_position
 from ..ir.program import Program
 from ..models.rows.forward import main_tensor_of_output
-from ..models.rows.inputs import is_encoder_decoder, without_cache
+from ..models.rows.inputs import is_encoder_decoder, use_cache_false_kwargs
 
 
 def tensors_of(program: Program) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class MainOutput(nn.Module):
             "past_values": past_values,
         }
         inputs = {name: x for name, x in named.items() if x is not None}
-        return main_tensor_of_output(self.model(**inputs, **without_cache(self.model)))
+        return main_tensor_of_output(self.model(**inputs, **use_cache_false_kwargs(self.model)))
 
     def _positions(self, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """[b, t]; padding has the number before the first, as in the model's own count, which knows no masks."""

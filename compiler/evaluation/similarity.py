@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...dsl.checker.values import DataRef
-from ..models.rows.encoder_states import States, all_states, pooled_hidden_states, resolve_pooling_name
+from ..models.rows.encoder_states import States, pooled_hidden_states, pooled_state_batches, resolve_pooling_name
 from ..models.rows.forward import finite, in_eval_mode
 from ..plugin.context import Context
 from .reference import full, map_verified_file, other_vocabulary, reference_path
@@ -27,11 +27,11 @@ def write_states_once(ctx: Context, model: nn.Module, ref: DataRef, pooling_name
 
 def write_hidden_states(ctx: Context, model: nn.Module, rows: Tensor, path: Path, pooling: str, label: str) -> None:
     """Keep a model's states of rows in a file."""
-    first = next(all_states(model, rows[:1], pooling))
+    first = next(pooled_state_batches(model, rows[:1], pooling))
     dtype, pooled = first.tokens.dtype, []
     shapes = {name: (dtype, (len(rows), *x.shape[1:])) for name, x in (("t", first.tokens), ("v", first.pooled))}
     with full(path, shapes) as write:
-        for states_new in ctx.each(all_states(model, rows, pooling), label):
+        for states_new in ctx.each(pooled_state_batches(model, rows, pooling), label):
             write(states_new.tokens)
             pooled.append(states_new.pooled.to(dtype))
         write(torch.cat(pooled))
@@ -64,7 +64,7 @@ class Similarity(NamedTuple):
 def mean_cosine(model: nn.Module, rows: Tensor, original_states: dict[str, Tensor], pooling: str) -> Similarity:
     """Mean cosine between a model's states and those kept: of rows as a whole, and of their tokens."""
     rowwise, tokenwise, count, at = 0.0, 0.0, 0, 0
-    for states_new in all_states(model, rows, pooling):
+    for states_new in pooled_state_batches(model, rows, pooling):
         row_slice = slice(at, at + len(states_new.pooled))
         _refuse_other_token_shape(states_new.tokens, original_states["t"])
         rowwise += _cosines(states_new.pooled, original_states["v"][row_slice]).sum().item()
@@ -110,7 +110,7 @@ def linear_cka(model: nn.Module, rows: Tensor, original_states: dict[str, Tensor
     Over tokens it takes sums of products of states alone, so that not all tokens' states are held.
     """
     rowwise, tokenwise, at = _Products(), _Products(), 0
-    for states_new in all_states(model, rows, pooling):
+    for states_new in pooled_state_batches(model, rows, pooling):
         row_slice = slice(at, at + len(states_new.pooled))
         _refuse_other_token_shape(states_new.tokens, original_states["t"], narrower=True)
         rowwise.add(states_new.pooled, original_states["v"][row_slice])
@@ -163,7 +163,7 @@ def hidden_state_loss(states: States, original_tokens: Tensor, original_pooled: 
 def mean_hidden_state_loss(model: nn.Module, rows: Tensor, original_states: dict[str, Tensor], pooling: str) -> float:
     """The mean of that loss over rows, without a gradient."""
     total, at = 0.0, 0
-    for states_new in all_states(model, rows, pooling):
+    for states_new in pooled_state_batches(model, rows, pooling):
         row_slice = slice(at, at + len(states_new.pooled))
         total += hidden_state_loss(
             states_new, original_states["t"][row_slice], original_states["v"][row_slice]

@@ -19,8 +19,8 @@ from ..artifacts.stock import stock_config
 from ..core.environment import check_modules, refuse_missing_packages
 from ..ir.program import Program
 from ..ir.weights import distinct_tensors
-from ..models.checkpoints.mamba_rescale import NOTE, as_stored, rescales
-from ..models.checkpoints.meta_init import cut_tables
+from ..models.checkpoints.mamba_rescale import NOTE, disable_rescaling, rescales_residual_weights
+from ..models.checkpoints.meta_init import resized_unsaved_buffers
 from ..models.checkpoints.pack_quantized import Scheme
 from ..models.checkpoints.sidecar_files import copy_sidecar_files
 from ..models.checkpoints.tensor_files import LazyTensor, write_safetensors_files
@@ -95,7 +95,7 @@ class Hf(CheckpointTarget):
         return {"stock": shapes | modules, "compat": modules}.get(form, {})
 
     def emit(self, program: Program, destination: Path, ctx: Context) -> None:
-        notes = [f"{NOTE[0].upper()}{NOTE[1:]}."] if rescales(ctx.origin.config) else []
+        notes = [f"{NOTE[0].upper()}{NOTE[1:]}."] if rescales_residual_weights(ctx.origin.config) else []
         config, reasons = stock_config(program.model) if self.form != "compact" else (None, [])
         packed = None
         if self.format == "compressed" and not reasons:
@@ -206,7 +206,7 @@ def write_stock_or_compact(program: Program, destination: Path, ctx: Context, sh
 def write_compact_checkpoint(program: Program, destination: Path, ctx: Context, shard_bytes: int) -> None:
     folder, model = destination / "compact", program.model
     folder.mkdir()
-    tensors = [*distinct_tensors(model), *cut_tables(model, program.edits.shapes).items()]
+    tensors = [*distinct_tensors(model), *resized_unsaved_buffers(model, program.edits.shapes).items()]
     write_safetensors_files(folder, [LazyTensor.of(*item) for item in tensors], shard_bytes)
     copy_sidecar_files(program.model, ctx.origin, folder)
     write_config_json(
@@ -228,7 +228,7 @@ def write_compat(program: Program, filled: Padding, destination: Path, ctx: Cont
 def write_config_json(config: Any, model: Any, folder: Path, compact_record: dict | None = None) -> None:
     """config.json, last of a folder's files: without it nothing loads. `compact_record` goes under the key `effc`."""
     config = copy.deepcopy(config)
-    as_stored(config)
+    disable_rescaling(config)
     config.architectures = [type(model).__name__]
     config.dtype = str(model.dtype).removeprefix("torch.")
     if compact_record is not None:

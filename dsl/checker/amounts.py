@@ -43,7 +43,12 @@ def report_invalid_amount(
                 help="drop the step, or keep less",
             ),
         )
-    elif isinstance(value, Ratio) and value.of in MODEL_QUANTITIES and kind in _ITEMS and not _pooled(stage):
+    elif (
+        isinstance(value, Ratio)
+        and value.of in MODEL_QUANTITIES
+        and kind in _ITEMS
+        and not _allocates_across_layers(stage)
+    ):
         build.report(
             stage,
             needs_score(
@@ -62,7 +67,7 @@ def report_invalid_amount(
         _report_invalid_width_amount(stage, name, value, selected, build)
     elif kind in _ITEMS:
         _report_invalid_item_amount(stage, kind, name, value, selected, build)
-    elif kind in ("heads", "kv_heads") and not _pooled(stage):
+    elif kind in ("heads", "kv_heads") and not _allocates_across_layers(stage):
         _report_invalid_head_amount(stage, name, value, selected, build)
 
 
@@ -72,26 +77,28 @@ def _report_invalid_item_amount(
     """Heads, channels or states of scans: every group of B and C keeps at least one step."""
     noun, span = _ITEMS[kind], stage.call.where(name)
     step = next((n for n in map(stage.call.args.get, ("step", "align")) if type(n) is int), 1)
-    if _pooled(stage):
+    if _allocates_across_layers(stage):
         sizes = [
             (sum(g.per_block or g.count for g in selected.groups), step * len(selected.groups), "all mixers together")
         ]
     else:
         sizes = [(g.per_block or g.count, step, f"`{g.site}`") for g in selected.groups]
     for size, least, where in sizes:
-        target = _remaining(name, value, size)
+        target = _remaining_count(name, value, size)
         if target < min(least, size) * (1 - 1e-9):
             build.report(
                 stage,
                 leaves_none(
-                    f"`{name}: {value_text(value)}` leaves {_count(target)} of {size} {noun} of {where}",
+                    f"`{name}: {value_text(value)}` leaves {_count_text(target)} of {size} {noun} of {where}",
                     span,
-                    help=f"{_AT[name]} {_least(name, min(least, size), size)}"
+                    help=f"{_AT[name]} {_least_share_text(name, min(least, size), size)}"
                     + (", or cut in smaller steps" if step > 1 else ""),
                 ),
             )
             return
-    if sizes and all(_aligned(_remaining(name, value, size), step, size) >= size for size, _, _ in sizes):
+    if sizes and all(
+        _round_to_multiple(_remaining_count(name, value, size), step, size) >= size for size, _, _ in sizes
+    ):
         build.report(
             stage,
             no_effect(
@@ -127,12 +134,12 @@ def _may_be_changed_by_earlier_step(stage: Stage, kind: str, build: PipelineBuil
     )
 
 
-def _pooled(stage: Stage) -> bool:
+def _allocates_across_layers(stage: Stage) -> bool:
     """Whether layers compete, so that only their sum is told: the pass says that it makes uneven sizes."""
     return any(effect.startswith("uneven") for effect in stage.rules.effects())
 
 
-def _remaining(name: str, value: Any, count: int) -> float:
+def _remaining_count(name: str, value: Any, count: int) -> float:
     """Number of `count` that remain, before rounding."""
     share = value.value * count if isinstance(value, Ratio) else value
     return count - share if name in ("remove", "sparsity") else share
@@ -142,7 +149,7 @@ def _report_invalid_layer_amount(
     stage: Stage, name: str, value: Any, selectable: "Selectable", selected: "Selectable", build: PipelineBuild
 ) -> None:
     total, noun, span = len(selectable.paths), selectable.noun, stage.call.where(name)
-    target = _remaining(name, value, total)
+    target = _remaining_count(name, value, total)
     removed = total - int(target + 0.5 + 1e-9)
     argument = f"`{name}: {value_text(value)}`"
     if target < 0.5:
@@ -188,7 +195,7 @@ def _report_invalid_width_amount(
             return
     if not selected.groups:  # `allow empty`
         return
-    report = _pooled_width_problem if _pooled(stage) else _uniform_width_problem
+    report = _pooled_width_problem if _allocates_across_layers(stage) else _uniform_width_problem
     if fault := report(name, value, align, selected.groups, span):
         build.report(stage, fault)
 
@@ -198,15 +205,16 @@ def _uniform_width_problem(
 ) -> Diagnostic | None:
     """Problem of an amount where every layer keeps the same share; None without one."""
     for group in groups:
-        target = _remaining(name, value, group.count)
+        target = _remaining_count(name, value, group.count)
         if target < align * (1 - 1e-9):
             return unaligned_width(
-                f"`{name}: {value_text(value)}` leaves {_count(target)} of {group.count} channels of `{group.site}`, "
+                f"`{name}: {value_text(value)}` leaves {_count_text(target)} of {group.count} channels "
+                f"of `{group.site}`, "
                 f"less than one step of `align: {align}`",
                 span,
-                help=f"{_AT[name]} {_least(name, align, group.count)}, or align to less",
+                help=f"{_AT[name]} {_least_share_text(name, align, group.count)}, or align to less",
             )
-    if all(_aligned(_remaining(name, value, g.count), align, g.count) >= g.count for g in groups):
+    if all(_round_to_multiple(_remaining_count(name, value, g.count), align, g.count) >= g.count for g in groups):
         text, count = f"`{name}: {value_text(value)}`", groups[0].count
         return no_effect(
             f"{text} is less than one step of `align: {align}` below all {count} channels"
@@ -223,15 +231,15 @@ def _pooled_width_problem(
 ) -> Diagnostic | None:
     """Layers compete, so only their sum is told; each keeps at least one step."""
     total = sum(g.count for g in groups)
-    target, least = _remaining(name, value, total), align * len(groups)
+    target, least = _remaining_count(name, value, total), align * len(groups)
     if target < least * (1 - 1e-9):
         return unaligned_width(
-            f"`{name}: {value_text(value)}` leaves {_count(target)} of {total} channels, less than one step of "
+            f"`{name}: {value_text(value)}` leaves {_count_text(target)} of {total} channels, less than one step of "
             f"`align: {align}` in each of {len(groups)} modules",
             span,
-            help=f"{_AT[name]} {_least(name, least, total)}, or align to less",
+            help=f"{_AT[name]} {_least_share_text(name, least, total)}, or align to less",
         )
-    if _aligned(target, align, total) >= total:
+    if _round_to_multiple(target, align, total) >= total:
         return no_effect(
             f"`{name}: {value_text(value)}` in steps of {align} rounds to all {total} channels",
             span,
@@ -240,17 +248,17 @@ def _pooled_width_problem(
     return None
 
 
-def _least(name: str, count: int, total: int) -> str:
+def _least_share_text(name: str, count: int, total: int) -> str:
     """The share that keeps `count`, with one digit after the point, and enough."""
     least = ceil(count / total * 1000) / 1000
     return percent(least if name == "keep" else 1 - least)
 
 
-def _count(target: float) -> str:
+def _count_text(target: float) -> str:
     return number(round(target, 1))
 
 
-def _aligned(target: float, align: int, count: int) -> int:
+def _round_to_multiple(target: float, align: int, count: int) -> int:
     """As `compiler/analysis/planning/amount.py` rounds: the nearest multiple of `align`, ties to more."""
     return min(max(int(target / align + 0.5 + 1e-9), 1) * align, count)
 
@@ -261,7 +269,7 @@ def _report_invalid_head_amount(
     """Under grouped-query attention each KV head must serve the same number of query heads."""
     for group in selected.groups:
         step = group.count // group.per_block if group.per_block else 1
-        target = _remaining(name, value, group.count)
+        target = _remaining_count(name, value, group.count)
         legal = int(target / step + 0.5) * step
         within_tolerance = abs(target - legal) <= 0.005 * group.count  # so that 83% says 10 of 12
         if within_tolerance and 0 < legal < group.count:
@@ -298,7 +306,7 @@ def _illegal_heads_diagnostic(
         heads = f"{group.count} {noun if group.count > 1 else noun[:-1]}"
         remedy = f'leave it out by `on: "*" - "{group.site}"`, or remove whole blocks'
         return illegal_head_count(
-            f"{argument} means {_count(target)} of {heads} of `{group.site}`, {served}which can lose none",
+            f"{argument} means {_count_text(target)} of {heads} of `{group.site}`, {served}which can lose none",
             stage.call.where(name),
             help=f"write {alternative}" if alternative else remedy,
         )
@@ -308,7 +316,7 @@ def _illegal_heads_diagnostic(
         value_text(Ratio(round(suggested / group.count, 3), value.of)) if isinstance(value, Ratio) else plain(suggested)
     )
     return illegal_head_count(
-        f"{argument} means {_count(target)} of {group.count} {noun}; {served}the legal "
+        f"{argument} means {_count_text(target)} of {group.count} {noun}; {served}the legal "
         f"count{'s are' if many else ' is'} {' and '.join(choices)}",
         stage.call.where(name),
         help=f"write `{replacement}`" + (f", or {alternative}" if alternative else ""),

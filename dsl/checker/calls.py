@@ -48,7 +48,7 @@ def check_plugin_call_partially(kind: str, call: ast.Call, scope: Scope) -> Chec
     faults."""
     word = resolve_plugin_or_report(kind, call.name, scope)
     if word is None:
-        _type_anyway(call, scope)
+        _mark_argument_names_as_used(call, scope)
         return CheckedCall(None, None, False)
     return CheckedCall(word, *typed_arguments_of_call(word, call.args, scope, call.name.span, call.span))
 
@@ -109,7 +109,7 @@ def _reported_as_missing_module_pipeline(name: ast.Name, scope: Scope) -> bool:
     return True
 
 
-def _type_anyway(call: ast.Call, scope: Scope) -> None:
+def _mark_argument_names_as_used(call: ast.Call, scope: Scope) -> None:
     """Mark names in the arguments of an unknown word as used, so that they aren't reported as well."""
     for arg in call.args:
         for name in names_in_expression(arg.value):

@@ -7,7 +7,7 @@ from ..syntax import ast
 from ..syntax.diagnostics import Diagnostic, Fault, sorted_distinct_diagnostics
 from ..syntax.source import Source, Span
 from .contradictions import report_contradicting_bounds
-from .declare import declare_all_names, declared
+from .declare import declare_all_names, declared_name
 from .demands import report_invalid_combinations
 from .expectations import check_emit_calls, nothing_emitted, read_bound, report_invalid_artifact_paths
 from .judged_rows import report_judged_rows
@@ -84,7 +84,7 @@ def _names_lost_by_parser(file: ast.File) -> frozenset[str]:
     for comment in file.comments:
         text = text[: comment.span.start] + " " * len(comment.text) + text[comment.span.start + len(comment.text) :]
     matches = re.findall(r"\b(?:param|model|data|profile|pipeline|as)\s+(\w+)|\b(\w+)\s*[=:]", text)
-    read = {name.path for s in file.statements if (name := declared(s))}
+    read = {name.path for s in file.statements if (name := declared_name(s))}
     read |= {step.name.path for s in file.statements if isinstance(s, ast.Pipeline) for step in s.steps}
     return frozenset(name for pair in matches for name in pair if name) - read
 

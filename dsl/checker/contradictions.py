@@ -41,7 +41,13 @@ def report_contradicting_bounds(bounds: Sequence[Bound], scope: Scope) -> None:
         subject = bound.metric, bound.baseline, bound.part, bound.profile
         low, high = _lowest_and_highest(bound)
         least, greatest = strictest.get(subject, (low, high))
-        other = greatest if _excludes(low, greatest) else least if _excludes(least, high) else None
+        other = (
+            greatest
+            if _leaves_no_value_between(low, greatest)
+            else least
+            if _leaves_no_value_between(least, high)
+            else None
+        )
         if other is None:
             strictest[subject] = max(least, low, key=_strictness), max(greatest, high, key=_strictness)
             continue
@@ -65,9 +71,9 @@ def _reported_unreachable(bound: Bound, scope: Scope) -> bool:
     facts = scope.session.vocabulary.words("metric")[bound.metric.name].facts
     lowest, highest = facts.get("lowest"), facts.get("highest")
     low, high = _lowest_and_highest(bound)
-    if lowest is not None and _excludes(_End(lowest, False, bound), high):
+    if lowest is not None and _leaves_no_value_between(_End(lowest, False, bound), high):
         reason = f"never below {_value_text(lowest, bound.limit)}"
-    elif highest is not None and _excludes(low, _End(-highest, False, bound)):
+    elif highest is not None and _leaves_no_value_between(low, _End(-highest, False, bound)):
         reason = f"never above {_value_text(highest, bound.limit)}"
     else:
         return False
@@ -106,6 +112,6 @@ def _strictness(end: _End) -> tuple[float, bool]:
     return end.value, end.is_open
 
 
-def _excludes(low: _End, high: _End) -> bool:
+def _leaves_no_value_between(low: _End, high: _End) -> bool:
     """Whether no value lies between two ends."""
     return low.value + high.value > 0 or (low.value + high.value == 0 and (low.is_open or high.is_open))

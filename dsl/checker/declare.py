@@ -21,15 +21,15 @@ def declare_all_names(
     file: ast.File, scope: Scope, visit_statement: Callable[[ast.Statement], None] = lambda _: None
 ) -> None:
     """Add every name of a file to the scope; `visit_statement` sees each statement with the names known by then."""
-    scope.later = {name.path: name.span for s in file.statements if (name := declared(s))}
+    scope.later = {name.path: name.span for s in file.statements if (name := declared_name(s))}
     for statement in file.statements:
-        if name := declared(statement):
+        if name := declared_name(statement):
             scope.later.pop(name.path, None)
         _declare_statement_name(statement, scope, file)
         visit_statement(statement)
 
 
-def declared(statement: ast.Statement) -> ast.Name | None:
+def declared_name(statement: ast.Statement) -> ast.Name | None:
     """The name that a statement declares."""
     if isinstance(statement, (ast.Param, ast.Declare, ast.Profile, ast.Pipeline)):
         return statement.name
@@ -44,9 +44,9 @@ def _declare_statement_name(statement: ast.Statement, scope: Scope, file: ast.Fi
             declare_param(statement, scope)
         case ast.Declare(kind, name, call):
             _, invocation = check_plugin_call(kind, call, scope)
-            _add(ScopeEntry(kind, scope.prefix + name.path, name.span, invocation, statement), name, scope)
+            _declare_entry(ScopeEntry(kind, scope.prefix + name.path, name.span, invocation, statement), name, scope)
         case ast.Profile(name, entries):
-            _add(
+            _declare_entry(
                 ScopeEntry("profile", scope.prefix + name.path, name.span, _read_profile_entries(entries, scope)),
                 name,
                 scope,
@@ -55,7 +55,7 @@ def _declare_statement_name(statement: ast.Statement, scope: Scope, file: ast.Fi
             scope.declare(name, ScopeEntry("pipeline", scope.prefix + name.path, name.span, None, statement, scope))
 
 
-def _add(entry: ScopeEntry, name: ast.Name, scope: Scope) -> None:
+def _declare_entry(entry: ScopeEntry, name: ast.Name, scope: Scope) -> None:
     """Define a name; what the recipe itself declares is a part of it, what a module declares once reached."""
     scope.declare(name, entry)
     if not scope.prefix and entry.value is not None and scope.names.get(name.path) is entry:

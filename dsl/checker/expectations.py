@@ -59,7 +59,7 @@ def _read_confidence(node: ast.Bound, metric: str, scope: Scope) -> Any:
         fault = invalid_bound(message, node.confidence.span, help="write a bound with `<=`, and one with `>=`")
     if fault is not None:
         scope.report(fault)
-    return POISON if fault is not None or value is POISON else _factor(value)
+    return POISON if fault is not None or value is POISON else _number_of_factor(value)
 
 
 def _name_of_declared_entry(name: ast.Name, kind: str, scope: Scope) -> Any:
@@ -77,7 +77,7 @@ def _name_of_declared_entry(name: ast.Name, kind: str, scope: Scope) -> Any:
 def _read_limit(node: ast.Bound, unit: str, scope: Scope, is_known_metric: bool) -> Any:
     """The limit in the metric's unit: a factor where there is a baseline, a range for `in`."""
     if not is_known_metric:
-        _mark(node.limit.amount, scope)
+        _mark_names_as_used(node.limit.amount, scope)
         return POISON
     types = ("float", "ratio") if node.limit.baseline else limit_types_of_unit(unit)
     ranged = isinstance(node.limit.amount, ast.Interval)
@@ -91,15 +91,15 @@ def _read_limit(node: ast.Bound, unit: str, scope: Scope, is_known_metric: bool)
             )
         )
         return POISON
-    param = Param(_label(node), types, "", of=())
+    param = Param(_metric_label(node), types, "", of=())
     if isinstance(node.limit.amount, ast.Number) and node.limit.amount.unit == "%" and "ratio" not in types:
         scope.report(_share_without_baseline(node, node.limit.amount, param, scope))
         return POISON
     if ranged:
         limits = [typed_value(e, param, scope) for e in (node.limit.amount.low, node.limit.amount.high)]
-        return POISON if POISON in limits else Range(*map(_factor, limits) if node.limit.baseline else limits)
+        return POISON if POISON in limits else Range(*map(_number_of_factor, limits) if node.limit.baseline else limits)
     value = typed_value(node.limit.amount, param, scope)
-    return _factor(value) if node.limit.baseline and value is not POISON else value
+    return _number_of_factor(value) if node.limit.baseline and value is not POISON else value
 
 
 def _share_without_baseline(node: ast.Bound, amount: ast.Number, param: Param, scope: Scope) -> Diagnostic:
@@ -125,7 +125,7 @@ def _reported_invalid_limit(node: ast.Bound, limit: Any, metric: str, scope: Sco
     """Whether a limit is reported as none: no part of the baseline, or a factor that lacks its baseline."""
     if isinstance(limit, Range) or not isinstance(limit, (int, float)):
         return False
-    span, label = node.limit.amount.span, _label(node)
+    span, label = node.limit.amount.span, _metric_label(node)
     if node.limit.baseline:
         if limit > 0:
             return False
@@ -150,18 +150,18 @@ def _reported_invalid_limit(node: ast.Bound, limit: Any, metric: str, scope: Sco
     return True
 
 
-def _mark(expr: ast.Expr, scope: Scope) -> None:
+def _mark_names_as_used(expr: ast.Expr, scope: Scope) -> None:
     from .calls import names_in_expression
 
     for name in names_in_expression(expr):
         scope.resolve_name(name.path)
 
 
-def _label(node: ast.Bound) -> str:
+def _metric_label(node: ast.Bound) -> str:
     return node.metric.path if isinstance(node.metric, ast.Name) else node.metric.name.path
 
 
-def _factor(value: Any) -> float:
+def _number_of_factor(value: Any) -> float:
     return value.value if isinstance(value, Ratio) else value
 
 

@@ -39,7 +39,7 @@ def report_incompatible_module_widths(
         return
     group, rank = args.get(facts.get("divides", "")), args.get(facts.get("rank_param", ""))
     paths, everywhere = set(selected.paths), args.get("on") is not None
-    parts = [p for p in skeleton.parts if p.path in paths and (everywhere or _inside(p, skeleton))]
+    parts = [p for p in skeleton.parts if p.path in paths and (everywhere or _is_inside_unit(p, skeleton))]
     if type(group) is int and group > 0 and (fault := group_size_diagnostic(parts, group)):
         build.report(stage, fault.at(stage.call.where(facts["divides"])))
     if isinstance(group, str) and isinstance(sparsity := args.get("sparsity"), Ratio):
@@ -53,11 +53,13 @@ def report_incompatible_module_widths(
 
 def group_size_diagnostic(parts: Sequence[Part], group_size: int) -> Diagnostic | None:
     """Diagnostic for modules whose inputs a group doesn't divide."""
-    misfits = [part for part in parts if group_size and inputs(part) % group_size]
+    misfits = [part for part in parts if group_size and in_features_of(part) % group_size]
     if not misfits:
         return None
-    width = inputs(misfits[0])
-    fits = max(n for n in range(1, min(group_size, width) + 1) if all(inputs(part) % n == 0 for part in misfits))
+    width = in_features_of(misfits[0])
+    fits = max(
+        n for n in range(1, min(group_size, width) + 1) if all(in_features_of(part) % n == 0 for part in misfits)
+    )
     smaller = f"`group: {fits}`, or " if fits >= SMALLEST_GROUP else ""
     return incompatible_group(
         f"{misfits[0].path} has {width} inputs, which groups of {group_size} don't divide{_and_more(misfits)}",
@@ -91,11 +93,11 @@ def sparsity_pattern_diagnostics(
                 argument="allocation",
             )
         )
-    misfits = [part for part in parts if inputs(part) % of]
+    misfits = [part for part in parts if in_features_of(part) % of]
     if misfits:
         faults.append(
             incompatible_pattern(
-                f"{misfits[0].path} has {inputs(misfits[0])} inputs, "
+                f"{misfits[0].path} has {in_features_of(misfits[0])} inputs, "
                 f"which groups of {of} don't divide{_and_more(misfits)}",
                 help=f"write `pattern: any`{_excluding_selector(misfits, parts)}",
                 argument="pattern",
@@ -146,11 +148,11 @@ def rank_too_large_diagnostic(parts: Sequence[Part], ranks: Sequence[int]) -> Di
     return None
 
 
-def inputs(part: Part) -> int:
+def in_features_of(part: Part) -> int:
     """Number of inputs of a linear module."""
     shape = dict(part.tensors)["weight"]
     return shape[0] if part.kind == "Conv1D" else shape[1]
 
 
-def _inside(module: Part, skeleton: Skeleton) -> bool:
+def _is_inside_unit(module: Part, skeleton: Skeleton) -> bool:
     return any(module.path.startswith(f"{unit}.") for unit in skeleton.units)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from math import isfinite
 from typing import Any
 
-from ..syntax.control_characters import control_character_error, control_in
+from ..syntax.control_characters import control_character_error, first_control_character
 from ..syntax.diagnostics import Diagnostic, Fault, Fix
 from ..syntax.source import Span
 from .units import magnitude
@@ -23,18 +23,18 @@ SEEDS = (0, 2**32 - 1)  # what all of their generators take
 NUMERIC = (int, float, Ratio, Bytes, Duration)
 
 
-def keeps_bounds_or_report(value: Any, param: Param, span: Span, report: Callable[[Diagnostic], None]) -> bool:
+def validate_or_report(value: Any, param: Param, span: Span, report: Callable[[Diagnostic], None]) -> bool:
     """Whether a value, or every item of a list, keeps the bounds; reports the first that doesn't."""
     if isinstance(value, (tuple, list)):
-        return all(keeps_bounds_or_report(v, param, span, report) for v in value)
+        return all(validate_or_report(v, param, span, report) for v in value)
     if isinstance(value, Range):
-        return keeps_bounds_or_report(value.low, param, span, report) and keeps_bounds_or_report(
+        return validate_or_report(value.low, param, span, report) and validate_or_report(
             value.high, param, span, report
         )
     if isinstance(value, Shares):
         return _are_valid_shares_or_report(value, param, span, report)
     texts = [glob for _, glob in value.terms] if isinstance(value, Selector) else [value]
-    if isinstance(texts[0], str) and (character := control_in("".join(texts), param.lines)):
+    if isinstance(texts[0], str) and (character := first_control_character("".join(texts), param.lines)):
         report(control_character_error(f"`{param.name}`", character, span))
         return False
     if isinstance(value, str) and len(value) > LONGEST:

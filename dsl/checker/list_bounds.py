@@ -22,7 +22,7 @@ def keeps_list_bounds_or_report(
 ) -> bool:
     """Whether a list is as its parameter declares; reports the first thing that is not, at the item."""
     if len(values) < param.least:
-        report(_too_few(expr, values, param))
+        report(_too_few_items_diagnostic(expr, values, param))
         return False
     for i, value in enumerate(values):
         if param.distinct and value in values[:i]:
@@ -53,14 +53,14 @@ def keeps_list_bounds_or_report(
     return True
 
 
-def _too_few(expr: ast.Items, values: tuple[Any, ...], param: Param) -> Diagnostic:
-    noun = _noun(param)
+def _too_few_items_diagnostic(expr: ast.Items, values: tuple[Any, ...], param: Param) -> Diagnostic:
+    noun = _item_noun(param)
     count = f"{len(values)} {noun}{'' if len(values) == 1 else 's'}" if values else "empty"
     message = f"`{param.name}` {'has' if values else 'is'} {count}, the least is {param.least}"
     return too_few_items(message, expr.span, help=_example_list_remedy(expr, param))
 
 
-def _noun(param: Param) -> str:
+def _item_noun(param: Param) -> str:
     inner = param.types[0][5:-1]
     return inner if inner in ("step", "metric", "ratio") else "item"
 

@@ -114,7 +114,7 @@ def refuse_invalid_glob(glob: str, span: Span) -> None:
     try:
         parse_glob(glob)
     except InvalidGlob as error:
-        glob_span = inside(span, glob, error.start, error.end)
+        glob_span = span_inside_text(span, glob, error.start, error.end)
         raise InvalidLiteral(invalid_selector(error.message, glob_span, help=_glob_help(glob))) from None
 
 
@@ -124,7 +124,7 @@ def _glob_help(glob: str) -> str:
     return 'write paths like "layers.*.mlp"'
 
 
-def inside(span: Span, text: str, start: int, end: int) -> Span:
+def span_inside_text(span: Span, text: str, start: int, end: int) -> Span:
     """The span of a part of a quoted string, or the whole where escapes make offsets differ."""
     at = span.text.find(text) if text else -1
     return Span(span.source, span.start + at + start, span.start + at + end) if at >= 0 and end > start else span

@@ -27,11 +27,11 @@ def paths_outside_package(file: ast.File) -> list[Diagnostic]:
             help="a package holds what its recipes name, or takes it as a `param` from whoever uses it",
         )
         for text in quoted_texts(file.statements)
-        if _leaves(root, folder, text.value)
+        if _leaves_folder(root, folder, text.value)
     ]
 
 
-def _leaves(root: str, folder: str, text: str) -> bool:
+def _leaves_folder(root: str, folder: str, text: str) -> bool:
     if isabs(text) or text.startswith("~") or "\\" in text or "\0" in text:
         return True
     return not normpath(join(folder, text)).startswith(f"{root}/") and ".." in text.split("/")

@@ -200,11 +200,11 @@ def _matrix_values_by_param(
         elif param := param_of_declaration(node):
             values = [(typed_value(i, param, scope), i.span) for i in entry.value.items]
             axes[name] = [Argument(v, span, "matrix") for v, span in values if v is not POISON]
-            _refuse_twins(name, axes[name], session)
+            _report_equal_values(name, axes[name], session)
     return {name: values for name, values in axes.items() if values}
 
 
-def _refuse_twins(name: str, values: list[Argument], session: CheckState) -> None:
+def _report_equal_values(name: str, values: list[Argument], session: CheckState) -> None:
     """Two variants of one value would be the same, in one folder."""
     for i, one in enumerate(values):
         if any(one.value == other.value for other in values[:i]):

@@ -92,14 +92,14 @@ def _append_steps(
     """Add a pipeline's steps to the line, starting from `source`; the name of the last result."""
     start = source
     for step in pipeline.steps:
-        chosen = _branch(step, scope, pipeline, start)
+        chosen = _from_argument_input(step, scope, pipeline, start)
         source = source if chosen is None else chosen
         name, path = prefix + step.name.path, step.call.name.path
         if (callee := _module_pipeline(path, scope)) is not None:
             result = _inline_module_pipeline(step, callee, scope, build, source, name, caller or step.span)
         else:
             word, call, sound = check_plugin_call_partially("pass", step.call, scope)
-            build.stages.append(Stage(name, source, step.span, word, call, caller, sound, _origin(step)))
+            build.stages.append(Stage(name, source, step.span, word, call, caller, sound, _from_argument_span(step)))
             result = name
         scope.later.pop(step.name.path, None)
         scope.declare(step.name, ScopeEntry("step", result, step.name.span))
@@ -107,11 +107,11 @@ def _append_steps(
     return source
 
 
-def _origin(step: ast.Step) -> Span | None:
+def _from_argument_span(step: ast.Step) -> Span | None:
     return next((a.value.span for a in step.call.args if a.name == "from"), None)
 
 
-def _branch(step: ast.Step, scope: Scope, pipeline: ast.Pipeline, start: str) -> str | None:
+def _from_argument_input(step: ast.Step, scope: Scope, pipeline: ast.Pipeline, start: str) -> str | None:
     """Input that `from:` names: the pipeline's model or an earlier step; None without `from:`."""
     arg = next((a for a in step.call.args if a.name == "from"), None)
     return resolve_from_argument(arg, scope, pipeline, start) if arg else None

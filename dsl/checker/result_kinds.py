@@ -28,12 +28,12 @@ _LABELS = {MODEL: "a model", "adapters": "adapters", "front": "a front of models
 POINTS = ("any", "all")
 
 
-def label(kind: str) -> str:
+def result_label(kind: str) -> str:
     """A kind of result in a sentence."""
     return _LABELS.get(kind, f"a result of kind `{kind}`")
 
 
-def kind_of(line: PipelineBuild, name: str) -> str:
+def result_kind_of(line: PipelineBuild, name: str) -> str:
     """The kind of a named result; the pipeline's model is a model."""
     return next((s.rules.result_kind() for s in line.stages if s.name == name), MODEL)
 
@@ -45,14 +45,15 @@ def report_unaccepted_results(build: PipelineBuild) -> None:
         refs = [ref.name for ref in references_in(stage.call.args, StepRef)] if stage.call else []
         names_steps = stage.word is not None and any("step" in t for p in stage.word.params for t in p.types)
         for name in dict.fromkeys(refs if names_steps else [stage.source]):
-            kind = kind_of(build, name)
+            kind = result_kind_of(build, name)
             if accepted and kind not in accepted:
                 build.report(
                     stage,
                     other_kind_of_result(
-                        f"`{stage.word.name}` takes {_either(accepted)}, and `{name}` gives {label(kind)}",
+                        f"`{stage.word.name}` takes {_labels_joined_with_or(accepted)}, "
+                        f"and `{name}` gives {result_label(kind)}",
                         _span_naming_result(stage, name, names_steps),
-                        related=_where(build, name),
+                        related=_related_spans_of_result(build, name),
                         help=(_remedy_by_picking_one_model(build, kind, accepted) if not names_steps else "")
                         or _suitable_result_remedy(build, accepted, stage.name, names_steps)
                         + _remedy_by_leaving_out_argument(build, name, accepted),
@@ -62,13 +63,14 @@ def report_unaccepted_results(build: PipelineBuild) -> None:
 
 def report_unholdable_result(plugin: Word, emit: Emit, build: PipelineBuild) -> None:
     """Report a target that can't hold the kind of result that it is to write."""
-    holdable, kind = plugin.facts.get("result_kinds", (MODEL,)), kind_of(build, emit.source)
+    holdable, kind = plugin.facts.get("result_kinds", (MODEL,)), result_kind_of(build, emit.source)
     if kind not in holdable:
         build.scope.report(
             other_kind_of_result(
-                f"`{plugin.name}` holds {_either(holdable)}, and `{emit.source}` gives {label(kind)}",
+                f"`{plugin.name}` holds {_labels_joined_with_or(holdable)}, "
+                f"and `{emit.source}` gives {result_label(kind)}",
                 emit.call.span,
-                related=_where(build, emit.source),
+                related=_related_spans_of_result(build, emit.source),
                 help=_remedy_by_picking_one_model(build, kind, holdable)
                 or _remedy_by_other_target(build, kind)
                 + _suitable_result_remedy(build, holdable, "", False)
@@ -117,7 +119,9 @@ def _remedy_by_picking_one_model(build: PipelineBuild, kind: str, accepted: tupl
     if MODEL not in accepted:
         return ""
     words = build.scope.session.vocabulary.words
-    takers = [w.name for w in words("pass").values() if kind in w.facts.get("accepts", ()) and _results_in_model(w)]
+    takers = [
+        w.name for w in words("pass").values() if kind in w.facts.get("accepts", ()) and _results_in_model_by_default(w)
+    ]
     holders = [w.name for w in words("target").values() if kind in w.facts.get("result_kinds", ()) and w.name == kind]
     picked = [f"take one out of it with `{name}`" for name in sorted(takers)]
     emitted = [f'emit it with `{name}("{name}")`, from which `effc pick` takes a model' for name in holders]
@@ -132,16 +136,16 @@ def _remedy_by_other_target(build: PipelineBuild, kind: str) -> str:
     return f"emit it with {' or '.join(names)}, " if names else ""
 
 
-def _results_in_model(plugin: Word) -> bool:
+def _results_in_model_by_default(plugin: Word) -> bool:
     return MODEL in plugin.facts.get("results", (MODEL,))
 
 
-def _either(result_kinds: tuple[str, ...]) -> str:
-    return " or ".join(map(label, result_kinds))
+def _labels_joined_with_or(result_kinds: tuple[str, ...]) -> str:
+    return " or ".join(map(result_label, result_kinds))
 
 
-def _where(line: PipelineBuild, name: str) -> tuple[tuple[Span, str], ...]:
-    return tuple((s.span, f"gives {label(s.rules.result_kind())}") for s in line.stages if s.name == name)
+def _related_spans_of_result(line: PipelineBuild, name: str) -> tuple[tuple[Span, str], ...]:
+    return tuple((s.span, f"gives {result_label(s.rules.result_kind())}") for s in line.stages if s.name == name)
 
 
 def _suitable_result_remedy(build: PipelineBuild, accepted: tuple[str, ...], end: str, is_explicit: bool) -> str:
@@ -150,7 +154,11 @@ def _suitable_result_remedy(build: PipelineBuild, accepted: tuple[str, ...], end
     earlier = build.stages[: names.index(end)] if end else build.stages
     fit = [s.name for s in earlier if s.rules.result_kind() in accepted]
     if is_explicit:
-        return f"name steps that give {_either(accepted)}" + (f": {', '.join(fit)}" if fit else "")
+        return f"name steps that give {_labels_joined_with_or(accepted)}" + (f": {', '.join(fit)}" if fit else "")
     if fit:
         return f"write `from: {fit[-1]}`"
-    return f"write `from: {build.input}`" if MODEL in accepted else f"add a step that gives {_either(accepted)}"
+    return (
+        f"write `from: {build.input}`"
+        if MODEL in accepted
+        else f"add a step that gives {_labels_joined_with_or(accepted)}"
+    )

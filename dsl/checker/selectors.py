@@ -60,26 +60,26 @@ def parse_glob(glob: str) -> tuple[str | BraceAlternatives, ...]:
     while at < len(glob):
         match = _TOKEN.match(glob, at)
         if match is None:
-            raise InvalidGlob(_strange(glob, at), at, at + 1)
+            raise InvalidGlob(_glob_error_at(glob, at), at, at + 1)
         parts.append(match[2] if match[1] is None else _parse_braces(match[1], at + 1))
         at = match.end()
     if not parts:
         raise InvalidGlob("the selector is empty", 0, 0)
     if any(a == "" for a in re.sub(r"\{[^{}]*\}", "x", glob).split(".")):
         raise InvalidGlob("a dot of the selector has no name beside it", 0, len(glob))
-    if combinations(parts) > MAX_LENGTH:
-        raise InvalidGlob(f"the braces make {combinations(parts)} globs, the limit is {MAX_LENGTH}", 0, len(glob))
+    if expansion_count(parts) > MAX_LENGTH:
+        raise InvalidGlob(f"the braces make {expansion_count(parts)} globs, the limit is {MAX_LENGTH}", 0, len(glob))
     return tuple(parts)
 
 
-def _strange(glob: str, offset: int) -> str:
+def _glob_error_at(glob: str, offset: int) -> str:
     """Why no part of a glob begins at a character of it."""
     if glob[offset] == "{":
         return "braces lie within braces" if "}" in glob[offset:] else "`{` is not closed"
     return "`}` closes nothing" if glob[offset] == "}" else f"`{glob[offset]}` has no meaning in a selector"
 
 
-def combinations(parts: Iterable[str | BraceAlternatives]) -> int:
+def expansion_count(parts: Iterable[str | BraceAlternatives]) -> int:
     count = 1
     for part in parts:
         count *= len(part.options) if isinstance(part, BraceAlternatives) else 1
@@ -185,11 +185,11 @@ def resolve_selector(selector: Selector, paths: Iterable[str]) -> tuple[str, ...
     paths = tuple(dict.fromkeys(paths))
     chosen: set[str] = set()
     for op, glob in selector.terms:
-        chosen = _joined(op, chosen, _matched_paths_and_alternatives(glob, paths)[0])
+        chosen = _combine_sets(op, chosen, _matched_paths_and_alternatives(glob, paths)[0])
     return tuple(p for p in paths if p in chosen)
 
 
-def _joined(op: str, left: set[str], right: set[str]) -> set[str]:
+def _combine_sets(op: str, left: set[str], right: set[str]) -> set[str]:
     if op == "|":
         return left | right
     return left - right if op == "-" else left & right
@@ -214,5 +214,5 @@ def unmatched_parts(selector: Selector, paths: Iterable[str]) -> tuple[Unmatched
             ]
             if op != "|" and chosen and not matched & chosen:
                 out.append(UnmatchedPart(term, glob, glob, 0, subtracts=True))
-        chosen = _joined(op, chosen, matched)
+        chosen = _combine_sets(op, chosen, matched)
     return tuple(out)

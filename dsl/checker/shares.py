@@ -10,7 +10,7 @@ from ..syntax.nearest import nearest_name
 from ..syntax.source import Span
 from .literals import InvalidLiteral
 from .scope import POISON, Scope
-from .type_phrases import listed
+from .type_phrases import joined_with_and
 from .typed import typed_value, unit_mismatch
 from .value_text import value_text
 from .values import Ratio, Shares
@@ -31,7 +31,7 @@ def typed_shares(expr: ast.Pairs, param: Param, scope: Scope) -> Shares | Any:
     for entry in expr.entries:
         fault = _unknown_share_diagnostic(entry.name.path, entry.name.span, param)
         if fault:
-            scope.report(replace(fault, fix=_renamed(entry, param)))
+            scope.report(replace(fault, fix=_rename_fix(entry, param)))
         value = typed_value(entry.value, Param(entry.name.path, ("float", "ratio"), "", ge=0), scope)
         sound &= fault is None and value is not POISON
         entries.append((entry, value))
@@ -40,7 +40,7 @@ def typed_shares(expr: ast.Pairs, param: Param, scope: Scope) -> Shares | Any:
     return Shares(tuple((e.name.path, v.value if isinstance(v, Ratio) else v) for e, v in entries))
 
 
-def named(expr: ast.Expr, shares: Shares, param: Param) -> Shares:
+def checked_named_shares(expr: ast.Expr, shares: Shares, param: Param) -> Shares:
     """Shares that came by a name, theirs held against those of the parameter; raises Conflict."""
     for name, _ in shares.parts:
         if fault := _unknown_share_diagnostic(name, expr.span, param):
@@ -55,11 +55,11 @@ def _unknown_share_diagnostic(name: str, span: Span, param: Param) -> Diagnostic
     return unknown_share(
         f"`{param.name}` has no share of `{name}`",
         span,
-        help=f"did you mean `{closest}`?" if closest else f"there are {listed(param.of)}",
+        help=f"did you mean `{closest}`?" if closest else f"there are {joined_with_and(param.of)}",
     )
 
 
-def _renamed(entry: ast.Entry, param: Param) -> Fix | None:
+def _rename_fix(entry: ast.Entry, param: Param) -> Fix | None:
     closest = nearest_name(entry.name.path, param.of)
     return Fix(entry.name.span, closest) if closest else None
 

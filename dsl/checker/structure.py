@@ -12,7 +12,7 @@ from ..syntax.nearest import nearest_name
 from ..syntax.source import Span
 from .amounts import report_invalid_amount
 from .inputs import report_incompatible_module_widths
-from .literals import inside
+from .literals import span_inside_text
 from .pipelines import PipelineBuild, Stage
 from .selectors import UnmatchedPart, matches, resolve_selector, unmatched_parts
 from .skeleton import Group, Skeleton, is_submodule
@@ -168,7 +168,7 @@ def _absent_parts_diagnostic(stage: Stage, candidates: Selectable, skeleton: Ske
         )
     if candidates.groups == () and (relevant or unread):
         path, reason = (relevant or unread)[0]
-        note = f"`{path}`: {because(skeleton, path, reason)}"
+        note = f"`{path}`: {reason_with_opaque_cause(skeleton, path, reason)}"
         lack = f"none of which {'can be cut' if relevant else 'is found'} in this model"
     elif not skeleton.units and candidates.kind != "linear":
         lack, note = "none of which is found in this model", "it has no repeated layers that effc recognises"
@@ -203,7 +203,7 @@ def is_reason_for(refusal: Sequence[str], kind: str, skeleton: Skeleton) -> bool
     return "attention" in roles if kind in ("heads", "kv_heads") else roles != {"attention"}
 
 
-def because(skeleton: Skeleton, path: str, reason: str) -> str:
+def reason_with_opaque_cause(skeleton: Skeleton, path: str, reason: str) -> str:
     """Why a module can't be narrowed; of one that is a single node of the graph also what made it so."""
     opaque = dict(skeleton.opaque).get(path)
     return f"{reason}: {opaque}" if opaque else reason
@@ -243,7 +243,7 @@ def _selector_span(span: Span | None, unmatched: UnmatchedPart) -> Span | None:
     if glob < 0:
         return span
     start = span.start + glob + 1
-    return inside(
+    return span_inside_text(
         Span(span.source, start, start + len(unmatched.glob)),
         unmatched.glob,
         unmatched.start,

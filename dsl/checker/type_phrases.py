@@ -51,18 +51,18 @@ def expected_phrase(param: Param) -> str:
         if name == "choice" and param.choices:
             phrase = "one of " + ", ".join(param.choices)
         if name == "shares" and param.of:
-            phrase += f" for {listed(param.of)}"
+            phrase += f" for {joined_with_and(param.of)}"
         words.append(phrase + (f" of {param.unit}" if name == "int" and param.unit else ""))
     return " or ".join(dict.fromkeys(words))
 
 
-def listed(names: tuple[str, ...]) -> str:
+def joined_with_and(names: tuple[str, ...]) -> str:
     """`blocks, channels and heads`."""
     *head, last = names
     return f"{', '.join(head)} and {last}" if head else last
 
 
-def like(param: Param) -> str:
+def example_remedy(param: Param) -> str:
     if text := sample_value(param):
         return f"write it like `{text}`"
     if declared := DECLARED.get(param.types[0].removeprefix("list[").removesuffix("]")):

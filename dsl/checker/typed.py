@@ -8,11 +8,11 @@ from ..syntax import ast
 from ..syntax.diagnostics import Diagnostic, Fault, Fix
 from ..syntax.nearest import nearest_name
 from ..syntax.quotes import quotes_for
-from .limits import keeps_bounds_or_report
+from .limits import validate_or_report
 from .list_bounds import keeps_list_bounds_or_report
 from .literals import InvalidLiteral, literal_value, parse_range_limits, parse_selector
 from .scope import LABELS, POISON, Scope, ScopeEntry
-from .type_phrases import PHRASES, expected_phrase, like, sample_value
+from .type_phrases import PHRASES, example_remedy, expected_phrase, sample_value
 from .value_text import number, plain, value_text
 from .values import Bytes, DataRef, Duration, MetricRef, ModelRef, ProfileRef, Range, Ratio, Selector, Shares, StepRef
 from .vocabulary import Param
@@ -53,14 +53,14 @@ def typed_value(expr: ast.Expr, param: Param, scope: Scope) -> Any:
     except InvalidLiteral as error:
         scope.report(error.diagnostic)
         return POISON
-    if value is POISON or not keeps_bounds_or_report(value, param, expr.span, scope.report):
+    if value is POISON or not validate_or_report(value, param, expr.span, scope.report):
         return POISON
     return value
 
 
 def _evaluate_expression(expr: ast.Expr, param: Param, scope: Scope) -> Any:
     match expr:
-        case _ if all(t.startswith("list[") for t in param.types) and _is_one(expr, param, scope):
+        case _ if all(t.startswith("list[") for t in param.types) and _fits_as_single_item(expr, param, scope):
             as_list = f"[{expr.span.text}]"
             message = f"`{param.name}` is one value, {expected_phrase(param)} is needed"
             raise InvalidLiteral(
@@ -69,7 +69,7 @@ def _evaluate_expression(expr: ast.Expr, param: Param, scope: Scope) -> Any:
         case ast.Name():
             return _evaluate_name(expr, param, scope)
         case ast.Call():
-            return _call(expr, param, scope)
+            return _evaluate_call(expr, param, scope)
         case ast.Items(items):
             return _evaluate_list(expr, items, param, scope)
         case ast.Pairs():
@@ -86,7 +86,7 @@ def _evaluate_expression(expr: ast.Expr, param: Param, scope: Scope) -> Any:
     return coerce_to_param_type(expr, literal_value(expr), param)
 
 
-def _is_one(expr: ast.Expr, param: Param, scope: Scope) -> bool:
+def _fits_as_single_item(expr: ast.Expr, param: Param, scope: Scope) -> bool:
     """Whether an expression would do as the one item of the list that is asked for."""
     if isinstance(expr, ast.Items):
         return False
@@ -132,9 +132,9 @@ def coerce_to_param_type(expr: ast.Expr, value: Any, param: Param) -> Any:
         if name == "ratio" and kind == "ratio":
             return with_ratio_base(expr, value, param)
         if name == "shares" and kind == "shares":
-            from .shares import named
+            from .shares import checked_named_shares
 
-            return named(expr, value, param)
+            return checked_named_shares(expr, value, param)
         if name == "float" and kind in ("int", "float"):
             return float(value)
         if name == kind:
@@ -192,7 +192,9 @@ def type_mismatch_diagnostic(expr: ast.Expr, value: Any, param: Param) -> Diagno
         return unit_mismatch(
             f"`{param.name}` is {value_text(value)}, {expected} is needed", expr.span, help=help, fix=fix
         )
-    return type_mismatch(f"`{param.name}` is {PHRASES[value_type]}, {expected} is needed", expr.span, help=like(param))
+    return type_mismatch(
+        f"`{param.name}` is {PHRASES[value_type]}, {expected} is needed", expr.span, help=example_remedy(param)
+    )
 
 
 def _certain_unit_fix(expr: ast.Expr, value: Any, param: Param) -> Fix | None:
@@ -211,7 +213,7 @@ def _unknown_choice_diagnostic(expr: ast.Expr, text: str, param: Param) -> Diagn
     return unknown_choice(
         f"`{param.name}` is `{text}`, which is none of {', '.join(param.choices)}",
         expr.span,
-        help=f"did you mean `{closest}`?" if closest else _legal(param),
+        help=f"did you mean `{closest}`?" if closest else _choices_remedy(param),
         fix=Fix(expr.span, closest) if closest.isidentifier() and isinstance(expr, ast.Name) else None,
         offer=Fix(expr.span, plain(closest or param.choices[0])) if param.choices else None,
     )
@@ -223,7 +225,7 @@ def kind_mismatch(name: ast.Name, entry: ScopeEntry, need: str) -> Diagnostic:
     return type_mismatch(fact, name.span, related=((entry.span, "declared here"),))
 
 
-def _legal(param: Param) -> str:
+def _choices_remedy(param: Param) -> str:
     """Allowed values of a choice: all of them where they are few."""
     texts = [f"`{param.name}: {choice}`" for choice in param.choices]
     return f"write {' or '.join(texts)}" if len(texts) <= 3 else f"write it like {texts[0]}"
@@ -241,7 +243,7 @@ def _evaluate_name(expr: ast.Name, param: Param, scope: Scope) -> Any:
     if entry is None or entry.kind not in ("param", *HANDLES):
         if entry is None and "choice" in param.types and not scope.is_in_unreadable_module(expr.path):
             raise InvalidLiteral(_unknown_choice_diagnostic(expr, expr.path, param))
-        _report_not_a_value(expr, entry, scope, _fitting(param), _first_phrase(param), param)
+        _report_not_a_value(expr, entry, scope, _accepted_entry_kinds(param), _first_phrase(param), param)
         return POISON
     if entry.kind == "param":
         return POISON if entry.value is POISON else _from_param(expr, entry, param)
@@ -262,7 +264,7 @@ def _from_param(expr: ast.Name, entry: ScopeEntry, param: Param) -> Any:
         raise InvalidLiteral(replace(error.diagnostic, related=((entry.span, "the param"),), fix=None)) from None
 
 
-def _fitting(param: Param) -> tuple[str, ...]:
+def _accepted_entry_kinds(param: Param) -> tuple[str, ...]:
     return ("param", *(t for t in param.types if t in HANDLES))
 
 
@@ -284,7 +286,7 @@ def _report_not_a_value(
         scope.report(kind_mismatch(expr, entry, f", {expected} is needed"))
 
 
-def _call(expr: ast.Call, param: Param, scope: Scope) -> Any:
+def _evaluate_call(expr: ast.Call, param: Param, scope: Scope) -> Any:
     from .calls import metric_ref
 
     if "metric" in param.types:
@@ -309,7 +311,9 @@ def _evaluate_shares(expr: ast.Pairs, param: Param, scope: Scope) -> Any:
         return typed_shares(expr, param, scope)
     raise InvalidLiteral(
         type_mismatch(
-            f"`{param.name}` is {PHRASES['shares']}, {expected_phrase(param)} is needed", expr.span, help=like(param)
+            f"`{param.name}` is {PHRASES['shares']}, {expected_phrase(param)} is needed",
+            expr.span,
+            help=example_remedy(param),
         )
     )
 

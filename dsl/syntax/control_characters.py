@@ -28,18 +28,22 @@ BIDI_CONTROLS = (
 )  # (Boucher and Anderson, arXiv 2111.00169)
 
 
-def control_in(text: str, lines: bool = False) -> str:
-    """The first control character of a text, "" where it has none; with `lines`, tabs and line ends are none, nor is
-    what turns letters."""
+def first_control_character(text: str, allow_line_breaks: bool = False) -> str:
+    """The first control character of a text, "" where it has none.
+
+    allow_line_breaks   whether tabs, line ends and what turns letters are none
+    """
     if text.isprintable():
         return ""
-    return next((c for c in text if _drives(c, lines)), "")
+    return next((c for c in text if _is_control(c, allow_line_breaks)), "")
 
 
-def _drives(c: str, lines: bool) -> bool:
-    if lines and (c in LINES or bidirectional(c) in BIDI_CONTROLS):  # texts in two directions need them
+def _is_control(character: str, allow_line_breaks: bool) -> bool:
+    if allow_line_breaks and (
+        character in LINES or bidirectional(character) in BIDI_CONTROLS
+    ):  # texts in two directions need them
         return False
-    return category(c) in ("Cc", "Cs", "Zl", "Zp") or bidirectional(c) in BIDI_CONTROLS
+    return category(character) in ("Cc", "Cs", "Zl", "Zp") or bidirectional(character) in BIDI_CONTROLS
 
 
 def control_character_error(label: str, character: str, span: Span | None = None) -> Diagnostic:

@@ -106,7 +106,7 @@ class ErrorSite:
     def first_on_line(self, i: int) -> bool:
         return i == 0 or self.tokens[i - 1].end_line < self.tokens[i].line
 
-    def _follow(self, i: int, token_types) -> bool:
+    def _are_followed_by(self, i: int, token_types) -> bool:
         return all(
             i + k + 1 < len(self.tokens) and self.tokens[i + k + 1].type == kind for k, kind in enumerate(token_types)
         )
@@ -118,7 +118,7 @@ class ErrorSite:
             return False
         if token.column == 1 and self.tokens[i + 1].type not in _NO_STATEMENT:
             return True
-        return any(self._follow(i, kinds) for kinds in _AFTER_HEAD[token])
+        return any(self._are_followed_by(i, kinds) for kinds in _AFTER_HEAD[token])
 
     def begins_step(self, i: int) -> bool:
         """Whether, inside the parentheses of a step that was not closed, the next step begins here."""
@@ -126,7 +126,7 @@ class ErrorSite:
             return False
         if self.tokens[self.statement] != "pipeline":
             return False
-        shape = any(self._follow(i, ("EQUAL", kind, "LPAR")) for kind in ("NAME", "DOTTED"))
+        shape = any(self._are_followed_by(i, ("EQUAL", kind, "LPAR")) for kind in ("NAME", "DOTTED"))
         return shape and self.tokens[i].type == "NAME" and self.tokens[i].column <= self.tokens[self.start].column
 
     def next_head(self, i: int) -> int:

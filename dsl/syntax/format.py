@@ -131,23 +131,23 @@ class _Writer:
             case ast.Items() | ast.Pairs():
                 return node.span.start
             case ast.Pipeline():
-                return self._brace(node.model.span.end)
+                return self._offset_of_brace(node.model.span.end)
             case ast.Profile():
-                return self._brace(node.name.span.end)
+                return self._offset_of_brace(node.name.span.end)
             case ast.Matrix():
-                return node.span.start if self._braces(node) else self.comment_limit(node.entries[0])
+                return node.span.start if self._needs_braces(node) else self.comment_limit(node.entries[0])
             case ast.Expect() | ast.Emit():
-                return self._brace(node.pipeline.span.end)
+                return self._offset_of_brace(node.pipeline.span.end)
         return node.span.end
 
-    def _brace(self, start: int) -> int:
+    def _offset_of_brace(self, start: int) -> int:
         """Offset of the `{` after an offset, comments skipped."""
         text, at = self.source.text, start
         while 0 <= at < len(text) and text[at] != "{":
             at = text.find("\n", at) if text[at] == "#" else at + 1
         return max(at, 0)
 
-    def _braces(self, matrix: ast.Matrix) -> bool:
+    def _needs_braces(self, matrix: ast.Matrix) -> bool:
         return len(matrix.entries) != 1
 
     def inside(self, node) -> bool:
@@ -181,7 +181,7 @@ class _Writer:
                 self.write_block(node, f"emit {node.pipeline.path} ", node.targets)
 
     def matrix(self, node: ast.Matrix) -> None:
-        if self._braces(node):
+        if self._needs_braces(node):
             self.write_entries(node, "matrix ", node.entries)
         else:
             entry = node.entries[0]

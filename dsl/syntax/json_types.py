@@ -25,22 +25,24 @@ def from_json(data: Any, kind: Any, path: str = "") -> Any:
     path   of the data in what was read: `sizes.0.params`
     """
     if kind in _PLAIN:
-        return data if type(data) in _PLAIN[kind] else _refuse(path)
+        return data if type(data) in _PLAIN[kind] else _raise_mismatch(path)
     origin, arguments = get_origin(kind) or kind, get_args(kind)
     if origin is Annotated:
         value = from_json(data, arguments[0], path)
-        return value if all(is_met(value) for is_met in arguments[1:]) else _refuse(path)
+        return value if all(is_met(value) for is_met in arguments[1:]) else _raise_mismatch(path)
     if origin in (Union, UnionType):
         return _first_fitting(data, arguments, path)
     if origin is Literal:
-        return data if any(data == value and type(data) is type(value) for value in arguments) else _refuse(path)
+        return (
+            data if any(data == value and type(data) is type(value) for value in arguments) else _raise_mismatch(path)
+        )
     if origin in (tuple, Sequence, list):
         items = _sequence(data, arguments, path)
         return list(items) if origin is list else items
     if origin in (Mapping, dict):
         return _mapping(data, arguments, path)
     if is_dataclass(kind):
-        return _record(data, kind, path)
+        return _dataclass(data, kind, path)
     assert kind is Any, f"JSON has no {kind}"
     return data
 
@@ -56,10 +58,10 @@ def _first_fitting(data: Any, kinds: tuple[Any, ...], path: str) -> Any:
 
 def _sequence(data: Any, kinds: tuple[Any, ...], path: str) -> tuple[Any, ...]:
     if not isinstance(data, list):
-        _refuse(path)
+        _raise_mismatch(path)
     item_kinds = kinds if kinds[1:] and kinds[1] is not ... else (kinds[0],) * len(data)
     if len(item_kinds) != len(data):
-        _refuse(path)
+        _raise_mismatch(path)
     return tuple(
         from_json(item, kind, _inner_path(path, at))
         for at, (item, kind) in enumerate(zip(data, item_kinds, strict=True))
@@ -69,7 +71,7 @@ def _sequence(data: Any, kinds: tuple[Any, ...], path: str) -> tuple[Any, ...]:
 def _mapping(data: Any, kinds: tuple[Any, ...], path: str) -> dict[Any, Any]:
     key_kind, kind = kinds
     if not isinstance(data, dict):
-        _refuse(path)
+        _raise_mismatch(path)
     names = (int(name) if key_kind is int and re.fullmatch(r"-?\d+", name) else name for name in data)
     return {
         from_json(name, key_kind, _inner_path(path, name)): from_json(value, kind, _inner_path(path, name))
@@ -77,15 +79,15 @@ def _mapping(data: Any, kinds: tuple[Any, ...], path: str) -> dict[Any, Any]:
     }
 
 
-def _record(data: Any, kind: Any, path: str) -> Any:
+def _dataclass(data: Any, kind: Any, path: str) -> Any:
     if not isinstance(data, dict):
-        _refuse(path)
+        _raise_mismatch(path)
     known = {f.name: f for f in fields(kind)}
     if unknown := sorted(data.keys() - known.keys()):
-        _refuse(_inner_path(path, unknown[0]))
+        _raise_mismatch(_inner_path(path, unknown[0]))
     for name, f in known.items():
         if name not in data and f.default is MISSING and f.default_factory is MISSING:
-            _refuse(_inner_path(path, name))
+            _raise_mismatch(_inner_path(path, name))
     hints = _hints(kind)
     return kind(**{name: from_json(value, hints[name], _inner_path(path, name)) for name, value in data.items()})
 
@@ -99,10 +101,10 @@ def _inner_path(path: str, name: object) -> str:
     return f"{path}.{name}" if path else str(name)
 
 
-def _refuse(path: str) -> Any:
+def _raise_mismatch(path: str) -> Any:
     raise ValueError(f"`{path[:120]}` is missing, of another form, or out of its range")
 
 
-def within(low: float, high: float) -> Any:
+def is_from_to(low: float, high: float) -> Any:
     """Predicate of numbers from `low` to `high`; NaN is none of them."""
     return lambda value: low <= value <= high

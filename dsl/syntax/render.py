@@ -39,13 +39,13 @@ def _render_text(diagnostic: Diagnostic, color: bool) -> str:
     def paint(style: str, text: str) -> str:
         return f"\x1b[{_COLORS[style]}m{text}\x1b[0m" if color and text else text
 
-    severity, message = diagnostic.severity, visible(on_a_line(short(diagnostic.message)))
+    severity, message = diagnostic.severity, visible(without_line_breaks(shortened(diagnostic.message)))
     lines = [paint(severity, f"{severity}[{diagnostic.slug}]") + paint("bold", f": {message}")]
     if diagnostic.span:
         lines += _source_snippets(diagnostic, diagnostic.span, paint)
     for kind, sentence in (("note", diagnostic.note), ("help", diagnostic.help)):
         if sentence:
-            first, *continuation = visible(short(sentence)).split("\n")
+            first, *continuation = visible(shortened(sentence)).split("\n")
             lines += [f"{paint(kind, kind)}: {first}", *(f"      {line}" for line in continuation)]
     return "\n".join(lines)
 
@@ -59,7 +59,9 @@ def _source_snippets(diagnostic: Diagnostic, span: Span, paint) -> list[str]:
     for arrow, ((name, _), spans) in zip(["-->"] + [":::"] * len(marks), marks.items(), strict=False):
         line, column = spans[0][0].source.position(spans[0][0].start)
         excerpt = Excerpt(spans)
-        lines.append(f"{' ' * (excerpt.width - 2)}{paint('gutter', arrow)} {visible(on_a_line(name))}:{line}:{column}")
+        lines.append(
+            f"{' ' * (excerpt.width - 2)}{paint('gutter', arrow)} {visible(without_line_breaks(name))}:{line}:{column}"
+        )
         for gutter, text, mark in excerpt.printable_rows():
             tint = {"^": diagnostic.severity, "-": "gutter"}.get(mark)
             lines.append((paint("gutter", gutter) + (paint(tint, text) if tint else text)).rstrip())
@@ -68,7 +70,7 @@ def _source_snippets(diagnostic: Diagnostic, span: Span, paint) -> list[str]:
 
 def visible(text: str) -> str:
     """Printable form of untrusted text: without control sequences for terminals or commands for CI runners."""
-    return printable(inert(text))
+    return printable(without_ci_commands(text))
 
 
 def printable(text: str) -> str:
@@ -78,17 +80,17 @@ def printable(text: str) -> str:
     return "".join(c if c in "\n\t" or c.isprintable() or category(c) == "Zs" else _UNSEEN for c in text)
 
 
-def inert(text: str) -> str:
+def without_ci_commands(text: str) -> str:
     """Without commands to a runner of CI jobs: lines that begin with `::`, and `##vso[` wherever it stands."""
     return _COMMAND.sub(lambda match: (match[1] or "") + _UNSEEN, text) if "::" in text or "##" in text else text
 
 
-def short(text: str) -> str:
+def shortened(text: str) -> str:
     """Shortened text for messages: names in untrusted files may have megabytes."""
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 40]} … ({len(text)} characters)"
 
 
-def on_a_line(text: str) -> str:
+def without_line_breaks(text: str) -> str:
     """A name or a fact without line ends, so that what it says does not pass for a line of ours."""
     return _LINE_END.sub(_UNSEEN, text)
 
@@ -146,7 +148,7 @@ def _github_command(diagnostic: Diagnostic) -> str:
         else:
             properties["endLine"] = location["end_line"]
     properties["title"] = diagnostic.slug
-    lines = [short(diagnostic.message)]
+    lines = [shortened(diagnostic.message)]
     lines += [f"{kind}: {text}" for kind, text in (("note", diagnostic.note), ("help", diagnostic.help)) if text]
     listed = ",".join(f"{key}={_escaped(str(value), is_property=True)}" for key, value in properties.items())
     return f"::{command} {listed}::{_escaped(chr(10).join(lines))}"

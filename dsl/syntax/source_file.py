@@ -22,11 +22,11 @@ def read_source(path: str | Path) -> Source:
     """The text of a recipe file, its line ends as they are and without byte order mark. Raises Reject."""
     file = Path(path)
     try:
-        with open(file, "rb", opener=_without_waiting) as opened:
+        with open(file, "rb", opener=_open_without_blocking) as opened:
             fact = os.fstat(opened.fileno())
             if not (stat.S_ISREG(fact.st_mode) or stat.S_ISDIR(fact.st_mode)):
                 raise unreadable_recipe(
-                    f"`{path}` is {_kind(fact.st_mode)}, not a file",
+                    f"`{path}` is {_irregular_kind(fact.st_mode)}, not a file",
                     help="save the recipe in a file, and give its path",
                 ).rejection()
             data = opened.read(LIMIT + 1)
@@ -54,12 +54,12 @@ def read_source(path: str | Path) -> Source:
         raise _not_utf8_diagnostic(str(path), data, error).rejection() from None
 
 
-def _without_waiting(path: str, flags: int) -> int:
+def _open_without_blocking(path: str, flags: int) -> int:
     """A pipe is opened at once, where a plain `open` waits until somebody writes to it."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _kind(mode: int) -> str:
+def _irregular_kind(mode: int) -> str:
     known = ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISDIR, "a folder"))
     return next((name for is_kind, name in known if is_kind(mode)), "a device")
 
@@ -70,7 +70,7 @@ def irregular_kind_of_path(path: Path) -> str:
         mode = path.stat().st_mode
     except (OSError, ValueError):
         return ""
-    return "" if stat.S_ISREG(mode) else _kind(mode)
+    return "" if stat.S_ISREG(mode) else _irregular_kind(mode)
 
 
 def too_large(name: str, size: int) -> Diagnostic:

@@ -50,7 +50,7 @@ def replace_token_mistake(
     return SyntaxMistake(fault(message, span, help=help, fix=fix), True, (kind, text), True)
 
 
-def dropped(error_site: ErrorSite, span: Span, fault: Fault, message: str, help: str) -> SyntaxMistake:
+def remove_text_mistake(error_site: ErrorSite, span: Span, fault: Fault, message: str, help: str) -> SyntaxMistake:
     return SyntaxMistake(fault(message, span, help=help, fix=Fix(span, "")), True, None, True)
 
 

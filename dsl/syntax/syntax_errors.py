@@ -13,20 +13,25 @@ from .expected import ITEMS, SHARES, token_label, unexpected_token_mistake
 from .source import Span
 from .syntax_error import (
     SyntaxMistake,
-    dropped,
     foreign_spelling,
     is_unit,
     join_unit_mistake,
     missing_comma,
     not_closed,
     not_opened,
+    remove_text_mistake,
     replace_token_mistake,
     spaced_unit_mistake,
     syntax,
     too_deep,
     unexpected_sign,
 )
-from .unknown_tokens import quoted, unknown_token_mistake, unquoted_text_mistake, unterminated_string_mistake
+from .unknown_tokens import (
+    single_quotes_mistake,
+    unknown_token_mistake,
+    unquoted_text_mistake,
+    unterminated_string_mistake,
+)
 
 WORDS = {"True": "true", "False": "false"}
 
@@ -127,7 +132,7 @@ def _colon_for_equal_mistake(error_site: ErrorSite) -> SyntaxMistake:
     )
 
 
-def _equal_for_compare(error_site: ErrorSite) -> SyntaxMistake:
+def _equal_for_compare_mistake(error_site: ErrorSite) -> SyntaxMistake:
     return replace_token_mistake(
         error_site, "COMPARE", "==", "`=` compares nothing", "write `<=`, `>=` or `==`", sure=False
     )
@@ -186,7 +191,7 @@ def _needless_comma_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
     if error_site.innermost_bracket:
         return None
     item = ITEMS.get(error_site.owner, ("", ""))[0].split(" ")[-1] or "statement"
-    return dropped(
+    return remove_text_mistake(
         error_site,
         error_site.span(error_site.token),
         unexpected_sign,
@@ -232,7 +237,7 @@ def _unquoted_pattern_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
     )
 
 
-def _pattern(error_site: ErrorSite) -> SyntaxMistake:
+def _pattern_mistake(error_site: ErrorSite) -> SyntaxMistake:
     return SyntaxMistake(
         syntax(
             "a pattern stands outside quotes", error_site.span(error_site.token), help='write it in quotes: `"*.mlp"`'
@@ -263,7 +268,7 @@ def _unquoted_braces_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
     )
 
 
-def _yaml_list(error_site: ErrorSite) -> SyntaxMistake:
+def _yaml_list_mistake(error_site: ErrorSite) -> SyntaxMistake:
     return SyntaxMistake(
         foreign_spelling("`-` starts no list", error_site.span(error_site.token), help="lists are written `[a, b]`")
     )
@@ -317,23 +322,23 @@ TABLE: tuple[Row, ...] = (
     _row("", "", _unclosed_bracket_mistake),
     _row("RPAR RSQB RBRACE", "", _unopened_bracket_mistake),
     _row("", "", unquoted_text_mistake),
-    _row("QUOTED", "STRING", quoted),
+    _row("QUOTED", "STRING", single_quotes_mistake),
     _row("QUOTED STRANGE FOREIGN", "", unknown_token_mistake),
     _row("NAME", "NUMBER", _python_word_mistake),
     _row("EQUAL COMPARE", "COLON", _equal_for_colon_mistake),
     _row("COLON COMPARE", "EQUAL", _colon_for_equal_mistake),
     _row("COLON", "COMMA", _unquoted_pattern_mistake),
-    _row("EQUAL", "COMPARE", _equal_for_compare),
+    _row("EQUAL", "COMPARE", _equal_for_compare_mistake),
     _row("NAME DOTTED NUMBER STRING LONG_STRING LSQB", "COMMA", _missing_comma_mistake),
     _row("NAME", "", spaced_unit_mistake),
     _row("", "COLON", _spaced_unit_in_block_mistake),
     _row("", "COMPARE", _spaced_unit_in_block_mistake),
     _row("COMMA", "RBRACE", _needless_comma_mistake),
     _row("COMMA", "$END", _needless_comma_mistake),
-    _row("STAR", "STRING", _pattern),
+    _row("STAR", "STRING", _pattern_mistake),
     _row("STRING", "NAME", _quoted_share_name_mistake),
     _row("COMMA RBRACE", "COLON", _unquoted_braces_mistake),
-    _row("MINUS", "STRING", _yaml_list),
+    _row("MINUS", "STRING", _yaml_list_mistake),
     _row("NUMBER", "NAME", _factor_before_baseline_mistake),
     _row("NAME DOTTED NUMBER STRING LONG_STRING", "$END", _unknown_statement_mistake),
 )

@@ -8,8 +8,8 @@ from .quotes import quotes_for
 from .source import Span
 from .syntax_error import (
     SyntaxMistake,
-    dropped,
     foreign_spelling,
+    remove_text_mistake,
     replace_token_mistake,
     spaced_unit_mistake,
     syntax,
@@ -48,7 +48,7 @@ def unquoted_text_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
     return SyntaxMistake(quotes_for(match[0], Span(error_site.source, match.start(), match.end())))
 
 
-def quoted(error_site: ErrorSite) -> SyntaxMistake:
+def single_quotes_mistake(error_site: ErrorSite) -> SyntaxMistake:
     text = '"' + error_site.token[1:-1].replace("\\'", "'").replace('"', '\\"') + '"'
     return replace_token_mistake(
         error_site, "STRING", text, "strings stand in double quotes", f"write `{text}`", foreign_spelling
@@ -61,7 +61,7 @@ def unknown_token_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
         help = "arguments, items and shares are separated by `,`"
         return replace_token_mistake(error_site, "COMMA", ",", "`;` stands where `,` is meant", help, foreign_spelling)
     if token == ";" and error_site.expected & {"RBRACE", "$END"}:
-        return dropped(
+        return remove_text_mistake(
             error_site, span, foreign_spelling, "`;` has no meaning here", "statements and steps need no separator"
         )
     if token == "%" and error_site.previous.type == "NUMBER" and error_site.previous.end_line == token.line:

@@ -53,7 +53,7 @@ def _argument(arg: ast.Arg) -> str:
 def quoted(value: str, multiline: bool = False) -> str:
     """A string in quotes. `multiline`: in three quotes, its lines as they are."""
     if not multiline:
-        return '"' + "".join(_ESCAPES.get(c) or _plain(c) for c in value) + '"'
+        return '"' + "".join(_ESCAPES.get(c) or _escaped_if_control(c) for c in value) + '"'
     body, quotes = [], 0
     for i, c in enumerate(value):
         quotes = quotes + 1 if c == '"' else 0
@@ -61,11 +61,11 @@ def quoted(value: str, multiline: bool = False) -> str:
             body.append("\\" + c)
             quotes = 0
         else:
-            body.append(c if c in "\n\t" else "\\r" if c == "\r" else _plain(c))
+            body.append(c if c in "\n\t" else "\\r" if c == "\r" else _escaped_if_control(c))
     return '"""' + "".join(body) + '"""'
 
 
-def _plain(c: str) -> str:
+def _escaped_if_control(c: str) -> str:
     hidden = c in _HIDDEN or unicodedata.category(c) == "Cc"
     return f"\\u{ord(c):04x}" if hidden else c
 

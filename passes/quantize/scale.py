@@ -19,7 +19,7 @@ from ...compiler.transforms.search.quantizing import GridPass
 from ...compiler.transforms.search.scaling import N_TRIALS, Scaling, Sums
 from ...compiler.transforms.search.solving import estimate_layerwise_effort
 from ...compiler.transforms.search.sparsity import finite_weight
-from ...dsl.checker.inputs import inputs
+from ...dsl.checker.inputs import in_features_of
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import DataRef
 
@@ -96,7 +96,7 @@ class Scale(GridPass):
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
         """Every weight is rounded for each factor of two folds, as reader and as writer, and its error summed."""
         chosen = self.chosen(skeleton)
-        shapes = [(dict(part.tensors)["weight"][0], inputs(part)) for part in chosen]
+        shapes = [(dict(part.tensors)["weight"][0], in_features_of(part)) for part in chosen]
         trials = 2 * 2 * N_TRIALS  # folds, kinds of factors, exponents
         flops = sum(trials * 2 * n * k * k for n, k in shapes)
         effort = estimate_layerwise_effort(skeleton, chosen, ctx.rows(self.data), "uniform")

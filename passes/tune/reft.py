@@ -15,7 +15,7 @@ from ...compiler.models.rows.classifier import (
     refuse_labels_beyond_outputs,
 )
 from ...compiler.models.rows.forward import total_nll
-from ...compiler.models.rows.prompt_positions import head, prompts
+from ...compiler.models.rows.prompt_positions import parameters_above_body, prompts
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, Lossy, param
 from ...compiler.transforms.training.acceptance import no_gain_diagnostic, refuse_same_rows
@@ -86,7 +86,7 @@ class Reft(Learner):
         weights = {f"{path}.{name}": p for path, module in edits.items() for name, p in module.named_parameters()}
         hooks = [] if active is None else [p.register_hook(_make_gradient_mask_hook(active)) for p in weights.values()]
         if ctx.labels(self.data) is not None:
-            weights |= head(program.model)
+            weights |= parameters_above_body(program.model)
         try:
             course = self._train_interventions_to_best(program, ctx, edits, weights, active)
         finally:

@@ -13,7 +13,7 @@ from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.capture.sample import sample_inputs
 from effc.compiler.ir.program import Program
 from effc.compiler.models.checkpoints.origin import Origin
-from effc.compiler.models.rows.forward import predicts
+from effc.compiler.models.rows.forward import has_logits
 from effc.compiler.plugin.context import Context
 from effc.compiler.plugin.registry import Registry
 from effc.compiler.targets.native import Native
@@ -239,7 +239,7 @@ def arguments(word: str, model: nn.Module) -> dict:
     """What a pass is asked for; models without a head are scored by their hidden states."""
     given = PASSES[word]
     with torch.no_grad():
-        predicted = predicts(model(**sample_inputs(model)))
+        predicted = has_logits(model(**sample_inputs(model)))
     return given if predicted or given.get("score") is None else given | {"score": _ALIKE}
 
 

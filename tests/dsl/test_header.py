@@ -90,12 +90,12 @@ def test_what_must_be_given_comes_first_then_a_words_own_parameters_then_those_i
 
 @pytest.mark.parametrize("kind, name", WORDS)
 def test_every_parameter_has_a_sentence_and_a_default_within_its_bounds(kind, name):
-    from effc.dsl.checker.limits import keeps_bounds_or_report
+    from effc.dsl.checker.limits import validate_or_report
 
     for param in SHELF.vocabulary.word(kind, name).params:
         assert param.doc.endswith(".") and (param.doc[0].isupper() or param.doc[0] in "`0123456789"), param.name
         if not param.required and param.default is not None:
-            assert keeps_bounds_or_report(param.default, param, None, lambda fault: None), param.name
+            assert validate_or_report(param.default, param, None, lambda fault: None), param.name
 
 
 def test_types_choices_bounds_and_facts_are_read(tmp_path):

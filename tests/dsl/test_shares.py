@@ -7,7 +7,7 @@ import pytest
 from effc.compiler.cli.explain import explain_page
 from effc.compiler.plugin.header import read_plugin_header
 from effc.dsl.checker.check import check_recipe_file
-from effc.dsl.checker.limits import keeps_bounds_or_report
+from effc.dsl.checker.limits import validate_or_report
 from effc.dsl.checker.overrides import read_overrides
 from effc.dsl.checker.value_text import plain, value_text
 from effc.dsl.checker.values import Shares, value_from_json, value_to_json
@@ -209,7 +209,7 @@ def test_a_pass_declares_shares_by_type_and_names(tmp_path):
     path.write_text(HEADER, encoding="utf-8")
     split, order = read_plugin_header("pass", "cut", path).params
     assert (split.types, split.of, split.default) == (("shares",), ("blocks", "channels"), None)
-    assert order.default == Shares((("blocks", 2.0),)) and keeps_bounds_or_report(
+    assert order.default == Shares((("blocks", 2.0),)) and validate_or_report(
         order.default, order, None, lambda fault: None
     )
     path.write_text(HEADER.replace('of=("blocks", "channels"), ', ""), encoding="utf-8")

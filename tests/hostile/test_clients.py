@@ -21,7 +21,7 @@ MANY = 390  # tokens of an answer that takes its place for long
 
 @pytest.fixture
 def scheduler(model, tokenizer):  # noqa: F811
-    scheduler = Scheduler(Seen(model, 4), tokenizer, eos_ids=(), waiting=4)
+    scheduler = Scheduler(Seen(model, 4), tokenizer, eos_ids=(), max_waiting=4)
     scheduler.start()
     yield scheduler
     scheduler.stop()
@@ -45,7 +45,7 @@ def test_who_fills_the_queue_keeps_nobody_else_out(scheduler):
 
 
 def test_who_fills_the_queue_of_a_guided_model_keeps_nobody_else_out():
-    server = GuidedServer("m", None, waiting=1, parallel=1)
+    server = GuidedServer("m", None, max_waiting=1, max_parallel=1)
     server._buffered["a"] = 2
     with pytest.raises(ErrorResponse, match="as many queries wait as may"):
         server._refuse_when_full("a")
@@ -72,7 +72,7 @@ def test_a_prompt_of_another_address_is_not_seen_in_what_was_cached(tmp_path):
     """Without keys too: the count of known tokens, and the time they save, would tell a guess that was right."""
     place = kinds.honest(tmp_path) / "int4"
     model, words = load(place), AutoTokenizer.from_pretrained(place / "native")  # noqa: F811
-    scheduler = Scheduler(make_decoder(model, "m"), words, (), 4, 2, remembers=10_000)
+    scheduler = Scheduler(make_decoder(model, "m"), words, (), 4, 2, prefix_cache_tokens=10_000)
     app = make_openai_application(ServedModels(Service("m", scheduler, words, 64, len(words))))
     body = {"model": "m", "prompt": list(range(3, 33)), "max_tokens": 1}
     known = []

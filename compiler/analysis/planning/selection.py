@@ -5,7 +5,7 @@ from typing import Any
 
 from ....dsl.checker.selectors import resolve_selector
 from ....dsl.checker.skeleton import Branch, Group, Part, Scan, Skeleton, is_submodule
-from ....dsl.checker.structure import because, is_reason_for
+from ....dsl.checker.structure import is_reason_for, reason_with_opaque_cause
 from ....dsl.checker.values import Selector
 from ....dsl.syntax.diagnostics import Fault
 
@@ -61,7 +61,9 @@ def require_groups(skeleton: Skeleton, kind: str, selected: Sequence[Group]) -> 
     """The groups that a pass is to narrow; Reject, with what discovery says against it, where the model has none."""
     if not selected and not any(g.kind == kind for g in skeleton.groups):
         refusals = sorted(skeleton.facts.get("refused", ()), key=lambda r: not is_reason_for(r, kind, skeleton))
-        reasons = [f"{path or 'the model'}: {because(skeleton, path, reason)}" for path, reason in refusals]
+        reasons = [
+            f"{path or 'the model'}: {reason_with_opaque_cause(skeleton, path, reason)}" for path, reason in refusals
+        ]
         words = kind.replace("_", " ").replace("kv", "KV")
         first = f"; {reasons[0]}" if reasons else ""
         raise nothing_to_narrow(

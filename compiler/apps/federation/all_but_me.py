@@ -35,12 +35,12 @@ def leave_one_out_shares(
         if gram_matrix is not None and len(used) > 2:
             shares = geometric_median_shares(gram_matrix[np.ix_(used, used)], rest_mass[used])
         elif gram_matrix is not None:
-            shares = _small_median(rest_mass[used])
+            shares = _median_of_one_or_two(rest_mass[used])
         result[k] = {order[i]: float(share) for i, share in zip(used, shares, strict=True)}
     return result
 
 
-def _small_median(weights: np.ndarray) -> np.ndarray:
+def _median_of_one_or_two(weights: np.ndarray) -> np.ndarray:
     """The median of one or two points: the heavier, or their mean where neither is."""
     heavy = weights == weights.max()
     return heavy / heavy.sum()

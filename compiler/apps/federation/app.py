@@ -206,9 +206,9 @@ hangs inside of a library's call can't be: restart its node.
 def make_readme(declaration: Declaration, name: str) -> str:
     """The README of the app."""
     from ...core.quantity import size
-    from .state import numbers
+    from .state import value_count
 
-    sent = 4 * numbers(declaration.full) // (2 if declaration.strategy == "ffa" else 1)
+    sent = 4 * value_count(declaration.full) // (2 if declaration.strategy == "ffa" else 1)
     halves = " (adapters of the largest rank)" if declaration.ranks else ""
     names = ", ".join(f"`{d.name}`" for d in declaration.data)
     rows = (

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from .low_rank import modules
+from .low_rank import adapter_paths
 from .noise import noisy_mean
-from .rotations import projected
+from .rotations import with_orthonormal_rotations
 from .state import Shapes, State, mean
 from .strategy import Payload, Strategy, TrainedState, examples_of, states_of
 
@@ -31,12 +31,12 @@ class FedAvg(Strategy):
         states = states_of(client_states)
         if self.clip:
             seed = None if self.seed is None else self.seed + round_number
-            self.state = noisy_mean(states, self._before(states), self.clip, self.noise, seed)
+            self.state = noisy_mean(states, self._global_state_before(states), self.clip, self.noise, seed)
         else:
             self.state = mean(states, examples_of(client_states))
-        self.state = projected(self.state)  # rows R of interventions stay orthonormal
+        self.state = with_orthonormal_rotations(self.state)  # rows R of interventions stay orthonormal
 
-    def _before(self, states: Mapping[int, State]) -> State:
+    def _global_state_before(self, states: Mapping[int, State]) -> State:
         return {name: self.state[name] for name in next(iter(states.values()))}
 
     def results(self) -> dict[str, State]:
@@ -57,13 +57,13 @@ class FrozenA(FedAvg):
     """
 
     def payload(self, client: int, round_number: int, last_round: int | None) -> Payload:
-        arrays = {"global": {name: self.state[name] for name in self.required(client)}}
+        arrays = {"global": {name: self.state[name] for name in self.required_shapes(client)}}
         if last_round is None:
-            arrays["fixed"] = {f"{path}.A": self.initial[f"{path}.A"] for path in modules(self.full)}
+            arrays["fixed"] = {f"{path}.A": self.initial[f"{path}.A"] for path in adapter_paths(self.full)}
         return Payload(arrays)
 
-    def required(self, client: int) -> Shapes:
-        fixed = {f"{path}.A" for path in modules(self.full)}
+    def required_shapes(self, client: int) -> Shapes:
+        fixed = {f"{path}.A" for path in adapter_paths(self.full)}
         return {name: shape for name, shape in self.full.items() if name not in fixed}
 
     def aggregate(self, round_number: int, client_states: Mapping[int, TrainedState]) -> None:

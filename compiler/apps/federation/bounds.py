@@ -20,16 +20,19 @@ WAYS = ("project", "align", "function")
 client_refuses = Fault("client-refuses", "A client of a federation can't do what its server asks.", exit="failure")
 
 
-def deadline_of(config: Mapping[str, Any], declared: float) -> float:
+def deadline_of(config: Mapping[str, Any], declared_deadline_s: float) -> float:
     """Seconds that a server gives a client. Raises Reject (client-refuses) for none, or for more than a day where the
     declaration does not say so itself."""
-    return _number(config, "deadline", declared, 0.0, max(declared, DAY))
+    return _config_number_within(config, "deadline", declared_deadline_s, 0.0, max(declared_deadline_s, DAY))
 
 
-def _number(config: Mapping[str, Any], name: str, default: float, low: float, high: float) -> float:
+def _config_number_within(
+    config: Mapping[str, Any], name: str, default: float, minimum: float, maximum: float
+) -> float:
     value = config.get(name, default)
-    if type(value) not in (int, float) or not low <= value <= high:  # false for nan
-        raise client_refuses(f"the server's `{name}` is {str(value)[:40]}, not from {low:g} to {high:g}").rejection()
+    if type(value) not in (int, float) or not minimum <= value <= maximum:  # false for nan
+        fact = f"the server's `{name}` is {str(value)[:40]}, not from {minimum:g} to {maximum:g}"
+        raise client_refuses(fact).rejection()
     return float(value)
 
 
@@ -48,11 +51,11 @@ class Bounds:
     def refuse_unbounded_message(self, config: Mapping[str, Any], arrays: Mapping[str, State]) -> None:
         """Raises Reject (client-refuses) for a message that an honest server of this declaration would not send."""
         deadline_of(config, self.deadline)
-        _number(config, "rounds", 1, 1, 1_000_000)
-        _number(config, "rank", 1, 1, self._rank)
-        _number(config, "among", 0, 0, self.clients)
+        _config_number_within(config, "rounds", 1, 1, 1_000_000)
+        _config_number_within(config, "rank", 1, 1, self._max_rank)
+        _config_number_within(config, "among", 0, 0, self.clients)
         if config.get("mix", "adaptive") != "adaptive":
-            _number(config, "mix", 0.0, 0.0, 1.0)
+            _config_number_within(config, "mix", 0.0, 0.0, 1.0)
         if config.get("way", WAYS[0]) not in WAYS:
             raise client_refuses(f"the server's `way` is {str(config['way'])[:40]}").rejection()
         for use, state in arrays.items():
@@ -62,16 +65,16 @@ class Bounds:
                     raise client_refuses(f"the server's `{use[:40]}` can't be used: {reason}").rejection()
 
     @property
-    def _rank(self) -> int:
+    def _max_rank(self) -> int:
         return max((shape[0] for name, shape in self.full.items() if name.endswith(".A")), default=1)
 
-    def _array_fault(self, name: str, array: np.ndarray, max_stacked: int) -> str:
-        """`max_stacked` adapters may lie behind one another in an array, along their ranks."""
+    def _array_fault(self, name: str, array: np.ndarray, max_stacked_adapters: int) -> str:
+        """`max_stacked_adapters` adapters may lie behind one another in an array, along their ranks."""
         shape = self.full.get(name)
         if shape is None:
             return f"`{name[:80]}` is no array of this federation"
         axis = {"A": 0, "B": 1}.get(name.rpartition(".")[2])
-        limits = [size * (max_stacked if at == axis else 1) for at, size in enumerate(shape)]
+        limits = [size * (max_stacked_adapters if at == axis else 1) for at, size in enumerate(shape)]
         if array.ndim != len(shape) or any(n > size for n, size in zip(array.shape, limits, strict=True)):
             return f"`{name}` is {array.shape}, more than {tuple(limits)}"
         return value_fault(name, array)

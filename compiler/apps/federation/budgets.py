@@ -31,11 +31,14 @@ class Load:
     length: int = 128
 
 
-def kind_of(budget: Budget, counts: str) -> str:
-    """ "params", "flops", "memory" or "latency": what it bounds; `counts` says what shares and plain numbers are of."""
+def budget_kind_of(budget: Budget, share_kind: str) -> str:
+    """ "params", "flops", "memory" or "latency": what it bounds.
+
+    share_kind   of shares and plain numbers: "params" or "flops"
+    """
     if isinstance(budget, Bytes):
         return "memory"
-    return "latency" if isinstance(budget, Duration) else counts
+    return "latency" if isinstance(budget, Duration) else share_kind
 
 
 def absolute_budget(budget: Budget, full_cost: float) -> float:
@@ -47,7 +50,7 @@ def absolute_budget(budget: Budget, full_cost: float) -> float:
     return budget * full_cost if isinstance(budget, float) else budget
 
 
-def literal(budget: Budget) -> str:
+def budget_text(budget: Budget) -> str:
     """The budget as a recipe writes it."""
     return value_text(Ratio(budget) if isinstance(budget, float) else budget)
 
@@ -85,7 +88,7 @@ def update_seconds(model: "nn.Module", load: Load) -> float:
     import torch
 
     from ...evaluation.timing import make_prompt_ids
-    from ...models.rows.inputs import without_cache
+    from ...models.rows.inputs import use_cache_false_kwargs
 
     copy_ = copy.deepcopy(model).train()
     for p in copy_.parameters():
@@ -95,7 +98,7 @@ def update_seconds(model: "nn.Module", load: Load) -> float:
 
     def update() -> float:
         start = time.perf_counter()
-        output = copy_(input_ids=ids, **without_cache(copy_))
+        output = copy_(input_ids=ids, **use_cache_false_kwargs(copy_))
         (output.logits if "logits" in output else output.last_hidden_state).float().square().mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

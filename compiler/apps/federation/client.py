@@ -17,10 +17,10 @@ from ...core.safe_read import parse_strict_json
 from ...transforms.training.schedule import seed_of
 from .bounds import Bounds, client_refuses
 from .grid import Answer, Message
-from .low_rank import modules
+from .low_rank import adapter_paths
 from .masks import Keys, mean_of_others, to_fixed_point
 from .mixing import best_mix, mix
-from .rotations import projected
+from .rotations import with_orthonormal_rotations
 from .secure import LEAST
 from .state import State, shapes, state_fault
 
@@ -102,7 +102,7 @@ class Participant:
                 "base": self.learner.base,
             }
             if message.config.get("secure"):
-                answer["public"] = keys_of(memory).public.hex()
+                answer["public"] = get_or_create_mask_keys(memory).public.hex()
             return Answer(config=answer)
         if message.kind == "masked":
             return self._answer_masked_update(message, memory)
@@ -172,7 +172,7 @@ class Participant:
         if int(memory.get("number", {"number": [-1]})["number"][0]) != message.number:
             raise client_refuses(f"there is no state of round {message.number} here").rejection()
         publics = {int(k): bytes.fromhex(key) for k, key in parse_strict_json(str(message.config["publics"])).items()}
-        keys, client = keys_of(memory), int(message.config["client"])
+        keys, client = get_or_create_mask_keys(memory), int(message.config["client"])
         if len(set(publics.values())) < max(LEAST, len(publics)) or publics.get(client) != keys.public:
             raise client_refuses(f"a sum of {len(publics)} states would tell whose they are").rejection()
         values = to_fixed_point(memory["own"], len(publics))
@@ -194,7 +194,7 @@ class Participant:
             if name.startswith("merge.")
         }
         for number in sorted(stacks.keys() - done):
-            for path in modules(stacks[number]):
+            for path in adapter_paths(stacks[number]):
                 product = stacks[number][f"{path}.B"] @ stacks[number][f"{path}.A"]  # [out, in]
                 added[path] = added[path] + product if path in added else product
             done.add(number)
@@ -208,7 +208,7 @@ class Participant:
         if "fixed" in arrays:
             memory["fixed"] = arrays["fixed"]
         if "global" in arrays:
-            return projected({**memory.get("fixed", {}), **arrays["global"]}), math.nan
+            return with_orthonormal_rotations({**memory.get("fixed", {}), **arrays["global"]}), math.nan
         if "mean" in arrays:
             return self._mix_leave_one_out(arrays["mean"], memory.get("own"), config, merged_delta)
         if "mix" not in config:
@@ -227,7 +227,7 @@ class Participant:
         """The mean of the others, out of the mean of all that this client is one of; without a state, the mean."""
         among = int(config["among"])
         if not local:
-            return projected(mean), math.nan
+            return with_orthonormal_rotations(mean), math.nan
         peer_state = (
             mean_of_others({name: array * among for name, array in mean.items()}, local, among) if among else mean
         )
@@ -246,7 +246,7 @@ class Participant:
         return mix(local, peer_state, float(config["mix"]), config["way"]), float(config["mix"])
 
 
-def keys_of(memory: dict[str, Any]) -> Keys:
+def get_or_create_mask_keys(memory: dict[str, Any]) -> Keys:
     """A node's keys for masks, made at the first call; they lie in its memory and leave it never."""
     if "keys" not in memory:
         memory["keys"] = {"private": np.frombuffer(Keys().private, np.uint8).copy()}

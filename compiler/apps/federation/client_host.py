@@ -43,53 +43,53 @@ class ClientHost:
         refuse_other_base(self.declared, self.model, self.settings.cache_dir)
 
     @contextmanager
-    def participants(self, clients: list[int]) -> "Iterator[Sequence[Participant | RetrievalClient]]":
+    def participants(self, client_ids: list[int]) -> "Iterator[Sequence[Participant | RetrievalClient]]":
         """Clients that answer messages, over one model; over one of each size where they train sub-networks."""
         rows, declared = self._load_rows(), self.declared
         if declared.trains == "index":
-            yield self._retrieval_clients(clients, rows)
+            yield self._retrieval_clients(client_ids, rows)
             return
-        sizes_by_client = {client: declared.assignable_size_indices(client) for client in clients}
+        sizes_by_client = {client: declared.assignable_size_indices(client) for client in client_ids}
         with ExitStack() as open_slots:
             slots = {}
             for size in sorted({size for sizes in sizes_by_client.values() for size in sizes}):
                 model = open_model(str(self.model), self.settings).model
                 slots[size] = open_slots.enter_context(attach_slots(model, declared, size))
             seats = []
-            for client in clients:
+            for client in client_ids:
                 learners = {size: self._make_learner(client, rows, slots[size]) for size in sizes_by_client[client]}
                 first, sizes = learners[sizes_by_client[client][0]], learners if declared.sizes else {}
                 bounds = Bounds(declared.full, declared.clients, declared.deadline)
                 seats.append(Participant(client, first, sizes, bounds))
             yield seats
 
-    def _retrieval_clients(self, clients: list[int], rows: "list[Rows]") -> "list[RetrievalClient]":
+    def _retrieval_clients(self, client_ids: list[int], rows_by_source: "list[Rows]") -> "list[RetrievalClient]":
         """Clients with vectors of their questions and documents, the halves of rows of `texts` with two fields.
 
         Whose question is whose, and whose document, is divided apart: an answer may lie with another client.
         """
-        from ...models.rows.encoder_states import all_states, resolve_pooling_name
+        from ...models.rows.encoder_states import pooled_state_batches, resolve_pooling_name
         from .search import RetrievalClient
 
         model, declared = open_model(str(self.model), self.settings).model, self.declared
         pooling = resolve_pooling_name(self.model, "auto")
         pairs = []
-        for part in rows:
-            vectors = torch.cat([s.pooled.double() for s in all_states(model, part.ids, pooling)])
+        for part in rows_by_source:
+            vectors = torch.cat([s.pooled.double() for s in pooled_state_batches(model, part.ids, pooling)])
             pairs.append(torch.nn.functional.normalize(vectors, dim=-1).float().cpu().numpy())
         halves = [len(p) // 2 for p in pairs]
         questions_all = np.concatenate([p[:n] for p, n in zip(pairs, halves, strict=True)])
         known = np.concatenate([p[n:] for p, n in zip(pairs, halves, strict=True)])
         if self.local_data:
             numbers = np.arange(len(known))
-            partners = {k: np.stack([np.full(len(known), k), numbers], axis=1) for k in clients}
-            return [RetrievalClient(k, self.base, questions_all, known, partners[k], declared.top) for k in clients]
+            partners = {k: np.stack([np.full(len(known), k), numbers], axis=1) for k in client_ids}
+            return [RetrievalClient(k, self.base, questions_all, known, partners[k], declared.top) for k in client_ids]
         questions, documents = (record_indices_by_client(declared, halves, declared.seed + n) for n in (0, 1))
         owner_of = {at: (k, n) for k, row_numbers in enumerate(documents) for n, at in enumerate(row_numbers)}
-        partners = {k: np.array([owner_of[at] for at in questions[k]]) for k in clients}
+        partners = {k: np.array([owner_of[at] for at in questions[k]]) for k in client_ids}
         return [
             RetrievalClient(k, self.base, questions_all[questions[k]], known[documents[k]], partners[k], declared.top)
-            for k in clients
+            for k in client_ids
         ]
 
     def _load_rows(self) -> "list[Rows]":
@@ -104,7 +104,7 @@ class ClientHost:
         context = Context(self.settings, recipe, self.data, Registry(), origin, self.settings.cache_dir)
         return [rows_of(d.name, context) for d in self.declared.data]
 
-    def _make_learner(self, client: int, rows: "list[Rows]", slots: "Slots") -> Learner:
+    def _make_learner(self, client: int, rows_by_source: "list[Rows]", slots: "Slots") -> Learner:
         from .language import CausalLmLearner, Local
         from .rows import concatenate_rows
         from .stream import Stream
@@ -115,9 +115,9 @@ class ClientHost:
         if private:
             local = replace(local, clip=declared.clip, noise=declared.noise)
         if declared.stream:
-            tasks = rows if self.local_data else tasks_of(declared, rows)[client]
+            tasks = rows_by_source if self.local_data else rows_by_client_and_source(declared, rows_by_source)[client]
             return Stream(slots, [self._split_train_and_validation(task) for task in tasks], local, self.base)
-        mine = concatenate_rows(rows) if self.local_data else rows_by_client(declared, rows)[client]
+        mine = concatenate_rows(rows_by_source) if self.local_data else rows_by_client(declared, rows_by_source)[client]
         return CausalLmLearner(slots, *self._split_train_and_validation(mine), local, self.base)
 
     def _split_train_and_validation(self, rows: "Rows") -> "tuple[Rows, Rows]":
@@ -128,31 +128,38 @@ class ClientHost:
         return rows.select(learn), rows.select(validation)
 
 
-def rows_of_parts(declaration: Declaration, sizes: list[int], seed: int) -> list[list[tuple[int, int]]]:
+def partition_of_rows(declaration: Declaration, row_counts: list[int], seed: int) -> list[list[tuple[int, int]]]:
     """For every client (data set, row), of data sets of so many rows."""
-    return partition_rows(sizes, declaration.clients, declaration.split, declaration.beta, seed)
+    return partition_rows(row_counts, declaration.clients, declaration.split, declaration.beta, seed)
 
 
-def tasks_of(declaration: Declaration, rows: "list[Rows]") -> "list[list[Rows]]":
+def rows_by_client_and_source(declaration: Declaration, rows_by_source: "list[Rows]") -> "list[list[Rows]]":
     """For every client its rows of every data set, none of some perhaps."""
-    parts = rows_of_parts(declaration, [len(r) for r in rows], declaration.seed)
-    return [[r.select([row for n, row in part if n == number]) for number, r in enumerate(rows)] for part in parts]
+    parts = partition_of_rows(declaration, [len(r) for r in rows_by_source], declaration.seed)
+    return [
+        [r.select([row for n, row in part if n == number]) for number, r in enumerate(rows_by_source)] for part in parts
+    ]
 
 
-def rows_by_client(declaration: Declaration, rows: "list[Rows]") -> "list[Rows]":
+def rows_by_client(declaration: Declaration, rows_by_source: "list[Rows]") -> "list[Rows]":
     """The rows of every client."""
     from .rows import concatenate_rows
 
-    if len({r.ids.shape[1] for r in rows}) > 1:  # data sets of different length stay apart: a client has one of them
-        return [next(task for task in tasks if len(task)) for tasks in tasks_of(declaration, rows)]
-    joined_rows, sizes = concatenate_rows(rows), [len(r) for r in rows]
+    if (
+        len({r.ids.shape[1] for r in rows_by_source}) > 1
+    ):  # data sets of different length stay apart: a client has one of them
+        return [
+            next(task for task in tasks if len(task))
+            for tasks in rows_by_client_and_source(declaration, rows_by_source)
+        ]
+    joined_rows, sizes = concatenate_rows(rows_by_source), [len(r) for r in rows_by_source]
     return [joined_rows.select(part) for part in record_indices_by_client(declaration, sizes, declaration.seed)]
 
 
-def record_indices_by_client(declaration: Declaration, sizes: list[int], seed: int) -> list[list[int]]:
+def record_indices_by_client(declaration: Declaration, row_counts: list[int], seed: int) -> list[list[int]]:
     """For every client numbers of records, all data sets behind one another."""
-    starts = [sum(sizes[:n]) for n in range(len(sizes))]
-    return [[starts[number] + row for number, row in part] for part in rows_of_parts(declaration, sizes, seed)]
+    starts = [sum(row_counts[:n]) for n in range(len(row_counts))]
+    return [[starts[number] + row for number, row in part] for part in partition_of_rows(declaration, row_counts, seed)]
 
 
 @contextmanager

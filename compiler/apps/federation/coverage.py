@@ -18,15 +18,15 @@ CountMode = Literal["all", "holders"]
 T = TypeVar("T")
 
 
-def part_of(state: State, index: Mapping[str, Index]) -> dict[str, np.ndarray]:
+def slice_state(state: State, index: Mapping[str, Index]) -> dict[str, np.ndarray]:
     """Part of a state that a client of that size has; arrays without an index are held whole."""
     return {
-        name: array[_grid(index[name], array.shape)].copy() if name in index else array.copy()
+        name: array[_open_mesh(index[name], array.shape)].copy() if name in index else array.copy()
         for name, array in state.items()
     }
 
 
-def _grid(index: Index, shape: Sequence[int]) -> tuple[np.ndarray, ...]:
+def _open_mesh(index: Index, shape: Sequence[int]) -> tuple[np.ndarray, ...]:
     return np.ix_(
         *[np.arange(size) if axis_index is None else axis_index for axis_index, size in zip(index, shape, strict=True)]
     )
@@ -50,7 +50,7 @@ def coverage_mean(
         change, mass = np.zeros(array.shape), np.zeros(array.shape)
         for k in sorted(states):
             if weights[k] > 0:
-                at = _grid(indices[k].get(name, (None,) * array.ndim), array.shape)
+                at = _open_mesh(indices[k].get(name, (None,) * array.ndim), array.shape)
                 change[at] += weights[k] * (states[k][name].astype(np.float64) - array[at])
                 mass[at] += weights[k]
         among = np.full(array.shape, all_of_them) if denominator == "all" else mass
@@ -60,11 +60,11 @@ def coverage_mean(
 
 def assign_sandwich_sizes(
     clients: Sequence[int],
-    options: Sequence[T],
+    sizes_by_falling_cost: Sequence[T],
     seed: int | Sequence[int],
     first_affordable: Mapping[int, int] = MappingProxyType({}),
 ) -> dict[int, T]:
-    """Assign sizes to clients: one trains the largest of the options (the first), one the smallest (the last), the
+    """Assign sizes to clients: one trains the largest size (the first), one the smallest (the last), the
     others draw.
 
     Which client does what follows from the seed; give another one every round.
@@ -75,8 +75,8 @@ def assign_sandwich_sizes(
     draw = np.random.default_rng(seed)
     order = [clients[i] for i in draw.permutation(len(clients))]
     able = min(order, key=lambda k: first_affordable.get(k, 0))  # the first of those who afford most
-    chosen = {able: options[first_affordable.get(able, 0)]}
+    chosen = {able: sizes_by_falling_cost[first_affordable.get(able, 0)]}
     for position, client in enumerate(k for k in order if k != able):
-        option = int(draw.integers(first_affordable.get(client, 0), len(options)))
-        chosen[client] = options[option if position else -1]
+        option = int(draw.integers(first_affordable.get(client, 0), len(sizes_by_falling_cost)))
+        chosen[client] = sizes_by_falling_cost[option if position else -1]
     return chosen

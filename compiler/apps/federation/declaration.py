@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ....dsl.syntax.diagnostics import Fault
-from ....dsl.syntax.json_types import from_json, within
+from ....dsl.syntax.json_types import from_json, is_from_to
 from ...core.cache import digest
 from ...core.hashes import files_hash
 from ...core.json_errors import refusing
@@ -39,8 +39,8 @@ other_base = Fault(
     exit="environment",
 )
 
-Number = Annotated[float, within(0, 1e300)]
-Count = Annotated[int, within(1, 1_000_000)]
+Number = Annotated[float, is_from_to(0, 1e300)]
+Count = Annotated[int, is_from_to(1, 1_000_000)]
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Declaration:
     allocation: Literal["budgets", "sandwich"] = "budgets"
     budgets: tuple[str, ...] = ()
     counts: Literal["params", "flops"] = "params"
-    examples: Annotated[int, within(0, 1 << 62)] = 0
+    examples: Annotated[int, is_from_to(0, 1 << 62)] = 0
 
     def assignable_size_indices(self, client: int) -> tuple[int, ...]:
         """Numbers of the sizes that a client may have to train, its own first; -1 of the whole model without sizes."""

@@ -23,7 +23,15 @@ from ...core.json_errors import refusing
 from ...core.safe_read import MIB, irregular_file, parse_strict_json, read_json
 from .declaration import Declaration
 from .identities import check_certificates, write_keys_and_certificates
-from .processes import Process, answers, free_ports, is_port_in_use, last_log_line, start_process, terminate_processes
+from .processes import (
+    Process,
+    accepts_connections,
+    free_ports,
+    is_port_in_use,
+    last_log_line,
+    start_process,
+    terminate_processes,
+)
 
 NAME, FORMAT = "deployment.json", 1
 ENTRY = "effc"  # of Flower's config
@@ -69,7 +77,7 @@ class Deployment:
 
     @property
     def stopped_processes(self) -> list[Process]:
-        return [p for p in self.processes if not p.lives]
+        return [p for p in self.processes if not p.is_alive]
 
     @property
     def nodes(self) -> list[Process]:
@@ -231,7 +239,7 @@ def _saved_with_process(deployment: Deployment, process: Process) -> Deployment:
 def _wait_for_superlink(deployment: Deployment) -> None:
     """Wait until the SuperLink listens."""
     until = time.monotonic() + 60
-    while not answers(deployment.port):
+    while not accepts_connections(deployment.port):
         if deployment.stopped_processes or time.monotonic() > until:
             reason = last_log_line(deployment.processes[0].log)
             raise deployment_failed(

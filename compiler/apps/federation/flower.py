@@ -68,13 +68,17 @@ class FlowerGrid:
         node = self.nodes.pop(to)
         try:
             if flower_message.has_error():
-                return Reply(to, node, error=_sentence(str(flower_message.error.reason)))
-            return Reply(to, node, _parse_states(flower_message.content), _config(flower_message.content))
+                return Reply(to, node, error=_last_line_of_traceback(str(flower_message.error.reason)))
+            return Reply(to, node, _parse_states(flower_message.content), _config_of_record(flower_message.content))
         except Exception as error:
-            return Reply(to, node, error=f"its reply can't be read: {_sentence(f'{type(error).__name__}: {error}')}")
+            return Reply(
+                to,
+                node,
+                error=f"its reply can't be read: {_last_line_of_traceback(f'{type(error).__name__}: {error}')}",
+            )
 
 
-def _sentence(reason: str) -> str:
+def _last_line_of_traceback(reason: str) -> str:
     """Message of a client's error, out of the traceback that the engine sends."""
     lines = [line.strip() for line in reason.strip().splitlines() if line.strip()]
     return lines[-1][:SENTENCE] if lines else "the client failed and said nothing"
@@ -88,17 +92,17 @@ def _to_flower_message(message: Message) -> "Letter":
         {f"{_PREFIX}config": ConfigRecord({"kind": message.kind, "round": message.number, **message.config})}
     )
     for name, state in message.arrays.items():
-        content[f"{_PREFIX}arrays.{name}"] = _record(state)
+        content[f"{_PREFIX}arrays.{name}"] = _to_array_record(state)
     return Letter(content, dst_node_id=message.node, message_type=MessageType.TRAIN, group_id=str(message.number))
 
 
-def _record(state: State) -> Any:
+def _to_array_record(state: State) -> Any:
     from flwr.app import Array, ArrayRecord
 
     return ArrayRecord.from_array_dict({name: Array(np.ascontiguousarray(a)) for name, a in state.items()})
 
 
-def _config(content: Any) -> dict[str, Any]:
+def _config_of_record(content: Any) -> dict[str, Any]:
     return dict(content[f"{_PREFIX}config"])
 
 
@@ -149,7 +153,7 @@ def respond(letter: "Letter", context: "Context", file: Path) -> "Letter":
     from flwr.app import ConfigRecord, RecordDict
     from flwr.app import Message as Reply_
 
-    config = _config(letter.content)
+    config = _config_of_record(letter.content)
     kind, number = str(config.pop("kind")), int(config.pop("round"))
     message = Message(0, kind, number, _parse_states(letter.content), config)
     declared = read_declaration(file).with_changes(clients=int(context.run_config["clients"]))
@@ -165,12 +169,12 @@ def respond(letter: "Letter", context: "Context", file: Path) -> "Letter":
         participant = _cached_client(
             declared.identity, file, model, data, local_data, int(node["partition-id"]), declared.clients
         )
-        memory = _remembered(context)
+        memory = _load_memory(context)
         answer: Answer = participant(message, memory)
         _save_memory(memory, context)
     content = RecordDict({f"{_PREFIX}config": ConfigRecord(dict(answer.config))})
     for name, state in answer.arrays.items():
-        content[f"{_PREFIX}arrays.{name}"] = _record(state)
+        content[f"{_PREFIX}arrays.{name}"] = _to_array_record(state)
     return Reply_(content, reply_to=letter)
 
 
@@ -214,7 +218,7 @@ def _cached_client(
     return participant
 
 
-def _remembered(context: "Context") -> dict[str, Any]:
+def _load_memory(context: "Context") -> dict[str, Any]:
     """The memory of a node: states, and the rounds whose stacks are merged."""
     memory: dict[str, Any] = {name: dict(state) for name, state in _parse_states(context.state).items()}
     if f"{_PREFIX}done" in context.state:
@@ -229,4 +233,4 @@ def _save_memory(memory: dict[str, Any], context: "Context") -> None:
         if name == "done":
             context.state[f"{_PREFIX}done"] = ConfigRecord({"rounds": sorted(value)})
         elif value:
-            context.state[f"{_PREFIX}arrays.{name}"] = _record(value)
+            context.state[f"{_PREFIX}arrays.{name}"] = _to_array_record(value)

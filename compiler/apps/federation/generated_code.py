@@ -25,13 +25,18 @@ def refuse_foreign_code(folder: Path, declaration: Declaration) -> None:
     declaration."""
     with tempfile.TemporaryDirectory() as scratch:
         write_flower_app(declaration, "", Path(scratch))
-        expected = {name: Path(scratch, name).read_bytes() for name in (*_python(Path(scratch)), "pyproject.toml")}
-    present = {*_python(folder), "pyproject.toml"}
+        expected = {
+            name: Path(scratch, name).read_bytes()
+            for name in (*_executable_file_paths(Path(scratch)), "pyproject.toml")
+        }
+    present = {*_executable_file_paths(folder), "pyproject.toml"}
     for name in sorted(present | expected.keys()):
         file = folder / name
         content = file.read_bytes() if file.is_file() and not file.is_symlink() else None
         if content is None or (
-            not _DOCSTRING.fullmatch(content) if name == _START else _current(content) != expected.get(name)
+            not _DOCSTRING.fullmatch(content)
+            if name == _START
+            else _with_current_import_paths(content) != expected.get(name)
         ):
             raise foreign_code(
                 f"{file} is {'not there' if content is None else 'not what effc writes'}",
@@ -39,11 +44,11 @@ def refuse_foreign_code(folder: Path, declaration: Declaration) -> None:
             ).rejection()
 
 
-def _current(code: bytes) -> bytes:
+def _with_current_import_paths(code: bytes) -> bytes:
     """Code as this version writes it: 0.1 had its Flower part at another path."""
     return code.replace(b"effc.compiler.federation", b"effc.compiler.apps.federation")
 
 
-def _python(folder: Path) -> set[str]:
+def _executable_file_paths(folder: Path) -> set[str]:
     """All that Python or a build would run, in caches and hidden folders, too."""
     return {f.relative_to(folder).as_posix() for f in folder.rglob("*") if _CODE.search(f.name)}

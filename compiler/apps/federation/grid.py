@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from .state import State, size_of
+from .state import State, n_bytes_of_state
 
 LONGEST_POLL = 3.0  # seconds between two looks for replies, as Flower's own grid waits
 SENTENCE = 500  # characters of what a client says went wrong
@@ -30,7 +30,7 @@ class Message:
 
     @property
     def bytes(self) -> int:
-        return sum(size_of(state) for state in self.arrays.values())
+        return sum(n_bytes_of_state(state) for state in self.arrays.values())
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Reply:
 
     @property
     def bytes(self) -> int:
-        return sum(size_of(state) for state in self.arrays.values())
+        return sum(n_bytes_of_state(state) for state in self.arrays.values())
 
 
 class Grid(Protocol):

@@ -30,12 +30,12 @@ def write_keys_and_certificates(folder: Path, nodes: int) -> None:
     ca, server = (ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
     _write(folder / "ca.crt", _pem(_signed_certificate("effc federation CA", ca, ca, None)))
     _write(folder / "server.crt", _pem(_signed_certificate("localhost", server, ca, "effc federation CA")))
-    _write(folder / "server.key", _private(server, "PKCS8"))
+    _write(folder / "server.key", _private_key_pem(server, "PKCS8"))
     _write(folder / "secret", secrets.token_hex(32).encode())
     for number in range(nodes):
         key = ec.generate_private_key(ec.SECP384R1())
-        _write(folder / f"node{number}", _private(key, "OpenSSH"))
-        _write(folder / f"node{number}.pub", _public(key))
+        _write(folder / f"node{number}", _private_key_pem(key, "OpenSSH"))
+        _write(folder / f"node{number}.pub", _public_key_openssh(key))
 
 
 def check_certificates(folder: Path, at_time: datetime.datetime | None = None) -> None:
@@ -109,13 +109,13 @@ def _pem(certificate: Any) -> bytes:
     return certificate.public_bytes(Encoding.PEM)
 
 
-def _private(key: Any, form: str) -> bytes:
+def _private_key_pem(key: Any, form: str) -> bytes:
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
     return key.private_bytes(Encoding.PEM, getattr(PrivateFormat, form), NoEncryption())
 
 
-def _public(key: Any) -> bytes:
+def _public_key_openssh(key: Any) -> bytes:
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     return key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n"

@@ -88,7 +88,7 @@ class CausalLmLearner(Learner):
                 else:
                     accumulate_dp_sgd_gradient(trained_params, learn, len(self.rows), self.local)
                 optimizer.step()
-                self._pull(trained_params)
+                self._pull_towards_anchor(trained_params)
                 optimizer.zero_grad(set_to_none=True)
                 trained_params.spread()
             self.slots.settle()
@@ -96,7 +96,7 @@ class CausalLmLearner(Learner):
         return {name: arrays.get(name, array) for name, array in state.items()}
 
     @torch.no_grad()
-    def _pull(self, trained_params: TrainedParameters) -> None:
+    def _pull_towards_anchor(self, trained_params: TrainedParameters) -> None:
         """Some of the way back to where the task began."""
         if self.local.anchor:
             for name, master in trained_params.masters.items():

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .rotations import Way, align_rotation, paths, projected
+from .rotations import Way, align_rotation, intervention_paths, with_orthonormal_rotations
 from .state import State, weighted_sum
 
 MAX_WEIGHT = 1e6  # times what is left that a client's own part may be: float64 then still has ten digits of the rest
@@ -23,9 +23,9 @@ class LeaveOneOut:
         self.states, self.way = states, personalisation
         self.weights = {k: w for k, w in sorted(weights.items()) if w > 0}
         self.frame: State = {}
-        if self.weights and personalisation == "align" and paths(states[min(self.weights)]):
+        if self.weights and personalisation == "align" and intervention_paths(states[min(self.weights)]):
             self.frame = states[min(self.weights)]
-            self.frame = self._mean(sorted(self.weights))
+            self.frame = self._aligned_mean(sorted(self.weights))
         self.mass = sum(self.weights.values())
         self.sums = self._weighted_sum(sorted(self.weights)) if self.weights else {}
 
@@ -35,18 +35,20 @@ class LeaveOneOut:
         n_rest = len(self.weights) - (client in self.weights)
         if not n_rest:
             return {}
-        part = self._turned(self.states[client]) if mine else {}
+        part = self._aligned_float64(self.states[client]) if mine else {}
         left = {name: array - mine * part[name] if mine else array for name, array in self.sums.items()}
-        if mine and any(_largest(mine * part[name]) > MAX_WEIGHT * _largest(left[name]) for name in left):
+        if mine and any(_max_abs(mine * part[name]) > MAX_WEIGHT * _max_abs(left[name]) for name in left):
             left = self._weighted_sum([k for k in self.weights if k != client])  # what is left would be rounding
-        mass = self.mass - mine if mine <= MAX_WEIGHT * (self.mass - mine) else self._mass_without(client)
-        mean = projected({name: (array / mass).astype(state[name].dtype) for name, array in left.items()})
+        mass = self.mass - mine if mine <= MAX_WEIGHT * (self.mass - mine) else self._total_weight_without(client)
+        mean = with_orthonormal_rotations(
+            {name: (array / mass).astype(state[name].dtype) for name, array in left.items()}
+        )
         return align_rotation(mean, state) if self.frame else mean
 
-    def _mass_without(self, client: int) -> float:
+    def _total_weight_without(self, client: int) -> float:
         return sum(w for k, w in self.weights.items() if k != client)
 
-    def _turned(self, client_state: State) -> dict[str, np.ndarray]:
+    def _aligned_float64(self, client_state: State) -> dict[str, np.ndarray]:
         turned = align_rotation(client_state, self.frame) if self.frame else client_state
         return {name: array.astype(np.float64) for name, array in turned.items()}
 
@@ -54,15 +56,15 @@ class LeaveOneOut:
         """Weighted sum of the clients' states in float64, in the order of clients."""
         totals = {name: np.zeros(array.shape) for name, array in self.states[clients[0]].items()}
         for k in clients:
-            for name, array in self._turned(self.states[k]).items():
+            for name, array in self._aligned_float64(self.states[k]).items():
                 totals[name] += self.weights[k] * array
         return totals
 
-    def _mean(self, clients: list[int]) -> dict[str, np.ndarray]:
+    def _aligned_mean(self, clients: list[int]) -> dict[str, np.ndarray]:
         aligned_states = {k: align_rotation(self.states[k], self.frame) for k in clients}
         mass = sum(self.weights[k] for k in clients)
         return weighted_sum(aligned_states, {k: self.weights[k] / mass for k in clients})
 
 
-def _largest(array: np.ndarray) -> float:
+def _max_abs(array: np.ndarray) -> float:
     return float(np.abs(array).max()) if array.size else 0.0

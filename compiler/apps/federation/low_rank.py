@@ -10,22 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from .state import State, normal
+from .state import State, normalized_weights
 
 
-def modules(state: Mapping[str, Any]) -> list[str]:
+def adapter_paths(state: Mapping[str, Any]) -> list[str]:
     """Paths that have both factors."""
     return sorted(name[:-2] for name in state if name.endswith(".A") and f"{name[:-2]}.B" in state)
 
 
 def rank_of(state: State) -> int:
     """The one rank of all modules."""
-    ranks = {state[f"{path}.A"].shape[0] for path in modules(state)}
+    ranks = {state[f"{path}.A"].shape[0] for path in adapter_paths(state)}
     assert len(ranks) == 1, f"ranks {sorted(ranks)} in one state"
     return ranks.pop()
 
 
-def update(state: State, path: str, alpha: float) -> np.ndarray:
+def weight_update_of_adapter(state: State, path: str, alpha: float) -> np.ndarray:
     """Weight update of a module's adapter, float64 [out, in]."""
     A, B = (state[f"{path}.{side}"].astype(np.float64) for side in "AB")
     return alpha / A.shape[0] * (B @ A)
@@ -37,10 +37,10 @@ def stack_factors(states: Mapping[int, State], weights: Mapping[int, float], alp
     Only A is scaled, once; ranks may differ, that of the result is their sum.
     Source: FLoRA, Wang et al. 2024 (arXiv 2409.05976).
     """
-    shares = normal(weights)
+    shares = normalized_weights(weights)
     first = states[min(shares)]
     result = {}
-    for path in modules(first):
+    for path in adapter_paths(first):
         A = [shares[k] * alpha / rank_of(states[k]) * states[k][f"{path}.A"].astype(np.float64) for k in shares]
         result[f"{path}.A"] = np.concatenate(A).astype(first[f"{path}.A"].dtype)
         result[f"{path}.B"] = np.concatenate([states[k][f"{path}.B"] for k in shares], axis=1)
@@ -55,39 +55,41 @@ def truncate_to_rank(stacked_factors: State, rank: int, alpha: float) -> dict[st
     Source: FlexLoRA, Bai et al. 2024 (arXiv 2402.11505).
     """
     result = {}
-    for path in modules(stacked_factors):
+    for path in adapter_paths(stacked_factors):
         A, B = (stacked_factors[f"{path}.{side}"].astype(np.float64) for side in "AB")
         left, up = np.linalg.qr(B)  # [out, m], [m, s]
         right, low = np.linalg.qr(A.T)  # [in, n], [n, s]
         u, size, v = np.linalg.svd(up @ low.T, full_matrices=False)
         keep = min(rank, len(size))
         root = np.sqrt(size[:keep] * rank / alpha)  # divides by alpha / rank, once
-        result[f"{path}.B"] = _filled((left @ u[:, :keep]) * root, 1, rank).astype(stacked_factors[f"{path}.B"].dtype)
-        result[f"{path}.A"] = _filled(root[:, None] * (v[:keep] @ right.T), 0, rank).astype(
+        result[f"{path}.B"] = _zero_padded((left @ u[:, :keep]) * root, 1, rank).astype(
+            stacked_factors[f"{path}.B"].dtype
+        )
+        result[f"{path}.A"] = _zero_padded(root[:, None] * (v[:keep] @ right.T), 0, rank).astype(
             stacked_factors[f"{path}.A"].dtype
         )
     return result
 
 
-def _filled(array: np.ndarray, axis: int, rank: int) -> np.ndarray:
+def _zero_padded(array: np.ndarray, axis: int, rank: int) -> np.ndarray:
     """Zeros added along an axis up to `rank`."""
     padding = [(0, 0), (0, 0)]
     padding[axis] = (0, rank - array.shape[axis])
     return np.pad(array, padding)
 
 
-def truncate_or_pad_rank(state: State, rank: int, alpha: float) -> dict[str, np.ndarray]:
+def resize_lora_rank(state: State, rank: int) -> dict[str, np.ndarray]:
     """The first components of an adapter, or zeros added, up to a rank; the scale of those that stay is kept.
 
     Down to a rank and up again gives the same as down alone.
     """
     result = {}
-    for path in modules(state):
+    for path in adapter_paths(state):
         A, B = state[f"{path}.A"], state[f"{path}.B"]
         keep = min(rank, A.shape[0])
         factor = rank / A.shape[0]  # alpha / r was part of what B meant
-        result[f"{path}.A"] = _filled(A[:keep], 0, rank)
-        result[f"{path}.B"] = _filled((factor * B[:, :keep].astype(np.float64)).astype(B.dtype), 1, rank)
+        result[f"{path}.A"] = _zero_padded(A[:keep], 0, rank)
+        result[f"{path}.B"] = _zero_padded((factor * B[:, :keep].astype(np.float64)).astype(B.dtype), 1, rank)
     return result
 
 
@@ -104,13 +106,13 @@ def padded_mean_weighted_by_update_norm(
     norms = {k: _update_norm(states[k], alpha) for k in states}
     by_norm = {k: weights[k] * norms[k] for k in states}
     chosen = by_norm if sum(by_norm.values()) > 0 else dict(weights)  # nobody has learned anything yet
-    return mean({k: truncate_or_pad_rank(s, rank, alpha) for k, s in states.items()}, chosen)
+    return mean({k: resize_lora_rank(s, rank) for k, s in states.items()}, chosen)
 
 
 def _update_norm(state: State, alpha: float) -> float:
     """Frobenius norm of the updates of all modules, from products of the factors with themselves."""
     squares = 0.0
-    for path in modules(state):
+    for path in adapter_paths(state):
         A, B = (state[f"{path}.{side}"].astype(np.float64) for side in "AB")
         squares += float(((B.T @ B) * (A @ A.T)).sum()) * (alpha / A.shape[0]) ** 2
     return float(np.sqrt(squares))
@@ -119,7 +121,7 @@ def _update_norm(state: State, alpha: float) -> float:
 def concatenate_stacks(stacks: list[State], alpha: float) -> dict[str, np.ndarray]:
     """Concatenate low-rank factors into one adapter whose update is the sum of the stacks' plain products."""
     result = {}
-    for path in modules(stacks[0]):
+    for path in adapter_paths(stacks[0]):
         A = np.concatenate([s[f"{path}.A"] for s in stacks])
         B = np.concatenate([s[f"{path}.B"] for s in stacks], axis=1)
         result[f"{path}.A"], result[f"{path}.B"] = A, (B * (len(A) / alpha)).astype(B.dtype)

@@ -36,11 +36,11 @@ class Keys:
         self.private: bytes = self._key.private_bytes_raw()
         self.public: bytes = self._key.public_key().public_bytes_raw()
 
-    def check(self, public: str) -> None:
+    def check_public_key(self, public_key_hex: str) -> None:
         """Raises ValueError for what is no public key in hex, or one that has no secret with others."""
         from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
-        self._key.exchange(X25519PublicKey.from_public_bytes(bytes.fromhex(public)))
+        self._key.exchange(X25519PublicKey.from_public_bytes(bytes.fromhex(public_key_hex)))
 
     def mask_for_client(
         self, client: int, public_keys: Mapping[int, bytes], round_number: int, count: int
@@ -72,9 +72,9 @@ class Keys:
 
 def to_fixed_point(state: State, n_clients: int) -> np.ndarray:
     """A state in fixed point, by name, uint32; Reject where the sum over the clients could pass its range."""
-    from .state import vector
+    from .state import flat_float64
 
-    values = vector(state)
+    values = flat_float64(state)
     peak = float(np.abs(values).max(initial=0.0))
     if not peak * n_clients < LIMIT:
         raise mask_range(
@@ -84,9 +84,9 @@ def to_fixed_point(state: State, n_clients: int) -> np.ndarray:
     return np.rint(values * 2**BITS).astype(np.int64).astype(np.uint32)
 
 
-def from_fixed_point(total: np.ndarray, shapes: Shapes) -> dict[str, np.ndarray]:
+def from_fixed_point(fixed_point_sum: np.ndarray, shapes: Shapes) -> dict[str, np.ndarray]:
     """The arrays of a sum in fixed point, float32."""
-    values = total.astype(np.uint32).astype(np.int32).astype(np.float64) / 2**BITS
+    values = fixed_point_sum.astype(np.uint32).astype(np.int32).astype(np.float64) / 2**BITS
     arrays, at = {}, 0
     for name in sorted(shapes):
         count = int(np.prod(shapes[name], dtype=np.int64))

@@ -10,11 +10,15 @@ from .state import State
 GRID = (0.1, 0.3, 0.5, 0.7, 1.0)  # shares that are tried beside 0
 
 
-def mix(local: State, aggregate: State, weight: float, personalisation: Way = "align") -> dict[str, np.ndarray]:
+def mix(
+    local: State, aggregate: State, aggregate_share: float, personalisation: Way = "align"
+) -> dict[str, np.ndarray]:
     """(1 - share) * own + share * others, with R orthonormal: 0 is the client's own state, 1 the others'."""
-    if weight == 0:
+    if aggregate_share == 0:
         return dict(local)
-    return weighted_intervention_mean({0: local, 1: aggregate}, {0: 1 - weight, 1: weight}, local, personalisation)
+    return weighted_intervention_mean(
+        {0: local, 1: aggregate}, {0: 1 - aggregate_share, 1: aggregate_share}, local, personalisation
+    )
 
 
 def best_mix(

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .history import Round
-from .state import State, vector
+from .state import State, flat_float64
 
 if TYPE_CHECKING:
     from .declaration import Declaration
 
 
-def clipped(state: State, global_state: State, norm: float) -> dict[str, np.ndarray]:
+def clip_update_norm(state: State, global_state: State, max_norm: float) -> dict[str, np.ndarray]:
     """The state with its change, as one vector, shortened to that length where it is longer."""
     change = {name: array.astype(np.float64) - global_state[name] for name, array in state.items()}
-    length = float(np.linalg.norm(vector(change)))
-    factor = min(1.0, norm / length) if length > 0 else 1.0
+    length = float(np.linalg.norm(flat_float64(change)))
+    factor = min(1.0, max_norm / length) if length > 0 else 1.0
     return {name: (global_state[name] + factor * change[name]).astype(state[name].dtype) for name in state}
 
 
@@ -32,7 +32,7 @@ def noisy_mean(
     A seed makes a test repeatable and the noise worthless: whoever knows it takes the noise off. Without one it
     comes from the system.
     """
-    clipped_states = {k: clipped(state, global_state, clip_norm) for k, state in states.items()}
+    clipped_states = {k: clip_update_norm(state, global_state, clip_norm) for k, state in states.items()}
     draw = np.random.default_rng(seed)
     deviation = noise_multiplier * clip_norm / len(clipped_states)
     return {

@@ -39,7 +39,7 @@ def partition_rows(
         draw = np.random.default_rng(seed)
         for number, size in enumerate(rows_per_data_set):
             order = np.arange(size) if split == "blocks" else draw.permutation(size)
-            for k, rows in enumerate(np.split(order, _cuts(size, clients, split, beta, draw))):
+            for k, rows in enumerate(np.split(order, _split_indices(size, clients, split, beta, draw))):
                 parts[k] += [(number, row) for row in sorted(rows.tolist())]
     empty = [k for k, rows in enumerate(parts) if not rows]
     if empty:
@@ -52,7 +52,7 @@ def partition_rows(
     return parts
 
 
-def _cuts(size: int, clients: int, split: str, beta: float, rng: np.random.Generator) -> np.ndarray:
+def _split_indices(size: int, clients: int, split: str, beta: float, rng: np.random.Generator) -> np.ndarray:
     """Indices that split the rows of a data set into those of the clients."""
     if split == "dirichlet":
         return np.round(np.cumsum(rng.dirichlet([beta] * clients))[:-1] * size).astype(int)

@@ -7,8 +7,8 @@ import numpy as np
 from .all_but_me import Center, leave_one_out_shares
 from .leave_one_out import LeaveOneOut
 from .median import centered_gram, geometric_median_weights
-from .rotations import Way, function_gram, paths, weighted_intervention_mean
-from .state import Shapes, State, normal
+from .rotations import Way, function_gram, intervention_paths, weighted_intervention_mean
+from .state import Shapes, State, normalized_weights
 from .strategy import Payload, Strategy, TrainedState
 
 MANY = 64  # clients: of more, medians one by one and means of functions cost their square
@@ -57,7 +57,7 @@ class AllButMe(Strategy):
         if self._leave_one_out is not None:
             return self._leave_one_out.mean_for(client, state)
         other_weights = {k: w for k, w in self.examples.items() if k != client and w > 0}
-        shares = self._shares.get(client) or (normal(other_weights) if other_weights else {})
+        shares = self._shares.get(client) or (normalized_weights(other_weights) if other_weights else {})
         return weighted_intervention_mean(self.states, shares, state, self.way) if shares else {}
 
     def aggregate(self, round_number: int, client_states: Mapping[int, TrainedState]) -> None:
@@ -72,10 +72,12 @@ class AllButMe(Strategy):
         some = next(iter(self.states.values()))
         if self.center == "median" and len(self.states) <= MANY:
             products = (
-                function_gram(self.states) if self.way == "function" and paths(some) else centered_gram(self.states)
+                function_gram(self.states)
+                if self.way == "function" and intervention_paths(some)
+                else centered_gram(self.states)
             )
             self._shares = leave_one_out_shares(dict.fromkeys(self.examples, 1.0), products)
-        elif self.way != "function" or not paths(some):
+        elif self.way != "function" or not intervention_paths(some):
             equal = dict.fromkeys(self.examples, 1.0)
             weights = geometric_median_weights(self.states, equal) if self.center == "median" else self.examples
             self._leave_one_out = LeaveOneOut(self.states, weights, "align" if self.way == "align" else "project")

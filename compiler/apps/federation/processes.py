@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ....dsl.syntax.diagnostics import Reject
-from ....dsl.syntax.json_types import within
+from ....dsl.syntax.json_types import is_from_to
 from ...core.process_start import process_start_time
 from ...core.safe_read import open_regular
 
@@ -26,12 +26,12 @@ class Process:
     """`started` is what the system says of its start: an id may be another process's by now."""
 
     name: str
-    pid: Annotated[int, within(2, 1 << 31)]  # 0 and less are groups, which a signal would go to
+    pid: Annotated[int, is_from_to(2, 1 << 31)]  # 0 and less are groups, which a signal would go to
     started: str
     log: str
 
     @property
-    def lives(self) -> bool:
+    def is_alive(self) -> bool:
         return self.started != "" and self.started == process_start_time(self.pid)
 
 
@@ -53,11 +53,11 @@ def start_process(name: str, command: Sequence[str], env: Mapping[str, str], fol
 
 def terminate_processes(processes: Sequence[Process]) -> list[str]:
     """Ask all to end, then end what is left, each with its own children; the names of those that lived."""
-    living = [p for p in processes if p.lives]
+    living = [p for p in processes if p.is_alive]
     for process in living:
         _signal(process, signal.SIGTERM)
     until = time.monotonic() + GRACE
-    while time.monotonic() < until and any(p.lives for p in living):
+    while time.monotonic() < until and any(p.is_alive for p in living):
         _reap(living)
         time.sleep(0.1)
     for process in living:
@@ -100,7 +100,7 @@ def is_port_in_use(port: int) -> bool:
     return False
 
 
-def answers(port: int) -> bool:
+def accepts_connections(port: int) -> bool:
     with socket.socket() as one:
         one.settimeout(1.0)
         return one.connect_ex(("127.0.0.1", port)) == 0

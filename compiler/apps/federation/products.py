@@ -4,10 +4,10 @@ from abc import abstractmethod
 from collections.abc import Mapping
 
 from .low_rank import (
-    modules,
+    adapter_paths,
     padded_mean_weighted_by_update_norm,
+    resize_lora_rank,
     stack_factors,
-    truncate_or_pad_rank,
     truncate_to_rank,
 )
 from .state import Shapes, State, mean
@@ -17,7 +17,7 @@ from .strategy import Payload, Strategy, TrainedState, examples_of, states_of
 def shapes_at_rank(full_shapes: Shapes, rank: int) -> dict[str, tuple[int, ...]]:
     """The shapes of adapters of another rank."""
     result: dict[str, tuple[int, ...]] = {}
-    for path in modules(full_shapes):
+    for path in adapter_paths(full_shapes):
         result[f"{path}.A"] = (rank, full_shapes[f"{path}.A"][1])
         result[f"{path}.B"] = (full_shapes[f"{path}.B"][0], rank)
     return result
@@ -35,14 +35,14 @@ class RankedStrategy(Strategy):
         super().__init__(full_shapes)
         self.alpha, self.ranks = alpha, ranks
         self.head: State = {}
-        factors = {f"{path}.{side}" for path in modules(full_shapes) for side in "AB"}
+        factors = {f"{path}.{side}" for path in adapter_paths(full_shapes) for side in "AB"}
         self._head_shapes = {name: shape for name, shape in full_shapes.items() if name not in factors}
 
     def begin(self, initial: State) -> None:
         super().begin(initial)
         self.head = {name: initial[name] for name in self._head_shapes}
 
-    def required(self, client: int) -> Shapes:
+    def required_shapes(self, client: int) -> Shapes:
         return {**shapes_at_rank(self.full, self._rank(client)), **self._head_shapes}
 
     def aggregate(self, round_number: int, client_states: Mapping[int, TrainedState]) -> None:
@@ -108,7 +108,7 @@ class StackedAverage(RankedStrategy):
 
 
 def rank_of_shapes(full_shapes: Shapes) -> int:
-    return max(full_shapes[f"{path}.A"][0] for path in modules(full_shapes))
+    return max(full_shapes[f"{path}.A"][0] for path in adapter_paths(full_shapes))
 
 
 class TruncatedAverage(RankedStrategy):
@@ -128,7 +128,7 @@ class TruncatedAverage(RankedStrategy):
 
     def _adapters_at_rank(self, rank: int) -> State:
         if not self.merged_state:
-            return truncate_or_pad_rank(self.initial, rank, self.alpha)
+            return resize_lora_rank(self.initial, rank)
         if rank not in self._down:
             self._down[rank] = truncate_to_rank(self.merged_state, rank, self.alpha)
         return self._down[rank]
@@ -162,10 +162,10 @@ class PaddedAverage(TruncatedAverage):
     """
 
     def _adapters_at_rank(self, rank: int) -> State:
-        return truncate_or_pad_rank(self.merged_state or self.initial, rank, self.alpha)
+        return resize_lora_rank(self.merged_state or self.initial, rank)
 
     def _aggregate_adapters(
         self, round_number: int, states: Mapping[int, State], examples: Mapping[int, float]
     ) -> None:
         padded = padded_mean_weighted_by_update_norm(states, examples, self.alpha)
-        self.merged_state = truncate_or_pad_rank(padded, rank_of_shapes(self.full), self.alpha)
+        self.merged_state = resize_lora_rank(padded, rank_of_shapes(self.full))

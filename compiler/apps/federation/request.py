@@ -6,7 +6,7 @@
 from typing import TYPE_CHECKING, Any, Literal
 
 from ....dsl.checker.values import DataRef, Ratio, value_to_json
-from .budgets import Budget, Load, literal
+from .budgets import Budget, Load, budget_text
 from .declaration import DataSet, Declaration
 from .faults import incompatible_strategy
 from .partition import partition_rows, refuse_small_clients
@@ -50,7 +50,7 @@ def refuse_incompatible_rows(request: Any, ctx: "Context") -> None:
 
 def _refuse_incompatible_labels(request: Any, ctx: "Context") -> None:
     """Reject rows with classes, or without prompts, where what is trained can't learn from them."""
-    if request.trains == "prompt" and _classifies(request, ctx):
+    if request.trains == "prompt" and _has_labels(request, ctx):
         raise incompatible_strategy(
             "`trains: prompt` learns to predict tokens, and the rows have classes", help="`trains: lora`"
         ).rejection()
@@ -61,7 +61,7 @@ def _refuse_incompatible_labels(request: Any, ctx: "Context") -> None:
         ).rejection()
 
 
-def _classifies(request: Any, ctx: "Context") -> bool:
+def _has_labels(request: Any, ctx: "Context") -> bool:
     return any(ctx.labels(ref) is not None for ref in refs_of(request))
 
 
@@ -74,10 +74,10 @@ def declared_state_shapes(request: Any, program: "Program", ctx: "Context") -> d
         refuse_short_prompts(program, ctx, refs_of(request))
     result = trainable_state_shapes(program, request.trains, request.tokens, rank, request.on)
     refuse_ranks_above_widths(result, rank, "ranks" if request.ranks else "rank")
-    if _classifies(request, ctx):
-        from ...models.rows.prompt_positions import head
+    if _has_labels(request, ctx):
+        from ...models.rows.prompt_positions import parameters_above_body
 
-        result |= {name: tuple(p.shape) for name, p in head(program.model).items()}
+        result |= {name: tuple(p.shape) for name, p in parameters_above_body(program.model).items()}
     return result
 
 
@@ -133,12 +133,12 @@ def make_declaration(
         seed=ctx.seed,
         sizes=tuple(distinct.values()),
         size_of=tuple(list(distinct).index(size.params) for size in sizes),
-        budgets=tuple(map(literal, _budgets(request))),
-        examples=0 if request.trains == "index" else request.examples or _largest_part(request, ctx),
+        budgets=tuple(map(budget_text, _budgets(request))),
+        examples=0 if request.trains == "index" else request.examples or _largest_client_row_count(request, ctx),
     )
 
 
-def _largest_part(request: Any, ctx: "Context") -> int:
+def _largest_client_row_count(request: Any, ctx: "Context") -> int:
     """Rows of the client that is dealt most."""
     sizes = [len(ctx.rows(ref)) for ref in refs_of(request)]
     return max(map(len, partition_rows(sizes, request.clients, request.split, request.beta, ctx.seed)))

@@ -11,7 +11,7 @@ from ...core.cache import write_atomic
 from ...core.safe_read import CONFIG, read_regular_file, refuse_unsafe_write_folder
 from .declaration import Declaration
 from .history import History
-from .low_rank import modules, rank_of
+from .low_rank import adapter_paths, rank_of
 from .state import State
 
 MARK = "federation-result.json"
@@ -46,7 +46,7 @@ def write_results(
 
 
 def _write_peft_adapter(state: State, declaration: Declaration, folder: Path) -> None:
-    factors = modules(state)
+    factors = adapter_paths(state)
     inside = {f"{path}.{side}" for path in factors for side in "AB"}
     named = {f"{PREFIX}.{name}": array for name, array in state.items() if name not in inside}
     named |= {f"{PREFIX}.{path}.lora_{side}.weight": state[f"{path}.{side}"] for path in factors for side in "AB"}
@@ -85,7 +85,7 @@ def _peft_config(state: State, declaration: Declaration) -> dict[str, Any]:
         "lora_alpha": declaration.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": modules(state),
+        "target_modules": adapter_paths(state),
         "inference_mode": True,
     }
 

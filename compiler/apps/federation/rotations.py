@@ -22,13 +22,13 @@ from .state import State, weighted_sum
 Way = Literal["project", "align", "function"]
 
 
-def polar(rows: np.ndarray) -> np.ndarray:
+def nearest_orthonormal_rows(rows: np.ndarray) -> np.ndarray:
     """The nearest matrix with orthonormal rows, [r, d]."""
     left, _, right = np.linalg.svd(rows.astype(np.float64), full_matrices=False)
     return (left @ right).astype(rows.dtype)
 
 
-def paths(state: State) -> list[str]:
+def intervention_paths(state: State) -> list[str]:
     """Interventions of a state: the paths that have R, W and b."""
     return sorted(
         name[:-2] for name in state if name.endswith(".R") and f"{name[:-2]}.W" in state and f"{name[:-2]}.b" in state
@@ -38,7 +38,7 @@ def paths(state: State) -> list[str]:
 def align_rotation(state: State, reference: State) -> dict[str, np.ndarray]:
     """Rotated equivalent of a state whose rows of R are as near as possible to those of `reference`."""
     result = dict(state)
-    for path in paths(state):
+    for path in intervention_paths(state):
         R = state[f"{path}.R"].astype(np.float64)
         left, _, right = np.linalg.svd(reference[f"{path}.R"].astype(np.float64) @ R.T)  # [r, r]
         rotation = left @ right
@@ -48,10 +48,12 @@ def align_rotation(state: State, reference: State) -> dict[str, np.ndarray]:
     return result
 
 
-def projected(state: State) -> dict[str, np.ndarray]:
+def with_orthonormal_rotations(state: State) -> dict[str, np.ndarray]:
     """With orthonormal R again."""
     return {
-        name: polar(array) if name.endswith(".R") and name[:-2] in paths(state) else array
+        name: nearest_orthonormal_rows(array)
+        if name.endswith(".R") and name[:-2] in intervention_paths(state)
+        else array
         for name, array in state.items()
     }
 
@@ -62,12 +64,12 @@ def weighted_intervention_mean(
     """The sum of share * state (shares sum to 1) with orthonormal R, in the basis nearest to that of `reference`."""
     used = {k: states[k] for k in sorted(states) if shares.get(k)}
     if way == "project":
-        return projected(weighted_sum(used, shares))
+        return with_orthonormal_rotations(weighted_sum(used, shares))
     aligned_states = {k: align_rotation(state, reference) for k, state in used.items()}
     result = weighted_sum(aligned_states, shares)
     if way == "align":
-        return projected(result)
-    for path in paths(result):
+        return with_orthonormal_rotations(result)
+    for path in intervention_paths(result):
         result |= _best_rank_r_mean([(shares[k], aligned_states[k]) for k in aligned_states], path)
     return align_rotation(result, reference)
 
@@ -79,7 +81,7 @@ def _best_rank_r_mean(weighted_states: list[tuple[float, State]], path: str) -> 
     QR decompositions and a small SVD.
     """
     R = np.concatenate([state[f"{path}.R"].astype(np.float64) for _, state in weighted_states])  # [k r, d]
-    edit = np.concatenate([share * _edit(state, path) for share, state in weighted_states])  # [k r, d + 1]
+    edit = np.concatenate([share * _edit_matrix(state, path) for share, state in weighted_states])  # [k r, d + 1]
     rank = weighted_states[0][1][f"{path}.R"].shape[0]
     basis, upper = np.linalg.qr(R.T)  # [d, m]
     inner = upper @ edit
@@ -94,7 +96,7 @@ def _best_rank_r_mean(weighted_states: list[tuple[float, State]], path: str) -> 
     }
 
 
-def _edit(state: State, path: str) -> np.ndarray:
+def _edit_matrix(state: State, path: str) -> np.ndarray:
     """[W - R | b], [r, d + 1]."""
     R, W, b = (state[f"{path}.{part}"].astype(np.float64) for part in ("R", "W", "b"))
     return np.concatenate([W - R, b[:, None]], axis=1)
@@ -102,18 +104,18 @@ def _edit(state: State, path: str) -> np.ndarray:
 
 def function_gram(states: Mapping[int, State]) -> np.ndarray:
     """Inner products of the functions of clients, [k, k], around the first: rotations don't change them."""
-    from .state import vector
+    from .state import flat_float64
 
     order = sorted(states)
-    names = paths(states[order[0]])
+    names = intervention_paths(states[order[0]])
     inner = {f"{path}.{part}" for path in names for part in ("R", "W", "b")}
     plain_parts = {k: {n: a for n, a in states[k].items() if n not in inner} for k in order}
     gram = np.zeros((len(order), len(order)))
     for i, a in enumerate(order):
         for j, b in enumerate(order[: i + 1]):
-            value = float(vector(plain_parts[a]) @ vector(plain_parts[b])) if plain_parts[a] else 0.0
+            value = float(flat_float64(plain_parts[a]) @ flat_float64(plain_parts[b])) if plain_parts[a] else 0.0
             for path in names:
                 overlap = states[a][f"{path}.R"].astype(np.float64) @ states[b][f"{path}.R"].astype(np.float64).T
-                value += float((overlap * (_edit(states[a], path) @ _edit(states[b], path).T)).sum())
+                value += float((overlap * (_edit_matrix(states[a], path) @ _edit_matrix(states[b], path).T)).sum())
             gram[i, j] = gram[j, i] = value
     return gram - gram[:1] - gram[:, :1] + gram[0, 0]

@@ -16,8 +16,8 @@ from .checkpoint import Checkpoint
 from .grid import SENTENCE, Grid, Message, Reply, send_and_receive
 from .history import ClientUpdate, History, Round
 from .masks import Keys
-from .secure import LEAST, masked_request, opened_sum
-from .state import State, numbers, state_fault
+from .secure import LEAST, make_masked_update_request, sum_of_masked_states
+from .state import State, state_fault, value_count
 from .strategy import Strategy, TrainedState
 
 too_few_clients = Fault(
@@ -138,7 +138,7 @@ class Federation:
         fresh = sorted(present - self.known.keys())
         messages = [Message(node, "join", 0, {}, {"secure": True} if self.strategy.secure else {}) for node in fresh]
         replies = send_and_receive(self.grid, messages, self.terms.deadline, self.terms.every)
-        for reply in sorted(replies, key=lambda r: (_client(r), r.node)):
+        for reply in sorted(replies, key=lambda r: (_client_number_of_reply(r), r.node)):
             member = self._member_or_fault(reply)
             self.known[reply.node] = None if member is None else member.client
             if member is not None:
@@ -147,7 +147,7 @@ class Federation:
 
     def _member_or_fault(self, reply: Reply) -> Member | None:
         """The client that a node is, or None, with the reason in `faults`."""
-        client = _client(reply)
+        client = _client_number_of_reply(reply)
         try:
             return self._checked_member(client, reply)
         except Exception as error:  # of what a stranger sent: it is left out, whatever that was
@@ -177,7 +177,7 @@ class Federation:
     def _check_mask_key(self, public_key: str) -> None:
         """Raises ValueError: a key that others can't use, or that is another's, would break every round's sum."""
         try:
-            Keys().check(public_key)
+            Keys().check_public_key(public_key)
         except ValueError as error:
             raise ValueError("its key for masks is none") from error
         if any(member.public == public_key for member in self.members.values()):
@@ -186,7 +186,7 @@ class Federation:
     def _initial_state(self) -> State:
         """The state that all start from, from the first client that can tell it."""
         for client, member in sorted(self.members.items()):
-            if not self.strategy.tells_start(client):
+            if not self.strategy.can_provide_initial_state(client):
                 continue
             message = Message(member.node, "initial", 0)
             for reply in send_and_receive(self.grid, [message], self.terms.deadline, self.terms.every):
@@ -217,7 +217,7 @@ class Federation:
             try:
                 reply = self._check_reply(client, round_number, by_node.get(self.members[client].node))
                 examples = min(finite_or_nan(reply.config.get("examples")), self.members[client].examples)
-                update = _update_of(reply, messages[client], self.terms.rounds)
+                update = _client_update_of(reply, messages[client], self.terms.rounds)
             except Exception as error:  # of what a client sent: it costs that client its round, whatever it was
                 faults[client] = _sentence(error)
                 self.holding.pop(client, None)  # its node's memory is not what we think
@@ -227,7 +227,7 @@ class Federation:
         summed = self._secure_sum(round_number, sorted(sent), faults) if self.strategy.secure else None
         if summed is not None:
             sent = {client: one for client, one in sent.items() if client in summed.clients}
-            size = 4 * numbers(self.strategy.full)  # of the masked half
+            size = 4 * value_count(self.strategy.full)  # of the masked half
             results = {c: replace(t, bytes_up=t.bytes_up + size) for c, t in results.items() if c in sent}
         if len(sent) < max(1, self.terms.least):
             raise too_few_clients(
@@ -275,7 +275,7 @@ class Federation:
         if not finite_or_nan(reply.config.get("examples")) > 0:
             raise ValueError("it has no data")
         if not self.strategy.secure and (
-            reason := state_fault(reply.arrays.get("own", {}), self.strategy.required(client))
+            reason := state_fault(reply.arrays.get("own", {}), self.strategy.required_shapes(client))
         ):
             raise ValueError(reason)
         return reply
@@ -284,10 +284,10 @@ class Federation:
         """The sum of what these clients learned, or of those of them that still answer; none of fewer than three."""
         while len(clients) >= LEAST:
             publics = {c: self.members[c].public for c in clients}
-            messages = [masked_request(self.members[c].node, c, round_number, publics) for c in clients]
+            messages = [make_masked_update_request(self.members[c].node, c, round_number, publics) for c in clients]
             by_node = {r.node: r for r in send_and_receive(self.grid, messages, self.terms.deadline, self.terms.every)}
             replies = {c: by_node.get(self.members[c].node) for c in clients}
-            count, vectors = numbers(self.strategy.full), {}
+            count, vectors = value_count(self.strategy.full), {}
             for client, reply in replies.items():
                 try:
                     vectors[client] = self._checked_masked_state(reply, count)
@@ -295,7 +295,7 @@ class Federation:
                     faults[client] = _sentence(error)
                     self.holding.pop(client, None)
             if len(vectors) == len(clients):
-                return Sum(opened_sum([vectors[c] for c in clients], self.strategy.full), tuple(clients))
+                return Sum(sum_of_masked_states([vectors[c] for c in clients], self.strategy.full), tuple(clients))
             clients = sorted(vectors)
         raise too_few_clients(
             f"round {round_number}: {len(clients)} clients are left, and a sum hides the states of {LEAST} or more",
@@ -328,13 +328,13 @@ def _first_line(text: str) -> str:
     return text.splitlines()[0] if text else text
 
 
-def _client(reply: Reply) -> int:
+def _client_number_of_reply(reply: Reply) -> int:
     """Number of the client that a node runs; -1 if it is none."""
     value = finite_or_nan(reply.config.get("client"))
     return int(value) if value >= 0 else -1
 
 
-def _update_of(reply: Reply, message: Message, rounds: int) -> ClientUpdate:
+def _client_update_of(reply: Reply, message: Message, rounds: int) -> ClientUpdate:
     """Metrics that a client reports of its update; there are at most as many tasks as rounds."""
     values = {name: finite_or_nan(reply.config.get(name)) for name in NUMBERS}
     by_task = reply.config.get("by_task")

@@ -65,14 +65,14 @@ class RetrievalClient:
         if message.kind == "ask":
             return Answer({"own": {"questions": self.questions}}, number)
         if message.kind == "search":
-            return Answer({"own": self._best(message.arrays["others"]["questions"])}, number)
+            return Answer({"own": self._top_documents_of(message.arrays["others"]["questions"])}, number)
         if message.kind == "judge":
             right = message.arrays["others"]["owners"] == self.partners[:, :1]
             right &= message.arrays["others"]["numbers"] == self.partners[:, 1:]
             return Answer(config={**number, "accuracy": float(right.any(1).mean())})
         raise client_refuses(f"a message of the kind `{message.kind}` means nothing here").rejection()
 
-    def _best(self, questions: np.ndarray) -> State:
+    def _top_documents_of(self, questions: np.ndarray) -> State:
         if questions.ndim != 2 or questions.shape[1] != self.documents.shape[1] or not np.isfinite(questions).all():
             raise client_refuses("what was sent are no vectors of this model's width").rejection()
         scores, numbers = top_documents(questions, self.documents, self.count)
@@ -123,15 +123,15 @@ class RetrievalFederation(Federation):
     def _query_round(self, round_number: int, client: int) -> Round:
         started, faults, sizes = time.monotonic(), dict(self.faults), [0, 0]
         (reply,) = self._exchange_and_count_bytes("ask", round_number, {client: {}}, sizes).values()
-        questions = _questions(reply)
+        questions = _question_vectors_or_none(reply)
         if questions is None:
-            return Round(round_number, {}, {**faults, client: _reason(reply)}, time.monotonic() - started)
+            return Round(round_number, {}, {**faults, client: _failure_reason(reply)}, time.monotonic() - started)
         payloads = {k: {"questions": questions} for k in sorted(self.members)}
         pairs = {}
         for k, reply in self._exchange_and_count_bytes("search", round_number, payloads, sizes).items():
             pair = _parse_retrieval_reply(reply, len(questions), self.count)
             if pair is None:
-                faults[k] = _reason(reply)
+                faults[k] = _failure_reason(reply)
             else:
                 pairs[k] = pair
         if not pairs:
@@ -141,7 +141,7 @@ class RetrievalFederation(Federation):
             "judge", round_number, {client: {"owners": owners, "numbers": numbers}}, sizes
         ).values()
         if reply is None or reply.error:
-            return Round(round_number, {}, {**faults, client: _reason(reply)}, time.monotonic() - started)
+            return Round(round_number, {}, {**faults, client: _failure_reason(reply)}, time.monotonic() - started)
         spent = time.monotonic() - started
         right = finite_or_nan(reply.config.get("accuracy"))
         result = ClientUpdate(math.nan, math.nan, len(questions), spent, sizes[0], sizes[1], accuracy=right)
@@ -162,13 +162,13 @@ class RetrievalFederation(Federation):
         return {k: replies.get(self.members[k].node) for k in states}
 
 
-def _reason(reply: Reply | None) -> str:
+def _failure_reason(reply: Reply | None) -> str:
     if reply is None:
         return "no reply in time"
     return reply.error or "what it sent can't be used"
 
 
-def _questions(reply: Reply | None) -> np.ndarray | None:
+def _question_vectors_or_none(reply: Reply | None) -> np.ndarray | None:
     """Vectors of a reply, where they are that."""
     vectors = reply.arrays.get("own", {}).get("questions") if reply and not reply.error else None
     fits = isinstance(vectors, np.ndarray) and vectors.ndim == 2 and not value_fault("questions", vectors)

@@ -11,7 +11,7 @@ import numpy as np
 
 from .grid import Message
 from .masks import from_fixed_point
-from .rotations import projected
+from .rotations import with_orthonormal_rotations
 from .state import Shapes, State
 from .strategy import Payload, Strategy, TrainedState
 
@@ -56,7 +56,7 @@ class SecureSum(Strategy):
 
     def results(self) -> dict[str, State]:
         """The mean alone: with `own`, what a client made of it stays with the client."""
-        return {"global": projected(self.mean)}
+        return {"global": with_orthonormal_rotations(self.mean)}
 
     def saved(self) -> dict[str, State]:
         return {"mean": self.mean, "summed": {"clients": np.array(self.summed, np.float64)}}
@@ -67,15 +67,15 @@ class SecureSum(Strategy):
         self.summed = tuple(int(k) for k in arrays.get("summed", {}).get("clients", ()))
 
 
-def masked_request(node: int, client: int, round_number: int, publics: Mapping[int, str]) -> Message:
+def make_masked_update_request(node: int, client: int, round_number: int, public_keys: Mapping[int, str]) -> Message:
     """Ask a client for its state of this round under masks against these clients, by their public keys."""
-    publics_json = json.dumps({str(k): key for k, key in sorted(publics.items())})
+    publics_json = json.dumps({str(k): key for k, key in sorted(public_keys.items())})
     return Message(node, "masked", round_number, {}, {"client": client, "publics": publics_json})
 
 
-def opened_sum(vectors: Sequence[np.ndarray], shapes: Shapes) -> State:
+def sum_of_masked_states(masked_states: Sequence[np.ndarray], shapes: Shapes) -> State:
     """The sum of masked states, in which the masks have cancelled."""
-    total = np.zeros_like(vectors[0])
-    for vector in vectors:
+    total = np.zeros_like(masked_states[0])
+    for vector in masked_states:
         total = total + vector  # uint32: modulo 2^32
     return from_fixed_point(total, shapes)

@@ -26,12 +26,12 @@ from .budgets import (
     Load,
     absolute_budget,
     amount_phrase,
-    kind_of,
+    budget_kind_of,
     smallest_fitting_budget_text,
     training_bytes,
     update_seconds,
 )
-from .coverage import CountMode, Index, assign_sandwich_sizes, coverage_mean, part_of
+from .coverage import CountMode, Index, assign_sandwich_sizes, coverage_mean, slice_state
 from .state import Shapes
 from .strategy import Payload, TrainedState, examples_of, states_of
 
@@ -97,7 +97,7 @@ def largest_sub_networks(
     Raises Reject (budget-too-small), with the least that is possible, where none fits.
     """
     scale = Scale(program, load)
-    return [scale.largest_within(budget, kind_of(budget, budget_kind)) for budget in budgets]
+    return [scale.largest_within(budget, budget_kind_of(budget, budget_kind)) for budget in budgets]
 
 
 class Scale:
@@ -114,7 +114,7 @@ class Scale:
         self._sizes: dict[int, SubNetwork] = {STEPS: SubNetwork(shrink.params(skeleton_of(program)), {}, {})}
         self._cost: dict[tuple[str, int], float] = {}
 
-    def size(self, step: int) -> SubNetwork:
+    def sub_network_at(self, step: int) -> SubNetwork:
         if step not in self._sizes:
             self._sizes[step] = _sub_network_at_step(self.program, self.sites, step)
         return self._sizes[step]
@@ -122,7 +122,7 @@ class Scale:
     def cost_of(self, budget_kind: str, step: int) -> float:
         """Cost of the size at a step, in the unit of that kind of budget."""
         if (budget_kind, step) not in self._cost:
-            self._cost[budget_kind, step] = self._compute_cost(budget_kind, self.size(step))
+            self._cost[budget_kind, step] = self._compute_cost(budget_kind, self.sub_network_at(step))
         return self._cost[budget_kind, step]
 
     def _compute_cost(self, budget_kind: str, size: SubNetwork) -> float:
@@ -147,7 +147,7 @@ class Scale:
         available = absolute_budget(budget, full_cost)
         step = bisect_right(range(1, STEPS + 1), available, key=lambda n: self.cost_of(budget_kind, n))
         if step:
-            return self.size(step)
+            return self.sub_network_at(step)
         least = self.cost_of(budget_kind, 1)
         raise budget_too_small(
             f"a client's budget is {amount_phrase(budget_kind, available)}, "
@@ -252,17 +252,17 @@ class Coverage(FedAvg):
             assigned = assign_sandwich_sizes(clients, order, [self.seed, round_number], largest_index)
             self.assignment = {k: n for k, n in assigned.items() if k in self.size_of_client}
 
-    def tells_start(self, client: int) -> bool:
+    def can_provide_initial_state(self, client: int) -> bool:
         return client not in self.size_of_client or not self.options[self.size_of_client[client]].indices
 
     def payload(self, client: int, round_number: int, last_round: int | None) -> Payload:
         config = {"size": self.assignment[client]} if client in self.assignment else {}
-        return Payload({"global": part_of(self.state, self._index(client))}, config)
+        return Payload({"global": slice_state(self.state, self._index(client))}, config)
 
     def _index(self, client: int) -> Mapping[str, Index]:
         return self._indices[self.assignment[client]] if client in self.assignment else {}
 
-    def required(self, client: int) -> Shapes:
+    def required_shapes(self, client: int) -> Shapes:
         return (
             self.options[self.assignment[client]].sub_network_shapes(self.full)
             if client in self.assignment

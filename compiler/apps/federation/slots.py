@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from ...ir.layers.reft import FORMS, Intervention, interventions
 from ...ir.surgery import tensor_at
 from ...models.checkpoints.pretrained import pretrained
-from ...models.rows.inputs import without_cache
-from ...models.rows.prompt_positions import head
+from ...models.rows.inputs import use_cache_false_kwargs
+from ...models.rows.prompt_positions import parameters_above_body
 from ...transforms.training.adapters import Shape, with_adapters
 from ...transforms.training.schedule import seed_of
-from .low_rank import modules
+from .low_rank import adapter_paths
 from .state import Shapes, State
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Slots(ABC):
         """After training: let parameters be what they stand for."""
 
 
-def _draw(seed: int, name: str) -> np.random.Generator:
+def _seeded_generator(seed: int, name: str) -> np.random.Generator:
     """NumPy's streams are the same on every machine, and so is what clients start from."""
     return np.random.default_rng(seed_of("slots", seed, name))
 
@@ -64,8 +64,8 @@ class LowRankSlots(Slots):
     @contextmanager
     def attached(model: nn.Module, full_shapes: Shapes, alpha: float) -> "Iterator[LowRankSlots]":
         """Adapters on a model; afterwards it is as it was."""
-        rank = max(full_shapes[f"{path}.A"][0] for path in modules(full_shapes))
-        with with_adapters(model, tuple(modules(full_shapes)), Shape(rank, alpha, 0.0), 0) as adapters:
+        rank = max(full_shapes[f"{path}.A"][0] for path in adapter_paths(full_shapes))
+        with with_adapters(model, tuple(adapter_paths(full_shapes)), Shape(rank, alpha, 0.0), 0) as adapters:
             slots = LowRankSlots(model, adapters.layers, full_shapes, alpha)
             try:
                 yield slots
@@ -75,11 +75,11 @@ class LowRankSlots(Slots):
     def initial_state(self, seed: int, rank: int | None) -> State:
         """A as peft draws it (uniform within 1 / sqrt(inputs)), B zero."""
         state = {}
-        for path in modules(self.full):
+        for path in adapter_paths(self.full):
             full_rank, inputs = self.full[f"{path}.A"]
             bound = 1 / np.sqrt(inputs)
             shape = (rank or full_rank, inputs)
-            state[f"{path}.A"] = _draw(seed, path).uniform(-bound, bound, shape).astype(np.float32)
+            state[f"{path}.A"] = _seeded_generator(seed, path).uniform(-bound, bound, shape).astype(np.float32)
             state[f"{path}.B"] = np.zeros((self.full[f"{path}.B"][0], rank or full_rank), np.float32)
         return state
 
@@ -141,7 +141,11 @@ class Edited(ParameterSlots):
         super().__init__(model, full_shapes)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        return {name: p for path, function in self.functions.items() for name, p in arrays(path, function).items()}
+        return {
+            name: p
+            for path, function in self.functions.items()
+            for name, p in intervention_parameters(path, function).items()
+        }
 
     def settle(self) -> None:
         for function in self.functions.values():
@@ -158,7 +162,7 @@ def interventions_by_path(model: nn.Module) -> dict[str, Intervention]:
     }
 
 
-def arrays(path: str, function: Intervention) -> dict[str, nn.Parameter]:
+def intervention_parameters(path: str, function: Intervention) -> dict[str, nn.Parameter]:
     """The parameters of a function under the names that rotations.py knows: R where rows are orthonormal, else V."""
     project = "R" if FORMS[function.form].orthonormal else "V"
     result = {f"{path}.{project}": function.project, f"{path}.b": function.bias}
@@ -170,7 +174,7 @@ class ClassifierSlots(Slots):
 
     def __init__(self, inner: Slots, full_shapes: Shapes):
         self.inner, self.model, self.full = inner, inner.model, full_shapes
-        self.trained = {name: p for name, p in head(inner.model).items() if name in full_shapes}
+        self.trained = {name: p for name, p in parameters_above_body(inner.model).items() if name in full_shapes}
         self.start = {name: p.detach().float().cpu().numpy().copy() for name, p in self.trained.items()}
 
     def initial_state(self, seed: int, rank: int | None) -> State:
@@ -215,7 +219,7 @@ class SoftPromptModel(nn.Module):
     def forward(self, input_ids: Tensor, use_cache: bool = False) -> tuple[Tensor]:
         words = pretrained(self.model).get_input_embeddings()(input_ids)  # [b, t, d]
         front = self.prompt.to(words.dtype).expand(len(words), *self.prompt.shape)
-        output = self.model(inputs_embeds=torch.cat([front, words], 1), **without_cache(self.model))
+        output = self.model(inputs_embeds=torch.cat([front, words], 1), **use_cache_false_kwargs(self.model))
         return (output.logits[:, len(self.prompt) :],)
 
 
@@ -231,7 +235,7 @@ class SoftPrompt(Slots):
 
     def initial_state(self, seed: int, rank: int | None) -> State:
         """Embeddings of tokens drawn by the seed."""
-        ids = _draw(seed, "prompt").integers(len(self.words), size=self.full["prompt"][0])
+        ids = _seeded_generator(seed, "prompt").integers(len(self.words), size=self.full["prompt"][0])
         return {"prompt": self.words.detach()[torch.from_numpy(ids)].float().cpu().numpy()}
 
     @torch.no_grad()

@@ -18,12 +18,12 @@ def shapes(state: State) -> dict[str, tuple[int, ...]]:
     return {name: array.shape for name, array in state.items()}
 
 
-def size_of(state: State) -> int:
+def n_bytes_of_state(state: State) -> int:
     """Bytes of the arrays alone, without framing."""
     return sum(array.nbytes for array in state.values())
 
 
-def numbers(state: State | Shapes) -> int:
+def value_count(state: State | Shapes) -> int:
     """Number of values in a state."""
     return sum(prod(value if isinstance(value, tuple) else value.shape) for value in state.values())
 
@@ -65,7 +65,7 @@ def weighted_sum(states: Mapping[int, State], shares: Mapping[int, float]) -> di
     }
 
 
-def normal(weights: Mapping[int, float]) -> dict[int, float]:
+def normalized_weights(weights: Mapping[int, float]) -> dict[int, float]:
     """The weights divided by their sum; clients of weight 0 are left out."""
     mass = sum(weights[k] for k in sorted(weights))
     return {k: weights[k] / mass for k in sorted(weights) if weights[k] > 0}
@@ -76,9 +76,9 @@ def mean(states: Mapping[int, State], weights: Mapping[int, float]) -> dict[str,
 
     Source: McMahan et al. 2017 (arXiv 1602.05629); FedIT, Zhang et al. 2023 (arXiv 2305.05644).
     """
-    return weighted_sum(states, normal(weights))
+    return weighted_sum(states, normalized_weights(weights))
 
 
-def vector(state: State) -> np.ndarray:
+def flat_float64(state: State) -> np.ndarray:
     """All numbers of a state, by name, as one float64 vector."""
     return np.concatenate([state[name].astype(np.float64).ravel() for name in sorted(state)])

@@ -61,11 +61,11 @@ class Strategy(ABC):
         """Payload for a client in a round. `last_round` is the last round whose state it has in memory, None for
         none."""
 
-    def tells_start(self, client: int) -> bool:
+    def can_provide_initial_state(self, client: int) -> bool:
         """Whether a client can tell the state that all start from."""
         return True
 
-    def required(self, client: int) -> Shapes:
+    def required_shapes(self, client: int) -> Shapes:
         """The arrays that a client has to send."""
         return self.full
 

@@ -8,7 +8,7 @@ from .app import distribution_phrase, training_sentence
 from .declaration import Declaration, make_strategy
 from .history import Round
 from .noise import privacy_sentence
-from .state import numbers
+from .state import value_count
 from .table import HEAD, round_line
 
 
@@ -25,7 +25,7 @@ class FederationSummary:
         declared, strategy = self.declared, make_strategy(self.declared)
         result = []
         for client in range(declared.clients):
-            up = 4 * numbers(strategy.required(client))  # 0 of a search: it depends on how much is asked
+            up = 4 * value_count(strategy.required_shapes(client))  # 0 of a search: it depends on how much is asked
             rank = declared.ranks[client] if declared.ranks else None
             budget = declared.sizes[declared.size_of[client]].params if declared.sizes else None
             row: dict[str, Any] = {
@@ -62,7 +62,7 @@ class FederationSummary:
                 part_text = f"{row['params']:,} parameters"
             if row["budget"]:
                 part_text += (
-                    f", {'at most' if declared.allocation == 'sandwich' else 'budget'} {_budget(declared, row)}"
+                    f", {'at most' if declared.allocation == 'sandwich' else 'budget'} {_budget_text(declared, row)}"
                 )
             down = size(row["down"]) if row["down"] is not None else "grows"
             lines.append(f"{row['client']:>6}  {size(row['up']):>10}  {down:>10}  {part_text}")
@@ -84,7 +84,7 @@ class FederationSummary:
         }
 
 
-def _budget(declaration: Declaration, row: dict[str, Any]) -> str:
+def _budget_text(declaration: Declaration, row: dict[str, Any]) -> str:
     """As the recipe has it, with what shares and plain numbers are of."""
     text = str(row["budget"])
     return text if text[-1] in "Bshdn" else f"{text} {'of FLOPs' if declaration.counts == 'flops' else 'of parameters'}"

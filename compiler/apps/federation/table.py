@@ -13,15 +13,15 @@ def round_line(round_: Round) -> str:
     known = sorted(set(round_.updates) | {c for c in round_.faults if c >= 0})
     clients = " ".join(_accuracy_or_loss(round_.updates[c]) if c in round_.updates else "-" for c in known)
     return (
-        f"{round_.number:>5}  {len(round_.updates):>7}  {_loss(round_.loss):>7}  {_loss(round_.worst):>7}  "
+        f"{round_.number:>5}  {len(round_.updates):>7}  {_loss_text(round_.loss):>7}  {_loss_text(round_.worst):>7}  "
         f"{size(round_.bytes_up):>9}  {size(round_.bytes_down):>9}  {round_.seconds:>7.1f}  {clients}"
     )
 
 
 def _accuracy_or_loss(result: ClientUpdate) -> str:
     """A client's accuracy where its rows have classes, else its loss."""
-    return _loss(result.loss) if math.isnan(result.accuracy) else f"{result.accuracy:.1%}"
+    return _loss_text(result.loss) if math.isnan(result.accuracy) else f"{result.accuracy:.1%}"
 
 
-def _loss(value: float) -> str:
+def _loss_text(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.4f}"

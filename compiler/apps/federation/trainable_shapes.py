@@ -8,7 +8,7 @@ from ...analysis.discovery.discover import skeleton_of
 from ...ir.layers.linear import weight_of
 from ...models.checkpoints.pretrained import pretrained
 from .faults import incompatible_strategy
-from .low_rank import modules
+from .low_rank import adapter_paths
 from .state import Shapes
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def trainable_state_shapes(
     """Shapes of the arrays that `trains` names, without a head: `trains` as the target `flower` has it, adapters of
     this rank on modules."""
     from ...transforms.training.adapters import adaptable_modules
-    from .slots import arrays
+    from .slots import intervention_parameters
 
     if trains == "index":
         return {}
@@ -35,7 +35,11 @@ def trainable_state_shapes(
         return {name: tuple(p.shape) for name, p in program.model.named_parameters()}
     if trains == "reft":
         interventions_of = _interventions(program)
-        return {name: tuple(p.shape) for path, f in interventions_of.items() for name, p in arrays(path, f).items()}
+        return {
+            name: tuple(p.shape)
+            for path, f in interventions_of.items()
+            for name, p in intervention_parameters(path, f).items()
+        }
     parts = {part.path: part for part in skeleton_of(program).parts}
     full: dict[str, tuple[int, ...]] = {}
     for path in adaptable_modules(program, selector, "trains: full"):
@@ -47,7 +51,9 @@ def trainable_state_shapes(
 
 def refuse_ranks_above_widths(full_shapes: Shapes, rank: int, argument: str) -> None:
     """Reject (rank-too-large) adapters whose product needs no such rank: B A is at most as wide as a weight."""
-    widths = {path: min(full_shapes[f"{path}.A"][1], full_shapes[f"{path}.B"][0]) for path in modules(full_shapes)}
+    widths = {
+        path: min(full_shapes[f"{path}.A"][1], full_shapes[f"{path}.B"][0]) for path in adapter_paths(full_shapes)
+    }
     path = min(widths, key=lambda p: widths[p], default="")
     if path and rank > widths[path]:
         raise rank_too_large(

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ....dsl.syntax.diagnostics import Fault
-from ....dsl.syntax.json_types import within
+from ....dsl.syntax.json_types import is_from_to
 from ...core.cache import digest
-from ...models.rows.forward import logits, positions, token_losses
-from .attachment import attached
+from ...models.rows.forward import logits, slices_within_chunk_bytes, token_losses
+from .attachment import attach_adapters
 from .sample import Sample
 
 State = Mapping[str, Tensor]
@@ -40,17 +40,17 @@ class AdapterSettings:
     seconds      after which no step is started
     """
 
-    rank: Annotated[int, within(1, 256)] = 8
+    rank: Annotated[int, is_from_to(1, 256)] = 8
     alpha: float = 16.0
     lr: float = 5e-4
-    batch: Annotated[int, within(1, 64)] = 4
-    epochs: Annotated[int, within(1, 16)] = 2
+    batch: Annotated[int, is_from_to(1, 64)] = 4
+    epochs: Annotated[int, is_from_to(1, 16)] = 2
     clip: float = 1.0
-    length: Annotated[int, within(2, 4096)] = 256
+    length: Annotated[int, is_from_to(2, 4096)] = 256
     answers: bool = False
     reduce: bool = False
     weigh: bool = False
-    seconds: Annotated[float, within(0, 600)] = 60.0
+    seconds: Annotated[float, is_from_to(0, 600)] = 60.0
     seed: int = 0
     kind: Literal["lora", "reft"] = "lora"
 
@@ -89,7 +89,7 @@ class AdaptableModel:
     ):
         self.model, self.regime, self._tokenizer, self._prompt = model, regime, tokenizer, prompt
         self.on = adapters
-        self._adapters = attached(regime.kind, model, adapters, regime.rank, regime.alpha, regime.seed)
+        self._adapters = attach_adapters(regime.kind, model, adapters, regime.rank, regime.alpha, regime.seed)
         self._parameters = self._adapters.parameters()
         adapter_ids = {id(p) for p in self._parameters.values()}
         self._flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -97,7 +97,7 @@ class AdaptableModel:
             parameter.requires_grad_(id(parameter) in adapter_ids)
         self._initial = self.state()
         self.shape = digest([asdict(regime), adapters])
-        self.off()
+        self.disable_adapters()
 
     def close(self) -> None:
         """Take the adapters off: the model is as it was."""
@@ -117,21 +117,21 @@ class AdaptableModel:
     def state(self) -> State:
         return {name: p.detach().clone() for name, p in self._parameters.items()}
 
-    def put(self, state: State) -> None:
+    def load_and_enable(self, state: State) -> None:
         """Answer with these adapters from now on."""
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(state[name])
         self._switch(enabled=True)
 
-    def off(self) -> None:
+    def disable_adapters(self) -> None:
         """Answer as the bare model."""
         self._switch(enabled=False)
 
     @contextmanager
     def with_state_per_row(self, states: Sequence[State | None]) -> Iterator[None]:
         """Within it each row of a batch is answered by a state of its own, or by the bare model (None)."""
-        self.off()
+        self.disable_adapters()
         if all(state is None for state in states):
             yield
             return
@@ -154,7 +154,7 @@ class AdaptableModel:
         rows = [self._sample_ids_and_answer_start(samples[i]) for i in chosen]
         mean = sum(scores[i] for i in chosen) / len(chosen)
         weights = [scores[i] / mean if regime.weigh and mean > 0 else 1.0 for i in chosen]
-        self.put(self._initial)
+        self.load_and_enable(self._initial)
         for parameter in self._parameters.values():  # the switch of the adapters froze them
             parameter.requires_grad_(True)
         optimizer = torch.optim.AdamW(self._parameters.values(), lr=regime.lr, weight_decay=0.0)
@@ -180,7 +180,7 @@ class AdaptableModel:
             values = logits(self.model, row)[0, begin - 1 : -1]  # [t, vocab]
             targets = row[0, begin:].to(values.device)
             gradient = torch.empty_like(values)
-            for part in positions(values):  # float32 copies of all logits never exist
+            for part in slices_within_chunk_bytes(values):  # float32 copies of all logits never exist
                 chunk = values.detach()[part].float().requires_grad_()
                 loss = token_losses(chunk, targets[part]).sum()
                 (slope,) = torch.autograd.grad(loss, chunk)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ....dsl.syntax.json_types import from_json, within
+from ....dsl.syntax.json_types import from_json, is_from_to
 from ...artifacts.manifest import hash_files
 from ...core.cache import digest
 from ...core.json_errors import refusing
@@ -45,7 +45,7 @@ FORMAT = 1
 KNOWLEDGE, EMBEDDER, REWARD, NATIVE = "knowledge", "embedder", "reward", "native"
 CACHES = ("lists", "states")
 Engine = Literal["torch", "native", "adapted"]
-CacheBytes = Annotated[int, within(0, 2**40 - 1)]
+CacheBytes = Annotated[int, is_from_to(0, 2**40 - 1)]
 
 broken_app = Fault(
     "broken-app", "The description of a test-time compute folder is not what effc writes.", exit="environment"
@@ -165,7 +165,7 @@ def open_guided_client(
     if app.adapters:
         sites = default_attachment_paths(model, app.regime.kind)
         adaptable = AdaptableModel(model, tokenizer, sites, app.regime, prompts.question)
-    generator = voice_of(app, folder, adaptable)
+    generator = open_generator_of_app(app, folder, adaptable)
     reward = reward_of(app, folder, generator.bare if generator else model, prompts, embedder)
     parts = digest([hash_files(folder), app.to_json()])
     identity = cache_identity(parts, embedder.identity, version, adaptable.shape if adaptable else "")
@@ -179,7 +179,7 @@ def open_guided_client(
     )
 
 
-def voice_of(app: App, folder: Path, adaptable: AdaptableModel | None) -> NativeGenerator | None:
+def open_generator_of_app(app: App, folder: Path, adaptable: AdaptableModel | None) -> NativeGenerator | None:
     """The engine of a folder, where it answers."""
     if app.engine == "torch":
         return None

@@ -113,7 +113,7 @@ class Residual:
         return hook
 
 
-def attached(
+def attach_adapters(
     adapter_kind: str, model: nn.Module, adapters: tuple[str, ...], rank: int, alpha: float, seed: int
 ) -> Attachment:
     assert adapter_kind in KINDS, f"nothing is called {adapter_kind}"

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...models.rows.forward import evaluating
 from .adaptation import AdaptableModel, State
-from .generation import GeneratedText, Settings, TokenStream, eos_ids_of, generate_rows, padded
+from .generation import GeneratedText, Settings, TokenStream, eos_ids_of, generate_rows, left_padded_ids_and_mask
 from .prompts import Prompts
 
 ROWS = 8  # of a batch: a step of so many of 135M parameters took no longer than one row's, with weights read once
@@ -58,7 +58,7 @@ class Batcher:
         try:
             yield
         finally:
-            self._leave()
+            self._release_model()
 
     def generate_in_batch(
         self, ids: list[int], settings: Settings, is_cancelled: Callable[[], bool], state: State | None = None
@@ -69,17 +69,17 @@ class Batcher:
         with self._changed:
             self._waiting.append(row)
         while self._wait_for_model_or_answer(row):
-            threading.Thread(target=self._work, name="effc-batch", daemon=True).start()
+            threading.Thread(target=self._answer_next_batch, name="effc-batch", daemon=True).start()
         if row.error is not None:
             raise row.error
         return growth.generated_text()
 
-    def _work(self) -> None:
+    def _answer_next_batch(self) -> None:
         """One batch, in a thread of its own: whoever asked for a short answer is not kept by the long ones beside."""
         try:
             self._answer_batch(self._take_next_batch())
         finally:
-            self._leave()
+            self._release_model()
 
     def _wait_for_model_or_answer(self, row: _Row) -> bool:
         """Wait for the model, True, or until another thread has answered the row, False."""
@@ -89,7 +89,7 @@ class Batcher:
                 self._busy = True
             return not row.finished
 
-    def _leave(self) -> None:
+    def _release_model(self) -> None:
         with self._changed:
             self._busy = False
             self._changed.notify_all()
@@ -121,7 +121,7 @@ class Batcher:
 
     def _generate_batch(self, batch: Sequence[_Row]) -> None:
         self.largest = max(self.largest, len(batch))
-        with _under(self._adaptable, [row.state for row in batch]):
+        with _with_adapters_per_row(self._adaptable, [row.state for row in batch]):
             generate_rows(
                 self._model,
                 [row.ids for row in batch],
@@ -144,7 +144,7 @@ class Batcher:
             self._changed.notify_all()
 
 
-def _under(adaptable: AdaptableModel | None, states: Sequence[State | None]) -> Any:
+def _with_adapters_per_row(adaptable: AdaptableModel | None, states: Sequence[State | None]) -> Any:
     assert adaptable is not None or not any(states), "only what can be trained has adapters"
     return adaptable.with_state_per_row(states) if adaptable is not None else nullcontext()
 
@@ -158,7 +158,7 @@ def batching_matches_single(model: Any, adaptable: AdaptableModel | None) -> boo
     draw = torch.Generator().manual_seed(0)
     width = model.get_input_embeddings().weight.shape[0]
     rows = [torch.randint(width, (length,), generator=draw).tolist() for length in (3, 8)]
-    states = [None if adaptable is None else _random(adaptable, draw) for _ in rows]
+    states = [None if adaptable is None else _perturbed_state(adaptable, draw) for _ in rows]
     try:
         single_rows = [
             _logits_of_first_two_tokens(model, adaptable, [row], [state])
@@ -171,7 +171,7 @@ def batching_matches_single(model: Any, adaptable: AdaptableModel | None) -> boo
     return bool((batched - expected).square().mean().sqrt() <= _MAX_DIFFERENCE * expected.square().mean().sqrt())
 
 
-def _random(adaptable: AdaptableModel, rng: torch.Generator) -> State:
+def _perturbed_state(adaptable: AdaptableModel, rng: torch.Generator) -> State:
     return {n: t + 0.05 * torch.randn(t.shape, generator=rng).to(t) for n, t in adaptable.state().items()}
 
 
@@ -179,9 +179,9 @@ def _logits_of_first_two_tokens(
     model: Any, adaptable: AdaptableModel | None, rows: Sequence[list[int]], states: Sequence[State | None]
 ) -> Tensor:
     """Logits [2, rows, vocabulary] of the first two tokens of answers."""
-    ids, mask = padded(rows, 0)
+    ids, mask = left_padded_ids_and_mask(rows, 0)
     options = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False, "pad_token_id": 0}
-    with evaluating(model), _under(adaptable, states):
+    with evaluating(model), _with_adapters_per_row(adaptable, states):
         generated = model.generate(
             input_ids=ids, attention_mask=mask, output_logits=True, return_dict_in_generate=True, **options
         )

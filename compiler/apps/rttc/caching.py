@@ -110,7 +110,7 @@ class StateCache:
             if entry.bytes > self.max_bytes:
                 return
             while self._entries and self.n_bytes + entry.bytes > self.max_bytes:
-                self._drop(min(self._entries.values(), key=self._worth))
+                self._drop(min(self._entries.values(), key=self._eviction_rank))
                 self.evictions += 1
             self._entries[number] = entry
             self._write_entry(entry)
@@ -130,7 +130,7 @@ class StateCache:
         with self._lock:
             self._write_index()
 
-    def _worth(self, entry: SemanticCacheEntry) -> tuple[int, int]:
+    def _eviction_rank(self, entry: SemanticCacheEntry) -> tuple[int, int]:
         return (entry.used, entry.born) if self.eviction == "lfu" else (entry.touched, entry.born)
 
     def _drop(self, entry: SemanticCacheEntry) -> None:
@@ -185,7 +185,7 @@ class StateCache:
                 with suppress(OSError):
                     file.unlink(missing_ok=True)
         while self.n_bytes > self.max_bytes:
-            self._drop(min(self._entries.values(), key=self._worth))
+            self._drop(min(self._entries.values(), key=self._eviction_rank))
 
     def _file(self, entry_index: int) -> Path:
         assert self._folder is not None, "a cache in memory has no files"

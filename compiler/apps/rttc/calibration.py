@@ -29,7 +29,7 @@ from .policy import (
 from .reward import Reward, Verifier
 from .router import Router, features, measure_router, simulate_router, train_router
 from .sample import Sample
-from .scaling import better_scaled, fit_platt_scaling
+from .scaling import fit_platt_scaling, scaling_improves_accuracy
 from .scorer import LEAST_AUC, auc, weak_reward
 from .signals import signals
 
@@ -50,7 +50,7 @@ def run_all_branches(
         right: dict[str, bool] = {}
         seconds: dict[str, float] = {}
         for branch in BRANCHES:
-            answered = _bare_scores(client, sample.question, branch, settings)
+            answered = _answer_with_fixed_branch(client, sample.question, branch, settings)
             rewards[branch] = client.reward.score(sample.question, [answered.text])[0]
             right[branch] = verifier.score(sample.question, [answered.text])[0] > 0.5
             seconds[branch] = _measured_seconds(branch, answered.decision)
@@ -58,7 +58,7 @@ def run_all_branches(
     return result
 
 
-def _bare_scores(client: GuidedModel, question: str, branch: Branch, settings: Settings) -> Any:
+def _answer_with_fixed_branch(client: GuidedModel, question: str, branch: Branch, settings: Settings) -> Any:
     only = replace(client, policy=replace(client.policy, kind=branch))
     return only.answer_conversation([{"role": "user", "content": question}], settings)
 
@@ -83,7 +83,7 @@ def fit_and_check_policy(
     """The policy with thresholds of the dev set; Reject where the reward is no better than a coin."""
     total_auc = auc_by_branch(trials_run)["all"]
     if total_auc < LEAST_AUC and not force and policy.kind in ("sequential", "best"):
-        raise _weak_reward_diagnostic(trials_run, total_auc).rejection()
+        raise _uninformative_reward_error(trials_run, total_auc).rejection()
     return fit_policy(trials_run, policy, price_per_second)
 
 
@@ -91,7 +91,9 @@ def fit_policy(trials_run: Sequence[Trial], policy: Policy, price_per_second: fl
     """The policy with thresholds and scales of these trials, and the curve that they were chosen from."""
     scales = fit_platt_scaling(trials_run)
     chosen, points = calibrate_thresholds(trials_run, price_per_second, scales=scales)
-    scales_used = chosen.scales if policy.kind != "best" else scales if better_scaled(trials_run, scales) else {}
+    scales_used = (
+        chosen.scales if policy.kind != "best" else scales if scaling_improves_accuracy(trials_run, scales) else {}
+    )
     return replace(policy, direct=chosen.direct, rag=chosen.rag, scales=scales_used), points
 
 
@@ -118,7 +120,7 @@ def cross_fitted_router_point(
     return cross_fitted(measure_router(router, trials_run, features), trials_run, fit, seed)
 
 
-def _weak_reward_diagnostic(trials_run: Sequence[Trial], auc_value: float) -> Diagnostic:
+def _uninformative_reward_error(trials_run: Sequence[Trial], auc_value: float) -> Diagnostic:
     """Why a reward is refused: it tells nothing, or there was nothing to tell apart."""
     right = [trial.right[branch] for trial in trials_run for branch in BRANCHES]
     sample_text = f"the {len(right)} answers to {len(trials_run)} dev questions"
@@ -141,11 +143,13 @@ def dev_features(client: GuidedModel, dev: Sequence[Sample]) -> Tensor:
     prompt_ids = [
         client.prompts.tokenize_conversation([{"role": "user", "content": sample.question}]) for sample in dev
     ]
-    signals_of = [signals(client.speaker(), ids) for ids in prompt_ids]  # as they are looked at when queries come
+    signals_of = [
+        signals(client.generator_for_branch(), ids) for ids in prompt_ids
+    ]  # as they are looked at when queries come
     return torch.stack([features(vector, one) for vector, one in zip(vectors, signals_of, strict=True)])
 
 
-def prices(router: Router, trials_run: Sequence[Trial], features: Tensor) -> list[Point]:
+def points_by_price(router: Router, trials_run: Sequence[Trial], features: Tensor) -> list[Point]:
     """Points of the router at other prices of a second: from nothing to what makes the cheapest branch the only one."""
     least = min(router.seconds)
     gap = min((second - least for second in router.seconds if second > least), default=1.0)
@@ -166,7 +170,7 @@ def cache_hit_thresholds(vectors: Tensor, seed: int = 0) -> dict[str, float]:
     return {"lists": min(lists, 0.999), "states": min(max(states, lists), 0.999)}
 
 
-def oracle(trials_run: Sequence[Trial]) -> float:
+def oracle_accuracy(trials_run: Sequence[Trial]) -> float:
     """Accuracy of a choice that knows what is right."""
     return sum(any(t.right.values()) for t in trials_run) / len(trials_run)
 
@@ -195,7 +199,7 @@ class Calibration:
             "reward": reward.name,
             "scale": reward.scale,
             "auc": dict(self.auc),
-            "oracle": oracle(self.trials),
+            "oracle": oracle_accuracy(self.trials),
             "trials": [asdict(trial) for trial in self.trials],
             "curve": [asdict(point) for point in self.points],
             "chosen": asdict(self.chosen),
@@ -233,6 +237,6 @@ def calibrate_on_trials(
         return Calibration(fitted, trials_run, points, chosen, best, areas)
     of = dev_features(client, dev)
     router = train_router(trials_run, of, price_per_second, seed=seed, force=force)
-    points, areas = prices(router, trials_run, of), {**areas, "router": router.auc}
+    points, areas = points_by_price(router, trials_run, of), {**areas, "router": router.auc}
     chosen = cross_fitted_router_point(router, trials_run, of, price_per_second, seed)
     return Calibration(policy, trials_run, points, chosen, measure(trials_run, Policy("best")), areas, router)

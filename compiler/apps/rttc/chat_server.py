@@ -22,12 +22,12 @@ from ..serving.answers import AnswerBuilder, ChatAnswer
 from ..serving.body import add_text_routes
 from ..serving.chat import prompt_too_long
 from ..serving.error_response import ErrorResponse
-from ..serving.errors import install_error_handlers, traceback_location, write_down
+from ..serving.errors import install_error_handlers, record_fault, traceback_location
 from ..serving.guard import client_id
 from ..serving.metrics import TYPE
 from ..serving.protocol import ChatRequest, CompletionRequest
 from ..serving.request import AnswerChunk
-from ..serving.stream import check_name, leaving, sse_events
+from ..serving.stream import check_name, sse_events, wait_for_disconnect
 from .generation import Cancelled, Settings
 from .guided import Answered, GuidedModel
 from .retrieval import Unreachable
@@ -43,13 +43,13 @@ def _bytes_buffered(client: GuidedModel, cache: str) -> float:
 class GuidedServer:
     """One guided model, and the queries that are on their way through it.
 
-    waiting   queries that may wait; more are told to come back
-    parallel  that are on their way at once; none ever has another's adapters
+    max_waiting   queries that may wait; more are told to come back
+    max_parallel  that are on their way at once; none ever has another's adapters
     """
 
-    def __init__(self, name: str, client: GuidedModel, waiting: int = 16, parallel: int = 16):
-        self.name, self.client, self._most = name, client, waiting + parallel
-        self._workers = ThreadPoolExecutor(parallel, thread_name_prefix="effc-guided")
+    def __init__(self, name: str, client: GuidedModel, max_waiting: int = 16, max_parallel: int = 16):
+        self.name, self.client, self._most = name, client, max_waiting + max_parallel
+        self._workers = ThreadPoolExecutor(max_parallel, thread_name_prefix="effc-guided")
         self._stopped = threading.Event()
         self._buffered: Counter[str] = Counter()  # queries of each client
         self.registry = CollectorRegistry()
@@ -60,7 +60,7 @@ class GuidedServer:
             "effc_cache_hits", "Queries that took another's state.", ["cache"], registry=self.registry
         )
         self.query_seconds = Histogram(
-            "effc_query_seconds", "To answer one, waiting in the queue left out.", registry=self.registry
+            "effc_query_seconds", "To answer one, max_waiting in the queue left out.", registry=self.registry
         )
         self.answers = prometheus.Counter(
             "effc_http_responses", "Answers by the path and the status.", ["path", "status"], registry=self.registry
@@ -93,7 +93,7 @@ class GuidedServer:
 
     async def answer(self, request_body: ChatRequest | CompletionRequest, call: Call) -> Any:
         check_name(request_body.model, self.name)
-        if unsupported := next(_decoding_settings(request_body), None):
+        if unsupported := next(_unsupported_settings(request_body), None):
             raise ErrorResponse(400, f"`{unsupported}` is not supported here", unsupported, "unsupported_parameter")
         answered = await self._answer_in_thread(
             _request_messages(request_body, self.client), _settings(request_body), call
@@ -104,7 +104,7 @@ class GuidedServer:
         if request_body.stream:
             extension = {"effc": answered.decision.to_json()}
             return StreamingResponse(
-                sse_events(answer, _pieces(answered), request_body.tells_usage, extra_fields=extension),
+                sse_events(answer, _answer_chunks(answered), request_body.tells_usage, extra_fields=extension),
                 media_type="text/event-stream",
                 headers={"Cache-Control": "no-cache", **headers},
             )
@@ -117,7 +117,7 @@ class GuidedServer:
         owner = client_id(call.scope)
         self._refuse_when_full(owner)
         left = threading.Event()
-        watch = asyncio.create_task(_leave(call, left))
+        watch = asyncio.create_task(_set_on_disconnect(call, left))
         self._buffered[owner] += 1
         try:
             answered = await asyncio.get_running_loop().run_in_executor(
@@ -134,7 +134,7 @@ class GuidedServer:
                 raise ErrorResponse(500, REASON, code=code) from rejection
             raise ErrorResponse(400, diagnostic.message, "messages", code) from rejection
         except Exception as error:  # whatever it is, the next queries may fare better
-            raise ErrorResponse(500, write_down(call, traceback_location(error)), code="failed") from error
+            raise ErrorResponse(500, record_fault(call, traceback_location(error)), code="failed") from error
         finally:
             self._buffered[owner] -= 1
             self._buffered += Counter()  # those without a query are forgotten
@@ -165,8 +165,8 @@ class GuidedServer:
             )
 
 
-async def _leave(call: Call, disconnected: threading.Event) -> None:
-    await leaving(call)
+async def _set_on_disconnect(call: Call, disconnected: threading.Event) -> None:
+    await wait_for_disconnect(call)
     disconnected.set()
 
 
@@ -189,7 +189,7 @@ def _request_messages(request_body: ChatRequest | CompletionRequest, client: Gui
     return messages
 
 
-def _decoding_settings(request_body: ChatRequest | CompletionRequest) -> Iterator[str]:
+def _unsupported_settings(request_body: ChatRequest | CompletionRequest) -> Iterator[str]:
     """Settings of a request that the guided decoding doesn't know."""
     if request_body.alternatives is not None:
         yield "logprobs"
@@ -212,7 +212,7 @@ def _settings(request_body: ChatRequest | CompletionRequest) -> Settings:
     return Settings(request_body.token_limit or 256, temperature, request_body.top_p or 1.0, seed, request_body.stops)
 
 
-async def _pieces(answered: Answered) -> AsyncIterator[AnswerChunk]:
+async def _answer_chunks(answered: Answered) -> AsyncIterator[AnswerChunk]:
     text = answered.text
     for start in range(0, max(1, len(text)), _PIECE):
         last = start + _PIECE >= len(text)

@@ -83,11 +83,11 @@ def decision_sentence(decision: "Decision") -> str:
     if decision.steps:
         parts.append(count_text(decision.steps, "step"))
     if decision.rewards:
-        parts.append("rewards " + ", ".join(_reward(decision, name) for name in decision.rewards))
+        parts.append("rewards " + ", ".join(_reward_text(decision, name) for name in decision.rewards))
     parts.append(", ".join(f"{name} {duration_text(value)}" for name, value in decision.seconds.items()))
     return "; ".join(part for part in parts if part) + (f"\nnote: {decision.note}" if decision.note else "")
 
 
-def _reward(decision: "Decision", branch: str) -> str:
+def _reward_text(decision: "Decision", branch: str) -> str:
     chance = decision.chances.get(branch)
     return f"{branch} {decision.rewards[branch]:.3g}" + ("" if chance is None else f" (right by {chance:.0%})")

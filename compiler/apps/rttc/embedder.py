@@ -48,7 +48,7 @@ class MeanPooledEncoder:
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # little padding
         for start in range(0, len(order), _BATCH):
             chosen = order[start : start + _BATCH]
-            vectors[chosen] = self._batch([texts[i] for i in chosen])
+            vectors[chosen] = self._embed_batch([texts[i] for i in chosen])
         return vectors
 
     def pairs(self, questions: Sequence[str], answers: Sequence[str]) -> list[list[int]]:
@@ -64,7 +64,7 @@ class MeanPooledEncoder:
         hidden = self.encoder(input_ids=ids, attention_mask=mask)[0].float()  # [b, t, width]
         return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
-    def _batch(self, texts: Sequence[str]) -> Tensor:
+    def _embed_batch(self, texts: Sequence[str]) -> Tensor:
         rows = [self._tokenizer(text, truncation=True, max_length=self._length)["input_ids"] or [0] for text in texts]
         with evaluating(self.encoder):
             return nn.functional.normalize(self.mean_pooled_states(rows), dim=-1)

@@ -10,7 +10,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
 
 from ....dsl.syntax.diagnostics import Fault
-from ...models.checkpoints.generation_config import as_tokens
+from ...models.checkpoints.generation_config import eos_ids_tuple
 from ...models.rows.inputs import device_of
 from ...runtimes.finite_logits import FiniteLogits
 from ...runtimes.model import DecoderModel
@@ -93,7 +93,7 @@ class TokenStream:
 
 def eos_ids_of(model: Any, prompts: Prompts) -> tuple[int, ...]:
     known = (model.generation_config.eos_token_id, prompts.tokenizer.eos_token_id)
-    return next((as_tokens(eos) or () for eos in known if eos is not None), ())
+    return next((eos_ids_tuple(eos) or () for eos in known if eos is not None), ())
 
 
 def generate_one(
@@ -122,7 +122,7 @@ def generate_rows(
     """
     pad = eos_ids[0] if eos_ids else 0
     draft_tokens = model.draft_tokens if isinstance(model, DecoderModel) and len(rows) == 1 else 0
-    ids, mask = padded(rows, pad, device_of(model))
+    ids, mask = left_padded_ids_and_mask(rows, pad, device_of(model))
     model.generate(
         input_ids=ids,
         attention_mask=mask,
@@ -139,10 +139,10 @@ def generate_rows(
     )
 
 
-def padded(rows: Sequence[Sequence[int]], pad: int, device: Any = None) -> tuple[Tensor, Tensor]:
+def left_padded_ids_and_mask(rows: Sequence[Sequence[int]], pad_id: int, device: Any = None) -> tuple[Tensor, Tensor]:
     """Token ids [b, t] that end together, and the mask of those that are some."""
     width = max(map(len, rows))
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
+    ids = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows], device=device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
     return ids, mask
 

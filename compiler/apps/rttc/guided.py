@@ -86,7 +86,7 @@ class GuidedModel:
         """Answer a conversation. Raises Cancelled once `is_cancelled` says so; Reject where the prompt is too long."""
         return _GuidedQuery(self, list(messages), settings, is_cancelled).run()
 
-    def speaker(self, branch: Branch = "direct") -> Any:
+    def generator_for_branch(self, branch: Branch = "direct") -> Any:
         """Generator for answers of this branch: the engine where it can."""
         spoken = self.generator and (self.generator.adapted if branch == "ttt" else self.generator.bare)
         return spoken or self.model
@@ -95,7 +95,7 @@ class GuidedModel:
         self, ids: list[int], settings: Settings, is_cancelled: Callable[[], bool], adapter_state: State | None = None
     ) -> GeneratedText:
         """An answer under the adapters of `adapter_state`, or of the bare model."""
-        speaker = self.speaker("direct" if adapter_state is None else "ttt")
+        speaker = self.generator_for_branch("direct" if adapter_state is None else "ttt")
         if speaker is self.model:
             return self.batcher.generate_in_batch(ids, settings, is_cancelled, adapter_state)
         with self._engine:
@@ -104,7 +104,7 @@ class GuidedModel:
                 self.generator.put(adapter_state)
             return generate_one(speaker, self.prompts, ids, settings, is_cancelled)
 
-    def reading(self) -> AbstractContextManager[Any]:
+    def embedding_lock(self) -> AbstractContextManager[Any]:
         """Lock for embedding questions: that of the sentence encoder, or the model where it embeds itself."""
         encoder = getattr(self.embedder, "encoder", self.model)
         return (
@@ -113,7 +113,7 @@ class GuidedModel:
             else self._engine
         )
 
-    def judging(self) -> AbstractContextManager[Any]:
+    def scoring_lock(self) -> AbstractContextManager[Any]:
         """Lock for scoring answers and for reading first tokens."""
         return self.batcher.exclusive_model() if self.generator is None else self._engine
 
@@ -123,7 +123,7 @@ class GuidedModel:
         if self._facts is None or time.monotonic() > self._queried_at + _MINUTE:
             self._queried_at = time.monotonic()
             try:
-                self._renew(self.retriever.facts())
+                self._replace_base_facts(self.retriever.facts())
             except Unreachable:
                 if self._facts is None:
                     raise
@@ -131,9 +131,9 @@ class GuidedModel:
 
     def check_version(self, version: str) -> None:
         if self._facts is not None and version != self._facts.version:
-            self._renew(self.retriever.facts())
+            self._replace_base_facts(self.retriever.facts())
 
-    def _renew(self, facts: Any) -> None:
+    def _replace_base_facts(self, facts: Any) -> None:
         if facts.embedder != self.embedder.identity:
             raise Unreachable("the knowledge base was embedded by another model than this client's, and is not asked")
         for cache in (self.lists, self.states):
@@ -181,7 +181,7 @@ class _GuidedQuery:
                 decision.branch = "ttt"
             else:
                 choose_answer(policy, self._answer_by_branch, self._score, decision)
-                self._remember()
+                self._cache_adapter_state()
         except Reject as rejection:  # a reward without a number; the prompt was taken already
             if "direct" not in self._answers:
                 raise
@@ -198,7 +198,7 @@ class _GuidedQuery:
         except Unreachable as error:
             self._decision.note = str(error)
             return
-        with self._client.reading(), self._timed("embed"):
+        with self._client.embedding_lock(), self._timed("embed"):
             self._vector = facts.project(self._client.embedder.embed([self._question])[0])
 
     def _resolve_router(self, policy: Policy) -> Policy:
@@ -210,12 +210,16 @@ class _GuidedQuery:
         if self._vector is None:
             return replace(policy, kind="direct")
         with self._timed("route"):
-            branch = router.branch(features(self._vector, self._signals() if router.looks else None))
+            branch = router.branch(
+                features(self._vector, self._first_token_signals() if router.needs_signals else None)
+            )
         return replace(policy, kind=branch)
 
-    def _signals(self) -> Signals:
-        with self._client.judging():
-            return signals(self._client.speaker(), self._client.prompts.tokenize_conversation(self._messages))
+    def _first_token_signals(self) -> Signals:
+        with self._client.scoring_lock():
+            return signals(
+                self._client.generator_for_branch(), self._client.prompts.tokenize_conversation(self._messages)
+            )
 
     def _answer_with_cached_state(self) -> str | None:
         """An answer with the adapters of a query that was near enough; None where there was none."""
@@ -232,7 +236,7 @@ class _GuidedQuery:
             raise Cancelled
         if branch == "direct":
             return self._generate(branch, self._client.prompts.tokenize_conversation(self._messages))
-        matches = self._samples()
+        matches = self._retrieve_samples_once()
         if not matches:
             return None
         if branch == "rag":
@@ -268,11 +272,11 @@ class _GuidedQuery:
                 trained = adaptable.train([match.sample for match in matches], scores, self._is_cancelled)
                 self._state = adaptable.state()
             finally:
-                adaptable.off()
+                adaptable.disable_adapters()
         self._decision.steps = len(trained.losses)
         return self._generate("ttt", self._client.prompts.tokenize_conversation(self._messages))
 
-    def _samples(self) -> Sequence[Match]:
+    def _retrieve_samples_once(self) -> Sequence[Match]:
         """Of an earlier query that was near enough, or of the base; none where it can't be reached."""
         if self._matches is None:
             self._matches = self._cached_or_retrieved_samples() if self._vector is not None else ()
@@ -298,7 +302,7 @@ class _GuidedQuery:
         client.lists.put(vector, {"samples": torch.frombuffer(bytearray(rows), dtype=torch.uint8)})
         return retrieved.matches
 
-    def _remember(self) -> None:
+    def _cache_adapter_state(self) -> None:
         """Keep the adapters whose answer was the best: worse ones would be found again."""
         if self._decision.branch != "ttt" or self._decision.adapter_hit:
             return
@@ -306,7 +310,7 @@ class _GuidedQuery:
             self._client.states.put(self._vector, self._state)
 
     def _score(self, text: str) -> float:
-        with self._client.judging(), self._timed("reward"):
+        with self._client.scoring_lock(), self._timed("reward"):
             return self._client.reward.score(self._question, [text])[0]
 
     def _generate(self, branch: Branch, ids: list[int]) -> str:

@@ -29,7 +29,7 @@ from ...core.safe_read import CONFIG, read_json, refuse_irregular_file
 from .embedder import Embedder
 from .engines.index import Flat, Index
 from .engines.opening import open_index
-from .sample import Sample, distinct, invalid_samples, read_samples
+from .sample import Sample, invalid_samples, read_samples, without_duplicate_texts
 from .selection import POOL, SELECTIONS
 
 FORMAT, NAME, TEXTS, VECTORS = 1, "kb.json", "samples.jsonl", "vectors.safetensors"
@@ -109,7 +109,7 @@ def build_knowledge_base(
     draft_folder           where vectors are kept until all are there; by default beside `folder`
     on_progress            called with the number of samples that are embedded, and of all
     """
-    samples = distinct(sample for file in files for sample in read_samples(file))
+    samples = without_duplicate_texts(sample for file in files for sample in read_samples(file))
     if not samples:
         raise invalid_samples("the files hold no sample").rejection()
     draft_folder = draft_folder or folder.with_name(f".{folder.name}.building")

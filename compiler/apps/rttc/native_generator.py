@@ -124,20 +124,20 @@ def relative_logit_error(generator: NativeGenerator, adaptable: AdaptableModel, 
             spread = 0.01 * 2**doubled
             state = {name: t + spread * torch.randn(t.shape, generator=draws).to(t) for name, t in first.items()}
             expected = _logits(adaptable, state, row)
-            if _distance(expected, bare) > 1 / 3:
+            if _relative_rms_error(expected, bare) > 1 / 3:
                 break
         generator.put(state)
-        return _distance(logits(generator.adapted, row), expected)
+        return _relative_rms_error(logits(generator.adapted, row), expected)
     finally:
-        adaptable.put(first)
-        adaptable.off()
+        adaptable.load_and_enable(first)
+        adaptable.disable_adapters()
 
 
 def _logits(adaptable: AdaptableModel, state: State, row: Tensor) -> Tensor:
-    adaptable.put(state)
+    adaptable.load_and_enable(state)
     with evaluating(adaptable.model):
         return logits(adaptable.model, row).float()
 
 
-def _distance(actual: Tensor, expected: Tensor) -> float:
+def _relative_rms_error(actual: Tensor, expected: Tensor) -> float:
     return float((actual - expected).square().mean().sqrt() / expected.square().mean().sqrt())

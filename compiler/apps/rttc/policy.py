@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, Literal, NamedTuple
 
-from ....dsl.syntax.json_types import within
+from ....dsl.syntax.json_types import is_from_to
 
 Branch = Literal["direct", "rag", "ttt"]
 BRANCHES: tuple[Branch, ...] = ("direct", "rag", "ttt")
@@ -29,11 +29,11 @@ class Policy:
     kind: Literal["sequential", "best", "router", "direct", "rag", "ttt"] = "sequential"
     direct: float = 0.0
     rag: float = 0.0
-    count: Annotated[int, within(1, 256)] = 8
-    shown: Annotated[int, within(1, 256)] = 4
+    count: Annotated[int, is_from_to(1, 256)] = 8
+    shown: Annotated[int, is_from_to(1, 256)] = 4
     scales: PlattScaling = field(default_factory=dict)
 
-    def worth(self, branch: Branch, reward: float) -> float:
+    def comparable_score(self, branch: Branch, reward: float) -> float:
         """Score by which answers are compared: the chance that it is right, or its reward where that has no scale."""
         if branch not in self.scales:
             return reward
@@ -98,7 +98,7 @@ def choose_answer(
             continue
         texts[branch] = text
         decision.rewards[branch] = score_text(text)
-        worth[branch] = policy.worth(branch, decision.rewards[branch])
+        worth[branch] = policy.comparable_score(branch, decision.rewards[branch])
         if policy.scales:
             decision.chances[branch] = worth[branch]
         if policy.kind == "sequential" and good_enough(policy, branch, worth[branch]):
@@ -168,10 +168,13 @@ def point_of(
 _STEPS = 9  # quantiles of the rewards that are tried as thresholds of a branch
 
 
-def curve(trials: Sequence[Trial], scales: PlattScaling | None = None) -> list[Point]:
+def points_of_threshold_pairs(trials: Sequence[Trial], scales: PlattScaling | None = None) -> list[Point]:
     """Every pair of thresholds at quantiles of the dev set's rewards, "never stop" and "always stop" included."""
     plain = Policy(scales=scales or {})
-    levels = {b: _levels([plain.worth(b, trial.rewards[b]) for trial in trials]) for b in BRANCHES[:2]}
+    levels = {
+        b: _threshold_candidates([plain.comparable_score(b, trial.rewards[b]) for trial in trials])
+        for b in BRANCHES[:2]
+    }
     return [measure(trials, replace(plain, direct=a, rag=b)) for a in levels["direct"] for b in levels["rag"]]
 
 
@@ -183,12 +186,12 @@ def calibrate_thresholds(
     price_per_second    accuracy that a second is worth: 0.01 gives up one answer in a hundred for a second a query
     scales   rewards are compared as they are, and as chances by these; whichever the dev set says more for
     """
-    points = curve(trials) + (curve(trials, scales) if scales else [])
+    points = points_of_threshold_pairs(trials) + (points_of_threshold_pairs(trials, scales) if scales else [])
     best = max(points, key=lambda p: (round(p.accuracy - price_per_second * p.seconds, 9), -p.seconds))
     return Policy(direct=best.direct, rag=best.rag, scales=scales or {} if best.scaled else {}), points
 
 
-def _levels(rewards: Sequence[float]) -> list[float]:
+def _threshold_candidates(rewards: Sequence[float]) -> list[float]:
     ordered = sorted(rewards)
     inner = {ordered[min(len(ordered) - 1, at * len(ordered) // _STEPS)] for at in range(_STEPS)}
     span = max(1.0, ordered[-1] - ordered[0])

@@ -95,7 +95,7 @@ class RemoteRetriever:
 
     def facts(self) -> KnowledgeBaseFacts:
         body, _ = self._request_json_and_byte_count("/v1/knowledge", None)
-        return _facts(body)
+        return _parse_base_facts(body)
 
     def retrieve(self, vector: Tensor, count: int) -> Retrieved:
         sent = json.dumps({"vector": [round(v, 6) for v in vector.tolist()], "count": count}).encode()
@@ -127,7 +127,7 @@ class RemoteRetriever:
             raise Unreachable(f"{self.url} does not answer") from error
 
 
-def _facts(body: Any) -> KnowledgeBaseFacts:
+def _parse_base_facts(body: Any) -> KnowledgeBaseFacts:
     try:
         centre = torch.tensor([float(v) for v in body["centre"]])
         return KnowledgeBaseFacts(str(body["version"]), str(body["embedder"]), centre, int(body["samples"]))

@@ -62,17 +62,17 @@ class Router:
     auc: float
 
     @property
-    def looks(self) -> bool:
+    def needs_signals(self) -> bool:
         """Whether it asks for the model's signals at the first token."""
         return bool(self.weight[:, -_SIGNALS:].any())
 
-    def chances(self, features: Tensor) -> Tensor:
+    def probabilities_right(self, features: Tensor) -> Tensor:
         """Of features [n, width + 2], the probability that each branch is right, [n, branches]."""
         return (((features - self.mean) / self.scale) @ self.weight.T + self.bias).sigmoid()
 
     def branch(self, features: Tensor) -> Branch:
         """For features [width + 2]; the first of equals, which is the cheapest."""
-        worth = self.chances(features[None])[0] - self.price * torch.tensor(self.seconds)
+        worth = self.probabilities_right(features[None])[0] - self.price * torch.tensor(self.seconds)
         return BRANCHES[int(worth.argmax())]
 
     def save(self, folder: Path) -> None:

@@ -69,7 +69,7 @@ def read_samples(file: Path) -> Iterator[Sample]:
                 yield parse_sample(parse_strict_json(line))
 
 
-def distinct(samples: Iterable[Sample]) -> list[Sample]:
+def without_duplicate_texts(samples: Iterable[Sample]) -> list[Sample]:
     """The first of those whose texts are the same but for case and spaces."""
     by_text: dict[str, Sample] = {}
     for sample in samples:

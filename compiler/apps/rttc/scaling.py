@@ -35,7 +35,7 @@ def fit_platt_scaling(trials: Sequence[Trial]) -> PlattScaling:
     return {b: (float(slope), float(at)) for b, slope, at in zip(BRANCHES, slopes, biases, strict=True)}
 
 
-def better_scaled(trials: Sequence[Trial], scales: PlattScaling) -> bool:
+def scaling_improves_accuracy(trials: Sequence[Trial], scales: PlattScaling) -> bool:
     """Whether the best of all three answers is more often right by chances than by rewards as they are."""
     plain = Policy("best")
     return measure(trials, Policy("best", scales=scales)).accuracy > measure(trials, plain).accuracy

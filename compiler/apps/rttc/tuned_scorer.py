@@ -18,7 +18,7 @@ from ...core.cache import write_atomic
 from ...core.json_errors import refusing
 from ...core.safe_read import CONFIG, read_json, refuse_irregular_file
 from ...models.rows.forward import evaluating
-from .attachment import KINDS, attached, default_attachment_paths
+from .attachment import KINDS, attach_adapters, default_attachment_paths
 from .embedder import MeanPooledEncoder
 from .reward import finite_scores
 from .scorer import FORMAT, NAME, WEIGHTS, LabelledAnswer, auc, broken_scorer, refuse_weak_auc, split_by_question
@@ -34,7 +34,9 @@ class FineTunedScorer:
     def __init__(self, embedder: MeanPooledEncoder, kind: str, rank: int, seed: int = 0):
         self._embedder, self._kind, self._rank, self.auc = embedder, kind, rank, 0.5
         encoder = embedder.encoder
-        self._attachment = attached(kind, encoder, default_attachment_paths(encoder, kind), rank, 2.0 * rank, seed)
+        self._attachment = attach_adapters(
+            kind, encoder, default_attachment_paths(encoder, kind), rank, 2.0 * rank, seed
+        )
         self._head = nn.Linear(embedder.width, 1)
         nn.init.zeros_(self._head.weight)
         nn.init.zeros_(self._head.bias)

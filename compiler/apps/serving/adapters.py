@@ -76,7 +76,7 @@ def _weights_folder(folder: Path) -> Path:
     return inner
 
 
-def copies_with_adapters(model: Any, label: str, folders: Mapping[str, Path]) -> dict[str, Any]:
+def model_copies_with_adapters(model: Any, label: str, folders: Mapping[str, Path]) -> dict[str, Any]:
     """The model once more for every folder, with its adapter on: other modules over the same tensors.
 
     Raises Reject where the model is another than an adapter was trained in.

@@ -12,7 +12,7 @@ from .tools import CallParser, CallPolicy
 DONE = "data: [DONE]\n\n"
 
 
-def event(body: Mapping[str, Any]) -> str:
+def server_sent_event(body: Mapping[str, Any]) -> str:
     return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
 
 
@@ -45,17 +45,19 @@ class _Choice:
 class AnswerBuilder:
     """The response to one request in the making.
 
-    prompt    number of the prompt's tokens
-    choices   answers to it
+    n_prompt_tokens   number of the prompt's tokens
+    n_choices         answers to it
     policy    tools that they may call
     """
 
     prefix, kind, chunk_kind = "cmpl", "text_completion", "text_completion"
 
-    def __init__(self, model: str, prompt: int, tokenizer: Any, choices: int = 1, policy: CallPolicy | None = None):
-        self._prompt, self._tokenizer = prompt, tokenizer
+    def __init__(
+        self, model: str, n_prompt_tokens: int, tokenizer: Any, n_choices: int = 1, policy: CallPolicy | None = None
+    ):
+        self._prompt, self._tokenizer = n_prompt_tokens, tokenizer
         self._head = {"id": f"{self.prefix}-{uuid4().hex}", "created": int(time.time()), "model": model}
-        self._choices = [_Choice(policy) for _ in range(choices)]
+        self._choices = [_Choice(policy) for _ in range(n_choices)]
 
     def add(self, piece: AnswerChunk) -> str:
         """Take a piece of a choice; the text of it that is in no call of a tool."""
@@ -116,20 +118,20 @@ class AnswerBuilder:
 
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
         return {
-            "tokens": [self._text(t.id) for t in tokens],
+            "tokens": [self._token_text(t.id) for t in tokens],
             "token_logprobs": [t.logprob for t in tokens],
-            "top_logprobs": [None if t.logprob is None else self._likeliest(t) for t in tokens],
+            "top_logprobs": [None if t.logprob is None else self._top_logprobs_by_text(t) for t in tokens],
             "text_offset": [t.offset for t in tokens],
         }
 
-    def _likeliest(self, token: Token) -> dict[str, float]:
+    def _top_logprobs_by_text(self, token: Token) -> dict[str, float]:
         """By text: of tokens that are written alike, the likeliest."""
         entries: dict[str, float] = {}
         for id, logprob in token.likeliest:
-            entries.setdefault(self._text(id), logprob)
+            entries.setdefault(self._token_text(id), logprob)
         return entries
 
-    def _text(self, token: int) -> str:
+    def _token_text(self, token: int) -> str:
         return self._tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
@@ -159,6 +161,6 @@ class ChatAnswer(AnswerBuilder):
         return {"content": entries, "refusal": None}
 
     def _logprob(self, token: int, logprob: float | None) -> dict[str, Any]:
-        text = self._text(token)
+        text = self._token_text(token)
         is_complete = "\ufffd" not in text  # else its bytes are no characters, and are not known here
         return {"token": text, "logprob": logprob, "bytes": list(text.encode()) if is_complete else None}

@@ -18,17 +18,17 @@ from ....dsl.syntax.diagnostics import Reject
 from ....kernels.native import KernelError
 from ...models.rows.chat_template import render_template
 from .answers import AnswerBuilder, ChatAnswer
-from .body import slot
+from .body import wait_for_request_slot
 from .elastic import text_fingerprint
 from .error_response import ErrorResponse
-from .errors import write_down
+from .errors import record_fault
 from .grammar import GrammarCompiler, Matcher
 from .guard import client_id
 from .metrics import ModelMetrics
 from .protocol import ChatRequest, CompletionRequest
 from .request import AnswerChunk, Job, Request
 from .scheduler import QueueFull, Scheduler, Stopped
-from .stream import leaving, sse_events
+from .stream import sse_events, wait_for_disconnect
 from .text import hidden_tokens
 from .tools import END, START, CallPolicy
 
@@ -44,19 +44,19 @@ class Service:
         name: str,
         scheduler: Scheduler,
         tokenizer: Any,
-        context: int,
-        vocabulary: int,
+        context_length: int,
+        vocab_size: int,
         adapters: Sequence[str] = (),
     ):
-        self._grammars = GrammarCompiler(tokenizer, vocabulary, scheduler.eos_ids)
+        self._grammars = GrammarCompiler(tokenizer, vocab_size, scheduler.eos_ids)
         self.name, self.scheduler, self.tokenizer = name, scheduler, tokenizer
         self.adapters = {name: "", **{f"{name}:{adapter}": adapter for adapter in adapters}}
-        self.context, self.vocabulary = context, vocabulary
+        self.context, self.vocabulary = context_length, vocab_size
         self.created = int(time.time())
         self._n_unsubmitted = 0  # requests whose prompts are cut into tokens
         self.text_fingerprint = text_fingerprint(tokenizer)
         self._hidden_marks = hidden_tokens(tokenizer, (START, END))
-        self._max_characters = context * max(map(len, tokenizer.get_vocab()), default=1)
+        self._max_characters = context_length * max(map(len, tokenizer.get_vocab()), default=1)
 
     # -- life ------------------------------------------------------------------------------------------------
 
@@ -114,7 +114,7 @@ class Service:
         """The answer to a request, whole or as a stream, with these headers."""
         self._n_unsubmitted += 1
         try:
-            async with slot(call, len(await call.body())):
+            async with wait_for_request_slot(call, len(await call.body())):
                 requests = await asyncio.to_thread(self._requests, request_body, client_id(call.scope))
         finally:
             self._n_unsubmitted -= 1
@@ -130,7 +130,9 @@ class Service:
         cancel = partial(self._cancel, jobs)
         if request_body.stream:
             return StreamingResponse(
-                sse_events(answer, _stream(pieces), request_body.tells_usage, request_body.alternatives is not None),
+                sse_events(
+                    answer, _queued_chunks(pieces), request_body.tells_usage, request_body.alternatives is not None
+                ),
                 headers={"Cache-Control": "no-cache", **(headers or {})},
                 media_type="text/event-stream",
                 background=BackgroundTask(cancel),
@@ -141,7 +143,7 @@ class Service:
     def _submit(
         self,
         requests: Sequence[Request],
-        choices: int,
+        n_choices: int,
         call: Call,
         pieces: "asyncio.Queue[AnswerChunk]",
         span: "RequestSpan | None",
@@ -153,16 +155,16 @@ class Service:
             if span is not None and piece.finish:
                 span.end_choice(piece)
             if piece.finish == "failed":
-                piece = replace(piece, error=write_down(call, piece.error))
+                piece = replace(piece, error=record_fault(call, piece.error))
             elif piece.finish == "logits_not_finite":
                 call.state.fault = piece.finish
             loop.call_soon_threadsafe(pieces.put_nowait, replace(piece, index=index))
 
-        seeded = [replace(r, seed=(r.seed + number) % 2**64) for r, number in product(requests, range(choices))]
+        seeded = [replace(r, seed=(r.seed + number) % 2**64) for r, number in product(requests, range(n_choices))]
         try:
             return self.scheduler.submit_all([(r, partial(hear, index)) for index, r in enumerate(seeded)])
         except (QueueFull, Stopped, KernelError) as error:
-            raise _refusal(error) from error
+            raise _error_response_of_refusal(error) from error
 
     def _cancel(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
@@ -177,7 +179,7 @@ class Service:
         cancel: Callable[[], None],
     ) -> dict[str, Any]:
         async def leave() -> None:
-            await leaving(call)
+            await wait_for_disconnect(call)
             cancel()
 
         left = asyncio.create_task(leave())
@@ -223,7 +225,7 @@ class Service:
         except (TemplateError, ValueError) as error:
             reason = f"the model's chat template refuses these messages: {error}"
             raise ErrorResponse(400, reason, "messages") from error
-        ids = self._ids(text, "messages", add_special_tokens=False)
+        ids = self._tokenize_or_refuse(text, "messages", add_special_tokens=False)
         if not ids:
             raise ErrorResponse(400, "the chat template makes no token of these messages", "messages")
         return ids
@@ -266,7 +268,7 @@ class Service:
 
     def _prompt_ids(self, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, str):
-            ids = self._ids(prompt, "prompt", add_special_tokens=True)
+            ids = self._tokenize_or_refuse(prompt, "prompt", add_special_tokens=True)
             start = self.tokenizer.bos_token_id
             ids = ids or ([start] if start is not None else [])
         else:
@@ -277,7 +279,7 @@ class Service:
             raise ErrorResponse(400, f"the prompt has tokens outside of the model's {self.vocabulary}", "prompt")
         return ids
 
-    def _ids(self, text: str, field: str, add_special_tokens: bool) -> list[int]:
+    def _tokenize_or_refuse(self, text: str, field: str, add_special_tokens: bool) -> list[int]:
         self._refuse_long_text(len(text), field)
         try:
             return self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
@@ -338,7 +340,7 @@ class Service:
         }
 
 
-def _refusal(error: QueueFull | Stopped | KernelError) -> ErrorResponse:
+def _error_response_of_refusal(error: QueueFull | Stopped | KernelError) -> ErrorResponse:
     """The response to a request that the scheduler doesn't take."""
     if isinstance(error, QueueFull):
         reason, headers = f"{error}: as many requests wait as may", {"Retry-After": str(error.seconds)}
@@ -348,7 +350,7 @@ def _refusal(error: QueueFull | Stopped | KernelError) -> ErrorResponse:
     return ErrorResponse(400, str(error))  # settings that no kernel can draw by
 
 
-async def _stream(pieces: "asyncio.Queue[AnswerChunk]") -> AsyncIterator[AnswerChunk]:
+async def _queued_chunks(pieces: "asyncio.Queue[AnswerChunk]") -> AsyncIterator[AnswerChunk]:
     """Stream pieces; when the client disconnects, the response ends and cancels the job."""
     while True:
         yield await pieces.get()

@@ -44,13 +44,13 @@ async def parse_body(call: Call, body_class: type[Form]) -> Form:
             code="unsupported_media_type",
         )
     body = await call.body()
-    async with slot(call, len(body)):
+    async with wait_for_request_slot(call, len(body)):
         return await asyncio.to_thread(_parse_and_validate, body, body_class)
 
 
-def slot(call: Call, size: int) -> AbstractAsyncContextManager[None]:
+def wait_for_request_slot(call: Call, body_bytes: int) -> AbstractAsyncContextManager[None]:
     """The turn of a request at work whose cost grows with the bytes of its body."""
-    return _slots.setdefault(call.app, RequestSlots()).wait_for_slot(client_id(call.scope), size)
+    return _slots.setdefault(call.app, RequestSlots()).wait_for_slot(client_id(call.scope), body_bytes)
 
 
 def add_text_routes(

@@ -11,7 +11,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .error_response import error_body
-from .guard import loopback
+from .guard import is_loopback
 from .limits import Limits
 from .rate import ErrorPace
 
@@ -56,7 +56,7 @@ class BoundedHttp(h11.Connection):
             raise
         if isinstance(event, (h11.Request, h11.EndOfMessage)):
             self._pieces = self._bytes = 0
-            if _length(event) > _HEADER_BYTES or len(event.headers) > _HEADERS:
+            if _header_bytes(event) > _HEADER_BYTES or len(event.headers) > _HEADERS:
                 self._refuse(431, _TOO_LONG)
         elif isinstance(event, h11.Data):
             self._pieces, self._bytes = self._pieces + 1, self._bytes + len(event.data)
@@ -69,15 +69,15 @@ class BoundedHttp(h11.Connection):
         raise h11.RemoteProtocolError(message, error_status_hint=status)
 
 
-def is_crowd(address: str, addresses: Sequence[str], limit: int) -> bool:
-    """Whether an address of another machine is more than `limit` times among those of all connections.
+def has_too_many_connections(address: str, addresses: Sequence[str], max_connections: int) -> bool:
+    """Whether an address of another machine is more than `max_connections` times among those of all connections.
 
     Proxies of this machine speak for everybody.
     """
-    return not loopback(address) and addresses.count(address) > limit
+    return not is_loopback(address) and addresses.count(address) > max_connections
 
 
-def _length(event: h11.Request | h11.EndOfMessage) -> int:
+def _header_bytes(event: h11.Request | h11.EndOfMessage) -> int:
     """Bytes of a request's first line and headers, or of trailers, as they came but for spaces."""
     line = len(event.method) + len(event.target) + 12 if isinstance(event, h11.Request) else 0
     return line + sum(len(name) + len(value) + 4 for name, value in event.headers)  # ": " and the line's end
@@ -105,28 +105,30 @@ class UvicornConnection(H11Protocol):
             transport.write(_raw_error_response(503, "as many connections are open as may", "too_many_connections"))
             transport.close()
         else:
-            self._watch()
+            self._restart_timer_while_open()
 
     def _is_crowd(self) -> bool:
         """Whether an address of another machine has more connections than one may."""
         clients = [getattr(other, "client", None) for other in self.connections]
         addresses = [client[0] for client in clients if client is not None]
-        return self.client is not None and is_crowd(self.client[0], addresses, self.limits.address)
+        return self.client is not None and has_too_many_connections(
+            self.client[0], addresses, self.limits.max_connections_per_address
+        )
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing() or self._is_refused:
             return
         super().data_received(data)
-        self._watch()
+        self._restart_timer_while_open()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._forget()
+        self._cancel_timer()
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.conn.trailing_data[0]:  # the start of a next request came with this one
-            self._watch()
+            self._restart_timer_while_open()
 
     def send_400_response(self, msg: str) -> None:
         """Answer bytes that are no HTTP, headers without end, or a body in too many pieces."""
@@ -148,13 +150,13 @@ class UvicornConnection(H11Protocol):
             self.transport.write(_raw_error_response(*self.conn.refusal, None))
             self.transport.close()
 
-    def _watch(self) -> None:
+    def _restart_timer_while_open(self) -> None:
         if self.conn.their_state is not h11.IDLE:
-            self._forget()
+            self._cancel_timer()
         elif self._timer is None:
-            self._timer = self.loop.call_later(self.limits.seconds, self._late)
+            self._timer = self.loop.call_later(self.limits.seconds, self._answer_timeout_and_close)
 
-    def _late(self) -> None:
+    def _answer_timeout_and_close(self) -> None:
         self._timer = None
         if not self.transport.is_closing():
             self.transport.write(
@@ -162,7 +164,7 @@ class UvicornConnection(H11Protocol):
             )
             self.transport.close()
 
-    def _forget(self) -> None:
+    def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ....dsl.syntax.diagnostics import Reject
 from ...models.rows.encoder_states import POOLINGS
-from .body import slot
+from .body import wait_for_request_slot
 from .error_response import ErrorResponse
 from .fair_lock import FairLock
 from .guard import client_id
@@ -61,8 +61,8 @@ class EmbeddingService:
 
     encoder     its forward gives `last_hidden_state` [b, t, width]; padding behind does not change it
     pooling     name of one of `encoder_states.POOLINGS`
-    length      tokens of a text at most
-    vocabulary  number of token ids
+    max_tokens  tokens of a text at most
+    vocab_size  number of token ids
     compute_lock  shared with other models
     """
 
@@ -74,15 +74,15 @@ class EmbeddingService:
         encoder: nn.Module,
         tokenizer: Any,
         pooling: str,
-        length: int,
-        vocabulary: int,
+        max_tokens: int,
+        vocab_size: int,
         metrics: ModelMetrics | None = None,
         compute_lock: FairLock | None = None,
     ):
         self.name, self.names, self.created = name, [name], int(time.time())
         self.metrics, self._compute_lock = metrics or ModelMetrics(Metrics(), name), compute_lock or FairLock()
         self._encoder, self._tokenizer, self._pooling = encoder, tokenizer, POOLINGS[pooling]
-        self._length, self._vocabulary = length, vocabulary
+        self._length, self._vocabulary = max_tokens, vocab_size
         self._pad = tokenizer.pad_token_id or 0
         self._lock = asyncio.Lock()  # one forward at a time: it takes all threads
         self._thread = ThreadPoolExecutor(1, "effc-encoder")  # waits for other models, and no request for it
@@ -111,7 +111,7 @@ class EmbeddingService:
         if request.dimensions not in (None, self._width):
             reason = f"the model's vectors have {self._width} dimensions, and are not shortened"
             raise ErrorResponse(400, reason, "dimensions", "unsupported_parameter")
-        async with slot(call, len(await call.body())):
+        async with wait_for_request_slot(call, len(await call.body())):
             rows = await asyncio.to_thread(self._rows, request.input)
         pooled = await self.embed_rows(rows, call)
         tokens = sum(map(len, rows))
@@ -123,7 +123,7 @@ class EmbeddingService:
     async def embed_rows(self, rows: Sequence[list[int]], call: Call) -> Tensor:
         """Unit vectors [texts, width] of token ids, in a turn of the client's; ErrorResponse where it leaves."""
         batches = _batches(rows)
-        async with self._turn(client_id(call.scope), sum(map(len, rows))):
+        async with self._wait_for_turn_of_client(client_id(call.scope), sum(map(len, rows))):
             vectors = []
             for batch in batches:
                 if await call.is_disconnected():
@@ -133,7 +133,7 @@ class EmbeddingService:
         return torch.cat(vectors)[torch.tensor(order).argsort()]
 
     @asynccontextmanager
-    async def _turn(self, client: str, tokens: int) -> AsyncIterator[None]:
+    async def _wait_for_turn_of_client(self, client: str, tokens: int) -> AsyncIterator[None]:
         """A client's turn, between whose batches others' come; ErrorResponse (429) where too much of it waits."""
         if self._tokens_of[client] and self._tokens_of[client] + tokens > _CLIENT_TOKENS:
             reason = f"{self._tokens_of[client]} tokens of this client wait: send these once they are answered"
@@ -150,7 +150,7 @@ class EmbeddingService:
     def _response(self, vectors: Tensor, tokens: int, encoding: str) -> JSONResponse:
         """Millions of numbers are written as text, beside the event loop."""
         data = [
-            {"object": "embedding", "index": i, "embedding": _encoded(vector, encoding)}
+            {"object": "embedding", "index": i, "embedding": _encode_vector(vector, encoding)}
             for i, vector in enumerate(vectors)
         ]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
@@ -214,7 +214,7 @@ def _batches(rows: Sequence[list[int]]) -> list[list[int]]:
     return batches
 
 
-def _encoded(vector: Tensor, encoding: str) -> list[float] | str:
+def _encode_vector(vector: Tensor, encoding: str) -> list[float] | str:
     """As JSON has it, or as base64 of little-endian float32, which OpenAI's client asks for."""
     if encoding == "float":
         return vector.tolist()

@@ -20,14 +20,14 @@ def traceback_location(error: Exception) -> str:
     return f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}{kernel_message}"
 
 
-def write_down(call: Call, fault: str) -> str:
+def record_fault(call: Call, fault: str) -> str:
     """Give the log a fault inside; what the client hears of it, which is where the log has it."""
     call.state.fault = fault
-    return failure(call.scope.get("state", {}).get("request", "the request's id"))
+    return failure_message(call.scope.get("state", {}).get("request", "the request's id"))
 
 
-def failure(request: str) -> str:
-    return f"the server failed; its log tells more under {request}"
+def failure_message(request_id: str) -> str:
+    return f"the server failed; its log tells more under {request_id}"
 
 
 def install_error_handlers(app: FastAPI) -> None:

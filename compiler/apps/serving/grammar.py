@@ -85,7 +85,7 @@ class GrammarCompiler:
     def of_schema(self, schema: Any, field: str, label: str = "the schema") -> Matcher:
         """Matcher of a JSON Schema. Raises ErrorResponse (400) that names the request's `field`; `label` begins it."""
         if number := next(_huge_numbers(schema), None):
-            raise ErrorResponse(400, f"{label} has {_short(number)}, and numbers have 64 bits here", field)
+            raise ErrorResponse(400, f"{label} has {_number_text(number)}, and numbers have 64 bits here", field)
         text = json.dumps(schema)
         if len(text) > _MAX_SCHEMA:
             raise ErrorResponse(400, f"{label} has {len(text)} characters, and at most {_MAX_SCHEMA} are read", field)
@@ -132,13 +132,13 @@ class GrammarCompiler:
                 raise ErrorResponse(400, self._rejection)
             if self._table is None:
                 try:
-                    self._table = self._read_table()
+                    self._table = self._build_token_table()
                 except ValueError as error:
                     self._rejection = f"the model's tokenizer can't be used for a schema: {_one_line(str(error))}"
                     raise ErrorResponse(400, self._rejection) from error
             return self._table
 
-    def _read_table(self) -> "LLTokenizer":
+    def _build_token_table(self) -> "LLTokenizer":
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise ValueError("it has no `tokenizer.json`")
@@ -168,7 +168,7 @@ def _huge_numbers(schema: Any) -> Iterator[int | float]:
         yield schema
 
 
-def _short(value: int | float) -> str:
+def _number_text(value: int | float) -> str:
     try:
         return f"the number {value:.3g}"
     except OverflowError:

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse
 
 from .access_log import AccessLog
 from .error_response import ErrorResponse
-from .errors import failure, traceback_location
+from .errors import failure_message, traceback_location
 from .keys import Keys
 from .limits import Limits
 from .rate import ErrorPace, RateLimit
@@ -42,14 +42,14 @@ class Admission:
     hosts: Collection[str] | None = None
     rate: RateLimit | None = None
 
-    def count(self, path: str, client: str) -> None:
+    def count_or_refuse_request(self, path: str, client: str) -> None:
         """Refused who asks too often."""
         if self.rate is not None and path not in _OFTEN:
             self.rate.count_or_refuse(client)
 
     def authorized_key_index(self, path: str, headers: dict[str, str]) -> int | None:
         """The number of the key; Refused who may not ask."""
-        host = _name(headers.get("host", ""))
+        host = _host_without_port(headers.get("host", ""))
         if self.hosts is not None and host not in self.hosts:
             raise ErrorResponse(
                 403,
@@ -106,7 +106,7 @@ class _Exchange:
         try:
             key = admission.authorized_key_index(self._scope["path"], self._headers)
             self._scope["state"]["key"] = key
-            admission.count(self._scope["path"], client_id(self._scope))
+            admission.count_or_refuse_request(self._scope["path"], client_id(self._scope))
             if self._scope["method"] == "POST":
                 self._body = await self._read_body()
             await app(self._scope, self._receive_replayed, self._send_observed)
@@ -117,7 +117,7 @@ class _Exchange:
         except Exception as error:
             broken = traceback_location(error)
             if not self._status:
-                await self._send_refusal(ErrorResponse(500, failure(self._id), code="internal_error"))
+                await self._send_refusal(ErrorResponse(500, failure_message(self._id), code="internal_error"))
         finally:
             seconds = time.monotonic() - started
             self._log_response(log, key, broken, seconds)
@@ -149,8 +149,8 @@ class _Exchange:
         max_bytes, length = self._limits.body, self._headers.get("content-length", "")
         chunks, total = [], 0
         try:
-            async with asyncio.timeout(self._limits.slow):
-                if length.isdigit() and int(length) > self._limits.drained:
+            async with asyncio.timeout(self._limits.body_timeout_s):
+                if length.isdigit() and int(length) > self._limits.max_drained_bytes:
                     raise self._too_large_error()
                 while True:
                     message = await self._receive()
@@ -160,14 +160,14 @@ class _Exchange:
                     chunks.append(message.get("body", b""))
                     if total > max_bytes:
                         chunks.clear()
-                    if total > self._limits.drained or (total > max_bytes and not message.get("more_body")):
+                    if total > self._limits.max_drained_bytes or (total > max_bytes and not message.get("more_body")):
                         raise self._too_large_error()
                     if not message.get("more_body"):
                         return b"".join(chunks)
         except TimeoutError:
             raise ErrorResponse(
                 408,
-                f"the body did not come within {self._limits.slow:g} s",
+                f"the body did not come within {self._limits.body_timeout_s:g} s",
                 code="timeout",
                 headers={"Connection": "close"},
             ) from None
@@ -196,7 +196,7 @@ class _Exchange:
             self._status = message["status"]
             message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._id.encode())]
         self._out += len(message.get("body", b""))
-        async with asyncio.timeout(self._limits.slow):  # a client that takes nothing is let go
+        async with asyncio.timeout(self._limits.body_timeout_s):  # a client that takes nothing is let go
             await self._send(message)
         await asyncio.sleep(0)  # a connection that broke is heard of here, before more is written to it
 
@@ -232,12 +232,12 @@ def client_id(scope: Scope) -> str:
     return f"key {key}" if key is not None else (scope.get("client") or ("",))[0]
 
 
-def loopback(address: str) -> bool:
+def is_loopback(address: str) -> bool:
     """Whether an address of this machine can be reached from this machine alone."""
     return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
-def _name(host: str) -> str:
+def _host_without_port(host: str) -> str:
     """A Host header without its port, in small letters: `[::1]:80` is `::1`."""
     if host.startswith("["):
         return host[1:].partition("]")[0].lower()

@@ -20,16 +20,16 @@ class Limits:
     seconds: float = 15.0
 
     @property
-    def address(self) -> int:
+    def max_connections_per_address(self) -> int:
         """Connections of one address of another machine."""
         return max(1, self.connections // 4)
 
     @property
-    def slow(self) -> float:
+    def body_timeout_s(self) -> float:
         """Seconds for a body, and for a piece of an answer that the client does not take."""
         return 4 * self.seconds
 
     @property
-    def drained(self) -> int:
+    def max_drained_bytes(self) -> int:
         """Bytes of a body too large that are read and thrown away, so that its sender hears why."""
         return 16 * self.body

@@ -12,16 +12,22 @@ from .grammar import Matcher
 class LogitEdits:
     """Changes of logits [vocabulary] before a token is drawn, in the order of OpenAI's API: the grammar is last.
 
-    bias       added to the logits of tokens
-    frequency  subtracted for each time that a token stands in the answer so far
-    presence   subtracted once for each token that stands in it
+    bias_by_token       added to the logits of tokens
+    frequency_penalty   subtracted for each time that a token stands in the answer so far
+    presence_penalty    subtracted once for each token that stands in it
     grammar    at its beginning; it is copied
     """
 
-    def __init__(self, bias: Mapping[int, float], frequency: float, presence: float, grammar: Matcher | None):
-        self._bias_ids = torch.tensor(list(bias), dtype=torch.long)
-        self._bias = torch.tensor(list(bias.values()))
-        self._frequency, self._presence = frequency, presence
+    def __init__(
+        self,
+        bias_by_token: Mapping[int, float],
+        frequency_penalty: float,
+        presence_penalty: float,
+        grammar: Matcher | None,
+    ):
+        self._bias_ids = torch.tensor(list(bias_by_token), dtype=torch.long)
+        self._bias = torch.tensor(list(bias_by_token.values()))
+        self._frequency, self._presence = frequency_penalty, presence_penalty
         self._counts: Counter[int] = Counter()
         self._grammar = grammar.copy() if grammar else None
 

@@ -108,7 +108,7 @@ class ModelMetrics:
         self._seconds, self._count = self._seconds + seconds, self._count + 1
 
     @property
-    def mean(self) -> float:
+    def mean_request_s(self) -> float:
         """Seconds of a request, 0 before the first."""
         return self._seconds / max(1, self._count)
 

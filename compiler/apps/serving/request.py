@@ -135,7 +135,7 @@ class Job:
         self._edits = LogitEdits(request.bias, request.frequency_penalty, request.presence_penalty, request.grammar)
 
     @property
-    def starting(self) -> bool:
+    def is_reading_prompt(self) -> bool:
         """Whether the model still reads the prompt."""
         return self.count == 0
 
@@ -151,7 +151,7 @@ class Job:
         return self.sequence
 
     @property
-    def known(self) -> list[int]:
+    def cached_ids(self) -> list[int]:
         """The tokens that its sequence has."""
         return self._history[: len(self._history) - len(self.pending)]
 
@@ -208,10 +208,10 @@ class Job:
             text += self._stops.push_text(self._words.end())
             text += self._stops.end()
         finish = "stop" if self._stops.met else finish
-        tokens = (*prompt_tokens, *self._certain())
+        tokens = (*prompt_tokens, *self._pop_tokens_of_final_text())
         return AnswerChunk(echo + text, self.count, finish, tokens=tokens, n_cached=self.n_cached)
 
-    def _certain(self) -> tuple[Token, ...]:
+    def _pop_tokens_of_final_text(self) -> tuple[Token, ...]:
         """The tokens of text that is out: none that may belong to a stop string."""
         if self._stops.met or self._stops.is_pending:
             return ()

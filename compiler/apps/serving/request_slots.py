@@ -27,7 +27,7 @@ class RequestSlots:
     async def wait_for_slot(self, client: str, size: int) -> AsyncIterator[None]:
         """Wait for a slot for a request of `size` bytes; ErrorResponse (429) where too many of the client wait."""
         if size <= SMALL:
-            async with self._turn_of(client, _SMALL_OF_A_CLIENT, self._small):
+            async with self._slot_in_turn_of_client(client, _SMALL_OF_A_CLIENT, self._small):
                 yield
             return
         if self._bytes[client] and self._bytes[client] + size > _MAX_CLIENT_BYTES:
@@ -39,7 +39,7 @@ class RequestSlots:
             )
         self._bytes[client] += size
         try:
-            async with self._turn_of(client, _LARGE_OF_A_CLIENT, self._large):
+            async with self._slot_in_turn_of_client(client, _LARGE_OF_A_CLIENT, self._large):
                 yield
         finally:
             self._bytes[client] -= size
@@ -47,12 +47,14 @@ class RequestSlots:
                 del self._bytes[client]
 
     @asynccontextmanager
-    async def _turn_of(self, client: str, at_once: int, slots: asyncio.Semaphore) -> AsyncIterator[None]:
+    async def _slot_in_turn_of_client(
+        self, client: str, max_concurrent: int, slots: asyncio.Semaphore
+    ) -> AsyncIterator[None]:
         """A slot of everybody's in one of a client's turns, which comes back after as long again as the work took.
 
         So a client's queue is in front of nobody else's, and others come between its requests.
         """
-        turns = self._turns.setdefault((client, at_once), asyncio.Semaphore(at_once))
+        turns = self._turns.setdefault((client, max_concurrent), asyncio.Semaphore(max_concurrent))
         await turns.acquire()
         loop, seconds = asyncio.get_running_loop(), 0.0
         try:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Fault
 from ...runtimes.decoder import Decoder
-from .adapters import adapted_engine, copies_with_adapters
+from .adapters import adapted_engine, model_copies_with_adapters
 
 unserved_model = Fault(
     "unserved-model",
@@ -130,4 +130,4 @@ def make_decoder(model: Any, label: str, adapters: Mapping[str, Path] | None = N
             f"{label} keeps a state, and such models may misread a prompt in pieces",
             help="emit it as `native` and serve that; `effc run` talks to it as it is",
         ).rejection()
-    return CachedModel(model, adapters=copies_with_adapters(model, label, adapters or {}))
+    return CachedModel(model, adapters=model_copies_with_adapters(model, label, adapters or {}))

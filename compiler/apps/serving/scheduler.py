@@ -48,10 +48,10 @@ class Stopped(Exception):
 class Scheduler:
     """Requests over one runner.
 
-    ends      tokens that end an answer
-    waiting   requests that may wait while others run
+    eos_ids   tokens that end an answer
+    max_waiting   requests that may wait while others run
     adapted   the runner, where requests may name adapters
-    remembers tokens of requests before that are held for those that go on with them; 0 where the runner can't
+    prefix_cache_tokens   of requests before, held for those that go on with them; 0 where the runner can't
     draft_tokens  of an answer's own n-grams that a call verifies at most; 0 where logits depend on a call's rows
     compute_lock  shared with the schedulers of other models
     """
@@ -61,10 +61,10 @@ class Scheduler:
         runner: Decoder,
         tokenizer: Any,
         eos_ids: Sequence[int],
-        waiting: int = 64,
-        running: int = MAX_SEQUENCES,
+        max_waiting: int = 64,
+        max_running: int = MAX_SEQUENCES,
         adapted: AdaptedDecoder | None = None,
-        remembers: int = 0,
+        prefix_cache_tokens: int = 0,
         draft_tokens: int = 0,
         metrics: ModelMetrics | None = None,
         compute_lock: FairLock | None = None,
@@ -72,9 +72,9 @@ class Scheduler:
         self._adapted, self._compute_lock = adapted, compute_lock or FairLock()
         self._draft_tokens, self._costs = draft_tokens, CallCosts()
         self._runner, self._tokenizer, self.eos_ids = runner, tokenizer, tuple(eos_ids)
-        self._max_waiting = waiting
-        self.n_slots = min(running, runner.sequences)
-        self._free = SequencePool(runner, self.n_slots, remembers)
+        self._max_waiting = max_waiting
+        self.n_slots = min(max_running, runner.sequences)
+        self._free = SequencePool(runner, self.n_slots, prefix_cache_tokens)
         self._waiting: list[Job] = []
         self._seen: dict[str, float] = {}  # the last two clients, and when each asked last
         self._running: list[Job] = []
@@ -129,7 +129,7 @@ class Scheduler:
             full = len(self._waiting) + len(jobs) > self._max_waiting + len(self._free)
             if full and any(other.request.owner == owner for other in (*self._running, *self._waiting)):
                 self.metrics.count_requests("refused", len(jobs))
-                raise QueueFull(self._patience())
+                raise QueueFull(self._retry_after_s())
             self._waiting += jobs
             self._seen.pop(owner, None)
             self._seen = dict([*self._seen.items(), (owner, time.monotonic())][-2:])
@@ -160,10 +160,10 @@ class Scheduler:
     def join(self, seconds: float | None = None) -> None:
         self._thread.join(seconds)
 
-    def _patience(self) -> int:
+    def _retry_after_s(self) -> int:
         """Seconds until as many places are free as requests wait, by how long requests took so far."""
         rounds = (len(self._waiting) + 1) / self.n_slots
-        return max(1, min(60, round(self.metrics.mean * rounds)))
+        return max(1, min(60, round(self.metrics.mean_request_s * rounds)))
 
     # -- in its own thread -----------------------------------------------------------------------------------
 
@@ -220,7 +220,7 @@ class Scheduler:
     def _run_batch(self) -> None:
         """Run the next batch of tokens through the model, and advance or finish its jobs."""
         batch = self._next_batch()
-        drafts = self._draft(batch)
+        drafts = self._draft_by_job(batch)
         rows = [(job, tokens, drafts.get(job, [])) for job, tokens in batch]
         ids = [token for _, tokens, draft in rows for token in (*tokens, *draft)]
         owners = [job.owner for job, tokens, draft in rows for _ in range(len(tokens) + len(draft))]
@@ -230,7 +230,7 @@ class Scheduler:
             at += len(tokens) + len(draft)
             is_complete = len(tokens) == len(job.pending)
             count = len(draft) + 1 if is_complete else 0
-            if job.starting and job.scores_prompt:
+            if job.is_reading_prompt and job.scores_prompt:
                 count = len(tokens)
             output_positions += range(at - count, at)
             outputs.append((job, count, is_complete))
@@ -247,16 +247,16 @@ class Scheduler:
                 reason = STOPS if self._stopping else traceback_location(error)
                 self._finish_job(job, "cancelled" if self._stopping else "failed", reason)
             return
-        if not any(job.starting for job, _ in batch):
+        if not any(job.is_reading_prompt for job, _ in batch):
             self._costs.observe(len(ids), seconds)
-        self._count(batch, len(ids))
+        self._count_batch_tokens(batch, len(ids))
         for job, tokens in batch:
             job.pending = job.pending[len(tokens) :]
         first = 0
         for job, count, is_complete in outputs:
             job_logits = logits[first : first + count]
             first += count
-            if job.starting and job.scores_prompt:
+            if job.is_reading_prompt and job.scores_prompt:
                 self._score_prompt(job, job_logits)
                 job_logits = job_logits[-1:]
             if is_complete and job.sequence is not None:
@@ -268,10 +268,10 @@ class Scheduler:
         except Exception as error:
             self._finish_broken_job(job, error, logits)
 
-    def _draft(self, batch: Sequence[tuple[Job, list[int]]]) -> dict[Job, list[int]]:
+    def _draft_by_job(self, batch: Sequence[tuple[Job, list[int]]]) -> dict[Job, list[int]]:
         """Tokens that may follow those of answers, which the call verifies; none where it reads prompts too."""
         limit = min(self._draft_tokens, SPECULATIVE_ROWS // len(batch) - 1)
-        if limit < 1 or any(job.starting for job, _ in batch):
+        if limit < 1 or any(job.is_reading_prompt for job, _ in batch):
             return {}
         drafts = {job: job.draft(self._costs, limit, len(batch)) for job, _ in batch}
         return {job: draft for job, draft in drafts.items() if draft}
@@ -298,25 +298,25 @@ class Scheduler:
 
     def _crop(self, job: Job) -> None:
         """Cut a sequence back to the tokens of its answer that it has read: drafts may have been rejected."""
-        if self._draft_tokens and job.sequence is not None and self._runner.length(job.sequence) > len(job.known):
-            self._runner.forget(job.sequence, len(job.known))
+        if self._draft_tokens and job.sequence is not None and self._runner.length(job.sequence) > len(job.cached_ids):
+            self._runner.forget(job.sequence, len(job.cached_ids))
 
     def _next_batch(self) -> list[tuple[Job, list[int]]]:
         """Choose the tokens of the next call: the last one of each answer that grows, and pieces of prompts."""
-        growing = [job for job in self._running if not job.starting]
-        starting = [job for job in self._running if job.starting]
+        growing = [job for job in self._running if not job.is_reading_prompt]
+        starting = [job for job in self._running if job.is_reading_prompt]
         shares = _shares_of_prompts(starting, SHARED_PROMPT_TOKENS if growing else PROMPT_TOKENS)
         pieces = [(job, job.pending if job.is_complete else job.pending[: shares[job]]) for job in shares]
         return [*((job, job.pending) for job in growing), *pieces]
 
-    def _count(self, batch: Sequence[tuple[Job, list[int]]], tokens: int) -> None:
-        self.metrics.call.observe(tokens)
-        self.metrics.prompt_tokens.inc(sum(len(part) for job, part in batch if job.starting))
+    def _count_batch_tokens(self, batch: Sequence[tuple[Job, list[int]]], n_tokens: int) -> None:
+        self.metrics.call.observe(n_tokens)
+        self.metrics.prompt_tokens.inc(sum(len(part) for job, part in batch if job.is_reading_prompt))
 
     def _advance_job(self, job: Job, logits: Any) -> None:
         if job.cancelled:
             return
-        starting = job.starting
+        starting = job.is_reading_prompt
         try:
             piece = job.append_next_token(logits)
         except GrammarError as error:
@@ -348,7 +348,7 @@ class Scheduler:
             assert job.sequence is not None, "what runs has a sequence"
             self._crop(job)
             is_reusable = finish not in ("failed", "logits_not_finite") and not job.is_complete
-            self._free.release(job.sequence, job.known if is_reusable else (), _pool_owner(job))
+            self._free.release(job.sequence, job.cached_ids if is_reusable else (), _pool_owner(job))
             job.sequence = None
         else:
             self._waiting.remove(job)

@@ -22,7 +22,7 @@ from ....dsl.syntax.diagnostics import Fault
 from .access_log import AccessLog
 from .connection import LimitedSocket, uvicorn_settings
 from .elastic import MODEL_HEADER
-from .guard import Admission, Guard, loopback
+from .guard import Admission, Guard, is_loopback
 from .keys import Keys
 from .limits import Limits
 
@@ -75,7 +75,7 @@ def make_admission_or_refuse(
 ) -> Admission:
     """Admission rules of an address; Reject an open one without a key. On this machine's own, only under its own names;
     elsewhere, only with a key."""
-    if loopback(listener.getsockname()[0]):
+    if is_loopback(listener.getsockname()[0]):
         return Admission(keys, {*_LOCAL, host.lower(), *(name.lower() for name in allowed_hosts)})
     if not keys and not insecure:
         raise open_server(
@@ -95,7 +95,7 @@ def refuse_unusable_certificate(cert: Path | None, key: Path | None) -> None:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=lambda: "")
     except OSError as error:  # SSLError is one
-        reason = f"`{cert}` and `{key}` are no certificate and its private key: {_words(error)}"
+        reason = f"`{cert}` and `{key}` are no certificate and its private key: {_os_error_text(error)}"
         raise bad_certificate(reason).rejection() from error
 
 
@@ -107,7 +107,7 @@ def open_listener(host: str, port: int) -> LimitedSocket:
         door = LimitedSocket(family, kind, protocol)  # asyncio sets TCP_NODELAY only where the protocol is said
     except OSError as error:
         help = "--host 127.0.0.1 is this machine alone, 0.0.0.0 all its addresses"
-        raise address_taken(f"`{host}` is no host here: {_words(error)}", help=help).rejection() from error
+        raise address_taken(f"`{host}` is no host here: {_os_error_text(error)}", help=help).rejection() from error
     try:
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         door.bind(address)
@@ -116,7 +116,7 @@ def open_listener(host: str, port: int) -> LimitedSocket:
         door.close()
         if error.errno == errno.EADDRINUSE:
             raise address_taken(f"port {port} of {host} is in use", help=help).rejection() from error
-        reason = f"port {port} of {host} can't be used: {_words(error)}"
+        reason = f"port {port} of {host} can't be used: {_os_error_text(error)}"
         raise address_taken(reason, help=help).rejection() from error
     return door
 
@@ -152,12 +152,12 @@ def run_until_signal(
     network: NetworkSettings,
     ready: Callable[[], None],
     stop: Callable[[], None],
-    reload: Callable[[], None] | None = None,
+    reload_on_sighup: Callable[[], None] | None = None,
 ) -> None:
     """Answer until a signal comes; it is raised again at the end, as KeyboardInterrupt under `effc`.
 
     stop     cancels all that is answered, as soon as the signal is there
-    reload   is called on the event loop for each SIGHUP, which ends the process without it
+    reload_on_sighup   is called on the event loop for each SIGHUP, which ends the process without it
     """
     config = uvicorn.Config(
         app,
@@ -174,7 +174,7 @@ def run_until_signal(
     listener.max_connections = network.limits.connections + SPARE
     with closing(listener), _short_pauses():
         try:
-            _Server(config, ready, stop, reload, network.limits.seconds).run(sockets=[listener])
+            _Server(config, ready, stop, reload_on_sighup, network.limits.seconds).run(sockets=[listener])
         finally:
             network.log.close()
 
@@ -209,11 +209,11 @@ class _Server(uvicorn.Server):
         config: uvicorn.Config,
         ready: Callable[[], None],
         stop: Callable[[], None],
-        reload: Callable[[], None] | None,
+        reload_on_sighup: Callable[[], None] | None,
         seconds: float,
     ):
         super().__init__(config)
-        self._ready, self._stop, self._reload, self._seconds = ready, stop, reload, seconds
+        self._ready, self._stop, self._reload, self._seconds = ready, stop, reload_on_sighup, seconds
 
     async def startup(self, sockets=None) -> None:
         if self.config.is_ssl:  # uvicorn has no setting for it, and asyncio waits for a minute
@@ -229,5 +229,5 @@ class _Server(uvicorn.Server):
         asyncio.get_running_loop().call_soon_threadsafe(self._stop)
 
 
-def _words(error: OSError) -> str:
+def _os_error_text(error: OSError) -> str:
     return (error.strerror or str(error)).lower()

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import Request as Call
 
-from .answers import DONE, AnswerBuilder, event
+from .answers import DONE, AnswerBuilder, server_sent_event
 from .error_response import INVALID, ErrorResponse, error_body
 from .request import AnswerChunk
 
@@ -34,20 +34,20 @@ async def sse_events(
 ) -> AsyncIterator[str]:
     """An answer as server-sent events, as its pieces come. `extra_fields` are fields of the last one."""
     for chunk in answer.opening():
-        yield event(chunk)
+        yield server_sent_event(chunk)
     last_sent = time.monotonic()
-    async for piece in _with_silence(pieces):
+    async for piece in _with_none_while_waiting(pieces):
         if piece is None:
             yield HEARTBEAT
             continue
         if piece.error:
             kind = INVALID if piece.finish == "refused" else "server_error"
-            yield event(error_body(piece.error, kind, code=piece.finish))
+            yield server_sent_event(error_body(piece.error, kind, code=piece.finish))
             return
         text = answer.add(piece)
         if text or piece.finish or (logprobs and piece.tokens):  # nothing is sent of a call that is not complete
             chunk = answer.chunk(piece, text, logprobs)
-            yield event({**chunk, **(extra_fields or {})} if piece.finish else chunk)
+            yield server_sent_event({**chunk, **(extra_fields or {})} if piece.finish else chunk)
             last_sent = time.monotonic()
         elif time.monotonic() - last_sent > SILENCE_S:
             yield HEARTBEAT
@@ -55,11 +55,11 @@ async def sse_events(
         if answer.is_complete:
             break
     if with_usage:
-        yield event(answer.closing())
+        yield server_sent_event(answer.closing())
     yield DONE
 
 
-async def _with_silence(pieces: AsyncIterator[AnswerChunk]) -> AsyncIterator[AnswerChunk | None]:
+async def _with_none_while_waiting(pieces: AsyncIterator[AnswerChunk]) -> AsyncIterator[AnswerChunk | None]:
     """Pieces, and None every SILENCE_S until the first one: while a request waits, and its prompt is read."""
     first = asyncio.ensure_future(anext(pieces, None))
     try:
@@ -73,7 +73,7 @@ async def _with_silence(pieces: AsyncIterator[AnswerChunk]) -> AsyncIterator[Ans
         piece = await anext(pieces, None)
 
 
-async def leaving(call: Call) -> None:
+async def wait_for_disconnect(call: Call) -> None:
     """Returns once the reader has left."""
     while (await call.receive())["type"] != "http.disconnect":
         pass

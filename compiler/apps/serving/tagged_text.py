@@ -34,7 +34,7 @@ def tag_grammar(tags: Sequence[Tag]) -> str:
     """Grammar of one of the tags, and nothing else. None of them has a `start`."""
     assert not any(tag.start for tag in tags), "a tag by itself needs no start"
     rules = [f"tag_{i}: {tag.rule({})}" for i, tag in enumerate(tags)]
-    return "\n".join(["%llguidance {}", f"start: {_choice(tags)}", *rules])
+    return "\n".join(["%llguidance {}", f"start: {_tag_alternatives(tags)}", *rules])
 
 
 def tagged_text_grammar(
@@ -50,29 +50,29 @@ def tagged_text_grammar(
     if start in tokens:
         begin, repetition = tokens[start], "*" if parallel else "?"
         ids = ",".join(map(str, sorted({*special_ids} - {begin})))
-        lines = [f"start: text (({_choice(tags)}) text){repetition}"]
-        lines += [f"text: (REST <[{ids}]>)* REST" if ids else "text: REST", _without(start)]
+        lines = [f"start: text (({_tag_alternatives(tags)}) text){repetition}"]
+        lines += [f"text: (REST <[{ids}]>)* REST" if ids else "text: REST", _text_without_terminal(start)]
         rules = [f"tag_{i}: <[{begin}]> {tag.rule(tokens)}" for i, tag in enumerate(tags)]
         return "\n".join(["%llguidance {}", *lines, *rules])
     ids = ",".join(map(str, sorted(special_ids)))
     before, behind = ("special* ", f"(REST <[{ids}]>)* ") if ids else ("", "")
     if not parallel:
-        lines = [f"start: {before}(({_choice(tags)}) rest | TEXT)", f"rest: {behind}REST"]
-        lines += [_without(start)]
+        lines = [f"start: {before}(({_tag_alternatives(tags)}) rest | TEXT)", f"rest: {behind}REST"]
+        lines += [_text_without_terminal(start)]
     else:
-        lines = [f"start: ({_choice(tags)}{' | special' if ids else ''})* TEXT"]
+        lines = [f"start: ({_tag_alternatives(tags)}{' | special' if ids else ''})* TEXT"]
     lines += [f"special: TEXT <[{ids}]>"] if ids else []
     for i, tag in enumerate(tags):  # lazy: free text ends where a tag starts
         lines += [f"start_{i}[lazy]: TEXT {json.dumps(start)}", f"tag_{i}: start_{i} {tag.rule(tokens)}"]
     return "\n".join(["%llguidance {}", *lines, r"TEXT: /(.|\n)*/"])
 
 
-def _without(start: str) -> str:
+def _text_without_terminal(start: str) -> str:
     """Terminal of text in which a tag does not begin, however it is spelled."""
     return rf"REST: /(.|\n)*/ & ~/(.|\n)*{re.escape(start)}(.|\n)*/"
 
 
-def _choice(tags: Sequence[Tag]) -> str:
+def _tag_alternatives(tags: Sequence[Tag]) -> str:
     return " | ".join(f"tag_{i}" for i in range(len(tags)))
 
 

@@ -108,12 +108,13 @@ def _print_status(deployment: "Deployment", shared: SharedFlags, status: "RunSta
     status = status or run_status(deployment)
     word, details = status.status, status.details
     if shared.format == "json":
-        living = {p.name: p.lives for p in deployment.processes}
+        living = {p.name: p.is_alive for p in deployment.processes}
         body = {**status._asdict(), "run": deployment.run, "processes": living}
         shared.screen.answer_json("federate status", **body)
     else:
         rows = [
-            (p.name, str(p.pid), "lives" if p.lives else f"ended: {last_log_line(p.log)}") for p in deployment.processes
+            (p.name, str(p.pid), "lives" if p.is_alive else f"ended: {last_log_line(p.log)}")
+            for p in deployment.processes
         ]
         shared.screen.answer(shared.screen.table([("process", "pid", ""), *rows], right=(1,)).rstrip("\n"))
         shared.screen.answer(f"run {deployment.run}: {word}")

@@ -378,11 +378,13 @@ SPOKEN = ("prompt", "sets")  # what a model is told, and values that the recipe'
 
 def _refuse_control_characters(arguments: Mapping[str, Any]) -> None:
     """Names and paths drive no terminal and end no line of ours; what a system can't spell in UTF-8 is no such mark."""
-    from ....dsl.syntax.control_characters import control_character_error, control_in
+    from ....dsl.syntax.control_characters import control_character_error, first_control_character
 
     for name in arguments.keys() - set(SPOKEN):
         value = arguments[name]
         for text in value if isinstance(value, (list, tuple)) else [value]:
-            character = isinstance(text, (str, Path)) and control_in(os.fsencode(text).decode("utf-8", "replace"))
+            character = isinstance(text, (str, Path)) and first_control_character(
+                os.fsencode(text).decode("utf-8", "replace")
+            )
             if character:
                 raise typer.BadParameter(control_character_error(f"`{name.replace('_', '-')}`", character).message)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ....dsl.checker.value_text import bound_text
-from ....dsl.syntax.render import on_a_line, visible
+from ....dsl.syntax.render import visible, without_line_breaks
 
 if TYPE_CHECKING:
     from ...driver.judging.baseline import Drift
@@ -73,14 +73,14 @@ def _row(name: str, value: str, limit: str, state: str) -> str:
 
 
 def _code(text: str) -> str:
-    text = visible(on_a_line(text))
+    text = visible(without_line_breaks(text))
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     gap = " " if text[:1] == "`" or text[-1:] == "`" else ""
     return f"{fence}{gap}{text}{gap}{fence}"
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"[\\`*_\[\]<>~]", r"\\\g<0>", visible(on_a_line(text)))
+    return re.sub(r"[\\`*_\[\]<>~]", r"\\\g<0>", visible(without_line_breaks(text)))
 
 
 def _state_text(verdict: "BoundVerdict") -> str:

@@ -67,7 +67,7 @@ class ModelOpener:
         from ...apps.serving.runner import CachedModel, make_decoder, try_out
         from ...apps.serving.scheduler import Scheduler
         from ...driver.models import model_errors_as_diagnostics, open_model
-        from ...models.checkpoints.generation_config import as_tokens
+        from ...models.checkpoints.generation_config import eos_ids_tuple
         from ...runtimes.sequence_pool import tokens_in
 
         source, options = self._sources[name], self._options
@@ -81,9 +81,9 @@ class ModelOpener:
         with model_errors_as_diagnostics(opened.label), self._compute_lock:
             try_out(runner)
         known = (opened.model.generation_config.eos_token_id, opened.tokenizer.eos_token_id)
-        eos_ids = next((as_tokens(eos) for eos in known if eos is not None), ())
+        eos_ids = next((eos_ids_tuple(eos) for eos in known if eos is not None), ())
         cache_bytes = _MAX_CACHE_BYTES // len(self._sources)
-        decoding: dict[str, Any] = {"remembers": tokens_in(cache_bytes, getattr(opened.model, "plan", {}))}
+        decoding: dict[str, Any] = {"prefix_cache_tokens": tokens_in(cache_bytes, getattr(opened.model, "plan", {}))}
         if isinstance(runner, CachedModel):
             decoding = {}
         elif options.speculation:

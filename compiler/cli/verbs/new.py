@@ -229,11 +229,11 @@ _RANDOM_DATA_NOTE = (
 
 def choose_evaluation(origin: "Origin", skeleton: "Skeleton") -> Judge:
     """Text for what has a tokenizer; random rows for images, sounds, series and whatever a module takes."""
-    from ...models.rows.inputs import is_two_sided, reads_tokens
+    from ...models.rows.inputs import is_encoder_decoder_config, reads_tokens
 
     words, max_positions = skeleton.facts.get("vocab"), origin.positions or LONGEST
     reads = bool(words and origin.tokenizer_identity and max_positions >= LONGEST and reads_tokens(origin.config))
-    is_language = skeleton.facts.get("causal_lm") or (reads and is_two_sided(origin.config))
+    is_language = skeleton.facts.get("causal_lm") or (reads and is_encoder_decoder_config(origin.config))
     metric = "perplexity" if is_language else "similarity"
     if reads:
         return Judge(_TEXTS, metric, "text.calib", "text.heldout", "text.choose", "text.train")

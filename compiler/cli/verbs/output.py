@@ -9,7 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ....dsl.syntax.diagnostics import EXITS, Diagnostic
-from ....dsl.syntax.render import diagnostics_as_json, inert, on_a_line, printable, render, visible
+from ....dsl.syntax.render import (
+    diagnostics_as_json,
+    printable,
+    render,
+    visible,
+    without_ci_commands,
+    without_line_breaks,
+)
 from ...core.events import Warned
 
 SCHEMA = 1
@@ -75,7 +82,9 @@ class Screen:
         """A text whose control characters are our own colours alone."""
         if not self.colors(stream):
             return visible(text)
-        return "".join(part if at % 2 else printable(part) for at, part in enumerate(_STYLE.split(inert(text))))
+        return "".join(
+            part if at % 2 else printable(part) for at, part in enumerate(_STYLE.split(without_ci_commands(text)))
+        )
 
     def complain(self, diagnostics: Sequence[Diagnostic], verb: str = "", **body: Any) -> None:
         """Print diagnostics: text to stderr, json and github to stdout. Quiet hides all but errors."""
@@ -109,7 +118,7 @@ class Screen:
         self, rows: Iterable[Sequence[str]], *, right: Sequence[int] = (), head: bool = True, indent: str = ""
     ) -> str:
         """Columns two spaces apart; the first row is dim where `head`, columns in `right` are set right."""
-        rows = [list(map(on_a_line, r)) for r in rows]
+        rows = [list(map(without_line_breaks, r)) for r in rows]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = []
         for number, row in enumerate(rows):

@@ -90,7 +90,7 @@ def _run_chat(
     mapped: bool | None,
     speculation: bool,
 ) -> None:
-    from ...apps.serving.adapters import AdapterChats, copies_with_adapters, parse_adapter_options
+    from ...apps.serving.adapters import AdapterChats, model_copies_with_adapters, parse_adapter_options
     from ...apps.serving.chat import ChatSession, refuse_without_generate
     from ...driver.models import model_errors_as_diagnostics, open_model
     from ...runtimes.model import DecoderModel
@@ -99,7 +99,7 @@ def _run_chat(
     opened = open_model(location, shared.settings(), steady=speculation, mapped=mapped, needs_tokenizer=True)
     refuse_without_generate(opened.model)
     draft_tokens = opened.model.draft_tokens if isinstance(opened.model, DecoderModel) else 0
-    models = {"": opened.model, **copies_with_adapters(opened.model, opened.label, folders)}
+    models = {"": opened.model, **model_copies_with_adapters(opened.model, opened.label, folders)}
     by_name = {
         name: ChatSession(model, opened.tokenizer, max_new_tokens, temperature, shared.seed, draft_tokens, location)
         for name, model in models.items()

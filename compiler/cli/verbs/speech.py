@@ -2,7 +2,7 @@
 
 import re
 
-from ....dsl.syntax.render import inert, printable
+from ....dsl.syntax.render import printable, without_ci_commands
 
 _OPEN = re.compile(r"(?:^|(?<=\n))[^\S\n]*:\Z|#+\w*\Z")  # of a line that may yet become a command to a runner
 _MAX_VALUE = 64  # characters that are held back
@@ -33,7 +33,7 @@ class SafeText:
         free, self._tail = text[:end], text[end:]
         if not free:
             return ""
-        safe = inert(free) if self._is_prefix else inert(f"x{free}")[1:]
+        safe = without_ci_commands(free) if self._is_prefix else without_ci_commands(f"x{free}")[1:]
         _, line_end, line = free.rpartition("\n")
         self._is_prefix = not line.strip() and (
             self._is_prefix or bool(line_end)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ....dsl.checker.values import DataRef
-from ...models.rows.forward import batches, evaluating, finite, logits
+from ...models.rows.forward import evaluating, finite, logits, memory_batches
 from ...plugin.context import Context
 from ...plugin.interfaces import Metric, param
 from ...plugin.row_scores import RowScores
@@ -38,7 +38,7 @@ class Agreement(Metric):
             rows, top = rows[list(indices)], top[list(indices)]
         same: list[float] = []
         with evaluating(model):
-            for batch in batches(model, rows):
+            for batch in memory_batches(model, rows):
                 values = logits(model, batch)  # [b, t, vocab]
                 best, token = values.max(-1)
                 finite(best.float().sum().item(), "agreement", self.data.name)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ....dsl.checker.values import DataRef
 from ....dsl.syntax.diagnostics import Fault
 from ...inputs.data.texts import Texts
-from ...models.rows.encoder_states import all_states, resolve_pooling_name
+from ...models.rows.encoder_states import pooled_state_batches, resolve_pooling_name
 from ...models.rows.forward import finite
 from ...plugin.context import Context
 from ...plugin.interfaces import Metric, param
@@ -56,7 +56,9 @@ class Retrieval(Metric):
                 help='make it with `texts`, and name two: `fields: ["question", "answer"]`',
             ).rejection()
         pooling = resolve_pooling_name(ctx.origin.folder, self.pooling)
-        pooled = [reciprocal.pooled.double() for reciprocal in all_states(model, ctx.rows(self.data), pooling)]
+        pooled = [
+            reciprocal.pooled.double() for reciprocal in pooled_state_batches(model, ctx.rows(self.data), pooling)
+        ]
         queries, sought = nn.functional.normalize(torch.cat(pooled), dim=-1).chunk(2)
         reciprocal = 1.0 / ranks(queries @ sought.T)
         finite(float(reciprocal.sum()), "retrieval", self.data.name)

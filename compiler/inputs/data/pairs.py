@@ -107,6 +107,6 @@ class Pairs(SampledRows):
         return _Pair(tuple(source), tuple(target))
 
     def _is_pair(self, ctx: Context) -> bool:
-        from ...models.rows.inputs import is_two_sided
+        from ...models.rows.inputs import is_encoder_decoder_config
 
-        return is_two_sided(ctx.origin.config)
+        return is_encoder_decoder_config(ctx.origin.config)

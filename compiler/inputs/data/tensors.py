@@ -31,7 +31,7 @@ class Tensors(SampledRows):
         import torch
         from safetensors import safe_open
 
-        from ...models.rows.packed_inputs import packed
+        from ...models.rows.packed_inputs import pack_inputs
 
         (path,) = self.files(ctx)
         header, expected = read_safetensors_header(path), _input_shapes(ctx)
@@ -47,7 +47,7 @@ class Tensors(SampledRows):
             raise invalid_record(f"the tensors of {path} have different numbers of rows: {counts}").rejection()
         (first, *remaining) = tensors.values()
         single = first if first.is_floating_point() else first.to(torch.int64)
-        rows_tensor = packed(tensors, tuple(names)) if remaining else single
+        rows_tensor = pack_inputs(tensors, tuple(names)) if remaining else single
         return self.sample(rows_tensor, ctx)
 
 
@@ -56,14 +56,14 @@ def _input_shapes(ctx: Context) -> dict[str, tuple[int, ...] | None]:
     import torch
 
     from ...ir.capture.sample import sample_inputs
-    from ...models.rows.packed_inputs import packed_input_parts, tokens_of
+    from ...models.rows.packed_inputs import packed_input_parts, token_input_name
 
     with torch.device("meta"):
         model = ctx.origin.build().to("meta")
         inputs = {name: x for name, x in sample_inputs(model).items() if isinstance(x, torch.Tensor)}
     several = {part.name: part.shape for part in packed_input_parts(model)}
     if several:
-        return several | ({tokens_of(model): None} if tokens_of(model) else {})
+        return several | ({token_input_name(model): None} if token_input_name(model) else {})
     name, first = next(iter(inputs.items()))
     return {name: None if name == "input_ids" else tuple(first.shape[1:])}
 

@@ -77,6 +77,6 @@ def _build(config: dict, dtype: str) -> "nn.Module":
 
 
 def _random(config: dict, seed: int, dtype: str) -> "nn.Module":
-    from ...models.checkpoints.checkpoint import random
+    from ...models.checkpoints.checkpoint import model_with_random_weights
 
-    return random(config, seed, dtype)
+    return model_with_random_weights(config, seed, dtype)

@@ -21,7 +21,7 @@ from ....dsl.checker.skeleton import is_submodule
 from ....dsl.syntax.diagnostics import Diagnostic
 from ...models.checkpoints.pretrained import pretrained
 from ...models.rows.forward import in_eval_mode, main_tensor_of_output
-from ...models.rows.inputs import is_encoder_decoder, vocabulary_size, without_cache
+from ...models.rows.inputs import is_encoder_decoder, use_cache_false_kwargs, vocabulary_size
 from ..graphs import name_of
 from ..program import Program
 from ..surgery import unshare_config
@@ -322,7 +322,7 @@ def _trace_whole_model(program: Program) -> Unit:
     call = split_traced_and_constant(program.inputs)
     call.statics |= {name: call.free.pop(name) for name in ("use_cache",) if name in call.free}
     if is_encoder_decoder(model):  # the decoder's masks ask its two caches what a graph of both would not know
-        call.statics |= without_cache(model)
+        call.statics |= use_cache_false_kwargs(model)
     has_state = any(
         node.meta["dtype"] == "cache"
         for unit in program.units.values()

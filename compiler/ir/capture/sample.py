@@ -18,12 +18,12 @@ from ...models.rows.packed_inputs import (
     fill_placeholders,
     has_image_and_text_towers,
     is_media_encoder_decoder,
-    main_input_of,
+    main_input_name,
     media_shape,
     packed_input_parts,
     parameter_names,
     sound_shape,
-    tokens_of,
+    token_input_name,
 )
 
 unknown_inputs = Fault(
@@ -59,14 +59,14 @@ def sample_inputs(model: nn.Module, batch: int = BATCH, length: int = LENGTH, pa
     """
     if not isinstance(model, PreTrainedModel):
         return _declared_dummy_inputs(model, batch)
-    names, main = parameter_names(type(model).forward), main_input_of(model) or "input_ids"
+    names, main = parameter_names(type(model).forward), main_input_name(model) or "input_ids"
     device = next(model.parameters()).device
     if main == "pixel_values" and "spatial_shapes" in names:  # SigLIP 2
         raise unknown_inputs(
             f"{type(model).__name__} takes patches of images with `spatial_shapes`, and effc makes whole images",
             help=_WRAP,
         ).rejection()
-    if tokens_of(model):
+    if token_input_name(model):
         return _media_with_tokens(model, batch, length, padding)
     if main in PICTURES:
         return {main: images(model, batch, device).to(dtype_of(model))}

@@ -20,11 +20,11 @@ from ...core.events import follow
 from ...core.json_errors import first_line
 from ...core.quantity import count_text
 from .config_bounds import invalid_config
-from .config_classes import drop_unsafe_config_keys, exported, model_class_from_architectures
+from .config_classes import drop_unsafe_config_keys, model_class_from_architectures, names_exported_by_transformers
 from .generation_config import NAME as GENERATION
 from .generation_config import read_generation_config
-from .mamba_rescale import as_stored
-from .pack_quantized import count_numbers, read_dense_tensors, refuse_excess_packed_numbers
+from .mamba_rescale import disable_rescaling
+from .pack_quantized import max_unpacked_count, read_dense_tensors, refuse_excess_packed_numbers
 from .weights import Weights
 
 other_weights = Fault(
@@ -156,7 +156,7 @@ def config_and_model_class(
         classes = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
         if type(parsed) not in classes or (
             isinstance(names, (list, tuple))
-            and not exported().isdisjoint(name for name in names if isinstance(name, str))
+            and not names_exported_by_transformers().isdisjoint(name for name in names if isinstance(name, str))
         ):
             raise _unknown_class_rejection(model_type, names)
         listed = classes[type(parsed)]
@@ -170,7 +170,11 @@ def _unknown_class_rejection(model_type: str, names: Any) -> Reject:
     named = names if isinstance(names, (list, tuple)) else [names]
     message = f"{', '.join(map(str, named)) or model_type} is no model class of transformers {transformers.__version__}"
     for name in named:
-        kind = getattr(transformers, name, None) if isinstance(name, str) and name in exported() else None
+        kind = (
+            getattr(transformers, name, None)
+            if isinstance(name, str) and name in names_exported_by_transformers()
+            else None
+        )
         owner = getattr(getattr(kind, "config_class", None), "model_type", model_type)
         if owner and owner != model_type:
             message = (
@@ -182,19 +186,19 @@ def _unknown_class_rejection(model_type: str, names: Any) -> Reject:
 
 
 def _refuse_timm_backbone(config: "transformers.PreTrainedConfig") -> None:
-    if any("timm" in part.model_type for part in _configs(config)):
+    if any("timm" in part.model_type for part in _config_and_sub_configs(config)):
         raise unknown_architecture(
             f"a part of `{config.model_type}` comes from timm, which takes code and weights from anywhere",
             help="give it a backbone of transformers, or wrap it in a module of your own: `effc explain module`",
         ).rejection()
 
 
-def _configs(config: "transformers.PreTrainedConfig") -> "Iterator[transformers.PreTrainedConfig]":
+def _config_and_sub_configs(config: "transformers.PreTrainedConfig") -> "Iterator[transformers.PreTrainedConfig]":
     """A config and those of its parts, those that it has by default included."""
     yield config
     for part in vars(config).values():
         if isinstance(part, transformers.PreTrainedConfig):
-            yield from _configs(part)
+            yield from _config_and_sub_configs(part)
 
 
 def attn_implementation_of_class(
@@ -263,10 +267,10 @@ def load_by_from_pretrained(folder: Path, config: Mapping[str, Any], weights: We
     read_generation_config(folder)
     with torch.device("meta"):
         empty = build_model_from_config(config, "float32")
-        refuse_oversized_module(empty, count_numbers(config, weights, str(folder)))
+        refuse_oversized_module(empty, max_unpacked_count(config, weights, str(folder)))
     refuse_excess_packed_numbers(config, weights, sum(p.numel() for p in empty.parameters()), str(folder))
     parsed, kind = config_and_model_class(config)
-    as_stored(parsed)
+    disable_rescaling(parsed)
     tensors = read_dense_tensors(config, weights, str(folder))
     with without_library_logs(), transformers_errors_as_invalid_config(str(folder)):
         return from_pretrained_with_weights(
@@ -307,8 +311,8 @@ def refuse_mismatched_weights(info: Mapping[str, Any], label: str) -> None:
         name, stored, expected = shapes[0]
         faults.append(
             other_weights(
-                f"{label}: `{name}` is {_shape(stored)} in the weights and {_shape(expected)} by "
-                f"the config{_extra_keys(shapes)}",
+                f"{label}: `{name}` is {_shape_text(stored)} in the weights and {_shape_text(expected)} by "
+                f"the config{_extra_keys_text(shapes)}",
                 help="take config.json from the same revision",
             )
         )
@@ -316,7 +320,7 @@ def refuse_mismatched_weights(info: Mapping[str, Any], label: str) -> None:
     if missing:
         faults.append(
             other_weights(
-                f"{label}: the weights have no `{missing[0]}`{_extra_keys(missing)}",
+                f"{label}: the weights have no `{missing[0]}`{_extra_keys_text(missing)}",
                 help="fetch the weights again, or take the config they were saved with",
             )
         )
@@ -324,7 +328,7 @@ def refuse_mismatched_weights(info: Mapping[str, Any], label: str) -> None:
     if extra:
         faults.append(
             other_weights(
-                f"{label}: the config has no place for `{extra[0]}`{_extra_keys(extra)}",
+                f"{label}: the config has no place for `{extra[0]}`{_extra_keys_text(extra)}",
                 help="take config.json from the same revision",
             )
         )
@@ -332,11 +336,11 @@ def refuse_mismatched_weights(info: Mapping[str, Any], label: str) -> None:
         raise Reject(*faults)
 
 
-def _shape(shape: tuple[int, ...]) -> str:
+def _shape_text(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) or "a number"
 
 
-def _extra_keys(items: list) -> str:
+def _extra_keys_text(items: list) -> str:
     return f", and {len(items) - 1} more" if len(items) > 1 else ""
 
 
@@ -351,12 +355,12 @@ def refuse_non_finite_parameters(module: nn.Module, label: str) -> None:
     if broken:
         count = int((~module.get_parameter(broken[0]).isfinite()).sum())
         raise not_finite(
-            f"{label}: `{broken[0]}` holds {count_text(count, 'value')} NaN or infinite{_extra_keys(broken)}",
+            f"{label}: `{broken[0]}` holds {count_text(count, 'value')} NaN or infinite{_extra_keys_text(broken)}",
             help="take another revision, or one stored in float32 or bfloat16",
         ).rejection()
 
 
-def random(config: Mapping[str, Any], seed: int, dtype: str) -> nn.Module:
+def model_with_random_weights(config: Mapping[str, Any], seed: int, dtype: str) -> nn.Module:
     """The module of a config with the weights that a seed decides; leaves torch's own generator alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

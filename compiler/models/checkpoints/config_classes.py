@@ -48,12 +48,12 @@ def model_class_names(model_type: str) -> Iterator[str]:
 
 
 @cache
-def _listed(model_type: str) -> frozenset[str]:
+def _cached_model_class_names(model_type: str) -> frozenset[str]:
     return frozenset(model_class_names(model_type))
 
 
 @cache
-def exported() -> frozenset[str]:
+def names_exported_by_transformers() -> frozenset[str]:
     """All names that transformers gives; to ask for them takes a tenth of a second."""
     import transformers
 
@@ -69,9 +69,9 @@ def model_class_from_architectures(model_type: str, architectures: Any) -> "type
     import transformers
     from transformers import PreTrainedModel
 
-    listed = _listed(model_type)
+    listed = _cached_model_class_names(model_type)
     for name in architectures if isinstance(architectures, (list, tuple)) else ():
-        known = isinstance(name, str) and (name in listed or name in exported())
+        known = isinstance(name, str) and (name in listed or name in names_exported_by_transformers())
         kind = getattr(transformers, name, None) if known else None
         if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
             continue
@@ -88,12 +88,12 @@ def fallback_class_note(config: Mapping[str, Any]) -> str:
     """
     model_type, named = config["model_type"], config.get("architectures") or []
     names = [name for name in named if isinstance(name, str)]
-    if any(f"\nclass {name}(" in text for text in _modeling(model_type) for name in names):
+    if any(f"\nclass {name}(" in text for text in _modeling_sources(model_type) for name in names):
         return ""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     class_name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
-    known = not exported().isdisjoint(names)
+    known = not names_exported_by_transformers().isdisjoint(names)
     if class_name is None or known or model_class_from_architectures(model_type, names) is not None:
         return ""  # it opens as that class, or is refused once it is made
     if not named:
@@ -102,7 +102,7 @@ def fallback_class_note(config: Mapping[str, Any]) -> str:
     return f"`architectures` of the config names {names_text}, which transformers doesn't have: opened as {class_name}"
 
 
-def _modeling(model_type: str) -> Iterator[str]:
+def _modeling_sources(model_type: str) -> Iterator[str]:
     spec = find_spec("transformers")
     name = model_type.replace("-", "_")
     if spec and spec.submodule_search_locations and name.isidentifier():

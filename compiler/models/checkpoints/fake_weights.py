@@ -23,12 +23,12 @@ def build_with_random_weights(build: Callable[[], nn.Module]) -> nn.Module:
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.is_meta:
                 if id(parameter) not in known:
-                    known[id(parameter)] = nn.Parameter(_numbers(parameter, generator), requires_grad=False)
+                    known[id(parameter)] = nn.Parameter(_random_values_like(parameter, generator), requires_grad=False)
                 module._parameters[name] = known[id(parameter)]
     return model
 
 
-def _numbers(bare: Tensor, generator: torch.Generator) -> Tensor:
+def _random_values_like(bare: Tensor, generator: torch.Generator) -> Tensor:
     is_small = bare.numel() <= _MAX_NUMEL
     values = torch.rand(bare.shape if is_small else bare.shape[-1:], generator=generator).add(0.5).to(bare.dtype)
     return values if is_small else values.expand(bare.shape)

@@ -39,7 +39,7 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     return body
 
 
-def as_tokens(value: Any) -> tuple[int, ...] | None:
+def eos_ids_tuple(value: Any) -> tuple[int, ...] | None:
     """An eos setting as a tuple; None where none is set."""
     if value is None:
         return None
@@ -50,7 +50,7 @@ def _is_valid_generation_value(name: str, value: Any) -> bool:
     if value is None or isinstance(value, bool):
         return True
     if isinstance(value, Mapping):  # what a library's version writes beside the values of generation
-        return all(_is_plain(item) for item in value.values())
+        return all(_is_scalar_or_list_of_scalars(item) for item in value.values())
     if name.endswith("token_id") or name.endswith("token_ids") or name.endswith("tokens"):
         return _is_id(value) or (
             isinstance(value, list)
@@ -62,7 +62,7 @@ def _is_valid_generation_value(name: str, value: Any) -> bool:
     if name in _TEXTS:
         return isinstance(value, str) and len(value) < 200
     if name in _LISTS:
-        return isinstance(value, list) and len(value) < 10_000 and all(map(_is_plain, value))
+        return isinstance(value, list) and len(value) < 10_000 and all(map(_is_scalar_or_list_of_scalars, value))
     return type(value) in (int, float) and math.isfinite(value) and abs(value) < _MAX_VALUE
 
 
@@ -79,7 +79,7 @@ def _is_id(value: Any) -> bool:
     return type(value) is int and -1 <= value < _MAX_VALUE
 
 
-def _is_plain(value: Any) -> bool:
+def _is_scalar_or_list_of_scalars(value: Any) -> bool:
     return (
         value is None
         or isinstance(value, (bool, int, float, str))

@@ -16,11 +16,11 @@ NOTE = (
 )
 
 
-def rescales(config: Mapping[str, Any]) -> bool:
+def rescales_residual_weights(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") in _MODEL_TYPES and bool(config.get(FLAG))
 
 
-def as_stored(config: Any) -> None:
+def disable_rescaling(config: Any) -> None:
     """Let transformers load and save the weights as they are."""
-    if rescales(config.to_dict()):
+    if rescales_residual_weights(config.to_dict()):
         setattr(config, FLAG, False)

@@ -31,10 +31,10 @@ def build_meta_model(config: Mapping[str, Any], dtype: str) -> nn.Module:
         return build_model_from_config(config, dtype)
 
 
-def cut_tables(model: nn.Module, resized: Iterable[str]) -> dict[str, torch.Tensor]:
+def resized_unsaved_buffers(model: nn.Module, resized_names: Iterable[str]) -> dict[str, torch.Tensor]:
     """Tables that no checkpoint holds, yet were cut: they must be stored, as which part is left is not recorded."""
     saved = model.state_dict(keep_vars=True)
-    return {name: b for name, b in model.named_buffers() if name in set(resized) and name not in saved}
+    return {name: b for name, b in model.named_buffers() if name in set(resized_names) and name not in saved}
 
 
 @contextmanager

@@ -19,10 +19,10 @@ from ...core.safe_read import CONFIG, TOKENIZER, read_json, refuse_irregular_fil
 from ...core.settings import Settings
 from .config_bounds import invalid_config, refuse_excessive_config_numbers
 from .config_classes import fallback_class_note
-from .mamba_rescale import NOTE, rescales
+from .mamba_rescale import NOTE, rescales_residual_weights
 from .origin import Origin
 from .safetensors_header import FLOATS
-from .source_files import SourceFiles, root_of
+from .source_files import SourceFiles, link_root_of
 from .weights import Weights, missing_weights_hint, no_model, read_weight_headers
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def origin_of_folder(folder: Path, label: str, dtype: str, settings: Settings, h
         raise no_model(f"{label}: {message}", help=help).rejection()
     for name in ("config.json", *COMPANIONS):
         if (folder / name).exists():
-            refuse_irregular_file(folder / name, TOKENIZER, root_of(folder))
+            refuse_irregular_file(folder / name, TOKENIZER, link_root_of(folder))
     config = read_model_config(folder / "config.json", label)
     trusted = runs_remote_code_or_refuse(config, label, settings)
     weights = read_weight_headers(folder, label)
@@ -97,15 +97,19 @@ def origin_of_folder(folder: Path, label: str, dtype: str, settings: Settings, h
         dtype=chosen,
         tokenizer_identity=files.hash_all(tokenizers) if tokenizers else "",
         weight_bytes=weights.count * WIDTHS[chosen],
-        code=files.hash_all(_code(folder)) if trusted else "",
+        code=files.hash_all(_python_files(folder)) if trusted else "",
         files=files,
-        notes=_notes(config, chosen, settings.device, trusted),
+        notes=_model_notes(config, chosen, settings.device, trusted),
     )
 
 
-def _notes(config: Mapping[str, Any], dtype: str, device: str, trusted: bool) -> tuple[str, ...]:
+def _model_notes(config: Mapping[str, Any], dtype: str, device: str, trusted: bool) -> tuple[str, ...]:
     class_note = "" if trusted else fallback_class_note(config)
-    notes = {SLOW_FLOAT16: dtype == "float16" and device == "cpu", NOTE: rescales(config), class_note: class_note != ""}
+    notes = {
+        SLOW_FLOAT16: dtype == "float16" and device == "cpu",
+        NOTE: rescales_residual_weights(config),
+        class_note: class_note != "",
+    }
     return tuple(note for note, applies in notes.items() if applies)
 
 
@@ -146,7 +150,7 @@ def read_model_config(config_path: Path, label: str) -> dict[str, Any]:
 
 def runs_remote_code_or_refuse(config: Mapping[str, Any], label: str, settings: Settings) -> bool:
     """Whether the model's own code is to run: never unless transformers lacks the architecture and it was granted."""
-    if "auto_map" not in config or _is_native(config["model_type"]):
+    if "auto_map" not in config or _has_transformers_package(config["model_type"]):
         return False
     if not settings.trust_remote_code:
         raise remote_code(
@@ -156,7 +160,7 @@ def runs_remote_code_or_refuse(config: Mapping[str, Any], label: str, settings: 
     return True
 
 
-def _is_native(model_type: str) -> bool:
+def _has_transformers_package(model_type: str) -> bool:
     spec = find_spec("transformers")
     assert spec and spec.submodule_search_locations, "transformers is not installed"
     name = model_type.replace("-", "_")
@@ -188,7 +192,7 @@ def existing_tokenizer_files(folder: Path) -> dict[str, Path]:
     """Files that make the tokenizer; empty where no vocabulary is among them."""
     existing = {n: folder / n for n in TOKENIZER_FILES if (folder / n).exists()}
     for path in existing.values():
-        refuse_irregular_file(path, TOKENIZER, root_of(folder))
+        refuse_irregular_file(path, TOKENIZER, link_root_of(folder))
     vocabularies = {
         "tokenizer.json",
         "tokenizer.model",
@@ -201,7 +205,7 @@ def existing_tokenizer_files(folder: Path) -> dict[str, Path]:
     return existing if vocabularies & set(existing) else {}
 
 
-def _code(folder: Path) -> dict[str, Path]:
+def _python_files(folder: Path) -> dict[str, Path]:
     return {file.name: file for file in sorted(folder.glob("*.py"))}
 
 

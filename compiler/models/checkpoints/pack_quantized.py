@@ -104,7 +104,7 @@ def schemes_of_config(config: Mapping[str, Any], label: str) -> tuple[Scheme, ..
     return tuple(dict.fromkeys(Scheme.from_json(part.get("weights"), label) for part in parts))
 
 
-def count_numbers(config: Mapping[str, Any], weights: Weights, label: str) -> int:
+def max_unpacked_count(config: Mapping[str, Any], weights: Weights, label: str) -> int:
     """Numbers that the tensors of a folder stand for, at most: a word may hold eight."""
     if not schemes_of_config(config, label):
         return weights.count
@@ -183,7 +183,7 @@ def _unpack(path: str, parts: Mapping[str, Tensor | None], schemes: tuple[Scheme
     words, scale, zeros, shape = (parts[name] for name in (_PACKED, _SCALE, _ZERO, _SHAPE))
     stated = shape is not None and shape.dtype == torch.int64 and shape.shape == (2,)
     n, k = shape.tolist() if stated and shape is not None else (0, 0)
-    scheme = next((s for s in schemes if _fits(s, n, k, words, scale, zeros)), None)
+    scheme = next((s for s in schemes if _match_scheme(s, n, k, words, scale, zeros)), None)
     if scheme is None or words is None or scale is None:
         message = f"{label}: the tensors of `{path}{_PACKED}` are of no scheme of the config"
         raise damaged_weights(message, help=_REMEDY).rejection()
@@ -195,7 +195,9 @@ def _unpack(path: str, parts: Mapping[str, Tensor | None], schemes: tuple[Scheme
     return ((groups - zero[:, :, None]).to(scale.dtype) * scale[:, :, None]).reshape(n, k)
 
 
-def _fits(scheme: Scheme, n: int, k: int, words: Tensor | None, scale: Tensor | None, zeros: Tensor | None) -> bool:
+def _match_scheme(
+    scheme: Scheme, n: int, k: int, words: Tensor | None, scale: Tensor | None, zeros: Tensor | None
+) -> bool:
     """Whether tensors have the types and shapes of a weight [n, k] of a scheme."""
     if words is None or scale is None or min(n, k) < 1 or k % (scheme.group or k):
         return False

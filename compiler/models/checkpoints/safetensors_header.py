@@ -137,12 +137,12 @@ def _parse_tensor_entry(path: Path, name: str, entry: Any) -> TensorSlot:
     bits = slot.count * BITS[dtype]
     if bits % 8 or slot.end - slot.start != bits // 8:
         raise _header_error(
-            path, f"gives `{name}` {slot.end - slot.start} bytes; {dtype} of shape {shape} takes {_bytes(bits)}"
+            path, f"gives `{name}` {slot.end - slot.start} bytes; {dtype} of shape {shape} takes {_bytes_text(bits)}"
         ).rejection()
     return slot
 
 
-def _bytes(bits: int) -> str:
+def _bytes_text(bits: int) -> str:
     """Also of more than any float can be: a shape has up to 64 axes."""
     return f"{bits / 8:g}" if bits < 1 << 64 else "more than any file has"
 

@@ -10,7 +10,7 @@ from .model_folder import COMPANIONS, TOKENIZER_FILES
 from .origin import Origin
 from .pretrained import pretrained
 from .sentence_encoder import MODULES, module_paths
-from .source_files import root_of
+from .source_files import link_root_of
 from .tokenizer_checks import TEMPLATES
 
 # Of a folder of sentence-transformers: what it says, and what becomes of the transformer's states.
@@ -23,7 +23,7 @@ def copy_sidecar_files(model: nn.Module, origin: Origin, folder: Path) -> None:
     if origin.folder:
         for file in (*(origin.folder / n for n in COMPANIONS), *sorted(origin.folder.glob(TEMPLATES))):
             if file.is_file():
-                _copy(file, folder / file.relative_to(origin.folder), root_of(origin.folder))
+                _copy(file, folder / file.relative_to(origin.folder), link_root_of(origin.folder))
         _copy_sentence_transformers_files(origin.folder, folder)
     if not any((folder / n).exists() for n in TOKENIZER_FILES) and (tokenizer := origin.tokenizer()) is not None:
         tokenizer.save_pretrained(folder)
@@ -46,11 +46,11 @@ def _copy_sentence_transformers_files(origin: Path, folder: Path) -> None:
         return
     for name in _SENTENCES:
         if (origin / name).is_file():
-            _copy(origin / name, folder / name, root_of(origin))
+            _copy(origin / name, folder / name, link_root_of(origin))
     for path in module_paths(origin):
         for name in _MODULE_FILES:
             if (origin / path / name).is_file():
-                _copy(origin / path / name, folder / path / name, root_of(origin))
+                _copy(origin / path / name, folder / path / name, link_root_of(origin))
 
 
 def _copy(file: Path, target: Path, root: Path) -> None:

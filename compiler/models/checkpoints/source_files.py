@@ -34,7 +34,7 @@ class SourceFiles:
 
     def hash(self, path: Path) -> str:
         """sha256 of a file, which is looked at from now on."""
-        fact = _fact(path)
+        fact = _stat_fact(path)
         content = cached_file_hash(path, self.cache_dir)
         self.facts.setdefault(path, fact)
         if self._hashes.setdefault(path, content) != content:
@@ -47,7 +47,7 @@ class SourceFiles:
 
     def is_touched(self) -> bool:
         """Whether a file may have changed."""
-        return any(not path.exists() or _fact(path) != fact for path, fact in self.facts.items())
+        return any(not path.exists() or _stat_fact(path) != fact for path, fact in self.facts.items())
 
     def refuse_changed_files(self) -> None:
         """Raises Reject (model-changed) where a file is no longer what was hashed.
@@ -56,7 +56,7 @@ class SourceFiles:
         """
         for path, fact in self.facts.items():
             try:
-                current = _fact(path)
+                current = _stat_fact(path)
                 if self._broken is None and current != fact and sha256_of_file(path) != self._hashes[path]:
                     self._broken = path
             except (FileNotFoundError, NotADirectoryError):
@@ -70,12 +70,12 @@ class SourceFiles:
             ).rejection()
 
 
-def _fact(path: Path) -> Fact:
+def _stat_fact(path: Path) -> Fact:
     fact = os.stat(path)
     return fact.st_size, fact.st_mtime_ns, fact.st_ctime_ns, fact.st_ino
 
 
-def root_of(folder: Path) -> Path:
+def link_root_of(folder: Path) -> Path:
     """Root that links of a model folder may not leave: the folder, or the hub's cache of that model."""
     cached = folder.parent.name == "snapshots" and (folder.parents[1] / "blobs").is_dir()
     return folder.parents[1] if cached else folder

@@ -15,7 +15,7 @@ from ...core.safe_read import CONFIG, MALFORMED, TOKENIZER, read_json, read_regu
 from .checkpoint import without_library_logs
 from .config_classes import is_known_tokenizer_class
 from .limited_tokenizer import LimitedTokenizer, invalid_tokenizer
-from .source_files import root_of
+from .source_files import link_root_of
 from .tokenizer_checks import TEMPLATES, refuse_unbounded_tokenizer_json, refuse_unknown_added_token_fields
 from .tokenizer_pieces import refuse_unbounded_sentencepiece, refuse_unbounded_tekken, refuse_unbounded_tiktoken
 
@@ -69,7 +69,7 @@ def _tokenizer_files_with_checks(folder: Path) -> Iterator[tuple[Path, Callable[
 def _refuse_malformed_tokenizer_files(folder: Path, label: str) -> None:
     for path in (*folder.iterdir(), *folder.glob(TEMPLATES)):
         if path.suffix in _READ:
-            refuse_irregular_file(path, TOKENIZER, root_of(folder))
+            refuse_irregular_file(path, TOKENIZER, link_root_of(folder))
     for path, reading in _tokenizer_files_with_checks(folder):
         try:
             reading(path)
@@ -113,14 +113,14 @@ def _with_panics_as_diagnostics(tokenizer: Any, label: str) -> Any:
         return call
 
     def reduced(self: Any, protocol: Any) -> tuple[Any, ...]:
-        return _plain, (kind, self.__dict__)  # pickle looks a class up by its name
+        return _tokenizer_from_state, (kind, self.__dict__)  # pickle looks a class up by its name
 
     members = {name: watched(name) for name in _CALLS} | {"__reduce_ex__": reduced, "__module__": kind.__module__}
     tokenizer.__class__ = type(kind.__name__, (kind,), members)
     return tokenizer
 
 
-def _plain(tokenizer_class: "type[PreTrainedTokenizerBase]", state: dict[str, Any]) -> Any:
+def _tokenizer_from_state(tokenizer_class: "type[PreTrainedTokenizerBase]", state: dict[str, Any]) -> Any:
     tokenizer = tokenizer_class.__new__(tokenizer_class)
     tokenizer.__dict__.update(state)
     return tokenizer

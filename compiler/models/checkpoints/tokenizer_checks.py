@@ -53,19 +53,19 @@ def refuse_unbounded_tokenizer_json(body: Any) -> None:
     refuse_unknown_added_token_fields({"added_tokens_decoder": dict(enumerate(body.get("added_tokens") or ()))})
     before = [*steps(body, "normalizer"), *steps(body, "pre_tokenizer")]
     for row in (before, list(steps(body, "decoder"))):
-        _require_max(len(row), _MAX_STEPS, "the number of its steps")
-        _require_max(_max_characters_per_character(row), _MAX_GROWTH, "the number of characters that one becomes")
-        _require_max(sum(len(step.get("prepend") or "") for step in row), _MAX_ADDED, "what is put before a text")
+        _require_within(len(row), _MAX_STEPS, "the number of its steps")
+        _require_within(_max_characters_per_character(row), _MAX_GROWTH, "the number of characters that one becomes")
+        _require_within(sum(len(step.get("prepend") or "") for step in row), _MAX_ADDED, "what is put before a text")
         for step in row:
             _refuse_unbounded_step(step)
     processors = list(steps(body, "post_processor"))
     for processor in processors:
         _refuse_long_template(processor)
-    _require_max(len(processors), _MAX_STEPS, "the number of its templates")
-    _require_max(prod(map(_repeats, processors)), _MAX_PIECES, "how often a text stands in its template")
+    _require_within(len(processors), _MAX_STEPS, "the number of its templates")
+    _require_within(prod(map(_text_repetitions, processors)), _MAX_PIECES, "how often a text stands in its template")
     _refuse_unbounded_truncation_or_padding(body.get("truncation"), body.get("padding"))
-    _require_max(body["model"].get("max_input_chars_per_word") or 0, _MAX_WORD, "the length of a word")
-    _require_max(_largest_id(body), _MAX_ID, "the largest id of a token")
+    _require_within(body["model"].get("max_input_chars_per_word") or 0, _MAX_WORD, "the length of a word")
+    _require_within(_largest_id(body), _MAX_ID, "the largest id of a token")
 
 
 def _largest_id(body: Mapping[str, Any]) -> int:
@@ -75,7 +75,7 @@ def _largest_id(body: Mapping[str, Any]) -> int:
     return max([*ids, *(token["id"] for token in body.get("added_tokens") or ())], default=0)
 
 
-def _require_max(value: Any, bound: int, label: str) -> None:
+def _require_within(value: Any, bound: int, label: str) -> None:
     if not isinstance(value, (int, float)) or not 0 <= value <= bound:
         raise Unbounded(f"{label} is {str(value)[:20]}, more than the {bound} that are taken")
 
@@ -111,33 +111,35 @@ def _replaced_text(component: Mapping[str, Any]) -> str:
 
 def _refuse_unbounded_step(component: Mapping[str, Any]) -> None:
     for name in ("content", "prepend", "replacement", "prefix", "suffix"):
-        _require_max(len(component.get(name) or ""), _MAX_TEXT, f"the length of a `{name}`")
+        _require_within(len(component.get(name) or ""), _MAX_TEXT, f"the length of a `{name}`")
     for name in ("start", "stop"):
-        _require_max(component.get(name) or 0, _MAX_CUT, f"`{name}`")
+        _require_within(component.get(name) or 0, _MAX_CUT, f"`{name}`")
     if component.get("type") == "FixedLength" and not component["length"] > 0:
         raise Unbounded("it cuts texts into pieces of nothing")
     if component.get("type") == "Precompiled" and component.get("precompiled_charsmap"):
-        check_forms(base64.b64decode(component["precompiled_charsmap"]))
+        refuse_unbounded_charsmap(base64.b64decode(component["precompiled_charsmap"]))
 
 
-def check_forms(table: bytes) -> None:
+def refuse_unbounded_charsmap(table: bytes) -> None:
     """A table as sentencepiece writes it: bytes of a trie, the trie, and texts that end with 0."""
     length = int.from_bytes(table[:4], "little")
     if len(table) < 4 or length % 4 or not 0 < length <= len(table) - 4:
         raise Unbounded("its table of Unicode forms is cut")
-    _require_max(max(map(len, table[4 + length :].split(b"\0"))), _MAX_FORM, "the longest form in its table, in bytes,")
+    _require_within(
+        max(map(len, table[4 + length :].split(b"\0"))), _MAX_FORM, "the longest form in its table, in bytes,"
+    )
 
 
 def _refuse_long_template(processor: Mapping[str, Any]) -> None:
     for name in ("single", "pair"):
-        _require_max(len(processor.get(name) or ()), _MAX_PIECES, f"the number of pieces of its `{name}` template")
+        _require_within(len(processor.get(name) or ()), _MAX_PIECES, f"the number of pieces of its `{name}` template")
     special = processor.get("special_tokens") or {}
     for token in special.values() if isinstance(special, dict) else special:
         if isinstance(token, dict):
-            _require_max(len(token["ids"]), _MAX_SPECIAL, "the number of tokens that one stands for")
+            _require_within(len(token["ids"]), _MAX_SPECIAL, "the number of tokens that one stands for")
 
 
-def _repeats(processor: Mapping[str, Any]) -> int:
+def _text_repetitions(processor: Mapping[str, Any]) -> int:
     """Number of times that a template repeats a text."""
     pieces = [piece for name in ("single", "pair") for piece in processor.get(name) or ()]
     return max(1, sum("Sequence" in piece for piece in pieces))
@@ -150,4 +152,4 @@ def _refuse_unbounded_truncation_or_padding(truncation: Any, padding: Any) -> No
         strategy = padding["strategy"]
         fixed = strategy.get("Fixed", 0) if isinstance(strategy, dict) else 0
         for number in (fixed, padding.get("pad_to_multiple_of") or 0):
-            _require_max(number, _MAX_PAD, "the length that it pads texts to")
+            _require_within(number, _MAX_PAD, "the length that it pads texts to")

@@ -7,7 +7,7 @@ import base64
 from collections.abc import Iterator
 from typing import Any
 
-from .tokenizer_checks import check_forms
+from .tokenizer_checks import refuse_unbounded_charsmap
 from .tokenizer_steps import Unbounded
 
 _MAX_PIECES, _LONGEST, _MAX_CUTS = 1 << 20, 1024, 1 << 24  # the second in bytes of a piece, the third those of all
@@ -26,16 +26,16 @@ def refuse_unbounded_sentencepiece(data: bytes) -> None:
         elif number == 3 and isinstance(part, bytes):
             for inner, table in _iterate_protobuf_fields(part):
                 if inner == 2 and table:
-                    check_forms(table if isinstance(table, bytes) else b"")
+                    refuse_unbounded_charsmap(table if isinstance(table, bytes) else b"")
     _check_lengths(pieces)
 
 
 def refuse_unbounded_tiktoken(data: bytes) -> None:
     """Check lines with a piece in base64 and its rank. Raises Unbounded, or ValueError of another form."""
-    _check_lengths([_length(line.split()) for line in data.splitlines() if line])
+    _check_lengths([_token_length_of_line(line.split()) for line in data.splitlines() if line])
 
 
-def _length(words: list[bytes]) -> int:
+def _token_length_of_line(words: list[bytes]) -> int:
     if len(words) != 2 or not words[1].isdigit():
         raise Unbounded("a line of it is no piece with a rank")
     return len(base64.b64decode(words[0], validate=True))

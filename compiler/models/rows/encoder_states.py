@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..checkpoints.pretrained import is_pretrained
 from ..checkpoints.sentence_encoder import MODULES, no_pooling, read_module_json, read_sentence_modules
-from .forward import batches, evaluating, main_tensor_of_output
-from .inputs import forward_args_and_kwargs, non_padding_mask, padding
+from .forward import evaluating, main_tensor_of_output, memory_batches
+from .inputs import forward_args_and_kwargs, non_padding_mask, pad_id_of
 from .packed_inputs import packed_input_parts
 
 Pooling = Callable[[Tensor, Tensor], Tensor]  # states [b, t, d], which of them count [b, t] -> [b, d]
@@ -35,7 +35,7 @@ def pooled_hidden_states(model: nn.Module, rows: Tensor, pooling: str) -> States
         tokens = tokens[:, None]
     elif tokens.dim() > 3:
         tokens = tokens.flatten(2).transpose(1, 2)  # [b, c, h, w] -> [b, h * w, c]
-    attended = _mask(encoder, rows, tokens)
+    attended = _attended_mask(encoder, rows, tokens)
     if pooling == "own":
         return States(tokens, attended, _model_states(output, type(model).__name__))
     return States(tokens, attended, POOLINGS[pooling](tokens, attended))
@@ -54,16 +54,16 @@ def _output_below_head(model: nn.Module, encoder: nn.Module, rows: Tensor) -> An
     return outputs[-1]
 
 
-def all_states(model: nn.Module, rows: Tensor, pooling: str) -> Iterator[States]:
+def pooled_state_batches(model: nn.Module, rows: Tensor, pooling: str) -> Iterator[States]:
     """States of all rows, in batches that are a function of shapes alone."""
     with evaluating(model):
-        for batch in batches(model, rows):
+        for batch in memory_batches(model, rows):
             yield pooled_hidden_states(model, batch, pooling)
 
 
-def _mask(model: nn.Module, rows: Tensor, tokens: Tensor) -> Tensor:
+def _attended_mask(model: nn.Module, rows: Tensor, tokens: Tensor) -> Tensor:
     if rows.shape[:2] == tokens.shape[:2]:
-        return non_padding_mask(rows.to(tokens.device), padding(model))
+        return non_padding_mask(rows.to(tokens.device), pad_id_of(model))
     return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
 
 
@@ -86,11 +86,16 @@ def _max(tokens: Tensor, attended: Tensor) -> Tensor:
     return tokens.masked_fill(~attended[..., None], float("-inf")).amax(1)
 
 
-def _last(tokens: Tensor, attended: Tensor) -> Tensor:
+def _last_attended(tokens: Tensor, attended: Tensor) -> Tensor:
     return tokens[torch.arange(len(tokens), device=tokens.device), attended.sum(1) - 1]
 
 
-POOLINGS: dict[str, Pooling] = {"mean": _mean, "first": lambda tokens, _: tokens[:, 0], "last": _last, "max": _max}
+POOLINGS: dict[str, Pooling] = {
+    "mean": _mean,
+    "first": lambda tokens, _: tokens[:, 0],
+    "last": _last_attended,
+    "max": _max,
+}
 
 # What sentence-transformers calls them: flags of an older file, words of a newer one.
 _FLAGS = {

@@ -37,12 +37,12 @@ def logits(model: nn.Module, ids: Tensor) -> Tensor:
     return values if values.dim() > 2 else values[:, None]
 
 
-def last_logits(model: nn.Module, ids: Tensor, count: int) -> Tensor:
-    """As `logits`, of the last `count` tokens alone, which many models can compute without the others."""
+def last_logits(model: nn.Module, ids: Tensor, n_tokens: int) -> Tensor:
+    """As `logits`, of the last `n_tokens` tokens alone, which many models can compute without the others."""
     if "logits_to_keep" not in signature(model.forward).parameters:
-        return logits(model, ids)[:, -count:]
+        return logits(model, ids)[:, -n_tokens:]
     args, kwargs = forward_args_and_kwargs(model, ids)
-    return logits_of_output(model(*args, **kwargs, logits_to_keep=count))[:, -count:]
+    return logits_of_output(model(*args, **kwargs, logits_to_keep=n_tokens))[:, -n_tokens:]
 
 
 def logits_of_output(output: Any) -> Tensor:
@@ -57,7 +57,7 @@ def logits_of_output(output: Any) -> Tensor:
     return output["logits"] if isinstance(output, Mapping) else output[0]
 
 
-def predicts(output: Any) -> bool:
+def has_logits(output: Any) -> bool:
     """Whether what a model returned has logits: one without a head returns hidden states."""
     return not isinstance(output, Mapping) or "logits" in output
 
@@ -67,11 +67,11 @@ def output_kind_of(model: nn.Module, rows: Tensor) -> str:
     args, kwargs = forward_args_and_kwargs(model, rows)
     with evaluating(model):
         output = model(*args, **kwargs)
-    if not predicts(output):
+    if not has_logits(output):
         return "states"
     head_output = logits_of_output(output)
     values = head_output if head_output.dim() > 2 else head_output[:, None]
-    return "tokens" if are_of_tokens(model, values, rows, targets_and_prediction_mask(model, rows)[0]) else "classes"
+    return "tokens" if are_token_logits(model, values, rows, targets_and_prediction_mask(model, rows)[0]) else "classes"
 
 
 def outputs(model: nn.Module, ids: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ def main_tensor_of_output(output: Any) -> Tensor:
     if isinstance(output, Mapping):
         if towers := tower_embeddings(output):  # what each says, not who fits whom
             return torch.cat(towers, -1)
-        return output[main_name(output)]
+        return output[main_output_name(output)]
     return output  # a tensor, or what stands for one while a forward is traced
 
 
@@ -97,7 +97,7 @@ def tower_embeddings(output: Mapping[str, Any]) -> list[Tensor]:
     return [output[name] for name in names] if "text_embeds" in names and len(names) > 1 else []
 
 
-def main_name(output: Mapping[str, Any]) -> str:
+def main_output_name(output: Mapping[str, Any]) -> str:
     return next(name for name in ("logits", "last_hidden_state", *output) if name in output)
 
 
@@ -120,7 +120,7 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def batches(model: nn.Module, rows: Tensor) -> Iterator[Tensor]:
+def memory_batches(model: nn.Module, rows: Tensor) -> Iterator[Tensor]:
     """Rows in batches whose logits fit `BATCH_BYTES`; a function of shapes alone, so two models agree."""
     width = vocabulary(model) or 1 << 15
     each = rows[0].numel() * (4 if rows.is_floating_point() else width * 4)
@@ -132,7 +132,7 @@ def vocabulary(model: nn.Module) -> int | None:
     return vocabulary_size(model, decoder=True)
 
 
-def positions(values: Tensor) -> Iterator[slice]:
+def slices_within_chunk_bytes(values: Tensor) -> Iterator[slice]:
     """Slices of the first axis of [n, vocab] whose float32 copies fit `CHUNK_BYTES`."""
     step = max(1, CHUNK_BYTES // (values.shape[-1] * 4))
     for start in range(0, values.shape[0], step):
@@ -144,12 +144,12 @@ def token_losses(token_logits: Tensor, targets: Tensor) -> Tensor:
     return torch.cat(
         [
             nn.functional.cross_entropy(token_logits[part].float(), targets[part], reduction="none")
-            for part in positions(token_logits)
+            for part in slices_within_chunk_bytes(token_logits)
         ]
     )
 
 
-def are_of_tokens(model: nn.Module, values: Tensor, rows: Tensor, targets: Tensor) -> bool:
+def are_token_logits(model: nn.Module, values: Tensor, rows: Tensor, targets: Tensor) -> bool:
     """Whether logits [b, t, vocab] say what follows in rows, and no class of each or of each of its tokens."""
     known = vocabulary_size(model, decoder=True)
     enough = known is None or values.shape[-1] >= known
@@ -193,12 +193,12 @@ def row_nll(
     """Nats over the predicted tokens of each row, and how many there are: see `total_nll`."""
     sums, counts, first = [], [], 0
     with evaluating(model):
-        for batch in follow(list(batches(model, rows)), "batches of rows"):
+        for batch in follow(list(memory_batches(model, rows)), "batches of rows"):
             lengths = None if prompt_lengths is None else prompt_lengths[first : first + len(batch)]
             with prompts(model, lengths, active):
                 values = logits(model, batch)  # [b, t, vocab]
             targets, is_token = targets_and_prediction_mask(model, batch.to(values.device))
-            if not are_of_tokens(model, values, batch, targets):
+            if not are_token_logits(model, values, batch, targets):
                 raise no_next_token(
                     f"{type(model).__name__} predicts no next token",
                     help="compare it with the original by `divergence` or `agreement`",

@@ -18,11 +18,11 @@ from ..checkpoints.pretrained import is_pretrained, pretrained
 from .packed_inputs import (
     SAMPLES,
     is_media_encoder_decoder,
-    main_input_of,
+    main_input_name,
     other_parts,
     packed_input_parts,
     parameter_names,
-    tokens_of,
+    token_input_name,
     unpack_inputs_and_tokens,
 )
 
@@ -32,32 +32,34 @@ NUMBERS = {"pixel_values", "pixel_values_videos", "input_features", "input_value
 
 def forward_args_and_kwargs(model: nn.Module, rows: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments of a model for rows [b, t], on its device, without a cache."""
-    rows, no_cache = rows.to(device_of(model)), without_cache(model)
+    rows, no_cache = rows.to(device_of(model)), use_cache_false_kwargs(model)
     if packed_input_parts(model):
         return (), _packed_arguments(model, rows) | no_cache
     if rows.is_floating_point():
         return (rows.to(dtype_of(model)),), no_cache
     if not hasattr(model, "can_generate"):
         return (rows,), no_cache
-    if (main := main_input_of(model)) in SAMPLES:
+    if (main := main_input_name(model)) in SAMPLES:
         raise other_parts(
             f"{type(model).__name__} takes `{main}`, and its rows are token ids", help="give it rows of `tensors`"
         ).rejection()
     if is_encoder_decoder(model):
         source, target = source_and_target(rows)
         decoder_inputs = {"decoder_input_ids": decoder_inputs_of(model, target), **no_cache}
-        return (source,), {**_mask(source, padding(model)), **decoder_inputs}
-    return (rows,), (no_cache if pretrained(model).can_generate() else {**_mask(rows, padding(model)), **no_cache})
+        return (source,), {**_attention_mask_kwargs(source, pad_id_of(model)), **decoder_inputs}
+    return (rows,), (
+        no_cache if pretrained(model).can_generate() else {**_attention_mask_kwargs(rows, pad_id_of(model)), **no_cache}
+    )
 
 
 def _packed_arguments(model: nn.Module, rows: Tensor) -> dict[str, Tensor]:
     """Arguments of a model for rows that pack several inputs."""
     named, tokens = unpack_inputs_and_tokens(model, rows)
-    if not tokens_of(model):
+    if not token_input_name(model):
         return named
     if is_media_encoder_decoder(model):
         return named | {"decoder_input_ids": decoder_inputs_of(model, tokens)}
-    return named | {"input_ids": tokens, **_mask(tokens, padding(model))}
+    return named | {"input_ids": tokens, **_attention_mask_kwargs(tokens, pad_id_of(model))}
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -70,7 +72,7 @@ def dtype_of(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
-def without_cache(model: nn.Module) -> dict[str, Any]:
+def use_cache_false_kwargs(model: nn.Module) -> dict[str, Any]:
     """`use_cache=False` for models that know it."""
     return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
@@ -90,7 +92,7 @@ def reads_tokens_alone(config: Mapping[str, Any]) -> bool:
     return kind is None or parameter_names(kind.forward).isdisjoint(NUMBERS)
 
 
-def is_two_sided(config: Mapping[str, Any]) -> bool:
+def is_encoder_decoder_config(config: Mapping[str, Any]) -> bool:
     """Whether a config, as plain JSON, is that of an encoder-decoder."""
     kind = model_class_from_architectures(str(config.get("model_type")), config.get("architectures"))
     return kind is not None and "decoder_input_ids" in parameter_names(kind.forward)
@@ -141,7 +143,7 @@ def vocabulary_size(model: nn.Module, *, decoder: bool = False) -> int | None:
     return side_size or getattr(text, "vocab_size", None) or hashed
 
 
-def padding(model: nn.Module) -> int | None:
+def pad_id_of(model: nn.Module) -> int | None:
     """The token that fills rows up, where the config says."""
     config = getattr(model, "config", None)
     text = config.get_text_config() if config is not None else None
@@ -158,7 +160,7 @@ def non_padding_mask(rows: Tensor, pad_id: int | None) -> Tensor:
     return behind
 
 
-def _mask(rows: Tensor, pad_id: int | None) -> dict[str, Tensor]:
+def _attention_mask_kwargs(rows: Tensor, pad_id: int | None) -> dict[str, Tensor]:
     """A mask where rows are filled up; whole rows go without one."""
     attended = non_padding_mask(rows, pad_id)
     return {} if bool(attended.all()) else {"attention_mask": attended.long()}
@@ -166,8 +168,8 @@ def _mask(rows: Tensor, pad_id: int | None) -> dict[str, Tensor]:
 
 def targets_and_prediction_mask(model: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor | None]:
     """Targets of a model's logits for rows, [b, p], and the mask of those that count, [b, p]: None for all."""
-    tokens = unpack_inputs_and_tokens(model, rows)[1] if tokens_of(model) else rows
+    tokens = unpack_inputs_and_tokens(model, rows)[1] if token_input_name(model) else rows
     if not is_encoder_decoder(model):
         return tokens[:, 1:], None
     target = tokens if is_media_encoder_decoder(model) else source_and_target(rows)[1]
-    return target, non_padding_mask(target, padding(model))
+    return target, non_padding_mask(target, pad_id_of(model))

@@ -51,29 +51,29 @@ class PackedInput:
 
 def is_media_encoder_decoder(model: nn.Module) -> bool:
     """Whether a model is an encoder of sounds or images with a decoder of tokens."""
-    return tokens_of(model) == "decoder_input_ids"
+    return token_input_name(model) == "decoder_input_ids"
 
 
-def tokens_of(model: nn.Module) -> str:
+def token_input_name(model: nn.Module) -> str:
     """The name of the tokens that a row ends with; "" where it has none."""
-    if not main_input_of(model):  # a plain module
+    if not main_input_name(model):  # a plain module
         return ""
     names, config = parameter_names(type(model).forward), getattr(model, "config", None)
     is_decoder_alone = "input_ids" in names and not getattr(config, "is_encoder_decoder", False)
     if "decoder_input_ids" in names and not is_decoder_alone:
         return "decoder_input_ids" if media_shape(model) else ""
-    if "input_ids" in names and (has_image_and_text_towers(model) or sees(model)):
+    if "input_ids" in names and (has_image_and_text_towers(model) or reads_pictures(model)):
         return "input_ids"
     return ""
 
 
-def main_input_of(model: nn.Module) -> str:
+def main_input_name(model: nn.Module) -> str:
     return str(getattr(model, "main_input_name", ""))
 
 
-def sees(model: nn.Module) -> bool:
+def reads_pictures(model: nn.Module) -> bool:
     """Whether the main input of a model is an image or a video."""
-    return is_pretrained(model) and main_input_of(model) in PICTURES
+    return is_pretrained(model) and main_input_name(model) in PICTURES
 
 
 def hears_fixed_length(model: nn.Module) -> bool:
@@ -83,13 +83,13 @@ def hears_fixed_length(model: nn.Module) -> bool:
     return reads_features and all(hasattr(getattr(model, "config", None), name) for name in sizes)
 
 
-def frames_of(model: nn.Module) -> int:
+def frames_per_video(model: nn.Module) -> int:
     """Number of images per video of a model that takes videos; 0 of others."""
-    if not sees(model):
+    if not reads_pictures(model):
         return 0
-    config = _of_images(model.config)
+    config = _image_config(model.config)
     frames = next((n for name in _FRAMES if isinstance(n := getattr(config, name, None), int)), 0)
-    has_no_images = main_input_of(model) == PICTURES[1] or _placeholder(model.config).startswith("video")
+    has_no_images = main_input_name(model) == PICTURES[1] or _placeholder_id_field(model.config).startswith("video")
     return frames or (FRAMES_OF_VIDEO if has_no_images else 0)
 
 
@@ -99,21 +99,25 @@ def has_image_and_text_towers(model: nn.Module) -> bool:
     has_both = is_pretrained(model) and {"input_ids", PICTURES[0]} <= parameter_names(type(model).forward)
     if not has_both or pretrained(model).can_generate() or not all(map(callable, towers)):
         return False
-    image_config = _of_images(model.config)
+    image_config = _image_config(model.config)
     return hasattr(image_config, "image_size") and hasattr(image_config, "num_channels")
 
 
 def can_generate_from_ids_alone(model: Any) -> bool:
     """Whether a model goes on from token ids alone: Whisper hears first, Pop2Piano's own `generate` wants sounds, and a
     decoder beside an encoder begins with a token that its config names."""
-    if not getattr(model, "can_generate", bool)() or packed_input_parts(model) or not is_start(model):
+    if (
+        not getattr(model, "can_generate", bool)()
+        or packed_input_parts(model)
+        or not has_start_token_for_generate(model)
+    ):
         return False
     signature = inspect.signature(model.generate).parameters.values()
     needed = {p.name for p in signature if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
     return needed <= {"input_ids", "inputs"}
 
 
-def is_start(model: Any) -> bool:
+def has_start_token_for_generate(model: Any) -> bool:
     """Whether `generate` knows the first token of a decoder beside an encoder; other decoders go on from a prompt."""
     if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return True
@@ -123,8 +127,8 @@ def is_start(model: Any) -> bool:
 
 def packed_input_parts(model: nn.Module) -> tuple[PackedInput, ...]:
     """Inputs at the start of a packed row; empty for models with one input."""
-    if tokens_of(model):
-        main = main_input_of(model)
+    if token_input_name(model):
+        main = main_input_name(model)
         name = main if media_shape(model) else PICTURES[0]
         return (PackedInput(name, media_shape(model) or image_shape(model.config), torch.float32),)
     dummies = None if is_pretrained(model) else getattr(model, "dummy_inputs", None)
@@ -147,12 +151,16 @@ class Placeholders(NamedTuple):
 
 def placeholders_of(model: nn.Module) -> Placeholders | None:
     """Placeholders of a model whose config says how many vectors there are (`num_query_tokens`); else None."""
-    if tokens_of(model) != "input_ids" or not (name := _placeholder(model.config)):
+    if token_input_name(model) != "input_ids" or not (name := _placeholder_id_field(model.config)):
         return None
     config = pretrained(model).config
     count, token = getattr(config, "num_query_tokens", None), getattr(config, name)
     words = getattr(config.get_text_config(), "vocab_size", 0)
-    return Placeholders(token, count * (frames_of(model) or 1)) if type(count) is int and 0 <= token < words else None
+    return (
+        Placeholders(token, count * (frames_per_video(model) or 1))
+        if type(count) is int and 0 <= token < words
+        else None
+    )
 
 
 def fill_placeholders(model: nn.Module, ids: Tensor) -> Tensor:
@@ -165,7 +173,7 @@ def fill_placeholders(model: nn.Module, ids: Tensor) -> Tensor:
     return torch.cat([ids.new_full((len(ids), placeholders.vectors), placeholders.token), ids], dim=1)
 
 
-def _placeholder(config: Any) -> str:
+def _placeholder_id_field(config: Any) -> str:
     return next((name for name in _PLACEHOLDERS if isinstance(getattr(config, name, None), int)), "")
 
 
@@ -186,18 +194,18 @@ def unpack_inputs_and_tokens(model: nn.Module, rows: Tensor) -> tuple[dict[str, 
     return inputs, rows[:, at:].long()
 
 
-def packed(inputs: Mapping[str, Tensor], order: tuple[str, ...]) -> Tensor:
+def pack_inputs(inputs: Mapping[str, Tensor], order: tuple[str, ...]) -> Tensor:
     """Rows [n, numbers] of tensors [n, ...]; ids are to be below `EXACT`."""
     return torch.cat([inputs[name].reshape(len(inputs[name]), -1).float() for name in order], dim=1)
 
 
 def _refuse_rows_of_other_layout(model: nn.Module, layout: tuple[PackedInput, ...], rows: Tensor) -> None:
-    size, has_tokens = sum(part.size for part in layout), bool(tokens_of(model))
+    size, has_tokens = sum(part.size for part in layout), bool(token_input_name(model))
     fits = (
         rows.is_floating_point() and rows.dim() == 2 and (rows.shape[1] > size if has_tokens else rows.shape[1] == size)
     )
     if not fits:
-        names = [*(part.name for part in layout), *([tokens_of(model)] if has_tokens else [])]
+        names = [*(part.name for part in layout), *([token_input_name(model)] if has_tokens else [])]
         expected = ", ".join(f"`{name}`" for name in names)
         raise other_parts(
             f"{type(model).__name__} {'hears sounds: it ' if sound_shape(model) else ''}"
@@ -222,14 +230,14 @@ def _refuse_wrong_placeholder_count(model: nn.Module, tokens: Tensor) -> None:
 
 def image_shape(config: Any) -> tuple[int, int, int]:
     """Channels, height and width of the images that a model sees; of any size where its config names none."""
-    image_config = _of_images(config)
+    image_config = _image_config(config)
     size = next((s for name in ("image_size", "crop_size") if (s := getattr(image_config, name, None))), IMAGE)
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
     channels = next((n for name in _CHANNELS if (n := getattr(image_config, name, None))), 3)
     return channels, height, width
 
 
-def _of_images(config: Any) -> Any:
+def _image_config(config: Any) -> Any:
     """The part of a config that says how images are: itself, or that of a tower, a backbone or an encoder."""
     parts = [getattr(config, name, None) for name in ("vision_config", "backbone_config", "encoder")]
     sizes = [part for part in (config, *parts) if any(getattr(part, name, None) for name in _CHANNELS)]
@@ -238,9 +246,9 @@ def _of_images(config: Any) -> Any:
 
 def media_shape(model: nn.Module) -> tuple[int, ...]:
     """Shape of a model's main input in a row, where that is an image, a video or a sound; else ()."""
-    if not sees(model):
+    if not reads_pictures(model):
         return sound_shape(model)
-    frames = frames_of(model)
+    frames = frames_per_video(model)
     return (frames, *image_shape(model.config)) if frames else image_shape(model.config)
 
 
@@ -262,13 +270,13 @@ def sound_shape(model: nn.Module) -> tuple[int, ...]:
     return (FRAMES, _stacked_feature_count(model, bands)) if bands else ()
 
 
-def _stacked_feature_count(model: nn.Module, bands: int) -> int:
+def _stacked_feature_count(model: nn.Module, n_mel_bands: int) -> int:
     """Features of an input: those of several frames in a row, where an encoder's first layer is a linear one of as many
     inputs, as Granite Speech 5's."""
     encoder = getattr(model, "encoder", None)
     layers = encoder.modules() if isinstance(encoder, nn.Module) else iter(())
     first = next((layer for layer in layers if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d))), None)
-    return first.in_features if isinstance(first, nn.Linear) and first.in_features % bands == 0 else bands
+    return first.in_features if isinstance(first, nn.Linear) and first.in_features % n_mel_bands == 0 else n_mel_bands
 
 
 @cache

@@ -53,7 +53,7 @@ class Prompts:
         self.shape = None if rows is None else (rows.shape[0], rows.shape[1])
         self.extent = (
             None
-            if rows is None or _continues(inputs)
+            if rows is None or _continues_from_cache(inputs)
             else self._prompt_start_and_stop(rows, inputs.get("attention_mask"))
         )
 
@@ -116,7 +116,7 @@ def _cells_at_both_ends(
     return first_of, last_of
 
 
-def _continues(inputs: Mapping[str, Any]) -> bool:
+def _continues_from_cache(inputs: Mapping[str, Any]) -> bool:
     """Whether a forward comes after tokens that a cache or a state already holds."""
     return any(_cache_has_entries(inputs[name]) for name in _STATES if inputs.get(name) is not None)
 
@@ -157,7 +157,7 @@ def _non_padding_of_mask(mask: Any, b: int, t: int) -> Tensor | None:
 
 def listener(model: nn.Module) -> Prompts | None:
     """The object that listens at a model's door, if one does."""
-    owners = (getattr(hook, "__self__", None) for hook in _door(model)._forward_pre_hooks.values())
+    owners = (getattr(hook, "__self__", None) for hook in _body_called_with_ids(model)._forward_pre_hooks.values())
     return next((owner for owner in owners if isinstance(owner, Prompts)), None)
 
 
@@ -166,11 +166,11 @@ def get_or_attach_prompts(model: nn.Module) -> Prompts:
     hook = listener(model)
     if hook is None:
         hook = Prompts()
-        _door(model).register_forward_pre_hook(hook.locate_prompts_before_forward, with_kwargs=True)
+        _body_called_with_ids(model).register_forward_pre_hook(hook.locate_prompts_before_forward, with_kwargs=True)
     return hook
 
 
-def _door(model: nn.Module) -> nn.Module:
+def _body_called_with_ids(model: nn.Module) -> nn.Module:
     """The outermost module that is always called with token ids: of transformers' models, the one below a head."""
     return model.base_model if is_pretrained(model) else model
 
@@ -214,7 +214,7 @@ def without_interventions(model: nn.Module) -> Iterator[None]:
             hook.on = before
 
 
-def head(model: nn.Module) -> dict[str, nn.Parameter]:
+def parameters_above_body(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that lie above the module that is given token ids, by name."""
-    body = {id(p) for p in _door(model).parameters()}
+    body = {id(p) for p in _body_called_with_ids(model).parameters()}
     return {name: p for name, p in model.named_parameters() if id(p) not in body}

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ....dsl.syntax.render import on_a_line
+from ....dsl.syntax.render import without_line_breaks
 from ...core.quantity import count, size
 from .engine import FILE
 from .facts import GgufFacts, read_facts
@@ -30,7 +30,8 @@ class GgufSummary:
             f"  layer {i}: {f'{h} heads over {k}' if h else 'no attention'}, width {w}"
             for i, (h, k, w) in enumerate(zip(f.heads, f.kv_heads, f.widths, strict=True))
         ]
-        head = f"GGUF `{on_a_line(f.architecture)}`, {count(self.params)} parameters, context of {f.context} tokens"
+        architecture = without_line_breaks(f.architecture)
+        head = f"GGUF `{architecture}`, {count(self.params)} parameters, context of {f.context} tokens"
         return "\n".join([head, f"weights: {size(self.bytes)}", *rows])
 
 

@@ -12,7 +12,7 @@ from ...ir.layers.linear import count_params
 from ...ir.program import Program
 from ...ir.weights import base_hash
 from ...models.checkpoints.sidecar_files import copy_sidecar_files
-from ...models.rows.inputs import decoder_start_id, is_encoder_decoder, padding
+from ...models.rows.inputs import decoder_start_id, is_encoder_decoder, pad_id_of
 from ...plugin.context import Context
 from ..model import READS_PADDING
 from .linears import NumberFormats
@@ -41,11 +41,11 @@ def native_artifact_facts(model: Any, weights: str, output_form: Output = Output
     if (skipped := uncounted(model)) is not None:
         known["uncounted"] = skipped
     if is_encoder_decoder(model):
-        return known | {"start": decoder_start_id(model), "pad": padding(model)}
+        return known | {"start": decoder_start_id(model), "pad": pad_id_of(model)}
     if output_form.speaks:
         known[BASE_HASH] = base_hash(model)
         return known | ({READS_PADDING: True} if _reads_padding(model) else {})
-    return known | {"gives": asdict(output_form), "pad": padding(model), "position": first_position(model)}
+    return known | {"gives": asdict(output_form), "pad": pad_id_of(model), "position": first_position(model)}
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ....dsl.syntax.render import on_a_line
+from ....dsl.syntax.render import without_line_breaks
 from ....kernels import packed as packing
 from ....kernels.engine_steps import STEPS
 from ....kernels.native import KernelError
@@ -59,7 +59,7 @@ class NativeSummary:
 
     def to_text(self) -> str:
         head = (
-            f"{on_a_line(self.facts['class'])}, {count(self.facts['params'])} parameters, "
+            f"{without_line_breaks(self.facts['class'])}, {count(self.facts['params'])} parameters, "
             f"context of {count_text(self.context, 'token')}"
         )
         kinds = {"a token": self.steps, "a source": self.source}

@@ -20,8 +20,8 @@ from ...ir.layers.linear import count_params
 from ...ir.program import Program
 from ...models.checkpoints.origin import max_row_tokens
 from ...models.checkpoints.pretrained import pretrained
-from ...models.rows.forward import in_eval_mode, main_name, tower_embeddings
-from ...models.rows.inputs import decoder_start_id, is_encoder_decoder, padding
+from ...models.rows.forward import in_eval_mode, main_output_name, tower_embeddings
+from ...models.rows.inputs import decoder_start_id, is_encoder_decoder, pad_id_of
 from ...models.rows.packed_inputs import is_media_encoder_decoder
 from ..native.kv_tensors import decoder_sample_inputs
 from . import seq2seq_export
@@ -94,7 +94,7 @@ def _encoder_decoder_facts(model: nn.Module) -> dict[str, Any]:
     vocabulary = (
         0 if is_media_encoder_decoder(model) else pretrained(model).get_encoder().get_input_embeddings().num_embeddings
     )
-    return {"start": decoder_start_id(model), "pad": padding(model), "source_vocabulary": vocabulary}
+    return {"start": decoder_start_id(model), "pad": pad_id_of(model), "source_vocabulary": vocabulary}
 
 
 def _decoder(model: nn.Module) -> Any:
@@ -121,7 +121,7 @@ def _export_forward(model: nn.Module, inputs: dict[str, Any]) -> Any:
     inputs = {name: x.float() if x.is_floating_point() else x for name, x in inputs.items()}
     shapes = {name: dict.fromkeys(range(axes), free) if x.dim() else None for name, x in inputs.items()}
     output = model(**inputs) if isinstance(model, PreTrainedModel) else None
-    outputs = [main_name(output)] if isinstance(output, Mapping) and not tower_embeddings(output) else None
+    outputs = [main_output_name(output)] if isinstance(output, Mapping) and not tower_embeddings(output) else None
     return _export_module(first_result_of(model), inputs, shapes, list(inputs), outputs)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ....dsl.syntax.render import on_a_line
+from ....dsl.syntax.render import without_line_breaks
 from ...core.quantity import count, size
 from .checking import graphs_in, load_initializers, read_checked_onnx
 
@@ -39,7 +39,7 @@ class OnnxSummary:
         wide = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
         return "\n".join(
             [
-                f"{on_a_line(self.facts['class'])}, {count(self.facts['params'])} parameters",
+                f"{without_line_breaks(self.facts['class'])}, {count(self.facts['params'])} parameters",
                 f"takes {', '.join(plain)}" + (f" and {past} keys and values" if past else ""),
                 f"ops: {', '.join(ops[:_MAX_ITEMS])}{further}",
                 f"weights: {size(sum(b for _, b in self.shapes.values()))}",

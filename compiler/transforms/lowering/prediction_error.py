@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...evaluation import reference
 from ...inputs.data.generated import Generated
-from ...models.rows.forward import batches, evaluating, finite, outputs, total_nll
+from ...models.rows.forward import evaluating, finite, memory_batches, outputs, total_nll
 
 if TYPE_CHECKING:
     from ....dsl.checker.values import DataRef
@@ -88,7 +88,7 @@ def sample_module_inputs(model: nn.Module, paths: list[str], rows: Tensor) -> di
     hooks = [model.get_submodule(path).register_forward_pre_hook(keeping(path), with_kwargs=True) for path in paths]
     try:
         with evaluating(model):
-            for batch in batches(model, rows[:ROWS]):
+            for batch in memory_batches(model, rows[:ROWS]):
                 outputs(model, batch)
     finally:
         for hook in hooks:

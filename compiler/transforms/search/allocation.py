@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from ...analysis.planning.cost import token_count
 from ...core.journal import Journal
 from ...ir.surgery import tensor_at
-from ...models.rows.forward import batches, evaluating, main_tensor_of_output, predicts
+from ...models.rows.forward import evaluating, has_logits, main_tensor_of_output, memory_batches
 from ...models.rows.inputs import forward_args_and_kwargs
 from ...plugin.context import Context
 from .layerwise import Layerwise, Norms, Stage
@@ -179,11 +179,11 @@ class _Probing:
     def _divergence_from_first_run(self) -> float:
         total, first = 0.0, not self.outputs
         with evaluating(self.program.model):
-            for number, batch in enumerate(batches(self.program.model, self.rows)):
+            for number, batch in enumerate(memory_batches(self.program.model, self.rows)):
                 args, kwargs = forward_args_and_kwargs(self.program.model, batch)
                 output = self.program.model(*args, **kwargs)
                 outputs, distance = main_tensor_of_output(output).float(), _squares
-                if predicts(output):
+                if has_logits(output):
                     outputs, distance = outputs.log_softmax(-1), _divergence
                 if first:
                     self.outputs.append(outputs)

@@ -14,7 +14,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-from ...models.rows.forward import positions
+from ...models.rows.forward import slices_within_chunk_bytes
 from .candidate import Candidate
 from .prefix import Prefix, stream
 
@@ -125,7 +125,7 @@ def _summed_losses(logits: Tensor, labels: Tensor) -> Tensor:
     total = sum(
         nn.functional.cross_entropy(row[part].float(), ids[part], reduction="sum")
         for row, ids in zip(logits, labels, strict=True)
-        for part in positions(row)
+        for part in slices_within_chunk_bytes(row)
     )
     assert isinstance(total, Tensor), "logits of no position"
     return total
@@ -135,7 +135,7 @@ def _sample_tokens(logits: Tensor, generator: torch.Generator) -> Tensor:
     """A token for every position, drawn from what is predicted there, [b, t]."""
     rows = []
     for row in logits:
-        for part in positions(row):
+        for part in slices_within_chunk_bytes(row):
             chances = row[part].float().softmax(-1).cumsum(-1)
             at = torch.rand(len(chances), 1, generator=generator).to(chances.device)
             rows.append(torch.searchsorted(chances, at * chances[:, -1:]).clamp(max=logits.shape[-1] - 1)[:, 0])

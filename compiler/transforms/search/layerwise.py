@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ....dsl.checker.skeleton import Part, is_submodule
-from ...models.rows.forward import REMEDY, batches, evaluating, not_a_number, outputs
+from ...models.rows.forward import REMEDY, evaluating, memory_batches, not_a_number, outputs
 from ...models.rows.inputs import forward_args_and_kwargs
 from .prefix import MetricForward, Prefix
 from .reconstruct import as_matrix_inputs
@@ -69,7 +69,7 @@ class Layerwise:
         """Entered for the first time, it is tried on one batch whether layers can be."""
         if self._prefix is None:
             model = self.program.model
-            sample_batches = list(batches(model, self.rows))
+            sample_batches = list(memory_batches(model, self.rows))
             calls = [MetricForward(*forward_args_and_kwargs(model, batch), batch.numel()) for batch in sample_batches]
             self._prefix = prefix = Prefix(self.program, max_bytes=0)
             with evaluating(model):
@@ -84,7 +84,7 @@ class Layerwise:
     def _run_until_after(self, last_module: nn.Module | None) -> None:
         model = self.program.model
         with evaluating(model), _stop_forward_after(last_module):
-            for batch in batches(model, self.rows):
+            for batch in memory_batches(model, self.rows):
                 with suppress(_Enough):
                     outputs(model, batch)
 

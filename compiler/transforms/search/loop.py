@@ -19,7 +19,7 @@ from ...core.journal import Journal
 from ...core.quantity import count, count_text, size
 from ...core.warned import far_beyond
 from ...inputs.data.generated import Generated
-from ...models.rows.forward import batches, evaluating, not_a_number, outputs
+from ...models.rows.forward import evaluating, memory_batches, not_a_number, outputs
 from ...models.rows.packed_inputs import can_generate_from_ids_alone
 from ..editing.dry_run import frees_nothing, layer_needed
 from .budget import CUTS, Budget
@@ -148,7 +148,7 @@ class Search:
         """Run the model over rows."""
         model = self.program.model
         with evaluating(model):
-            for batch in self.ctx.each([b for part in rows for b in batches(model, part)], f"reading {label}"):
+            for batch in self.ctx.each([b for part in rows for b in memory_batches(model, part)], f"reading {label}"):
                 outputs(model, batch)
 
     def apply_cuts(self, pools: Sequence[Pool]) -> None:

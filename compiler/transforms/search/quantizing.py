@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from ....dsl.checker.inputs import inputs
+from ....dsl.checker.inputs import in_features_of
 from ....dsl.checker.skeleton import Part, Skeleton
 from ....dsl.checker.values import Selector
 from ....kernels.grid import Grid
@@ -83,7 +83,9 @@ def record_grids(
     """Note in the program what the grids are, how many bits a weight would take, and of each module the share of zeros
     and the error of its weights, relative to them."""
     weights = sizes(selected)
-    bits = fsum(grid.bits_per_weight(inputs(part)) * weights[part.path] for part in selected) / sum(weights.values())
+    bits = fsum(grid.bits_per_weight(in_features_of(part)) * weights[part.path] for part in selected) / sum(
+        weights.values()
+    )
     program.changed()
     program.note(
         bits=grid.bits,

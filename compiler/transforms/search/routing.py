@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ....dsl.checker.skeleton import Group, Skeleton
 from ....dsl.checker.values import DataRef
 from ....dsl.syntax.diagnostics import Fault
-from ...models.rows.forward import batches, evaluating, outputs
+from ...models.rows.forward import evaluating, memory_batches, outputs
 
 if TYPE_CHECKING:
     from ...ir.program import Program
@@ -64,7 +64,9 @@ def router_weight_sums(
         handles.append(module.register_forward_pre_hook(_router_weight_hook(totals[group.site]), with_kwargs=True))
     try:
         with evaluating(program.model):
-            for batch in ctx.each(list(batches(program.model, ctx.rows(data)[:max_rows])), f"routing {data.name}"):
+            for batch in ctx.each(
+                list(memory_batches(program.model, ctx.rows(data)[:max_rows])), f"routing {data.name}"
+            ):
                 outputs(program.model, batch)
     finally:
         for handle in handles:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ....dsl.checker.inputs import inputs
+from ....dsl.checker.inputs import in_features_of
 from ....dsl.checker.skeleton import Part, Skeleton, is_submodule
 from ....dsl.checker.values import DataRef, Ratio
 from ...analysis.discovery.discover import skeleton_of
@@ -119,10 +119,10 @@ def estimate_layerwise_effort(skeleton: Skeleton, selected: Sequence[Part], rows
     flops, gram_bytes = 0, 0
     for part in selected:
         n, k = dict(part.tensors)["weight"]
-        k = inputs(part)
+        k = in_features_of(part)
         flops += 2 * k**3 + 2 * n * k * (k if n else 0)
     for unit in skeleton.units:
-        gram_bytes = max(gram_bytes, sum(4 * inputs(p) ** 2 for p in selected if is_submodule(p.path, unit)))
+        gram_bytes = max(gram_bytes, sum(4 * in_features_of(p) ** 2 for p in selected if is_submodule(p.path, unit)))
     tokens = 2 * token_count(rows) + flops // max(1, shrink.flops_per_token(skeleton, 512))
-    widest = max(map(inputs, selected), default=0)
+    widest = max(map(in_features_of, selected), default=0)
     return Effort(tokens + allocation.effort(method, len(skeleton.units), rows), gram_bytes + 24 * widest**2)

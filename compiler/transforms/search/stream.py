@@ -13,7 +13,7 @@ from ...analysis.discovery.streams import stream_of_model
 from ...analysis.planning.stream_width import fixed_stream
 from ...core.device import bytes_on
 from ...ir.surgery import owners, tensor_at
-from ...models.rows.forward import batches, evaluating, outputs
+from ...models.rows.forward import evaluating, memory_batches, outputs
 from .reconstruct import Moments, Reconstruction, has_moments, module_of, readers
 from .unpadded import unpadded_rows
 
@@ -47,7 +47,7 @@ def observe(
 ) -> Moments:
     """Second moments of what modules are given, over `max_rows` rows of data without their padding."""
     moments = Moments(ctx.workdir / "moments")
-    rows = [batch for part in unpadded_rows(ctx, data, max_rows) for batch in batches(program.model, part)]
+    rows = [batch for part in unpadded_rows(ctx, data, max_rows) for batch in memory_batches(program.model, part)]
 
     def run() -> None:
         with evaluating(program.model):
@@ -102,7 +102,7 @@ def norm_importance(program: "Program", ctx: "Context", stream: Group, data: Dat
     ]
     try:
         with evaluating(program.model):
-            for batch in ctx.each(list(batches(program.model, ctx.rows(data))), f"reading {data.name}"):
+            for batch in ctx.each(list(memory_batches(program.model, ctx.rows(data))), f"reading {data.name}"):
                 outputs(program.model, batch)
     finally:
         for handle in handles:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ...evaluation.reference import OriginalOutputs, other_vocabulary
-from ...models.rows.forward import are_of_tokens, logits, positions
+from ...models.rows.forward import are_token_logits, logits, slices_within_chunk_bytes
 from ...models.rows.inputs import targets_and_prediction_mask
 
 
@@ -41,7 +41,7 @@ class Objective:
             learned = self.learned[row_indices, 1 : ids.shape[1]].to(values.device)
         count, total = targets.numel() if learned is None else int(learned.sum()), 0.0
         for row, number in enumerate(row_indices.tolist()):
-            for part in positions(values[row, : targets.shape[1]]):
+            for part in slices_within_chunk_bytes(values[row, : targets.shape[1]]):
                 chunk = values.detach()[row, part].float().requires_grad_()  # [c, vocab]
                 keep = None if learned is None else learned[row, part]
                 loss = self._summed_loss(chunk, targets[row, part], number, part, keep)
@@ -54,7 +54,7 @@ class Objective:
     def _targets_and_loss_mask(self, rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor | None]:
         """Targets of rows, [b, p], and the mask of those that count; a placeholder [b, 1] for pure distillation."""
         targets, learned = targets_and_prediction_mask(self.model, rows)
-        if are_of_tokens(self.model, values, rows, targets):
+        if are_token_logits(self.model, values, rows, targets):
             return targets, learned
         assert self.share == 1, "rows that are judged as a whole teach nothing by themselves"
         return targets.new_zeros(values.shape[:2], dtype=torch.int64), None

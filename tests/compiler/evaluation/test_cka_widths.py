@@ -3,7 +3,7 @@
 import pytest
 import torch
 from effc.compiler.evaluation.similarity import linear_cka
-from effc.compiler.models.rows.encoder_states import all_states
+from effc.compiler.models.rows.encoder_states import pooled_state_batches
 
 from tests import tiny, worlds
 
@@ -12,7 +12,7 @@ ROWS = torch.randint(3, 60, (3, 7), generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture
 def states():
-    return lambda model: next(all_states(model, ROWS, "mean"))
+    return lambda model: next(pooled_state_batches(model, ROWS, "mean"))
 
 
 def test_narrower_states_have_a_similarity_and_wider_ones_are_refused(states):

@@ -10,7 +10,7 @@ from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.capture.sample import sample_inputs
 from effc.compiler.models.rows.forward import logits, row_nll
 from effc.compiler.models.rows.inputs import forward_args_and_kwargs, targets_and_prediction_mask
-from effc.compiler.models.rows.packed_inputs import fill_placeholders, packed, packed_input_parts
+from effc.compiler.models.rows.packed_inputs import fill_placeholders, pack_inputs, packed_input_parts
 from effc.dsl.syntax.diagnostics import Reject
 from torch import nn
 
@@ -82,7 +82,7 @@ def test_tokens_of_a_packed_row_are_what_is_predicted(make):
     image = torch.randn(2, *part.shape, generator=torch.Generator().manual_seed(0))
     ids = torch.arange(24).view(2, 12) + 20
     ids[:, :4] = 9 if make is answerer else 8
-    rows = packed({part.name: image, "ids": ids}, (part.name, "ids"))
+    rows = pack_inputs({part.name: image, "ids": ids}, (part.name, "ids"))
     targets, _ = targets_and_prediction_mask(model, rows)
     assert torch.equal(targets, ids if make is transcriber else ids[:, 1:])
     assert logits(model, rows).shape[:2] == (2, 12)
@@ -101,7 +101,7 @@ def test_placeholders_are_as_many_as_the_vectors_that_take_their_place():
 def test_rows_with_other_placeholders_than_an_image_has_vectors_are_refused(count):
     model = answerer()
     ids = torch.tensor([[9] * 4 + [20] * 8, [9] * count + [20] * (12 - count)])
-    rows = packed({"pixel_values": torch.zeros(2, 3, 32, 32), "ids": ids}, ("pixel_values", "ids"))
+    rows = pack_inputs({"pixel_values": torch.zeros(2, 3, 32, 32), "ids": ids}, ("pixel_values", "ids"))
     with pytest.raises(Reject, match=f"at 4 tokens 9 of a row, and a row has {count}"):
         forward_args_and_kwargs(model, rows)
 

@@ -19,7 +19,7 @@ from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.capture.sample import sample_inputs
 from effc.compiler.models.rows.forward import outputs
 from effc.compiler.models.rows.inputs import forward_args_and_kwargs, targets_and_prediction_mask
-from effc.compiler.models.rows.packed_inputs import can_generate_from_ids_alone, packed, packed_input_parts
+from effc.compiler.models.rows.packed_inputs import can_generate_from_ids_alone, pack_inputs, packed_input_parts
 from effc.compiler.runtimes.native.reader import Reader
 from effc.compiler.transforms.search.layerwise import Layerwise, stages
 from effc.dsl.syntax.diagnostics import Reject
@@ -77,7 +77,7 @@ class Denoiser(nn.Module):
 
 def test_rows_of_a_module_of_several_inputs_are_what_it_would_be_given_by_name():
     model = randomized(Denoiser)
-    rows = packed(model.dummy_inputs, tuple(model.dummy_inputs))
+    rows = pack_inputs(model.dummy_inputs, tuple(model.dummy_inputs))
     assert torch.equal(outputs(model, rows), model(**model.dummy_inputs))
     given = forward_args_and_kwargs(model, rows)[1]
     assert given["timestep"].dtype == torch.int64 and given["timestep"].tolist() == [3, 7]
@@ -101,7 +101,7 @@ def test_a_row_for_two_towers_is_an_image_with_its_text(kind):
     model = towers(kind)
     ids = torch.arange(20).view(2, 10) + 5
     image = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    rows = packed({"pixel_values": image, "ids": ids}, ("pixel_values", "ids"))
+    rows = pack_inputs({"pixel_values": image, "ids": ids}, ("pixel_values", "ids"))
     both = model(pixel_values=image, input_ids=ids)
     assert torch.equal(outputs(model, rows), torch.cat([both.text_embeds, both.image_embeds], -1))
     assert set(probe_model(model, make_probe_inputs(model))) == {"outputs of a batch"}
@@ -309,7 +309,7 @@ def test_towers_that_are_given_everything_by_name_are_thinned_and_refused_by_the
     model = randomized(lambda: transformers.OwlViTModel(config))
     program = capture(model)
     given = sample_inputs(model)
-    rows = packed({"pixel_values": given["pixel_values"], "ids": given["input_ids"]}, ("pixel_values", "ids"))
+    rows = pack_inputs({"pixel_values": given["pixel_values"], "ids": given["input_ids"]}, ("pixel_values", "ids"))
     assert forward_args_and_kwargs(model, rows)[0] == (), (
         "a picture comes before the text, so nothing is given by place"
     )

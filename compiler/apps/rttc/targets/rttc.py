@@ -184,7 +184,7 @@ class Rttc(CheckpointTarget):
         app = App(
             self._policy(),
             self._adapter_settings(ctx),
-            self._kind(),
+            self._reward_kind(),
             "own" if self.embed == "own" else "folder",
             {},
             self.selection,
@@ -192,7 +192,7 @@ class Rttc(CheckpointTarget):
             evict=self.evict,
             adapters=self.adapt != "none",
         )
-        self._copy(destination, ctx)
+        self._copy_companion_models(destination, ctx)
         embedder = embedder_of(app, destination, model, tokenizer, cache)
         base = self._build_base(destination / KNOWLEDGE, embedder, ctx)
         self._train_and_save_scorer(destination, embedder, ctx)
@@ -202,8 +202,8 @@ class Rttc(CheckpointTarget):
         )
         if self.dev:
             app = self._app_with_calibrated_policy(app, destination, model, tokenizer, ctx)
-        for note in [*self._usage_lines(), *_left_out(base)]:
-            _note(destination, note)
+        for note in [*self._usage_lines(), *_dropped_samples_note(base)]:
+            _append_note(destination, note)
         write_atomic(destination / NAME, (json.dumps(app.to_json(), indent=2, sort_keys=True) + "\n").encode())
 
     @classmethod
@@ -245,11 +245,11 @@ class Rttc(CheckpointTarget):
             if self.generation == "native" or rejection.diagnostics[0].fault != cannot_run_natively:
                 raise
             shutil.rmtree(destination / FOLDER)
-            _note(destination, f"PyTorch answers, not the native engine: {rejection.diagnostics[0].message}.")
+            _append_note(destination, f"PyTorch answers, not the native engine: {rejection.diagnostics[0].message}.")
             return "torch"
         engine, reason = engine_and_reason(destination, program.model, ctx.tokenizer, app, probe_question)
         if reason:
-            _note(destination, f"Answers after a training come from PyTorch, not the native engine: {reason}.")
+            _append_note(destination, f"Answers after a training come from PyTorch, not the native engine: {reason}.")
         return engine
 
     def _usage_lines(self) -> list[str]:
@@ -266,7 +266,7 @@ class Rttc(CheckpointTarget):
         )
         return [*commands, curve_line] if self.dev else commands
 
-    def _kind(self) -> Literal["self", "scorer", "judge"]:
+    def _reward_kind(self) -> Literal["self", "scorer", "judge"]:
         return "self" if self.reward == "self" else "scorer" if self.reward == "scorer" else "judge"
 
     def _policy(self) -> Any:
@@ -296,9 +296,9 @@ class Rttc(CheckpointTarget):
         from ..reward import no_judge
 
         embedder = [] if self.embed == "own" else [(EMBEDDER, self.embed, no_embedder)]
-        return embedder + ([(REWARD, self.reward, no_judge)] if self._kind() == "judge" else [])
+        return embedder + ([(REWARD, self.reward, no_judge)] if self._reward_kind() == "judge" else [])
 
-    def _copy(self, destination: Path, ctx: Context) -> None:
+    def _copy_companion_models(self, destination: Path, ctx: Context) -> None:
         for name, folder_name, _ in self._companion_models():
             shutil.copytree(
                 ctx.folder / folder_name, destination / name, ignore=shutil.ignore_patterns(".*", "*.py", "*.bin")
@@ -379,13 +379,13 @@ class Rttc(CheckpointTarget):
         return replace(app, policy=calibration.policy)
 
 
-def _left_out(base: Any) -> list[str]:
+def _dropped_samples_note(base: Any) -> list[str]:
     if not base.dropped:
         return []
     return [f"Of the samples {base.dropped} ask a dev question, or come near one, and were left out of the base."]
 
 
-def _note(destination: Path, note: str) -> None:
+def _append_note(destination: Path, note: str) -> None:
     """One more sentence for the model card."""
     notes = json.loads((destination / NOTES).read_bytes()) if (destination / NOTES).exists() else []
     (destination / NOTES).write_text(json.dumps([*notes, note]), encoding="utf-8")

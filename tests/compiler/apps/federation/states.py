@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from effc.compiler.apps.federation.median import centered_gram, geometric_median_shares
-from effc.compiler.apps.federation.state import State, normal, weighted_sum
+from effc.compiler.apps.federation.state import State, normalized_weights, weighted_sum
 from effc.compiler.core.cache import digest
 
 
@@ -20,7 +20,7 @@ def state_hash(state: State) -> str:
 
 def geometric_median(states: Mapping[int, State], weights: Mapping[int, float]) -> dict[str, np.ndarray]:
     """The state with the least weighted sum of distances to the given ones, each taken as one vector."""
-    used = normal(weights)
+    used = normalized_weights(weights)
     states = {k: states[k] for k in used}
     shares = geometric_median_shares(centered_gram(states), np.array([used[k] for k in sorted(used)]))
     return weighted_sum(states, dict(zip(sorted(used), shares.tolist(), strict=True)))

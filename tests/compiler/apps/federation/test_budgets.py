@@ -41,15 +41,15 @@ def test_a_size_is_the_largest_within_its_budget_and_grows_with_it(scale, kind):
         size = scale.largest_within(
             int(np.ceil(share * whole)) if kind != "memory" else Bytes(int(np.ceil(share * whole))), kind
         )
-        step = max(n for n in range(1, STEPS + 1) if scale.size(n).params == size.params)
+        step = max(n for n in range(1, STEPS + 1) if scale.sub_network_at(n).params == size.params)
         assert scale.cost_of(kind, step) <= np.ceil(share * whole)
         assert step == STEPS or scale.cost_of(kind, step + 1) > share * whole
         found.append(size.params)
-    assert found == sorted(found) and found[-1] == scale.size(STEPS).params
+    assert found == sorted(found) and found[-1] == scale.sub_network_at(STEPS).params
 
 
 def test_what_a_size_takes_is_counted_on_what_is_left(scale):
-    size = scale.size(STEPS // 2)
+    size = scale.sub_network_at(STEPS // 2)
     skeleton = skeleton_of_sub_network(scale.program, size)
     assert params(skeleton) == size.params
     assert scale.cost_of("flops", STEPS // 2) == flops_per_token(skeleton, LOAD.length)
@@ -91,7 +91,10 @@ def test_the_least_that_is_named_is_enough(scale):
     whole, least = scale.cost_of("memory", STEPS), scale.cost_of("memory", 1)
     said = smallest_fitting_budget_text("memory", least, whole)
     assert said.endswith("KiB") and amount_phrase("memory", least)
-    assert scale.largest_within(Bytes(int(said.removesuffix("KiB")) * 1024), "memory").params == scale.size(1).params
+    assert (
+        scale.largest_within(Bytes(int(said.removesuffix("KiB")) * 1024), "memory").params
+        == scale.sub_network_at(1).params
+    )
 
 
 @given(clients=st.integers(1, 9), sizes=st.integers(1, 4), seed=st.integers(0, 999), data=st.data())
@@ -116,7 +119,7 @@ def test_sizes_are_drawn_anew_each_round_and_the_seed_says_which():
             made.prepare(number, [0, 1, 2])
             sizes = [made.payload(k, number, None).config["size"] for k in range(3)]
             assert 0 in sizes and 1 in sizes and sizes[2] == 1
-            sent = {k: TrainedState({"w": np.ones(made.required(k)["w"], np.float32)}, 1) for k in range(3)}
+            sent = {k: TrainedState({"w": np.ones(made.required_shapes(k)["w"], np.float32)}, 1) for k in range(3)}
             made.aggregate(number, sent)
             found.append(tuple(sizes))
         np.testing.assert_allclose(made.state["w"][:2], 1.0)  # which all train in every round
@@ -132,4 +135,4 @@ def test_with_budgets_alone_a_client_trains_the_same_size_in_all_rounds():
     for number in (1, 2):
         made.prepare(number, [0, 1])
         assert [made.payload(k, number, None).config["size"] for k in (0, 1)] == [0, 1]
-    assert made.tells_start(0) and not made.tells_start(1)
+    assert made.can_provide_initial_state(0) and not made.can_provide_initial_state(1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from effc.compiler.apps.federation.app import PACKAGE
 from effc.compiler.apps.federation.client_host import ClientHost
-from effc.compiler.apps.federation.coverage import part_of
+from effc.compiler.apps.federation.coverage import slice_state
 from effc.compiler.apps.federation.declaration import read_declaration
 from effc.compiler.apps.federation.language import Local, accumulate_dp_sgd_gradient
 from effc.compiler.apps.federation.results import write_results
@@ -111,7 +111,7 @@ def test_a_sub_network_is_a_part_of_the_whole_and_runs():
     size = largest_sub_networks(program, [0.7])[0]
     whole = {n: p.detach().numpy().copy() for n, p in program.model.named_parameters()}
     cut_to_sub_network(program, size)
-    part = part_of(whole, size.index())
+    part = slice_state(whole, size.index())
     left = {n: p.detach().numpy() for n, p in program.model.named_parameters()}
     assert left.keys() == part.keys() and all(np.array_equal(left[n], part[n]) for n in left)
     assert torch.isfinite(program.model(torch.arange(8)[None]).logits).all()

@@ -1,8 +1,8 @@
 """Clients that hold parts: counted coverage, budgets and the sandwich."""
 
 import numpy as np
-from effc.compiler.apps.federation.coverage import assign_sandwich_sizes, coverage_mean, part_of
-from effc.compiler.apps.federation.state import mean, size_of
+from effc.compiler.apps.federation.coverage import assign_sandwich_sizes, coverage_mean, slice_state
+from effc.compiler.apps.federation.state import mean, n_bytes_of_state
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,14 +15,14 @@ def width(keep):
 
 
 def test_a_part_is_the_leading_block():
-    part = part_of(WHOLE, width(3))
+    part = slice_state(WHOLE, width(3))
     assert (part["up"] == WHOLE["up"][:3]).all() and (part["down"] == WHOLE["down"][:, :3]).all()
     assert (part["norm"] == WHOLE["norm"]).all()
 
 
 def test_parts_of_the_whole_put_together_are_the_whole():
     indices = {0: width(2), 1: width(5), 2: width(3)}
-    parts = {k: part_of(WHOLE, index) for k, index in indices.items()}
+    parts = {k: slice_state(WHOLE, index) for k, index in indices.items()}
     made = coverage_mean(WHOLE, parts, indices, {0: 1.0, 1: 3.0, 2: 2.0})
     for name in WHOLE:
         np.testing.assert_allclose(made[name], WHOLE[name])
@@ -43,7 +43,7 @@ def test_what_few_hold_is_not_shrunk_and_what_nobody_holds_stays():
 def test_who_sends_back_what_it_was_sent_changes_nothing(counted, seed):
     indices, draw = {0: {}, 1: width(2), 2: width(5)}, np.random.default_rng(seed)
     whole = {name: draw.standard_normal(array.shape) for name, array in WHOLE.items()}
-    parts = {k: part_of(whole, index) for k, index in indices.items()}
+    parts = {k: slice_state(whole, index) for k, index in indices.items()}
     made = coverage_mean(whole, parts, indices, {0: 1.0, 1: 3.0, 2: 2.0}, counted)
     for name in whole:
         np.testing.assert_allclose(made[name], whole[name], atol=1e-12)
@@ -67,7 +67,7 @@ def test_clients_of_equal_size_are_averaged_as_always():
 
 
 def test_bytes_up_follow_the_size_of_the_part():
-    assert size_of(part_of(WHOLE, width(3))) == 8 * (3 * 4 + 4 * 3 + 4)
+    assert n_bytes_of_state(slice_state(WHOLE, width(3))) == 8 * (3 * 4 + 4 * 3 + 4)
 
 
 def test_a_sandwich_has_both_ends_and_is_the_same_for_a_seed():

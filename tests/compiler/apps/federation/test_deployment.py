@@ -19,7 +19,7 @@ from effc.compiler.apps.federation.generated_code import refuse_foreign_code
 from effc.compiler.apps.federation.identities import check_certificates, write_keys_and_certificates
 from effc.compiler.apps.federation.processes import (
     Process,
-    answers,
+    accepts_connections,
     free_ports,
     is_port_in_use,
     last_log_line,
@@ -95,10 +95,10 @@ def test_a_process_is_known_by_its_start_and_ended_with_what_it_started(tmp_path
     until = time.monotonic() + 20
     while last_log_line(made.log) != "up" and time.monotonic() < until:
         time.sleep(0.05)
-    assert made.lives
+    assert made.is_alive
     other = Process("other", made.pid, "123", made.log)  # its id was given to another process since
-    assert not other.lives and terminate_processes([other]) == [] and made.lives
-    assert terminate_processes([made]) == ["one"] and not made.lives
+    assert not other.is_alive and terminate_processes([other]) == [] and made.is_alive
+    assert terminate_processes([made]) == ["one"] and not made.is_alive
     with pytest.raises(ProcessLookupError):
         for _ in range(100):  # nothing of its session is left
             os.killpg(made.pid, 0)
@@ -115,9 +115,9 @@ def test_what_a_process_said_last_is_told_without_its_colours(tmp_path):
 
 def test_a_port_in_use_is_told_and_free_ones_are_free():
     (port,) = free_ports(1)
-    assert not is_port_in_use(port) and not answers(port)
+    assert not is_port_in_use(port) and not accepts_connections(port)
     with socket.create_server(("127.0.0.1", port)):
-        assert is_port_in_use(port) and answers(port)
+        assert is_port_in_use(port) and accepts_connections(port)
 
 
 class Declared:
@@ -172,7 +172,7 @@ def with_changes(**changes):
 def test_a_deployment_that_somebody_sent_ends_no_processes_and_opens_no_files(tmp_path, changes):
     body = json.dumps(with_changes()).replace("{folder}", str(tmp_path))
     (tmp_path / "deployment.json").write_text(body)
-    assert not deployment.read_deployment(tmp_path).processes[0].lives
+    assert not deployment.read_deployment(tmp_path).processes[0].is_alive
     (tmp_path / "deployment.json").write_text(json.dumps(with_changes(**changes)).replace("{folder}", str(tmp_path)))
     with pytest.raises(Reject) as refused:
         deployment.read_deployment(tmp_path)
@@ -180,7 +180,7 @@ def test_a_deployment_that_somebody_sent_ends_no_processes_and_opens_no_files(tm
 
 
 def test_a_process_that_is_none_does_not_live_because_it_has_no_start(tmp_path):
-    assert not Process("node0", 4_000_000, "", str(tmp_path / "log")).lives
+    assert not Process("node0", 4_000_000, "", str(tmp_path / "log")).is_alive
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from effc.compiler.apps.federation import deployment
 from effc.compiler.apps.federation.app import FLWR, make_readme
-from effc.compiler.apps.federation.processes import answers, free_ports, start_process, terminate_processes
+from effc.compiler.apps.federation.processes import accepts_connections, free_ports, start_process, terminate_processes
 
 pytest.importorskip("flwr")
 pytest.importorskip("peft")
@@ -183,8 +183,8 @@ def test_the_same_app_runs_in_flowers_simulation_to_the_same_bits(artifact, tmp_
 
     try:
         until = time.monotonic() + 120
-        while not answers(port):
-            assert time.monotonic() < until and process.lives, (tmp_path / "superlink.log").read_text()
+        while not accepts_connections(port):
+            assert time.monotonic() < until and process.is_alive, (tmp_path / "superlink.log").read_text()
             time.sleep(0.5)
         time.sleep(2)
         told = f"model='{model}' data='{artifact.parents[1]}' output='{tmp_path / 'result'}'"

@@ -11,7 +11,7 @@ from effc.compiler.apps.federation.checkpoint import Checkpoint
 from effc.compiler.apps.federation.client_host import ClientHost, attach_slots
 from effc.compiler.apps.federation.declaration import make_federation, make_strategy, read_declaration
 from effc.compiler.apps.federation.grid import LocalGrid
-from effc.compiler.apps.federation.low_rank import update
+from effc.compiler.apps.federation.low_rank import weight_update_of_adapter
 from effc.compiler.apps.federation.outcomes import read_state
 from effc.compiler.apps.federation.products import PaddedAverage, StackedAverage, TruncatedAverage
 from effc.compiler.apps.federation.results import write_results
@@ -146,7 +146,7 @@ def test_unequal_ranks_over_classes_compile_and_a_client_that_sends_no_head_is_l
     shutil.copy(app[0] / "train.jsonl", tmp_path)
     _, declared = compiled(tmp_path, f"strategy: {strategy}, ranks: [1, 2, 2]")
     assert declared.ranks == UNEQUAL and set(declared.full) >= HEAD
-    required = make_strategy(declared).required(0)
+    required = make_strategy(declared).required_shapes(0)
     state = {name: np.zeros(shape, np.float32) for name, shape in required.items()}
     assert state_fault(state, required) == ""
     without = {name: array for name, array in state.items() if name not in HEAD}
@@ -167,7 +167,7 @@ def trained_states(strategy, examples, seed):
     draw = np.random.default_rng(seed)
     return {
         client: TrainedState(
-            {n: draw.standard_normal(s).astype(np.float32) for n, s in strategy.required(client).items()}, count
+            {n: draw.standard_normal(s).astype(np.float32) for n, s in strategy.required_shapes(client).items()}, count
         )
         for client, count in examples.items()
     }
@@ -207,5 +207,7 @@ def test_a_federation_of_one_client_of_the_full_rank_gives_what_that_client_lear
     (alone,) = trained_states(strategy, {0: 7}, 1).values()
     strategy.aggregate(1, {0: alone})
     state = strategy.results()["global"]
-    np.testing.assert_allclose(update(state, "q", 16.0), update(alone.state, "q", 16.0), atol=1e-4)  # float32 factors
+    np.testing.assert_allclose(
+        weight_update_of_adapter(state, "q", 16.0), weight_update_of_adapter(alone.state, "q", 16.0), atol=1e-4
+    )  # float32 factors
     assert all((state[name] == alone.state[name]).all() for name in ("head.weight", "head.bias"))

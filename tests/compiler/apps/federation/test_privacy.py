@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from effc.compiler.apps.federation.masks import Keys, from_fixed_point, mean_of_others, to_fixed_point
-from effc.compiler.apps.federation.noise import client_epsilon, clipped, noisy_mean
-from effc.compiler.apps.federation.state import mean, shapes, vector
+from effc.compiler.apps.federation.noise import client_epsilon, clip_update_norm, noisy_mean
+from effc.compiler.apps.federation.state import flat_float64, mean, shapes
 from effc.dsl.syntax.diagnostics import Reject
 
 
@@ -19,7 +19,7 @@ def states(count):
 def masked(clients, number, keys):
     publics = {k: key.public for k, key in keys.items()}
     return {
-        k: to_fixed_point(s, len(clients)) + keys[k].mask_for_client(k, publics, number, vector(s).size)
+        k: to_fixed_point(s, len(clients)) + keys[k].mask_for_client(k, publics, number, flat_float64(s).size)
         for k, s in clients.items()
     }
 
@@ -55,9 +55,9 @@ def test_a_state_that_a_sum_could_not_hold_is_refused():
 def test_a_change_is_shortened_and_a_small_one_stays():
     before = {"x": np.zeros(3), "y": np.zeros(1)}
     state = {"x": np.array([3.0, 0, 0]), "y": np.array([4.0])}
-    assert np.linalg.norm(vector(clipped(state, before, 1.0))) == pytest.approx(1.0)
-    assert (clipped(state, before, 10.0)["x"] == state["x"]).all()
-    assert (clipped(before, before, 1.0)["x"] == 0).all()
+    assert np.linalg.norm(flat_float64(clip_update_norm(state, before, 1.0))) == pytest.approx(1.0)
+    assert (clip_update_norm(state, before, 10.0)["x"] == state["x"]).all()
+    assert (clip_update_norm(before, before, 1.0)["x"] == 0).all()
 
 
 def test_one_client_moves_the_mean_by_no_more_than_its_share_of_the_norm():

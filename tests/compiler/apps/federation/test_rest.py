@@ -6,8 +6,12 @@ from effc.compiler.apps.federation import leave_one_out, personal
 from effc.compiler.apps.federation.leave_one_out import LeaveOneOut
 from effc.compiler.apps.federation.median import geometric_median_weights
 from effc.compiler.apps.federation.personal import AllButMe
-from effc.compiler.apps.federation.rotations import polar, projected, weighted_intervention_mean
-from effc.compiler.apps.federation.state import normal, shapes, vector, weighted_sum
+from effc.compiler.apps.federation.rotations import (
+    nearest_orthonormal_rows,
+    weighted_intervention_mean,
+    with_orthonormal_rotations,
+)
+from effc.compiler.apps.federation.state import flat_float64, normalized_weights, shapes, weighted_sum
 from effc.compiler.apps.federation.strategy import TrainedState
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +23,10 @@ def clients(count, seed=0, spread=1.0, rank=2, width=6):
     draw = np.random.default_rng(seed)
 
     def one():
-        made = {"e.R": polar(draw.standard_normal((rank, width))), "e.W": draw.standard_normal((rank, width))}
+        made = {
+            "e.R": nearest_orthonormal_rows(draw.standard_normal((rank, width))),
+            "e.W": draw.standard_normal((rank, width)),
+        }
         made |= {"e.b": draw.standard_normal(rank), "head": draw.standard_normal((2, width))}
         return {name: (array * (1 if name == "e.R" else spread)).astype(np.float32) for name, array in made.items()}
 
@@ -41,7 +48,7 @@ def test_the_mean_of_the_others_is_their_sum_over_their_weights(count, seed):
         if not others:
             assert found == {}
             continue
-        wanted = projected(weighted_sum(states, normal(others)))
+        wanted = with_orthonormal_rotations(weighted_sum(states, normalized_weights(others)))
         for name in wanted:
             np.testing.assert_allclose(found[name], wanted[name], atol=2e-5)
 
@@ -52,7 +59,7 @@ def test_an_outlier_that_leaves_itself_out_loses_no_digit_of_the_others(far):
     weights = dict.fromkeys(weights, 1.0)
     states[4] = {n: a if n == "e.R" else (a * far).astype(np.float32) for n, a in states[4].items()}
     found = LeaveOneOut(states, weights, "project").mean_for(4, states[4])
-    wanted = projected(weighted_sum(states, dict.fromkeys(range(4), 0.25)))
+    wanted = with_orthonormal_rotations(weighted_sum(states, dict.fromkeys(range(4), 0.25)))
     for name in ("e.W", "e.b", "head"):
         np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5, atol=1e-6)
 
@@ -60,7 +67,7 @@ def test_an_outlier_that_leaves_itself_out_loses_no_digit_of_the_others(far):
 def test_a_client_that_outweighs_all_others_gets_their_mean():
     states, _ = clients(4)
     found = LeaveOneOut(states, {0: 1e18, 1: 1.0, 2: 1.0, 3: 2.0}, "project").mean_for(0, states[0])
-    wanted = projected(weighted_sum(states, {1: 0.25, 2: 0.25, 3: 0.5}))
+    wanted = with_orthonormal_rotations(weighted_sum(states, {1: 0.25, 2: 0.25, 3: 0.5}))
     np.testing.assert_allclose(found["head"], wanted["head"], rtol=1e-5)
 
 
@@ -69,7 +76,7 @@ def test_clients_that_learned_the_same_in_rotated_bases_get_it_back_in_their_own
     states, _ = clients(1, seed)
     draw, turned = np.random.default_rng(seed), {}
     for k in range(5):
-        turn = polar(draw.standard_normal((2, 2)))
+        turn = nearest_orthonormal_rows(draw.standard_normal((2, 2)))
         turned[k] = {n: (turn @ a).astype(np.float32) if n.startswith("e.") else a for n, a in states[0].items()}
     made = LeaveOneOut(turned, dict.fromkeys(turned, 1.0), "align")
     for k, own in turned.items():
@@ -81,7 +88,8 @@ def test_the_common_frame_gives_nearly_what_aligning_with_each_receiver_does():
     start, _ = clients(1)
     states, _ = clients(6, 3)
     near = {
-        k: projected({n: (start[0][n] + 0.05 * a).astype(np.float32) for n, a in s.items()}) for k, s in states.items()
+        k: with_orthonormal_rotations({n: (start[0][n] + 0.05 * a).astype(np.float32) for n, a in s.items()})
+        for k, s in states.items()
     }
     found = LeaveOneOut(near, dict.fromkeys(near, 1.0), "align").mean_for(2, near[2])
     wanted = weighted_intervention_mean(near, {k: 0.2 for k in near if k != 2}, near[2], "align")
@@ -109,7 +117,7 @@ def test_the_pull_of_a_median_is_that_of_the_median():
     weights = {k: w + 1 for k, w in weights.items()}
     pull = geometric_median_weights(states, weights)
     found = weighted_sum(states, pull)
-    np.testing.assert_allclose(vector(found), vector(geometric_median(states, weights)), atol=1e-4)
+    np.testing.assert_allclose(flat_float64(found), flat_float64(geometric_median(states, weights)), atol=1e-4)
     same = dict.fromkeys(range(3), states[0])
     assert geometric_median_weights(same, dict.fromkeys(same, 1.0)) == pytest.approx(dict.fromkeys(same, 1 / 3))
 

@@ -4,12 +4,17 @@ import numpy as np
 import pytest
 from effc.compiler.apps.federation.median import geometric_median_shares
 from effc.compiler.apps.federation.mixing import mix
-from effc.compiler.apps.federation.rotations import align_rotation, function_gram, polar, weighted_intervention_mean
+from effc.compiler.apps.federation.rotations import (
+    align_rotation,
+    function_gram,
+    nearest_orthonormal_rows,
+    weighted_intervention_mean,
+)
 
 
 def intervention(seed, rank=4, width=32, path="layers.0"):
     draw = np.random.default_rng(seed)
-    R = polar(draw.standard_normal((rank, width)))
+    R = nearest_orthonormal_rows(draw.standard_normal((rank, width)))
     return {
         f"{path}.R": R,
         f"{path}.W": R + 0.3 * draw.standard_normal((rank, width)),
@@ -18,7 +23,7 @@ def intervention(seed, rank=4, width=32, path="layers.0"):
 
 
 def turned(state, seed):
-    Q = polar(np.random.default_rng(seed).standard_normal((4, 4)))
+    Q = nearest_orthonormal_rows(np.random.default_rng(seed).standard_normal((4, 4)))
     return {name: Q @ array for name, array in state.items()}
 
 
@@ -37,7 +42,7 @@ def off(state):
 
 
 def test_the_mean_of_orthonormal_matrices_is_not_one():
-    three = [polar(np.random.default_rng(k).standard_normal((4, 64))) for k in range(3)]
+    three = [nearest_orthonormal_rows(np.random.default_rng(k).standard_normal((4, 64))) for k in range(3)]
     assert np.linalg.svd(sum(three) / 3)[1].max() < 0.8
 
 

@@ -12,7 +12,7 @@ import pytest
 from effc.compiler.apps.federation.averaging import FedAvg, FrozenA
 from effc.compiler.apps.federation.checkpoint import Checkpoint
 from effc.compiler.apps.federation.grid import LocalGrid
-from effc.compiler.apps.federation.low_rank import update
+from effc.compiler.apps.federation.low_rank import weight_update_of_adapter
 from effc.compiler.apps.federation.personal import AllButMe
 from effc.compiler.apps.federation.products import PaddedAverage, StackedAverage, TruncatedAverage
 from effc.compiler.apps.federation.rounds import fault_lines
@@ -227,7 +227,7 @@ def test_stacking_leaves_the_exact_mean_of_what_was_learned():
     run = federation(STRATEGIES["stack"](), rounds=3)
     run.run()
     total = sum(stack["m.B"].astype(np.float64) @ stack["m.A"] for stack in run.strategy.rounds.values())
-    np.testing.assert_allclose(update(run.strategy.results()["global"], "m", ALPHA), total, atol=1e-5)
+    np.testing.assert_allclose(weight_update_of_adapter(run.strategy.results()["global"], "m", ALPHA), total, atol=1e-5)
 
 
 def test_bytes_are_those_of_the_arrays():

@@ -93,9 +93,9 @@ def test_adapters_of_sparse_weights_are_off_when_they_are_switched_off():
         adaptable = AdaptableModel(
             model, None, default_attachment_paths(model), AdapterSettings(rank=4, alpha=8.0), lambda text: [1]
         )
-        adaptable.put(scattered(adaptable, 0, 0.2))
+        adaptable.load_and_enable(scattered(adaptable, 0, 0.2))
         assert not torch.equal(model(row).logits, bare)
-        adaptable.off()
+        adaptable.disable_adapters()
         assert torch.equal(model(row).logits, bare)
 
 
@@ -116,10 +116,10 @@ def test_logits_of_a_row_under_gathered_adapters_are_those_under_its_own_on_the_
         with adaptable.with_state_per_row(states):
             found = model(rows).logits
         for row, state, logits in zip(rows, states, found, strict=True):
-            adaptable.off() if state is None else adaptable.put(state)
+            adaptable.disable_adapters() if state is None else adaptable.load_and_enable(state)
             wanted = model(row[None]).logits[0]
             assert (logits - wanted).abs().max() < 1e-4 * wanted.abs().max()  # products of other shapes round otherwise
-        adaptable.off()
+        adaptable.disable_adapters()
         assert batching_matches_single(model, adaptable)
     adaptable.close()
 

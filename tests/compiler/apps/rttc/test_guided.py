@@ -52,7 +52,7 @@ def test_states_of_reft_are_small_and_edit_every_position(world, adaptable):
     ids = torch.tensor([adaptable._sample_ids_and_answer_start(samples[0])[0]])
     with torch.no_grad():
         edited = world.model(ids).logits
-        adaptable.off()
+        adaptable.disable_adapters()
         bare = world.model(ids).logits
     assert (edited - bare).abs().amax(-1).gt(1e-4).all()
 
@@ -60,7 +60,7 @@ def test_states_of_reft_are_small_and_edit_every_position(world, adaptable):
 def test_the_gradient_is_that_of_the_plain_loss(world, adaptable):
     samples = [Sample(q, answer_of(q)) for q in QUESTIONS[:3]]
     rows = [adaptable._sample_ids_and_answer_start(sample) for sample in samples]
-    adaptable.put(adaptable._initial)
+    adaptable.load_and_enable(adaptable._initial)
     own = adaptable._parameters
     for parameter in own.values():
         parameter.requires_grad_(True)

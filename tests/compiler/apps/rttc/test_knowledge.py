@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from effc.compiler.apps.rttc.knowledge import build_knowledge_base, open_knowledge_base, refuse_other_embedder
-from effc.compiler.apps.rttc.sample import distinct, parse_sample, read_samples
+from effc.compiler.apps.rttc.sample import parse_sample, read_samples, without_duplicate_texts
 from effc.compiler.apps.rttc.selection import nearest, select_by_posterior_variance
 from effc.compiler.apps.rttc.targets.rttc import Rttc
 from effc.dsl.syntax.diagnostics import Reject
@@ -175,4 +175,4 @@ def test_a_line_that_is_no_sample_is_named(tmp_path, line, words):
 def test_paragraphs_of_a_text_are_samples(tmp_path):
     (tmp_path / "a.txt").write_text("One.\n\nTwo,\nstill two.\n\n\n")
     assert [s.text for s in read_samples(tmp_path / "a.txt")] == ["One.", "Two,\nstill two."]
-    assert len(distinct([parse_sample({"text": "A  b"}), parse_sample({"text": "a B"})])) == 1
+    assert len(without_duplicate_texts([parse_sample({"text": "A  b"}), parse_sample({"text": "a B"})])) == 1

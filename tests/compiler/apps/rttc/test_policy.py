@@ -11,8 +11,8 @@ from effc.compiler.apps.rttc.policy import (
     Trial,
     calibrate_thresholds,
     choose_answer,
-    curve,
     measure,
+    points_of_threshold_pairs,
 )
 from effc.compiler.apps.rttc.scaling import fit_platt_scaling
 from effc.compiler.core.safe_read import MALFORMED, parse_strict_json
@@ -156,7 +156,7 @@ def test_the_curve_holds_both_ends():
         Trial(dict.fromkeys(BRANCHES, float(i)), dict.fromkeys(BRANCHES, True), dict.fromkeys(BRANCHES, 1.0))
         for i in range(5)
     ]
-    seconds = {p.seconds for p in curve(many)}
+    seconds = {p.seconds for p in points_of_threshold_pairs(many)}
     assert min(seconds) == 1.0 and max(seconds) == 3.0
 
 

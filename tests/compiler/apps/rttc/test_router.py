@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from effc.compiler.apps.rttc.calibration import dev_features, prices
+from effc.compiler.apps.rttc.calibration import dev_features, points_by_price
 from effc.compiler.apps.rttc.drawing import pareto_indices, svg_accuracy_chart, text_accuracy_chart
 from effc.compiler.apps.rttc.generation import Settings
 from effc.compiler.apps.rttc.policy import BRANCHES, Point, Policy, Trial
@@ -44,7 +44,7 @@ def test_a_dear_second_makes_the_cheapest_branch_the_only_one_and_costs_never_ri
     found, of = world_of(80)
     router = train_router(found, of, 0.0)
     assert measure_router(replace(router, price=1.0), found, of).shares["direct"] == 1.0
-    spent = [point.seconds for point in prices(router, found, of)]
+    spent = [point.seconds for point in points_by_price(router, found, of)]
     assert spent == sorted(spent, reverse=True) and spent[-1] == 1.0
 
 
@@ -79,11 +79,11 @@ def test_a_router_that_knows_nothing_is_refused_unless_forced():
 @pytest.mark.slow
 def test_a_router_looks_at_the_first_token_only_where_that_tells_more_of_questions_held_out_than_the_vector_does():
     found, of = world_of(120)
-    assert not train_router(found, of, 0.0).looks  # the vector says it all, and the signals are noise
+    assert not train_router(found, of, 0.0).needs_signals  # the vector says it all, and the signals are noise
     told = torch.tensor([float(trial.right["direct"]) for trial in found])
     shown = torch.cat([torch.roll(of[:, :-2], 1, 0), 3 * told[:, None], of[:, -1:]], dim=1)  # vectors of others
     router = train_router(found, shown, 0.0)
-    assert router.looks and router.auc > 0.9
+    assert router.needs_signals and router.auc > 0.9
 
 
 def test_a_client_whose_router_does_not_look_runs_the_model_for_its_answer_alone(world):
@@ -104,7 +104,7 @@ def test_a_router_of_one_dev_question_is_refused_and_one_that_is_forced_has_numb
     found, of = world_of(1)
     with pytest.raises(Reject, match="the router's AUC is"):
         train_router(found, of, 0.0)
-    assert torch.isfinite(train_router(found, of, 0.0, force=True).chances(of)).all()
+    assert torch.isfinite(train_router(found, of, 0.0, force=True).probabilities_right(of)).all()
 
 
 def test_a_router_is_the_same_from_its_file_and_a_cut_one_is_refused(tmp_path):
@@ -112,7 +112,11 @@ def test_a_router_is_the_same_from_its_file_and_a_cut_one_is_refused(tmp_path):
     router = train_router(found, of, 0.01)
     router.save(tmp_path)
     again = open_router(tmp_path, 16)
-    assert torch.equal(again.chances(of), router.chances(of)) and again.price == 0.01 and again.auc == router.auc
+    assert (
+        torch.equal(again.probabilities_right(of), router.probabilities_right(of))
+        and again.price == 0.01
+        and again.auc == router.auc
+    )
     with pytest.raises(Reject, match="another embedder"):
         open_router(tmp_path, 17)
     file = tmp_path / "router.safetensors"

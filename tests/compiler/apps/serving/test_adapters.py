@@ -6,7 +6,7 @@ import threading
 import httpx
 import pytest
 import torch
-from effc.compiler.apps.serving.adapters import AdapterChats, copies_with_adapters, parse_adapter_options
+from effc.compiler.apps.serving.adapters import AdapterChats, model_copies_with_adapters, parse_adapter_options
 from effc.compiler.apps.serving.chat import ChatSession
 from effc.compiler.apps.serving.request import Request
 from effc.compiler.apps.serving.runner import CachedModel, make_decoder
@@ -52,7 +52,7 @@ def opened(tmp_path_factory):
 def models(opened, folders):
     """The plain model and the two others, over the same tensors."""
     found = parse_adapter_options([f"{name}={folder}" for name, folder in folders.items()])
-    return {"": opened.model, **copies_with_adapters(opened.model, "tiny", found)}
+    return {"": opened.model, **model_copies_with_adapters(opened.model, "tiny", found)}
 
 
 def alone(model, ids, count):
@@ -159,7 +159,7 @@ def test_another_base_is_refused_by_name(folders, tmp_path, opened):
     with torch.no_grad():
         next(other.parameters()).add_(1)
     with pytest.raises(Reject) as refused:
-        copies_with_adapters(other, "other", found)
+        model_copies_with_adapters(other, "other", found)
     assert refused.value.diagnostics[0].slug == "other-base"
     assert not make_decoder(opened.model, "tiny").needs_full_prompt("")
 

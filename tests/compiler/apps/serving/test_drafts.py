@@ -50,7 +50,11 @@ def schedulers(folder, plan_and_weights):
         engine.counts = []
         both.append(
             Scheduler(
-                engine, AutoTokenizer.from_pretrained(folder), eos_ids=(250,), remembers=2000, draft_tokens=draft_tokens
+                engine,
+                AutoTokenizer.from_pretrained(folder),
+                eos_ids=(250,),
+                prefix_cache_tokens=2000,
+                draft_tokens=draft_tokens,
             )
         )
         both[-1]._costs = KnownCosts()

@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 import torch
-from effc.compiler.apps.serving.adapters import adapter_folders, copies_with_adapters, parse_adapter_options
+from effc.compiler.apps.serving.adapters import adapter_folders, model_copies_with_adapters, parse_adapter_options
 from effc.compiler.apps.serving.runner import CachedModel
 from effc.compiler.artifacts.adapter import CONFIG, WEIGHTS
 from effc.compiler.cli.verbs.model_sources import parse_model_arguments
@@ -49,7 +49,7 @@ def write_lora(folder: Path, model, seed: int, **fields) -> Path:
 
 def test_a_lora_computes_what_its_merged_weights_do_over_the_tensors_of_the_base(opened, tmp_path):
     folder = write_lora(tmp_path / "law", opened.model, 0)
-    adapted = copies_with_adapters(opened.model, "tiny", parse_adapter_options([f"law={folder}"]))["law"]
+    adapted = model_copies_with_adapters(opened.model, "tiny", parse_adapter_options([f"law={folder}"]))["law"]
     assert {id(p) for p in opened.model.parameters()} <= {id(p) for p in adapted.parameters()}
     merged, ids = open_model("zoo:tiny-llama", Settings(tmp_path)).model, torch.arange(40)[None]
     plain = opened.model(ids).logits
@@ -69,7 +69,7 @@ def test_a_lora_computes_what_its_merged_weights_do_over_the_tensors_of_the_base
 
 def test_a_prompt_under_a_lora_may_come_in_pieces(opened, tmp_path):
     folder = write_lora(tmp_path / "law", opened.model, 0)
-    models = copies_with_adapters(opened.model, "tiny", parse_adapter_options([f"law={folder}"]))
+    models = model_copies_with_adapters(opened.model, "tiny", parse_adapter_options([f"law={folder}"]))
     runner, ids = CachedModel(opened.model, 2, models), list(range(40))
     assert not runner.needs_full_prompt("law")
     runner.set_sequence_adapter(0, "law")

@@ -6,7 +6,7 @@ import shutil
 import httpx
 import pytest
 import torch
-from effc.compiler.apps.serving.adapters import copies_with_adapters, engine_adapters, parse_adapter_options
+from effc.compiler.apps.serving.adapters import engine_adapters, model_copies_with_adapters, parse_adapter_options
 from effc.compiler.apps.serving.request import Request
 from effc.compiler.apps.serving.runner import make_decoder
 from effc.compiler.apps.serving.scheduler import Scheduler
@@ -65,7 +65,7 @@ def options(folders):
 @pytest.fixture(scope="module")
 def torch_models(options, tmp_path_factory):
     model = open_model("zoo:tiny-llama", Settings(tmp_path_factory.mktemp("c"))).model.requires_grad_(False)
-    return {"": model, **copies_with_adapters(model, "tiny", options)}
+    return {"": model, **model_copies_with_adapters(model, "tiny", options)}
 
 
 def opened(artifact, **more):
@@ -78,7 +78,7 @@ def off(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 def test_a_model_on_the_engine_computes_each_adapter_as_torch_does(artifact, options, torch_models):
     engine = opened(artifact).model
-    adapted = copies_with_adapters(engine, "served", options)
+    adapted = model_copies_with_adapters(engine, "served", options)
     for length in (1, 2, 3, 5, 40):
         ids = (torch.arange(length) * 7 % 90)[None]
         bare = off(engine(ids).logits, torch_models[""](ids).logits)
@@ -92,7 +92,7 @@ def test_a_model_on_the_engine_computes_each_adapter_as_torch_does(artifact, opt
 
 
 def test_tokens_behind_a_prompt_are_generated_with_its_adapter(artifact, options, torch_models):
-    adapted = copies_with_adapters(opened(artifact).model, "served", options)
+    adapted = model_copies_with_adapters(opened(artifact).model, "served", options)
     ids = (torch.arange(12) * 5 % 90)[None]
     for name, model in adapted.items():
         for _ in range(2):  # the second time on sequences that others had
@@ -107,7 +107,7 @@ def test_requests_of_all_adapters_at_once_are_each_answered_as_alone(artifact, o
     one = opened(artifact)
     runner = make_decoder(one.model, "served", options)
     assert isinstance(runner, AdaptedEngine)
-    scheduler = Scheduler(runner, one.tokenizer, (), 64, 8, runner, remembers=4096)
+    scheduler = Scheduler(runner, one.tokenizer, (), 64, 8, runner, prefix_cache_tokens=4096)
     names = ["", *options]
     verses = ("And it came to pass", "And the LORD said", "In the beginning God", "Then Moses went")
     asked = []
@@ -117,7 +117,7 @@ def test_requests_of_all_adapters_at_once_are_each_answered_as_alone(artifact, o
     alone = {}
     for adapter, ids in set(asked):
         fresh = opened(artifact)
-        model = copies_with_adapters(fresh.model, "served", options)[adapter] if adapter else fresh.model
+        model = model_copies_with_adapters(fresh.model, "served", options)[adapter] if adapter else fresh.model
         row = torch.tensor([ids])
         alone[adapter, ids] = model.generate(row, max_new_tokens=6, do_sample=False, eos_token_id=None)[0, len(ids) :]
     scheduler.start()
@@ -209,7 +209,7 @@ def test_adapters_that_do_not_fit_the_engine_are_refused_by_name(artifact, folde
 
 def test_copies_of_a_model_share_its_lock_and_beams_stay_with_models_that_can_go_back(artifact, options):
     engine = opened(artifact).model
-    adapted = copies_with_adapters(engine, "served", options)["edges"]
+    adapted = model_copies_with_adapters(engine, "served", options)["edges"]
     assert adapted.exclusive() is engine.exclusive()
     ids = (torch.arange(12) * 5 % 90)[None]
     assert adapted.generate(ids, num_beams=2, max_new_tokens=3).shape[1] > 12

@@ -87,7 +87,7 @@ class Answer(queue.Queue):
 
 @pytest.fixture
 def scheduler(model, tokenizer):
-    made = Scheduler(Seen(model, 2), tokenizer, eos_ids=(), waiting=2)
+    made = Scheduler(Seen(model, 2), tokenizer, eos_ids=(), max_waiting=2)
     made.start()
     yield made
     made.stop()
@@ -112,7 +112,7 @@ def test_a_long_prompt_goes_beside_the_answers_of_others_a_piece_at_a_time(sched
 
 def calls_beside_an_answer(model, tokenizer, lengths):
     """Tokens of each sequence by call, of prompts that come at once while an answer grows."""
-    scheduler = Scheduler(Seen(model, 1 + len(lengths)), tokenizer, eos_ids=(), waiting=1 + len(lengths))
+    scheduler = Scheduler(Seen(model, 1 + len(lengths)), tokenizer, eos_ids=(), max_waiting=1 + len(lengths))
     scheduler.start()
     try:
         first, _ = ask(scheduler, [5, 6], 60)
