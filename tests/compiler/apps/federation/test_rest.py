@@ -124,8 +124,8 @@ def test_the_pull_of_a_median_is_that_of_the_median():
 
 def test_a_round_looks_at_every_state_a_few_times_however_many_clients_there_are(monkeypatch):
     looks = []
-    turned = LeaveOneOut._turned
-    monkeypatch.setattr(LeaveOneOut, "_turned", lambda self, state: looks.append(1) or turned(self, state))
+    turned = LeaveOneOut._aligned_float64
+    monkeypatch.setattr(LeaveOneOut, "_aligned_float64", lambda self, state: looks.append(1) or turned(self, state))
     for count in (10, 40):
         looks.clear()
         states, _ = clients(count)
