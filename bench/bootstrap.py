@@ -188,7 +188,7 @@ def main() -> None:
 def measure_sizes_and_searches(
     folder: Path, seed: int, options: argparse.Namespace, hypervolumes: dict
 ) -> Iterator[tuple[str, float]]:
-    """(name, accuracy) of everything; hypervolumes go into `hypervolumes`."""
+    """(name, accuracy) of each size and way to train it; `hypervolumes` by (method, evaluations) are added to."""
     model = fresh(seed)
     for name in ("0", *(f"{seed}-{n}" for n in (0, options.budget // 3)), *(f"search-{m}-{seed}" for m in METHODS)):
         (folder / name).mkdir()

@@ -60,7 +60,7 @@ class GuidedServer:
             "effc_cache_hits", "Queries that took another's state.", ["cache"], registry=self.registry
         )
         self.query_seconds = Histogram(
-            "effc_query_seconds", "To answer one, max_waiting in the queue left out.", registry=self.registry
+            "effc_query_seconds", "To answer one, waiting in the queue left out.", registry=self.registry
         )
         self.answers = prometheus.Counter(
             "effc_http_responses", "Answers by the path and the status.", ["path", "status"], registry=self.registry
