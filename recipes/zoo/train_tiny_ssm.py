@@ -143,7 +143,7 @@ def main() -> None:
         args,
         TEXTS,
         [
-            f"recipes/zoo/{Path(__file__).name} {args.name}",
+            f"recipes/zoo/{Path(__file__).name} {args.name} --layers {args.layers}",
             *([f"--start FIRST --start-steps {args.start_steps}"] if args.start else []),
         ],
         name=args.name,

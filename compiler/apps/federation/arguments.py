@@ -86,7 +86,7 @@ class FederationTarget(CheckpointTarget):
     delta: float = param("For which epsilon is told.", default=1e-5, gt=0, lt=1)
 
     def problems(self) -> Iterator[Problem]:
-        yield from self._rank_and_budget_conflicts()
+        yield from self._rank_and_budget_problems()
         yield from self._stream_and_selector_problems()
         yield from self._clip_problems()
         yield from self._secure_sum_problems()
@@ -95,7 +95,7 @@ class FederationTarget(CheckpointTarget):
         if self.trains == "reft":
             yield MissingStep("reft.insert", "`trains: reft` federates what that step inserts", ("trains",))
 
-    def _rank_and_budget_conflicts(self) -> Iterator[Problem]:
+    def _rank_and_budget_problems(self) -> Iterator[Problem]:
         """Adapters of several ranks, and sub-networks of several sizes."""
         if self.strategy in ("ffa", "stack", "svd", "hetlora") and self.trains != "lora":
             yield Conflict(
