@@ -17,6 +17,7 @@ from ....kernels.causal_conv import CausalConv
 from ....kernels.causal_conv_step import CausalConvStep
 from ....kernels.row_product import MAX_ROWS, RowProduct
 from ....kernels.selective_step import SelectiveStep
+from ....kernels.sequences import FLOATS
 from ....kernels.ssd_step import SsdStep
 
 if TYPE_CHECKING:
@@ -161,6 +162,17 @@ def _convolved(mixer: Filtered, x: Tensor, window: Tensor) -> Tensor:
     if CausalConv.accepts(weight, mixer.activation):
         raise TypeError(f"a convolution with {mixer.activation}")
     return CausalConvStep.native(x, window, weight, mixer.conv1d.bias, mixer.activation is not None)
+
+
+def run_projection(linear: nn.Linear, x: Tensor) -> Tensor:
+    """A projection's forward: x [..., k] by the kernel where it has few rows, else by the class."""
+    weight = linear.weight
+    is_few = type(x) is Tensor and x.dim() > 1 and 0 < x.numel() <= MAX_ROWS * x.shape[-1]
+    if not is_few or not x.is_cpu or not weight.is_cpu or torch.is_grad_enabled():
+        return type(linear).forward(linear, x)
+    if x.dtype is not weight.dtype or x.dtype not in FLOATS:
+        return type(linear).forward(linear, x)
+    return RowProduct.native(x.reshape(-1, x.shape[-1]), weight, linear.bias).view(*x.shape[:-1], -1)
 
 
 def _product(linear: nn.Module, x: Tensor) -> Tensor:

@@ -39,10 +39,20 @@ def use_mixer_kernels(model: nn.Module, *, only_marked: bool = False) -> list[st
             module.forward = types.MethodType(_forward, module)
         else:
             names |= {name: kernel_causal_conv() for name, function in names.items() if function is leaves.causal_conv}
-    for module in model.modules() if paths else ():
+    if paths:
+        _bind_norms_and_projections(model)
+    return paths
+
+
+def _bind_norms_and_projections(model: nn.Module) -> None:
+    """Kernels for norms, and for the projections of mixers without a scan, whose decoding no fused step takes."""
+    for module in model.modules():
         if _is_norm(module) and "forward" not in vars(module):
             module.forward = types.MethodType(_norm, module)
-    return paths
+        if _lost_its_scan(module):
+            for child in module.children():
+                if _is_linear(child) and "forward" not in vars(child):
+                    child.forward = types.MethodType(_projection, child)
 
 
 def remove_mixer_kernels(model: nn.Module) -> None:
@@ -80,7 +90,7 @@ def without_mixer_kernels(model: nn.Module) -> Iterator[bool]:
 
 def is_quick(module: nn.Module) -> bool:
     """Whether a module runs its class's forward, over kernels."""
-    return getattr(vars(module).get("forward"), "__func__", None) in (_forward, _norm)
+    return getattr(vars(module).get("forward"), "__func__", None) in (_forward, _norm, _projection)
 
 
 def mixers_in(model: nn.Module) -> list[str]:
@@ -95,8 +105,15 @@ def scans(model: nn.Module) -> list[str]:
 
 def _scans(module: nn.Module) -> bool:
     """Whether a mixer scans, and has not lost its scan: then a layer's graph goes through what is left of it."""
-    kind: type = type(module)
-    return any("conv" not in name for name in _kernel_functions_called(kind)) and DECAY in module._parameters
+    return _is_scan_class(type(module)) and DECAY in module._parameters
+
+
+def _lost_its_scan(module: nn.Module) -> bool:
+    return _is_scan_class(type(module)) and DECAY not in module._parameters
+
+
+def _is_scan_class(mixer_class: type) -> bool:
+    return any("conv" not in name for name in _kernel_functions_called(mixer_class))
 
 
 def _can_use_kernels(module: nn.Module) -> bool:
@@ -145,6 +162,16 @@ def _norm(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return _norms()(self, args, kwargs)
 
 
+def _projection(self: nn.Linear, x: Any) -> Any:
+    if leaves.is_tracing() or torch.compiler.is_compiling():
+        return type(self).forward(self, x)
+    return _projections()(self, x)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return type(module) is nn.Linear
+
+
 def _is_norm(module: nn.Module) -> bool:
     kind = type(module)
     return _NORM.fullmatch(kind.__name__) is not None and kind.__module__.startswith("transformers.")
@@ -162,6 +189,13 @@ def _norms() -> Callable[..., Any]:
     from . import norms
 
     return norms.run_norm
+
+
+@functools.cache
+def _projections() -> Callable[..., Any]:
+    from . import decode_steps
+
+    return decode_steps.run_projection
 
 
 @functools.cache

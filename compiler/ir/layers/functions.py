@@ -193,5 +193,10 @@ def causal_conv_leaf_on_kernel(
     length, k = x.shape[-1], weight.shape[-1]
     if CausalConv.accepts(weight, activation) or x.device.type != "cpu" or x.dtype not in FLOATS:
         return leaves.causal_conv(cache, x, weight, bias, activation, layer_idx)
+    if length == 1 and cache is not None and not cache.is_recording_past(layer_idx):
+        state = cache.get_conv_state(layer_idx)
+        if state is not None and _without_gradient(x, weight, bias):
+            y = apply_kernel(CausalConvStep, x[:, :, 0], state, weight, bias, activation in _SILU)
+            return y[:, :, None]
     inputs = x if cache is None else cache.update_conv_state(x, layer_idx, conv_kernel_size=k)
     return apply_kernel(CausalConv, inputs, weight, bias, None, None, activation in _SILU)[..., -length:].to(x.dtype)
