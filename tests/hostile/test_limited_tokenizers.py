@@ -164,6 +164,7 @@ def test_tokens_that_are_added_later_are_known(folder):
     assert limited("<new>")["input_ids"][-1] == limited.convert_tokens_to_ids("<new>") == len(limited) - 1
 
 
+@pytest.mark.slow
 def test_a_long_text_is_cut_anew_where_its_tokenizer_or_a_setting_is_another(folder, other):
     text = "and it came to pass " * 5_000
     ours, library = load_checked_tokenizer(folder, "m"), AutoTokenizer.from_pretrained(folder)

@@ -68,6 +68,7 @@ def quick(monkeypatch):
 
 
 @pytest.mark.parametrize("text", TIME)
+@pytest.mark.slow
 def test_templates_that_take_all_time_are_stopped(tmp_path, text, quick):
     with pytest.raises(TooLong, match=r"more than 0\.3 s"):
         written(tmp_path, text)

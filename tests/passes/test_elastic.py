@@ -87,6 +87,7 @@ def families():
         ("jamba", {"ssm_channels", "ssm_state"}),
     ],
 )
+@pytest.mark.slow
 def test_a_choice_of_scans_computes_masked_what_it_does_cut_out(name, kinds):
     family, ids = scan_family(name), rows_of(3)
     model = family.program.model

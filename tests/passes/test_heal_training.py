@@ -314,6 +314,7 @@ def test_a_loss_that_is_no_number_names_the_step_and_the_rate(tmp_path):
 
 
 @pytest.mark.parametrize(("what", "kept"), [("loss", 10), ("gradient", 12)])
+@pytest.mark.slow
 def test_what_was_sound_before_a_number_that_is_none_is_kept_and_gone_on_from(tmp_path, what, kept):
     facts = {"judged": False, "steps": 20, "save": 5, "accumulate": 1}
     with pytest.raises(Reject, match="diverged") as refused:

@@ -145,6 +145,7 @@ def test_repair_leaves_less_damage_than_none(tmp_path):
 
 
 @pytest.mark.parametrize("search", ["exact", "racing", "estimated"])
+@pytest.mark.slow
 def test_a_search_that_was_cut_short_goes_on_to_the_same_model(tmp_path, search, monkeypatch):
     model = tiny.model("llama")
     args = {"remove": Ratio(0.25, "params"), "search": search}
@@ -378,6 +379,7 @@ def test_a_model_that_writes_nothing_is_ranked_on_the_scores_rows(tmp_path):
     assert notes["none"] == notes["same"]
 
 
+@pytest.mark.slow
 def test_kept_outputs_are_bounded_by_the_memory_that_is_allowed(tmp_path, monkeypatch):
     model = tiny.model("llama", num_hidden_layers=8)
     free = pruned(tmp_path, model, remove=Ratio(0.1, "params"))

@@ -11,6 +11,7 @@ from tests.passes.test_multi import cuts, pruned
 
 @pytest.mark.parametrize("seed", wide(range(6), (0, 1)))
 @pytest.mark.parametrize("split", [(44.0, 52.0, 4.0), (20.0, 60.0, 20.0)])
+@pytest.mark.slow
 def test_an_exact_search_decides_as_the_published_loop(tmp_path, seed, split):
     model = tiny.model("llama", seed=seed)
     shares = Shares(tuple(zip(("blocks", "channels", "heads"), split, strict=True)))

@@ -16,6 +16,7 @@ TRAIN = DataRef("train")
 
 
 @pytest.mark.parametrize("reorder", ["wanda", "obs"])
+@pytest.mark.slow
 def test_pruned_and_repaired_weights_do_not_depend_on_the_length_that_rows_are_filled_up_to(tmp_path, reorder):
     worlds.classifier(tmp_path / "m")
     (tmp_path / "train.jsonl").write_text("\n".join(json.dumps({"text": t, "label": c}) for t, c in TEXTS))

@@ -88,6 +88,7 @@ def oracle(model, count):
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.slow
 def test_an_exact_search_over_blocks_and_scans_decides_as_a_naive_oracle(tmp_path, seed):
     model = mixers.model("bamba", seed, num_hidden_layers=3, attn_layer_indices=[1])
     program = shed(tmp_path, model, remove=4, search="exact", order=("blocks", "scans"))

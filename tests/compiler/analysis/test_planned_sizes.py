@@ -30,27 +30,27 @@ STEPS = {
 QUICK = [
     ("plain", 'hf("a")'),
     ("grid", 'hf("a", format: compressed)'),
-    ("fine", 'hf("a", format: compressed)'),
     ("plain", 'native("a")'),
-    ("plain", 'native("a", weights: int8)'),
-    ("plain", 'native("a", weights: int8, head: bf16)'),
-    ("plain", 'native("a", weights: int4)'),
-    ("plain", 'native("a", weights: int4, group: 128, head: bf16)'),
     ("grid", 'native("a", weights: int4)'),
-    ("narrow", 'native("a", weights: int4)'),
-    ("zeros", 'native("a", weights: int8)'),
-    ("skipped", 'native("a")'),
     ("skipped", 'native("a", weights: int4)'),
-    ("skipped", 'hf("a", form: compact)'),
-    ("shorter", 'hf("a", form: compat)'),
     ("narrow", 'hf("a", form: compat)'),
-    *(("plain", f'gguf("a", type: {kind})') for kind in ("f32", "f16", "bf16", "q8_0")),
     ("grid", 'gguf("a", type: q4_0)'),
-    ("grid", 'gguf("a", type: q4_1)'),
     ("narrow", 'gguf("a", type: q8_0)'),
     *(("narrow", f'gguf("a", type: {kind})') for kind in ("q4_k", "iq4_nl") if find_spec("llama_cpp")),
 ]
 SLOW = [
+    ("fine", 'hf("a", format: compressed)'),
+    ("plain", 'native("a", weights: int8)'),
+    ("plain", 'native("a", weights: int8, head: bf16)'),
+    ("plain", 'native("a", weights: int4)'),
+    ("plain", 'native("a", weights: int4, group: 128, head: bf16)'),
+    ("narrow", 'native("a", weights: int4)'),
+    ("zeros", 'native("a", weights: int8)'),
+    ("skipped", 'native("a")'),
+    ("skipped", 'hf("a", form: compact)'),
+    ("shorter", 'hf("a", form: compat)'),
+    *(("plain", f'gguf("a", type: {kind})') for kind in ("f32", "f16", "bf16", "q8_0")),
+    ("grid", 'gguf("a", type: q4_1)'),
     ("plain", 'onnx("a")'),
     ("plain", 'onnx("a", dynamic: int8)'),
     ("grid", 'onnx("a", weights: nbits)'),
@@ -92,10 +92,11 @@ def test_the_bytes_of_lowered_layers_are_those_of_their_format(tmp_path, format)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("pipeline", "target"), SLOW)
-def test_the_bytes_of_exported_graphs_are_planned_from_the_skeleton(tmp_path, pipeline, target):
+def test_the_bytes_of_other_formats_are_planned_from_the_skeleton(tmp_path, pipeline, target):
     check_sizes(tmp_path, pipeline, target)
 
 
+@pytest.mark.slow
 def test_the_pages_of_an_artifact_are_part_of_the_plan(tmp_path):
     (tmp_path / "r.effspec").write_text(RECIPE.format(steps="", target='native("a", weights: int4)'))
     (plan,) = api.plan(tmp_path / "r.effspec", cache_dir=tmp_path / "cache")

@@ -95,6 +95,7 @@ def test_codes_on_disk_are_those_of_the_grid(tmp_path, grid, dtype):
     assert all(check.holds for check in verify_forms(folder, program.model, target.forms()))
 
 
+@pytest.mark.slow
 def test_several_grids_are_several_groups_and_the_rest_stands_in_ignore(tmp_path):
     grids = {"self_attn.q_proj": Grid(8, 32, True, True), "mlp.up_proj": Grid(4, 64, True, True)}
     program = quantised(tiny.model("llama", **WIDE), grids)
@@ -275,6 +276,7 @@ def test_bits_that_a_scheme_lacks_take_the_next():
     assert Scheme.holding(2, 32, True) == Scheme(4, 32, True) and Scheme.holding(5, 0, False) == Scheme(8, 0, False)
 
 
+@pytest.mark.slow
 def test_tokens_come_from_a_folder_with_a_tokenizer(tmp_path):
     folder = worlds.llama(tmp_path / "llama", intermediate_size=64)
     worlds.tokenizer(folder)

@@ -110,6 +110,7 @@ def test_another_dtype_can_be_asked_for(tmp_path):
     assert made.dtype == torch.bfloat16 and made.model.rotary_emb.inv_freq.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_weights_are_mapped_not_read(tmp_path):
     _, path = artifact(tmp_path, hidden_size=256, intermediate_size=4096, vocab_size=8192)
     size = (path / "compact" / "model.safetensors").stat().st_size
@@ -214,6 +215,7 @@ def test_a_cut_file_is_found_even_without_a_manifest(tmp_path):
     assert slug(lambda: load(tmp_path / "alone")) == "damaged-weights"
 
 
+@pytest.mark.slow
 def test_a_half_written_folder_does_not_load(compact, tmp_path):
     _, path = artifact(tmp_path)
     os.rename(path / "compact", tmp_path / "half")

@@ -111,6 +111,7 @@ def artifact(tmp_path_factory):
     return result.artifacts[0].path
 
 
+@pytest.mark.slow
 def test_an_upload_is_every_file_of_the_artifact_with_its_card_and_manifest(artifact):
     with hub() as server:
         address = upload(artifact, "me/tiny", server.server_port)

@@ -70,6 +70,7 @@ def front(tmp_path_factory):
     return compiled(tmp_path_factory.mktemp("front"), FRONT)
 
 
+@pytest.mark.slow
 def test_a_front_holds_every_point_with_its_measures(front):
     members = read_manifest(front.artifacts[0].path).members
     assert [m["name"] for m in members] == ["thin", "slim"]

@@ -22,6 +22,7 @@ def pools():
 
 
 @pytest.mark.parametrize("name", ["nats", "divergence"])
+@pytest.mark.slow
 def test_a_limit_at_the_truth_is_called_held_or_missed_in_at_most_one_of_twenty_resamples(pools, name):
     outcomes = [o for o, _ in sequential.resampled(pools[name], 0.0, ROWS, RESAMPLES, np.random.default_rng(0))]
     assert outcomes.count("holds") <= 0.05 * RESAMPLES and outcomes.count("missed") <= 0.05 * RESAMPLES

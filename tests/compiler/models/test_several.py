@@ -270,6 +270,7 @@ def test_another_rate_and_what_is_no_recording_are_refused(tmp_path):
 # -- tensors -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_features_made_elsewhere_are_rows_of_tensors(folder):
     features = torch.randn(4, 16, 100, generator=torch.Generator().manual_seed(0))
     said = torch.arange(20).view(4, 5) + 3

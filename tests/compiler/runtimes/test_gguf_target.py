@@ -163,6 +163,7 @@ def on_a_grid(model, group, symmetric):
 
 @pytest.mark.parametrize(("kind", "symmetric", "bits"), [("q4_0", True, 4.5), ("q4_1", False, 5), ("q4_1", True, 5)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.slow
 def test_four_bits_keep_the_codes_that_a_quantiser_left(tmp_path, kind, symmetric, bits, dtype):
     model = on_a_grid(tiny.model("llama", vocab_size=worlds.VOCABULARY), 32, symmetric).to(dtype)
     worlds.tokenizer(tmp_path)

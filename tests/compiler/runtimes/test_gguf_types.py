@@ -229,6 +229,7 @@ def test_a_rounded_file_computes_what_its_numbers_do_in_transformers(tmp_path, q
         ("gemma2", {}, torch.float32),
     ],
 )
+@pytest.mark.slow
 def test_rounded_files_of_halves_of_tied_heads_and_of_other_families_hold(tmp_path, quantizer, name, changes, dtype):
     model = tiny.model(name, vocab_size=worlds.VOCABULARY, **changes).to(dtype)
     folder, target, _ = rounded(tmp_path, model, type="q5_k")

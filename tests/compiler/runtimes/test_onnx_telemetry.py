@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 RUN = """
 import effc.compiler.runtimes.onnx.session
 import numpy, onnxruntime
@@ -16,6 +18,7 @@ session.run(None, {"x": numpy.ones(1, numpy.float32)})
 """
 
 
+@pytest.mark.slow
 def test_onnx_runtime_keeps_and_sends_no_usage_data(tmp_path):
     variables = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
     variables |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}

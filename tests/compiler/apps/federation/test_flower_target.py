@@ -101,6 +101,7 @@ def test_the_folder_is_an_app_and_its_model_loads(artifact):
     assert api.load(artifact).config.hidden_size == 128
 
 
+@pytest.mark.slow
 def test_the_page_names_every_command_and_the_models_hash(artifact):
     page = (artifact / "README.md").read_text()
     assert declared(artifact).base in page

@@ -141,6 +141,7 @@ def test_a_federation_of_unequal_ranks_with_a_head_goes_on_to_the_same_bits(app,
 
 
 @pytest.mark.parametrize("strategy", RANKED)
+@pytest.mark.slow
 def test_unequal_ranks_over_classes_compile_and_a_client_that_sends_no_head_is_left_out(app, tmp_path, strategy):
     shutil.copytree(app[0] / "m", tmp_path / "m")
     shutil.copy(app[0] / "train.jsonl", tmp_path)

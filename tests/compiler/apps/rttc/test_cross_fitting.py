@@ -59,6 +59,7 @@ def test_a_fixed_branch_is_the_same_held_out_and_so_is_a_single_question(kind):
     assert cross_fitted_point(trials[:1], Policy(), 0.0, 0) == measure(trials[:1], Policy())
 
 
+@pytest.mark.slow
 def test_a_router_that_learned_noise_by_heart_is_not_praised_for_it():
     trials, draw = coin_trials(20, 5), torch.Generator().manual_seed(5)
     seen = torch.stack([features(torch.randn(16, generator=draw), Signals(0.0, 0.0)) for _ in trials])

@@ -11,8 +11,6 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from effc.compiler.apps.serving.connection import has_too_many_connections
-from effc.compiler.apps.serving.limits import Limits
 
 from tests.clock import until
 from tests.compiler.apps.serving.conftest import serving
@@ -92,6 +90,7 @@ def said(answer: httpx.Response) -> dict:
 # -- how much, and how slowly ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_body_that_is_too_large_is_told_so_whether_its_length_is_told_or_not(server):
     body = json.dumps({"model": "tiny", "prompt": "a" * 200_000}).encode()
     headers = {"content-type": "application/json"}
@@ -153,13 +152,6 @@ def test_more_headers_than_any_client_sends_are_refused(server):
     lines = b"".join(b"a%d: b\r\n" % n for n in range(300))
     with raw(server, b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + lines + b"\r\n") as connection:
         assert rest(connection).startswith(b"HTTP/1.1 431")
-
-
-def test_an_address_of_another_machine_has_a_share_of_the_connections():
-    addresses = ["10.0.0.1"] * 64 + ["10.0.0.2"] * 60 + ["127.0.0.1"] * 90
-    assert [has_too_many_connections(f"10.0.0.{n}", addresses, 63) for n in (1, 2)] == [True, False]
-    assert not has_too_many_connections("127.0.0.1", addresses, 63)  # a proxy's
-    assert [Limits(connections=n).max_connections_per_address for n in (256, 1)] == [64, 1]
 
 
 @pytest.mark.parametrize("most", [80_000, 250_000])
@@ -246,6 +238,7 @@ def test_only_pages_that_were_named_may_read_answers(server):
     assert simple.status_code == 415 and "must be `application/json`" in said(simple)["message"]
 
 
+@pytest.mark.slow
 def test_connections_that_never_begin_tls_are_few_and_closed_in_time(keyed, certificate):
     port = int(keyed.url.rpartition(":")[2])
     with ExitStack() as stack:

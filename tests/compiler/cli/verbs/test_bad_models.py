@@ -305,6 +305,7 @@ def test_a_result_that_computes_no_numbers_is_not_emitted(effc, here):
     assert "Traceback" not in run.err and not (here / "out" / "small").exists()
 
 
+@pytest.mark.slow
 def test_an_artifact_edited_by_hand_does_not_run(effc, here):
     assert effc("compile", "r.effspec", "-q").code == 0
     path = here / "out" / "small" / "compact" / "model.safetensors"

@@ -41,6 +41,7 @@ def edit(folder, change):
     file.write_text(json.dumps(body))
 
 
+@pytest.mark.slow
 def test_on_the_same_machine_all_but_times_is_as_it_was(effc, own):
     def more(body):
         body["tolerance"].update(time=999.0)  # a busy machine is no news
@@ -69,6 +70,7 @@ def test_a_command_that_is_named_can_be_copied_whatever_the_recipe_is_called(eff
     assert "`effc test 'my r.effspec' --bless`" in run.err
 
 
+@pytest.mark.slow
 def test_a_time_is_held_where_a_bound_reads_it(effc, own):
     kept = json.loads((own / "r.baseline.json").read_text())["artifacts"][0]["measures"]
     assert {m["metric"] for m in kept} == {"params", "bytes", "perplexity(data: heldout)"}

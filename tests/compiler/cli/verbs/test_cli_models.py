@@ -11,6 +11,7 @@ import pytest
 from effc.compiler.inputs.sources.zoo import zoo
 
 
+@pytest.mark.slow
 def test_compile_ends_with_a_table_and_the_line_that_was_missed(compiled):
     folder, run = compiled
     assert run.code == 4
@@ -124,6 +125,7 @@ def test_offline_holds_for_the_libraries_too():
     assert done.stdout.splitlines()[-1] == "True", done.stderr
 
 
+@pytest.mark.slow
 def test_compile_does_what_the_plan_says(effc, write):
     path = write()
     assert effc("plan", path, "-o", "p.json").code == 0

@@ -35,6 +35,7 @@ def test_parts_that_all_stay_are_told_before_anything_is_written(effc, tmp_path)
     assert not list(tmp_path.glob("*.effspec"))
 
 
+@pytest.mark.slow
 def test_check_names_why_no_branch_can_go(effc, tmp_path):
     table.model("rwkv").save_pretrained(tmp_path / "model")
     recipe = 'effspec 1\nmodel base = hf("./model")\ndata rows = synthetic(count: 8, length: 16)\n'

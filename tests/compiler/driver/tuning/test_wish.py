@@ -347,6 +347,7 @@ def test_several_files_of_text_are_one(tmp_path, capsys, monkeypatch):
     assert "int8" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_long_text_is_cut_into_rows_to_heal_on_and_short_text_is_not(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line = "In the beginning was the word, and the word was short.\n"
