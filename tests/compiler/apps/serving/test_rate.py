@@ -5,6 +5,7 @@ import json
 
 import pytest
 from effc.compiler.apps.serving.access_log import AccessLog
+from effc.compiler.apps.serving.connection import has_too_many_connections
 from effc.compiler.apps.serving.error_response import ErrorResponse
 from effc.compiler.apps.serving.guard import Admission, Guard
 from effc.compiler.apps.serving.keys import Keys
@@ -98,3 +99,10 @@ def test_a_guard_counts_by_key_and_lets_health_be_asked_always():
     assert status == 429 and json.loads(body)["error"]["code"] == "rate_limit_exceeded"
     assert asked(guard, "/v1/models", keys[1])[0] == 200
     assert all(asked(guard, "/health", keys[0])[0] == 200 for _ in range(9))
+
+
+def test_an_address_of_another_machine_has_a_share_of_the_connections():
+    addresses = ["10.0.0.1"] * 64 + ["10.0.0.2"] * 60 + ["127.0.0.1"] * 90
+    assert [has_too_many_connections(f"10.0.0.{n}", addresses, 63) for n in (1, 2)] == [True, False]
+    assert not has_too_many_connections("127.0.0.1", addresses, 63)  # a proxy's
+    assert [Limits(connections=n).max_connections_per_address for n in (256, 1)] == [64, 1]

@@ -11,8 +11,6 @@ from contextlib import ExitStack, contextmanager
 import httpx
 import openai
 import pytest
-from effc.compiler.apps.serving.connection import has_too_many_connections
-from effc.compiler.apps.serving.limits import Limits
 from effc.compiler.cli.verbs import serve
 from effc.compiler.core import environment
 
@@ -151,10 +149,3 @@ def test_a_server_ends_as_ever_while_refused_requests_wait_for_their_turn():
             stack.enter_context(raw(served, b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + lines + b"\r\n"))
         code, errors = served.stop()
     assert code == 130 and "internal" not in errors, errors
-
-
-def test_an_address_of_another_machine_has_a_share_of_the_connections():
-    addresses = ["10.0.0.1"] * 64 + ["10.0.0.2"] * 60 + ["127.0.0.1"] * 90
-    assert [has_too_many_connections(f"10.0.0.{n}", addresses, 63) for n in (1, 2)] == [True, False]
-    assert not has_too_many_connections("127.0.0.1", addresses, 63)  # a proxy's
-    assert [Limits(connections=n).max_connections_per_address for n in (256, 1)] == [64, 1]
