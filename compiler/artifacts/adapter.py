@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.syntax.diagnostics import Fault
-from ..core.json_errors import refusing
-from ..core.safe_read import read_json, require
+from ..core.json_errors import reject_on_error
+from ..core.safe_read import read_json, require_or_unlisted
 from .lora_patterns import ModulePatterns, UnreadPattern, excluded, path_ends, unmatched
 
 if TYPE_CHECKING:
@@ -192,21 +192,25 @@ def _refuse_other_numbers(folder: Path, tensors: "Mapping[str, Tensor]") -> None
 def _read_checked_adapter_config(file: Path) -> dict[str, Any]:
     """The few fields that a LoRA needs; Reject where one is missing or of another form, or where another field has peft
     compute something else."""
-    with refusing(rejected_adapter, str(file)):
+    with reject_on_error(rejected_adapter, str(file)):
         body = read_json(file, _LARGEST)
-        require(isinstance(body, dict) and body.get("peft_type") == "LORA", "it is no LoRA")
-        require(_is_rank(body.get("r")), f"its rank is no number from 1 to {_LARGEST_RANK}")
-        require(_is_alpha(body.get("lora_alpha")), "its `lora_alpha` is no number of an ordinary size")
+        require_or_unlisted(isinstance(body, dict) and body.get("peft_type") == "LORA", "it is no LoRA")
+        require_or_unlisted(_is_rank(body.get("r")), f"its rank is no number from 1 to {_LARGEST_RANK}")
+        require_or_unlisted(_is_alpha(body.get("lora_alpha")), "its `lora_alpha` is no number of an ordinary size")
         for name, is_right in (("rank_pattern", _is_rank), ("alpha_pattern", _is_alpha)):
             pattern = body.get(name) or {}
-            require(isinstance(pattern, dict) and all(map(is_right, pattern.values())), f"its `{name}` has no numbers")
+            require_or_unlisted(
+                isinstance(pattern, dict) and all(map(is_right, pattern.values())), f"its `{name}` has no numbers"
+            )
         targets = body.get("target_modules")
-        require(isinstance(targets, list | str) and bool(targets), "it names no modules")
-        require(all(isinstance(t, str) for t in targets), "it names no modules")
+        require_or_unlisted(isinstance(targets, list | str) and bool(targets), "it names no modules")
+        require_or_unlisted(all(isinstance(t, str) for t in targets), "it names no modules")
         for name, values in _ORDINARY.items():
-            require(body.get(name, values[0]) in values, f"effc doesn't compute what its `{name}` says")
+            require_or_unlisted(body.get(name, values[0]) in values, f"effc doesn't compute what its `{name}` says")
         unsupported = [name for name in body.keys() - _READ - _WITHOUT_EFFECT - _ORDINARY.keys() if body[name]]
-        require(not unsupported, f"effc doesn't compute what its `{min(unsupported, default='')[:80]}` says")
+        require_or_unlisted(
+            not unsupported, f"effc doesn't compute what its `{min(unsupported, default='')[:80]}` says"
+        )
     patterns = {name: _module_patterns(file, name, body.get(name) or {}) for name in ("rank_pattern", "alpha_pattern")}
     return body | patterns | {"use_rslora": body.get("use_rslora") is True}
 

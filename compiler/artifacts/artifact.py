@@ -19,7 +19,7 @@ from stat import S_ISREG
 
 from ...dsl.syntax.diagnostics import Diagnostic, Fault
 from ..core.cache import fsync_path, write_atomic
-from ..core.process_start import process_start_time
+from ..core.process_start import process_start_text
 from .card import model_card
 from .manifest import CARD, MEASURES, NAME, SBOM, Manifest, artifact_hash, dump, hash_files, verify_files
 from .sbom import cyclonedx_json
@@ -210,7 +210,7 @@ def _draft_suffix() -> str:
 
 def _start_digits(pid: int) -> str:
     """Start of a process as the name of a draft has it; "" when it is gone."""
-    return re.sub(r"\D", "", process_start_time(pid))
+    return re.sub(r"\D", "", process_start_text(pid))
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import textwrap
 
 from ..core.quantity import interval_text
-from ..core.warned import sentence
+from ..core.warned import warning_sentence
 from .form_losses import Account, account_rows
 from .load import facts
 from .manifest import Check, Expectation, Manifest, Measure
@@ -97,7 +97,9 @@ def _changes_section(manifest: Manifest) -> str:
     lines_searched = search_summary_lines(manifest.steps)
     searched = ["", *(f"Searched: {line}." for line in lines_searched)] if lines_searched else []
     warnings = [
-        f"Warning of `{s.get('name', '')}`: {sentence(w)}." for s in manifest.steps for w in s.get("warnings", ())
+        f"Warning of `{s.get('name', '')}`: {warning_sentence(w)}."
+        for s in manifest.steps
+        for w in s.get("warnings", ())
     ]
     warned = [line for warning in warnings for line in ("", warning)]
     return "\n".join(["## Changed", "", _table(["step", "pass", "change"], rows), *searched, *warned])
@@ -209,9 +211,9 @@ def _measure_text(value: float | None, unit: str) -> str:
 
 
 def _bytes(count: float) -> str:
-    from ..core.quantity import size
+    from ..core.quantity import size_text
 
-    return size(count)
+    return size_text(count)
 
 
 def _threads(machine) -> str:

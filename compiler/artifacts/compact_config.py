@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.syntax.diagnostics import Fault
-from ..core.json_errors import refusing
+from ..core.json_errors import reject_on_error
 from ..core.safe_read import MANIFEST, read_json
 
 FORMAT = 1
@@ -44,7 +44,7 @@ def seal(folder: Path) -> None:
 def read_compact_record(folder: Path) -> dict[str, Any]:
     """The record of a folder, checked; Reject where there is none."""
     file = folder / CONFIG
-    with refusing(not_sealed, f"{file} is no JSON that can be read"):
+    with reject_on_error(not_sealed, f"{file} is no JSON that can be read"):
         body = read_json(file, MANIFEST)
     record_stored = body.get(KEY) if isinstance(body, dict) else None
     if not isinstance(record_stored, dict):

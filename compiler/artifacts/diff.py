@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from ...dsl.syntax.render import without_line_breaks
-from ..core.quantity import measurement_text, size
+from ..core.quantity import measurement_text, size_text
 from ..models.checkpoints.safetensors_header import TensorSlot, read_safetensors_header
 from .load import forms_of
 from .manifest import Manifest, read_manifest
@@ -168,7 +168,7 @@ def _diff_value_text(row: Row, value: Any) -> str:
     if row.part == "measure":
         return measurement_text(value, row.unit)
     if row.what in ("bytes on disk", "memory_bytes") and _is_number(value):
-        return size(value)
+        return size_text(value)
     if isinstance(value, tuple):
         return " x ".join(map(str, value)) or "a number"
     if isinstance(value, float):

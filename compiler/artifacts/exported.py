@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ...dsl.syntax.diagnostics import Fault, Reject
-from ..core.json_errors import first_line, is_out_of_memory, refusing
+from ..core.json_errors import first_line, is_out_of_memory, reject_on_error
 from ..core.safe_read import Unlisted, parse_strict_json, read_regular_file, refuse_irregular_file
 from ..ir.layers.linear import count_params as count_plain_params
 from ..models.checkpoints.generation_config import read_generation_config
@@ -90,7 +90,7 @@ def tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
 def _read_step_facts(folder: Path) -> Any:
     from .exported_steps import read_step_facts
 
-    with refusing(
+    with reject_on_error(
         rejected_program, f"{folder / STEP_FACTS} does not say what {STEP} takes", "compile it again with this effc"
     ):
         return read_step_facts(folder)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from ..core.quantity import significant_digits, size
+from ..core.quantity import significant_digits, size_text
 
 
 @dataclass(frozen=True)
@@ -52,4 +52,10 @@ def account_rows(accounts: Iterable[Account]) -> list[tuple[str, ...]]:
 def _display(row: Account) -> tuple[str, ...]:
     nats = ["" if v is None else f"{v:.2g}" if v < 1e-3 else f"{v:.4f}" for v in (row.divergence, row.drift)]
     same = "" if row.agreement is None else f"{100 * row.agreement:.1f} %"
-    return row.what, *nats, same, "" if row.perplexity is None else significant_digits(row.perplexity), size(row.bytes)
+    return (
+        row.what,
+        *nats,
+        same,
+        "" if row.perplexity is None else significant_digits(row.perplexity),
+        size_text(row.bytes),
+    )

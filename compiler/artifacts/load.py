@@ -125,17 +125,17 @@ def _option_rules() -> dict[str, options.Rule]:
     from ...kernels.engine import MAX_SEQUENCES
 
     return {
-        "path": options.path,
-        "device": options.optional(options.checked_device_name),
-        "dtype": options.optional(options.checked_float_dtype),
+        "path": options.path_rule,
+        "device": options.optional_rule(options.checked_device_name),
+        "dtype": options.optional_rule(options.checked_float_dtype),
         "check": options.choice_rule("sha256", "size", "auto"),
-        "threads": options.optional(options.integer_rule(1, MAX_THREADS)),
-        "sequences": options.optional(options.integer_rule(1, MAX_SEQUENCES)),
-        "steady": options.boolean,
-        "kernels": options.boolean,
-        "mapped": options.optional(options.boolean),
-        "on_event": options.listener,
-        "signed_by": options.optional(options.text_list_option),
+        "threads": options.optional_rule(options.integer_rule(1, MAX_THREADS)),
+        "sequences": options.optional_rule(options.integer_rule(1, MAX_SEQUENCES)),
+        "steady": options.boolean_rule,
+        "kernels": options.boolean_rule,
+        "mapped": options.optional_rule(options.boolean_rule),
+        "on_event": options.listener_rule,
+        "signed_by": options.optional_rule(options.text_list_option),
     }
 
 

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ...dsl.syntax.json_types import from_json
 from ...dsl.syntax.render import shortened, without_line_breaks
-from ..core.json_errors import refusing
+from ..core.json_errors import reject_on_error
 from ..core.safe_read import MANIFEST, irregular_file, read_json, refuse_irregular_file
 from .form_losses import Account
 from .manifest_form import Finite, Profile, check_manifest_form
@@ -237,7 +237,7 @@ def read_manifest(artifact: Path) -> Manifest:
 
 def _manifest_from_json(file: Path, data: Any, measured: Any = None) -> Manifest:
     """A manifest of JSON. Raises Reject (artifact-broken), which names `file`, where that is of another form."""
-    with refusing(artifact_broken, f"{file} lacks a field or has one of another form", _REMEDY):
+    with reject_on_error(artifact_broken, f"{file} lacks a field or has one of another form", _REMEDY):
         return Manifest.from_json(data, measured)
 
 

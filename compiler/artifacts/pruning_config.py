@@ -18,7 +18,7 @@ from ...dsl.checker.skeleton import Branch, Group, Skeleton
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..analysis.planning.layer_profile import layer_group_counts, original
 from ..analysis.planning.selection import is_inside
-from ..core.json_errors import refusing
+from ..core.json_errors import reject_on_error
 from ..core.safe_read import MANIFEST, read_json
 from ..ir.edits import renamed_path
 
@@ -106,7 +106,7 @@ def read_pruning_config(path: Path, skeleton: Skeleton) -> dict[str, Any]:
 
 
 def _read_fields(path: Path) -> dict[str, Any]:
-    with refusing(invalid_pruning_config, f"{path} can't be read", "paths are relative to the recipe"):
+    with reject_on_error(invalid_pruning_config, f"{path} can't be read", "paths are relative to the recipe"):
         config = read_json(path, MANIFEST)
     if not isinstance(config, dict):
         raise invalid_pruning_config(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from ...dsl.syntax.diagnostics import Fault
-from ..core.json_errors import refusing
+from ..core.json_errors import reject_on_error
 from ..core.safe_read import MANIFEST, read_json
 from .compact_config import KEY, patch_save_pretrained, record
 
@@ -54,7 +54,7 @@ class BaseModelInfo(TypedDict):
 
 def write_reft_folder(program: "Program", folder: Path, base_model: BaseModelInfo) -> None:
     """Tensors and edits of the interventions, and their base with the hash of its tensors."""
-    from ..core.cache import canonical
+    from ..core.cache import canonical_json
     from ..ir.edits import Edits
     from ..ir.layers.reft import interventions
     from ..ir.weights import base_hash, distinct_tensors
@@ -70,7 +70,7 @@ def write_reft_folder(program: "Program", folder: Path, base_model: BaseModelInf
         folder, [LazyTensor.of(name, t) for name, t in distinct_tensors(program.model) if _is_reft(name)], 1 << 62
     )
     edits_json = edits.to_json()
-    graphs = list({canonical(graph): graph for graph in edits_json["graphs"].values()}.values())  # layers are alike
+    graphs = list({canonical_json(graph): graph for graph in edits_json["graphs"].values()}.values())  # alike
     edits_json["graphs"] = {unit: graphs.index(graph) for unit, graph in edits_json["graphs"].items()}
     body = {
         "format": FORMAT,
@@ -78,7 +78,7 @@ def write_reft_folder(program: "Program", folder: Path, base_model: BaseModelInf
         "edits": edits_json,
         "graphs": graphs,
     }
-    (folder / FILE).write_text(canonical(body) + "\n", encoding="utf-8")
+    (folder / FILE).write_text(canonical_json(body) + "\n", encoding="utf-8")
 
 
 # -- reading -------------------------------------------------------------------------------------------------
@@ -88,7 +88,7 @@ def read_reft_folder(folder: Path) -> "tuple[dict[str, Any], Edits]":
     """Base and edits of a folder; Reject on anything that `write_reft_folder` does not write."""
     from ..ir.edits import Edits
 
-    with refusing(no_interventions, f"{folder / FILE} is no JSON that can be read"):
+    with reject_on_error(no_interventions, f"{folder / FILE} is no JSON that can be read"):
         body = read_json(folder / FILE, MANIFEST)
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise no_interventions(

@@ -17,7 +17,7 @@ from typing import Any
 
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..core.cache import write_atomic
-from ..core.json_errors import refusing
+from ..core.json_errors import reject_on_error
 from ..core.safe_read import read_json
 from .manifest import BUNDLE, SIGNATURES, dump, file_sha256, read_manifest, verify_files
 from .provenance import provenance_statement
@@ -181,7 +181,7 @@ def read_signatures(artifact: Path) -> list[Signature]:
     file = artifact / SIGNATURES
     if not file.is_file():
         return []
-    with refusing(unsigned, f"{file} holds no signatures", "fetch it again"):
+    with reject_on_error(unsigned, f"{file} holds no signatures", "fetch it again"):
         if file.stat().st_size > _MAX_BYTES:
             raise ValueError(f"it has more than {_MAX_BYTES} bytes")
         body = read_json(file, _MAX_BYTES, artifact)

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from ..core.cache import write_atomic
-from ..core.json_errors import refusing
+from ..core.json_errors import reject_on_error
 from ..core.safe_read import CONFIG, open_regular, parse_strict_json, read_json, refuse_irregular_file
 from .manifest import (
     BUNDLE,
@@ -160,7 +160,7 @@ def read_bundle(artifact: Path) -> Bundle | None:
     file = artifact / BUNDLE
     if not file.is_file():
         return None
-    with refusing(unsigned, f"{file} holds no signature by a key", "fetch it again"):
+    with reject_on_error(unsigned, f"{file} holds no signature by a key", "fetch it again"):
         return _bundle(read_json(file, CONFIG, artifact))
 
 
@@ -185,7 +185,7 @@ def _bundle(body: Any) -> Bundle:
 
 def read_statement(bundle: Bundle, artifact: Path) -> SignedFiles:
     """The files that a bundle vouches for. Raises Reject for a statement of another form."""
-    with refusing(
+    with reject_on_error(
         unsigned, f"{artifact / BUNDLE} holds a statement that is not of {_PREDICATE_TYPE}", "fetch it again"
     ):
         return _parse_signed_files(parse_strict_json(bundle.payload))

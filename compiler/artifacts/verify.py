@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ..core.events import announcing_stage, tick
-from ..core.memory import is_large
+from ..core.memory import is_too_large_to_copy
 from ..ir.capture.failed_forward import model_failure_diagnostic
 from ..ir.capture.sample import sample_inputs
 from ..ir.layers.fast_mixers import without_mixer_kernels
@@ -179,7 +179,7 @@ def half_precision_error(
     keeps are no fault of a form that rounds. `MOST` of the tokens count, as a few may meet other experts. 0 where it
     does not run in the other type, or is large."""
     other = torch.float32 if next(model.parameters()).dtype == torch.bfloat16 else torch.bfloat16
-    if is_large(sum(p.numel() for p in model.parameters()) * other.itemsize):
+    if is_too_large_to_copy(sum(p.numel() for p in model.parameters()) * other.itemsize):
         return 0.0
     try:
         rounded_outputs = probe_model(copy.deepcopy(model).to(other), inputs, steps)

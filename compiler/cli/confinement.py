@@ -41,10 +41,10 @@ def confine_verb(argv: Sequence[str]) -> None:
     granted = "--trust-remote-code" in options or options.get("--device", ["cpu"]) != ["cpu"]
     if elsewhere or granted or not folders or (argv[0] == "doctor" and "--trust" not in options):
         return
-    from ..core.cache import default_cache
+    from ..core.cache import default_cache_folder
     from ..core.sandbox import confine_process
 
-    cache = Path(_last(options, "--cache-dir", str(default_cache())))
+    cache = Path(_last(options, "--cache-dir", str(default_cache_folder())))
     bases = [base for folder in folders for base in _base_of_interventions(folder)]
     results = [path for folder in folders if not (path := Path(f"{folder}-result")).is_symlink()]  # of a federation
     roots = [

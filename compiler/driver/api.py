@@ -14,12 +14,12 @@ from ...dsl.syntax.overlap import hides, is_at_or_around
 from ...dsl.syntax.parse import parse, read_source, unknown_edition
 from ...dsl.syntax.source import Source
 from ..analysis.discovery.structure import cached_skeleton, refuse_other_tensors, shipped_skeleton
-from ..core.cache import default_cache
-from ..core.device import refuse_unusable_device, with_threads_set_in_torch
+from ..core.cache import default_cache_folder
+from ..core.device import refuse_unusable_device, set_torch_threads_and_fill_settings
 from ..core.error_location import diagnostics_located_at
 from ..core.events import Warned, announcing_stage
-from ..core.options import apply_option_rules, boolean, invalid_option, optional, text_list_option
-from ..core.options import path as path_option
+from ..core.options import apply_option_rules, boolean_rule, invalid_option, optional_rule, text_list_option
+from ..core.options import path_rule as path_option
 from ..core.run_state import RunState
 from ..core.settings import Settings
 from ..core.warned import model_remark
@@ -253,12 +253,12 @@ def compile(
 
     Raises Reject for whatever the user can mend. A missed `expect` does not raise: see `Result.missed`.
     """
-    values = apply_option_rules({"out": out, "force": force}, {"out": path_option, "force": boolean})
+    values = apply_option_rules({"out": out, "force": force}, {"out": path_option, "force": boolean_rule})
     return build(_narrowed(open_session(path, **options), pipelines), values["out"], force=values["force"])
 
 
 def _narrowed(session: Session, pipelines: Sequence[str] | None) -> Session:
-    names = apply_option_rules({"pipelines": pipelines}, {"pipelines": optional(text_list_option)})["pipelines"]
+    names = apply_option_rules({"pipelines": pipelines}, {"pipelines": optional_rule(text_list_option)})["pipelines"]
     return replace(session, pipelines=tuple(names or ()))
 
 
@@ -288,7 +288,7 @@ def plan_all_pipelines(session: Session) -> "list[Plan]":
     if session.settings.locked:
         session.settings = lock.with_locked_threads(session.path, session.settings)
     refuse_unusable_device(session.settings.device)
-    session.settings = with_threads_set_in_torch(session.settings)
+    session.settings = set_torch_threads_and_fill_settings(session.settings)
     for recipe in recipes:
         for pipeline in recipe.pipelines.values():
             ctx = session.context(recipe, pipeline)
@@ -364,7 +364,7 @@ def build(
     with outputs_locked_until_finished(outputs, force):
         refuse_insufficient_space(compiled, out, session.settings.cache_dir)
         cache = Cache(session.settings.cache_dir)
-        cache.delete_stale_drafts()
+        cache.delete_stale_drafts_and_count_bytes()
         with worker_team(session, transport) as team:
             for plan in compiled:
                 on_plan(plan)
@@ -379,7 +379,7 @@ __all__ = [
     "build",
     "check",
     "compile",
-    "default_cache",
+    "default_cache_folder",
     "load",
     "open_session",
     "plan",

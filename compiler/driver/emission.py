@@ -25,7 +25,7 @@ from ..artifacts.verify import verify_forms
 from ..core.cache import Cache
 from ..core.events import announcing_stage
 from ..core.fingerprint import machine_facts
-from ..core.quantity import count_text, size
+from ..core.quantity import count_text, size_text
 from ..ir.outcome import Outcome
 from ..ir.program import Program
 from ..plugin.context import Context
@@ -53,7 +53,7 @@ class Artifact:
     def summary(self) -> str:
         checks = self.manifest.checks
         checks_text = f", {count_text(len(checks), 'check')} in fresh processes" if checks else ""
-        return f"{size(self.manifest.bytes)}{checks_text}"
+        return f"{size_text(self.manifest.bytes)}{checks_text}"
 
     def push_to_hub(self, repo_id: str, **options: Unpack[HubOptions]) -> str:
         """Upload the artifact to the Hugging Face hub, with its card and measures; the address of the commit.

@@ -15,7 +15,7 @@ from ...dsl.syntax.builder import Pipeline, Value, call, name, recipe
 from ...dsl.syntax.diagnostics import Reject
 from ...dsl.syntax.parse import parse
 from ...dsl.syntax.source import Source
-from ..core.cache import digest, tensor_hash, write_atomic
+from ..core.cache import canonical_json_sha256, tensor_hash, write_atomic
 from ..core.options import invalid_option
 from ..core.quantity import with_article
 from ..core.settings import Settings
@@ -74,7 +74,7 @@ class MemoryRecipe:
         rows = {data: t.contiguous() for data, t in self.rows.items() if f'"{data}.safetensors"' in text}
         hashes = {data: tensor_hash(t) for data, t in rows.items()}
         settings = [self.settings.seed, self.settings.device, self.settings.threads]
-        folder = self.checkpoint.parent / digest([text, hashes, settings])[:16]
+        folder = self.checkpoint.parent / canonical_json_sha256([text, hashes, settings])[:16]
         folder.mkdir(exist_ok=True)
         os.utime(self.checkpoint.parent)  # it is in use
         with suppress(FileExistsError):

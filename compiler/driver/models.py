@@ -10,7 +10,7 @@ from ...dsl.checker.recipe import Invocation
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ..core.json_errors import first_line, is_out_of_memory
 from ..core.memory import MemoryWatch, memory_bound
-from ..core.quantity import size
+from ..core.quantity import size_text
 
 if TYPE_CHECKING:
     from ..core.settings import Settings
@@ -164,7 +164,9 @@ def open_model(
         opened = _open_unwatched(location, settings, steady, mapped, needs_tokenizer)
     max_bytes = settings.max_memory
     if max_bytes is not None and watch.peak > max_bytes:
-        message = f"{size(watch.peak)} of memory are held to open {opened.label}, {size(max_bytes)} are allowed"
+        message = (
+            f"{size_text(watch.peak)} of memory are held to open {opened.label}, {size_text(max_bytes)} are allowed"
+        )
         raise memory_bound(message, help="raise --max-memory").rejection()
     return opened
 

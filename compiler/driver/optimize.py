@@ -16,7 +16,7 @@ from ..artifacts.measures import Measures
 from ..core.cache import Cache, write_atomic
 from ..core.deadline import out_of_time
 from ..core.options import apply_option_rules, integer_rule, invalid_option
-from ..core.options import path as path_option
+from ..core.options import path_rule as path_option
 from ..core.settings import Settings
 from .emission import Artifact, Page
 from .memory_recipe import BASE, FILE, PIPELINE, MemoryRecipe

@@ -17,7 +17,7 @@ from ..artifacts.load import POINTS, load
 from ..artifacts.load import checkpoint_folder_by_point as points
 from ..artifacts.manifest import Check, Manifest, verify_files
 from ..artifacts.verify import verify_forms
-from ..core.cache import default_cache
+from ..core.cache import default_cache_folder
 from ..core.environment import cpu_flags
 from ..core.events import Listener, StageBegan, StageEnded, announcing_stage, listening_with, silent
 from ..core.fingerprint import machine_facts
@@ -215,7 +215,7 @@ def _copy_and_load_point(path: Path, front: Manifest, point: str, draft: Path) -
 
 def _extract_and_save_point(path: Path, front: Manifest, point: str, draft: Path) -> "nn.Module":
     """Cut a point out of weights that all points share, and write it; the model."""
-    settings, folder = Settings(default_cache()), path / shared_weights.WEIGHTS
+    settings, folder = Settings(default_cache_folder()), path / shared_weights.WEIGHTS
     origin = origin_of_folder(folder, str(folder), "auto", settings)
     with model_errors_as_diagnostics(str(folder)), announcing_stage("cutting the point out"):
         program = shared_weights.load_program_of_point(path, point, origin)

@@ -20,7 +20,7 @@ from ..core.cache import Cache
 from ..core.error_location import diagnostics_located_at
 from ..core.events import Event, Listener, StageBegan, StageEnded, Warned, announcing_stage, listening_with
 from ..core.memory import MemoryWatch, trim_heap
-from ..core.quantity import size
+from ..core.quantity import size_text
 from ..evaluation import reference, similarity
 from ..evaluation.promise import OutputPromise
 from ..ir.outcome import Front, Outcome
@@ -86,7 +86,9 @@ class Build:
     def run(self, out: Path, force: bool) -> Result:
         started = time.monotonic()
         self.total = len(self.plan.stages) + len(self.plan.pipeline.emits)
-        refuse_other_machine_profiles([s.call for s in self.plan.stages if not self.cache.has(s.key)], self.ctx)
+        refuse_other_machine_profiles(
+            [s.call for s in self.plan.stages if not self.cache.is_step_complete(s.key)], self.ctx
+        )
         for index in range(len(self.plan.stages)):  # one whose search is stopped changes the plan of those behind it
             self.run_step_unless_cached(self.plan.stages[index])
         accounting = Accounting.for_plan(self.plan, self.ctx)
@@ -112,7 +114,7 @@ class Build:
                 if describes(target.call.word):
                     report = emission.write_report(target, artifacts, partial(self.reach_step, target.source))
                     result.reports.append(report)
-                    done.change = size(report.path.stat().st_size)
+                    done.change = size_text(report.path.stat().st_size)
                     continue
                 artifacts.append(self.write_artifact(target, emission))
                 result.artifacts.append(artifacts[-1])
@@ -120,7 +122,7 @@ class Build:
 
     def run_step_unless_cached(self, stage: Stage) -> None:
         """Run one step unless its result is kept; nothing is loaded for one that is."""
-        if self.cache.has(stage.key):
+        if self.cache.is_step_complete(stage.key):
             self.index += 1
             self.ctx.emit_event(StageEnded(stage.name, 0.0, cached=True))
             self.repeat_warnings(stage)
@@ -153,7 +155,7 @@ class Build:
         """Tell the warnings of a step whose result the cache has."""
         body = self.cache.read_complete_step(stage.key)
         assert body is not None, f"the result of {stage.name} is not in the cache"
-        for diagnostic in warned.from_json(body["notes"].get("warnings", ()), stage.span):
+        for diagnostic in warned.warnings_from_json(body["notes"].get("warnings", ()), stage.span):
             self.ctx.emit_event(Warned(diagnostic))
 
     def run_pass_on_outcome(self, pass_: Pass, stage: Stage) -> tuple[Outcome, dict[str, Any]]:
@@ -168,17 +170,17 @@ class Build:
         ctx = replace(ctx, settings=replace(ctx.settings, on_event=warnings))
         result, facts = self._run_and_check_pass(pass_, outcome, stage, ctx)
         result = result.with_base("" if stage.source == self.plan.identity else stage.source)
-        return result, facts | {"warnings": warned.to_json(warnings.diagnostics)}
+        return result, facts | {"warnings": warned.warnings_to_json(warnings.diagnostics)}
 
     def replan_if_stopped(self, stage: Stage) -> Stage:
         """The stage as it is planned now: a search that had no more time gave another result than was planned."""
         deadline = self.ctx.run.deadline
-        stop = deadline.claim() if deadline else None
+        stop = deadline.pop_early_stop() if deadline else None
         if deadline is None or stop is None:
             return stage
         self.plan = self.plan.with_stopped_search(stage.name, stop.facts)
         with diagnostics_located_at(stage.call):
-            self.stopped.append(replace(deadline.over(stage.name, stop), span=stage.span))
+            self.stopped.append(replace(deadline.stopped_early_diagnostic(stage.name, stop), span=stage.span))
         return next(s for s in self.plan.stages if s.name == stage.name)
 
     def _run_and_check_pass(

@@ -36,7 +36,7 @@ def prepare_scratch(cache: Cache, key: str, ctx: Context) -> None:
 
 def drop(cache: Cache, key: str) -> None:
     """Forget what a step left."""
-    shutil.rmtree(cache.work(key), ignore_errors=True)
+    shutil.rmtree(cache.scratch_folder(key), ignore_errors=True)
 
 
 def _read_file_states(scratch: Path) -> dict[str, list[int]] | None:

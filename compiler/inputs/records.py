@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ...dsl.syntax.nearest import nearest_name_help
-from ..core.json_errors import refusing
+from ..core.json_errors import reject_on_error
 from ..core.safe_read import parse_strict_json
 from .windows import read_text
 
@@ -60,7 +60,7 @@ def parse_each(items: Iterable[T], parse: Callable[[T], R]) -> list[R]:
 
 
 def _parse(text: str, name: str) -> Any:
-    with refusing(invalid_record, f"{name} is not JSON"):
+    with reject_on_error(invalid_record, f"{name} is not JSON"):
         return parse_strict_json(text)
 
 

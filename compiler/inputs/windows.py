@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...dsl.syntax.diagnostics import Fault
 from ...dsl.syntax.source_file import irregular_kind_of_path
-from ..core.cache import digest
+from ..core.cache import canonical_json_sha256
 from ..core.hashes import cached_file_hash
 from ..core.safe_read import DATA, read_regular_file
 from ..plugin.context import Context
@@ -158,4 +158,6 @@ def _too_little_text_remedy(token_count: int, row_count: int, needed_rows: int, 
 def content_identity(word: str, files: Iterable[Path], facts: dict[str, Any], ctx: Context) -> str:
     """sha256 over a data word: its files, what it was told, and the tokenizer."""
     contents = [cached_file_hash(f, ctx.settings.cache_dir) for f in files]
-    return digest({"word": word, "files": contents, "about": facts, "tokenizer": ctx.origin.tokenizer_identity})
+    return canonical_json_sha256(
+        {"word": word, "files": contents, "about": facts, "tokenizer": ctx.origin.tokenizer_identity}
+    )

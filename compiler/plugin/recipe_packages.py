@@ -19,7 +19,7 @@ from pathlib import Path
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ...dsl.syntax.source import Source
 from ...dsl.syntax.source_file import read_source
-from ..core.json_errors import refusing
+from ..core.json_errors import reject_on_error
 from ..core.safe_read import MIB, read_regular_file, read_toml
 from . import lockfile
 
@@ -64,7 +64,7 @@ class Package:
 
 def read_recipe_package(folder: Path) -> Package:
     """A folder as a package. Raises Reject (bad-package)."""
-    with refusing(
+    with reject_on_error(
         invalid_package,
         f"{folder / PACKAGE_FILE} is no TOML that can be read",
         'it is written like `name = "edge"` and `version = "1.0"`, a line each',

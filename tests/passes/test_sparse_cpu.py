@@ -11,7 +11,7 @@ from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.analysis.planning.layer_profile import layer_group_counts, layer_group_counts_of_packed
 from effc.compiler.analysis.planning.machine_profile import refuse_other_machine_profiles
 from effc.compiler.analysis.planning.shape_change import describe_change
-from effc.compiler.core.fingerprint import cpus
+from effc.compiler.core.fingerprint import usable_cpu_count
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.layers.linear import lowered
 from effc.compiler.ir.layers.number_formats import BY_NAME, DENSE
@@ -211,7 +211,7 @@ def test_a_file_without_the_timings_is_refused(tmp_path, text, said):
 
 
 def test_for_a_machine_that_this_is_not_times_are_estimated(tmp_path, monkeypatch):
-    threads = cpus() + 14  # whatever it is, it has no more of them
+    threads = usable_cpu_count() + 14  # whatever it is, it has no more of them
     profiles = {"xeon": {"isa": "amx_bf16", "threads": threads}}
     monkeypatch.setattr(speed, "CALL", 0.0)  # tiny layers are all calls
     monkeypatch.setattr("effc.passes.lower.sparse_cpu.race_kernels_and_torch", lambda *_: pytest.fail("raced here"))

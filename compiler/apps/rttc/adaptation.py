@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ....dsl.syntax.diagnostics import Fault
 from ....dsl.syntax.json_types import is_from_to
-from ...core.cache import digest
+from ...core.cache import canonical_json_sha256
 from ...models.rows.forward import logits, slices_within_chunk_bytes, token_losses
 from .attachment import attach_adapters
 from .sample import Sample
@@ -96,7 +96,7 @@ class AdaptableModel:
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in adapter_ids)
         self._initial = self.state()
-        self.shape = digest([asdict(regime), adapters])
+        self.shape = canonical_json_sha256([asdict(regime), adapters])
         self.disable_adapters()
 
     def close(self) -> None:

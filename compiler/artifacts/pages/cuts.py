@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...core.quantity import count, count_text, significant_digits
+from ...core.quantity import count_text, si_count, significant_digits
 from ..search_summary import search_summary_text
 from .chart import FIELD_LABELS, Chart, axis, dot, hue, render_chart
 from .report_data import number, table, word
@@ -54,7 +54,7 @@ def score_after_cuts_chart(decisions: Sequence[Mapping[str, Any]]) -> Chart | No
         for i, cut in enumerate(steps, 1)
     ]
     return render_chart(
-        f"{count_text(len(steps), 'cut')}, chosen by {count(n_scores)} scores",
+        f"{count_text(len(steps), 'cut')}, chosen by {si_count(n_scores)} scores",
         description,
         _score_after_cuts_spec(steps, by),
         ("cut", "what", "kind", by, "runner-up", "saved"),

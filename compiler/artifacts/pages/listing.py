@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ...core.quantity import count_text, measurement_text, size
+from ...core.quantity import count_text, measurement_text, size_text
 from .report_data import ReportData, number, rows, table, word
 
 LINES, COLUMNS = 2000, 1000  # that are drawn
@@ -73,7 +73,7 @@ def _notes_by_line(report: ReportData, text: list[str]) -> Iterator[tuple[int, t
     at = _find(text, rf"^\s*(emit\s.*)?{re.escape(manifest.kind)}\(.*{re.escape(report.location)}")
     if at is not None and report.location:
         checks = f", {count_text(len(manifest.checks), 'check')} in fresh processes" if manifest.checks else ""
-        yield at, ("", f"{size(manifest.bytes)}{checks}")
+        yield at, ("", f"{size_text(manifest.bytes)}{checks}")
 
 
 def _step_outcome_text(summary: str, timing) -> str:

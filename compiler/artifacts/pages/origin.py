@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...core.quantity import count_text, interval_text, measurement_text, relative_change_text, size
+from ...core.quantity import count_text, interval_text, measurement_text, relative_change_text, size_text
 from ..manifest import Check, Measure
 from .report_data import ReportData, number, rows, table, word
 
@@ -34,7 +34,10 @@ def origin_facts(report: ReportData) -> list[tuple[str, str]]:
         ("Recipe", " ".join(filter(None, (word(manifest.recipe.get("name")), word(manifest.recipe.get("variant")))))),
         ("Versions", ", ".join(f"{name} {word(v)}" for name, v in versions.items() if v)),
         ("Processor", ", ".join(filter(None, (word(machine.get("cpu")), word(machine.get("isa")))))),
-        ("Machine", ", ".join(filter(None, (word(machine.get("os")), size(memory) + " of memory" if memory else "")))),
+        (
+            "Machine",
+            ", ".join(filter(None, (word(machine.get("os")), size_text(memory) + " of memory" if memory else ""))),
+        ),
         ("Python", word(machine.get("python"))),
         ("Threads", _plain(lock.get("threads"))),
         ("Device", word(lock.get("device"))),
@@ -42,7 +45,7 @@ def origin_facts(report: ReportData) -> list[tuple[str, str]]:
         ("Parameters", ", ".join(f"{n} = {_plain(v)}" for n, v in table(manifest.recipe.get("params")).items())),
         (
             "Size on disk",
-            f"{size(manifest.bytes)} in {count_text(len(manifest.files), 'file')}" if manifest.files else "",
+            f"{size_text(manifest.bytes)} in {count_text(len(manifest.files), 'file')}" if manifest.files else "",
         ),
     ]
     return [(name, value) for name, value in entries if value]
@@ -58,7 +61,8 @@ def hashes(report: ReportData) -> list[tuple[str, str]]:
 
 def files(report: ReportData) -> list[tuple[str, str, str]]:
     return [
-        (word(name), size(bytes_), word(sha)) for name, (bytes_, sha) in list(report.manifest.files.items())[:FILES]
+        (word(name), size_text(bytes_), word(sha))
+        for name, (bytes_, sha) in list(report.manifest.files.items())[:FILES]
     ]
 
 
@@ -78,7 +82,7 @@ def stage_time_and_memory(report: ReportData) -> list[StageUsage]:
             "from the cache" if cached else measurement_text(elapsed, "s") if elapsed is not None else "",
             (planned or 0.0) / longest,
             (elapsed or 0.0) / longest,
-            size(peak) if peak else "",
+            size_text(peak) if peak else "",
         )
         for name, planned, elapsed, peak, cached in stages
     ]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ....dsl.syntax.render import printable
-from ...core.quantity import count_text, size
+from ...core.quantity import count_text, size_text
 from ..load import facts as header_of
 from ..manifest import Expectation
 from .accounts import divergence_table_rows
@@ -116,7 +116,9 @@ def _template_variables(reports: list[ReportData]) -> dict[str, Any]:
         "title": word(first.name) or word(first.recipe.get("name")) or "model",
         "about": _recipe_description(first.recipe.get("text", "")),
         "origin": next((word(label) for label in first.lock.get("inputs", {}) if not label.startswith("data ")), ""),
-        "targets": [(s.location, s.manifest.kind, size(s.manifest.bytes) if s.manifest.files else "") for s in reports],
+        "targets": [
+            (s.location, s.manifest.kind, size_text(s.manifest.bytes) if s.manifest.files else "") for s in reports
+        ],
         "verdict_of": _worst_verdict(expectations),
         "tiles": _top_measures([*rows, *filter(None, [perplexity_row(reports[0])])], first.members),
         "tables": _distinct_measure_tables(reports),

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ...core.warned import sentence
+from ...core.warned import warning_sentence
 from ..manifest import Manifest
 from .chart import Chart
 from .cuts import score_after_cuts_chart
@@ -34,6 +34,6 @@ def step_report_sections(manifest: Manifest) -> list[ReportStep]:
         ]
         changes = tuple(word(change) for change in rows(step.get("changes"))[:CHANGES])
         name, word_name, summary = (word(step.get(key)) for key in ("name", "word", "summary"))
-        warnings = tuple(sentence(table(warning)) for warning in rows(step.get("warnings"))[:CHANGES])
+        warnings = tuple(warning_sentence(table(warning)) for warning in rows(step.get("warnings"))[:CHANGES])
         result.append(ReportStep(name, word_name, summary, warnings, tuple(charts), changes))
     return result

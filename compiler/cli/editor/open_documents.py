@@ -15,7 +15,7 @@ from ....dsl.syntax import ast
 from ....dsl.syntax.diagnostics import Diagnostic, Reject
 from ....dsl.syntax.parse import parse, read_source
 from ....dsl.syntax.source import Source
-from ...core.cache import default_cache
+from ...core.cache import default_cache_folder
 from ...core.settings import Settings
 from ...driver.api import unseen_model
 from ...plugin.registry import Registry
@@ -59,7 +59,7 @@ class OpenDocuments:
 
     def session(self, path: Path) -> EditorSession:
         """As `effc check` would read the file, with the texts that are open in place of those on disk. Offline."""
-        settings = Settings(cache_dir=default_cache(), offline=True)
+        settings = Settings(cache_dir=default_cache_folder(), offline=True)
         return EditorSession(
             path, settings, registry=self.registry, origins=self.origins, texts=self.texts, models=self.models
         )

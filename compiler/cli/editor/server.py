@@ -11,7 +11,7 @@ from pygls.lsp.server import LanguageServer
 from pygls.protocol import LanguageServerProtocol
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ...core.quantity import size
+from ...core.quantity import size_text
 from .diagnostics import document_diagnostics
 from .hints import Forecasts
 from .open_documents import OpenDocuments, Reading, path_of
@@ -45,7 +45,8 @@ class Input:
 
     def read(self, count: int) -> bytes:
         if count > MAX_MESSAGE_BYTES:
-            message = f"a message of {size(count)} was announced, the most that is read is {size(MAX_MESSAGE_BYTES)}"
+            most = size_text(MAX_MESSAGE_BYTES)
+            message = f"a message of {size_text(count)} was announced, the most that is read is {most}"
             raise long_message(message, help="start `effc lsp` from an editor (docs/editor.md)").rejection()
         return self.stream.read(count)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ....dsl.syntax.diagnostics import Fault
-from ...core.json_errors import refusing
+from ...core.json_errors import reject_on_error
 from ...core.safe_read import MANIFEST, read_json
 from .flags import SharedFlags, make_verb, parse_duration, pipeline_option
 from .options import argument, option
@@ -79,7 +79,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _read_saved_plan(path: Path) -> Any:
-    with refusing(unreadable_plan, f"{path}", "`effc plan RECIPE -o FILE` writes a plan"):
+    with reject_on_error(unreadable_plan, f"{path}", "`effc plan RECIPE -o FILE` writes a plan"):
         return read_json(path, MANIFEST)
 
 
@@ -147,10 +147,10 @@ def results_text(results: "Sequence[Result]", screen: "Screen") -> str:
 
 def artifact_summary_text(path: Path, manifest: "Manifest", screen: "Screen") -> str:
     """`small -> out/small  hf, 4.2 MiB`, and a row for every measure."""
-    from ...core.quantity import size
+    from ...core.quantity import size_text
 
     title = screen.styled(f"{manifest.name} -> {path}", "bold")
-    title += screen.styled(f"  {manifest.kind}, {size(manifest.bytes)} on disk", "dim")
+    title += screen.styled(f"  {manifest.kind}, {size_text(manifest.bytes)} on disk", "dim")
     rows = list(measure_and_bound_rows(manifest))
     if not rows:
         return title

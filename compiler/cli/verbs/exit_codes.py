@@ -146,9 +146,9 @@ def _is(error: BaseException, name: str) -> bool:
 
 def _no_space_diagnostic(file: str, cache: Path | None) -> Diagnostic:
     """Only what lies in the cache is freed by its verb; of a file that somebody named, the disk is theirs."""
-    from ...core.cache import default_cache
+    from ...core.cache import default_cache_folder
 
-    cache_folder = os.path.abspath(cache or default_cache())
+    cache_folder = os.path.abspath(cache or default_cache_folder())
     help = "`effc cache gc` frees what is no longer used"
     if file and not Path(os.path.abspath(file)).is_relative_to(cache_folder):
         help = "make room on its disk, or name a file on another one"

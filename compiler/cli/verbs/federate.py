@@ -128,11 +128,11 @@ def _print_status(deployment: "Deployment", shared: SharedFlags, status: "RunSta
 
 def _traffic_sentence(status: "RunStatus", nodes: int) -> str:
     """Bytes of all nodes, and of one a minute."""
-    from ...core.quantity import size
+    from ...core.quantity import size_text
 
     rate = (status.bytes_up + status.bytes_down) * 60 / max(status.seconds, 1.0) / max(nodes, 1)
-    sums = f"{size(status.bytes_up)} up, {size(status.bytes_down)} down"
-    return f"Flower counts {sums}: {size(round(rate))} a minute and node, without polls, HTTP and TLS"
+    sums = f"{size_text(status.bytes_up)} up, {size_text(status.bytes_down)} down"
+    return f"Flower counts {sums}: {size_text(round(rate))} a minute and node, without polls, HTTP and TLS"
 
 
 def _process_ended_error(deployment: "Deployment") -> Reject:

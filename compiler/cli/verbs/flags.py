@@ -166,9 +166,9 @@ class SharedFlags:
     @property
     def cache_folder(self) -> Path:
         from ....dsl.syntax.source_file import irregular_kind_of_path
-        from ...core.cache import default_cache
+        from ...core.cache import default_cache_folder
 
-        folder = self.cache_dir or default_cache()
+        folder = self.cache_dir or default_cache_folder()
         if folder.exists() and not folder.is_dir():
             raise typer.BadParameter(
                 f"the cache is a folder, and {folder} is {irregular_kind_of_path(folder) or 'a file'}: name another by "
@@ -210,8 +210,8 @@ class SharedFlags:
             bars=live,
             color=self.screen.colors(sys.stderr),
             verbose=self.verbose,
-            events=self.events,
-            warned=self.screen.warn,
+            events_path=self.events,
+            on_warning=self.screen.warn,
         )
 
     def settings(self, listener: "Listener | None" = None) -> Settings:

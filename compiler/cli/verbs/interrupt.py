@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from ....dsl.syntax.diagnostics import EXITS
-from ...core.stopping import forget_stop, request_stop, run_last_actions
+from ...core.stopping import clear_stop_request, request_stop, run_last_actions
 
 PATIENCE = 0.7  # seconds that the main thread has to end well
 SENTENCE = "stopped; nothing is half written, and the same command goes on where it was stopped"
@@ -39,7 +39,7 @@ def raise_or_exit_on_signal(sentence: str = SENTENCE) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    forget_stop()
+    clear_stop_request()
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     before = {s: signal.signal(s, _raise) for s in _signals()}

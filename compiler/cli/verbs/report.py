@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
         from ...artifacts.pages.report_data import ReportData
         from ...artifacts.results_table import artifacts_in
         from ...core.cache import write_atomic
-        from ...core.quantity import size
+        from ...core.quantity import size_text
 
         store = _run_store(mlflow) if mlflow is not None else None
         paths = [path for folder in artifacts for path in artifacts_in(folder)]
@@ -63,7 +63,7 @@ def register(app: typer.Typer) -> None:
             )
         else:
             beside = f", with {len(further)} beside it" if further else ""
-            shared.screen.answer(f"{output}  {size(len(first.encode()))}, opens in any browser{beside}")
+            shared.screen.answer(f"{output}  {size_text(len(first.encode()))}, opens in any browser{beside}")
         return None
 
 

@@ -13,7 +13,7 @@ from ....dsl.checker.value_text import quoted
 from ....dsl.checker.vocabulary import Vocabulary
 from ....dsl.syntax.diagnostics import Diagnostic, Reject
 from ....dsl.syntax.source import Source
-from ...core.quantity import duration_text, size
+from ...core.quantity import duration_text, size_text
 from .compile import artifact_json, artifact_summary_text
 from .flags import SharedFlags, make_verb, pipeline_option
 from .new import Judge, choose_evaluation, display_name, source_expression
@@ -289,7 +289,7 @@ def print_preview(wish: "Wish", candidate: str, shared: SharedFlags) -> int:
             (
                 c.name,
                 c.steps,
-                *(("refused", c.refused) if c.refused else (duration_text(c.seconds), size(c.disk_bytes))),
+                *(("refused", c.refused) if c.refused else (duration_text(c.seconds), size_text(c.disk_bytes))),
             )
             for c in changes
         ),

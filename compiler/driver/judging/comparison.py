@@ -15,7 +15,7 @@ from ...analysis.planning import cost, keys
 from ...artifacts.manifest import Measure
 from ...core.cache import Cache
 from ...evaluation.timing import WARMUP, InterleavedTimes, measure_interleaved, measure_single, no_cache
-from ...plugin.clock import untimed_reason
+from ...plugin.clock import reason_not_timed
 from ...plugin.context import Context
 from ...runtimes.model import DecoderModel
 from .gate import BoundVerdict, Known, measure_and_judge_bounds, metric_label
@@ -180,7 +180,7 @@ def time_interleaved(
                 max_seconds=math.inf if metric in bounded else cost.UNASKED,
             )
         except Reject as rejection:
-            if reason := untimed_reason(rejection):
+            if reason := reason_not_timed(rejection):
                 untimed[metric] = reason
                 continue
             if metric in bounded or not _does_not_decode(original, ctx.metric(metric)):
@@ -239,7 +239,7 @@ def cached_original_values(plan: "Plan", cache: Cache, ctx: Context) -> Known:
     result = {}
     for bound in plan.pipeline.expects:
         if bound.baseline == plan.pipeline.model and bound.profile is None and not ctx.metric(bound.metric).timed:
-            value = cache.value(keys.value_key_parts(bound.metric, ctx.origin.identity, ctx))
+            value = cache.read_value(keys.value_key_parts(bound.metric, ctx.origin.identity, ctx))
             score = None if value is None else Score.from_json(value, ctx.metric(bound.metric).rowwise)
             if score is not None:
                 result[bound.baseline, bound.metric] = score
@@ -251,4 +251,4 @@ def remember(scores: Known, cached_scores: Known, plan: "Plan", cache: Cache, ct
     for (name, metric), score in scores.items():
         plain = name == plan.pipeline.model and "on" not in dict(metric.args)
         if plain and (name, metric) not in cached_scores and not ctx.metric(metric).timed:
-            cache.keep(keys.value_key_parts(metric, ctx.origin.identity, ctx), score.to_json())
+            cache.store_value(keys.value_key_parts(metric, ctx.origin.identity, ctx), score.to_json())

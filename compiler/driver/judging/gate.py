@@ -16,7 +16,7 @@ from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ...analysis.planning.machine_profile import missing_isa_reason, with_profile_threads
 from ...core.error_location import diagnostics_located_at
 from ...core.quantity import BYTES_PER, SECONDS_PER, measurement_text, range_text
-from ...plugin.clock import untimed_reason
+from ...plugin.clock import reason_not_timed
 from ..models import resolve_source
 from .reading import read_until_decided
 from .scores import Score, measure_score
@@ -234,7 +234,7 @@ def measure_and_judge_bounds(
             try:
                 scores[key] = measure_score(metric, model, ctx) if value is None else Score(value), metric.unit
             except Reject as rejection:
-                untimed[key] = untimed_reason(rejection)
+                untimed[key] = reason_not_timed(rejection)
                 if not untimed[key]:
                     raise
                 continue

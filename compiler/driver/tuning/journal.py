@@ -7,9 +7,9 @@ from typing import Any
 
 from ....dsl.checker.values import DataRef
 from ...analysis.planning import keys
-from ...core.cache import Cache, digest, write_atomic
+from ...core.cache import Cache, canonical_json_sha256, write_atomic
 from ...core.fingerprint import machine_facts
-from ...core.source_closure import fingerprint
+from ...core.source_closure import import_closure_sha256
 from .alternatives import Candidate
 from .trials import Trial
 from .wish import Wish
@@ -41,9 +41,9 @@ class Journal:
             "threads": ctx.settings.threads,
             "device": ctx.settings.device,
             "machine": machine_facts(),
-            "code": fingerprint(Path(__file__).with_name("trials.py")),
+            "code": import_closure_sha256(Path(__file__).with_name("trials.py")),
         }
-        return cls(cache, parts, dict(cache.value(parts) or {}))
+        return cls(cache, parts, dict(cache.read_value(parts) or {}))
 
     def read(self, candidate: Candidate, rows: int) -> Trial | None:
         record = self.rows.get(f"{candidate.name} on {rows}")
@@ -60,7 +60,7 @@ class Journal:
     def note_written(self, text: str) -> None:
         """Note a recipe or a page, so that `wrote` knows it again."""
         self._read_others()
-        self._keep({RECIPES: sorted({*self.rows.get(RECIPES, ()), digest(text)})})
+        self._keep({RECIPES: sorted({*self.rows.get(RECIPES, ()), canonical_json_sha256(text)})})
 
     def wrote(self, path: Path) -> bool:
         """Whether a file is a recipe or a page that this search wrote, unchanged."""
@@ -69,7 +69,7 @@ class Journal:
         return self.wrote_text(path.read_text(encoding="utf-8", errors="replace"))
 
     def wrote_text(self, text: str) -> bool:
-        return digest(text) in self.rows.get(RECIPES, ())
+        return canonical_json_sha256(text) in self.rows.get(RECIPES, ())
 
     def planned_seconds(self, seconds: Mapping[Candidate, float]) -> dict[Candidate, float]:
         """Seconds of candidates as they were planned first: a plan made later leaves out what is in the cache."""
@@ -84,8 +84,8 @@ class Journal:
 
     def _read_others(self) -> None:
         """Read what other searches of this wish kept meanwhile."""
-        self.rows |= self.cache.value(self.parts) or {}
+        self.rows |= self.cache.read_value(self.parts) or {}
 
     def _keep(self, rows: Mapping[str, Any]) -> None:
         self.rows |= rows
-        self.cache.keep(self.parts, self.rows)
+        self.cache.store_value(self.parts, self.rows)

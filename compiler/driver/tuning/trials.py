@@ -20,7 +20,7 @@ from ...core.cache import Cache
 from ...core.events import StageBegan
 from ...evaluation.confidence import median_interval
 from ...evaluation.timing import InterleavedTimes, measure_interleaved, measure_single
-from ...plugin.clock import untimed_reason
+from ...plugin.clock import reason_not_timed
 from ...plugin.context import Context
 from ...transforms.editing.rehearsed import load_or_discover_skeleton
 from ..judging.comparison import cached_original_values, remember
@@ -218,7 +218,7 @@ def times_or_refusals(
     try:
         return times_beside_original(original, models, metric, seconds), {}
     except Reject as rejection:
-        if untimed_reason(rejection):
+        if reason_not_timed(rejection):
             raise
         measure_single(metric.clock(original), original)
     rejected = {}

@@ -22,7 +22,7 @@ from ....dsl.syntax.diagnostics import Reject
 from ...analysis.planning.machine_profile import named, with_profile_threads
 from ...analysis.planning.plan import Plan, Stage
 from ...core.cache import Cache
-from ...core.memory import anonymous_memory_of_process, available
+from ...core.memory import anonymous_memory_bytes, available_memory_bytes
 from ...core.safe_read import read_json
 from ...core.settings import Settings
 from ...plugin.context import Context
@@ -114,7 +114,9 @@ def _run_pass_as_worker(step: Mapping[str, Any], task_source: TaskSource, stack:
     opened, plan, stage = _plan_and_find_stage(step)
     build = Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(opened.settings.cache_dir))
     outcome = build.load_outcome(stage.source)
-    settings = replace(opened.settings, max_memory=anonymous_memory_of_process() + available() // max(1, step["size"]))
+    settings = replace(
+        opened.settings, max_memory=anonymous_memory_bytes() + available_memory_bytes() // max(1, step["size"])
+    )
     workdir = _copy_scratch(Path(step["scratch"]), stack)
     ctx: Context = replace(build.step_context(stage), settings=settings, workdir=workdir, task_source=task_source)
     with with_profile_threads(named(stage.call), ctx):

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from ....dsl.syntax.diagnostics import Fault
 from ....dsl.syntax.nearest import nearest_name_help
-from ...core.cache import digest
+from ...core.cache import canonical_json_sha256
 from ...core.environment import check_modules
 from ...core.json_errors import first_line
 from ...plugin.context import Context
@@ -62,7 +62,7 @@ class Hub(Data):
         for text in self._read_texts(ctx):
             content.update(hashlib.sha256(text.encode()).digest())
         seed = (ctx.seed if self.seed is None else self.seed) if self.samples else 0
-        return digest(
+        return canonical_json_sha256(
             ["hub", content.hexdigest(), self.length, self.samples, seed, self.start, ctx.origin.tokenizer_identity]
         )
 

@@ -4,7 +4,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ...core.cache import digest
+from ...core.cache import canonical_json_sha256
 from ...models.checkpoints.config_bounds import refuse_excessive_config_numbers
 from ...models.checkpoints.model_folder import (
     existing_tokenizer_files,
@@ -54,7 +54,7 @@ class Config(Source):
             label=label,
             config=config,
             folder=None,
-            identity=digest(["random", config, self.seed, dtype]),
+            identity=canonical_json_sha256(["random", config, self.seed, dtype]),
             build=partial(_build, config, dtype),
             load=partial(_random, config, self.seed, dtype),
             tokenizer=cache(partial(load_tokenizer, path.parent, label)) if tokenizers else no_tokenizer,

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ....dsl.syntax.diagnostics import Fault
 from ....dsl.syntax.source_file import irregular_kind_of_path
-from ...core.cache import digest, write_atomic_if_permitted
+from ...core.cache import canonical_json_sha256, write_atomic_if_permitted
 from ...core.environment import check_modules
 from ...core.hashes import cached_file_hash
 from ...core.json_errors import first_line, is_out_of_memory
 from ...core.safe_read import refuse_irregular_file
-from ...core.sealed_json import cache_damaged, read_self_named_record, sealed
+from ...core.sealed_json import cache_damaged, read_self_named_record, sealed_json_bytes
 from ...models.checkpoints.config_bounds import refuse_excessive_config_numbers
 from ...models.checkpoints.gguf_header import check_gguf_header
 from ...models.checkpoints.model_folder import WIDTHS
@@ -73,7 +73,7 @@ class Gguf(Source):
             raise no_model(f"{label}: there is no file {path}", help="paths are relative to the recipe").rejection()
         files = SourceFiles(ctx.settings.cache_dir)
         content = files.hash(path)
-        key = digest([FORMAT, content, version("transformers"), version("gguf")])
+        key = canonical_json_sha256([FORMAT, content, version("transformers"), version("gguf")])
         folder = ctx.settings.cache_dir / "gguf" / key
         description = _config_and_weight_count(path, folder.with_name(f"{key}.json"), label, files)
         config = description["config"]
@@ -82,12 +82,12 @@ class Gguf(Source):
             label=label,
             config=config,
             folder=folder,
-            identity=digest(["gguf", content, self.dtype]),
+            identity=canonical_json_sha256(["gguf", content, self.dtype]),
             build=partial(_build, config, self.dtype),
             load=partial(_load, converted, config, self.dtype, label),
             tokenizer=cache(partial(_tokenizer, converted, label)),
             dtype=self.dtype,
-            tokenizer_identity=digest(["gguf", content]),
+            tokenizer_identity=canonical_json_sha256(["gguf", content]),
             weight_bytes=description["weights"] * WIDTHS[self.dtype],
             files=files,
         )
@@ -120,7 +120,7 @@ def _config_and_weight_count(path: Path, cache_file: Path, label: str, files: So
     refuse_excessive_config_numbers(config, slots, label)
     description = {"key": cache_file.stem, "config": config, "weights": weights}
     files.refuse_changed_files()
-    write_atomic_if_permitted(cache_file, sealed(description))
+    write_atomic_if_permitted(cache_file, sealed_json_bytes(description))
     return description
 
 
@@ -169,7 +169,7 @@ def _convert_once(path: Path, folder: Path, config: dict[str, Any], label: str, 
     try:
         _convert_to_safetensors(path, draft, label)
         (draft / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True))
-        seal = sealed(
+        seal = sealed_json_bytes(
             {
                 "key": _FILES,
                 "of": folder.name,

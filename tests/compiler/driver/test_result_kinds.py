@@ -150,7 +150,7 @@ def test_an_entry_of_no_kind_or_of_two_is_refused(stored, keys):
     cache = Cache(stored / "cache")
     origin = origin_of_folder(stored / "m", "m", "auto", context(stored).settings)
     body = {"tensors": {}, "borrowed": {}, "edits": {}, "notes": {}}
-    cache.finish("k" * 64, {}, {**body, **{key: {} for key in keys}})
+    cache.write_step_record("k" * 64, {}, {**body, **{key: {} for key in keys}})
     with pytest.raises(Reject, match="cache-damaged"):
         StepResults(cache, origin).load_outcome("k" * 64)
     assert outcome_class_of_entry({**body, "family": {}}) is Family

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from effc.compiler.artifacts.artifact import artifact_hash
 from effc.compiler.cli.main import main
-from effc.compiler.core.sealed_json import canonical
+from effc.compiler.core.sealed_json import canonical_json
 from effc.compiler.inputs.sources.zoo import zoo
 from effc.compiler.plugin import lockfile
 
@@ -73,7 +73,7 @@ def test_a_lock_of_json_texts_as_effc_0_2_0_wrote_them_holds(effc, own):
     facts = lock["recipes"]["r.effspec"]
     arguments = [f"step small.thin {name}" for name in ("align", "data", "keep", "on", "reorder", "repair")]
     for name in (*arguments, "data calib length", "data calib path", "model base dtype"):
-        facts[name] = facts[name] if facts[name] == "null" else canonical(facts[name])
+        facts[name] = facts[name] if facts[name] == "null" else canonical_json(facts[name])
     lockfile.write_package_lock(own, lock)
     assert '\\"' in (own / "effspec.lock").read_text()
     assert effc("plan", "r.effspec", "--locked", "-q").code == 0

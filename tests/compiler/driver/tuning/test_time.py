@@ -66,5 +66,5 @@ def test_what_a_signal_broke_off_is_not_kept_as_a_refusal(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             Search(wish, Broken(wish, cache, tmp_path / "m"), Journal.of(wish, cache)).run()
     finally:
-        stopping.forget_stop()
+        stopping.clear_stop_request()
     assert not [name for name in Journal.of(wish, cache).rows if " on " in name]
