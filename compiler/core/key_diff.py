@@ -46,7 +46,7 @@ def _value_text(value: Any) -> str:
 def cache_miss_reason_text(key_fields_of_steps: Sequence[Mapping[str, Any]], key_fields: Mapping[str, Any]) -> str:
     """Reason why a step is not in the cache: the first part that differs from its nearest kin.
 
-    finished   parts of finished steps, last used first
+    key_fields_of_steps   parts of finished steps, last used first
     """
     word = key_fields["step"]["word"]
     kin = [parts for parts in key_fields_of_steps if parts.get("step", {}).get("word") == word]

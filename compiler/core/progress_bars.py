@@ -280,7 +280,7 @@ def listening_to_progress(
 ) -> Iterator[Listener]:
     """Listener for a command, alive inside the `with`.
 
-    warned   hears every warning, and whether the progress shows it already
+    on_warning   hears every warning, and whether the progress shows it already
     """
     with ExitStack() as stack:
         listeners: list[Listener] = [partial(_forward_warning, on_warning, progress and not quiet)]

@@ -28,9 +28,9 @@ from ..plugin.context import Context
 from ..plugin.input_files import missing_file_warnings
 from ..plugin.registry import Registry
 from ..transforms.editing.rehearsed import load_or_discover_skeleton
-from .data_faults import data_faults
-from .models import resolve_source
-from .session_options import Options, renamed, session_options, with_device_of_map
+from .data_faults import unreadable_data_diagnostics
+from .models import resolve_recipe_model
+from .session_options import Options, session_options, with_current_names, with_device_of_map
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,7 +78,7 @@ class Session:
         from ...dsl.checker.check import Checked, check_recipe_file
         from .tuning.open_steps import open_step_faults
 
-        parsed = parse(self._read(self.path))
+        parsed = parse(self._read_open_or_stored_text(self.path))
         if foreign := [d for d in parsed.diagnostics if d.fault is unknown_edition]:
             return Checked((), tuple(foreign))  # what the rest means is not known here
         faults: list[Diagnostic] = []
@@ -114,11 +114,11 @@ class Session:
         known = [d for d in checked.diagnostics if not any(hides(other, d) for other in parsed.diagnostics)]
         ordered = sorted_distinct_diagnostics((*parsed.diagnostics, *known, *faults))
         broken = any(d.severity == "error" for d in ordered)
-        if resolve and not broken and (data_diagnostics := data_faults(self, checked.recipes)):
+        if resolve and not broken and (data_diagnostics := unreadable_data_diagnostics(self, checked.recipes)):
             ordered, broken = sorted_distinct_diagnostics((*ordered, *data_diagnostics)), True
         return Checked(() if broken else checked.recipes, ordered, checked.unresolved)
 
-    def _read(self, path: str | Path) -> Source:
+    def _read_open_or_stored_text(self, path: str | Path) -> Source:
         """A file's text: as the editor has it, else as the disk does."""
         open_ = self.texts.get(Path(path).resolve()) if self.texts else None
         return read_source(path) if open_ is None else Source(str(path), open_)
@@ -163,11 +163,11 @@ class Session:
 
     def resolve_model_origin(self, call: Invocation) -> Origin:
         """The resolved source of a model; each is resolved once."""
-        key = model_key(call)
+        key = skeleton_cache_key(call)
         if key not in self.origins:
             ctx = Context.without_recipe(self.settings, self.path.parent, self.registry)
             with diagnostics_located_at(call.span):
-                resolved = resolve_source(call, ctx.relative_to(call))
+                resolved = resolve_recipe_model(call, ctx.relative_to(call))
             self.origins[key] = resolved.located_at(call.span, self.settings.device)
         return self.origins[key]
 
@@ -192,7 +192,7 @@ class Session:
 
         if name.startswith(f"{MODULES}."):
             recipe = library_files().get(name)
-            return self._read(recipe.path) if recipe else None
+            return self._read_open_or_stored_text(recipe.path) if recipe else None
         if "/" not in name and (packed := read_package_module(name, self.path.parent, self.settings.cache_dir)):
             return packed
         return self._read_module_file(name) if os.path.isfile(name) else None
@@ -200,14 +200,14 @@ class Session:
     def _read_module_file(self, name: str) -> Source:
         """A module by its path. Of a file outside the recipe's folder that is no text, nothing is said but that."""
         if Path(name).resolve().is_relative_to(self.path.parent.resolve()):
-            return self._read(name)
+            return self._read_open_or_stored_text(name)
         try:
-            return replace(self._read(name), foreign=True)
+            return replace(self._read_open_or_stored_text(name), foreign=True)
         except Reject:
             return Source(name, "", foreign=True)
 
 
-def model_key(call: Invocation) -> str:
+def skeleton_cache_key(call: Invocation) -> str:
     """Key of a model in a session."""
     return repr((call.word, sorted(call.args.items()), call.folder))
 
@@ -233,7 +233,7 @@ def check(path: str | Path, **options: Unpack[Options]) -> "Checked":
 
 def plan(path: str | Path, *, pipelines: Sequence[str] | None = None, **options: Unpack[Options]) -> "list[Plan]":
     """Plan of a recipe file, per variant and pipeline, or of the named pipelines alone; reads no weights."""
-    session = _narrowed(open_session(path, **options), pipelines)
+    session = _with_pipelines(open_session(path, **options), pipelines)
     plans = plan_all_pipelines(session)
     from .judging.planned_sizes import refuse_unreachable_bounds
 
@@ -254,11 +254,13 @@ def compile(
     Raises Reject for whatever the user can mend. A missed `expect` does not raise: see `Result.missed`.
     """
     values = apply_option_rules({"out": out, "force": force}, {"out": path_option, "force": boolean_rule})
-    return build(_narrowed(open_session(path, **options), pipelines), values["out"], force=values["force"])
+    return build(_with_pipelines(open_session(path, **options), pipelines), values["out"], force=values["force"])
 
 
-def _narrowed(session: Session, pipelines: Sequence[str] | None) -> Session:
-    names = apply_option_rules({"pipelines": pipelines}, {"pipelines": optional_rule(text_list_option)})["pipelines"]
+def _with_pipelines(session: Session, pipeline_names: Sequence[str] | None) -> Session:
+    names = apply_option_rules({"pipelines": pipeline_names}, {"pipelines": optional_rule(text_list_option)})[
+        "pipelines"
+    ]
     return replace(session, pipelines=tuple(names or ()))
 
 
@@ -266,7 +268,7 @@ def load(path: str | Path, **options: "Unpack[LoadOptions]") -> "PreTrainedModel
     """A compiled model: of the target `hf`, one of transformers that generates, trains and saves; else by an engine."""
     from ..artifacts.load import load
 
-    return load(path, **with_device_of_map(renamed(options)))
+    return load(path, **with_device_of_map(with_current_names(options)))
 
 
 def open_session(path: str | Path, **options: Unpack[Options]) -> Session:
@@ -276,7 +278,7 @@ def open_session(path: str | Path, **options: Unpack[Options]) -> Session:
             "`path` is a model, where a recipe's is needed", help="`effc.optimize` takes models"
         ).rejection()
     file = apply_option_rules({"path": path}, {"path": path_option})["path"]
-    return Session(file, *session_options(renamed(options)))
+    return Session(file, *session_options(with_current_names(options)))
 
 
 def plan_all_pipelines(session: Session) -> "list[Plan]":
@@ -314,10 +316,10 @@ def lock(session: Session) -> tuple[Path, dict[str, str]]:
     return lock.write(session.path, known), {name: fact.text for name, fact in known.items()}
 
 
-def _lock_facts(session: Session, current_plans: "Sequence[Plan]") -> "dict[str, Fact]":
+def _lock_facts(session: Session, plans: "Sequence[Plan]") -> "dict[str, Fact]":
     from ..analysis.planning.lock import lock_facts
 
-    return lock_facts(current_plans, [session.context(p.recipe, p.pipeline) for p in current_plans])
+    return lock_facts(plans, [session.context(p.recipe, p.pipeline) for p in plans])
 
 
 def bisect_bound(session: Session, plan: "Plan", bound: Bound) -> "BisectResult":
@@ -335,7 +337,7 @@ def build(
     *,
     force: bool = False,
     saved_plans: Any = None,
-    dump: str = "",
+    dump_ir: str = "",
     on_plan: "Callable[[Plan], None]" = lambda plan: None,
 ) -> "list[Result]":
     """Compile every pipeline that emits something; `saved_plans` is a plan of `plan -o`, whose drift is refused."""
@@ -369,7 +371,7 @@ def build(
             for plan in compiled:
                 on_plan(plan)
                 ctx = session.context(plan.recipe, plan.pipeline)
-                results.append(Build(plan, ctx, cache, dump=dump, team=team).run(plan.folder(out), force))
+                results.append(Build(plan, ctx, cache, dump=dump_ir, team=team).run(plan.folder(out), force))
     return results
 
 

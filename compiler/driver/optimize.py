@@ -19,8 +19,8 @@ from ..core.options import apply_option_rules, integer_rule, invalid_option
 from ..core.options import path_rule as path_option
 from ..core.settings import Settings
 from .emission import Artifact, Page
-from .memory_recipe import BASE, FILE, PIPELINE, MemoryRecipe
-from .session_options import Options, renamed, session_options
+from .memory_recipe import BASE, FILE, PIPELINE, InMemoryRecipe
+from .session_options import Options, session_options, with_current_names
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -79,7 +79,7 @@ def optimize(
     if not bounds and len(rows) > 1 and decodes:
         bounds = [DOUBLED]
     with carets_in_notes():
-        memory_recipe = MemoryRecipe(steps, rows, bounds, settings)
+        memory_recipe = InMemoryRecipe(steps, rows, bounds, settings)
         text = memory_recipe.text(call("hf", PIPELINE))
         Cache(settings.cache_dir)  # refuses a folder that others can write to
         memory_recipe = replace(memory_recipe, checkpoint=save_in_cache(source, tokenizer, settings.cache_dir))
@@ -92,7 +92,7 @@ def optimize(
 
 def _settings(options: Options) -> Settings:
     """Settings of options. Raises Reject (bad-option) for values of params, which such a recipe has none of."""
-    settings, overrides, params_file = session_options(renamed(options))
+    settings, overrides, params_file = session_options(with_current_names(options))
     if overrides or params_file:
         raise invalid_option(
             "`set` and `params` are for recipes with params", help="write values into the steps"
@@ -116,7 +116,7 @@ class Optimized:
     missed: tuple[Diagnostic, ...]
     stopped: tuple[Diagnostic, ...]
     device: str
-    source: MemoryRecipe
+    source: InMemoryRecipe
     folder: Path
 
     def __repr__(self) -> str:
@@ -158,7 +158,7 @@ class Optimized:
                     help="call `effc.optimize` again with more `max_time`, or without: it goes on from there",
                 ).rejection()
             unlimited = replace(self.source, settings=replace(self.source.settings, max_time=None))
-            result = unlimited.compile(self.source.write(self.source.text(target)), where, force)
+            result = unlimited.compile(self.source.write(self.source.to_source(target)), where, force)
         emitted: list[Artifact | Page] = [*result.artifacts, *result.reports]
         return emitted[0]
 

@@ -83,7 +83,7 @@ class Build:
         for stage in self.plan.stages:  # a pass imports the kind of result that it gives, which the cache is read by
             self.ctx.registry.import_plugin_class("pass", stage.call.word)
 
-    def run(self, out: Path, force: bool) -> Result:
+    def run(self, out_folder: Path, force: bool) -> Result:
         started = time.monotonic()
         self.total = len(self.plan.stages) + len(self.plan.pipeline.emits)
         refuse_other_machine_profiles(
@@ -94,7 +94,7 @@ class Build:
         accounting = Accounting.for_plan(self.plan, self.ctx)
         verdicts = Verdicts(self.plan, self.cache, self.ctx, accounting.on_original)
         result = Result(self.plan, stopped=self.stopped)
-        emission = Emission(self.plan, self.cache, self.ctx, out, force, verdicts, accounting, self.costs)
+        emission = Emission(self.plan, self.cache, self.ctx, out_folder, force, verdicts, accounting, self.costs)
         self.write_all_targets(emission, result)
         result.seconds = time.monotonic() - started
         return result
@@ -112,7 +112,7 @@ class Build:
             ):
                 artifacts = of.setdefault(target.source, [])
                 if describes(target.call.word):
-                    report = emission.write_report(target, artifacts, partial(self.reach_step, target.source))
+                    report = emission.write_report(target, artifacts, partial(self.load_outcome_of_step, target.source))
                     result.reports.append(report)
                     done.change = size_text(report.path.stat().st_size)
                     continue
@@ -125,7 +125,7 @@ class Build:
         if self.cache.is_step_complete(stage.key):
             self.index += 1
             self.ctx.emit_event(StageEnded(stage.name, 0.0, cached=True))
-            self.repeat_warnings(stage)
+            self.reemit_cached_warnings(stage)
             self.costs[stage.name] = {"planned": round(stage.seconds, 2), "cached": True}
             return
         with (
@@ -134,7 +134,7 @@ class Build:
             diagnostics_located_at(stage.call),
         ):
             pass_: Pass = self.ctx.registry.make("pass", stage.call)
-            unfinished_steps.prepare_scratch(
+            unfinished_steps.prepare_step_scratch(
                 self.cache, stage.key, self.ctx
             )  # before anything is loaded, where it can't be kept
             run = partial(self.run_pass_on_outcome, pass_, stage)
@@ -151,7 +151,7 @@ class Build:
             "peak_bytes": done.peak,
         }
 
-    def repeat_warnings(self, stage: Stage) -> None:
+    def reemit_cached_warnings(self, stage: Stage) -> None:
         """Tell the warnings of a step whose result the cache has."""
         body = self.cache.read_complete_step(stage.key)
         assert body is not None, f"the result of {stage.name} is not in the cache"
@@ -214,11 +214,11 @@ class Build:
             "dump": lines.text,
         }
 
-    def reach_step(self, name: str) -> Outcome:
-        return self.load_outcome(self.plan.key_of(name))
+    def load_outcome_of_step(self, step_name: str) -> Outcome:
+        return self.load_outcome(self.plan.key_of(step_name))
 
-    def load_outcome(self, key: str) -> Outcome:
-        return self.results.load_outcome(key)
+    def load_outcome(self, step_key: str) -> Outcome:
+        return self.results.load_outcome(step_key)
 
     def store_original_outputs(self, program: Program) -> None:
         """Keep what the original says on the data that it is compared on, while it is still the original."""
@@ -262,7 +262,7 @@ class Build:
         return ProgramVersion(program, program.version) if program and stage.source == self.plan.identity else None
 
     @contextmanager
-    def blame_modified_files(self, key: str = "") -> "Iterator[None]":
+    def blame_modified_files(self, step_key: str = "") -> "Iterator[None]":
         """Blame a file of the model that changed for whatever breaks, and drop what the step of a key left."""
         try:
             yield
@@ -270,13 +270,13 @@ class Build:
             try:
                 self.ctx.origin.refuse_changed_files()
             except Reject as changed:
-                if key:
-                    unfinished_steps.drop(self.cache, key)
+                if step_key:
+                    unfinished_steps.remove_scratch(self.cache, step_key)
                 raise changed from error
             raise
         except KeyboardInterrupt:  # which leaves no time to read files again
-            if key and self.ctx.origin.files is not None and self.ctx.origin.files.is_touched():
-                unfinished_steps.drop(self.cache, key)
+            if step_key and self.ctx.origin.files is not None and self.ctx.origin.files.is_touched():
+                unfinished_steps.remove_scratch(self.cache, step_key)
             raise
 
     @contextmanager

@@ -56,11 +56,11 @@ class Options(TypedDict, total=False):
     on_event: Listener
 
 
-def renamed(values: Any) -> Any:
+def with_current_names(options: Any) -> Any:
     """Options under the names that they have now."""
-    if "tell" in values:
+    if "tell" in options:
         warnings.warn("`tell` is `on_event` now; the old name goes with 0.3", DeprecationWarning, stacklevel=4)
-    return {"on_event" if name == "tell" else name: value for name, value in values.items()}
+    return {"on_event" if name == "tell" else name: value for name, value in options.items()}
 
 
 def with_device_of_map(values: Mapping[str, Any]) -> dict[str, Any]:

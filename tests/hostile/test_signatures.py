@@ -15,7 +15,7 @@ from effc.compiler.artifacts.signature import find_valid_signer, read_signatures
 from effc.compiler.artifacts.signing_keys import write_key_pair
 from effc.compiler.cli.main import make_app
 from effc.compiler.core.settings import Settings
-from effc.compiler.driver.models import resolve_source
+from effc.compiler.driver.models import resolve_recipe_model
 from effc.compiler.plugin.context import Context
 from effc.compiler.plugin.registry import Registry
 from effc.dsl.checker.recipe import Invocation
@@ -263,7 +263,7 @@ def test_a_model_folder_without_its_manifest_is_refused_where_signatures_are_req
     def resolve(**settings: bool):
         options = Settings(tmp_path / "cache", signed_by=(key,), offline=True, **settings)
         ctx = Context.without_recipe(options, tmp_path, Registry())
-        return resolve_source(Invocation("hf", {"name": f"./{model}", "revision": "main", "dtype": "auto"}), ctx)
+        return resolve_recipe_model(Invocation("hf", {"name": f"./{model}", "revision": "main", "dtype": "auto"}), ctx)
 
     with pytest.raises(Reject, match="is not signed"):
         resolve()

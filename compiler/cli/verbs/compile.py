@@ -74,7 +74,7 @@ def register(app: typer.Typer) -> None:
         with shared.listening() as listener:
             session = shared.session(recipe, listener, pipeline)
             session.settings = replace(session.settings, workers=workers or "", max_time=max_time)
-            results = api.build(session, output, force=force, saved_plans=saved, dump=dump_ir)
+            results = api.build(session, output, force=force, saved_plans=saved, dump_ir=dump_ir)
         return print_compile_results(results, shared, started)
 
 

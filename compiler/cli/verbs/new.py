@@ -181,9 +181,9 @@ def source_expression(model: str, recipe_folder: Path) -> NamedSource:
         return NamedSource("module", f"{_relative_folder(Path(file), recipe_folder)}:{function}")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         return NamedSource("hf", model)
-    from ...driver.models import nowhere
+    from ...driver.models import unknown_location_diagnostic
 
-    raise nowhere(model).rejection()
+    raise unknown_location_diagnostic(model).rejection()
 
 
 @dataclass(frozen=True)

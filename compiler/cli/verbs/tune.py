@@ -104,10 +104,10 @@ def register(app: typer.Typer) -> None:
                 wish = read_wish(wish_recipe.session)
                 if explain:
                     return print_preview(wish, candidate, shared)
-                journal = Journal.of(wish, Cache(wish_recipe.session.settings.cache_dir))
+                journal = Journal.read_or_make(wish, Cache(wish_recipe.session.settings.cache_dir))
                 page = wish_recipe.result.with_suffix(".html")
                 if page.is_file():  # a page that can't be written at all is a note in the end
-                    refuse_output_path(page, force or journal.wrote(page), True)
+                    refuse_output_path(page, force or journal.has_written_file(page), True)
                 tuned = search_steps(wish, wish_recipe.result, output, force=force, name=candidate)
             tuned.unmet = wish_recipe.located(tuned.unmet)
             problem = _write_page(tuned, page, journal) if tuned.compiled else ""
@@ -119,10 +119,10 @@ def register(app: typer.Typer) -> None:
 
 def _write_page(tuned: "Tuned", page: Path, journal: "Journal") -> str:
     """Write the page of a search; a sentence where it can't be: the artifact is there, and worth its summary."""
-    from ...driver.tuning.page import write_page
+    from ...driver.tuning.page import write_html_page
 
     try:
-        write_page(tuned, page)
+        write_html_page(tuned, page)
         journal.note_written(page.read_text(encoding="utf-8"))
     except (Reject, OSError) as error:
         diagnostics = error.diagnostics if isinstance(error, Reject) else ()
@@ -277,9 +277,9 @@ def judge_on_text(file: Path, judge: Judge, origin: "Origin") -> Judge:
 
 def print_preview(wish: "Wish", candidate: str, shared: SharedFlags) -> int:
     """Candidates of one change in the order in which they are tried, with their planned time and size."""
-    from ...driver.tuning.preview import planned_changes_and_combinations
+    from ...driver.tuning.preview import planned_changes_and_num_combinations
 
-    changes, combined = planned_changes_and_combinations(wish, candidate)
+    changes, combined = planned_changes_and_num_combinations(wish, candidate)
     if shared.format == "json":
         shared.screen.answer_json("tune", preview=[asdict(change) for change in changes], combinations=combined)
         return 0
@@ -303,13 +303,13 @@ def print_preview(wish: "Wish", candidate: str, shared: SharedFlags) -> int:
 def print_tuned(tuned: "Tuned", shared: SharedFlags) -> int:
     """Table of the artifact, then of the candidates; the exit code."""
     from ...driver.tuning.summary import (
+        indistinguishable_finalists_text,
         measured_twice_text,
         metric_names,
-        neighbours,
-        others_text,
-        rows,
-        tied_text,
+        table_rows,
         to_json,
+        trade_off_sentences,
+        why_others_were_not_measured,
     )
 
     screen = shared.screen
@@ -329,15 +329,15 @@ def print_tuned(tuned: "Tuned", shared: SharedFlags) -> int:
         screen.answer(sentence)
     head = ("candidate", *metric_names(tuned.search), "")
     width = len(head) - 2
-    table = [head, *((r.name, *(r.cells or ("",) * width), r.state) for r in rows(tuned))]
+    table = [head, *((r.name, *(r.cells or ("",) * width), r.state) for r in table_rows(tuned))]
     screen.answer(screen.table(table, right=tuple(range(1, width + 1)), indent="  "))
-    for sentence in filter(None, (*neighbours(tuned), tied_text(tuned))):
+    for sentence in filter(None, (*trade_off_sentences(tuned), indistinguishable_finalists_text(tuned))):
         screen.answer(sentence)
     screen.complain(tuned.unmet, "tune")
     if not tuned.unmet:
         search = tuned.search
         spent = f"{len(search.candidates)} candidates measured in {duration_text(search.seconds)}"
-        screen.note(f"{search.measured_count} of {spent}; {others_text(search)}")
+        screen.note(f"{search.measured_count} of {spent}; {why_others_were_not_measured(search)}")
         for compiled in tuned.chosen.values():
             screen.note(f"recipe: {compiled.recipe}")
     return code_of(tuned.unmet)

@@ -182,7 +182,7 @@ def test_an_edited_point_is_not_picked(front, tmp_path):
     weights = next((tmp_path / "front/points/slim").rglob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(Reject) as caught:
-        copy_point(tmp_path / "front", tmp_path / "small", point="slim")
+        copy_point(tmp_path / "front", tmp_path / "small", point_name="slim")
     assert caught.value.diagnostics[0].fault.slug == "artifact-edited"
 
 
@@ -340,7 +340,7 @@ def test_a_front_is_not_replaced_by_its_own_point(front):
     path = front.artifacts[0].path
     for into in (path, path / "points/new", path.parent):
         with pytest.raises(Reject) as caught:
-            copy_point(path, into, point="slim", force=True)
+            copy_point(path, into, point_name="slim", force=True)
         assert caught.value.diagnostics[0].fault.slug == "into-itself"
 
 

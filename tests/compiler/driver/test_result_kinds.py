@@ -202,7 +202,7 @@ def test_a_new_kind_of_result_is_one_class_and_a_target(tmp_path, monkeypatch):
     again = built(recipe, registry, second).artifacts[0]
     assert [e.stage for e in second if isinstance(e, StageEnded) and e.cached] == ["thin", "all"]
     assert again.manifest.files == artifact.manifest.files
-    copy_point(artifact.path, tmp_path / "picked", point="by_4")
+    copy_point(artifact.path, tmp_path / "picked", point_name="by_4")
     assert torch.equal(effc.load(tmp_path / "picked").state_dict()["lm_head.weight"], loaded[1]["lm_head.weight"])
 
 
