@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ...dsl.syntax.diagnostics import Fault
 from ..core.json_errors import reject_on_error
 from ..core.safe_read import read_json, require_or_unlisted
-from .lora_patterns import ModulePatterns, UnreadPattern, excluded, path_ends, unmatched
+from .lora_patterns import ModulePatterns, UnreadPattern, dotted_suffixes, excluding_config_field, paths_not_targeted
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -50,9 +50,9 @@ def load_peft_adapters(folder: Path, base_model: Any) -> Any:
     from safetensors.torch import load_file
 
     lora, shapes = read_lora(folder)
-    transposed = _refuse_shape_mismatch(folder, shapes, base_model)
+    transposed = _refuse_shape_mismatch_unless_folded(folder, shapes, base_model)
     tensors = load_file(folder / WEIGHTS)
-    _refuse_other_numbers(folder, tensors)
+    _refuse_non_finite_tensors(folder, tensors)
     first = next(iter(lora.ranks))
     config = LoraConfig(
         r=lora.ranks[first],
@@ -80,7 +80,7 @@ def read_lora_factors(folder: Path) -> "dict[str, tuple[Tensor, Tensor]]":
 
     lora, _ = read_lora(folder)
     tensors = load_file(folder / WEIGHTS)
-    _refuse_other_numbers(folder, tensors)
+    _refuse_non_finite_tensors(folder, tensors)
     factors = {}
     for path, rank in lora.ranks.items():
         down, up = (tensors[f"{_PREFIX}{path}{side}"].float() for side in _FACTORS)
@@ -88,7 +88,7 @@ def read_lora_factors(folder: Path) -> "dict[str, tuple[Tensor, Tensor]]":
     return factors
 
 
-def check(folder: Path) -> None:
+def check_adapter_folder(folder: Path) -> None:
     """Read the numbers, and the headers of the weights, as `load_peft_adapters` does; no model is made."""
     read_lora(folder)
 
@@ -114,7 +114,7 @@ def read_lora(folder: Path) -> tuple[Lora, dict[str, tuple[int, ...]]]:
     _refuse_unnamed_modules(folder, body["target_modules"], ranks)
     _refuse_rank_mismatch(folder, body, shapes, ranks)
     alphas = {path: body["alpha_pattern"].value(path, body["lora_alpha"]) for path in ranks}
-    if (field := excluded(ranks, body)) is not None:
+    if (field := excluding_config_field(ranks, body)) is not None:
         raise rejected_adapter(f"{folder / CONFIG} leaves out, by `{field}`, a module that has tensors").rejection()
     return Lora(ranks, alphas, body["use_rslora"]), shapes
 
@@ -138,13 +138,13 @@ def _read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return {name: slot.shape for name, slot in slots.items()}
 
 
-def _refuse_unnamed_modules(folder: Path, targets: list[str] | str, ranks: Mapping[str, int]) -> None:
+def _refuse_unnamed_modules(folder: Path, target_modules: list[str] | str, ranks: Mapping[str, int]) -> None:
     """Hold modules with tensors against names of the config, which are paths or their ends, or its expression; one that
     could run for long is not tried."""
-    if missing := unmatched(ranks, targets):
+    if missing := paths_not_targeted(ranks, target_modules):
         raise rejected_adapter(f"{folder / CONFIG} does not name `{missing[0][:80]}`, which has tensors").rejection()
-    named = set() if isinstance(targets, str) else set(targets)
-    if bare := sorted(named - {end for path in ranks for end in path_ends(path)}):
+    named = set() if isinstance(target_modules, str) else set(target_modules)
+    if bare := sorted(named - {end for path in ranks for end in dotted_suffixes(path)}):
         raise rejected_adapter(f"{folder / CONFIG} names `{bare[0][:80]}`, which has no tensors").rejection()
 
 
@@ -160,7 +160,9 @@ def _refuse_rank_mismatch(
                 raise rejected_adapter(f"{folder / WEIGHTS} {fact}").rejection()
 
 
-def _refuse_shape_mismatch(folder: Path, shapes: Mapping[str, tuple[int, ...]], base_model: "nn.Module") -> bool:
+def _refuse_shape_mismatch_unless_folded(
+    folder: Path, shapes: Mapping[str, tuple[int, ...]], base_model: "nn.Module"
+) -> bool:
     """Hold tensors against the modules of a model; whether these store weights as [inputs, outputs]."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
@@ -183,7 +185,7 @@ def _refuse_shape_mismatch(folder: Path, shapes: Mapping[str, tuple[int, ...]], 
     return is_transposed
 
 
-def _refuse_other_numbers(folder: Path, tensors: "Mapping[str, Tensor]") -> None:
+def _refuse_non_finite_tensors(folder: Path, tensors: "Mapping[str, Tensor]") -> None:
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise rejected_adapter(f"{folder / WEIGHTS}: `{name[:80]}` holds NaN or infinity").rejection()
@@ -215,9 +217,9 @@ def _read_checked_adapter_config(file: Path) -> dict[str, Any]:
     return body | patterns | {"use_rslora": body.get("use_rslora") is True}
 
 
-def _module_patterns(file: Path, field: str, values: Mapping[str, Any]) -> ModulePatterns:
+def _module_patterns(file: Path, field: str, value_by_pattern: Mapping[str, Any]) -> ModulePatterns:
     try:
-        return ModulePatterns(values)
+        return ModulePatterns(value_by_pattern)
     except UnreadPattern as error:
         problem, help = (
             f"{file}: its `{field}` has {error}, which is not tried",

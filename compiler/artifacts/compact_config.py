@@ -26,14 +26,20 @@ _SEAL = {"model_type": "effc", "transformers_weights": "load-this-folder-with-ef
 not_sealed = Fault("no-effc-config", "A folder's config.json was not written by effc.", exit="environment")
 
 
-def record(base: Mapping[str, Any], edits: Any, dtype: str) -> dict[str, Any]:
-    """Record under the key `effc`. `base` is the config before any edit, `edits` is `Edits.to_json()`."""
+def make_compact_record(base_config: Mapping[str, Any], edits_json: Any, dtype: str) -> dict[str, Any]:
+    """Record under the key `effc`. `base_config` is the config before any edit, `edits_json` is `Edits.to_json()`."""
     from ..core.fingerprint import library_versions
 
-    return {"format": FORMAT, "base": dict(base), "edits": edits, "dtype": dtype, "versions": library_versions()}
+    return {
+        "format": FORMAT,
+        "base": dict(base_config),
+        "edits": edits_json,
+        "dtype": dtype,
+        "versions": library_versions(),
+    }
 
 
-def seal(folder: Path) -> None:
+def lock_config_to_effc(folder: Path) -> None:
     """Make the config.json that transformers wrote into the folder one that only effc loads."""
     file = folder / CONFIG
     body = json.loads(file.read_bytes())
@@ -86,4 +92,4 @@ def _save_pretrained_compact(
     plain = partial(type(model).save_pretrained, model, save_directory, *args)
     plain(save_original_format=save_original_format, **options)
     if (Path(save_directory) / CONFIG).is_file():
-        seal(Path(save_directory))
+        lock_config_to_effc(Path(save_directory))

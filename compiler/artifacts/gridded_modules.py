@@ -67,9 +67,9 @@ class PackedLinears(Generic[_Packed]):
     dense: Mapping[str, str]
 
 
-def dense_notes(dense: Mapping[str, str]) -> list[str]:
+def notes_on_dense_modules(reason_by_path: Mapping[str, str]) -> list[str]:
     """Sentences for the model card on modules that stay dense, with the reason of each."""
-    return [f"`{path}` stays dense: {reason}." for path, reason in dense.items()]
+    return [f"`{path}` stays dense: {reason}." for path, reason in reason_by_path.items()]
 
 
 def pack_linear_modules(
@@ -111,7 +111,7 @@ def recorded_schemes(notes: Iterable[Mapping[str, Any]]) -> dict[str, Scheme]:
     return schemes
 
 
-def quantizers(steps: Sequence[Pass]) -> list[Quantizer]:
+def quantizer_steps(steps: Sequence[Pass]) -> list[Quantizer]:
     """The steps that put weights on a grid."""
     return [step for step in steps if isinstance(step, Quantizer)]
 

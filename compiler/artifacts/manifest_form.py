@@ -73,20 +73,22 @@ _RECORD: dict[Any, Any] = {
 }
 
 
-def check_manifest_form(data: Mapping[str, Any], measured: Mapping[str, Any], records: Mapping[str, type]) -> None:
+def check_manifest_form(
+    manifest_json: Mapping[str, Any], measures_json: Mapping[str, Any], records: Mapping[str, type]
+) -> None:
     """Raises ValueError or KeyError with the field that is of another form."""
-    if not (_is_shallow(data, 0) and _is_shallow(measured, 0)):
+    if not (_is_shallow(manifest_json, 0) and _is_shallow(measures_json, 0)):
         raise ValueError("values are nested too deep")
     for name, kind in _STEADY.items():
-        from_json(data[name], kind, name)
-    _check_present(data["recipe"], _RECIPE, "recipe.")
-    _check_present(data["lock"], _LOCK, "lock.")
-    for step in data["steps"]:
+        from_json(manifest_json[name], kind, name)
+    _check_present(manifest_json["recipe"], _RECIPE, "recipe.")
+    _check_present(manifest_json["lock"], _LOCK, "lock.")
+    for step in manifest_json["steps"]:
         _check_present(step, _STEP, "steps.")
-    _check_present(measured, _VOLATILE)
+    _check_present(measures_json, _VOLATILE)
     for name, record_kind in records.items():
         kinds = {f.name: _RECORD.get(f.type, Annotated[Any, _is_plain_value]) for f in fields(record_kind)}
-        for record in from_json(measured.get(name, []), tuple[Table, ...], name):
+        for record in from_json(measures_json.get(name, []), tuple[Table, ...], name):
             _check_present(record, kinds, f"{name}.")
 
 

@@ -10,7 +10,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 from ..core.environment import distributions_of_dependencies
 from ..plugin import plugin_packages
-from .manifest import Manifest, dump
+from .manifest import Manifest, readable_json_bytes
 
 _SPEC = "1.6"
 
@@ -47,10 +47,10 @@ def cyclonedx_json(manifest: Manifest) -> bytes:
         "metadata": metadata_of,
         "dependencies": [depends],
     }
-    serial = uuid5(NAMESPACE_URL, dump(body).decode())
+    serial = uuid5(NAMESPACE_URL, readable_json_bytes(body).decode())
     stamp = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     body["serialNumber"], metadata_of["timestamp"] = f"urn:uuid:{serial}", stamp
-    return dump(body)
+    return readable_json_bytes(body)
 
 
 @cache  # its description is parsed for that

@@ -59,12 +59,12 @@ class TrustedKey:
     since: date | None = None
     revoked: bool = False
 
-    def stricter(self, other: "TrustedKey") -> "TrustedKey":
+    def with_stricter_conditions(self, other: "TrustedKey") -> "TrustedKey":
         """The key with the conditions of two lines, both of which count."""
         until, since = ([d for d in pair if d] for pair in ((self.until, other.until), (self.since, other.since)))
         return TrustedKey(self.text, min(until, default=None), max(since, default=None), self.revoked or other.revoked)
 
-    def objection(self, signed_at: str) -> str:
+    def rejection_reason(self, signed_at: str) -> str:
         """Reason why a signature of that time, in ISO 8601, is not taken; "" where it is."""
         name = f"the key {key_id(self.text)}"
         if self.revoked:
@@ -180,11 +180,11 @@ def _parse_trusted_key(line: str) -> TrustedKey:
             raise ValueError(f"`{name[:20]}` means nothing behind it")
         if name in days:
             raise ValueError(f"`{name}` stands behind it twice")
-        days[name] = _day(day)
+        days[name] = _parse_iso_day(day)
     return TrustedKey(canonical_key_text(text), days.get("until"), days.get("since"), "revoked" in conditions)
 
 
-def _day(text: str) -> date:
+def _parse_iso_day(text: str) -> date:
     try:
         return date.fromisoformat(text)
     except ValueError as error:

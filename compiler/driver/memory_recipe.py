@@ -90,7 +90,7 @@ class InMemoryRecipe:
 
 
 def fill_missing_data(expr: Any, plugin_kind: str, data_name: str) -> Any:
-    """A call of a word of a kind with this data where it, or a metric among its arguments, lacks data that it requires; a
+    """A call of a word of a kind with this data where it, or a metric among its arguments, lacks what it requires; a
     pass that lacks its score gets perplexity on them."""
     if isinstance(expr, ast.Items):
         return replace(expr, items=tuple(fill_missing_data(item, plugin_kind, data_name) for item in expr.items))

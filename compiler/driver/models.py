@@ -68,7 +68,7 @@ def model_errors_as_diagnostics(label: str) -> Iterator[None]:
 def is_artifact(path: Path) -> bool:
     """Whether a folder is what `effc compile` wrote, or a form of it, or what such a model saved again."""
     from ..artifacts.compact_config import KEY
-    from ..artifacts.load import POINTS, is_marked, kind_of
+    from ..artifacts.load import POINTS, has_marker_file, target_name_of_form
     from ..artifacts.manifest import NAME
     from ..core.safe_read import CONFIG, read_json
 
@@ -77,8 +77,8 @@ def is_artifact(path: Path) -> bool:
     try:
         return KEY in read_json(path / "config.json", CONFIG)
     except (OSError, ValueError, TypeError, RecursionError):
-        kind = kind_of(path.name)
-        return kind is not None and (path.parent / NAME).is_file() and is_marked(path.parent, kind, path.name)
+        kind = target_name_of_form(path.name)
+        return kind is not None and (path.parent / NAME).is_file() and has_marker_file(path.parent, kind, path.name)
 
 
 def resolve_origin(model_location: str, settings: "Settings") -> "Origin":
@@ -205,8 +205,8 @@ def _no_tokenizer_rejection(label: str) -> Reject:
 
 
 def _load_tokenizer_or_none(folder: Path) -> Any:
-    from ..artifacts.load import target_of
+    from ..artifacts.load import target_class_of_folder
     from ..models.checkpoints.model_folder import existing_tokenizer_files, load_tokenizer
 
-    folder = target_of(folder, None).words(folder)
+    folder = target_class_of_folder(folder, None).words(folder)
     return load_tokenizer(folder, str(folder), False) if existing_tokenizer_files(folder) else None

@@ -80,7 +80,7 @@ def optimize(
         bounds = [DOUBLED]
     with carets_in_notes():
         memory_recipe = InMemoryRecipe(steps, rows, bounds, settings)
-        text = memory_recipe.text(call("hf", PIPELINE))
+        text = memory_recipe.to_source(call("hf", PIPELINE))
         Cache(settings.cache_dir)  # refuses a folder that others can write to
         memory_recipe = replace(memory_recipe, checkpoint=save_in_cache(source, tokenizer, settings.cache_dir))
         folder = memory_recipe.write(text)
@@ -141,7 +141,7 @@ class Optimized:
         """A new folder with the recipe, its model and its rows, which compiles to the same artifact (where a search
         was stopped, to that of the full search); the recipe."""
         path = apply_option_rules({"folder": folder}, {"folder": path_option})["folder"]
-        refuse_output_path(path, force=False)
+        refuse_output_path(path, overwrite=False)
         shutil.copytree(self.folder, path, ignore=shutil.ignore_patterns(OUT))
         return path / FILE
 

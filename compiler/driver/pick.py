@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ...dsl.syntax.diagnostics import Fault
 from ...kernels.levels import NAMES, covers
 from ..artifacts.artifact import artifact_draft, refuse_output_path
-from ..artifacts.front_kinds import members_as_timed, read_front_manifest
+from ..artifacts.front_kinds import members_with_interleaved_times, read_front_manifest
 from ..artifacts.load import POINTS, load
 from ..artifacts.load import checkpoint_folder_by_point as points
 from ..artifacts.manifest import Check, Manifest, verify_files
@@ -92,7 +92,7 @@ def copy_point(
     on_event(StageBegan("pick", name))
     with listening_with(on_event):
         with announcing_stage("reading and checking files"):
-            verify_files(front_folder, front, prefix=f"{POINTS}/{name}" if _point_has_files(front, name) else "")
+            verify_files(front_folder, front, name_prefix=f"{POINTS}/{name}" if _point_has_files(front, name) else "")
         with artifact_draft(destination, force) as draft:
             write_point = _copy_and_load_point if _point_has_files(front, name) else _extract_and_save_point
             model = write_point(front_folder, front, name, draft.folder)
@@ -187,7 +187,7 @@ def _best_fitting_point(front: Manifest, limits: tuple[Limit, ...]) -> str:
 def measures_by_point(front: Manifest) -> dict[str, Measures]:
     """Measures of each point: first those of the front, then those of the report."""
     known: dict[str, Measures] = {}
-    for member in members_as_timed(front):
+    for member in members_with_interleaved_times(front):
         facts = {metric: (value, unit, better) for metric, value, unit, better in member["measures"]}
         known[member["name"]] = facts
         for row in front.measures:

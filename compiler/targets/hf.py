@@ -11,9 +11,9 @@ from ...dsl.checker.values import Bytes
 from ...dsl.syntax.diagnostics import Diagnostic, Fault
 from ..artifacts.artifact import NOTES
 from ..artifacts.checkpoint_folders import CheckpointTarget
-from ..artifacts.compact_config import KEY, record, seal
+from ..artifacts.compact_config import KEY, lock_config_to_effc, make_compact_record
 from ..artifacts.compat import Padding, plan_padding_to_stock
-from ..artifacts.gridded_modules import quantizers
+from ..artifacts.gridded_modules import quantizer_steps
 from ..artifacts.packed_modules import COMPRESSED, PackedModules, pack_modules
 from ..artifacts.stock import stock_config
 from ..core.environment import check_modules, refuse_missing_packages
@@ -138,7 +138,9 @@ class Hf(CheckpointTarget):
 
     def lacks(self, earlier_passes: Sequence[Pass]) -> Diagnostic | None:
         return (
-            COMPRESSED.no_grid_diagnostic() if self.format == "compressed" and not quantizers(earlier_passes) else None
+            COMPRESSED.no_grid_diagnostic()
+            if self.format == "compressed" and not quantizer_steps(earlier_passes)
+            else None
         )
 
     def forms(self) -> tuple[Form, ...]:
@@ -213,7 +215,7 @@ def write_compact_checkpoint(program: Program, destination: Path, ctx: Context, 
         model.config,
         model,
         folder,
-        record(ctx.origin.config, program.edits.to_json(), str(model.dtype).removeprefix("torch.")),
+        make_compact_record(ctx.origin.config, program.edits.to_json(), str(model.dtype).removeprefix("torch.")),
     )
 
 
@@ -235,7 +237,7 @@ def write_config_json(config: Any, model: Any, folder: Path, compact_record: dic
         setattr(config, KEY, compact_record)
     config.save_pretrained(folder)
     if compact_record is not None:
-        seal(folder)
+        lock_config_to_effc(folder)
 
 
 def _first(reasons: list[str]) -> str:

@@ -103,14 +103,14 @@ class Pt2(Target):
 
     def _write_decode_step_program(self, model: "nn.Module", folder: Path, ctx: Context) -> list[str]:
         """The program that continues text, where one is asked for; sentences of it."""
-        from ..artifacts.exported_steps import step_usage_note, write_facts
+        from ..artifacts.exported_steps import step_usage_note, write_step_facts
         from ..models.checkpoints.sidecar_files import copy_sidecar_files
 
         if not self.context:
             return []
         facts = _export_and_save_decode_step(model, self.context, folder)
         copy_sidecar_files(model, ctx.origin, folder)
-        write_facts(facts, folder)
+        write_step_facts(facts, folder)
         return [step_usage_note(facts, STEP)]
 
     def files(self, weights: Weights) -> tuple[int, dict[str, float]]:
@@ -137,15 +137,15 @@ class Pt2(Target):
 
     @classmethod
     def check_folder(cls, folder: Path) -> None:
-        from ..artifacts.exported import check
+        from ..artifacts.exported import check_exported_folder
 
-        check(folder)
+        check_exported_folder(folder)
 
     @classmethod
     def tensors(cls, file: Path) -> "Iterator[tuple[str, torch.Tensor]]":
-        from ..artifacts.exported import tensors
+        from ..artifacts.exported import map_program_tensors
 
-        return tensors(file) if file.suffix == ".pt2" else super().tensors(file)
+        return map_program_tensors(file) if file.suffix == ".pt2" else super().tensors(file)
 
     @classmethod
     def open(cls, folder: Path, load_request: LoadRequest) -> tuple[Any, None]:

@@ -103,10 +103,10 @@ def refuse_reload_beside_personal_files(sources: Sequence[ModelSource]) -> None:
 
 def default_name(location: str) -> str:
     """A model's name by the place that it was opened at."""
-    from ...artifacts.load import kind_of
+    from ...artifacts.load import target_name_of_form
 
     kind, colon, name = location.partition(":")
     if colon and kind in ("zoo", "hf"):
         return name
     path = Path(location).resolve()
-    return path.parent.name if kind_of(path.name) else path.name
+    return path.parent.name if target_name_of_form(path.name) else path.name

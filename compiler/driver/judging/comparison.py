@@ -49,8 +49,7 @@ def measure_beside_original(
     """Measure a model beside the original, and judge every bound of the plan's pipeline on it.
 
     on_original  looks at the original, too
-    extra_metrics       what else is measured; by default what the steps were scored by, where no bound says how good it must
-                 be
+    extra_metrics   what else is measured; by default the scores of steps that no bound limits
     """
     started = time.time()
     original = ctx.origin.load().eval()

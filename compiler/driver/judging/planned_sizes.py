@@ -9,7 +9,7 @@ from ....dsl.checker.value_text import bound_text
 from ....dsl.syntax.diagnostics import Diagnostic, Reject
 from ...analysis.planning.cost import Emission
 from ...analysis.planning.plan import Plan, Size
-from ...artifacts.load import facts
+from ...artifacts.load import target_facts
 from ...core.quantity import measurement_text
 from .gate import is_decided, judge_bound
 
@@ -70,7 +70,7 @@ def is_missed(bound: Bound, original: float | None, planned_value: float, is_upp
 
 
 def _bound_applies_to_target(bound: Bound, emit: Emit) -> bool:
-    return bound.part in ("", emit.call.word) and not facts(emit.call.word).get("later", "")
+    return bound.part in ("", emit.call.word) and not target_facts(emit.call.word).get("later", "")
 
 
 def _emits_a_model(session: "Session", plan: Plan, emit: Emit) -> bool:

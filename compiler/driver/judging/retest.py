@@ -240,7 +240,7 @@ def _has_model(manifest: "Manifest") -> bool:
 
 def _judge_artifact(path: Path, plan: "Plan", cache: "Cache", ctx: "Context") -> "Comparison":
     """The bounds that speak of an artifact, judged on what lies there."""
-    from ...artifacts.load import checkpoint_folder_by_point, facts, load_to_judge
+    from ...artifacts.load import checkpoint_folder_by_point, load_to_judge, target_facts
     from ...artifacts.manifest import read_manifest
     from .comparison import measure_beside_original
     from .verdicts import Verdicts
@@ -257,7 +257,7 @@ def _judge_artifact(path: Path, plan: "Plan", cache: "Cache", ctx: "Context") ->
     bounds = tuple(b for b in plan.pipeline.expects if b.part in ("", manifest.kind))
     if results is not None:
         bounds = tuple(replace(b, part="") for b in bounds)
-    elif facts(manifest.kind).get("later") and any(b.part for b in bounds):
+    elif target_facts(manifest.kind).get("later") and any(b.part for b in bounds):
         raise not_run(
             f"{path} has not run, and bounds speak of what it gives", help=f"effc run {quote(str(path))}, then test it"
         ).rejection()

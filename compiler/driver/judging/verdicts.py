@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ....dsl.checker.recipe import Bound, Emit
 from ....dsl.checker.value_text import value_text
 from ....dsl.checker.values import MetricRef
-from ...artifacts.load import facts
+from ...artifacts.load import target_facts
 from ...artifacts.manifest import Measure
 from ...core.cache import Cache
 from ...plugin.context import Context
@@ -43,7 +43,7 @@ class Verdicts:
         is_rounded   the artifact's numbers are not the result's
         """
         known = None if is_rounded else self.totals.get(target.source)
-        word, later = target.call.word, facts(target.call.word).get("later", "")
+        word, later = target.call.word, target_facts(target.call.word).get("later", "")
         wait = tuple(
             BoundVerdict(b, None, skipped=later) for b in self.plan.pipeline.expects if later and b.part == word
         )

@@ -4,7 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from ....dsl.checker.values import DataRef, references_in
-from ...artifacts.pages.chart import Chart, axis, check_packages, dot, hue, render_chart
+from ...artifacts.pages.chart import (
+    Chart,
+    check_packages,
+    color_encoding,
+    point_mark,
+    quantitative_encoding,
+    render_chart,
+)
 from ...artifacts.pages.origin import measure_table_rows, origin_facts
 from ...artifacts.pages.page import render_template
 from ...core.cache import write_atomic
@@ -72,14 +79,14 @@ def _charts(tuned: Tuned, table: list[Row]) -> list[Chart]:
     spec = {
         "data": {"values": values},
         "encoding": {
-            "x": axis("x", f"{heads[across]}, of the original", scale={"zero": False, "padding": 40}),
-            "y": axis("y", f"{heads[0]}, of the original", scale={"zero": False, "padding": 28}),
+            "x": quantitative_encoding("x", f"{heads[across]}, of the original", scale={"zero": False, "padding": 40}),
+            "y": quantitative_encoding("y", f"{heads[0]}, of the original", scale={"zero": False, "padding": 28}),
         },
         "layer": [
             {
-                "mark": dot(110, stroke="var(--card)", strokeWidth=2),
+                "mark": point_mark(110, stroke="var(--card)", strokeWidth=2),
                 "encoding": {
-                    "color": hue([v["kind"] for v in values]),
+                    "color": color_encoding([v["kind"] for v in values]),
                     "description": {"field": "says", "type": "nominal"},
                 },
             },

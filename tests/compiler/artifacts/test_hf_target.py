@@ -14,7 +14,7 @@ from effc.compiler.artifacts import openers, verify_child
 from effc.compiler.artifacts.compat import plan_padding_to_stock
 from effc.compiler.artifacts.output_comparison import compare_outputs
 from effc.compiler.artifacts.stock import stock_config
-from effc.compiler.artifacts.verify import attention_of
+from effc.compiler.artifacts.verify import attention_name_or_json
 from effc.compiler.artifacts.verify_child import inputs_for_config, probe_model
 from effc.compiler.inputs.sources.zoo import zoo
 from effc.compiler.ir.capture.capture import capture
@@ -169,7 +169,7 @@ def artifacts(request, tmp_path_factory):
         save_file(inputs, folder / "inputs.safetensors")
         found[name, change] = folder, probe_model(program.model, inputs)
         jobs += [
-            ("effc" if form == "compact" else "plain", folder / form, attention_of(program.model))
+            ("effc" if form == "compact" else "plain", folder / form, attention_name_or_json(program.model))
             for form in ("model", "compat", "compact")
             if (folder / form).is_dir()
         ]

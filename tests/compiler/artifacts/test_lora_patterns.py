@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from effc.compiler.artifacts.lora_patterns import ModulePatterns, UnreadPattern, excluded
+from effc.compiler.artifacts.lora_patterns import ModulePatterns, UnreadPattern, excluding_config_field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -55,4 +55,4 @@ def test_many_expressions_are_not_tried_and_those_that_are_take_no_time():
     ],
 )
 def test_a_config_that_leaves_out_a_module_with_tensors_is_told(config, field):
-    assert excluded(PATHS, config) == field
+    assert excluding_config_field(PATHS, config) == field

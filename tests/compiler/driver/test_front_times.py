@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from effc.compiler.artifacts.front_kinds import members_as_timed
+from effc.compiler.artifacts.front_kinds import members_with_interleaved_times
 from effc.compiler.artifacts.load import POINTS
 from effc.compiler.artifacts.manifest import Manifest, Measure
 from effc.compiler.driver.judging.comparison import Comparison
@@ -87,10 +87,10 @@ NOISY = front({"small": [(47.0, 23.5)] * 8, "large": [(187.0, 149.6)] * 8})
 
 
 def test_times_of_the_report_are_those_of_the_points_and_what_a_table_added_up_stays():
-    assert [m["measures"][1][1] for m in members_as_timed(QUIET)] == [50.0, 80.0]
-    assert members_as_timed(QUIET)[0]["measures"][0] == ["loss", 9.0, "nats", "lower"]
+    assert [m["measures"][1][1] for m in members_with_interleaved_times(QUIET)] == [50.0, 80.0]
+    assert members_with_interleaved_times(QUIET)[0]["measures"][0] == ["loss", 9.0, "nats", "lower"]
     searched = replace(QUIET, steps=({"decisions": [{"latency_error": 0.1}]},))
-    assert [m["measures"][1][1] for m in members_as_timed(searched)] == [1.0, 1.0]
+    assert [m["measures"][1][1] for m in members_with_interleaved_times(searched)] == [1.0, 1.0]
 
 
 def test_a_quiet_machine_knows_which_points_keep_a_limit_and_a_noisy_one_says_that_it_does_not():
