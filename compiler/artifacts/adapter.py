@@ -113,7 +113,7 @@ def read_lora(folder: Path) -> tuple[Lora, dict[str, tuple[int, ...]]]:
         ).rejection()
     _refuse_unnamed_modules(folder, body["target_modules"], ranks)
     _refuse_rank_mismatch(folder, body, shapes, ranks)
-    alphas = {path: body["alpha_pattern"].value(path, body["lora_alpha"]) for path in ranks}
+    alphas = {path: body["alpha_pattern"].value_for_path(path, body["lora_alpha"]) for path in ranks}
     if (field := excluding_config_field(ranks, body)) is not None:
         raise rejected_adapter(f"{folder / CONFIG} leaves out, by `{field}`, a module that has tensors").rejection()
     return Lora(ranks, alphas, body["use_rslora"]), shapes
@@ -152,7 +152,7 @@ def _refuse_rank_mismatch(
     folder: Path, adapter_config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], ranks: Mapping[str, int]
 ) -> None:
     for path in ranks:
-        rank = adapter_config["rank_pattern"].value(path, adapter_config["r"])
+        rank = adapter_config["rank_pattern"].value_for_path(path, adapter_config["r"])
         for side, axis in zip(_FACTORS, (0, 1), strict=True):
             name = f"{_PREFIX}{path}{side}"
             if shapes[name][axis] != rank:

@@ -213,9 +213,7 @@ def _axis_clusters(skeleton: Skeleton) -> list[list[Group]]:
     clusters: list[list[Group]] = []
     # Experts have no part in it: a router would choose one of zeros. Nor have heads and states of mixers over which a
     # norm takes a mean.
-    candidates = [
-        g for g in skeleton.groups if g.kind not in ("experts", "ssm_heads") and not _has_norm_over_states(g, skeleton)
-    ]
+    candidates = [g for g in skeleton.groups if g.kind not in ("experts", "ssm_heads") and not _has_norm(g, skeleton)]
     for group in sorted(candidates, key=lambda g: g.kind != "heads"):
         axes = {(m.tensor, m.axis) for m in group.members}
         adjacent = [c for c in clusters if any((m.tensor, m.axis) in axes for g in c for m in g.members)]
@@ -223,7 +221,7 @@ def _axis_clusters(skeleton: Skeleton) -> list[list[Group]]:
     return clusters
 
 
-def _has_norm_over_states(group: Group, skeleton: Skeleton) -> bool:
+def _has_norm(group: Group, skeleton: Skeleton) -> bool:
     """Whether a norm runs over the states of a mixer: its weight, or a buffer of its own, has an entry for each."""
     kinds = {p.path: p.kind for p in skeleton.parts}
     owners = (m.tensor.rpartition(".")[0] for m in group.members)
@@ -237,7 +235,7 @@ def _infer_kept_positions(padding: Padding, skeleton: Skeleton, cluster: list[Gr
         return
     small = _skeleton_of_cluster(skeleton, cluster)
     goal = {axis: shrunk_shapes[axis[0]][axis[1]] for axis in axes}
-    for counts in _candidate_remaining_counts(cluster, goal, padding.shapes):
+    for counts in _remaining_counts(cluster, goal, padding.shapes):
         positions = {axis: list(range(padding.shapes[axis[0]][axis[1]])) for axis in axes}
         _drop_last_positions(small, counts, positions)
         if all(len(positions[axis]) == size for axis, size in goal.items()):
@@ -252,9 +250,7 @@ def _skeleton_of_cluster(skeleton: Skeleton, cluster: list[Group]) -> Skeleton:
     return replace(skeleton, parts=parts, groups=tuple(cluster), branches=(), tied=(), opaque=())
 
 
-def _candidate_remaining_counts(
-    cluster: list[Group], sizes_after: Mapping[Axis, int], original_shapes: Shapes
-) -> Iterator[tuple[int, ...]]:
+def _remaining_counts(cluster: list[Group], sizes_after: Mapping[Axis, int], full: Shapes) -> Iterator[tuple[int, ...]]:
     """Counts that may be left; query heads as heads per KV head."""
     if len(cluster) == 1:
         (group,) = cluster
@@ -262,7 +258,7 @@ def _candidate_remaining_counts(
             axis = member.tensor, member.axis
             if axis in sizes_after:
                 width = sum(size for _, size in member.segments)
-                removed = (original_shapes[axis[0]][axis[1]] - sizes_after[axis]) // width
+                removed = (full[axis[0]][axis[1]] - sizes_after[axis]) // width
                 yield from (n for n in [(group.count - removed,)] if 0 < n[0] <= group.count)
     elif [g.kind for g in cluster] == ["heads", "kv_heads"]:
         heads, kv = cluster
@@ -352,11 +348,9 @@ def _calls_that_output_needs(unit: Unit) -> list[str]:
     return [f"{prefix}{node.target}" for node in ancestors(output) if node.op in ("call_module", "get_attr")]
 
 
-def _is_tensor_of_lost_branch(tensor_name: str, branch: Branch, live_paths: Iterable[str]) -> bool:
+def _is_tensor_of_lost_branch(name: str, branch: Branch, live: Iterable[str]) -> bool:
     """Whether a tensor is of a lost branch, and not of what that shared, as parallel branches share a norm."""
-    return any(is_submodule(tensor_name, part) for part in branch.parts) and not any(
-        is_submodule(tensor_name, path) for path in live_paths
-    )
+    return any(is_submodule(name, part) for part in branch.parts) and not any(is_submodule(name, path) for path in live)
 
 
 def _removed_scans(current: Skeleton, stock: Skeleton) -> list[Scan]:

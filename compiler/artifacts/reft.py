@@ -188,9 +188,9 @@ def find_base_model_folder(folder: Path) -> Path:
 
 
 def _zoo_folder(name: str) -> Path | None:
-    from ..inputs.sources.zoo import zoo
+    from ..inputs.sources.zoo import zoo_folders_by_name
 
-    return zoo().get(name)
+    return zoo_folders_by_name().get(name)
 
 
 def _hub_cache_folder(name: str) -> Path | None:

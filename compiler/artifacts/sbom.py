@@ -19,7 +19,7 @@ def cyclonedx_json(manifest: Manifest) -> bytes:
     """The installed packages that effc may use and those with plug-ins, whichever of them this process has imported (a
     run that goes on after a kill imports fewer), Python, and the model and data that went in, by the hashes that the
     lock has."""
-    plugins = {plugin.distribution.name: plugin.distribution for plugin in plugin_packages.packages()}
+    plugins = {plugin.distribution.name: plugin.distribution for plugin in plugin_packages.installed_plugin_packages()}
     packages = [
         _package_component(name, package)
         for name, package in sorted({**plugins, **distributions_of_dependencies()}.items())

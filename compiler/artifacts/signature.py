@@ -127,7 +127,7 @@ def find_valid_signer(artifact: Path, keys: Sequence[str]) -> str:
     for key in trusted.values():
         for signature in present:
             if signature.key == key.text and is_valid_signature(signature, artifact):
-                if not (objection := key.objection(signature.signed)):
+                if not (objection := key.rejection_reason(signature.signed)):
                     return key.text
                 objections.append(objection)
     bundle, problem = read_bundle(artifact), ""
@@ -137,7 +137,7 @@ def find_valid_signer(artifact: Path, keys: Sequence[str]) -> str:
         files = read_statement(bundle, artifact)
         if problem := signed_files_problem(artifact, files):
             break
-        if not (objection := key.objection(files.signed)):
+        if not (objection := key.rejection_reason(files.signed)):
             return key.text
         objections.append(objection)
     signers = [s.key for s in present] + ([f"the key {bundle.key_id}"] if bundle else [])

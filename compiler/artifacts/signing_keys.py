@@ -137,7 +137,7 @@ def read_trusted_keys(keys: Sequence[str]) -> dict[str, TrustedKey]:
                     help="it is one line, `p256:` or `ed25519:` and 44 characters, or a PEM in a file; behind them may "
                     "stand `until=2030-01-31`, `since=2030-01-31` and `revoked`",
                 ).rejection() from error
-            trusted[one.text] = one.stricter(trusted.get(one.text, one))
+            trusted[one.text] = one.with_stricter_conditions(trusted.get(one.text, one))
     return trusted
 
 

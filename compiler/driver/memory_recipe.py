@@ -19,7 +19,7 @@ from ..core.cache import canonical_json_sha256, tensor_hash, write_atomic
 from ..core.options import invalid_option
 from ..core.quantity import with_article
 from ..core.settings import Settings
-from ..plugin.word_functions import is_filled, registry
+from ..plugin.word_functions import is_filled_by_data, registry
 from .api import Session, build
 from .pipeline import Result
 
@@ -101,7 +101,7 @@ def fill_missing_data(expr: Any, plugin_kind: str, data_name: str) -> Any:
     positional = (p.name for p in word.params if p.positional)
     arguments = [(arg.name or next(positional, ""), arg) for arg in node.args]
     if not data_name:
-        lacking = [p.name for p in word.params if is_filled(word, p) and p.name not in dict(arguments)]
+        lacking = [p.name for p in word.params if is_filled_by_data(word, p) and p.name not in dict(arguments)]
         if lacking and plugin_kind == "pass":
             raise invalid_option(
                 f"`{node.name.path}` reads data for its `{lacking[0]}`, and there is none",
@@ -112,7 +112,7 @@ def fill_missing_data(expr: Any, plugin_kind: str, data_name: str) -> Any:
     args = [
         replace(a, value=fill_missing_data(a.value, "metric", data_name)) if n in metrics else a for n, a in arguments
     ]
-    for param in (p for p in word.params if is_filled(word, p) and p.name not in dict(arguments)):
+    for param in (p for p in word.params if is_filled_by_data(word, p) and p.name not in dict(arguments)):
         value = name(data_name) if "data" in param.types else call("perplexity", name(data_name))
         args += (call("", value) if param.positional else call("", **{param.name: value})).node.args
     return replace(node, args=tuple(sorted(args, key=lambda a: a.name != ""))) if args else expr

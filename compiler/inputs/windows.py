@@ -92,7 +92,7 @@ def require_tokenizer(tokenizer: Any, ctx: Context) -> Any:
     return tokenizer
 
 
-def padding_id(tokenizer: Any, ctx: Context) -> int:
+def padding_token_id(tokenizer: Any, ctx: Context) -> int:
     """Id that fills rows up: the padding token's, else the end token's. Raises Reject (no-tokenizer)."""
     tokenizer = require_tokenizer(tokenizer, ctx)
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
@@ -103,12 +103,12 @@ def encode(text: str, tokenizer: Any) -> list[int]:
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else []
 
 
-def start_token(tokenizer: Any, start: str) -> int | None:
+def start_token_id(tokenizer: Any, start_option: str) -> int | None:
     """The id in front of every row: the tokenizer's own habit for "auto"."""
-    if start == "never" or tokenizer.bos_token_id is None:
+    if start_option == "never" or tokenizer.bos_token_id is None:
         return None
     habit = tokenizer("a", verbose=False)["input_ids"][:1] == [tokenizer.bos_token_id]
-    return tokenizer.bos_token_id if habit or start == "always" else None
+    return tokenizer.bos_token_id if habit or start_option == "always" else None
 
 
 def token_windows(
@@ -146,10 +146,12 @@ def choose_rows(rows: "torch.Tensor", samples: int | None, seed: int) -> "Iterat
     return iter(rows[torch.randperm(len(rows), generator=generator)[:samples]])
 
 
-def _too_little_text_remedy(token_count: int, row_count: int, needed_rows: int, length: int, row_tokens: int) -> str:
+def _too_little_text_remedy(
+    token_count: int, num_whole_rows: int, needed_rows: int, length: int, row_tokens: int
+) -> str:
     """Remedy for too little text: fewer rows, shorter ones if long enough, or the amount of text needed."""
-    if row_count:
-        return f"give more text, or `samples: {row_count}`"
+    if num_whole_rows:
+        return f"give more text, or `samples: {num_whole_rows}`"
     longest = token_count // needed_rows + length - row_tokens
     shorter = f", or `length: {longest}`" if longest >= _SHORTEST else ""
     return f"give {row_tokens * needed_rows} tokens of text{shorter}"

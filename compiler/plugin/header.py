@@ -117,10 +117,10 @@ def _define_header_class(node: ast.ClassDef, path: Path, base: type) -> tuple[ty
         match statement:
             case ast.AnnAssign(target=ast.Name(name), value=ast.Call(func=ast.Name("param")) as value):
                 declared[name] = _types_and_choices_of_annotation(statement.annotation, path)
-                _check_literal(value, path)
+                _assert_is_literal(value, path)
                 body.append(ast.AnnAssign(statement.target, ast.Constant("Any"), value, 1))
             case ast.AnnAssign(target=ast.Name(name), value=ast.expr() as value) | ast.Assign([ast.Name(name)], value):
-                _check_literal(value, path)
+                _assert_is_literal(value, path)
                 assert name not in _REPLACED and name not in RULES, (
                     f"{path}:{statement.lineno}: `{name}` is a method now: `{_REPLACED.get(name, name)}`"
                 )
@@ -137,7 +137,7 @@ def _define_header_class(node: ast.ClassDef, path: Path, base: type) -> tuple[ty
     return names[node.name], declared
 
 
-def _check_literal(value: ast.expr, path: Path) -> None:
+def _assert_is_literal(value: ast.expr, path: Path) -> None:
     """Assert that an expression is made of literals and of calls of what headers may name."""
     for node in ast.walk(value):
         literal = isinstance(node, _LITERAL) or (isinstance(node, ast.Name) and node.id in NAMES)
@@ -169,7 +169,7 @@ def _declared_problems(node: ast.ClassDef, path: Path) -> Iterator[rules.Problem
     for call in sorted(calls, key=lambda call: call.lineno):
         if isinstance(call.func, ast.Name) and call.func.id in names:
             for argument in call.args:
-                _check_literal(argument, path)
+                _assert_is_literal(argument, path)
             yield names[call.func.id](*map(ast.literal_eval, call.args))
 
 

@@ -94,7 +94,7 @@ def signature(word: Word) -> Signature:
         Parameter(
             p.name + "_" * keyword.iskeyword(p.name),
             Parameter.POSITIONAL_OR_KEYWORD if p.positional else Parameter.KEYWORD_ONLY,
-            default=Parameter.empty if p.required and not is_filled(word, p) else _Annotation("..."),
+            default=Parameter.empty if p.required and not is_filled_by_data(word, p) else _Annotation("..."),
             annotation=_Annotation(_python_type(p)),
         )
         for p in ordered
@@ -102,7 +102,7 @@ def signature(word: Word) -> Signature:
     return Signature(parameters, return_annotation=_Annotation("Value"))
 
 
-def is_filled(word: Word, param: Param) -> bool:
+def is_filled_by_data(word: Word, param: Param) -> bool:
     """Whether rows fill in a required parameter that is left out: data, and the score of a search."""
     score = word.kind == "pass" and param.name == SCORE and "metric" in param.types
     return param.default is REQUIRED and ("data" in param.types or score)

@@ -153,11 +153,11 @@ class Hf(CheckpointTarget):
                 return ("stock",)
             if self.form == "stock" or self.format == "compressed":
                 raise cannot_write_form(
-                    f"no config of {type(model).__name__} has these shapes: {_first(reasons)}",
+                    f"no config of {type(model).__name__} has these shapes: {_first_reason_and_count(reasons)}",
                     help="`form: auto` and `format: dense` write compact and compat folders instead",
                     argument="format form",
                 ).rejection()
-            notes.append(f"There is no stock checkpoint: {_first(reasons)}.")
+            notes.append(f"There is no stock checkpoint: {_first_reason_and_count(reasons)}.")
         return ("compact", "compat") if self.form in ("auto", "both") else (self.form,)
 
     def _write_compat_or_note(
@@ -167,10 +167,10 @@ class Hf(CheckpointTarget):
         if not filled.reasons:
             write_compat(program, filled, destination, ctx, self.shard.value)
         elif self.form == "auto":
-            notes.append(f"There is no compat checkpoint: {_first(filled.reasons)}.")
+            notes.append(f"There is no compat checkpoint: {_first_reason_and_count(filled.reasons)}.")
         else:
             raise cannot_write_form(
-                f"zeros can't fill it up to stock shapes: {_first(filled.reasons)}",
+                f"zeros can't fill it up to stock shapes: {_first_reason_and_count(filled.reasons)}",
                 help="`form: compact` writes the true shapes",
             ).rejection()
 
@@ -240,7 +240,7 @@ def write_config_json(config: Any, model: Any, folder: Path, compact_record: dic
         lock_config_to_effc(folder)
 
 
-def _first(reasons: list[str]) -> str:
+def _first_reason_and_count(reasons: list[str]) -> str:
     distinct_reasons = list(dict.fromkeys(reasons))
     further = f", and {len(distinct_reasons) - 1} more" if len(distinct_reasons) > 1 else ""
     return distinct_reasons[0] + further

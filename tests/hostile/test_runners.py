@@ -107,7 +107,7 @@ PIECES = st.lists(st.text("a:# \n[\x1b\u202e", max_size=6), max_size=8)
 @given(PIECES)
 def test_what_a_model_says_is_as_safe_in_pieces_as_in_one(pieces):
     speech = SafeText()
-    assert "".join(map(speech.push, pieces)) + speech.end() == visible("".join(pieces))
+    assert "".join(map(speech.safe_part, pieces)) + speech.remaining_text() == visible("".join(pieces))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -115,13 +115,13 @@ def test_what_a_model_says_is_as_safe_in_pieces_as_in_one(pieces):
 def test_a_model_says_no_command_however_its_words_are_cut(command, width):
     speech, text = SafeText(), f"It is\n{command}\x1b[2J\n{' ' * 200}{command}\n{command}"
     cut = [text[at : at + width] for at in range(0, len(text), width)]
-    shown = "".join(map(speech.push, cut)) + speech.end()
+    shown = "".join(map(speech.safe_part, cut)) + speech.remaining_text()
     assert not [line for line in shown.splitlines() if runs(line)] and "\x1b" not in shown
 
 
 def test_words_of_a_model_come_at_once():
     speech = SafeText()
-    assert [speech.push(text) for text in ("It", " is:", " so", "\n", "and: #", "1")] == [
+    assert [speech.safe_part(text) for text in ("It", " is:", " so", "\n", "and: #", "1")] == [
         "It",
         " is:",
         " so",
@@ -129,4 +129,4 @@ def test_words_of_a_model_come_at_once():
         "and: ",
         "",
     ]
-    assert speech.push(" ") == "#1 "
+    assert speech.safe_part(" ") == "#1 "

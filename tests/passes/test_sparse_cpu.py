@@ -357,10 +357,10 @@ def test_a_model_that_is_lowered_already_has_nothing_left(tmp_path):
 
 def test_unless_told_otherwise_accuracy_is_measured_on_what_the_model_writes(tmp_path, monkeypatch):
     from effc.compiler.inputs.data.generated import Generated
-    from effc.compiler.inputs.sources.zoo import zoo
+    from effc.compiler.inputs.sources.zoo import zoo_folders_by_name
 
     monkeypatch.setattr(Generated, "fitting", classmethod(lambda cls, _: cls(count=2, length=12)))
-    model = AutoModelForCausalLM.from_pretrained(zoo()["tiny-llama"]).eval()
+    model = AutoModelForCausalLM.from_pretrained(zoo_folders_by_name()["tiny-llama"]).eval()
     program, ctx, pass_ = prepared(tmp_path, model, format="dense_bf16", data=None, on=on("*.up_proj"))
     pass_.run(program, ctx)
     assert 0 < program.notes[-1]["accuracy"]["divergence"] < 1e-3

@@ -58,7 +58,7 @@ class Fact:
 
     @property
     def stored(self) -> Any:
-        return self.text if self.value is None or not lockfile.has_toml(self.value) else self.value
+        return self.text if self.value is None or not lockfile.can_be_toml(self.value) else self.value
 
     def equals(self, locked_value: Any) -> bool:
         """Whether a lock has it: as a value of TOML, or as the JSON text that effc 0.2.0 wrote."""

@@ -22,13 +22,14 @@ def main() -> int:
     for line in sys.stdin:
         request = json.loads(line)
         sys.stdout.write(
-            json.dumps({"id": request["id"], "steps": step_forecasts(Path(request["path"]), request["texts"])}) + "\n"
+            json.dumps({"id": request["id"], "steps": step_forecasts_json(Path(request["path"]), request["texts"])})
+            + "\n"
         )
         sys.stdout.flush()
     return 0
 
 
-def step_forecasts(path: Path, texts: dict[str, str]) -> list[dict[str, Any]]:
+def step_forecasts_json(path: Path, texts: dict[str, str]) -> list[dict[str, Any]]:
     """Forecast of each step of a recipe's file, by the offset where it ends; none where there is no forecast."""
     session = Session(
         path,

@@ -36,7 +36,7 @@ def occurrences(file: ast.File, vocabulary: Vocabulary) -> list[Occurrence]:
     return sorted(dict.fromkeys(named), key=lambda o: o.span.start)
 
 
-def at(candidates: list[Occurrence], offset: int) -> Occurrence | None:
+def occurrence_at(candidates: list[Occurrence], offset: int) -> Occurrence | None:
     """The name that an offset lies in, or just behind."""
     return next((o for o in candidates if o.span.start <= offset <= o.span.end), None)
 

@@ -157,10 +157,13 @@ def _print_findings(findings: list[Finding], missing: list[Finding], shared: Sha
 
 def plugin_findings() -> list[Finding]:
     """Installed packages with plug-ins: their code runs with effc's rights."""
-    from ...plugin.plugin_packages import invalid_plugin, packages
+    from ...plugin.plugin_packages import installed_plugin_packages, invalid_plugin
 
     try:
-        return [Finding("plug-ins", f"{p.name}, of {p.distribution.name} {p.distribution.version}") for p in packages()]
+        return [
+            Finding("plug-ins", f"{p.name}, of {p.distribution.name} {p.distribution.version}")
+            for p in installed_plugin_packages()
+        ]
     except Reject as rejection:
         assert rejection.diagnostics[0].fault == invalid_plugin
         return [Finding("plug-ins", rejection.diagnostics[0].message, "missing", rejection.diagnostics[0].help)]

@@ -118,29 +118,35 @@ def diagnostics_of_exception(
     if getattr(error, "errno", None) == errno.ENOSPC or any(t in text for t in _FULL):
         return [_no_space_diagnostic(_file_name_of_error(error), cache)]
     if type(error).__module__.split(".")[0] in _NETWORK:
-        return [no_network(_sentence(error), help="check the connection; --offline uses what was downloaded")]
-    if _is(error, "NoSuchLevel"):
+        return [
+            no_network(
+                _first_line_without_full_stop(error), help="check the connection; --offline uses what was downloaded"
+            )
+        ]
+    if _has_class_named(error, "NoSuchLevel"):
         return [no_level(text, help="unset EFFC_ISA, or name a level that is here")]
-    if _is(error, "KernelError"):
-        return [kernel_error(_sentence(error), help="`effc doctor` says what the kernels find here")]
+    if _has_class_named(error, "KernelError"):
+        return [
+            kernel_error(_first_line_without_full_stop(error), help="`effc doctor` says what the kernels find here")
+        ]
     if isinstance(error, PermissionError):
         return [no_access(f"no permission: {_file_name_of_error(error)}")]
     if isinstance(error, OSError) and error.filename:
         return [no_access(f"{(error.strerror or type(error).__name__).lower()}: {_file_name_of_error(error)}")]
     return [
         internal(
-            f"{type(error).__name__}: {_sentence(error)}" if text else type(error).__name__,
+            f"{type(error).__name__}: {_first_line_without_full_stop(error)}" if text else type(error).__name__,
             help="run again with --debug to see the traceback, and report it with the recipe",
         )
     ]
 
 
-def exit_table() -> str:
+def exit_codes_help_text() -> str:
     """The codes as `effc --help` lists them."""
     return "\n".join(f"  {code:>3}  {MEANINGS[name]}" for name, code in EXITS.items())
 
 
-def _is(error: BaseException, name: str) -> bool:
+def _has_class_named(error: BaseException, name: str) -> bool:
     return any(c.__name__ == name for c in type(error).__mro__)
 
 
@@ -199,7 +205,7 @@ def _file_name_of_error(error: BaseException) -> str:
     return str(name) if name else ""
 
 
-def _sentence(error: BaseException) -> str:
+def _first_line_without_full_stop(error: BaseException) -> str:
     """The first line of a message, without its full stop."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".")[:300] if lines else type(error).__name__

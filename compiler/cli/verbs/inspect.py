@@ -103,7 +103,7 @@ def _print_front_points(front: "Manifest", location: str, graph: str | None, sha
     marks = [(str(number), *(value for _, value, *_ in m["measures"][1::-1])) for number, m in enumerate(members, 1)]
     names = [metric for metric, *_ in front.members[0]["measures"]][1::-1]
     if shared.format == "svg":
-        _need_two(location, names)
+        _require_two_measures(location, names)
         return shared.screen.answer(svg_scatter_plot(marks, *names))
     head = ("", "point", *(metric for metric, *_ in front.members[0]["measures"]))
     rows = [
@@ -119,8 +119,8 @@ def _print_front_points(front: "Manifest", location: str, graph: str | None, sha
     return None
 
 
-def _need_two(location: str, names: list[str]) -> None:
-    if len(names) < 2:
+def _require_two_measures(location: str, measure_names: list[str]) -> None:
+    if len(measure_names) < 2:
         raise typer.BadParameter(f"a front is drawn over two measures, and {location} has one")
 
 

@@ -94,7 +94,7 @@ class Screen:
         if left_out > 0:
             diagnostics = sorted(diagnostics, key=lambda d: d.severity != "error")[:LISTED]
         if self.format == "json":
-            code = code_of(diagnostics)
+            code = exit_code_of(diagnostics)
             self.answer_json(
                 verb,
                 "error" if code else "ok",
@@ -141,7 +141,7 @@ def _escape(match: re.Match[str]) -> str:
     return "\\u0023" if sign == "#" else sign if sign.isprintable() else json.dumps(sign)[1:-1]
 
 
-def code_of(diagnostics: Iterable[Diagnostic]) -> int:
+def exit_code_of(diagnostics: Iterable[Diagnostic]) -> int:
     """The exit code: of the first error, else of an interruption, else 0."""
     all_diagnostics = list(diagnostics)
     errors = [d.exit for d in all_diagnostics if d.severity == "error"]

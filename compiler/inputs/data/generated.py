@@ -79,7 +79,7 @@ class Generated(Data):
                 f"{ctx.origin.label} is a {type(model).__name__}, which writes no text of its own",
                 help='take rows from a text: `text("calib.txt")`, or of `sounds` where it hears',
             ).rejection()
-        with torch.random.fork_rng(devices=_devices(device_of(model))), in_eval_mode(model):
+        with torch.random.fork_rng(devices=_cuda_device_indices(device_of(model))), in_eval_mode(model):
             torch.manual_seed(self._seed(ctx))
             sizes = [min(AT_ONCE, self.count - n) for n in range(0, self.count, AT_ONCE)]
             steps = self.length * len(sizes)
@@ -146,5 +146,5 @@ def _draw_start_tokens(model: Any, tokenizer: Any, ctx: Context, count: int) -> 
     return torch.randint(vocabulary, (count, 1)).to(model.device)
 
 
-def _devices(device: "torch.device") -> list[int]:
+def _cuda_device_indices(device: "torch.device") -> list[int]:
     return [device.index or 0] if device.type == "cuda" else []

@@ -14,7 +14,7 @@ from ...core.json_errors import first_line
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
 from ..records import invalid_record, no_field
-from ..windows import encode, find_files, require_tokenizer, start_token, token_windows
+from ..windows import encode, find_files, require_tokenizer, start_token_id, token_windows
 
 _LONGEST = 193  # characters of ORG/NAME, 96 each
 data_unreachable = Fault("data-unreachable", "A data set of the hub is needed and can't be had.", exit="network")
@@ -53,7 +53,7 @@ class Hub(Data):
         tokenizer = require_tokenizer(tokenizer, ctx)
         ids = encode("\n\n".join(self._read_texts(ctx)), tokenizer)
         seed = ctx.seed if self.seed is None else self.seed
-        return token_windows(ids, self.length, start_token(tokenizer, self.start), self.samples, seed)
+        return token_windows(ids, self.length, start_token_id(tokenizer, self.start), self.samples, seed)
 
     def identity(self, ctx: Context) -> str:
         import hashlib

@@ -55,8 +55,8 @@ class Config(Source):
             config=config,
             folder=None,
             identity=canonical_json_sha256(["random", config, self.seed, dtype]),
-            build=partial(_build, config, dtype),
-            load=partial(_random, config, self.seed, dtype),
+            build=partial(_build_empty_model, config, dtype),
+            load=partial(_build_random_model, config, self.seed, dtype),
             tokenizer=cache(partial(load_tokenizer, path.parent, label)) if tokenizers else no_tokenizer,
             dtype=dtype,
             tokenizer_identity=files.hash_all(tokenizers) if tokenizers else "",
@@ -70,13 +70,13 @@ class Config(Source):
         return declared if declared in ("float32", "bfloat16", "float16") else "float32"
 
 
-def _build(config: dict, dtype: str) -> "nn.Module":
+def _build_empty_model(config: dict, dtype: str) -> "nn.Module":
     from ...models.checkpoints.checkpoint import build_model_from_config
 
     return build_model_from_config(config, dtype)
 
 
-def _random(config: dict, seed: int, dtype: str) -> "nn.Module":
+def _build_random_model(config: dict, seed: int, dtype: str) -> "nn.Module":
     from ...models.checkpoints.checkpoint import model_with_random_weights
 
     return model_with_random_weights(config, seed, dtype)

@@ -68,7 +68,7 @@ class Module(Source):
             folder=None,
             identity=canonical_json_sha256(["module", code, function, config, self.seed]),
             build=make,
-            load=partial(_load, make, label),
+            load=partial(_make_and_check_model, make, label),
             tokenizer=no_tokenizer,
             code=code,
             files=files,
@@ -105,7 +105,7 @@ def _run_user_function(file: Path, function: str, config: dict | None, seed: int
     return module.eval()
 
 
-def _load(make: "Callable[[], nn.Module]", label: str) -> "nn.Module":
+def _make_and_check_model(make: "Callable[[], nn.Module]", label: str) -> "nn.Module":
     from ...models.checkpoints.checkpoint import refuse_non_finite_parameters
 
     module = make()

@@ -16,7 +16,7 @@ from effc.compiler.artifacts.output_comparison import compare_outputs
 from effc.compiler.artifacts.stock import stock_config
 from effc.compiler.artifacts.verify import attention_name_or_json
 from effc.compiler.artifacts.verify_child import inputs_for_config, probe_model
-from effc.compiler.inputs.sources.zoo import zoo
+from effc.compiler.inputs.sources.zoo import zoo_folders_by_name
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.program import Program
 from effc.compiler.models.checkpoints.origin import Origin
@@ -342,7 +342,7 @@ def test_tokenizer_and_generation_config_come_along_byte_for_byte(tmp_path):
     from effc.compiler.models.checkpoints.model_folder import origin_of_folder
 
     ctx = context(tmp_path)
-    ctx.origin = origin_of_folder(zoo()["tiny-llama"], "zoo", "auto", ctx.settings)
+    ctx.origin = origin_of_folder(zoo_folders_by_name()["tiny-llama"], "zoo", "auto", ctx.settings)
     program = capture(ctx.origin.load())
     drop(program, "mlp", 1)
     Hf(path="a").emit(program, tmp_path, ctx)

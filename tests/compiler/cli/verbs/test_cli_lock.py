@@ -9,7 +9,7 @@ import pytest
 from effc.compiler.artifacts.artifact import artifact_hash
 from effc.compiler.cli.main import main
 from effc.compiler.core.sealed_json import canonical_json
-from effc.compiler.inputs.sources.zoo import zoo
+from effc.compiler.inputs.sources.zoo import zoo_folders_by_name
 from effc.compiler.plugin import lockfile
 
 RECIPE = """effspec 1
@@ -27,7 +27,7 @@ emit small { pruning_config("cut") }
 def world(folder: Path) -> Path:
     """A recipe with a model and data of its own."""
     folder.mkdir(exist_ok=True)
-    model = zoo()["tiny-llama"]
+    model = zoo_folders_by_name()["tiny-llama"]
     (folder / "model").mkdir()
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"):
         shutil.copy(model / name, folder / "model" / name)
