@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ...dsl.syntax.json_types import from_json
-from ...dsl.syntax.render import shortened, without_line_breaks
+from ...dsl.syntax.render import shorten_for_message, without_line_breaks
 from ..core.json_errors import reject_on_error
 from ..core.safe_read import MANIFEST, irregular_file, read_json, refuse_irregular_file
 from .form_losses import Account
@@ -350,7 +350,7 @@ def uncovered_files_text(artifact: Path) -> str:
     if not names:
         return ""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    listing = without_line_breaks(shortened(", ".join(names[:3])))
+    listing = without_line_breaks(shorten_for_message(", ".join(names[:3])))
     return f"no hash and no signature covers {listing}{more}, and effc opens none of them"
 
 

@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import Annotated, Any
 
 from ...dsl.syntax.control_characters import first_control_character
-from ...dsl.syntax.json_types import from_json, is_from_to
+from ...dsl.syntax.json_types import from_json, make_range_predicate
 
 _DEEPEST = 40
 
@@ -34,7 +34,7 @@ def is_plain_text(value: Any) -> bool:
 
 Table = Mapping[str, Any]
 PlainText = Annotated[str, is_plain_text]
-Finite = Annotated[float, is_from_to(-1e300, 1e300)]
+Finite = Annotated[float, make_range_predicate(-1e300, 1e300)]
 # Layers by path, their branches by name, a role and counts of each (`analysis/planning/layer_profile.py`).
 Profile = Mapping[str, Mapping[str, Annotated[Table, _is_branch]]]
 _STEADY: dict[str, Any] = {
@@ -46,7 +46,7 @@ _STEADY: dict[str, Any] = {
     "steps": tuple[Table, ...],
     "profile": Annotated[Mapping[str, Profile], lambda profile: not profile or set(profile) == {"before", "after"}],
     "notes": tuple[str, ...],
-    "files": Annotated[Mapping[str, tuple[Annotated[int, is_from_to(0, 1 << 62)], str]], is_plain_text],
+    "files": Annotated[Mapping[str, tuple[Annotated[int, make_range_predicate(0, 1 << 62)], str]], is_plain_text],
 }
 _RECIPE: dict[str, Any] = {"name": str, "text": str, "variant": str, "params": Table}
 _LOCK: dict[str, Any] = {"versions": Mapping[str, str], "inputs": Table}

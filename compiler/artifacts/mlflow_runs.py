@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...dsl.checker.value_text import plain
+from ...dsl.checker.value_text import plain_value_text
 from ...dsl.checker.values import value_from_json
 from ..core.safe_read import MALFORMED
 from .pages.report_data import ReportData, finite_number_or_none, one_line_or_empty
@@ -174,7 +174,7 @@ def _recipe_text(value: Any) -> str:
     if isinstance(value, str):
         return value
     try:
-        return plain(value_from_json(value))
+        return plain_value_text(value_from_json(value))
     except MALFORMED:
         return json.dumps(value)
 

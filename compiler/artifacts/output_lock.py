@@ -58,7 +58,7 @@ def outputs_locked_until_finished(outputs: Sequence[OutputPath], overwrite: bool
     with ExitStack() as stack:
         check_outputs(outputs, overwrite)
         for output in outputs:
-            with diagnostics_located_at(output.call.where("path")):
+            with diagnostics_located_at(output.call.argument_or_call_span("path")):
                 stack.enter_context(_lock_output(output.path))
         check_outputs(outputs, overwrite)  # who held one before may have left an artifact there
         yield
@@ -69,7 +69,7 @@ def outputs_locked_until_finished(outputs: Sequence[OutputPath], overwrite: bool
 def check_outputs(outputs: Sequence[OutputPath], overwrite: bool) -> None:
     """Raises Reject where one is taken (output-exists) or can't be written (output-unwritable)."""
     for output in outputs:
-        with diagnostics_located_at(output.call.where("path")):
+        with diagnostics_located_at(output.call.argument_or_call_span("path")):
             mine = overwrite or unfinished_marker.is_untouched_partial_output(output.path, output.call)
             refuse_output_path(output.folder / output.call.args["path"], mine, output.describes_artifacts)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.syntax.diagnostics import Reject
-from ...dsl.syntax.render import shortened
+from ...dsl.syntax.render import shorten_for_message
 from ..core.safe_read import MALFORMED, read_json
 from .load import folder_use_sentence
 from .manifest import Manifest, all_files, hashed_files, read_manifest, uncovered_files_text, verify_files
@@ -49,7 +49,9 @@ def all_trust_checks(artifact: Path, check_forms: Callable[[Path, Manifest], lis
         *_recipe_checks(manifest),
         *_folder_checks(manifest),
     ]
-    return [replace(check, topic=shortened(check.topic), fact=shortened(check.fact)) for check in checks]
+    return [
+        replace(check, topic=shorten_for_message(check.topic), fact=shorten_for_message(check.fact)) for check in checks
+    ]
 
 
 def _hash_check(artifact: Path, manifest: Manifest) -> TrustCheck:

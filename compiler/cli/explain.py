@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.checker.rules import Conflict, MissingStep, Rules, Unread
-from ...dsl.checker.type_phrases import expected_phrase, sample_value
-from ...dsl.checker.value_text import plain, value_text
+from ...dsl.checker.type_phrases import expected_phrase, sample_value_text
+from ...dsl.checker.value_text import plain_value_text, value_text
 from ...dsl.checker.values import Bytes, Duration, MetricRef, Ratio
 from ...dsl.checker.vocabulary import Param, Vocabulary, Word
 from ...dsl.syntax.diagnostics import EXITS, Fault
@@ -122,13 +122,13 @@ def parameter_lines(param: Param) -> str:
 
 def default_text(param: Param) -> str:
     """A parameter's default as a recipe would write it."""
-    return plain(param.default) if param.default in param.choices else value_text(param.default)
+    return plain_value_text(param.default) if param.default in param.choices else value_text(param.default)
 
 
 def type_text(param: Param) -> str:
     text = expected_phrase(param)
     if "shares" in param.types:
-        return f"{text}, like `{sample_value(param)}`"
+        return f"{text}, like `{sample_value_text(param)}`"
     return f"{text} of {' or '.join(param.of)}" if param.of else text
 
 

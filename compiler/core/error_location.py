@@ -21,4 +21,4 @@ def diagnostics_located_at(location: Span | Invocation | None) -> Iterator[None]
 
 def span_of_blamed_argument(call: Invocation, diagnostic: Diagnostic) -> Span | None:
     """The argument that a diagnostic blames, where the recipe gives it; else the whole call."""
-    return call.where(next((name for name in diagnostic.argument.split() if name in call.spans), ""))
+    return call.argument_or_call_span(next((name for name in diagnostic.argument.split() if name in call.spans), ""))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...dsl.checker.value_text import plain
+from ...dsl.checker.value_text import plain_value_text
 from ...dsl.checker.values import value_from_json
 from .safe_read import MALFORMED
 from .sealed_json import canonical_json
@@ -37,7 +37,7 @@ def first_difference_text(field_name: str, cached_value: Any, current_value: Any
 def _value_text(value: Any) -> str:
     """A value as a recipe writes it, or as JSON; the middle of a long one is left out."""
     try:
-        text = plain(value_from_json(value)) if not isinstance(value, str) else value
+        text = plain_value_text(value_from_json(value)) if not isinstance(value, str) else value
     except MALFORMED:
         text = canonical_json(value)
     return text if len(text) <= 60 else f"{text[:28]}…{text[-28:]}"

@@ -16,7 +16,7 @@ from io import BufferedWriter, TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from ...dsl.syntax.render import visible
+from ...dsl.syntax.render import sanitize_for_terminal
 from .events import Event, Listener, Recorded, Said, StageBegan, StageEnded, Ticked, Warned, listening_with
 from .pipe_safe import PipeSafeStream
 from .quantity import duration_text, measurement_text, size_text
@@ -162,7 +162,7 @@ class PlainRenderer(Renderer):
 
     def line(self, text: str) -> None:
         self.last_line_at = time.monotonic()
-        print(visible(text), file=self.stream, flush=True)
+        print(sanitize_for_terminal(text), file=self.stream, flush=True)
 
     def __enter__(self) -> "PlainRenderer":
         threading.Thread(target=self._print_heartbeats_until_stopped, daemon=True).start()
@@ -233,7 +233,7 @@ class BarRenderer(Renderer):
         self.line(f"[green]✓[/green]{_escape_rich_markup(finished_stage_line(self.stage, event))}", markup=True)
 
     def line(self, text: str, markup: bool = False) -> None:
-        self.progress.console.print(visible(text), markup=markup)
+        self.progress.console.print(sanitize_for_terminal(text), markup=markup)
 
     def _remove_task(self) -> None:
         if self.task is not None:

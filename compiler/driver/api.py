@@ -10,7 +10,7 @@ from ...dsl.checker.recipe import Bound, Invocation, Pipeline, Recipe
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.syntax.diagnostics import EXITS, Diagnostic, Fault, Reject, sorted_distinct_diagnostics
 from ...dsl.syntax.nearest import nearest_name_help
-from ...dsl.syntax.overlap import hides, is_at_or_around
+from ...dsl.syntax.overlap import hides_checker_error, is_at_or_around
 from ...dsl.syntax.parse import parse, read_source, unknown_edition
 from ...dsl.syntax.source import Source
 from ..analysis.discovery.structure import cached_skeleton, refuse_other_tensors, shipped_skeleton
@@ -103,15 +103,17 @@ class Session:
             parsed.file,
             self.registry.vocabulary,
             overrides=self.read_param_overrides(),
-            library=self.read_library_module,
-            skeleton=structure,
-            broken=any(d.severity == "error" for d in parsed.diagnostics),
+            read_module=self.read_library_module,
+            find_skeleton=structure,
+            has_syntax_errors=any(d.severity == "error" for d in parsed.diagnostics),
         )
         for recipe in checked.recipes:
             absent = missing_file_warnings(recipe, self.registry.vocabulary, self.path.parent)
             faults += [d for d in absent if not any(is_at_or_around(other, d) for other in faults)]
             faults += open_step_faults(self, recipe)
-        known = [d for d in checked.diagnostics if not any(hides(other, d) for other in parsed.diagnostics)]
+        known = [
+            d for d in checked.diagnostics if not any(hides_checker_error(other, d) for other in parsed.diagnostics)
+        ]
         ordered = sorted_distinct_diagnostics((*parsed.diagnostics, *known, *faults))
         broken = any(d.severity == "error" for d in ordered)
         if resolve and not broken and (data_diagnostics := unreadable_data_diagnostics(self, checked.recipes)):

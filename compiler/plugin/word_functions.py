@@ -8,7 +8,7 @@ from inspect import Parameter, Signature
 from itertools import zip_longest
 from typing import Any
 
-from ...dsl.checker.value_text import plain
+from ...dsl.checker.value_text import plain_value_text
 from ...dsl.checker.vocabulary import REQUIRED, Param, Word
 from ...dsl.syntax.builder import Value, call, literal
 from .registry import Registry
@@ -77,7 +77,7 @@ def _parse_if_literal(value: Any, param: Param | None) -> Any:
         return value
     is_choice = value in param.choices
     is_text = bool({"string", "selector", "list[string]", "list[selector]"} & set(param.types))
-    parsed = None if is_text and not is_choice else literal(plain(value) if is_choice else value)
+    parsed = None if is_text and not is_choice else literal(plain_value_text(value) if is_choice else value)
     return value if parsed is None else parsed
 
 

@@ -107,7 +107,7 @@ def _arguments(name: str, call: Invocation) -> Iterator[tuple[str, Fact]]:
     """The word and all its arguments, those that the recipe leaves to their defaults included."""
     yield name, Fact(call.word, call.span)
     for arg, value in keys.to_jsonable(call.args).items():
-        yield f"{name} {arg}", Fact(canonical_json(value), call.where(arg), value)
+        yield f"{name} {arg}", Fact(canonical_json(value), call.argument_or_call_span(arg), value)
 
 
 def _model_facts(name: str, ctx: Context) -> Iterator[tuple[str, Fact]]:
@@ -117,7 +117,7 @@ def _model_facts(name: str, ctx: Context) -> Iterator[tuple[str, Fact]]:
     if origin.folder is None or not origin.folder.is_dir():
         return
     if origin.folder.parent.name == "snapshots":  # as the hub's cache lays a repository out: the folder is the commit
-        yield f"model {name} commit", Fact(origin.folder.name, call.where("revision"))
+        yield f"model {name} commit", Fact(origin.folder.name, call.argument_or_call_span("revision"))
     for file in _model_files(origin.folder, origin.label):
         yield f"model {name} file {file.name}", Fact(cached_file_hash(file, ctx.settings.cache_dir), call.span)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ....dsl.syntax.diagnostics import Fault
-from ....dsl.syntax.json_types import from_json, is_from_to
+from ....dsl.syntax.json_types import from_json, make_range_predicate
 from ...core.cache import canonical_json_sha256
 from ...core.hashes import names_and_contents_hash
 from ...core.json_errors import reject_on_error
@@ -39,8 +39,8 @@ other_base = Fault(
     exit="environment",
 )
 
-Number = Annotated[float, is_from_to(0, 1e300)]
-Count = Annotated[int, is_from_to(1, 1_000_000)]
+Number = Annotated[float, make_range_predicate(0, 1e300)]
+Count = Annotated[int, make_range_predicate(1, 1_000_000)]
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Declaration:
     allocation: Literal["budgets", "sandwich"] = "budgets"
     budgets: tuple[str, ...] = ()
     counts: Literal["params", "flops"] = "params"
-    examples: Annotated[int, is_from_to(0, 1 << 62)] = 0
+    examples: Annotated[int, make_range_predicate(0, 1 << 62)] = 0
 
     def assignable_size_indices(self, client: int) -> tuple[int, ...]:
         """Numbers of the sizes that a client may have to train, its own first; -1 of the whole model without sizes."""

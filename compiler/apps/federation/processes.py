@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ....dsl.syntax.diagnostics import Reject
-from ....dsl.syntax.json_types import is_from_to
+from ....dsl.syntax.json_types import make_range_predicate
 from ...core.process_start import process_start_text
 from ...core.safe_read import open_regular
 
@@ -26,7 +26,7 @@ class Process:
     """`started` is what the system says of its start: an id may be another process's by now."""
 
     name: str
-    pid: Annotated[int, is_from_to(2, 1 << 31)]  # 0 and less are groups, which a signal would go to
+    pid: Annotated[int, make_range_predicate(2, 1 << 31)]  # 0 and less are groups, which a signal would go to
     started: str
     log: str
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ....dsl.syntax.json_types import from_json, is_from_to
+from ....dsl.syntax.json_types import from_json, make_range_predicate
 from ...artifacts.manifest import hash_files
 from ...core.cache import canonical_json_sha256
 from ...core.json_errors import reject_on_error
@@ -45,7 +45,7 @@ FORMAT = 1
 KNOWLEDGE, EMBEDDER, REWARD, NATIVE = "knowledge", "embedder", "reward", "native"
 CACHES = ("lists", "states")
 Engine = Literal["torch", "native", "adapted"]
-CacheBytes = Annotated[int, is_from_to(0, 2**40 - 1)]
+CacheBytes = Annotated[int, make_range_predicate(0, 2**40 - 1)]
 
 broken_app = Fault(
     "broken-app", "The description of a test-time compute folder is not what effc writes.", exit="environment"

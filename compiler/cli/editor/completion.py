@@ -9,7 +9,7 @@ from lsprotocol import types as lsp
 from ....dsl.checker import profiles
 from ....dsl.checker.params import HANDLES, TYPES
 from ....dsl.checker.skeleton import Skeleton
-from ....dsl.checker.type_phrases import expected_phrase, sample_value
+from ....dsl.checker.type_phrases import expected_phrase, sample_value_text
 from ....dsl.checker.units import BYTES, COUNTS, DURATIONS
 from ....dsl.checker.vocabulary import Param, Vocabulary, Word
 from ....dsl.syntax import ast
@@ -103,7 +103,7 @@ class _CompletionItems:
             yield from self.plugin_items("metric")
         elif head == "profile" and before[-1:] != (":",):
             yield from (_item(p.name, Kind.Property, p.doc, f"{p.name}: ") for p in profiles.KEYS)
-        elif head == "profile" and (key := profiles.key(before[-2])):
+        elif head == "profile" and (key := profiles.profile_key_param(before[-2])):
             yield from self.value_items(key, None)
 
     def argument_items(self, call: Frame) -> Iterator[lsp.CompletionItem]:
@@ -163,7 +163,11 @@ class _CompletionItems:
             yield from self.module_path_items(types, plugin, quotes='"')
         if "ratio" in types:
             yield from (_item(f"85% of {base}", Kind.Value) for base in param.of)
-        elif (text := sample_value(param)) and not param.choices and types & {"bytes", "duration", "shares", "range"}:
+        elif (
+            (text := sample_value_text(param))
+            and not param.choices
+            and types & {"bytes", "duration", "shares", "range"}
+        ):
             yield _item(text, Kind.Value)
         yield from self.declared_name_items("param")
 
@@ -195,9 +199,11 @@ class _CompletionItems:
         return declared
 
     def module_members(self, statement: ast.Use) -> Iterator[tuple[str, Occurrence]]:
-        from ....dsl.checker.modules import module_name
+        from ....dsl.checker.modules import resolved_module_name
 
-        path = self.documents.module_path(module_name(statement.target, self.reading.source.name), self.reading.path)
+        path = self.documents.module_path(
+            resolved_module_name(statement.target, self.reading.source.name), self.reading.path
+        )
         module = self.documents.parse_any_file(path) if path else None
         if module is None:
             return

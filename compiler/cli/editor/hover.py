@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lsprotocol import types as lsp
 
-from ....dsl.checker.modules import module_name
+from ....dsl.checker.modules import resolved_module_name
 from ....dsl.checker.vocabulary import Vocabulary, Word
 from ....dsl.syntax import ast
 from ....dsl.syntax.source import Span
@@ -35,7 +35,7 @@ def file_of_use_at(reading: Reading, offset: int, documents: OpenDocuments) -> P
     """The file of the module whose `use` an offset lies in."""
     uses = (s for s in reading.file.statements if isinstance(s, ast.Use) and span_contains_offset(s.span, offset))
     use = next(uses, None)
-    return documents.module_path(module_name(use.target, reading.source.name), reading.path) if use else None
+    return documents.module_path(resolved_module_name(use.target, reading.source.name), reading.path) if use else None
 
 
 def find_declaration_of(

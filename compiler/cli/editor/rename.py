@@ -8,7 +8,7 @@ from pathlib import Path
 from lsprotocol import types as lsp
 from pygls import uris
 
-from ....dsl.checker.modules import module_name
+from ....dsl.checker.modules import resolved_module_name
 from ....dsl.syntax import ast
 from ....dsl.syntax.tree_builder import RESERVED
 from .hover import find_declaration_of
@@ -82,7 +82,7 @@ def readings_that_may_use(module_path: Path, documents: OpenDocuments) -> Iterat
 def _module_names_of_path(reading: Reading, path: Path, documents: OpenDocuments) -> Iterator[str]:
     """Names that a file gives to the module at a path."""
     uses = (s for s in reading.file.statements if isinstance(s, ast.Use))
-    for name in dict.fromkeys(module_name(use.target, reading.source.name) for use in uses):
+    for name in dict.fromkeys(resolved_module_name(use.target, reading.source.name) for use in uses):
         if documents.module_path(name, reading.path) == path:
             yield name
 

@@ -137,7 +137,7 @@ def _cache(shared: SharedFlags) -> "Cache":
 
 def _step_as_call(entry) -> str:
     """The step as a recipe would write it, without what has its default."""
-    from ....dsl.checker.value_text import plain
+    from ....dsl.checker.value_text import plain_value_text
     from ....dsl.checker.values import value_from_json
     from ...plugin.registry import Registry
 
@@ -146,7 +146,7 @@ def _step_as_call(entry) -> str:
     usual = {p.name: p.default for p in word.params} if word else {}
     step_args = {name: value_from_json(value) for name, value in step.get("args", {}).items()}
     args = [
-        f"{name}: {plain(step_args[name])}"
+        f"{name}: {plain_value_text(step_args[name])}"
         for name in sorted(step_args, key=list({**usual, **step_args}).index)
         if step_args[name] is not None and (name not in usual or step_args[name] != usual[name])
     ]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ....dsl.checker.value_text import bound_text
-from ....dsl.syntax.render import visible, without_line_breaks
+from ....dsl.syntax.render import sanitize_for_terminal, without_line_breaks
 
 if TYPE_CHECKING:
     from ...driver.judging.baseline import Drift
@@ -85,14 +85,14 @@ def _markdown_row(name: str, value: str, limit: str, state: str) -> str:
 
 
 def _markdown_code(text: str) -> str:
-    text = visible(without_line_breaks(text))
+    text = sanitize_for_terminal(without_line_breaks(text))
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     gap = " " if text[:1] == "`" or text[-1:] == "`" else ""
     return f"{fence}{gap}{text}{gap}{fence}"
 
 
 def _escape_markdown(text: str) -> str:
-    return re.sub(r"[\\`*_\[\]<>~]", r"\\\g<0>", visible(without_line_breaks(text)))
+    return re.sub(r"[\\`*_\[\]<>~]", r"\\\g<0>", sanitize_for_terminal(without_line_breaks(text)))
 
 
 def _state_text(verdict: "BoundVerdict") -> str:
@@ -123,8 +123,8 @@ def junit_report(results: "Sequence[Tested]") -> str:
         for d in r.drifts:
             _add_drift_case(suite, d, r)
     for element in top.iter():  # XML has no control characters at all
-        element.text = element.text and visible(element.text)
-        element.attrib.update({key: visible(value) for key, value in element.attrib.items()})
+        element.text = element.text and sanitize_for_terminal(element.text)
+        element.attrib.update({key: sanitize_for_terminal(value) for key, value in element.attrib.items()})
     xml.indent(top)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + xml.tostring(top, encoding="unicode")
 

@@ -342,7 +342,10 @@ def _check_errors_of_text(text: str, path: Path, session: "Session") -> list[Dia
     parsed = parse(Source(str(path), text))
     assert not parsed.diagnostics, f"a recipe of ours does not parse: {parsed.diagnostics}"
     checked = check_recipe_file(
-        parsed.file, session.registry.vocabulary, skeleton=session.skeleton, library=session.read_library_module
+        parsed.file,
+        session.registry.vocabulary,
+        find_skeleton=session.skeleton,
+        read_module=session.read_library_module,
     )
     return [d for d in checked.diagnostics if d.severity == "error"]
 

@@ -13,7 +13,7 @@ from ....dsl.syntax.render import (
     diagnostics_as_json,
     printable,
     render,
-    visible,
+    sanitize_for_terminal,
     without_ci_commands,
     without_line_breaks,
 )
@@ -81,7 +81,7 @@ class Screen:
     def strip_control(self, text: str, stream) -> str:
         """A text whose control characters are our own colours alone."""
         if not self.colors(stream):
-            return visible(text)
+            return sanitize_for_terminal(text)
         return "".join(
             part if at % 2 else printable(part) for at, part in enumerate(_STYLE.split(without_ci_commands(text)))
         )

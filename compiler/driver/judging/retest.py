@@ -297,9 +297,9 @@ def _folders_to_search(path: Path) -> Iterator[Path]:
 
 def params_set_at_compile(manifest: "Manifest") -> dict[str, Any]:
     """The params that the artifact was compiled with, as `--set` would say them; not those of a matrix."""
-    from ....dsl.checker.value_text import plain
+    from ....dsl.checker.value_text import plain_value_text
     from ....dsl.checker.values import value_from_json
 
     swept = {pair.partition("=")[0].strip() for pair in str(manifest.recipe.get("variant", "")).split(",")}
     params = manifest.recipe.get("params", {})
-    return {name: plain(value_from_json(value)) for name, value in params.items() if name not in swept}
+    return {name: plain_value_text(value_from_json(value)) for name, value in params.items() if name not in swept}

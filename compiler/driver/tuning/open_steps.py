@@ -67,7 +67,7 @@ def _unmatched_pattern_faults(wish: Wish) -> Iterator[Diagnostic]:
     """Faults of patterns of `among` without which the search would be the same."""
     model = wish.recipe.models[wish.pipeline.model]
     alternatives = all_alternatives(wish, wish.session.stored_skeleton(model))
-    span, target = wish.step.call.where("among"), wish.emit.call.word
+    span, target = wish.step.call.argument_or_call_span("among"), wish.emit.call.word
     for pattern in wish.step.call.args["among"]:
         matching = [a for a in alternatives if any(fnmatch(word, pattern) for word in a.words)]
         if not matching:
@@ -95,5 +95,5 @@ def shared_rows_faults(wish: Wish, identity: Callable[[DataRef], object]) -> Ite
             name, reader = read.get(identity(ref), ("", None))
             if reader is not None:
                 message = f"`{bound_text(bound)}` reads `{ref.name}`, the rows that the search reads by `{name}`"
-                related = ((span, f"`{name}`"),) if (span := reader.where(name)) else ()
+                related = ((span, f"`{name}`"),) if (span := reader.argument_or_call_span(name)) else ()
                 yield rows_read_before(message, bound.span, related=related, help="judge by other rows")

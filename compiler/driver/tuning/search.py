@@ -174,7 +174,7 @@ class Search:
             needed, minutes = duration_text(least), max(1, round(4 * least / 60))
             raise too_little_time(
                 f"the unchanged model and the shortest change take {needed}",
-                self.wish.step.call.where("within"),
+                self.wish.step.call.argument_or_call_span("within"),
                 help=f"give it more, such as `within: {minutes}min`; as an option `--within {minutes}min`",
             ).rejection()
         refuse_bounds_far_from_the_original(self.wish, first)

@@ -112,7 +112,7 @@ class Wish:
             )
             edits.append((Span(source, last, last), f", {target_arguments}"))
         if path_suffix:
-            path = self.emit.call.where("path")
+            path = self.emit.call.argument_or_call_span("path")
             assert path is not None, "a target of a recipe has a written path"
             edits.append((path, quoted(f"{self.emit.call.args['path']}{path_suffix}")))
         edits += [(span, "") for span in self._spans_of_other_open_pipelines()]
@@ -137,7 +137,9 @@ class Wish:
         vocabulary, library = self.session.registry.vocabulary, self.session.read_library_module
         while True:
             parsed = parse(source)
-            faults = check_recipe_file(parsed.file, vocabulary, library=library, skeleton=lambda call: None).diagnostics
+            faults = check_recipe_file(
+                parsed.file, vocabulary, read_module=library, find_skeleton=lambda call: None
+            ).diagnostics
             spans = [d.span for d in faults if d.slug == "unused-name" and d.span is not None]
             unused = next((s for s in parsed.file.statements if _declares_name_at(s, spans)), None)
             if unused is None:
