@@ -73,7 +73,7 @@ if not __debug__:
     print(f"error: {_REASON}", file=sys.stderr)
     raise SystemExit(5)  # as for all that is wrong with the environment
 
-moved_modules.install_module_aliases()
+moved_modules.install()
 
 
 def __getattr__(name: str) -> Any:

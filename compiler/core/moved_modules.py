@@ -39,7 +39,7 @@ class ModuleAliases(MetaPathFinder, Loader):
         sys.modules[old] = import_module(MODULE_ALIASES[old])
 
 
-def install_module_aliases() -> None:
+def install() -> None:
     """Let `import` know the old paths; nothing is imported before it is used."""
     if not any(isinstance(finder, ModuleAliases) for finder in sys.meta_path):
         sys.meta_path.append(ModuleAliases())

@@ -240,8 +240,8 @@ def _pooled_width_problem(
     target, least = _unrounded_remaining_count(name, value, total), align * len(groups)
     if target < least * (1 - 1e-9):
         return unaligned_width(
-            f"`{name}: {value_text(value)}` leaves {_rounded_count_text(target)} of {total} channels, less than one step "
-            f"of `align: {align}` in each of {len(groups)} modules",
+            f"`{name}: {value_text(value)}` leaves {_rounded_count_text(target)} of {total} channels, less than "
+            f"one step of `align: {align}` in each of {len(groups)} modules",
             span,
             help=f"{_AT[name]} {_least_share_text(name, least, total)}, or align to less",
         )

@@ -168,7 +168,7 @@ def _inline_module_pipeline(
         return name
     opened = instantiate_module(module.node, _file_scope(scope), alias, arguments, name)
     pipeline = callee.node
-    inner = opened.inner({s.name.path: s.name.span for s in pipeline.steps})
+    inner = opened.make_inner_scope({s.name.path: s.name.span for s in pipeline.steps})
     model = opened.resolve_name(pipeline.model.path)
     if model is None:
         opened.report_unknown_name(pipeline.model, ("model",), noun="model")
