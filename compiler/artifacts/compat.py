@@ -183,7 +183,7 @@ def _padding_to_config(program: Program, config: Any, max_numbers: int | None = 
         for cluster in _axis_clusters(skeleton_of(stock)):
             _infer_kept_positions(plan, skeleton_of(stock), cluster, old_shapes)
         plan.reasons += _unpaddable_shapes(plan, old_shapes, skeleton_of(stock).facts.get("refused", ()))
-        missing = _lost_branches(skeleton_of(program), skeleton_of(stock))
+        missing = _missing_branches(skeleton_of(program), skeleton_of(stock))
         for branch in missing:
             used = _calls_that_output_needs(program.units[branch.unit])
             dead = {name for name in shapes if _is_tensor_of_lost_branch(name, branch, used)}
@@ -335,7 +335,7 @@ def _tied_tensor_reasons(branch: Branch, dead: set[str], stock: Skeleton, shrunk
             return
 
 
-def _lost_branches(current: Skeleton, stock: Skeleton) -> list[Branch]:
+def _missing_branches(current: Skeleton, stock: Skeleton) -> list[Branch]:
     """Branches of the stock model that the program has lost."""
     left = {(b.unit, b.site) for b in current.branches}
     return [b for b in stock.branches if (b.unit, b.site) not in left]

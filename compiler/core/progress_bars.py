@@ -110,9 +110,9 @@ class ItemRate:
         """Whether an event goes on with the same work: labels may count (`cut 3, % of the budget`)."""
         return (_DIGITS.sub("", event.label), event.total) == (_DIGITS.sub("", self.first.label), self.first.total)
 
-    def seconds_left(self, latest: Ticked, now_s: float) -> float | None:
-        """Seconds until all are done, `now_s` in seconds since the epoch; None where nothing is known yet."""
-        done, elapsed = latest.done - self.first.done, now_s - self.first.at
+    def seconds_left(self, latest: Ticked, time_s: float) -> float | None:
+        """Seconds until all are done, `time_s` in seconds since the epoch; None where nothing is known yet."""
+        done, elapsed = latest.done - self.first.done, time_s - self.first.at
         return elapsed * (latest.total - latest.done) / done if done > 0 and elapsed > 0 else None
 
 

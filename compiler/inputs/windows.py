@@ -146,12 +146,10 @@ def choose_rows(rows: "torch.Tensor", samples: int | None, seed: int) -> "Iterat
     return iter(rows[torch.randperm(len(rows), generator=generator)[:samples]])
 
 
-def _too_little_text_remedy(
-    token_count: int, num_whole_rows: int, needed_rows: int, length: int, row_tokens: int
-) -> str:
+def _too_little_text_remedy(token_count: int, num_rows: int, needed_rows: int, length: int, row_tokens: int) -> str:
     """Remedy for too little text: fewer rows, shorter ones if long enough, or the amount of text needed."""
-    if num_whole_rows:
-        return f"give more text, or `samples: {num_whole_rows}`"
+    if num_rows:
+        return f"give more text, or `samples: {num_rows}`"
     longest = token_count // needed_rows + length - row_tokens
     shorter = f", or `length: {longest}`" if longest >= _SHORTEST else ""
     return f"give {row_tokens * needed_rows} tokens of text{shorter}"

@@ -73,7 +73,7 @@ def _faults_by_plugin_rules(
     if conflict:
         note = _values_left_out_text(conflict.params, call)
         yield incompatible_choices(
-            conflict.message, _span_of_first_given_argument(conflict.params, call), help=conflict.help, note=note
+            conflict.message, _span_of_first_argument(conflict.params, call), help=conflict.help, note=note
         )
     for problem in problems:
         if isinstance(problem, Unread) and not conflict:
@@ -86,11 +86,11 @@ def _faults_by_plugin_rules(
                     )
         elif isinstance(problem, MissingStep) and _has_no_earlier_pass(problem.step, earlier_stages, scope):
             message = f"`{plugin.name}` needs `{problem.step}` before it"
-            span, help_text = _span_of_first_given_argument(problem.params, call), f"add a step `{problem.step}(...)`"
+            span, help_text = _span_of_first_argument(problem.params, call), f"add a step `{problem.step}(...)`"
             yield missing_step(message, span, note=problem.reason, help=help_text)
 
 
-def _span_of_first_given_argument(argument_names: Sequence[str], call: Invocation) -> Span | None:
+def _span_of_first_argument(argument_names: Sequence[str], call: Invocation) -> Span | None:
     """Place of the first of these arguments that the recipe gives; of the call where it gives none."""
     return call.argument_or_call_span(next((name for name in argument_names if name in call.spans), ""))
 

@@ -156,7 +156,7 @@ def _absent_parts_diagnostic(stage: Stage, candidates: Selectable, skeleton: Ske
     stays = list(skeleton.stays.items()) if candidates.kind == "branches" else []
     refusals = stays or skeleton.facts.get("refused") or []
     narrows = candidates.kind in ("heads", "kv_heads", "channels", "experts", *_KIND_PHRASES)
-    relevant = stays or [r for r in refusals if narrows and is_refusal_about_kind(r, candidates.kind, skeleton)]
+    relevant = stays or [r for r in refusals if narrows and is_refusal_for_kind(r, candidates.kind, skeleton)]
     unread = [r for r in refusals if r[0] in dict(skeleton.opaque)]
     lack, note = "which the model doesn't have", ""
     if candidates.kind == "width":
@@ -192,7 +192,7 @@ def _alternative_pass_text(candidates: Selectable, skeleton: Skeleton) -> str:
     return ""
 
 
-def is_refusal_about_kind(refusal: Sequence[str], kind: str, skeleton: Skeleton) -> bool:
+def is_refusal_for_kind(refusal: Sequence[str], kind: str, skeleton: Skeleton) -> bool:
     """Whether discovery's reason is about groups of this kind: heads are attention's, channels anything else's."""
     path, reason = refusal
     if kind in _KIND_PHRASES:

@@ -173,12 +173,12 @@ def source_expression(model: str, recipe_folder: Path) -> NamedSource:
     if colon and kind in ("zoo", "hf"):
         return NamedSource(kind, name)
     if Path(model).is_dir():
-        return NamedSource("hf", _folder_as_seen_from_recipe(Path(model), recipe_folder))
+        return NamedSource("hf", _folder_relative_to_recipe(Path(model), recipe_folder))
     if Path(model).is_file() and Path(model).suffix in _FILES:
-        return NamedSource(_FILES[Path(model).suffix], _folder_as_seen_from_recipe(Path(model), recipe_folder))
+        return NamedSource(_FILES[Path(model).suffix], _folder_relative_to_recipe(Path(model), recipe_folder))
     file, _, function = model.rpartition(":")
     if file.endswith(".py") and Path(file).is_file():
-        return NamedSource("module", f"{_folder_as_seen_from_recipe(Path(file), recipe_folder)}:{function}")
+        return NamedSource("module", f"{_folder_relative_to_recipe(Path(file), recipe_folder)}:{function}")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         return NamedSource("hf", model)
     from ...driver.models import unknown_location_diagnostic
@@ -252,7 +252,7 @@ def display_name(model: str) -> str:
     return path.name if path.is_dir() else re.split("[/:]", model)[-1]
 
 
-def _folder_as_seen_from_recipe(folder: Path, recipe_path: Path) -> str:
+def _folder_relative_to_recipe(folder: Path, recipe_path: Path) -> str:
     """A folder as seen from a recipe: relative where both lie in the working folder, or close to it."""
     steps = Path(os.path.relpath(folder.resolve(), recipe_path.resolve())).as_posix()
     if steps.startswith("../../.."):
@@ -277,7 +277,7 @@ def make_checked_recipe(source: NamedSource, goal: str, model_name: str, path: P
         wish = (sentence, (OPEN.format(metric),), limits, GOALS[goal][3], NATIVE)
         text = _render_recipe(source.text, wish, model_name, judge, *wish[1:3])
         fixed = _render_recipe(source.text, wish, model_name, judge, (), limits)  # the target alone
-        if not _check_errors_of_text(text, path, session) and not _diagnostics_of_planned_text(fixed, path, session):
+        if not _check_errors(text, path, session) and not _plan_diagnostics(fixed, path, session):
             return format_source(Source(str(path), text))
     branches = max(1, (len(skeleton.branches) - len(skeleton.stays)) // 10)  # about a tenth of them
     forms, bounds = (tuple(judge.adapt_line(line) for line in lines) for lines in GOALS[goal][1:3])
@@ -293,16 +293,12 @@ def make_checked_recipe(source: NamedSource, goal: str, model_name: str, path: P
         smaller, looser = (tuple(_scale_removed_share(line, share) for line in lines) for lines in (steps, bounds))
         fit: tuple[str, ...] = ()
         for step in smaller:
-            fit += () if _check_errors_of_text(draft((*fit, step), ()), path, session) else (step,)
+            fit += () if _check_errors(draft((*fit, step), ()), path, session) else (step,)
         chosen: tuple[str, ...] = ()
         for bound in looser if fit else ():
-            chosen += () if _check_errors_of_text(draft(fit, (*chosen, bound)), path, session) else (bound,)
+            chosen += () if _check_errors(draft(fit, (*chosen, bound)), path, session) else (bound,)
         text = draft(fit, chosen)
-        reason = (
-            _diagnostics_of_planned_text(text, path, session)
-            if fit
-            else _check_errors_of_text(draft(smaller[:1], ()), path, session)
-        )
+        reason = _plan_diagnostics(text, path, session) if fit else _check_errors(draft(smaller[:1], ()), path, session)
         if not reason:
             return format_source(Source(str(path), text))
         if all(d.slug != "out-of-reach" for d in reason):
@@ -322,7 +318,7 @@ def _scale_removed_share(line: str, factor: float) -> str:
     )
 
 
-def _diagnostics_of_planned_text(text: str, path: Path, session: "Session") -> list[Diagnostic]:
+def _plan_diagnostics(text: str, path: Path, session: "Session") -> list[Diagnostic]:
     """Diagnostics of `effc plan` for a text, as the file that it will be."""
     from ...driver import api
 
@@ -334,7 +330,7 @@ def _diagnostics_of_planned_text(text: str, path: Path, session: "Session") -> l
     return []
 
 
-def _check_errors_of_text(text: str, path: Path, session: "Session") -> list[Diagnostic]:
+def _check_errors(text: str, path: Path, session: "Session") -> list[Diagnostic]:
     """Errors of a text, checked as the file it will be."""
     from ....dsl.checker.check import check_recipe_file
     from ....dsl.syntax.parse import parse

@@ -175,12 +175,10 @@ def register(app: typer.Typer) -> None:
         bounded = replace(admission, rate=RateLimit(rate) if rate else None)
         _warn_if_open_to_everybody(shared, host, insecure and not admission.keys)
         limits = Limits(max_body or 4 * MIB, connections, timeout)
-        entrance = server.NetworkSettings(
-            bounded, limits, _open_access_log(access_log, shared), tls_cert, tls_key, tuple(cors)
-        )
+        network = server.NetworkSettings(bounded, limits, _open_log(access_log, shared), tls_cert, tls_key, tuple(cors))
         options = ModelOptions(parallel, queue, mapped, speculation, smaller, _checked_collector_url(otlp))
         service = _make_service(sources, role, knowledge, engine, shared, options)
-        _serve_until_signal(service, listener, entrance, reload, shared)
+        _serve_until_signal(service, listener, network, reload, shared)
 
 
 def _parse_sources(models: Sequence[str], name: str | None, adapters: Sequence[str], reload: bool) -> list[ModelSource]:
@@ -236,7 +234,7 @@ def _read_api_keys(key_files: Sequence[str]) -> "Keys":
     return Keys([*key_files, *from_environment])
 
 
-def _open_access_log(destination: str, shared: SharedFlags) -> "AccessLog":
+def _open_log(destination: str, shared: SharedFlags) -> "AccessLog":
     from ...apps.serving.access_log import open_access_log
 
     return open_access_log("none" if shared.quiet and destination == "-" else destination)

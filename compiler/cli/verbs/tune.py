@@ -107,7 +107,7 @@ def register(app: typer.Typer) -> None:
                 journal = Journal.read_or_make(wish, Cache(wish_recipe.session.settings.cache_dir))
                 page = wish_recipe.result.with_suffix(".html")
                 if page.is_file():  # a page that can't be written at all is a note in the end
-                    refuse_output_path(page, force or journal.has_written_file(page), True)
+                    refuse_output_path(page, force or journal.has_recorded_file(page), True)
                 tuned = search_steps(wish, wish_recipe.result, output, force=force, name=candidate)
             tuned.unmet = wish_recipe.located(tuned.unmet)
             problem = _write_page(tuned, page, journal) if tuned.compiled else ""
@@ -313,10 +313,10 @@ def print_tuned(tuned: "Tuned", shared: SharedFlags) -> int:
         indistinguishable_finalists_text,
         measured_twice_text,
         metric_names,
+        reason_of_unmeasured,
         table_rows,
         to_json,
         trade_off_sentences,
-        why_others_were_not_measured,
     )
 
     screen = shared.screen
@@ -344,7 +344,7 @@ def print_tuned(tuned: "Tuned", shared: SharedFlags) -> int:
     if not tuned.unmet:
         search = tuned.search
         spent = f"{len(search.candidates)} candidates measured in {duration_text(search.seconds)}"
-        screen.note(f"{search.measured_count} of {spent}; {why_others_were_not_measured(search)}")
+        screen.note(f"{search.measured_count} of {spent}; {reason_of_unmeasured(search)}")
         for compiled in tuned.chosen.values():
             screen.note(f"recipe: {compiled.recipe}")
     return exit_code_of(tuned.unmet)

@@ -58,17 +58,17 @@ class Journal:
         write_atomic(path, text.encode())
 
     def note_written(self, text: str) -> None:
-        """Note a recipe or a page, so that `has_written_file` knows it again."""
+        """Note a recipe or a page, so that `has_recorded_file` knows it again."""
         self._merge_stored_records()
         self._merge_and_store({RECIPES: sorted({*self.rows.get(RECIPES, ()), canonical_json_sha256(text)})})
 
-    def has_written_file(self, path: Path) -> bool:
+    def has_recorded_file(self, path: Path) -> bool:
         """Whether a file is a recipe or a page that this search wrote, unchanged."""
         if not path.is_file() or path.is_symlink():
             return False
-        return self.has_written_text(path.read_text(encoding="utf-8", errors="replace"))
+        return self.has_recorded_text(path.read_text(encoding="utf-8", errors="replace"))
 
-    def has_written_text(self, text: str) -> bool:
+    def has_recorded_text(self, text: str) -> bool:
         return canonical_json_sha256(text) in self.rows.get(RECIPES, ())
 
     def first_planned_seconds(self, seconds: Mapping[Candidate, float]) -> dict[Candidate, float]:

@@ -21,9 +21,9 @@ from .summary import (
     indistinguishable_finalists_text,
     measured_twice_text,
     metric_names,
+    reason_of_unmeasured,
     table_rows,
     trade_off_sentences,
-    why_others_were_not_measured,
 )
 from .tune import Tuned
 
@@ -38,7 +38,7 @@ def write_html_page(tuned: Tuned, path: Path) -> None:
     measured = count_text(search.measured_count, "candidate")
     hint = (
         f"{measured} of {len(search.candidates)} measured in {duration_text(search.seconds)}; "
-        f"{why_others_were_not_measured(search)}. "
+        f"{reason_of_unmeasured(search)}. "
         "Values beside the original's, on rows that no bound reads; of a first look, on 8 rows, the change alone. "
     ) + measured_twice_text(tuned)
     reports = {c: a.report for c, compiled in tuned.chosen.items() for r in compiled.results for a in r.artifacts[:1]}

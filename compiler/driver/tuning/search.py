@@ -56,7 +56,7 @@ class Search:
 
     def __post_init__(self) -> None:
         self._planned: dict[Candidate, float] = {}
-        self._lap_start = self.trials.now_seconds()  # what went before is in the seconds and overheads of trials
+        self._lap_start = self.trials.clock_seconds()  # what went before is in the seconds and overheads of trials
         self.candidates = allowed_candidates(self.wish)
 
     @property
@@ -315,7 +315,7 @@ class Search:
 
     def _with_overhead(self, trials: Mapping[Candidate, Trial]) -> dict[Candidate, Trial]:
         """The trials, each with its part of the time beside them: plans, and measurements of the original."""
-        lap_end = self.trials.now_seconds()
+        lap_end = self.trials.clock_seconds()
         overhead = max(0.0, lap_end - self._lap_start - sum(t.seconds for t in trials.values())) / len(trials)
         self._lap_start = lap_end
         return {c: replace(t, overhead=overhead) for c, t in trials.items()}
@@ -324,7 +324,7 @@ class Search:
         """Trials of candidates, those that the journal has as they are."""
         trials = {c: trial for c in plans if (trial := self.journal.read_trial(c, num_rows)) is not None}
         if trials:
-            self._lap_start = self.trials.now_seconds()  # a search that goes on plans again, and decides the same
+            self._lap_start = self.trials.clock_seconds()  # a search that goes on plans again, and decides the same
         if missing := {c: plan or self.trials.plan(c) for c, plan in plans.items() if c not in trials}:
             first = f"candidate {len(self.quick_trials) + 1}: {next(iter(missing)).name}"
             with announcing_stage(first if num_rows else count_text(len(missing), "finalist"), self._progress_text()):

@@ -31,7 +31,7 @@ def metric_names(search: Search) -> tuple[str, ...]:
     return (*search.objectives, *(name for name in search.trials.metrics if name not in search.objectives))
 
 
-def why_others_were_not_measured(search: Search) -> str:
+def reason_of_unmeasured(search: Search) -> str:
     """Why the candidates that were not measured were not."""
     if search.is_named:
         return "this one was asked for by its name"

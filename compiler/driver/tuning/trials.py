@@ -131,7 +131,7 @@ class Trials:
         )
         return replace(plan, recipe=recipe, pipeline=replace(plan.pipeline, expects=bounds))
 
-    def now_seconds(self) -> float:
+    def clock_seconds(self) -> float:
         """Seconds by which the time of a search is counted."""
         return time.monotonic()
 

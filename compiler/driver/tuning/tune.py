@@ -80,7 +80,7 @@ class Outputs:
     def check_replaceable(self, suffix: str) -> bool:
         """Whether something is to be replaced. Raises Reject where what is there was not written by this search."""
         recipe = self.recipe_path(suffix)
-        refuse_output_path(recipe, self.force or self.journal.has_written_file(recipe), True)
+        refuse_output_path(recipe, self.force or self.journal.has_recorded_file(recipe), True)
         outputs = [
             replace(o, call=replace(o.call, args={**o.call.args, "path": f"{o.call.args['path']}{suffix}"}))
             if o.call.word == self.wish.emit.call.word
@@ -89,7 +89,7 @@ class Outputs:
             if o.call in [emit.call for emit in self.wish.pipeline.emits]
         ]
         replaceable = [
-            self.force or (self.journal.has_written_file(recipe) and self._is_replaceable(o)) for o in outputs
+            self.force or (self.journal.has_recorded_file(recipe) and self._is_replaceable(o)) for o in outputs
         ]
         for output, may_replace in zip(outputs, replaceable, strict=True):
             check_outputs([output], may_replace)
@@ -98,9 +98,9 @@ class Outputs:
     def _is_replaceable(self, output: OutputPath) -> bool:
         """Whether a path is free, or holds what was compiled from a recipe that this search wrote."""
         if output.describes_artifacts or not os.path.lexists(output.path):
-            return self.journal.has_written_file(output.path) or not os.path.lexists(output.path)
+            return self.journal.has_recorded_file(output.path) or not os.path.lexists(output.path)
         try:
-            return self.journal.has_written_text(read_manifest(output.path).recipe.get("text", ""))
+            return self.journal.has_recorded_text(read_manifest(output.path).recipe.get("text", ""))
         except (Reject, OSError):
             return False
 
@@ -120,7 +120,9 @@ def tune(wish: Wish, recipe: Path, out: Path, *, force: bool = False, name: str 
         refuse_impossible(wish, trials)
         search = Search(wish, trials, journal)
         suffixes = {c.suffix for c in search.candidates} if search.is_front and not name else {""}
-        refuse_output_path(recipe, force or journal.has_written_file(recipe), True)  # what an interrupted search leaves
+        refuse_output_path(
+            recipe, force or journal.has_recorded_file(recipe), True
+        )  # what an interrupted search leaves
         for suffix in suffixes:
             outputs.check_replaceable(suffix)
         tuned = Tuned(wish, search)

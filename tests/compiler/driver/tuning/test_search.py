@@ -46,7 +46,7 @@ class SimulatedTrials(Trials):
     def plan(self, candidate):
         return SimpleNamespace(seconds=10.0 * (1 + candidate.changes), emissions=())
 
-    def now_seconds(self):
+    def clock_seconds(self):
         return 0.0
 
     def measure(self, plans, rows):

@@ -19,7 +19,7 @@ class Clocked(SimulatedTrials):
 
     seconds, slowness, planning = 0.0, 1.0, 0.0
 
-    def now_seconds(self):
+    def clock_seconds(self):
         return self.seconds
 
     def plan(self, candidate):
