@@ -111,7 +111,7 @@ def compile_recipe(
 ) -> None:
     """Compile one recipe in this process, whose plan estimates from speeds in JSON; then print its stages as JSON."""
     from effc.compiler.core.events import StageEnded
-    from effc.compiler.core.speed_cache import keep
+    from effc.compiler.core.speed_cache import store_speeds
     from effc.compiler.core.speeds import Speeds
     from effc.compiler.driver import api
 
@@ -132,7 +132,7 @@ def compile_recipe(
             ended(event.stage, event.seconds, event.peak_bytes)
 
     (work_folder / "cache").mkdir()
-    keep(work_folder / "cache", Speeds(**json.loads(speeds_json)))
+    store_speeds(work_folder / "cache", Speeds(**json.loads(speeds_json)))
     options = {"cache_dir": work_folder / "cache", "threads": threads, "seed": 0, "tell": tell}
     started = time.perf_counter()
     (plan,) = api.plan_all_pipelines(api.open_session(path, **options))

@@ -148,10 +148,10 @@ def attack(name: str, host: str, port: int, seconds: float) -> None:
 @contextlib.contextmanager
 def embedded_chat_model() -> Iterator[str]:
     """Folder of the embedded model with a chat template."""
-    from effc.compiler.inputs.sources.zoo import zoo
+    from effc.compiler.inputs.sources.zoo import zoo_folders_by_name
 
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(zoo()["tiny-llama"], folder, dirs_exist_ok=True)
+        shutil.copytree(zoo_folders_by_name()["tiny-llama"], folder, dirs_exist_ok=True)
         Path(folder, "chat_template.jinja").write_text(
             "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
         )

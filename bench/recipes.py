@@ -74,7 +74,7 @@ def store_effect(recipe: LibraryFile, effect: Effect, shared: bool) -> None:
         {"shared": True} if shared else {}
     )
     effects = Effects.read()
-    effects.add(recipe, replace(effect, machine=effects.machine(facts)))
+    effects.add(recipe, replace(effect, machine=effects.get_or_add_machine_index(facts)))
     write_effects(effects)
 
 
@@ -99,7 +99,7 @@ def recipes_to_measure(options: argparse.Namespace, effects: Effects) -> list[Li
     there = [
         r
         for r in found
-        if not options.again and any((e.on == SMOL) == (options.on == "smollm2") for e in effects.of(r))
+        if not options.again and any((e.on == SMOL) == (options.on == "smollm2") for e in effects.effects_of_recipe(r))
     ]
     return [r for r in found if r not in there]
 

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import torch
-from effc.compiler.inputs.sources.zoo import zoo
+from effc.compiler.inputs.sources.zoo import zoo_folders_by_name
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.outcome import Model
 from effc.compiler.transforms.supernet.explorer import Explorer, Objective, non_dominated
@@ -76,7 +76,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         work = Path(place)
-        net, ctx = family_of(Path(zoo()["tiny-llama"]), work, options.steps)
+        net, ctx = family_of(Path(zoo_folders_by_name()["tiny-llama"]), work, options.steps)
         objectives = [Objective.of(SCORE, ctx), Objective.of(MetricRef("params"), ctx)]
         runs, began, evaluated = {}, time.monotonic(), set()
         for method in METHODS:

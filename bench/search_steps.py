@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.core.fingerprint import machine_facts
-from effc.compiler.core.memory import anonymous_memory_of_process
+from effc.compiler.core.memory import anonymous_memory_bytes
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.models.rows.forward import evaluating
 from effc.compiler.transforms.search.gradients import DRAWS, Gradients
@@ -37,7 +37,7 @@ def timed(what: str, run) -> float:
     started = time.process_time()
     run()
     seconds = time.process_time() - started
-    print(f"  {what:60} {seconds:8.2f} processor s, {anonymous_memory_of_process() / 2**30:5.2f} GiB held", flush=True)
+    print(f"  {what:60} {seconds:8.2f} processor s, {anonymous_memory_bytes() / 2**30:5.2f} GiB held", flush=True)
     return seconds
 
 

@@ -96,12 +96,12 @@ async def longest_stalls(url: str, words: int, long: int, new: int) -> tuple[flo
 def engine_throughput(model: str, threads: int, counts: list[int], words: int, new: int) -> dict[int, float]:
     """Tokens per second of the engine alone; nothing where the model has none."""
     import effc
-    from effc.compiler.driver.models import _tokenizer, is_artifact
+    from effc.compiler.driver.models import _load_tokenizer_or_none, is_artifact
 
     path = Path(model)
     if not (path.is_dir() and is_artifact(path) and (path / "native").is_dir()):
         return {}
-    own, tokenizer = effc.load(path, threads=threads).engine, _tokenizer(path / "native")
+    own, tokenizer = effc.load(path, threads=threads).engine, _load_tokenizer_or_none(path / "native")
     found = {}
     for count in counts:
         began = time.perf_counter()

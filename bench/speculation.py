@@ -33,7 +33,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from effc.compiler.inputs.sources.zoo import zoo
+from effc.compiler.inputs.sources.zoo import zoo_folders_by_name
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.runtimes.model import DecoderModel
 from effc.compiler.runtimes.native.reader import Reader
@@ -203,7 +203,7 @@ def measure(models: dict[str, DecoderModel], texts: list[Text], rounds: int, new
 
 
 def tiny(threads: int, new: int, chat: Path | None) -> tuple[dict[str, DecoderModel], dict[str, list[Text]]]:
-    folder = zoo()["tiny-llama"]
+    folder = zoo_folders_by_name()["tiny-llama"]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     plan = Reader(capture(LlamaForCausalLM.from_pretrained(folder).eval()), "bf16").build_plan()
     weights = {name: entry.make() for name, entry in plan.used().items()}

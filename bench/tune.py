@@ -129,7 +129,7 @@ def row_of(matrix: Matrix, number: int, wish_by_title: tuple[str, tuple[str, str
     wish = wish_of(folder, cache, args.model, optimize, bound, args.within)
     tuned = tune(wish, folder / f"{number}.effspec", folder / f"out{number}")
     seconds = time.monotonic() - started
-    search = Search(wish, Trials(wish, Cache(cache), folder), Journal.of(wish, Cache(cache)))
+    search = Search(wish, Trials(wish, Cache(cache), folder), Journal.read_or_make(wish, Cache(cache)))
     compiled, row = next(iter(tuned.chosen), None), dict[str, Any](wish=title)
     if compiled is not None:
         (chosen,) = (c for c in allowed_candidates(matrix.trials.wish) if c.name == compiled.name)
@@ -140,7 +140,7 @@ def row_of(matrix: Matrix, number: int, wish_by_title: tuple[str, tuple[str, str
     best = best_of(matrix.measured, wish, search)
     row |= {"best": best.name, "seconds": seconds, "share": seconds / matrix_seconds}
     if compiled is not None:
-        costs = [search.costs(_for_wish(matrix.measured[c], search))[0] for c in (chosen, best)]
+        costs = [search.objective_costs(_for_wish(matrix.measured[c], search))[0] for c in (chosen, best)]
         row["behind"] = costs[0] / costs[1] - 1
     file.write_text(json.dumps(row))
     return row
@@ -149,7 +149,7 @@ def row_of(matrix: Matrix, number: int, wish_by_title: tuple[str, tuple[str, str
 def best_of(matrix: dict[Candidate, Trial], wish: Wish, search: Search) -> Candidate:
     """The best candidate of the matrix for a wish."""
     renamed = {c: _for_wish(t, search) for c, t in matrix.items() if not t.refused}
-    return search.ranked(renamed)[0]
+    return search.rank_candidates(renamed)[0]
 
 
 def _for_wish(trial: Trial, search: Search) -> Trial:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from effc.compiler.cli.explain import all_faults
+from effc.compiler.cli.explain import slug_and_call_of_all_faults
 from effc.compiler.cli.main import make_app
 from effc.compiler.cli.verbs.exit_codes import MEANINGS
 from effc.compiler.driver import api
@@ -257,4 +257,4 @@ def test_the_site_has_every_page_in_its_navigation_and_every_word_fault_and_verb
     words = [word for kind in SHELVES for word in Registry().vocabulary.words(kind)]
     verbs = [f"effc {verb}" for verb in get_command(make_app()).commands]
     headings = {*re.findall(r"^##+ `([^`]+)`", reference, re.M)}
-    assert {*words, *verbs, *(slug for slug, _ in all_faults())} - headings == set()
+    assert {*words, *verbs, *(slug for slug, _ in slug_and_call_of_all_faults())} - headings == set()

@@ -4,14 +4,14 @@ import subprocess
 import sys
 
 import pytest
-from effc.compiler.cli.explain import CHAPTERS, STATEMENTS, all_faults, declared_fault, explain_page
+from effc.compiler.cli.explain import CHAPTERS, STATEMENTS, declared_fault, explain_page, slug_and_call_of_all_faults
 from effc.compiler.plugin.registry import SHELVES, Registry
 from effc.dsl.syntax.diagnostics import Reject
 from effc.dsl.syntax.edition import HEADS
 
 VOCABULARY = Registry().vocabulary
 WORDS = sorted({name for kind in SHELVES for name in VOCABULARY.words(kind)})
-FAULTS = sorted(all_faults(), key=lambda pair: pair[0])
+FAULTS = sorted(slug_and_call_of_all_faults(), key=lambda pair: pair[0])
 
 
 @pytest.mark.parametrize("name", WORDS)

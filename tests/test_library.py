@@ -8,8 +8,8 @@ import pytest
 from effc.compiler.cli.main import main
 from effc.compiler.cli.verbs.new import GOALS, WISHES
 from effc.compiler.driver import api
-from effc.compiler.plugin.library_effects import RANDOM, Effects, meaning_hash
-from effc.compiler.plugin.recipe_library import LibraryFile, library_files, resolve_recipe_path, with_files
+from effc.compiler.plugin.library_effects import RANDOM, Effects, recipe_text_hash
+from effc.compiler.plugin.recipe_library import LibraryFile, library_files, recipe_and_named_files, resolve_recipe_path
 from effc.compiler.plugin.registry import Registry
 from effc.dsl.syntax import ast
 
@@ -44,7 +44,7 @@ def test_a_recipe_that_was_not_shown_to_help_a_larger_model_says_first_that_it_t
     """Help: a smaller or faster SmolLM2 whose perplexity is at most a fifth higher. Published settings name their models."""
     effects = Effects.read()
     for name, recipe in RECIPES.items():
-        rows = [row for e in effects.of(recipe) if e.on.startswith("SmolLM2") for row in e.rows]
+        rows = [row for e in effects.effects_of_recipe(recipe) if e.on.startswith("SmolLM2") for row in e.rows]
         ratios = [after / before for _, metric, _, before, after in rows if "perplexity" in metric and before]
         helps = bool(ratios) and max(ratios) <= 1.2
         assert recipe.sentence.startswith("Teaching recipe: ") == (not helps and "= hf(" not in recipe.text), name
@@ -53,10 +53,10 @@ def test_a_recipe_that_was_not_shown_to_help_a_larger_model_says_first_that_it_t
 def test_measured_effects_are_of_recipes_as_they_are_now():
     effects = Effects.read()
     assert set(effects.stored) <= set(RECIPES)
-    changed = [name for name, kept in effects.stored.items() if kept["of"] != meaning_hash(RECIPES[name])]
+    changed = [name for name, kept in effects.stored.items() if kept["of"] != recipe_text_hash(RECIPES[name])]
     assert changed == [], "measure them again: python -m bench.recipes NAME"
     for name in effects.stored:
-        for effect in effects.of(RECIPES[name]):
+        for effect in effects.effects_of_recipe(RECIPES[name]):
             drawn = "= config(" in RECIPES[name].text
             assert effect.random == drawn and (RANDOM in effect.text()) == drawn, name
             facts = effects.machines[effect.machine]
@@ -68,9 +68,9 @@ def test_an_effect_of_a_recipe_that_was_changed_is_not_told(tmp_path):
     name = next(iter(effects.stored))
     recipe, path = RECIPES[name], tmp_path / "changed.effspec"
     path.write_text(recipe.text + "\n# a remark\n")
-    assert effects.of(LibraryFile(recipe.name, path)) == effects.of(recipe) != ()
+    assert effects.effects_of_recipe(LibraryFile(recipe.name, path)) == effects.effects_of_recipe(recipe) != ()
     path.write_text(recipe.text.replace("effspec 1", "effspec 1\nparam more: int = 1 in 1..2", 1))
-    assert effects.of(LibraryFile(recipe.name, path)) == ()
+    assert effects.effects_of_recipe(LibraryFile(recipe.name, path)) == ()
 
 
 def test_a_file_here_goes_before_the_librarys(tmp_path, monkeypatch):
@@ -88,14 +88,14 @@ def test_a_file_here_goes_before_the_librarys(tmp_path, monkeypatch):
 def test_a_copy_has_all_that_the_recipe_names(tmp_path):
     for name in ("papers/fedreft/one-client", "papers/multipruner/apply", "papers/rttc/ttt-32", "quickstart"):
         recipe = RECIPES[name]
-        files = with_files(recipe)
+        files = recipe_and_named_files(recipe)
         for place, file in files.items():
             target = tmp_path / name / place
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(file.read_bytes())
         checked = api.open_session(tmp_path / name / recipe.name, cache_dir=tmp_path / "cache").check()
         assert {d.slug for d in checked.diagnostics} <= {"unseen-model"}, name
-    assert set(with_files(RECIPES["papers/fedreft/one-client"])) >= {"zoo/tiny-llama/speech-train.jsonl"}
+    assert set(recipe_and_named_files(RECIPES["papers/fedreft/one-client"])) >= {"zoo/tiny-llama/speech-train.jsonl"}
 
 
 SMOLLM2 = {

@@ -7,7 +7,7 @@ import pytest
 from effc.compiler.analysis.discovery.structure import find_skeleton
 from effc.compiler.driver import api
 from effc.compiler.driver.models import resolve_origin
-from effc.compiler.inputs.sources.zoo import zoo
+from effc.compiler.inputs.sources.zoo import zoo_folders_by_name
 from effc.compiler.plugin.recipe_library import library_files
 from effc.dsl.checker.skeleton import Skeleton
 from effc.dsl.syntax import ast
@@ -17,9 +17,9 @@ from effc.dsl.syntax.render import render
 from tests.worlds import context
 
 
-@pytest.mark.parametrize("name", sorted(zoo()))
+@pytest.mark.parametrize("name", sorted(zoo_folders_by_name()))
 def test_the_shipped_skeleton_is_the_one_that_is_discovered(tmp_path, name):
-    shipped = json.loads((zoo()[name] / "skeleton.json").read_text())
+    shipped = json.loads((zoo_folders_by_name()[name] / "skeleton.json").read_text())
     found = find_skeleton(resolve_origin(f"zoo:{name}", context(tmp_path).settings))
     assert Skeleton.from_json(shipped) == found
 
@@ -84,7 +84,7 @@ def test_the_pipelines_of_the_library_compile_one_after_another(tmp_path):
     }
     module = LIBRARY["std.prune"]
     assert args.keys() == set(names(module, ast.Pipeline))
-    text = f'data few = text("{zoo()["tiny-llama"]}/calib.txt", samples: 1, length: 32)\npipeline'
+    text = f'data few = text("{zoo_folders_by_name()["tiny-llama"]}/calib.txt", samples: 1, length: 32)\npipeline'
     (tmp_path / "user.effspec").write_text(using(module, args).replace("pipeline", text, 1))
     (result,) = api.compile(tmp_path / "user.effspec", tmp_path / "out", cache_dir=tmp_path / "cache", threads=1)
     sizes = [result.plan.stages[0].before.params, *(s.after.params for s in result.plan.stages)]

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.syntax.diagnostics import Fault
-from ..core.json_errors import refusing
-from ..core.safe_read import read_json, require
-from .lora_patterns import ModulePatterns, UnreadPattern, excluded, path_ends, unmatched
+from ..core.json_errors import reject_on_error
+from ..core.safe_read import read_json, require_or_unlisted
+from .lora_patterns import ModulePatterns, UnreadPattern, dotted_suffixes, excluding_config_field, paths_not_targeted
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -50,9 +50,9 @@ def load_peft_adapters(folder: Path, base_model: Any) -> Any:
     from safetensors.torch import load_file
 
     lora, shapes = read_lora(folder)
-    transposed = _refuse_shape_mismatch(folder, shapes, base_model)
+    transposed = _refuse_shape_mismatch_unless_folded(folder, shapes, base_model)
     tensors = load_file(folder / WEIGHTS)
-    _refuse_other_numbers(folder, tensors)
+    _refuse_non_finite_tensors(folder, tensors)
     first = next(iter(lora.ranks))
     config = LoraConfig(
         r=lora.ranks[first],
@@ -80,7 +80,7 @@ def read_lora_factors(folder: Path) -> "dict[str, tuple[Tensor, Tensor]]":
 
     lora, _ = read_lora(folder)
     tensors = load_file(folder / WEIGHTS)
-    _refuse_other_numbers(folder, tensors)
+    _refuse_non_finite_tensors(folder, tensors)
     factors = {}
     for path, rank in lora.ranks.items():
         down, up = (tensors[f"{_PREFIX}{path}{side}"].float() for side in _FACTORS)
@@ -88,7 +88,7 @@ def read_lora_factors(folder: Path) -> "dict[str, tuple[Tensor, Tensor]]":
     return factors
 
 
-def check(folder: Path) -> None:
+def check_adapter_folder(folder: Path) -> None:
     """Read the numbers, and the headers of the weights, as `load_peft_adapters` does; no model is made."""
     read_lora(folder)
 
@@ -113,8 +113,8 @@ def read_lora(folder: Path) -> tuple[Lora, dict[str, tuple[int, ...]]]:
         ).rejection()
     _refuse_unnamed_modules(folder, body["target_modules"], ranks)
     _refuse_rank_mismatch(folder, body, shapes, ranks)
-    alphas = {path: body["alpha_pattern"].value(path, body["lora_alpha"]) for path in ranks}
-    if (field := excluded(ranks, body)) is not None:
+    alphas = {path: body["alpha_pattern"].value_for_path(path, body["lora_alpha"]) for path in ranks}
+    if (field := excluding_config_field(ranks, body)) is not None:
         raise rejected_adapter(f"{folder / CONFIG} leaves out, by `{field}`, a module that has tensors").rejection()
     return Lora(ranks, alphas, body["use_rslora"]), shapes
 
@@ -138,13 +138,13 @@ def _read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return {name: slot.shape for name, slot in slots.items()}
 
 
-def _refuse_unnamed_modules(folder: Path, targets: list[str] | str, ranks: Mapping[str, int]) -> None:
+def _refuse_unnamed_modules(folder: Path, target_modules: list[str] | str, ranks: Mapping[str, int]) -> None:
     """Hold modules with tensors against names of the config, which are paths or their ends, or its expression; one that
     could run for long is not tried."""
-    if missing := unmatched(ranks, targets):
+    if missing := paths_not_targeted(ranks, target_modules):
         raise rejected_adapter(f"{folder / CONFIG} does not name `{missing[0][:80]}`, which has tensors").rejection()
-    named = set() if isinstance(targets, str) else set(targets)
-    if bare := sorted(named - {end for path in ranks for end in path_ends(path)}):
+    named = set() if isinstance(target_modules, str) else set(target_modules)
+    if bare := sorted(named - {end for path in ranks for end in dotted_suffixes(path)}):
         raise rejected_adapter(f"{folder / CONFIG} names `{bare[0][:80]}`, which has no tensors").rejection()
 
 
@@ -152,7 +152,7 @@ def _refuse_rank_mismatch(
     folder: Path, adapter_config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], ranks: Mapping[str, int]
 ) -> None:
     for path in ranks:
-        rank = adapter_config["rank_pattern"].value(path, adapter_config["r"])
+        rank = adapter_config["rank_pattern"].value_for_path(path, adapter_config["r"])
         for side, axis in zip(_FACTORS, (0, 1), strict=True):
             name = f"{_PREFIX}{path}{side}"
             if shapes[name][axis] != rank:
@@ -160,7 +160,9 @@ def _refuse_rank_mismatch(
                 raise rejected_adapter(f"{folder / WEIGHTS} {fact}").rejection()
 
 
-def _refuse_shape_mismatch(folder: Path, shapes: Mapping[str, tuple[int, ...]], base_model: "nn.Module") -> bool:
+def _refuse_shape_mismatch_unless_folded(
+    folder: Path, shapes: Mapping[str, tuple[int, ...]], base_model: "nn.Module"
+) -> bool:
     """Hold tensors against the modules of a model; whether these store weights as [inputs, outputs]."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
@@ -183,7 +185,7 @@ def _refuse_shape_mismatch(folder: Path, shapes: Mapping[str, tuple[int, ...]], 
     return is_transposed
 
 
-def _refuse_other_numbers(folder: Path, tensors: "Mapping[str, Tensor]") -> None:
+def _refuse_non_finite_tensors(folder: Path, tensors: "Mapping[str, Tensor]") -> None:
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise rejected_adapter(f"{folder / WEIGHTS}: `{name[:80]}` holds NaN or infinity").rejection()
@@ -192,28 +194,32 @@ def _refuse_other_numbers(folder: Path, tensors: "Mapping[str, Tensor]") -> None
 def _read_checked_adapter_config(file: Path) -> dict[str, Any]:
     """The few fields that a LoRA needs; Reject where one is missing or of another form, or where another field has peft
     compute something else."""
-    with refusing(rejected_adapter, str(file)):
+    with reject_on_error(rejected_adapter, str(file)):
         body = read_json(file, _LARGEST)
-        require(isinstance(body, dict) and body.get("peft_type") == "LORA", "it is no LoRA")
-        require(_is_rank(body.get("r")), f"its rank is no number from 1 to {_LARGEST_RANK}")
-        require(_is_alpha(body.get("lora_alpha")), "its `lora_alpha` is no number of an ordinary size")
+        require_or_unlisted(isinstance(body, dict) and body.get("peft_type") == "LORA", "it is no LoRA")
+        require_or_unlisted(_is_rank(body.get("r")), f"its rank is no number from 1 to {_LARGEST_RANK}")
+        require_or_unlisted(_is_alpha(body.get("lora_alpha")), "its `lora_alpha` is no number of an ordinary size")
         for name, is_right in (("rank_pattern", _is_rank), ("alpha_pattern", _is_alpha)):
             pattern = body.get(name) or {}
-            require(isinstance(pattern, dict) and all(map(is_right, pattern.values())), f"its `{name}` has no numbers")
+            require_or_unlisted(
+                isinstance(pattern, dict) and all(map(is_right, pattern.values())), f"its `{name}` has no numbers"
+            )
         targets = body.get("target_modules")
-        require(isinstance(targets, list | str) and bool(targets), "it names no modules")
-        require(all(isinstance(t, str) for t in targets), "it names no modules")
+        require_or_unlisted(isinstance(targets, list | str) and bool(targets), "it names no modules")
+        require_or_unlisted(all(isinstance(t, str) for t in targets), "it names no modules")
         for name, values in _ORDINARY.items():
-            require(body.get(name, values[0]) in values, f"effc doesn't compute what its `{name}` says")
+            require_or_unlisted(body.get(name, values[0]) in values, f"effc doesn't compute what its `{name}` says")
         unsupported = [name for name in body.keys() - _READ - _WITHOUT_EFFECT - _ORDINARY.keys() if body[name]]
-        require(not unsupported, f"effc doesn't compute what its `{min(unsupported, default='')[:80]}` says")
+        require_or_unlisted(
+            not unsupported, f"effc doesn't compute what its `{min(unsupported, default='')[:80]}` says"
+        )
     patterns = {name: _module_patterns(file, name, body.get(name) or {}) for name in ("rank_pattern", "alpha_pattern")}
     return body | patterns | {"use_rslora": body.get("use_rslora") is True}
 
 
-def _module_patterns(file: Path, field: str, values: Mapping[str, Any]) -> ModulePatterns:
+def _module_patterns(file: Path, field: str, value_by_pattern: Mapping[str, Any]) -> ModulePatterns:
     try:
-        return ModulePatterns(values)
+        return ModulePatterns(value_by_pattern)
     except UnreadPattern as error:
         problem, help = (
             f"{file}: its `{field}` has {error}, which is not tried",

@@ -19,9 +19,9 @@ from stat import S_ISREG
 
 from ...dsl.syntax.diagnostics import Diagnostic, Fault
 from ..core.cache import fsync_path, write_atomic
-from ..core.process_start import process_start_time
+from ..core.process_start import process_start_text
 from .card import model_card
-from .manifest import CARD, MEASURES, NAME, SBOM, Manifest, artifact_hash, dump, hash_files, verify_files
+from .manifest import CARD, MEASURES, NAME, SBOM, Manifest, artifact_hash, hash_files, readable_json_bytes, verify_files
 from .sbom import cyclonedx_json
 
 __all__ = ["NOTES", "artifact_draft", "artifact_hash", "verify_files"]
@@ -54,21 +54,21 @@ class Draft:
 
 
 @contextmanager
-def artifact_draft(destination: Path, force: bool = False) -> Iterator[Draft]:
+def artifact_draft(destination: Path, overwrite: bool = False) -> Iterator[Draft]:
     """Empty draft of the artifact `destination`; nothing of it is left behind where it is not published.
 
-    With `force` an existing artifact is exchanged; a reader sees the old one or the new one.
+    With `overwrite` an existing artifact is exchanged; a reader sees the old one or the new one.
     """
     destination = Path(os.path.abspath(destination))
     with filesystem_errors_as_diagnostics(destination):
-        refuse_output_path(destination, force)
+        refuse_output_path(destination, overwrite)
         created = [folder for folder in destination.parents if not folder.exists()]  # the innermost first
         destination.parent.mkdir(parents=True, exist_ok=True)
         recover_or_remove_stale_drafts_in(destination.parent)
         folder = destination.parent / f".{destination.name}{_draft_suffix()}"
         folder.mkdir()
         try:
-            yield Draft(folder, destination, force)
+            yield Draft(folder, destination, overwrite)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             remove_nested_folders_while_empty(created)
@@ -93,14 +93,14 @@ def remove_nested_folders_while_empty(innermost_first: list[Path]) -> None:
             return
 
 
-def refuse_output_path(destination: Path, force: bool, is_file: bool = False) -> None:
+def refuse_output_path(destination: Path, overwrite: bool, is_file: bool = False) -> None:
     """Refuse a place that is taken, or where nothing can be written: before any work. `is_file`: for one, not a
     folder."""
     refuse_unwritable_folder(destination)
     if not os.path.lexists(destination):
         return
-    if not force:
-        raise _output_exists(destination).rejection()
+    if not overwrite:
+        raise _output_exists_diagnostic(destination).rejection()
     if is_file and destination.is_file() and not destination.is_symlink():
         return
     if not (destination / NAME).is_file() and (
@@ -116,15 +116,16 @@ def refuse_unwritable_folder(destination: Path) -> None:
     """Refuse a file or folder where nothing can be written, or created: before any work."""
     existing = next(p for p in destination.absolute().parents if os.path.lexists(p))
     reason = "" if existing.is_dir() else "it is a file, not a folder"
-    if not reason and not (os.access(existing, os.W_OK | os.X_OK) and _can_hold_folders(existing)):
+    if not reason and not (os.access(existing, os.W_OK | os.X_OK) and _is_writable_folder(existing)):
         reason = "this user can't write there"
     if reason:
         raise output_unwritable(
-            f"{_as_spelled(existing, destination)}: {reason}", help="name an output folder that you can write to"
+            f"{_as_spelled_in_destination(existing, destination)}: {reason}",
+            help="name an output folder that you can write to",
         ).rejection()
 
 
-def _can_hold_folders(existing: Path) -> bool:
+def _is_writable_folder(existing: Path) -> bool:
     """Whether a folder can be created in one; not in those of the kernel, such as /proc, whatever their rights say.
 
     What a kill leaves of that goes as drafts do."""
@@ -135,12 +136,12 @@ def _can_hold_folders(existing: Path) -> bool:
     return True
 
 
-def _as_spelled(folder: Path, destination: Path) -> Path:
+def _as_spelled_in_destination(folder: Path, destination: Path) -> Path:
     """A folder above an artifact as the artifact's path spells it, where it does."""
     return next((p for p in destination.parents if p.absolute() == folder), folder)
 
 
-def _output_exists(destination: Path) -> Diagnostic:
+def _output_exists_diagnostic(destination: Path) -> Diagnostic:
     return output_exists(f"{destination} exists", help="name another folder, or pass --force to replace it")
 
 
@@ -151,23 +152,25 @@ def _write_manifest_and_card(draft: Path, manifest: Manifest) -> Manifest:
         manifest = replace(manifest, notes=(*manifest.notes, *json.loads(notes.read_bytes())))
         notes.unlink()
     manifest = replace(manifest, files=hash_files(draft))
-    (draft / MEASURES).write_bytes(dump(manifest.measures_json()))
+    (draft / MEASURES).write_bytes(readable_json_bytes(manifest.measures_json()))
     (draft / SBOM).write_bytes(cyclonedx_json(manifest))
     if not (draft / CARD).exists():
         (draft / CARD).write_text(model_card(manifest), encoding="utf-8")
     for file in draft.rglob("*"):
         fsync_path(file)
-    write_atomic(draft / NAME, dump(manifest.to_json()))  # so that even in a draft a manifest tells of the rest
+    write_atomic(
+        draft / NAME, readable_json_bytes(manifest.to_json())
+    )  # so that even in a draft a manifest tells of the rest
     fsync_path(draft)
     return manifest
 
 
-def _move_into_place(draft: Path, destination: Path, force: bool) -> None:
+def _move_into_place(draft: Path, destination: Path, overwrite: bool) -> None:
     """Rename into place; an old one goes aside first, and comes back if the second rename can't be done."""
     old = draft.with_name(draft.name + ".old")
     if os.path.lexists(destination):
-        if not force:  # came to be while we built
-            raise _output_exists(destination).rejection()
+        if not overwrite:  # came to be while we built
+            raise _output_exists_diagnostic(destination).rejection()
         _swap_folders(draft, destination, old)
     else:
         os.rename(draft, destination)
@@ -195,7 +198,7 @@ def recover_or_remove_stale_drafts_in(parent: Path) -> None:
     """Remove drafts of processes that are gone; bring back what was aside when its writer died."""
     for path in parent.iterdir():
         match = _DRAFT.fullmatch(path.name)
-        if not match or _start_digits(int(match[2])) == match[3]:
+        if not match or _process_start_digits(int(match[2])) == match[3]:
             continue
         if match[4] and not os.path.lexists(parent / match[1]):
             os.rename(path, parent / match[1])
@@ -205,12 +208,12 @@ def recover_or_remove_stale_drafts_in(parent: Path) -> None:
 
 def _draft_suffix() -> str:
     """End of the names of drafts that this process writes."""
-    return f".effc-{os.getpid()}-{_start_digits(os.getpid())}"
+    return f".effc-{os.getpid()}-{_process_start_digits(os.getpid())}"
 
 
-def _start_digits(pid: int) -> str:
+def _process_start_digits(pid: int) -> str:
     """Start of a process as the name of a draft has it; "" when it is gone."""
-    return re.sub(r"\D", "", process_start_time(pid))
+    return re.sub(r"\D", "", process_start_text(pid))
 
 
 @contextmanager

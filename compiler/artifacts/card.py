@@ -3,9 +3,9 @@
 import textwrap
 
 from ..core.quantity import interval_text
-from ..core.warned import sentence
+from ..core.warned import warning_sentence
 from .form_losses import Account, account_rows
-from .load import facts
+from .load import target_facts
 from .manifest import Check, Expectation, Manifest, Measure
 from .search_summary import search_summary_lines
 
@@ -14,9 +14,9 @@ def model_card(manifest: Manifest) -> str:
     """Markdown: what it is, how to load it, what was measured, what was changed."""
     name = manifest.name or str(manifest.recipe.get("name", "")) or "model"
     parts = [
-        _front(manifest),
+        _yaml_front_matter(manifest),
         f"# {name}",
-        _origin(manifest),
+        _origin_sentence(manifest),
         _how_to_load_section(manifest),
         _measures_section(manifest),
         _bounds_section(manifest.expectations),
@@ -29,21 +29,21 @@ def model_card(manifest: Manifest) -> str:
     return "\n\n".join(p for p in parts if p) + "\n"
 
 
-def _front(manifest: Manifest) -> str:
+def _yaml_front_matter(manifest: Manifest) -> str:
     library = "transformers" if any(n.startswith(("model/", "compat/")) for n in manifest.files) else "effc"
     return f"---\nlibrary_name: {library}\ntags:\n- effc\n---"
 
 
-def _origin(manifest: Manifest) -> str:
+def _origin_sentence(manifest: Manifest) -> str:
     inputs = [f"`{label}`" for label in manifest.lock.get("inputs", {})]
     source = f" from {', '.join(inputs)}" if inputs else ""
-    size = _bytes(manifest.bytes)
+    size = _size_text(manifest.bytes)
     return f"Compiled{source} by effc {manifest.effc} for the target `{manifest.kind}`, {size}."
 
 
 def _how_to_load_section(manifest: Manifest) -> str:
     folders = {n.split("/")[0] for n in manifest.files}
-    header = facts(manifest.kind)
+    header = target_facts(manifest.kind)
     lines = [f"- {text}" for folder, text in header.get("loads", {}).items() if folder in folders]
     lines += [f"- {header['use'][0].upper()}{header['use'][1:]}."] if header.get("use") else []
     lines += [f"- {note}" for note in manifest.notes]
@@ -54,16 +54,16 @@ def _measures_section(manifest: Manifest) -> str:
     if not manifest.measures:
         return ""
     rows = [
-        [f"`{m.metric}`", _measure_text(m.original, m.unit), _compiled(m) or m.untimed, _ratio(m)]
+        [f"`{m.metric}`", _measure_text(m.original, m.unit), _compiled_value_text(m) or m.untimed, _ratio_text(m)]
         for m in manifest.measures
     ]
     machine = manifest.machine
-    where = ", ".join(str(v) for v in (machine.get("cpu"), _threads(machine), machine.get("os")) if v)
+    where = ", ".join(str(v) for v in (machine.get("cpu"), _thread_count_text(machine), machine.get("os")) if v)
     return "\n".join(
         [
             "## Measured",
             "",
-            _table(["", "original", "compiled", "ratio"], rows),
+            _markdown_table(["", "original", "compiled", "ratio"], rows),
             *(["", f"On {where}."] if where else []),
         ]
     )
@@ -76,7 +76,7 @@ def _bounds_section(expectations: tuple[Expectation, ...]) -> str:
         [f"`{e.text}`", _measure_text(e.value, ""), e.limit, f"{e.outcome} ({e.note})" if e.note else e.outcome]
         for e in expectations
     ]
-    return "\n".join(["## Expected", "", _table(["bound", "value", "limit", "outcome"], rows)])
+    return "\n".join(["## Expected", "", _markdown_table(["bound", "value", "limit", "outcome"], rows)])
 
 
 def _divergence_section(accounts: tuple[Account, ...]) -> str:
@@ -86,7 +86,7 @@ def _divergence_section(accounts: tuple[Account, ...]) -> str:
     caption = f"On {accounts[0].where}. KL, in nats per token, from the original is what compression and format cost "
     caption += "together; from the program in memory, what the format alone changed."
     return "\n".join(
-        ["## The same tokens through each form", "", caption, "", _table(list(head), list(map(list, rows)))]
+        ["## The same tokens through each form", "", caption, "", _markdown_table(list(head), list(map(list, rows)))]
     )
 
 
@@ -97,10 +97,12 @@ def _changes_section(manifest: Manifest) -> str:
     lines_searched = search_summary_lines(manifest.steps)
     searched = ["", *(f"Searched: {line}." for line in lines_searched)] if lines_searched else []
     warnings = [
-        f"Warning of `{s.get('name', '')}`: {sentence(w)}." for s in manifest.steps for w in s.get("warnings", ())
+        f"Warning of `{s.get('name', '')}`: {warning_sentence(w)}."
+        for s in manifest.steps
+        for w in s.get("warnings", ())
     ]
     warned = [line for warning in warnings for line in ("", warning)]
-    return "\n".join(["## Changed", "", _table(["step", "pass", "change"], rows), *searched, *warned])
+    return "\n".join(["## Changed", "", _markdown_table(["step", "pass", "change"], rows), *searched, *warned])
 
 
 def _kernels_section(manifest: Manifest) -> str:
@@ -128,7 +130,7 @@ def _kernels_section(manifest: Manifest) -> str:
     ]
     head = ["outputs x inputs", "modules", "format", "zeros", "bytes", "times as fast as", "because"]
     caption = "Times of each are of one race on that machine; `manifest.json` names every module."
-    return "\n".join(["## Kernels", "", caption, "", _table(head, rows)])
+    return "\n".join(["## Kernels", "", caption, "", _markdown_table(head, rows)])
 
 
 def _step_summary(step) -> str:
@@ -160,7 +162,7 @@ def _reopened_forms_section(checks: tuple[Check, ...]) -> str:
             "",
             textwrap.fill(sentence, 100),
             "",
-            _table(["form", "outputs", "closest to its limit", "allowed"], rows),
+            _markdown_table(["form", "outputs", "closest to its limit", "allowed"], rows),
         ]
     )
 
@@ -169,31 +171,31 @@ def _recipe_section(manifest: Manifest) -> str:
     text = str(manifest.recipe.get("text", "")).rstrip()
     if not text:
         return ""
-    fence = "`" * max(3, 1 + max((len(run) for run in _ticks(text)), default=0))
+    fence = "`" * max(3, 1 + max((len(run) for run in _backtick_runs(text)), default=0))
     variant = f" ({manifest.recipe['variant']})" if manifest.recipe.get("variant") else ""
     return f"## Recipe{variant}\n\n{fence}\n{text}\n{fence}"
 
 
-def _ticks(text: str) -> list[str]:
+def _backtick_runs(text: str) -> list[str]:
     import re
 
     return re.findall("`+", text)
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def _markdown_table(head: list[str], rows: list[list[str]]) -> str:
     def line(columns: list[str]) -> str:
         return "| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in columns) + " |"
 
     return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])
 
 
-def _ratio(measure: Measure) -> str:
+def _ratio_text(measure: Measure) -> str:
     if measure.ratio is None:
         return ""
     return interval_text(measure.ratio, measure.interval) if measure.interval else f"{measure.ratio:.3f}"
 
 
-def _compiled(measure: Measure) -> str:
+def _compiled_value_text(measure: Measure) -> str:
     if measure.interval and measure.ratio is None and measure.compiled is not None:
         return f"{interval_text(measure.compiled, measure.interval)} {measure.unit}".rstrip()
     return _measure_text(measure.compiled, measure.unit)
@@ -203,18 +205,18 @@ def _measure_text(value: float | None, unit: str) -> str:
     if value is None:
         return ""
     if unit in ("B", "bytes"):
-        return _bytes(value)
+        return _size_text(value)
     text = f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e15 else f"{value:.4g}"
     return f"{text} {unit}".rstrip()
 
 
-def _bytes(count: float) -> str:
-    from ..core.quantity import size
+def _size_text(count: float) -> str:
+    from ..core.quantity import size_text
 
-    return size(count)
+    return size_text(count)
 
 
-def _threads(machine) -> str:
+def _thread_count_text(machine) -> str:
     from ..core.quantity import count_text
 
     return count_text(machine["threads"], "thread") if machine.get("threads") else ""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.syntax.diagnostics import Fault
-from ..core.json_errors import refusing
+from ..core.json_errors import reject_on_error
 from ..core.safe_read import MANIFEST, read_json
 
 FORMAT = 1
@@ -26,14 +26,20 @@ _SEAL = {"model_type": "effc", "transformers_weights": "load-this-folder-with-ef
 not_sealed = Fault("no-effc-config", "A folder's config.json was not written by effc.", exit="environment")
 
 
-def record(base: Mapping[str, Any], edits: Any, dtype: str) -> dict[str, Any]:
-    """Record under the key `effc`. `base` is the config before any edit, `edits` is `Edits.to_json()`."""
+def make_compact_record(base_config: Mapping[str, Any], edits_json: Any, dtype: str) -> dict[str, Any]:
+    """Record under the key `effc`. `base_config` is the config before any edit, `edits_json` is `Edits.to_json()`."""
     from ..core.fingerprint import library_versions
 
-    return {"format": FORMAT, "base": dict(base), "edits": edits, "dtype": dtype, "versions": library_versions()}
+    return {
+        "format": FORMAT,
+        "base": dict(base_config),
+        "edits": edits_json,
+        "dtype": dtype,
+        "versions": library_versions(),
+    }
 
 
-def seal(folder: Path) -> None:
+def lock_config_to_effc(folder: Path) -> None:
     """Make the config.json that transformers wrote into the folder one that only effc loads."""
     file = folder / CONFIG
     body = json.loads(file.read_bytes())
@@ -44,7 +50,7 @@ def seal(folder: Path) -> None:
 def read_compact_record(folder: Path) -> dict[str, Any]:
     """The record of a folder, checked; Reject where there is none."""
     file = folder / CONFIG
-    with refusing(not_sealed, f"{file} is no JSON that can be read"):
+    with reject_on_error(not_sealed, f"{file} is no JSON that can be read"):
         body = read_json(file, MANIFEST)
     record_stored = body.get(KEY) if isinstance(body, dict) else None
     if not isinstance(record_stored, dict):
@@ -86,4 +92,4 @@ def _save_pretrained_compact(
     plain = partial(type(model).save_pretrained, model, save_directory, *args)
     plain(save_original_format=save_original_format, **options)
     if (Path(save_directory) / CONFIG).is_file():
-        seal(Path(save_directory))
+        lock_config_to_effc(Path(save_directory))

@@ -45,7 +45,7 @@ from ..models.checkpoints.pretrained import pretrained
 from ..models.checkpoints.tensor_files import LazyTensor
 from ..transforms.editing.rewrite import Rewriter
 from ..transforms.editing.scan_removal import drop_scan
-from .stock import empty_model_or_reason, read_widths, stock_config, stock_model
+from .stock import empty_model_or_reason, modules_reading_stream_width, stock_config, stock_model
 
 _MLP_WIDTHS = re.compile(r"intermediate|inner|ffn")  # a head's width may not change, only their number
 Axis = tuple[str, int]  # tensor and axis
@@ -174,19 +174,19 @@ def _padding_to_config(program: Program, config: Any, max_numbers: int | None = 
     plan = Padding(config, shapes)
     plan.reasons += expert_width_mismatch(skeleton_of(program), shapes)
     plan.reasons += [f"{name} is new" for name in old_shapes if name not in stock_module.state_dict()]
-    plan.reasons += [*_config_dependent_numbers(model, stock_module), *read_widths(model, config)]
+    plan.reasons += [*_config_dependent_numbers(model, stock_module), *modules_reading_stream_width(model, config)]
     plan.reasons += _head_width_conflict_texts(skeleton_of(program), skeleton_of(stock))
     if not plan.reasons:
         scans = _removed_scans(skeleton_of(program), skeleton_of(stock))
         for scan in scans:
             _set_scanless_positions(plan, stock, scan, old_shapes)
         for cluster in _axis_clusters(skeleton_of(stock)):
-            _set_group_positions(plan, skeleton_of(stock), cluster, old_shapes)
+            _infer_kept_positions(plan, skeleton_of(stock), cluster, old_shapes)
         plan.reasons += _unpaddable_shapes(plan, old_shapes, skeleton_of(stock).facts.get("refused", ()))
-        missing = _missing(skeleton_of(program), skeleton_of(stock))
+        missing = _missing_branches(skeleton_of(program), skeleton_of(stock))
         for branch in missing:
-            used = _used(program.units[branch.unit])
-            dead = {name for name in shapes if _is_dead(name, branch, used)}
+            used = _calls_that_output_needs(program.units[branch.unit])
+            dead = {name for name in shapes if _is_tensor_of_lost_branch(name, branch, used)}
             plan.dead |= dead
             plan.reasons += _tied_tensor_reasons(branch, dead, skeleton_of(stock), old_shapes)
             if not dead:
@@ -213,7 +213,7 @@ def _axis_clusters(skeleton: Skeleton) -> list[list[Group]]:
     clusters: list[list[Group]] = []
     # Experts have no part in it: a router would choose one of zeros. Nor have heads and states of mixers over which a
     # norm takes a mean.
-    candidates = [g for g in skeleton.groups if g.kind not in ("experts", "ssm_heads") and not _normed(g, skeleton)]
+    candidates = [g for g in skeleton.groups if g.kind not in ("experts", "ssm_heads") and not _has_norm(g, skeleton)]
     for group in sorted(candidates, key=lambda g: g.kind != "heads"):
         axes = {(m.tensor, m.axis) for m in group.members}
         adjacent = [c for c in clusters if any((m.tensor, m.axis) in axes for g in c for m in g.members)]
@@ -221,20 +221,20 @@ def _axis_clusters(skeleton: Skeleton) -> list[list[Group]]:
     return clusters
 
 
-def _normed(group: Group, skeleton: Skeleton) -> bool:
+def _has_norm(group: Group, skeleton: Skeleton) -> bool:
     """Whether a norm runs over the states of a mixer: its weight, or a buffer of its own, has an entry for each."""
     kinds = {p.path: p.kind for p in skeleton.parts}
     owners = (m.tensor.rpartition(".")[0] for m in group.members)
     return group.kind == "ssm_state" and any("Norm" in kinds.get(path, "Norm") for path in owners)
 
 
-def _set_group_positions(padding: Padding, skeleton: Skeleton, cluster: list[Group], old_shapes: Shapes) -> None:
+def _infer_kept_positions(padding: Padding, skeleton: Skeleton, cluster: list[Group], shrunk_shapes: Shapes) -> None:
     """Find how many items of each group are left, and where they go in the original width."""
-    axes = {(m.tensor, m.axis) for g in cluster for m in g.members if m.tensor in old_shapes}
-    if all(old_shapes[t][a] == padding.shapes[t][a] for t, a in axes if t in padding.shapes):
+    axes = {(m.tensor, m.axis) for g in cluster for m in g.members if m.tensor in shrunk_shapes}
+    if all(shrunk_shapes[t][a] == padding.shapes[t][a] for t, a in axes if t in padding.shapes):
         return
     small = _skeleton_of_cluster(skeleton, cluster)
-    goal = {axis: old_shapes[axis[0]][axis[1]] for axis in axes}
+    goal = {axis: shrunk_shapes[axis[0]][axis[1]] for axis in axes}
     for counts in _remaining_counts(cluster, goal, padding.shapes):
         positions = {axis: list(range(padding.shapes[axis[0]][axis[1]])) for axis in axes}
         _drop_last_positions(small, counts, positions)
@@ -292,7 +292,7 @@ def _unpaddable_shapes(padding: Padding, old_shapes: Shapes, site_refusals: Iter
         differing_axes = [a for a in range(len(shape)) if len(mine) != len(shape) or mine[a] != shape[a]]
         if any(len(padding.positions.get((name, a), ())) != (mine[a] if a < len(mine) else -1) for a in differing_axes):
             known = next((f": {reason}" for site, reason in site_refusals if name.startswith(f"{site}.")), "")
-            yield f"{name} is {_by(mine)}, which can't be filled up to {_by(shape)}{known}"
+            yield f"{name} is {_shape_text(mine)}, which can't be filled up to {_shape_text(shape)}{known}"
 
 
 def _config_dependent_numbers(model: nn.Module, stock_module: nn.Module) -> Iterator[str]:
@@ -325,30 +325,30 @@ def _head_width_conflict_texts(current: Skeleton, stock: Skeleton) -> Iterator[s
     )
 
 
-def _tied_tensor_reasons(branch: Branch, dead: set[str], stock: Skeleton, old_shapes: Shapes) -> Iterator[str]:
+def _tied_tensor_reasons(branch: Branch, dead: set[str], stock: Skeleton, shrunk_shapes: Shapes) -> Iterator[str]:
     """Tensors of a lost branch that other layers still have: they can't be zero here and a weight there."""
     for same in stock.tied:
         dead_name = next((name for name in same if name in dead), None)
-        live_name = next((name for name in same if name in old_shapes), None)
+        live_name = next((name for name in same if name in shrunk_shapes), None)
         if dead_name and live_name:
             yield f"{branch.site} is gone, but {dead_name} is also {live_name}, which stays"
             return
 
 
-def _missing(current: Skeleton, stock: Skeleton) -> list[Branch]:
+def _missing_branches(current: Skeleton, stock: Skeleton) -> list[Branch]:
     """Branches of the stock model that the program has lost."""
     left = {(b.unit, b.site) for b in current.branches}
     return [b for b in stock.branches if (b.unit, b.site) not in left]
 
 
-def _used(unit: Unit) -> list[str]:
+def _calls_that_output_needs(unit: Unit) -> list[str]:
     """Calls that the output of a unit depends on; others may only update a cache."""
     output = next(node for node in unit.graph.nodes if node.op == "output")
     prefix = f"{unit.path}." if unit.path else ""
     return [f"{prefix}{node.target}" for node in ancestors(output) if node.op in ("call_module", "get_attr")]
 
 
-def _is_dead(name: str, branch: Branch, live: Iterable[str]) -> bool:
+def _is_tensor_of_lost_branch(name: str, branch: Branch, live: Iterable[str]) -> bool:
     """Whether a tensor is of a lost branch, and not of what that shared, as parallel branches share a norm."""
     return any(is_submodule(name, part) for part in branch.parts) and not any(is_submodule(name, path) for path in live)
 
@@ -359,7 +359,7 @@ def _removed_scans(current: Skeleton, stock: Skeleton) -> list[Scan]:
     return [s for s in stock.scans if s.site not in left and any(is_submodule(part, s.site) for part in present_parts)]
 
 
-def _set_scanless_positions(padding: Padding, stock: Program, scan: Scan, old_shapes: Shapes) -> None:
+def _set_scanless_positions(padding: Padding, stock: Program, scan: Scan, shrunk_shapes: Shapes) -> None:
     """Positions of a scanless mixer's rows in a full one, and the values that fill the rest."""
     mixer_graph, mixer = mixer_graphs(stock)[scan.site], stock.model.get_submodule(scan.site)
     skip, less = skip_of(mixer_graph), graph_without_scan(mixer_graph, mixer)
@@ -369,7 +369,7 @@ def _set_scanless_positions(padding: Padding, stock: Program, scan: Scan, old_sh
     padding.ones.add(f"{scan.site}.{skip}")
     for (tensor, axis), keep in less.keep.items():
         name = f"{scan.site}.{tensor}"
-        if old_shapes.get(name, ())[axis : axis + 1] == (len(keep),):
+        if shrunk_shapes.get(name, ())[axis : axis + 1] == (len(keep),):
             padding.positions[name, axis] = keep
 
 
@@ -386,15 +386,15 @@ def _differing_graphs(
             graph = stock.units[branch.unit].graph
             rewriter.drop_branch(branch.unit, branch.join, staying(graph, branch))
     for path, unit in program.units.items():
-        if unit.edited and _calls(unit) != _calls(stock.units[path]):
+        if unit.edited and _call_descriptions(unit) != _call_descriptions(stock.units[path]):
             yield f"{path} runs another graph than its class, and not for a dropped part alone"
 
 
-def _calls(unit: Unit) -> list[str]:
+def _call_descriptions(unit: Unit) -> list[str]:
     reads = (node for node in unit.graph.nodes if node.op in ("call_module", "get_attr"))
     pruned = ["a cache that forgets" for node in unit.graph.nodes if node.target is packed_attention]
     return sorted(f"{node.op} {node.target}" for node in reads) + pruned
 
 
-def _by(shape: tuple[int, ...]) -> str:
+def _shape_text(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) if math.prod(shape) != 1 or shape else "a number"

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from ...dsl.syntax.render import without_line_breaks
-from ..core.quantity import measurement_text, size
+from ..core.quantity import measurement_text, size_text
 from ..models.checkpoints.safetensors_header import TensorSlot, read_safetensors_header
-from .load import forms_of
+from .load import loadable_forms
 from .manifest import Manifest, read_manifest
 
 
@@ -48,9 +48,8 @@ class Difference:
             if row.part != part:
                 lines += ["", row.part] if lines else [row.part]
                 part = row.part
-            row_text = (
-                f"{row.what:<{width}}  {_diff_value_text(row, row.a)} -> {_diff_value_text(row, row.b)}{_ratio(row)}"
-            )
+            before, after = _diff_value_text(row, row.a), _diff_value_text(row, row.b)
+            row_text = f"{row.what:<{width}}  {before} -> {after}{_ratio_text(row)}"
             lines.append(f"  {without_line_breaks(row_text)}")
         if self.recipe:
             lines += ["", "recipe", *(f"  {line}" for line in self.recipe)]
@@ -63,9 +62,9 @@ def diff_artifacts(a: Path, b: Path) -> Difference:
     rows = [
         *_size_rows(a, b, one, two),
         *_shape_rows(a, b, one, two),
-        *_measures(one, two),
-        *_steps(one, two),
-        *_differing_rows("lock", _flat(one.lock), _flat(two.lock)),
+        *_measure_rows(one, two),
+        *_step_rows(one, two),
+        *_differing_rows("lock", _flatten_to_dotted_keys(one.lock), _flatten_to_dotted_keys(two.lock)),
         *_differing_rows("machine", one.machine, two.machine),
     ]
     before, after = (str(m.recipe.get("text", "")).splitlines() for m in (one, two))
@@ -76,8 +75,8 @@ def diff_artifacts(a: Path, b: Path) -> Difference:
 def _size_rows(a: Path, b: Path, left: Manifest, right: Manifest) -> Iterator[Row]:
     yield from _differing_rows(
         "size",
-        {"kind": left.kind, "forms": _forms(left), "bytes on disk": left.bytes},
-        {"kind": right.kind, "forms": _forms(right), "bytes on disk": right.bytes},
+        {"kind": left.kind, "forms": _present_form_names(left), "bytes on disk": left.bytes},
+        {"kind": right.kind, "forms": _present_form_names(right), "bytes on disk": right.bytes},
     )
     yield from _differing_rows(
         "size", {"params": _measured_or_stored_params(a, left)}, {"params": _measured_or_stored_params(b, right)}
@@ -92,14 +91,16 @@ def _measured_or_stored_params(artifact: Path, manifest: Manifest) -> Any:
             return int(measured_params) if measured_params is not None and _is_number(measured_params) else "not known"
     slots = stored_tensor_slots(artifact, manifest).values()
     plain = bool(slots) and all("F" in slot.dtype for slot in slots)
-    return sum(_product(slot.shape) for slot in slots) if plain else "not known"
+    return sum(_num_elements(slot.shape) for slot in slots) if plain else "not known"
 
 
-def _forms(manifest: Manifest) -> str:
-    return ", ".join(f for f in forms_of(manifest.kind) if any(name.startswith(f"{f}/") for name in manifest.files))
+def _present_form_names(manifest: Manifest) -> str:
+    return ", ".join(
+        f for f in loadable_forms(manifest.kind) if any(name.startswith(f"{f}/") for name in manifest.files)
+    )
 
 
-def shapes_of(artifact: Path, manifest: Manifest) -> dict[str, tuple[int, ...]]:
+def tensor_shapes_of(artifact: Path, manifest: Manifest) -> dict[str, tuple[int, ...]]:
     """Shapes of all stored tensors: of the truest form where there are several."""
     return {name: slot.shape for name, slot in stored_tensor_slots(artifact, manifest).items()}
 
@@ -107,7 +108,7 @@ def shapes_of(artifact: Path, manifest: Manifest) -> dict[str, tuple[int, ...]]:
 def stored_tensor_slots(artifact: Path, manifest: Manifest) -> dict[str, TensorSlot]:
     """Tensors in files of safetensors, of the truest form where there are several."""
     names = [n for n in manifest.files if n.endswith(".safetensors")]
-    for form in forms_of(manifest.kind):
+    for form in loadable_forms(manifest.kind):
         if any(n.startswith(f"{form}/") for n in names):
             names = [n for n in names if n.startswith(f"{form}/")]
             break
@@ -116,7 +117,7 @@ def stored_tensor_slots(artifact: Path, manifest: Manifest) -> dict[str, TensorS
 
 
 def _shape_rows(a: Path, b: Path, left: Manifest, right: Manifest) -> Iterator[Row]:
-    first, second = shapes_of(a, left), shapes_of(b, right)
+    first, second = tensor_shapes_of(a, left), tensor_shapes_of(b, right)
     if first.keys() & second.keys() or not (first or second):
         yield from _differing_rows("shape", first, second)
         return
@@ -128,13 +129,13 @@ def _shape_rows(a: Path, b: Path, left: Manifest, right: Manifest) -> Iterator[R
     yield Row("shape", "tensors, not compared", *pair)
 
 
-def _measures(left: Manifest, right: Manifest) -> Iterator[Row]:
+def _measure_rows(left: Manifest, right: Manifest) -> Iterator[Row]:
     units = {m.metric: m.unit for m in (*left.measures, *right.measures)}
     first, second = ({m.metric: m.compiled for m in manifest.measures} for manifest in (left, right))
     yield from (replace(row, unit=units[row.what]) for row in _differing_rows("measure", first, second))
 
 
-def _steps(left: Manifest, right: Manifest) -> Iterator[Row]:
+def _step_rows(left: Manifest, right: Manifest) -> Iterator[Row]:
     pair = [
         {str(s.get("name", i)): str(s.get("summary") or s.get("word", "")) for i, s in enumerate(m.steps)}
         for m in (left, right)
@@ -148,14 +149,18 @@ def _differing_rows(section: str, a: Mapping[str, Any], b: Mapping[str, Any]) ->
             yield Row(section, name, a.get(name), b.get(name))
 
 
-def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten_to_dotted_keys(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in data.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        flat |= (
+            _flatten_to_dotted_keys(value, f"{prefix}{name}.")
+            if isinstance(value, Mapping)
+            else {f"{prefix}{name}": value}
+        )
     return flat
 
 
-def _product(shape: tuple[int, ...]) -> int:
+def _num_elements(shape: tuple[int, ...]) -> int:
     count = 1
     for n in shape:
         count *= n
@@ -168,7 +173,7 @@ def _diff_value_text(row: Row, value: Any) -> str:
     if row.part == "measure":
         return measurement_text(value, row.unit)
     if row.what in ("bytes on disk", "memory_bytes") and _is_number(value):
-        return size(value)
+        return size_text(value)
     if isinstance(value, tuple):
         return " x ".join(map(str, value)) or "a number"
     if isinstance(value, float):
@@ -181,6 +186,6 @@ def _is_number(value: Any) -> TypeGuard[float]:
     return type(value) in (int, float) and abs(value) < 1e300  # false for nan
 
 
-def _ratio(row: Row) -> str:
+def _ratio_text(row: Row) -> str:
     numbers = _is_number(row.a) and _is_number(row.b)
     return f"  ({(row.b / row.a - 1) * 100:+.1f} %)" if numbers and row.a and row.part != "lock" else ""

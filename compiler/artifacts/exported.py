@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ...dsl.syntax.diagnostics import Fault, Reject
-from ..core.json_errors import first_line, is_out_of_memory, refusing
+from ..core.json_errors import first_line, is_out_of_memory, reject_on_error
 from ..core.safe_read import Unlisted, parse_strict_json, read_regular_file, refuse_irregular_file
 from ..ir.layers.linear import count_params as count_plain_params
 from ..models.checkpoints.generation_config import read_generation_config
@@ -72,7 +72,7 @@ def _refuse_unlisted_operators(path: Path) -> None:
         ).rejection() from error
 
 
-def check(folder: Path) -> None:
+def check_exported_folder(folder: Path) -> None:
     """Raises Reject (refused-program) unless a file holds listed calls and plain tensors alone, of sizes that fit."""
     _deserialize_module(folder / FILE, _read_archive(folder / FILE))
     if (folder / STEP).exists():
@@ -80,7 +80,7 @@ def check(folder: Path) -> None:
         _read_step_facts(folder)
 
 
-def tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def map_program_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Weights and constants of a program by name, mapped from its file. Raises Reject (refused-program)."""
     archive = _read_archive(path)
     yield from archive.weights.items()
@@ -90,7 +90,7 @@ def tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
 def _read_step_facts(folder: Path) -> Any:
     from .exported_steps import read_step_facts
 
-    with refusing(
+    with reject_on_error(
         rejected_program, f"{folder / STEP_FACTS} does not say what {STEP} takes", "compile it again with this effc"
     ):
         return read_step_facts(folder)
@@ -104,7 +104,7 @@ def _read_archive(path: Path) -> "Archive":
         refuse_irregular_file(path)
         return read_checked_archive(path)
     except Unlisted as error:
-        raise _refusal(path, error) from error
+        raise _unlisted_content_rejection(path, error) from error
     except OSError as error:
         raise rejected_program(f"{path} can't be read: {error.strerror}").rejection() from error
 
@@ -156,7 +156,7 @@ def _vocab_size_by_forward(folder: Path, prefill: Exported) -> int:
     return logits.shape[-1]
 
 
-def _refusal(path: Path, error: Unlisted) -> Reject:
+def _unlisted_content_rejection(path: Path, error: Unlisted) -> Reject:
     return rejected_program(f"{path} holds {error}", help="compile it again with this effc").rejection()
 
 
@@ -170,12 +170,12 @@ def _deserialize_module(path: Path, archive: "Archive") -> nn.Module:
         program = serialize.ExportedProgramDeserializer().deserialize(data, archive.weights, archive.constants, b"")
         module = program.module()
         check_module(module)
-        check_shapes_on_call(module, partial(_refusal, path))
+        check_shapes_on_call(module, partial(_unlisted_content_rejection, path))
         return module
     except MemoryError:
         raise
     except Unlisted as error:
-        raise _refusal(path, error) from error
+        raise _unlisted_content_rejection(path, error) from error
     except Exception as error:  # torch reads what is listed, and may still find that it makes no program
         cause = error.__cause__ or error  # the other one begins with all that the node says
         if is_out_of_memory(cause):

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..core.safe_read import Unlisted, parse_strict_json, require
+from ..core.safe_read import Unlisted, parse_strict_json, require_or_unlisted
 from .exported_json import parse_program_json
 
 _PAYLOAD = re.compile(r"data/(weights/weight|constants/tensor)_\d{1,6}")
@@ -73,14 +73,16 @@ def read_checked_archive(path: Path) -> Archive:
                 if name in _PLAIN and name != _SAMPLES
             }
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # what is written to stays in this process
-    require(texts.get("archive_format") == b"pt2" and texts.get("byteorder") == b"little", "another kind of archive")
+    require_or_unlisted(
+        texts.get("archive_format") == b"pt2" and texts.get("byteorder") == b"little", "another kind of archive"
+    )
     lacks = {
         "models/model.json",
         "data/weights/model_weights_config.json",
         "data/constants/model_constants_config.json",
         "extra/inputs.json",
     } - set(texts)
-    require(not lacks, f"no {next(iter(sorted(lacks)), '')}")
+    require_or_unlisted(not lacks, f"no {next(iter(sorted(lacks)), '')}")
     weights, constants = (
         _map_tensors(texts[f"data/{kind}/model_{kind}_config.json"], f"data/{kind}/", entries, mapped)
         for kind in ("weights", "constants")
@@ -99,34 +101,36 @@ def _checked_zip_entries(path: Path, file: Any) -> dict[str, ArchiveMember]:
         infos = zipfile.ZipFile(file).infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, UnicodeDecodeError) as error:
         raise Unlisted("a file that is no archive") from error
-    require(0 < len(infos) <= _MAX_FILES, "no files, or far too many")
+    require_or_unlisted(0 < len(infos) <= _MAX_FILES, "no files, or far too many")
     root = infos[0].filename.partition("/")[0] + "/"
     entries: dict[str, ArchiveMember] = {}
     for item in infos:
         name = item.filename.removeprefix(root)
-        require(
+        require_or_unlisted(
             item.filename.startswith(root) and (name in _PLAIN or _PAYLOAD.fullmatch(name) is not None),
             f"the file {item.filename[:80]!r}",
         )
-        require(name not in entries, f"the file {name} twice")
-        require(
+        require_or_unlisted(name not in entries, f"the file {name} twice")
+        require_or_unlisted(
             item.compress_type == zipfile.ZIP_STORED
             and item.compress_size == item.file_size
             and not item.flag_bits & 1,
             f"the file {name} packed or locked",
         )
-        require(name not in _PLAIN or item.file_size <= _MAX_TEXT, f"the file {name} of {item.file_size} bytes")
+        require_or_unlisted(
+            name not in _PLAIN or item.file_size <= _MAX_TEXT, f"the file {name} of {item.file_size} bytes"
+        )
         entries[name] = ArchiveMember(_data_offset(file, item.header_offset, size), item.file_size)
-        require(entries[name].at + item.file_size <= size, f"the file {name} beyond the archive's end")
+        require_or_unlisted(entries[name].at + item.file_size <= size, f"the file {name} beyond the archive's end")
     return entries
 
 
 def _data_offset(file: Any, offset: int, archive_size: int) -> int:
     """Offset of a file's bytes: after its local header, which alone states its length."""
-    require(0 <= offset <= archive_size - _LOCAL.size, "a file beyond the archive's end")
+    require_or_unlisted(0 <= offset <= archive_size - _LOCAL.size, "a file beyond the archive's end")
     file.seek(offset)
     head = _LOCAL.unpack(file.read(_LOCAL.size))
-    require(head[0] == b"PK\x03\x04", "a file without a header")
+    require_or_unlisted(head[0] == b"PK\x03\x04", "a file without a header")
     return offset + _LOCAL.size + head[-2] + head[-1]
 
 
@@ -135,7 +139,7 @@ def _parse_input_names(text: bytes) -> tuple[str, ...]:
         names = parse_strict_json(text)
     except (ValueError, RecursionError) as error:
         raise Unlisted("names of inputs that are not JSON") from error
-    require(
+    require_or_unlisted(
         isinstance(names, list) and all(isinstance(n, str) and n.isidentifier() for n in names), "odd names of inputs"
     )
     return tuple(names)
@@ -172,18 +176,18 @@ def _map_tensor(
         is_plain = meta["use_pickle"] is False and layout["layout"] == _STRIDED and device == "cpu"
     except (KeyError, TypeError) as error:
         raise Unlisted(f"a tensor {name[:80]} of another form") from error
-    require(
+    require_or_unlisted(
         is_plain and _PAYLOAD.fullmatch(member) is not None and member in entries,
         f"a tensor {name[:80]} of another form",
     )
     numbers = [*sizes, *strides, offset]
-    require(
+    require_or_unlisted(
         len(sizes) == len(strides) <= 16 and all(type(n) is int and 0 <= n < 1 << 48 for n in numbers),
         f"a tensor {name[:80]} of an odd shape",
     )
     entry, width = entries[member], dtype.itemsize
     last = offset + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True))
-    require(
+    require_or_unlisted(
         entry.size % width == 0 and (0 in sizes or last < entry.size // width), f"a tensor {name[:80]} beyond its file"
     )
     if 0 in sizes:

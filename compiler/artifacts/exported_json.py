@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from ..core.safe_read import Unlisted, parse_strict_json, require
+from ..core.safe_read import Unlisted, parse_strict_json, require_or_unlisted
 from .exported_ops import is_allowed_operator
 
 _NAME = re.compile(r"[A-Za-z_]\w{0,400}", re.ASCII)
@@ -46,15 +46,15 @@ def parse_program_json(text: bytes) -> dict[str, Any]:
         data = parse_strict_json(text)
     except (ValueError, RecursionError) as error:
         raise Unlisted("a program that is not JSON") from error
-    require(isinstance(data, dict), "a program that is no object")
+    require_or_unlisted(isinstance(data, dict), "a program that is no object")
     return _checked_value("", data, 0)
 
 
 def _checked_value(key: str, value: Any, depth: int) -> Any:
-    require(depth < _DEEPEST, "values nested too deep")
-    require(key not in _REJECTED_FIELDS or value is None, f"`{key}`")
+    require_or_unlisted(depth < _DEEPEST, "values nested too deep")
+    require_or_unlisted(key not in _REJECTED_FIELDS or value is None, f"`{key}`")
     if key in ("metadata", *_EMPTY):
-        require(key == "metadata" or value == {}, f"`{key}`")
+        require_or_unlisted(key == "metadata" or value == {}, f"`{key}`")
         return {}
     if key == "guards_code":
         return []
@@ -64,16 +64,18 @@ def _checked_value(key: str, value: Any, depth: int) -> Any:
         return [_checked_value(key, item, depth + 1) for item in value]
     if isinstance(value, dict):
         for name in value:
-            require(_NAME.fullmatch(name) is not None and not keyword.iskeyword(name), f"the name {name[:40]!r}")
+            require_or_unlisted(
+                _NAME.fullmatch(name) is not None and not keyword.iskeyword(name), f"the name {name[:40]!r}"
+            )
         return {name: _checked_value("" if key in _OPEN else name, item, depth + 1) for name, item in value.items()}
-    require(value is None or isinstance(value, (bool, int, float)), "a value of another form")
-    require(not isinstance(value, int) or abs(value) < 1 << 63, "a number that is too large")
+    require_or_unlisted(value is None or isinstance(value, (bool, int, float)), "a value of another form")
+    require_or_unlisted(not isinstance(value, int) or abs(value) < 1 << 63, "a number that is too large")
     return value
 
 
 def _checked_text(key: str, text: str) -> str:
     check = _TEXTS.get(key)
-    require(text in _NUMBERS if check is None else check(text), f"the text {text[:60]!r} as `{key}`")
+    require_or_unlisted(text in _NUMBERS if check is None else check(text), f"the text {text[:60]!r} as `{key}`")
     return text
 
 

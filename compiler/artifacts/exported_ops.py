@@ -15,22 +15,22 @@ import torch
 from ...kernels.ops import KERNELS
 
 
-def _words(text: str) -> frozenset[str]:
+def _split_on_spaces(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
 _OVERLOAD = re.compile(r"torch\.ops\.aten\.(\w+)\.(\w+)")
-_PYTHON = _words("""
+_PYTHON = _split_on_spaces("""
     _operator.add _operator.sub _operator.mul _operator.floordiv _operator.truediv _operator.mod _operator.neg
     _operator.eq _operator.ne _operator.lt _operator.le _operator.gt _operator.ge _operator.and_ _operator.or_
     _operator.not_ _operator.getitem _operator.pos torch.sym_max torch.sym_min torch.sym_not torch.sym_int
     torch.sym_float torch.sym_sum torch.sym_ite math.ceil math.floor math.trunc
 """)
-_PRIVATE = _words("""
+_PRIVATE = _split_on_spaces("""
     __and__ __or__ __xor__ __lshift__ __rshift__ __iand__ __ior__ _assert_tensor_metadata _assert_scalar
 """)  # those that torch.export writes: names of Python's operators (`&`), and conditions, which compute nothing
-_OF_NUMBERS = _words("_assert_scalar sym_constrain_range sym_constrain_range_for_size")  # conditions on sizes
-_WITH_TEXT = _words("""
+_OF_NUMBERS = _split_on_spaces("_assert_scalar sym_constrain_range sym_constrain_range_for_size")  # conditions on sizes
+_WITH_TEXT = _split_on_spaces("""
     einsum gelu gelu_ div div_ divide floor_divide pad scatter_reduce scatter_reduce_ index_reduce scatter scatter_
     norm linalg_norm linalg_vector_norm linalg_matrix_norm bucketize searchsorted meshgrid _assert_scalar argsort
 """)

@@ -42,7 +42,9 @@ def check_module(module: fx.GraphModule) -> None:
     """Run a program over the sizes that it was written for. Raises Unlisted where an operator refuses what it is given,
     or where the program states another shape or type than there is."""
     with quiet_fake_tensor_mode():
-        values = [concrete(node.meta.get("val")) for node in module.graph.nodes if node.op == "placeholder"]
+        values = [
+            with_sizes_as_numbers(node.meta.get("val")) for node in module.graph.nodes if node.op == "placeholder"
+        ]
         _Shapes(module, checks_declared=True).run(*values, enable_io_processing=False)
 
 
@@ -57,7 +59,7 @@ def check_shapes_on_call(module: fx.GraphModule, make_error: Callable[[Unlisted]
             return
         try:
             with quiet_fake_tensor_mode():
-                values = [concrete(leaf) for leaf in leaves]
+                values = [with_sizes_as_numbers(leaf) for leaf in leaves]
                 _Shapes(module, checks_declared=False).run(*values, enable_io_processing=False)
         except Unlisted as error:
             raise make_error(error) from error
@@ -85,11 +87,11 @@ class _Shapes(fx.Interpreter):
         except Exception as error:  # operators refuse what they are given by errors of many kinds
             raise Unlisted(f"a call of {n.target} that does not fit: {first_line(error)}") from error
         if self.checks_declared and n.op == "call_function" and "val" in n.meta:
-            _compare(n, value)
+            _check_declared_shapes(n, value)
         return value
 
     def fetch_attr(self, target: str) -> Any:
-        return concrete(super().fetch_attr(target))
+        return with_sizes_as_numbers(super().fetch_attr(target))
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> None:
         """torch's guards, which are not read."""
@@ -123,15 +125,15 @@ def _check_attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: A
         raise Unlisted(f"an attention with keys {list(key.shape)} and values {list(value.shape)}")
 
 
-def concrete(value: Any) -> Any:
+def with_sizes_as_numbers(value: Any) -> Any:
     """A fake tensor of a tensor's sizes, those that are symbols being what they were when it was written."""
     if not isinstance(value, Tensor):
-        return _number(value)
-    sizes, strides = ([_number(n) for n in numbers] for numbers in (value.shape, value.stride()))
+        return _number_of_symbol(value)
+    sizes, strides = ([_number_of_symbol(n) for n in numbers] for numbers in (value.shape, value.stride()))
     return torch.empty_strided(sizes, strides, dtype=value.dtype, device=value.device)
 
 
-def _number(value: Any) -> Any:
+def _number_of_symbol(value: Any) -> Any:
     if not isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
         return value
     if not value.node.has_hint():
@@ -139,7 +141,7 @@ def _number(value: Any) -> Any:
     return value.node.hint
 
 
-def _compare(node: fx.Node, value: Any) -> None:
+def _check_declared_shapes(node: fx.Node, value: Any) -> None:
     stated, actual = pytree.tree_leaves(node.meta["val"]), pytree.tree_leaves(value)
     if len(stated) != len(actual) or not all(map(_shapes_agree, stated, actual)):
         raise Unlisted(f"another shape or type of {node.name} than {node.target} gives")
@@ -152,10 +154,10 @@ def _shapes_agree(declared: Any, actual: Any) -> bool:
         return True  # a number follows from shapes, which are compared
     if declared.dtype != actual.dtype or declared.dim() != actual.dim():
         return False
-    return all(_same(a, b) for a, b in zip(declared.shape, actual.shape, strict=True))
+    return all(_sizes_agree(a, b) for a, b in zip(declared.shape, actual.shape, strict=True))
 
 
-def _same(declared: Any, actual: Any) -> bool:
+def _sizes_agree(declared: Any, actual: Any) -> bool:
     """Whether two sizes agree; one that follows from what is in a tensor agrees with any."""
     symbolic = [n for n in (declared, actual) if isinstance(n, torch.SymInt) and not n.node.has_hint()]
-    return bool(symbolic) or _number(declared) == _number(actual)
+    return bool(symbolic) or _number_of_symbol(declared) == _number_of_symbol(actual)

@@ -68,11 +68,11 @@ class Steps(nn.Module):
         return logits.float(), [part for n in self.slots for part in (layers_cache[n].keys, layers_cache[n].values)]
 
 
-def export_decode_step(model: nn.Module, context_length: int, fault: Fault) -> tuple[Any, dict[str, Any]]:
-    """The program, and what a caller has to know of it. Raises Reject of `fault`, or whatever torch meets."""
-    inputs, past_parts, slots = decoder_sample_inputs(model, fault, _INSTEAD)
+def export_decode_step(model: nn.Module, context_length: int, error_type: Fault) -> tuple[Any, dict[str, Any]]:
+    """The program, and what a caller has to know of it. Raises Reject of `error_type`, or whatever torch meets."""
+    inputs, past_parts, slots = decoder_sample_inputs(model, error_type, _INSTEAD)
     if not past_parts:
-        raise fault(f"{type(model).__name__} has no layer with keys and values left", help=_INSTEAD).rejection()
+        raise error_type(f"{type(model).__name__} has no layer with keys and values left", help=_INSTEAD).rejection()
     mask = torch.ones(len(inputs["input_ids"]), context_length, dtype=torch.int64)
     mask[-1, 0] = 0
     past = [
@@ -188,5 +188,5 @@ def step_usage_note(facts: dict[str, Any], file: str) -> str:
     )
 
 
-def write_facts(facts: dict[str, Any], folder: Path) -> None:
+def write_step_facts(facts: dict[str, Any], folder: Path) -> None:
     (folder / STEP_FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")

@@ -28,7 +28,7 @@ def refuse_non_finite_weights(artifact: Path, manifest: Manifest) -> None:
     checked before."""
     tensors = target_class(manifest.kind).tensors
     faults = [
-        _fault_of(artifact / file, name, x)
+        _non_finite_diagnostic(artifact / file, name, x)
         for file in manifest.files
         for name, x in tensors(artifact / file)
         if not _is_finite_or_mask(x)
@@ -37,7 +37,7 @@ def refuse_non_finite_weights(artifact: Path, manifest: Manifest) -> None:
         raise Reject(*faults)
 
 
-def _fault_of(file: Path, name: str, x: "Tensor") -> Diagnostic:
+def _non_finite_diagnostic(file: Path, name: str, x: "Tensor") -> Diagnostic:
     count = int((~x.float().isfinite()).sum())
     return weights_not_finite(
         f"{file}: `{name}` holds {count_text(count, 'value')} NaN or infinite",

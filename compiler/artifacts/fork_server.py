@@ -35,7 +35,7 @@ class ForkServer:
     """A process that forks one for each job, for one environment of its imports."""
 
     def __init__(self, env: dict[str, str]):
-        self.owner, self.imported = os.getpid(), _imported(env)
+        self.owner, self.imported = os.getpid(), _import_variables(env)
         self.process = subprocess.Popen(
             [sys.executable, "-P", str(CHILD), "--nursery", str(IDLE)],
             env=env,
@@ -47,7 +47,7 @@ class ForkServer:
 
     def serves(self, env: dict[str, str]) -> bool:
         """A fork of this process has no nursery of its own yet; one that idled has ended."""
-        return self.owner == os.getpid() and self.process.poll() is None and self.imported == _imported(env)
+        return self.owner == os.getpid() and self.process.poll() is None and self.imported == _import_variables(env)
 
     def run_job(
         self,
@@ -87,7 +87,7 @@ class ForkServer:
             self.process.wait()
 
 
-def _imported(env: dict[str, str]) -> dict[str, str]:
+def _import_variables(env: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if name.startswith(READ_WHEN_IMPORTED)}
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .load import POINTS, checkpoint_folder_by_point, forms_of, target_class, target_of
+from .load import POINTS, checkpoint_folder_by_point, loadable_forms, target_class, target_class_of_folder
 from .manifest import Manifest, verify_files
 
 
@@ -13,12 +13,12 @@ def check_present_forms(artifact: Path, manifest: Manifest) -> list[str]:
     """
     verify_files(artifact, manifest)
     target = target_class(manifest.kind)
-    present = [form for form in forms_of(manifest.kind) if (artifact / form).is_dir()]
+    present = [form for form in loadable_forms(manifest.kind) if (artifact / form).is_dir()]
     for form in present:
         target.check_folder(artifact / form)
         _check_tokenizer_and_generation(artifact / form)
     for name, folder in checkpoint_folder_by_point(artifact, manifest):
-        target_of(folder, None).check_folder(folder)
+        target_class_of_folder(folder, None).check_folder(folder)
         _check_tokenizer_and_generation(folder)
         present.append(f"{POINTS}/{name}/{folder.name}")
     return present

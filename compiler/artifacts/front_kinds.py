@@ -21,12 +21,12 @@ def read_front_manifest(artifact: Path) -> Manifest:
     return front
 
 
-def members_as_timed(front: Manifest) -> tuple[Mapping[str, Any], ...]:
+def members_with_interleaved_times(front: Manifest) -> tuple[Mapping[str, Any], ...]:
     """Its points, with the times that the report took of them in turns with the original, where there are such.
 
     Those that a search added up from a table are of one table, and stay.
     """
-    if latency_error(front) is not None:
+    if latency_table_error(front) is not None:
         return tuple(front.members)
     timings = front.run.get("timings")
     names = timings if isinstance(timings, Mapping) else {}
@@ -41,7 +41,7 @@ def members_as_timed(front: Manifest) -> tuple[Mapping[str, Any], ...]:
     return tuple({**member, "measures": measures(member)} for member in front.members)
 
 
-def latency_error(front: Manifest) -> float | None:
+def latency_table_error(front: Manifest) -> float | None:
     """Of the table that a search added times up from, as a share; None where nothing was timed."""
     notes = [note for step in front.steps for note in step.get("decisions", ()) if isinstance(note, dict)]
     errors = [error for note in notes if isinstance(error := note.get("latency_error"), float)]

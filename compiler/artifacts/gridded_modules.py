@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ...kernels.codes import GROUPS, Codes, codes_if_on_grid
-from ..core.events import follow
+from ..core.events import iterate_and_report
 from ..ir.program import Program
 from ..models.checkpoints.pack_quantized import Scheme
 from ..plugin.interfaces import Pass
@@ -67,9 +67,9 @@ class PackedLinears(Generic[_Packed]):
     dense: Mapping[str, str]
 
 
-def dense_notes(dense: Mapping[str, str]) -> list[str]:
+def notes_on_dense_modules(reason_by_path: Mapping[str, str]) -> list[str]:
     """Sentences for the model card on modules that stay dense, with the reason of each."""
-    return [f"`{path}` stays dense: {reason}." for path, reason in dense.items()]
+    return [f"`{path}` stays dense: {reason}." for path, reason in reason_by_path.items()]
 
 
 def pack_linear_modules(
@@ -86,7 +86,7 @@ def pack_linear_modules(
     linear = {p: m for p, m in model.named_modules() if isinstance(m, nn.Linear) and p not in tied}
     packed: dict[str, _Packed] = {}
     faults: list[Diagnostic] = []
-    for path, module in follow(linear.items(), "modules packed", len(linear)):
+    for path, module in iterate_and_report(linear.items(), "modules packed", len(linear)):
         weight, scheme = module.weight.detach().cpu(), by_path.get(path)
         grid = _first_matching_scheme(weight, schemes if scheme is None else (scheme, *schemes))
         if grid is None:
@@ -111,7 +111,7 @@ def recorded_schemes(notes: Iterable[Mapping[str, Any]]) -> dict[str, Scheme]:
     return schemes
 
 
-def quantizers(steps: Sequence[Pass]) -> list[Quantizer]:
+def quantizer_steps(steps: Sequence[Pass]) -> list[Quantizer]:
     """The steps that put weights on a grid."""
     return [step for step in steps if isinstance(step, Quantizer)]
 

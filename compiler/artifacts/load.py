@@ -104,12 +104,12 @@ def _load_checked(
     if signed_by:
         verify_signature_and_files(path, signed_by)
     folder, manifest = locate_checkpoint_and_artifact(path)
-    target = target_of(folder, manifest[1] if manifest else None)
+    target = target_class_of_folder(folder, manifest[1] if manifest else None)
     if base is not None and not target.upon:
         raise other_kind(f"{folder} is a model, and goes onto no other", help="load it without `base`").rejection()
     if manifest:
         hashes = not signed_by and (check == "sha256" or (check == "auto" and target.verifies_hashes))
-        verify_files(*manifest, hashes=hashes, skipped_folders=_unopened_folders(*manifest, folder))
+        verify_files(*manifest, check_hashes=hashes, skipped_folders=_unopened_folders(*manifest, folder))
     model, recorded = target.open(folder, LoadRequest(device=device, base=base, **engine_options))
     versions = manifest[1].lock.get("versions", {}) if recorded is None and manifest else recorded or {}
     for sentence in version_mismatch_notes(versions):
@@ -125,17 +125,17 @@ def _option_rules() -> dict[str, options.Rule]:
     from ...kernels.engine import MAX_SEQUENCES
 
     return {
-        "path": options.path,
-        "device": options.optional(options.checked_device_name),
-        "dtype": options.optional(options.checked_float_dtype),
+        "path": options.path_rule,
+        "device": options.optional_rule(options.checked_device_name),
+        "dtype": options.optional_rule(options.checked_float_dtype),
         "check": options.choice_rule("sha256", "size", "auto"),
-        "threads": options.optional(options.integer_rule(1, MAX_THREADS)),
-        "sequences": options.optional(options.integer_rule(1, MAX_SEQUENCES)),
-        "steady": options.boolean,
-        "kernels": options.boolean,
-        "mapped": options.optional(options.boolean),
-        "on_event": options.listener,
-        "signed_by": options.optional(options.text_list_option),
+        "threads": options.optional_rule(options.integer_rule(1, MAX_THREADS)),
+        "sequences": options.optional_rule(options.integer_rule(1, MAX_SEQUENCES)),
+        "steady": options.boolean_rule,
+        "kernels": options.boolean_rule,
+        "mapped": options.optional_rule(options.boolean_rule),
+        "on_event": options.listener_rule,
+        "signed_by": options.optional_rule(options.text_list_option),
     }
 
 
@@ -168,7 +168,7 @@ def verify_artifact_files(path: Path) -> None:
 def enclosing_artifact(path: Path) -> Path | None:
     """The folder with the manifest that `locate_checkpoint_and_artifact` goes by."""
     candidates = [path]
-    if kind_of(path.name):
+    if target_name_of_form(path.name):
         candidates.append(path.parent)
     if path.parent.name == POINTS and not path.name.startswith("."):  # hidden files have no hash
         candidates.append(path.parents[1])
@@ -178,7 +178,7 @@ def enclosing_artifact(path: Path) -> Path | None:
 def load_to_judge(artifact: Path, device: str) -> Any:
     """As `load`, by sizes alone, on the device of a compile, or on the CPU where the files run nowhere else."""
     folder, manifest = locate_checkpoint_and_artifact(artifact)
-    target = target_of(folder, manifest[1] if manifest else None)
+    target = target_class_of_folder(folder, manifest[1] if manifest else None)
     model: Any = load(artifact, check="size", device=None if target.on_cpu else device)
     stored_bytes = target.stored_bytes(folder)
     if stored_bytes is not None:
@@ -189,24 +189,24 @@ def load_to_judge(artifact: Path, device: str) -> Any:
 
 
 @cache
-def _shelf() -> Registry:
+def _make_registry() -> Registry:
     return Registry()
 
 
-def facts(target_name: str) -> Mapping[str, Any]:
+def target_facts(target_name: str) -> Mapping[str, Any]:
     """Header of a target; {} for a word that is no target's, whatever a manifest calls itself."""
-    word = _shelf().vocabulary.word("target", target_name)
+    word = _make_registry().vocabulary.word("target", target_name)
     return word.facts if word else {}
 
 
 def target_class(target_name: str) -> "type[Target]":
     """Target of a manifest's kind. Raises Reject (artifact-broken) where effc has none of that name."""
-    if not facts(target_name):
+    if not target_facts(target_name):
         raise artifact_broken(
             f"an artifact names the target `{target_name}`, which effc does not have",
             help="use the effc that wrote it or a newer one, and install the package that has its target",
         ).rejection()
-    return _shelf().import_plugin_class("target", target_name)
+    return _make_registry().import_plugin_class("target", target_name)
 
 
 def target_of_artifact(artifact: Path) -> "type[Target] | None":
@@ -214,51 +214,56 @@ def target_of_artifact(artifact: Path) -> "type[Target] | None":
     return target_class(read_manifest(artifact).kind) if (artifact / NAME).is_file() else None
 
 
-def handling_of(target_name: str, folder: str) -> str:
+def folder_use_sentence(target_name: str, folder: str) -> str:
     """Sentence about what effc does with a folder of an artifact; "" where no target says."""
-    writer = kind_of(folder)
-    return next((text for k in (target_name, writer) if k and (text := facts(k).get("does", {}).get(folder))), "")
+    writer = target_name_of_form(folder)
+    return next(
+        (text for k in (target_name, writer) if k and (text := target_facts(k).get("does", {}).get(folder))), ""
+    )
 
 
-def forms_of(target_name: str) -> tuple[str, ...]:
+def loadable_forms(target_name: str) -> tuple[str, ...]:
     """Folders of a target that load as models, the best first."""
-    return tuple(facts(target_name).get("loads", {}))
+    return tuple(target_facts(target_name).get("loads", {}))
 
 
-def marks(target_name: str, form: str) -> tuple[str, ...]:
+def marker_files(target_name: str, form_folder: str) -> tuple[str, ...]:
     """The files by any of which a form is known, relative to the artifact."""
-    return tuple(f"{form}/{file}" for file in facts(target_name).get("marks", {}).get(form, "config.json").split())
+    return tuple(
+        f"{form_folder}/{file}"
+        for file in target_facts(target_name).get("marks", {}).get(form_folder, "config.json").split()
+    )
 
 
-def is_marked(artifact: Path, kind: str, form: str) -> bool:
+def has_marker_file(artifact: Path, target_name: str, form_folder: str) -> bool:
     """Whether a folder of an artifact has what a form is known by."""
-    return any((artifact / file).is_file() for file in marks(kind, form))
+    return any((artifact / file).is_file() for file in marker_files(target_name, form_folder))
 
 
-def kind_of(form: str) -> str | None:
+def target_name_of_form(form_folder: str) -> str | None:
     """The target that writes folders of that name."""
-    kinds = ("hf", *_shelf().vocabulary.words("target"))  # others may hold one of hf's folders, too
-    return next((kind for kind in kinds if form in forms_of(kind)), None)
+    kinds = ("hf", *_make_registry().vocabulary.words("target"))  # others may hold one of hf's folders, too
+    return next((kind for kind in kinds if form_folder in loadable_forms(kind)), None)
 
 
-def target_of(folder: Path, manifest: Manifest | None) -> Any:
+def target_class_of_folder(folder: Path, manifest: Manifest | None) -> Any:
     """The class that opens a folder; one of another name is what a loaded model saved, which `hf` opens."""
-    kind = kind_of(folder.name) or "hf"
-    if manifest is not None and folder.name in forms_of(manifest.kind):
+    kind = target_name_of_form(folder.name) or "hf"
+    if manifest is not None and folder.name in loadable_forms(manifest.kind):
         kind = manifest.kind
-    return _shelf().import_plugin_class("target", kind)
+    return _make_registry().import_plugin_class("target", kind)
 
 
 def locate_checkpoint_and_artifact(path: Path) -> tuple[Path, tuple[Path, Manifest] | None]:
     """The checkpoint folder to read, and the artifact it belongs to with its manifest, if it does."""
     if (path / NAME).is_file():
         manifest = read_manifest(path)
-        if not forms_of(manifest.kind):
-            use = facts(manifest.kind).get("use") or f"see {path / 'README.md'} for how it is used"
+        if not loadable_forms(manifest.kind):
+            use = target_facts(manifest.kind).get("use") or f"see {path / 'README.md'} for how it is used"
             raise other_kind(f"{path} was written by the target `{manifest.kind}`", help=use).rejection()
-        form = _form(manifest)
+        form = _best_form_folder(manifest)
         if form is None:
-            raise no_artifact(f"{path} holds no {' and no '.join(forms_of(manifest.kind))} folder").rejection()
+            raise no_artifact(f"{path} holds no {' and no '.join(loadable_forms(manifest.kind))} folder").rejection()
         return path / form, (path, manifest)
     if path.parent.name == POINTS and (path.parents[1] / NAME).is_file():
         manifest = read_manifest(path.parents[1])
@@ -268,10 +273,10 @@ def locate_checkpoint_and_artifact(path: Path) -> tuple[Path, tuple[Path, Manife
                 f"{path.parents[1]} has no point {path.name}", help=f"its points are {', '.join(points) or 'none'}"
             ).rejection()
         return points[path.name], (path.parents[1], manifest)
-    kind = kind_of(path.name)
+    kind = target_name_of_form(path.name)
     if kind and (path.parent / NAME).is_file():
         return path, (path.parent, read_manifest(path.parent))
-    if not (path / "config.json").is_file() and not (kind and is_marked(path.parent, kind, path.name)):
+    if not (path / "config.json").is_file() and not (kind and has_marker_file(path.parent, kind, path.name)):
         raise no_artifact(
             f"{path} has no {NAME} and no config.json", help="name the folder that `effc compile` wrote"
         ).rejection()
@@ -281,15 +286,17 @@ def locate_checkpoint_and_artifact(path: Path) -> tuple[Path, tuple[Path, Manife
 def _unopened_folders(artifact: Path, manifest: Manifest, folder: Path) -> list[str]:
     """The other forms and points of an artifact: what opening `folder` does not read. What lies beside them it may."""
     opened = folder.relative_to(artifact).parts[0]
-    forms = [form for form in forms_of(manifest.kind) if form != opened]
+    forms = [form for form in loadable_forms(manifest.kind) if form != opened]
     if opened != POINTS:
         return [*forms, POINTS]
     return forms + [f"{POINTS}/{member['name']}" for member in manifest.members if member["name"] not in folder.parts]
 
 
-def _form(manifest: Manifest) -> str | None:
+def _best_form_folder(manifest: Manifest) -> str | None:
     """The best of the folders that an artifact has."""
-    present = (f for f in forms_of(manifest.kind) if any(m in manifest.files for m in marks(manifest.kind, f)))
+    present = (
+        f for f in loadable_forms(manifest.kind) if any(m in manifest.files for m in marker_files(manifest.kind, f))
+    )
     return next(present, None)
 
 
@@ -297,7 +304,9 @@ def checkpoint_folder_by_point(artifact: Path, manifest: Manifest) -> Iterator[t
     """The points of a front by name, each with the folder that loads."""
     for member in manifest.members:
         inside = f"{POINTS}/{member['name']}"
-        present = (f for f in forms_of("hf") if any(f"{inside}/{m}" in manifest.files for m in marks("hf", f)))
+        present = (
+            f for f in loadable_forms("hf") if any(f"{inside}/{m}" in manifest.files for m in marker_files("hf", f))
+        )
         form = next(present, None)
         if form is None:
             raise no_artifact(f"{artifact} has no model of the point {member['name']}").rejection()
@@ -306,7 +315,7 @@ def checkpoint_folder_by_point(artifact: Path, manifest: Manifest) -> Iterator[t
 
 def has_checkpoint(manifest: Manifest) -> bool:
     """Whether an artifact has a checkpoint folder that loads."""
-    return _form(manifest) is not None
+    return _best_form_folder(manifest) is not None
 
 
 def version_mismatch_notes(versions: Mapping[str, str]) -> list[str]:
@@ -316,11 +325,14 @@ def version_mismatch_notes(versions: Mapping[str, str]) -> list[str]:
     sentences = []
     for name, installed in present().items():
         then = versions.get(name, "")
-        if then and (_minor(installed) < _minor(then) or _minor(installed)[0] != _minor(then)[0]):
+        if then and (
+            _major_and_minor(installed) < _major_and_minor(then)
+            or _major_and_minor(installed)[0] != _major_and_minor(then)[0]
+        ):
             sentences.append(f"written with {name} {then}, loaded with {name} {installed}: not tested together")
     return sentences
 
 
-def _minor(version: str) -> tuple[int, ...]:
+def _major_and_minor(version: str) -> tuple[int, ...]:
     numbers = [int(p) if p.isdigit() else 0 for p in version.split("+")[0].split(".")[:2]]
     return tuple(numbers + [0] * (2 - len(numbers)))

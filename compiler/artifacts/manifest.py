@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal
 
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ...dsl.syntax.json_types import from_json
-from ...dsl.syntax.render import shortened, without_line_breaks
-from ..core.json_errors import refusing
+from ...dsl.syntax.render import shorten_for_message, without_line_breaks
+from ..core.json_errors import reject_on_error
 from ..core.safe_read import MANIFEST, irregular_file, read_json, refuse_irregular_file
 from .form_losses import Account
 from .manifest_form import Finite, Profile, check_manifest_form
@@ -163,8 +163,8 @@ class Manifest:
         body |= {
             "steps": tuple(body["steps"]),
             "notes": tuple(body["notes"]),
-            "members": _members(body["members"]),
-            "files": {inner_file_name(n): (int(size), str(sha)) for n, (size, sha) in body["files"].items()},
+            "members": _checked_members(body["members"]),
+            "files": {check_inner_file_name(n): (int(size), str(sha)) for n, (size, sha) in body["files"].items()},
         }
         return Manifest(**body)
 
@@ -196,7 +196,7 @@ _MEMBER = {
 }
 
 
-def _members(data: Any) -> tuple[Mapping[str, Any], ...]:
+def _checked_members(data: Any) -> tuple[Mapping[str, Any], ...]:
     """Points of a front, each named once: every name is a folder that is read."""
     members = tuple(map(_checked_member, data))
     if len({member["name"] for member in members}) < len(members):
@@ -213,7 +213,7 @@ def _checked_member(data: Any) -> Mapping[str, Any]:
     return data
 
 
-def inner_file_name(name: str) -> str:
+def check_inner_file_name(name: str) -> str:
     """A path of a file inside of an artifact. Raises ValueError for one that leads out of it."""
     parts = Path(name).parts
     if not parts or ".." in parts or Path(name).is_absolute() or "\\" in name:
@@ -221,7 +221,7 @@ def inner_file_name(name: str) -> str:
     return name
 
 
-def dump(data: Mapping[str, Any]) -> bytes:
+def readable_json_bytes(data: Mapping[str, Any]) -> bytes:
     """JSON as files of an artifact hold it: one spelling per value, and readable."""
     return (json.dumps(data, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
@@ -237,7 +237,7 @@ def read_manifest(artifact: Path) -> Manifest:
 
 def _manifest_from_json(file: Path, data: Any, measured: Any = None) -> Manifest:
     """A manifest of JSON. Raises Reject (artifact-broken), which names `file`, where that is of another form."""
-    with refusing(artifact_broken, f"{file} lacks a field or has one of another form", _REMEDY):
+    with reject_on_error(artifact_broken, f"{file} lacks a field or has one of another form", _REMEDY):
         return Manifest.from_json(data, measured)
 
 
@@ -280,8 +280,8 @@ def verify_files(
     path: Path,
     manifest: Manifest | None = None,
     *,
-    hashes: bool = True,
-    prefix: str = "",
+    check_hashes: bool = True,
+    name_prefix: str = "",
     skipped_folders: Sequence[str] = (),
 ) -> None:
     """Reject unless the folder holds exactly the files that its manifest records.
@@ -291,27 +291,29 @@ def verify_files(
     skipped_folders   folders that are not looked at, because nobody is about to read them
     """
     manifest = manifest or read_manifest(path)
-    inside, outside = f"{prefix}/" if prefix else "", tuple(f"{folder}/" for folder in skipped_folders)
+    inside, outside = f"{name_prefix}/" if name_prefix else "", tuple(f"{folder}/" for folder in skipped_folders)
 
     def counts(name: str) -> bool:
-        return (name == prefix or name.startswith(inside)) and not name.startswith(outside)
+        return (name == name_prefix or name.startswith(inside)) and not name.startswith(outside)
 
     recorded = {n: fact for n, fact in manifest.files.items() if counts(n)}
     present = {n: f for n, f in hashed_files(path).items() if counts(n)}
-    faults = [_edited(path, n, "is missing") for n in sorted(recorded.keys() - present.keys())]
-    faults += [_edited(path, n, "is not in the manifest") for n in sorted(present.keys() - recorded.keys())]
+    faults = [_edited_file_diagnostic(path, n, "is missing") for n in sorted(recorded.keys() - present.keys())]
+    faults += [
+        _edited_file_diagnostic(path, n, "is not in the manifest") for n in sorted(present.keys() - recorded.keys())
+    ]
     for name in sorted(recorded.keys() & present.keys()):
         size, sha = recorded[name]
         refuse_irregular_file(present[name], root=path)
         if (actual_size := present[name].stat().st_size) != size:
-            faults.append(_edited(path, name, f"has {actual_size} bytes, the manifest records {size}"))
-        elif hashes and file_sha256(present[name]) != sha:
-            faults.append(_edited(path, name, "has other content than when it was written"))
+            faults.append(_edited_file_diagnostic(path, name, f"has {actual_size} bytes, the manifest records {size}"))
+        elif check_hashes and file_sha256(present[name]) != sha:
+            faults.append(_edited_file_diagnostic(path, name, "has other content than when it was written"))
     if faults:
         raise Reject(*faults)
 
 
-def _edited(artifact: Path, name: str, fact: str) -> Diagnostic:
+def _edited_file_diagnostic(artifact: Path, name: str, fact: str) -> Diagnostic:
     return artifact_edited(f"{artifact / name} {fact}", help="compile again, or fetch the artifact again")
 
 
@@ -348,7 +350,7 @@ def uncovered_files_text(artifact: Path) -> str:
     if not names:
         return ""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    listing = without_line_breaks(shortened(", ".join(names[:3])))
+    listing = without_line_breaks(shorten_for_message(", ".join(names[:3])))
     return f"no hash and no signature covers {listing}{more}, and effc opens none of them"
 
 

@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import Annotated, Any
 
 from ...dsl.syntax.control_characters import first_control_character
-from ...dsl.syntax.json_types import from_json, is_from_to
+from ...dsl.syntax.json_types import from_json, make_range_predicate
 
 _DEEPEST = 40
 
@@ -34,7 +34,7 @@ def is_plain_text(value: Any) -> bool:
 
 Table = Mapping[str, Any]
 PlainText = Annotated[str, is_plain_text]
-Finite = Annotated[float, is_from_to(-1e300, 1e300)]
+Finite = Annotated[float, make_range_predicate(-1e300, 1e300)]
 # Layers by path, their branches by name, a role and counts of each (`analysis/planning/layer_profile.py`).
 Profile = Mapping[str, Mapping[str, Annotated[Table, _is_branch]]]
 _STEADY: dict[str, Any] = {
@@ -46,7 +46,7 @@ _STEADY: dict[str, Any] = {
     "steps": tuple[Table, ...],
     "profile": Annotated[Mapping[str, Profile], lambda profile: not profile or set(profile) == {"before", "after"}],
     "notes": tuple[str, ...],
-    "files": Annotated[Mapping[str, tuple[Annotated[int, is_from_to(0, 1 << 62)], str]], is_plain_text],
+    "files": Annotated[Mapping[str, tuple[Annotated[int, make_range_predicate(0, 1 << 62)], str]], is_plain_text],
 }
 _RECIPE: dict[str, Any] = {"name": str, "text": str, "variant": str, "params": Table}
 _LOCK: dict[str, Any] = {"versions": Mapping[str, str], "inputs": Table}
@@ -73,20 +73,22 @@ _RECORD: dict[Any, Any] = {
 }
 
 
-def check_manifest_form(data: Mapping[str, Any], measured: Mapping[str, Any], records: Mapping[str, type]) -> None:
+def check_manifest_form(
+    manifest_json: Mapping[str, Any], measures_json: Mapping[str, Any], records: Mapping[str, type]
+) -> None:
     """Raises ValueError or KeyError with the field that is of another form."""
-    if not (_is_shallow(data, 0) and _is_shallow(measured, 0)):
+    if not (_is_shallow(manifest_json, 0) and _is_shallow(measures_json, 0)):
         raise ValueError("values are nested too deep")
     for name, kind in _STEADY.items():
-        from_json(data[name], kind, name)
-    _check_present(data["recipe"], _RECIPE, "recipe.")
-    _check_present(data["lock"], _LOCK, "lock.")
-    for step in data["steps"]:
+        from_json(manifest_json[name], kind, name)
+    _check_present(manifest_json["recipe"], _RECIPE, "recipe.")
+    _check_present(manifest_json["lock"], _LOCK, "lock.")
+    for step in manifest_json["steps"]:
         _check_present(step, _STEP, "steps.")
-    _check_present(measured, _VOLATILE)
+    _check_present(measures_json, _VOLATILE)
     for name, record_kind in records.items():
         kinds = {f.name: _RECORD.get(f.type, Annotated[Any, _is_plain_value]) for f in fields(record_kind)}
-        for record in from_json(measured.get(name, []), tuple[Table, ...], name):
+        for record in from_json(measures_json.get(name, []), tuple[Table, ...], name):
             _check_present(record, kinds, f"{name}.")
 
 

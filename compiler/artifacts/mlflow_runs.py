@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...dsl.checker.value_text import plain
+from ...dsl.checker.value_text import plain_value_text
 from ...dsl.checker.values import value_from_json
 from ..core.safe_read import MALFORMED
-from .pages.report_data import ReportData, number, word
-from .results_table import label_of
+from .pages.report_data import ReportData, finite_number_or_none, one_line_or_empty
+from .results_table import pipeline_and_variant_label
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -40,7 +40,7 @@ class StoredRun:
     added: bool
 
 
-def store_problem(folder: str) -> str:
+def unusable_store_reason(folder: str) -> str:
     """Why a folder can't be MLflow's file store; "" where it is one, or would become one."""
     path = Path(folder)
     if not folder.strip():
@@ -49,12 +49,12 @@ def store_problem(folder: str) -> str:
         return "is an address, and runs are written to a folder: name one, such as runs"
     if path.exists() and not path.is_dir():
         return "is a file, and MLflow keeps runs in a folder"
-    if other := next((p.name for p in sorted(path.glob("*")) if not _is_of_store(p)), ""):
+    if other := next((p.name for p in sorted(path.glob("*")) if not _may_lie_in_store(p)), ""):
         return f"holds {other}, which is no experiment of MLflow: name a new folder, or one that MLflow wrote"
     return ""
 
 
-def _is_of_store(path: Path) -> bool:
+def _may_lie_in_store(path: Path) -> bool:
     """Whether MLflow's file store may hold it; a hidden file (.gitignore) is no matter to it."""
     if not path.is_dir():
         return path.name.startswith(".")
@@ -80,7 +80,7 @@ def write_mlflow_runs(reports: Sequence[ReportData], folder: Path) -> list[Store
             experiment_id = experiment.experiment_id if experiment else client.create_experiment(_EXPERIMENT)
             return [_add_unless_stored(client, experiment_id, report) for report in reports]
         except MlflowException as error:
-            raise StoreError(f"MLflow can't add a run: {word(str(error))}") from error
+            raise StoreError(f"MLflow can't add a run: {one_line_or_empty(str(error))}") from error
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def _malformed_as_store_error() -> Iterator[None]:
     try:
         yield
     except (YAMLError, *MALFORMED) as error:
-        raise StoreError(f"MLflow can't read a file of the store: {word(str(error))}") from error
+        raise StoreError(f"MLflow can't read a file of the store: {one_line_or_empty(str(error))}") from error
 
 
 @contextmanager
@@ -106,7 +106,7 @@ def _without_logging() -> Iterator[None]:
 
 
 def _add_unless_stored(client: "MlflowClient", experiment_id: str, report: ReportData) -> StoredRun:
-    metrics = _metrics(report)
+    metrics = _run_metrics(report)
     with _malformed_as_store_error():
         same_digest = client.search_runs([experiment_id], f"tags.`{_DIGEST}` = '{report.hash}'") if report.hash else ()
     for run in same_digest:
@@ -119,12 +119,12 @@ def _add_run(client: "MlflowClient", experiment_id: str, report: ReportData, met
     from mlflow.entities import Metric, Param, RunTag
 
     now_ms = int(time.time() * 1000)
-    run_id: str = client.create_run(experiment_id, run_name=label_of(report)).info.run_id
+    run_id: str = client.create_run(experiment_id, run_name=pipeline_and_variant_label(report)).info.run_id
     client.log_batch(
         run_id,
         [Metric(name, value, now_ms, 0) for name, value in metrics.items()],
-        [Param(name, value) for name, value in _params(report).items()],
-        [RunTag("effc.version", word(report.manifest.effc)), RunTag(_DIGEST, report.hash)],
+        [Param(name, value) for name, value in _run_params(report).items()],
+        [RunTag("effc.version", one_line_or_empty(report.manifest.effc)), RunTag(_DIGEST, report.hash)],
     )
     digests = {path: {"bytes": size, "sha256": sha256} for path, (size, sha256) in report.manifest.files.items()}
     client.log_dict(run_id, digests, "digests.json")
@@ -133,17 +133,20 @@ def _add_run(client: "MlflowClient", experiment_id: str, report: ReportData, met
     return run_id
 
 
-def _metrics(report: ReportData) -> dict[str, float]:
+def _run_metrics(report: ReportData) -> dict[str, float]:
     values: dict[str, float] = {}
     for measure in report.manifest.measures:
-        name = _name(measure.metric)
-        for key, value in ((name, number(measure.compiled)), (f"{name}.original", number(measure.original))):
+        name = _allowed_mlflow_key(measure.metric)
+        for key, value in (
+            (name, finite_number_or_none(measure.compiled)),
+            (f"{name}.original", finite_number_or_none(measure.original)),
+        ):
             if value is not None:
                 values[key] = value
     return values
 
 
-def _params(report: ReportData) -> dict[str, str]:
+def _run_params(report: ReportData) -> dict[str, str]:
     """Parameters of the recipe, and the arguments of each step."""
     manifest = report.manifest
     values: dict[str, Any] = {
@@ -160,7 +163,9 @@ def _params(report: ReportData) -> dict[str, str]:
         args = step.get("args")
         values |= {f"step.{index}.{key}": value for key, value in (args.items() if isinstance(args, dict) else ())}
     return {
-        _name(key): word(_recipe_text(value), _MAX_VALUE) for key, value in values.items() if value not in (None, "")
+        _allowed_mlflow_key(key): one_line_or_empty(_recipe_text(value), _MAX_VALUE)
+        for key, value in values.items()
+        if value not in (None, "")
     }
 
 
@@ -169,10 +174,10 @@ def _recipe_text(value: Any) -> str:
     if isinstance(value, str):
         return value
     try:
-        return plain(value_from_json(value))
+        return plain_value_text(value_from_json(value))
     except MALFORMED:
         return json.dumps(value)
 
 
-def _name(text: str) -> str:
+def _allowed_mlflow_key(text: str) -> str:
     return _OTHER.sub("_", text)[:200].strip(" /.") or "_"

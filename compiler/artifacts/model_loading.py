@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.syntax.diagnostics import Fault
-from ..core.json_errors import refusing
+from ..core.json_errors import reject_on_error
 from .compact_config import not_sealed, patch_save_pretrained
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def make_empty_edited_model(folder: Path, record: Mapping[str, Any]) -> "tuple[A
         )
     model = build_meta_model(record["base"], record["dtype"])
     edits = Edits.from_json(record["edits"])
-    with refusing(
+    with reject_on_error(
         not_sealed, f"{folder / 'config.json'} has edits that this effc can't replay", "install the effc that wrote it"
     ):
         replay_edits(model, edits)

@@ -14,10 +14,10 @@ from ..runtimes.onnx.nbits import NBitsWeight, block_size, pack_nbits
 from .gridded_modules import (
     PackedFormat,
     PackedLinears,
-    dense_notes,
     incompatible_grid,
+    notes_on_dense_modules,
     pack_linear_modules,
-    quantizers,
+    quantizer_steps,
 )
 
 NBITS = PackedFormat("weights", "nbits")
@@ -31,12 +31,12 @@ def pack_nbits_modules(program: Program) -> PackedLinears[NBitsWeight]:
 def nbits_notes(linears: PackedLinears[NBitsWeight]) -> list[str]:
     """Sentences for the model card."""
     count = count_text(len(linears.packed), "linear module")
-    return [f"The weights of {count} are codes of `MatMulNBits`.", *dense_notes(linears.dense)]
+    return [f"The weights of {count} are codes of `MatMulNBits`.", *notes_on_dense_modules(linears.dense)]
 
 
 def diagnostic_for_steps(earlier_passes: Sequence[Pass]) -> Diagnostic | None:
     """Diagnostic for a recipe whose steps leave no grid, or one of groups that no block divides."""
-    steps = quantizers(earlier_passes)
+    steps = quantizer_steps(earlier_passes)
     groups = [step.group for step in steps if step.group and block_size(step.group, 0) is None]
     return NBITS.no_grid_diagnostic() if not steps else _unfit_group("a step quantises", groups[0]) if groups else None
 

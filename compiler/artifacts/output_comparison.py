@@ -53,37 +53,46 @@ def compare_outputs(
                     share * max(1.0, float(reference.abs().max())),
                 )
             elif has_routed_experts:
-                worst, limit = majority_error(got - reference, reference, parting_steps), rounding * spread(reference)
+                worst, limit = (
+                    relative_error_quantile(got - reference, reference, parting_steps),
+                    rounding * logit_rms(reference),
+                )
             else:
-                worst, limit = spread((got - reference)[:, :until]), rounding * spread(reference)
+                worst, limit = logit_rms((got - reference)[:, :until]), rounding * logit_rms(reference)
             checks.append(Check(label, worst, limit, reason))
         else:
             gap = _largest_top2_gap_at_divergence(name, expected, actual, rounding if has_routed_experts else None)
-            tolerance = share * _largest(expected) if rounding is None else _FAR * rounding * _widest(expected)
+            tolerance = (
+                share * _largest_absolute_value(expected)
+                if rounding is None
+                else _FAR * rounding * _largest_logit_rms(expected)
+            )
             checks.append(Check(label, gap, 2 * tolerance, _TIES))
     return checks
 
 
-def spread(logits: torch.Tensor) -> float:
+def logit_rms(logits: torch.Tensor) -> float:
     """Root mean square of logits less the mean of each row, which no token feels."""
     return float((logits - logits.mean(-1, keepdim=True)).double().square().mean().sqrt())
 
 
-def _spreads(logits: torch.Tensor) -> torch.Tensor:
+def _logit_rms_by_token(logits: torch.Tensor) -> torch.Tensor:
     """Spread of each token alone."""
     return (logits - logits.mean(-1, keepdim=True)).double().square().mean(-1).sqrt()
 
 
-def majority_error(errors: torch.Tensor, reference: torch.Tensor, parting_steps: torch.Tensor | None) -> float:
+def relative_error_quantile(
+    errors: torch.Tensor, reference: torch.Tensor, divergence_steps: torch.Tensor | None
+) -> float:
     """Largest error of the `MAJORITY` of tokens, of those that neither are padding nor follow a parting."""
     compared = (reference != 0).any(-1)
-    if parting_steps is not None:
-        compared &= torch.arange(reference.shape[1]) < parting_steps[:, None]
-    return float(_spreads(errors)[compared].quantile(MAJORITY, interpolation="higher"))
+    if divergence_steps is not None:
+        compared &= torch.arange(reference.shape[1]) < divergence_steps[:, None]
+    return float(_logit_rms_by_token(errors)[compared].quantile(MAJORITY, interpolation="higher"))
 
 
-def _widest(expected: Mapping[str, torch.Tensor]) -> float:
-    return max(spread(t) for t in expected.values() if t.is_floating_point())
+def _largest_logit_rms(expected: Mapping[str, torch.Tensor]) -> float:
+    return max(logit_rms(t) for t in expected.values() if t.is_floating_point())
 
 
 # Of the tokens of an output. A token that met another expert takes those after it in its row along, so it cannot be
@@ -116,11 +125,11 @@ def _largest_top2_gap_at_divergence(name: str, expected, actual, rounding: float
         last = int(end) - 1
         if expected[name][row, last] == actual[name][row, last]:
             continue
-        if rounding is None or spread((actual[of] - reference)[row, last]) <= rounding * spread(reference):
+        if rounding is None or logit_rms((actual[of] - reference)[row, last]) <= rounding * logit_rms(reference):
             best = reference[row, last].topk(2).values
             gap = max(gap, float(best[0] - best[1]))
     return gap
 
 
-def _largest(expected: Mapping[str, torch.Tensor]) -> float:
+def _largest_absolute_value(expected: Mapping[str, torch.Tensor]) -> float:
     return max([1.0, *(float(t.abs().max()) for t in expected.values() if t.is_floating_point())])

@@ -38,10 +38,10 @@ class OutputPath:
         return Path(os.path.abspath(self.folder / self.call.args["path"]))
 
 
-def output_paths(recipes: Sequence[Recipe], out: Path, describes: Callable[[str], bool]) -> list[OutputPath]:
+def output_paths(recipes: Sequence[Recipe], out: Path, is_report_target: Callable[[str], bool]) -> list[OutputPath]:
     """Output paths of checked recipes, by the recipe's text alone."""
     return [
-        OutputPath(out / recipe.variant, emit.call, describes(emit.call.word))
+        OutputPath(out / recipe.variant, emit.call, is_report_target(emit.call.word))
         for recipe in recipes
         for pipeline in recipe.pipelines.values()
         for emit in pipeline.emits
@@ -49,28 +49,28 @@ def output_paths(recipes: Sequence[Recipe], out: Path, describes: Callable[[str]
 
 
 @contextmanager
-def outputs_locked_until_finished(outputs: Sequence[OutputPath], force: bool) -> Iterator[None]:
+def outputs_locked_until_finished(outputs: Sequence[OutputPath], overwrite: bool) -> Iterator[None]:
     """Hold places inside the `with`.
 
     Raises Reject where one is taken (output-exists), can't be written (output-unwritable), or another process holds it
     (output-busy).
     """
     with ExitStack() as stack:
-        check_outputs(outputs, force)
+        check_outputs(outputs, overwrite)
         for output in outputs:
-            with diagnostics_located_at(output.call.where("path")):
+            with diagnostics_located_at(output.call.argument_or_call_span("path")):
                 stack.enter_context(_lock_output(output.path))
-        check_outputs(outputs, force)  # who held one before may have left an artifact there
+        check_outputs(outputs, overwrite)  # who held one before may have left an artifact there
         yield
         for output in outputs:
             unfinished_marker.remove_marker(output.path)
 
 
-def check_outputs(outputs: Sequence[OutputPath], force: bool) -> None:
+def check_outputs(outputs: Sequence[OutputPath], overwrite: bool) -> None:
     """Raises Reject where one is taken (output-exists) or can't be written (output-unwritable)."""
     for output in outputs:
-        with diagnostics_located_at(output.call.where("path")):
-            mine = force or unfinished_marker.is_untouched_partial_output(output.path, output.call)
+        with diagnostics_located_at(output.call.argument_or_call_span("path")):
+            mine = overwrite or unfinished_marker.is_untouched_partial_output(output.path, output.call)
             refuse_output_path(output.folder / output.call.args["path"], mine, output.describes_artifacts)
 
 
@@ -84,7 +84,7 @@ def _lock_output(path: Path) -> Iterator[None]:
     if handle is None:
         remove_nested_folders_while_empty(created)
         raise output_busy(
-            f"another process compiles into {path} now{_whose(file)}",
+            f"another process compiles into {path} now{_holder_text(file)}",
             help="wait for it, or name another folder with -o",
         ).rejection()
     try:
@@ -103,35 +103,35 @@ def _try_lock(file: Path) -> int | None:
         return os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
     while True:
         handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
-        _require_single_name(file, handle)
+        _require_single_hard_link(file, handle)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(handle)
             return None
-        if _exists(file, handle):
+        if _is_still_open_file(file, handle):
             os.ftruncate(handle, 0)
             os.write(handle, f"{os.getpid()}\n".encode())
             return handle
         os.close(handle)  # who held it before took the name away
 
 
-def _require_single_name(file: Path, handle: int) -> None:
+def _require_single_hard_link(file: Path, fd: int) -> None:
     """Raises OSError (EEXIST) where the file is another user's file by a second name, or no regular file."""
-    status = os.fstat(handle)
+    status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-        os.close(handle)
+        os.close(fd)
         raise OSError(errno.EEXIST, "is no lock file of effc: remove it", str(file))
 
 
-def _exists(file: Path, handle: int) -> bool:
+def _is_still_open_file(file: Path, fd: int) -> bool:
     try:
-        return os.path.samestat(os.lstat(file), os.fstat(handle))
+        return os.path.samestat(os.lstat(file), os.fstat(fd))
     except FileNotFoundError:
         return False
 
 
-def _whose(file: Path) -> str:
+def _holder_text(file: Path) -> str:
     try:
         pid = file.read_bytes()[:20].strip()
     except OSError:

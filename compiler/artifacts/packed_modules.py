@@ -11,7 +11,7 @@ from ...kernels.codes import Codes
 from ..core.quantity import count_text
 from ..ir.program import Program
 from ..models.checkpoints.pack_quantized import FORMAT, METHOD, Scheme, pack
-from .gridded_modules import PackedFormat, dense_notes, incompatible_grid, pack_linear_modules
+from .gridded_modules import PackedFormat, incompatible_grid, notes_on_dense_modules, pack_linear_modules
 
 COMPRESSED = PackedFormat("format", "compressed")
 
@@ -77,7 +77,7 @@ class PackedModules:
             f"The weights of {count} are packed as `{FORMAT}`: transformers reads `model/` where "
             "compressed-tensors is installed, `effc.load` without it."
         ]
-        return lines + dense_notes(self.dense)
+        return lines + notes_on_dense_modules(self.dense)
 
 
 def pack_modules(program: Program) -> PackedModules:

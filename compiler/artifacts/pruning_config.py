@@ -18,7 +18,7 @@ from ...dsl.checker.skeleton import Branch, Group, Skeleton
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..analysis.planning.layer_profile import layer_group_counts, original
 from ..analysis.planning.selection import is_inside
-from ..core.json_errors import refusing
+from ..core.json_errors import reject_on_error
 from ..core.safe_read import MANIFEST, read_json
 from ..ir.edits import renamed_path
 
@@ -59,7 +59,7 @@ def layers_by_number(skeleton: Skeleton) -> list[Layer]:
     layers = []
     for number, unit in enumerate(skeleton.units):
         branches = _require_one_per_kind(
-            [(b.role, b) for b in skeleton.branches if b.unit == unit and _short(b.role)],
+            [(b.role, b) for b in skeleton.branches if b.unit == unit and _short_role(b.role)],
             number,
             {"attention": "attentions", "mlp": "MLPs"},
         )
@@ -106,7 +106,7 @@ def read_pruning_config(path: Path, skeleton: Skeleton) -> dict[str, Any]:
 
 
 def _read_fields(path: Path) -> dict[str, Any]:
-    with refusing(invalid_pruning_config, f"{path} can't be read", "paths are relative to the recipe"):
+    with reject_on_error(invalid_pruning_config, f"{path} can't be read", "paths are relative to the recipe"):
         config = read_json(path, MANIFEST)
     if not isinstance(config, dict):
         raise invalid_pruning_config(
@@ -163,7 +163,7 @@ def _check_layer_widths(widths: Mapping[str, Any], kind: str, layers: Sequence[L
 
 
 def to_published_config(
-    before: Skeleton, after: Skeleton, removed: Sequence[str], remaining: Mapping[str, Sequence[int]]
+    before: Skeleton, after: Skeleton, removed_paths: Sequence[str], shapes_after: Mapping[str, Sequence[int]]
 ) -> dict[str, Any]:
     """The published form of what was done to a model; Reject (no-published-form) where it can't say that.
 
@@ -171,13 +171,13 @@ def to_published_config(
     remaining      of a module list whose layers were dropped, the first numbers of those that are left
     """
     config: dict[str, Any] = {name: kind() for name, kind in _FIELDS.items()}
-    original_paths = {unit: original(unit, remaining) for unit in after.units}
+    original_paths = {unit: original(unit, shapes_after) for unit in after.units}
     layers, removed_branches = layers_by_number(before), _removed_branch_numbers(before, after, original_paths)
     for kind, number in _order_removed(
-        removed_branches, before, set(before.units) - set(original_paths.values()), removed
+        removed_branches, before, set(before.units) - set(original_paths.values()), removed_paths
     ):
         config[f"pruned_{kind}_idx"].append(number)
-    _refuse_partly_removed_kv_groups(layer_group_counts(before), layer_group_counts(after, remaining))
+    _refuse_partly_removed_kv_groups(layer_group_counts(before), layer_group_counts(after, shapes_after))
     expected, current_shapes = (
         before.shapes(),
         {renamed_path(path, original_paths): shape for path, shape in after.shapes().items()},
@@ -203,9 +203,11 @@ def _removed_branch_numbers(
     result = []
     for number, unit in enumerate(before.units):
         missing = Counter(b.role for b in before.branches if b.unit == unit) - left[unit]
-        if other := next((role for role in missing if not _short(role)), None):
-            raise _unsayable(f"layer {number} has lost its {other} branch, the form knows attention and MLPs")
-        result += [(_short(role), number) for role in missing]
+        if other := next((role for role in missing if not _short_role(role)), None):
+            raise _not_expressible_rejection(
+                f"layer {number} has lost its {other} branch, the form knows attention and MLPs"
+            )
+        result += [(_short_role(role), number) for role in missing]
     return result
 
 
@@ -221,7 +223,7 @@ def _order_removed(
     gone, none had moved; else some had, and which one a path meant is not known.
     """
     named = dict.fromkeys(
-        (_short(branch.role), before.units.index(branch.unit))
+        (_short_role(branch.role), before.units.index(branch.unit))
         for path in removed
         for branch in before.branches
         if branch.site == path or (branch.unit == path and path in removed_layer_paths)
@@ -229,12 +231,12 @@ def _order_removed(
     return list(named) if set(named) == set(removed_branches) else list(removed_branches)
 
 
-def _remaining_count(group: Group, shapes: Mapping[str, Sequence[int]]) -> int:
+def _remaining_count(group: Group, shapes_after: Mapping[str, Sequence[int]]) -> int:
     """Number of items that the readers still have."""
     reader = group.members[-1]
-    if reader.tensor not in shapes:
-        raise _unsayable(f"{reader.tensor} was replaced, so how wide it is can't be said")
-    return shapes[reader.tensor][reader.axis] // len(reader.indices(0))
+    if reader.tensor not in shapes_after:
+        raise _not_expressible_rejection(f"{reader.tensor} was replaced, so how wide it is can't be said")
+    return shapes_after[reader.tensor][reader.axis] // len(reader.indices(0))
 
 
 def _narrowed_shapes(group: Group, count: int, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
@@ -255,7 +257,7 @@ def _refuse_partly_removed_kv_groups(before: Mapping[str, Any], after: Mapping[s
             if "kv_heads" in branch_before and "heads" in branch_after:
                 heads, pairs = branch_after["heads"], branch_after.get("kv_heads", branch_after["heads"])
                 if heads * branch_before["kv_heads"] != branch_before["heads"] * pairs:
-                    raise _unsayable(
+                    raise _not_expressible_rejection(
                         f"layer {number} keeps {heads} of {branch_before['heads']} query heads and {pairs} of "
                         f"{branch_before['kv_heads']} KV heads, the form counts KV heads with all of theirs",
                         help="cut heads `of kv_heads`, or leave this artifact out",
@@ -267,12 +269,16 @@ def _check_shapes(expected: Mapping[str, Sequence[int]], actual: Mapping[str, Se
     for path, shape in actual.items():
         if tuple(expected.get(path, shape)) != tuple(shape):
             expected_text, actual_text = (" x ".join(map(str, s)) for s in (expected[path], shape))
-            raise _unsayable(f"{path} is {actual_text}, after what the form can say it is {expected_text}")
+            raise _not_expressible_rejection(
+                f"{path} is {actual_text}, after what the form can say it is {expected_text}"
+            )
 
 
-def _unsayable(fact: str, help: str = "leave this artifact out; manifests of the others say what was cut") -> Reject:
+def _not_expressible_rejection(
+    fact: str, help: str = "leave this artifact out; manifests of the others say what was cut"
+) -> Reject:
     return no_published_form(fact, help=help).rejection()
 
 
-def _short(role: str) -> str:
+def _short_role(role: str) -> str:
     return next((short for short, full in _ROLES.items() if full == role), "")

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from ...dsl.syntax.diagnostics import Fault
-from ..core.json_errors import refusing
+from ..core.json_errors import reject_on_error
 from ..core.safe_read import MANIFEST, read_json
-from .compact_config import KEY, patch_save_pretrained, record
+from .compact_config import KEY, make_compact_record, patch_save_pretrained
 
 if TYPE_CHECKING:
     from ...dsl.syntax.diagnostics import Diagnostic
@@ -35,7 +35,7 @@ other_base = Fault(
 no_base = Fault("no-base", "The model that interventions belong to is not where their folder says.", exit="environment")
 
 
-def _is_reft(name: str) -> bool:
+def _is_reft_tensor_name(name: str) -> bool:
     from ..transforms.editing.interventions import NAME
 
     return f".{NAME}." in name
@@ -54,7 +54,7 @@ class BaseModelInfo(TypedDict):
 
 def write_reft_folder(program: "Program", folder: Path, base_model: BaseModelInfo) -> None:
     """Tensors and edits of the interventions, and their base with the hash of its tensors."""
-    from ..core.cache import canonical
+    from ..core.cache import canonical_json
     from ..ir.edits import Edits
     from ..ir.layers.reft import interventions
     from ..ir.weights import base_hash, distinct_tensors
@@ -67,10 +67,12 @@ def write_reft_folder(program: "Program", folder: Path, base_model: BaseModelInf
         graphs={unit: program.edits.graphs[unit] for unit in units},
     )
     write_safetensors_files(
-        folder, [LazyTensor.of(name, t) for name, t in distinct_tensors(program.model) if _is_reft(name)], 1 << 62
+        folder,
+        [LazyTensor.of(name, t) for name, t in distinct_tensors(program.model) if _is_reft_tensor_name(name)],
+        1 << 62,
     )
     edits_json = edits.to_json()
-    graphs = list({canonical(graph): graph for graph in edits_json["graphs"].values()}.values())  # layers are alike
+    graphs = list({canonical_json(graph): graph for graph in edits_json["graphs"].values()}.values())  # alike
     edits_json["graphs"] = {unit: graphs.index(graph) for unit, graph in edits_json["graphs"].items()}
     body = {
         "format": FORMAT,
@@ -78,23 +80,23 @@ def write_reft_folder(program: "Program", folder: Path, base_model: BaseModelInf
         "edits": edits_json,
         "graphs": graphs,
     }
-    (folder / FILE).write_text(canonical(body) + "\n", encoding="utf-8")
+    (folder / FILE).write_text(canonical_json(body) + "\n", encoding="utf-8")
 
 
 # -- reading -------------------------------------------------------------------------------------------------
 
 
-def read_reft_folder(folder: Path) -> "tuple[dict[str, Any], Edits]":
+def read_reft_base_and_edits(folder: Path) -> "tuple[dict[str, Any], Edits]":
     """Base and edits of a folder; Reject on anything that `write_reft_folder` does not write."""
     from ..ir.edits import Edits
 
-    with refusing(no_interventions, f"{folder / FILE} is no JSON that can be read"):
+    with reject_on_error(no_interventions, f"{folder / FILE} is no JSON that can be read"):
         body = read_json(folder / FILE, MANIFEST)
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise no_interventions(
             f"{folder / FILE} is not of format {FORMAT}", help="install the effc that wrote it"
         ).rejection()
-    base, edits = body.get("base"), Edits.from_json(_expand_graph_numbers(body.get("edits"), body.get("graphs")))
+    base, edits = body.get("base"), Edits.from_json(_with_graphs_for_numbers(body.get("edits"), body.get("graphs")))
     if not (
         isinstance(base, dict)
         and isinstance(base.get("config"), dict)
@@ -109,7 +111,7 @@ def read_reft_folder(folder: Path) -> "tuple[dict[str, Any], Edits]":
     return base, edits
 
 
-def _expand_graph_numbers(edits: Any, graphs: Any) -> Any:
+def _with_graphs_for_numbers(edits: Any, graphs: Any) -> Any:
     """Edits with the graphs that their numbers stand for."""
     if not (isinstance(edits, dict) and isinstance(edits.get("graphs"), dict) and isinstance(graphs, list)):
         raise no_interventions(f"{FILE} holds no edits").rejection()
@@ -130,7 +132,7 @@ def read_interventions(folder: Path) -> "dict[str, Reft]":
     from ..models.checkpoints.tensor_files import iterate_mapped_tensors
     from ..models.checkpoints.weights import read_weight_headers
 
-    _, edits = read_reft_folder(folder)
+    _, edits = read_reft_base_and_edits(folder)
     stored = dict(iterate_mapped_tensors(read_weight_headers(folder, str(folder))))
     result, n_tensors = {}, 0
     for path, entry in edits.swapped.items():
@@ -140,16 +142,16 @@ def read_interventions(folder: Path) -> "dict[str, Reft]":
             raise no_interventions(f"{folder / FILE}: `{path:.80}` has {error}").rejection() from error
         tensors = {name: stored[f"{path}.{name}"] for name in layer.state_dict() if f"{path}.{name}" in stored}
         if {n: t.shape for n, t in layer.state_dict().items()} != {n: t.shape for n, t in tensors.items()}:
-            raise _other_tensors(folder).rejection()
+            raise _other_tensors_diagnostic(folder).rejection()
         layer.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
-        _refuse_other_numbers(folder, path, layer)
+        _refuse_non_finite_or_non_orthogonal(folder, path, layer)
         result[path.rpartition(".")[0]], n_tensors = layer.eval(), n_tensors + len(tensors)
     if n_tensors < len(stored):
-        raise _other_tensors(folder).rejection()
+        raise _other_tensors_diagnostic(folder).rejection()
     return result
 
 
-def _refuse_other_numbers(folder: Path, path: str, layer: "Reft") -> None:
+def _refuse_non_finite_or_non_orthogonal(folder: Path, path: str, layer: "Reft") -> None:
     """Raise Reject of numbers that are not finite, and of rows that no basis is made of."""
     from torch import linalg
 
@@ -162,7 +164,7 @@ def _refuse_other_numbers(folder: Path, path: str, layer: "Reft") -> None:
         raise no_interventions(f"{folder}: `{path:.80}` {problem or 'has no basis of its rows'}").rejection()
 
 
-def _other_tensors(folder: Path) -> "Diagnostic":
+def _other_tensors_diagnostic(folder: Path) -> "Diagnostic":
     return no_interventions(
         f"{folder}: the tensors are not those of its interventions",
         help=f"weights and {FILE} are of different saves: copy both again",
@@ -174,9 +176,9 @@ def find_base_model_folder(folder: Path) -> Path:
     inside = folder.parent / BASE / "compact"
     if inside.is_dir():
         return inside
-    location = read_reft_folder(folder)[0]["place"]
+    location = read_reft_base_and_edits(folder)[0]["place"]
     kind, colon, name = location.partition(":")
-    path = _in_zoo(name) if kind == "zoo" else _hub_cache_folder(name) if kind == "hf" and colon else Path(location)
+    path = _zoo_folder(name) if kind == "zoo" else _hub_cache_folder(name) if kind == "hf" and colon else Path(location)
     if path is None or not (path / "config.json").is_file():
         raise no_base(
             f"{folder} belongs to {location or 'a model beside it'}, which is not here",
@@ -185,10 +187,10 @@ def find_base_model_folder(folder: Path) -> Path:
     return path
 
 
-def _in_zoo(name: str) -> Path | None:
-    from ..inputs.sources.zoo import zoo
+def _zoo_folder(name: str) -> Path | None:
+    from ..inputs.sources.zoo import zoo_folders_by_name
 
-    return zoo().get(name)
+    return zoo_folders_by_name().get(name)
 
 
 def _hub_cache_folder(name: str) -> Path | None:
@@ -201,7 +203,7 @@ def _hub_cache_folder(name: str) -> Path | None:
         return None
 
 
-def attach_interventions(model: Any, folder: Path, *, check_base: bool = True) -> None:
+def attach_interventions(model: Any, folder: Path, *, check_base_hash: bool = True) -> None:
     """Put the interventions of a folder onto their base, in place.
 
     Raises Reject (other-base) where it is another model, or has interventions already.
@@ -213,10 +215,10 @@ def attach_interventions(model: Any, folder: Path, *, check_base: bool = True) -
     from ..models.checkpoints.tensor_files import iterate_mapped_tensors
     from ..models.checkpoints.weights import read_weight_headers
 
-    base, edits = read_reft_folder(folder)
-    if any(_is_reft(name) for name, _ in model.named_parameters()):
+    base, edits = read_reft_base_and_edits(folder)
+    if any(_is_reft_tensor_name(name) for name, _ in model.named_parameters()):
         raise other_base("the model has interventions already", help="attach them to the base as it was").rejection()
-    if check_base and base_hash(model) != base["sha256"]:
+    if check_base_hash and base_hash(model) != base["sha256"]:
         owner = base["place"] or "the model beside it"
         raise other_base(
             f"{folder} belongs to {owner}, and this {type(model).__name__} has other tensors",
@@ -228,11 +230,11 @@ def attach_interventions(model: Any, folder: Path, *, check_base: bool = True) -
     sealed = getattr(model.config, KEY, None)
     replay_edits(model, edits)
     parameters, stored = (
-        {n: t for n, t in model.named_parameters() if _is_reft(n)},
+        {n: t for n, t in model.named_parameters() if _is_reft_tensor_name(n)},
         dict(iterate_mapped_tensors(read_weight_headers(folder, str(folder)))),
     )
     if {n: t.shape for n, t in parameters.items()} != {n: t.shape for n, t in stored.items()}:
-        raise _other_tensors(folder).rejection()
+        raise _other_tensors_diagnostic(folder).rejection()
     assign_tensors(model, stored)
     _patch_save_pretrained(model, base, edits, sealed)
 
@@ -246,5 +248,8 @@ def _patch_save_pretrained(
         under = parent_record["edits"]
         edits_json = {**under, **{name: {**under[name], **edits_json[name]} for name in ("swapped", "graphs")}}
     patch_save_pretrained(
-        model, record(parent_record["base"] if parent_record else base_model["config"], edits_json, base_model["dtype"])
+        model,
+        make_compact_record(
+            parent_record["base"] if parent_record else base_model["config"], edits_json, base_model["dtype"]
+        ),
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..core.quantity import count_text, measurement_text
 from .manifest import NAME, Expectation, Measure
-from .pages.report_data import ReportData, number, word
+from .pages.report_data import ReportData, finite_number_or_none, one_line_or_empty
 
 _FIRST, _LAST = ("params", "bytes"), ("prefill", "decode", "throughput")  # sizes, quality, speed
 _OUTCOMES = {"fails": ("fails", "fail"), "undecided": ("undecided",) * 2, "skipped": ("skipped",) * 2}
@@ -19,25 +19,27 @@ def artifacts_in(folder: Path) -> list[Path]:
     return sorted(file.parent for file in files) or [folder]
 
 
-def label_of(report: ReportData) -> str:
+def pipeline_and_variant_label(report: ReportData) -> str:
     """Name of an artifact among those of other variants and pipelines."""
-    variant = word(report.manifest.recipe.get("variant"))
-    return f"{word(report.manifest.name)} [{variant}]" if variant else word(report.manifest.name)
+    variant = one_line_or_empty(report.manifest.recipe.get("variant"))
+    return (
+        f"{one_line_or_empty(report.manifest.name)} [{variant}]" if variant else one_line_or_empty(report.manifest.name)
+    )
 
 
 def results_table(reports: Sequence[ReportData]) -> list[tuple[str, ...]]:
     """Rows of cells, the head first: pipeline, artifact, target, each measure, bounds."""
-    measures = [{word(m.metric): m for m in report.manifest.measures} for report in reports]
-    metrics = sorted(dict.fromkeys(name for row in measures for name in row), key=_rank)
-    originals = [_original([row[name] for row in measures if name in row]) for name in metrics]
+    measures = [{one_line_or_empty(m.metric): m for m in report.manifest.measures} for report in reports]
+    metrics = sorted(dict.fromkeys(name for row in measures for name in row), key=_metric_sort_rank)
+    originals = [_common_original_text([row[name] for row in measures if name in row]) for name in metrics]
     return [
         ("pipeline", "artifact", "target", *metrics, "bounds"),
         ("original", "", "", *originals, ""),
         *(
             (
-                label_of(report),
-                word(report.location),
-                word(report.manifest.kind),
+                pipeline_and_variant_label(report),
+                one_line_or_empty(report.location),
+                one_line_or_empty(report.manifest.kind),
                 *(_compiled_value_text(row.get(name)) for name in metrics),
                 bounds_text(report.manifest.expectations),
             )
@@ -61,7 +63,7 @@ def results_title(reports: Sequence[ReportData]) -> str:
     return f"{count_text(len(reports), 'artifact')} of {count_text(results, 'result')}"
 
 
-def _rank(metric: str) -> int:
+def _metric_sort_rank(metric: str) -> int:
     if metric in _FIRST:
         return _FIRST.index(metric)
     return 3 if metric.startswith(_LAST) else 2
@@ -70,11 +72,11 @@ def _rank(metric: str) -> int:
 def _compiled_value_text(measure: Measure | None) -> str:
     if measure is None:
         return ""
-    value = number(measure.compiled)
+    value = finite_number_or_none(measure.compiled)
     return measurement_text(value, measure.unit) if value is not None else "not timed" if measure.untimed else ""
 
 
-def _original(measures: Sequence[Measure]) -> str:
+def _common_original_text(measures: Sequence[Measure]) -> str:
     """Value of the original, where all tell the same."""
-    texts = {measurement_text(v, m.unit) for m in measures if (v := number(m.original)) is not None}
+    texts = {measurement_text(v, m.unit) for m in measures if (v := finite_number_or_none(m.original)) is not None}
     return texts.pop() if len(texts) == 1 else ""

@@ -10,7 +10,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 from ..core.environment import distributions_of_dependencies
 from ..plugin import plugin_packages
-from .manifest import Manifest, dump
+from .manifest import Manifest, readable_json_bytes
 
 _SPEC = "1.6"
 
@@ -19,7 +19,7 @@ def cyclonedx_json(manifest: Manifest) -> bytes:
     """The installed packages that effc may use and those with plug-ins, whichever of them this process has imported (a
     run that goes on after a kill imports fewer), Python, and the model and data that went in, by the hashes that the
     lock has."""
-    plugins = {plugin.distribution.name: plugin.distribution for plugin in plugin_packages.packages()}
+    plugins = {plugin.distribution.name: plugin.distribution for plugin in plugin_packages.installed_plugin_packages()}
     packages = [
         _package_component(name, package)
         for name, package in sorted({**plugins, **distributions_of_dependencies()}.items())
@@ -47,10 +47,10 @@ def cyclonedx_json(manifest: Manifest) -> bytes:
         "metadata": metadata_of,
         "dependencies": [depends],
     }
-    serial = uuid5(NAMESPACE_URL, dump(body).decode())
+    serial = uuid5(NAMESPACE_URL, readable_json_bytes(body).decode())
     stamp = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     body["serialNumber"], metadata_of["timestamp"] = f"urn:uuid:{serial}", stamp
-    return dump(body)
+    return readable_json_bytes(body)
 
 
 @cache  # its description is parsed for that

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..core.quantity import count, count_text
+from ..core.quantity import count_text, si_count
 
 
 def search_summary_lines(steps: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -28,4 +28,4 @@ def search_summary_text(decisions: Sequence[Any]) -> str:
         return summary
     missed = sum(len(d["below"]) for d in rounds if isinstance(d.get("below"), list))
     of = f"; {count_text(missed, 'estimate')} too high, which widened the bound" if missed else ""
-    return f"{summary}; {count(left[-1])} candidates never scored, as estimates showed them to lose{of}"
+    return f"{summary}; {si_count(left[-1])} candidates never scored, as estimates showed them to lose{of}"

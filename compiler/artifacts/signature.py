@@ -17,9 +17,9 @@ from typing import Any
 
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..core.cache import write_atomic
-from ..core.json_errors import refusing
+from ..core.json_errors import reject_on_error
 from ..core.safe_read import read_json
-from .manifest import BUNDLE, SIGNATURES, dump, file_sha256, read_manifest, verify_files
+from .manifest import BUNDLE, SIGNATURES, file_sha256, read_manifest, readable_json_bytes, verify_files
 from .provenance import provenance_statement
 from .signature_bundle import (
     MAX_NOTE,
@@ -71,9 +71,9 @@ class Signature:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
-def sign_artifact(artifact: Path, secret_file: Path, note: str = "") -> Signature:
+def sign_artifact(artifact: Path, secret_key_path: Path, note: str = "") -> Signature:
     """Sign an artifact whose files are those of its manifest; a signature that the key gave before goes."""
-    secret = read_secret_key(secret_file)
+    secret = read_secret_key(secret_key_path)
     manifest = read_manifest(artifact)
     verify_files(artifact, manifest)
     if len(note) > MAX_NOTE:
@@ -83,11 +83,11 @@ def sign_artifact(artifact: Path, secret_file: Path, note: str = "") -> Signatur
     key, time = public_key_text(secret.public_key()), datetime.now(UTC).isoformat(timespec="seconds")
     provenance = provenance_statement(artifact, manifest)
     if key.startswith(f"{ED25519}:"):
-        signature = Signature(key, secret.sign(statement(artifact, note, time, provenance)), note, time, provenance)
+        signature = Signature(key, secret.sign(bytes_to_sign(artifact, note, time, provenance)), note, time, provenance)
         _write_signature(artifact, signature)
         return signature
     _refuse_bundle_of_another_key(artifact, key)
-    value = write_bundle(artifact, secret, manifest, signed=time, note=note, provenance=provenance)
+    value = write_bundle(artifact, secret, manifest, signed_at=time, note=note, provenance=provenance)
     return Signature(key, value, note, time, provenance)
 
 
@@ -109,7 +109,7 @@ def _write_signature(artifact: Path, signature: Signature) -> None:
     body = [{**vars(s), "signature": base64.b64encode(s.value).decode()} for s in (*remaining, signature)]
     for entry in body:
         del entry["value"]
-    content = dump({"format": FORMAT, "signatures": body})
+    content = readable_json_bytes({"format": FORMAT, "signatures": body})
     if len(body) > _MAX_SIGNATURES or len(content) > _MAX_BYTES:
         raise unsigned(
             f"{artifact} holds as many signatures as can be read: {_MAX_SIGNATURES}, of {_MAX_BYTES} bytes together",
@@ -127,7 +127,7 @@ def find_valid_signer(artifact: Path, keys: Sequence[str]) -> str:
     for key in trusted.values():
         for signature in present:
             if signature.key == key.text and is_valid_signature(signature, artifact):
-                if not (objection := key.objection(signature.signed)):
+                if not (objection := key.rejection_reason(signature.signed)):
                     return key.text
                 objections.append(objection)
     bundle, problem = read_bundle(artifact), ""
@@ -137,7 +137,7 @@ def find_valid_signer(artifact: Path, keys: Sequence[str]) -> str:
         files = read_statement(bundle, artifact)
         if problem := signed_files_problem(artifact, files):
             break
-        if not (objection := key.objection(files.signed)):
+        if not (objection := key.rejection_reason(files.signed)):
             return key.text
         objections.append(objection)
     signers = [s.key for s in present] + ([f"the key {bundle.key_id}"] if bundle else [])
@@ -159,20 +159,23 @@ def is_valid_signature(signature: Signature, artifact: Path) -> bool:
     from cryptography.exceptions import InvalidSignature
 
     try:
-        key.verify(signature.value, statement(artifact, signature.note, signature.signed, signature.provenance))
+        key.verify(signature.value, bytes_to_sign(artifact, signature.note, signature.signed, signature.provenance))
     except InvalidSignature:
         return False
     return True
 
 
-def statement(
+def bytes_to_sign(
     artifact: Path, note: str = "", signed_at: str = "", provenance: Mapping[str, Any] | None = None
 ) -> bytes:
     """Bytes that are signed; of format 1 without time and provenance."""
     lines = [f"effc artifact signature {FORMAT if signed_at else 1}"]
     lines += [f"{name} {file_sha256(artifact / name) if (artifact / name).is_file() else 'absent'}" for name in SIGNED]
     if signed_at:
-        lines += [f"signed {json.dumps(signed_at)}", f"provenance {hashlib.sha256(dump(provenance or {})).hexdigest()}"]
+        lines += [
+            f"signed {json.dumps(signed_at)}",
+            f"provenance {hashlib.sha256(readable_json_bytes(provenance or {})).hexdigest()}",
+        ]
     return ("\n".join([*lines, f"note {json.dumps(note)}"]) + "\n").encode()
 
 
@@ -181,17 +184,17 @@ def read_signatures(artifact: Path) -> list[Signature]:
     file = artifact / SIGNATURES
     if not file.is_file():
         return []
-    with refusing(unsigned, f"{file} holds no signatures", "fetch it again"):
+    with reject_on_error(unsigned, f"{file} holds no signatures", "fetch it again"):
         if file.stat().st_size > _MAX_BYTES:
             raise ValueError(f"it has more than {_MAX_BYTES} bytes")
         body = read_json(file, _MAX_BYTES, artifact)
         entries = json_field(body, "signatures", list)
         if json_field(body, "format", int) not in (1, FORMAT) or len(entries) > _MAX_SIGNATURES:
             raise ValueError(f"format {FORMAT} has at most {_MAX_SIGNATURES} signatures")
-        return [_signature(entry) for entry in entries]
+        return [_parse_signature(entry) for entry in entries]
 
 
-def _signature(entry: Any) -> Signature:
+def _parse_signature(entry: Any) -> Signature:
     key, note, encoded = (json_field(entry, name, str) for name in ("key", "note", "signature"))
     signed, provenance = entry.get("signed", ""), entry.get("provenance") or {}
     if unknown := entry.keys() - {"key", "note", "signature", "signed", "provenance"}:

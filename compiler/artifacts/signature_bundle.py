@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from ..core.cache import write_atomic
-from ..core.json_errors import refusing
+from ..core.json_errors import reject_on_error
 from ..core.safe_read import CONFIG, open_regular, parse_strict_json, read_json, refuse_irregular_file
 from .manifest import (
     BUNDLE,
@@ -27,11 +27,11 @@ from .manifest import (
     SBOM,
     SIGNATURES,
     Manifest,
-    dump,
+    check_inner_file_name,
     file_sha256,
-    inner_file_name,
     is_hidden,
     read_manifest,
+    readable_json_bytes,
 )
 from .manifest_form import is_plain_text
 from .signing_keys import CURVES, ED25519, canonical_key_text, key_digest, public_key_of_text, public_key_text, unsigned
@@ -84,34 +84,36 @@ class Bundle:
         from cryptography.exceptions import InvalidSignature
 
         try:
-            public_key_of_text(key).verify(self.value, _signed_bytes(self.payload), _ecdsa(name))
+            public_key_of_text(key).verify(self.value, _dsse_preauth_encoding(self.payload), _ecdsa_algorithm(name))
         except InvalidSignature:
             return False
         return True
 
 
 def write_bundle(
-    path: Path, secret: Any, manifest: Manifest, *, signed: str, note: str, provenance: Mapping[str, Any]
+    path: Path, secret: Any, manifest: Manifest, *, signed_at: str, note: str, provenance: Mapping[str, Any]
 ) -> bytes:
     """Write `model.sig` of an artifact whose files are those of its manifest; return the signature's bytes."""
     key = public_key_text(secret.public_key())
-    extension = {"key": key, "signed": signed, "note": note, "provenance": provenance}
-    payload = dump(_statement(path, manifest, extension))
-    value = secret.sign(_signed_bytes(payload), _ecdsa(key.partition(":")[0]))
+    extension = {"key": key, "signed": signed_at, "note": note, "provenance": provenance}
+    payload = readable_json_bytes(_in_toto_statement(path, manifest, extension))
+    value = secret.sign(_dsse_preauth_encoding(payload), _ecdsa_algorithm(key.partition(":")[0]))
     envelope = {
         "payload": base64.b64encode(payload).decode(),
         "payloadType": _PAYLOAD_TYPE,
         "signatures": [{"sig": base64.b64encode(value).decode(), "keyid": ""}],
     }
     material = {"publicKey": {"hint": key_digest(key)}, "tlogEntries": []}
-    content = dump({"mediaType": _MEDIA_TYPE, "verificationMaterial": material, "dsseEnvelope": envelope})
+    content = readable_json_bytes(
+        {"mediaType": _MEDIA_TYPE, "verificationMaterial": material, "dsseEnvelope": envelope}
+    )
     if len(content) > CONFIG:
         raise unsigned(f"{path} has too many files for {BUNDLE}, which can have {CONFIG} bytes").rejection()
     write_atomic(path / BUNDLE, content)
     return value
 
 
-def _statement(artifact: Path, manifest: Manifest, extension: Mapping[str, Any]) -> dict[str, Any]:
+def _in_toto_statement(artifact: Path, manifest: Manifest, extension: Mapping[str, Any]) -> dict[str, Any]:
     digests = {name: sha for name, (_, sha) in manifest.files.items()}
     digests |= {name: file_sha256(artifact / name) for name in SIGNED if (artifact / name).is_file()}
     names = sorted(digests, key=PurePosixPath)
@@ -122,7 +124,10 @@ def _statement(artifact: Path, manifest: Manifest, extension: Mapping[str, Any])
         "ignore_paths": sorted({*_IGNORED, *_hidden_paths(artifact)}),
     }
     resources = [{"name": name, "algorithm": "sha256", "digest": digests[name]} for name in names]
-    subject = {"name": artifact.resolve().name, "digest": {"sha256": _root_digest(digests[name] for name in names)}}
+    subject = {
+        "name": artifact.resolve().name,
+        "digest": {"sha256": _sha256_of_digests(digests[name] for name in names)},
+    }
     return {
         "_type": _STATEMENT_TYPE,
         "subject": [subject],
@@ -139,16 +144,16 @@ def _hidden_paths(artifact: Path) -> Iterator[str]:
             yield "/".join(parts)
 
 
-def _root_digest(digests: Iterable[str]) -> str:
+def _sha256_of_digests(digests: Iterable[str]) -> str:
     return hashlib.sha256(b"".join(map(bytes.fromhex, digests))).hexdigest()
 
 
-def _signed_bytes(payload: bytes) -> bytes:
+def _dsse_preauth_encoding(payload: bytes) -> bytes:
     """The payload with its type and lengths, as DSSE signs it."""
     return b"DSSEv1 %d %s %d %s" % (len(_PAYLOAD_TYPE), _PAYLOAD_TYPE.encode(), len(payload), payload)
 
 
-def _ecdsa(key_type: str) -> Any:
+def _ecdsa_algorithm(key_type: str) -> Any:
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -160,11 +165,11 @@ def read_bundle(artifact: Path) -> Bundle | None:
     file = artifact / BUNDLE
     if not file.is_file():
         return None
-    with refusing(unsigned, f"{file} holds no signature by a key", "fetch it again"):
-        return _bundle(read_json(file, CONFIG, artifact))
+    with reject_on_error(unsigned, f"{file} holds no signature by a key", "fetch it again"):
+        return _parse_bundle(read_json(file, CONFIG, artifact))
 
 
-def _bundle(body: Any) -> Bundle:
+def _parse_bundle(body: Any) -> Bundle:
     if json_field(body, "mediaType", str) != _MEDIA_TYPE:
         raise ValueError("it is no sigstore bundle of version 0.3")
     material = json_field(body, "verificationMaterial", dict)
@@ -185,7 +190,7 @@ def _bundle(body: Any) -> Bundle:
 
 def read_statement(bundle: Bundle, artifact: Path) -> SignedFiles:
     """The files that a bundle vouches for. Raises Reject for a statement of another form."""
-    with refusing(
+    with reject_on_error(
         unsigned, f"{artifact / BUNDLE} holds a statement that is not of {_PREDICATE_TYPE}", "fetch it again"
     ):
         return _parse_signed_files(parse_strict_json(bundle.payload))
@@ -208,19 +213,19 @@ def _parse_signed_files(body: Any) -> SignedFiles:
             raise ValueError(f"`{name[:80]}` stands twice in it")
         if algorithm not in _ALGORITHMS or not _is_digest(digest, algorithm):
             raise ValueError(f"`{name[:80]}` has no digest of {' or '.join(_ALGORITHMS)}")
-        if PurePosixPath(inner_file_name(name)).as_posix() != name:
+        if PurePosixPath(check_inner_file_name(name)).as_posix() != name:
             raise ValueError(f"`{name[:80]}` is another spelling of a path")
         digests[name] = algorithm, digest
     root = json_field(json_field(subjects[0], "digest", dict), "sha256", str)
-    if root != _root_digest(digest for _, digest in digests.values()):
+    if root != _sha256_of_digests(digest for _, digest in digests.values()):
         raise ValueError("the digest of its subject is not that of its files")
     if not is_plain_text([*digests]):
         raise ValueError("a name has control characters")
     extension = predicate.get(_EFFC)
-    return SignedFiles(digests, **_extension(extension) if isinstance(extension, dict) else {})
+    return SignedFiles(digests, **_parse_effc_extension(extension) if isinstance(extension, dict) else {})
 
 
-def _extension(body: dict[str, Any]) -> dict[str, Any]:
+def _parse_effc_extension(body: dict[str, Any]) -> dict[str, Any]:
     key, signed, note = (json_field(body, name, str) for name in ("key", "signed", "note"))
     provenance = json_field(body, "provenance", dict)
     check_signed_fields(signed, note, provenance)
@@ -235,7 +240,7 @@ def check_signed_fields(signed: Any, note: Any, provenance: Any) -> None:
         raise TypeError("a provenance is an object without control characters")
     if len(signed) > _MAX_TIME:
         raise ValueError(f"a time has at most {_MAX_TIME} characters")
-    dump(provenance)  # ValueError: it has no spelling that could be signed
+    readable_json_bytes(provenance)  # ValueError: it has no spelling that could be signed
 
 
 def signed_files_problem(artifact: Path, files: SignedFiles) -> str:
@@ -279,9 +284,9 @@ def json_field(body: Any, name: str, kind: type) -> Any:
     return value
 
 
-def base64_field(text: str, name: str) -> bytes:
+def base64_field(encoded: str, name: str) -> bytes:
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode(encoded, validate=True)
     except ValueError as error:
         raise ValueError(f"its `{name}` is no base64") from error
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from ...dsl.syntax.diagnostics import Fault
 from ..core.environment import check_modules
-from ..core.json_errors import refusing
+from ..core.json_errors import reject_on_error
 from ..core.safe_read import CONFIG, read_regular_file
 
 ED25519 = "ed25519"
@@ -59,12 +59,12 @@ class TrustedKey:
     since: date | None = None
     revoked: bool = False
 
-    def stricter(self, other: "TrustedKey") -> "TrustedKey":
+    def with_stricter_conditions(self, other: "TrustedKey") -> "TrustedKey":
         """The key with the conditions of two lines, both of which count."""
         until, since = ([d for d in pair if d] for pair in ((self.until, other.until), (self.since, other.since)))
         return TrustedKey(self.text, min(until, default=None), max(since, default=None), self.revoked or other.revoked)
 
-    def objection(self, signed_at: str) -> str:
+    def rejection_reason(self, signed_at: str) -> str:
         """Reason why a signature of that time, in ISO 8601, is not taken; "" where it is."""
         name = f"the key {key_id(self.text)}"
         if self.revoked:
@@ -91,8 +91,8 @@ def write_key_pair(file: Path, key_type: str = "p256") -> str:
         secret = ec.generate_private_key(getattr(ec, CURVES[key_type][0])())
     public = public_key_text(secret.public_key())
     published = f"{public}\n" if key_type == ED25519 else public_pem(secret.public_key()).decode()
-    with refusing(
-        invalid_signing_key, f"{file} can't be written", "name a file that does not exist yet", kinds=OSError
+    with reject_on_error(
+        invalid_signing_key, f"{file} can't be written", "name a file that does not exist yet", error_types=OSError
     ):
         with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
             out.write(secret.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
@@ -119,7 +119,7 @@ def read_secret_key(file: Path) -> Any:
         raise invalid_signing_key(
             f"{file} is no secret key in PEM without a passphrase{kind}", help=help
         ).rejection() from error
-    with refusing(invalid_signing_key, f"{file}", help, kinds=ValueError):
+    with reject_on_error(invalid_signing_key, f"{file}", help, error_types=ValueError):
         public_key_text(key.public_key())
     return key
 
@@ -137,14 +137,14 @@ def read_trusted_keys(keys: Sequence[str]) -> dict[str, TrustedKey]:
                     help="it is one line, `p256:` or `ed25519:` and 44 characters, or a PEM in a file; behind them may "
                     "stand `until=2030-01-31`, `since=2030-01-31` and `revoked`",
                 ).rejection() from error
-            trusted[one.text] = one.stricter(trusted.get(one.text, one))
+            trusted[one.text] = one.with_stricter_conditions(trusted.get(one.text, one))
     return trusted
 
 
 def _lines_of_key_file(file: str) -> Iterator[str]:
     """Lines of a file of keys, without comments, which begin with `#`; a PEM counts as the line of its key."""
     help = "give `p256:...`, or the FILE.pub that holds it"
-    with refusing(invalid_signing_key, f"`{file}` is no public key, and no file that holds one", help):
+    with reject_on_error(invalid_signing_key, f"`{file}` is no public key, and no file that holds one", help):
         text = read_regular_file(Path(file), _MAX_BYTES).decode("ascii")
     if _SECRET_PEM.search(text):
         raise invalid_signing_key(
@@ -180,11 +180,11 @@ def _parse_trusted_key(line: str) -> TrustedKey:
             raise ValueError(f"`{name[:20]}` means nothing behind it")
         if name in days:
             raise ValueError(f"`{name}` stands behind it twice")
-        days[name] = _day(day)
+        days[name] = _parse_iso_day(day)
     return TrustedKey(canonical_key_text(text), days.get("until"), days.get("since"), "revoked" in conditions)
 
 
-def _day(text: str) -> date:
+def _parse_iso_day(text: str) -> date:
     try:
         return date.fromisoformat(text)
     except ValueError as error:

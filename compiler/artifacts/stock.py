@@ -70,7 +70,7 @@ def _infer_stock_config(model: nn.Module) -> StockConfig:
     agreed = _agreed_config_values(model, config)
     changes: Any = agreed
     while differing and changes is not None:
-        candidate = _changed(config, changes)
+        candidate = _config_with_changes(config, changes)
         left = stock_differences(model, candidate, untouched)
         if len(left) < len(differing):
             config, differing, agreed = candidate, left, {}
@@ -95,7 +95,8 @@ def _best_explaining_change(
         list(_pairs_of_equal_ratio(config, guesses)),
     ):
         rated = [
-            (len(stock_differences(model, _changed(config, c), original_numbers)), i, c) for i, c in enumerate(changes)
+            (len(stock_differences(model, _config_with_changes(config, c), original_numbers)), i, c)
+            for i, c in enumerate(changes)
         ]
         best = min(rated, default=None)
         if best and best[0] < len(differing):
@@ -119,7 +120,7 @@ def _pairs_of_equal_ratio(config: Any, config_changes: list[dict[str, Any]]) -> 
     )
 
 
-def _changed(config: Any, changes: Mapping[str, Any]) -> Any:
+def _config_with_changes(config: Any, changes: Mapping[str, Any]) -> Any:
     config = copy.deepcopy(config)
     for name, value in changes.items():
         setattr(config, name, value)
@@ -135,7 +136,7 @@ def _uneven_layer_shape_reasons(model: nn.Module, original: nn.Module) -> Iterat
             kind = re.sub(r"\.\d+\.", ".*.", name), tensors_before[name].shape
             other, shape = first.setdefault(kind, (name, tensor.shape))
             if shape != tensor.shape:
-                yield f"{name} is {_shape(tensor)}, {other} is {_shape(tensors[other])}"
+                yield f"{name} is {_shape_text(tensor)}, {other} is {_shape_text(tensors[other])}"
 
 
 def stock_differences(
@@ -153,11 +154,15 @@ def stock_differences(
     result = [f"{name} is gone" for name in stock_tensors if name not in tensors]
     result += [f"{name} is new" for name in tensors if name not in stock_tensors]
     result += [
-        f"{name} is {_shape(tensor)}, by the config it is {_shape(stock_tensors[name])}"
+        f"{name} is {_shape_text(tensor)}, by the config it is {_shape_text(stock_tensors[name])}"
         for name, tensor in tensors.items()
         if name in stock_tensors and tensor.shape != stock_tensors[name].shape
     ]
-    return [*result, *_differing_modules(model, stock_module, original_numbers), *read_widths(model, candidate_config)]
+    return [
+        *result,
+        *_differing_modules(model, stock_module, original_numbers),
+        *modules_reading_stream_width(model, candidate_config),
+    ]
 
 
 def stock_model(model_class: "type[PreTrainedModel]", config: Any, dtype: Any) -> nn.Module:
@@ -194,7 +199,7 @@ def _differing_modules(
             sizes = {
                 n: v for n, v in original_numbers.get(path, {}).items() if type(v) is int
             }  # buffers are made of factors
-            stale = {n: v for n, v in sizes.items() if n not in _reads(module)}
+            stale = {n: v for n, v in sizes.items() if n not in _attributes_read_by(module)}
             yield from (
                 f"{path}.{name} is {value}, by the config it is {stock_values[name]}"
                 for name, value in values.items()
@@ -215,19 +220,24 @@ def attribute_names_read(cls: type) -> frozenset[str]:
     return frozenset(name for method in methods for name in method.__code__.co_names)
 
 
-def _reads(module: nn.Module) -> frozenset[str]:
+def _attributes_read_by(module: nn.Module) -> frozenset[str]:
     kind: type = type(module)
     return attribute_names_read(kind)
 
 
-def module_numbers(module: nn.Module, shared: Any) -> dict[str, int | float]:
+def module_numbers(module: nn.Module, shared_config: Any) -> dict[str, int | float]:
     """A module's plain numbers, and those of its config that are not the shared config's."""
-    config, common = vars(module).get("config"), {} if shared is None else numbers(shared)
-    config_numbers = {} if config is None else numbers(config)
-    return numbers(module) | {f"config.{n}": v for n, v in config_numbers.items() if common.get(n) != v}
+    config, common = (
+        vars(module).get("config"),
+        {} if shared_config is None else public_number_attributes(shared_config),
+    )
+    config_numbers = {} if config is None else public_number_attributes(config)
+    return public_number_attributes(module) | {
+        f"config.{n}": v for n, v in config_numbers.items() if common.get(n) != v
+    }
 
 
-def numbers(owner: Any) -> dict[str, int | float]:
+def public_number_attributes(owner: Any) -> dict[str, int | float]:
     """Plain numbers among an object's own public attributes."""
     return {
         n: v for n, v in vars(owner).items() if type(v) in (int, float) and not n.startswith("_") and n != "training"
@@ -239,8 +249,10 @@ def _agreed_config_values(model: nn.Module, config: Any) -> dict[str, Any]:
     values: dict[str, set[Any]] = {}
     for module in model.modules():
         module_config = vars(module).get("config")
-        sources = [numbers(module)] + (
-            [numbers(module_config)] if module_config is not None and module_config is not model.config else []
+        sources = [public_number_attributes(module)] + (
+            [public_number_attributes(module_config)]
+            if module_config is not None and module_config is not model.config
+            else []
         )
         for source in sources:
             for name, value in source.items():
@@ -266,7 +278,7 @@ def _stream_width_name(config: Any) -> str:
     return type(config).attribute_map.get("hidden_size", "hidden_size")
 
 
-def read_widths(model: nn.Module, candidate_config: Any) -> Iterator[str]:
+def modules_reading_stream_width(model: nn.Module, candidate_config: Any) -> Iterator[str]:
     """Modules that compute with the width of the stream as a config says it, as some scale what they embed."""
     name = _stream_width_name(candidate_config)
     if vars(candidate_config).get(name) == vars(model.config).get(name):
@@ -274,7 +286,8 @@ def read_widths(model: nn.Module, candidate_config: Any) -> Iterator[str]:
     yield from (
         f"{path or type(module).__name__} computes with `{name}` of its config"
         for path, module in model.named_modules()
-        if "config" in vars(module) and not {name, "hidden_size"}.isdisjoint(_reads(module) - vars(module).keys())
+        if "config" in vars(module)
+        and not {name, "hidden_size"}.isdisjoint(_attributes_read_by(module) - vars(module).keys())
     )
 
 
@@ -293,13 +306,15 @@ def _candidate_config_changes(model: nn.Module, config: Any) -> Iterator[dict[st
     }
     built = dict(stock_module.named_modules())
     pairs |= {
-        (numbers(built[path])[name], value)
+        (public_number_attributes(built[path])[name], value)
         for path, module in model.named_modules()
         if path in built
-        for name, value in numbers(module).items()
-        if numbers(built[path]).get(name, value) != value
+        for name, value in public_number_attributes(module).items()
+        if public_number_attributes(built[path]).get(name, value) != value
     }
-    stated_names = {n for module in model.modules() for n in numbers(module) if n in _reads(module)}
+    stated_names = {
+        n for module in model.modules() for n in public_number_attributes(module) if n in _attributes_read_by(module)
+    }
     n_guesses = 0
     for name, value in sorted(vars(config).items()):
         if name in stated_names:  # `_agreed_config_values` reads it: shapes do not decide it
@@ -313,5 +328,5 @@ def _candidate_config_changes(model: nn.Module, config: Any) -> Iterator[dict[st
                 yield _with_stated_head_dim(config, {name: int(fits)})
 
 
-def _shape(tensor: Any) -> str:
+def _shape_text(tensor: Any) -> str:
     return " x ".join(map(str, tensor.shape)) or "a number"

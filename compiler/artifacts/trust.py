@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.syntax.diagnostics import Reject
-from ...dsl.syntax.render import shortened
+from ...dsl.syntax.render import shorten_for_message
 from ..core.safe_read import MALFORMED, read_json
-from .load import handling_of
+from .load import folder_use_sentence
 from .manifest import Manifest, all_files, hashed_files, read_manifest, uncovered_files_text, verify_files
 from .provenance import origin_text
 from .signature import is_valid_signature, read_signatures
@@ -49,7 +49,9 @@ def all_trust_checks(artifact: Path, check_forms: Callable[[Path, Manifest], lis
         *_recipe_checks(manifest),
         *_folder_checks(manifest),
     ]
-    return [replace(check, topic=shortened(check.topic), fact=shortened(check.fact)) for check in checks]
+    return [
+        replace(check, topic=shorten_for_message(check.topic), fact=shorten_for_message(check.fact)) for check in checks
+    ]
 
 
 def _hash_check(artifact: Path, manifest: Manifest) -> TrustCheck:
@@ -183,5 +185,5 @@ def _recipe_checks(manifest: Manifest) -> Iterator[TrustCheck]:
 def _folder_checks(manifest: Manifest) -> Iterator[TrustCheck]:
     folders = dict.fromkeys(name.partition("/")[0] for name in manifest.files if "/" in name)
     for folder in folders:
-        handling = handling_of(manifest.kind, folder)
+        handling = folder_use_sentence(manifest.kind, folder)
         yield TrustCheck(folder, handling or "is nothing that effc loads", "ok" if handling else "note")

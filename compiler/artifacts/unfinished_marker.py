@@ -16,35 +16,38 @@ from ..core.safe_read import CONFIG, MALFORMED, MIB, read_json, read_regular_fil
 from .manifest import NAME
 
 
-def mark(path: Path, call: Invocation) -> None:
+def write_unfinished_marker(path: Path, call: Invocation) -> None:
     """Note what lies in a place now, and whose. It is a convenience: where it can't be written, there is none."""
     with suppress(OSError, Reject):  # a manifest beyond all bounds, too
-        write_atomic(_note(path), json.dumps({"recipe": _recipe(call), "sha256": _hash(path)}).encode())
+        write_atomic(
+            _marker_path(path),
+            json.dumps({"recipe": _recipe_path_text(call), "sha256": _manifest_or_file_sha256(path)}).encode(),
+        )
 
 
 def is_untouched_partial_output(path: Path, emit: Invocation) -> bool:
     """Whether a place holds what an unfinished compile of the same recipe put there, and nothing since."""
     try:
-        note = read_json(_note(path), CONFIG)
-        return note == {"recipe": _recipe(emit), "sha256": _hash(path)}
+        note = read_json(_marker_path(path), CONFIG)
+        return note == {"recipe": _recipe_path_text(emit), "sha256": _manifest_or_file_sha256(path)}
     except (OSError, Reject, *MALFORMED):
         return False
 
 
 def remove_marker(path: Path) -> None:
     with suppress(OSError):
-        _note(path).unlink(missing_ok=True)
+        _marker_path(path).unlink(missing_ok=True)
 
 
-def _note(path: Path) -> Path:
+def _marker_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.effc-unfinished")
 
 
-def _recipe(call: Invocation) -> str:
+def _recipe_path_text(call: Invocation) -> str:
     """The file that calls a target; "" where none did."""
     return str(Path(call.span.source.name).resolve()) if call.span else ""
 
 
-def _hash(path: Path) -> str:
+def _manifest_or_file_sha256(path: Path) -> str:
     file = path / NAME if path.is_dir() else path
     return hashlib.sha256(read_regular_file(file, 64 * MIB)).hexdigest()

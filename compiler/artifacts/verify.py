@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ..core.events import announcing_stage, tick
-from ..core.memory import is_large
+from ..core.memory import is_too_large_to_copy
 from ..ir.capture.failed_forward import model_failure_diagnostic
 from ..ir.capture.sample import sample_inputs
 from ..ir.layers.fast_mixers import without_mixer_kernels
@@ -43,7 +43,7 @@ from ..plugin.target import Form
 from . import fork_server
 from .load import load
 from .manifest import Check
-from .output_comparison import HALF, compare_outputs, majority_error, spread
+from .output_comparison import HALF, compare_outputs, logit_rms, relative_error_quantile
 from .verify_child import (
     GENERATION,
     INPUT_PREFIX,
@@ -101,14 +101,16 @@ def verify_forms(
             by_steps[steps] = _outputs_of_model_in_memory(model, inputs, steps)
     checks: list[Check] = []
     for number, form in enumerate(present, 1):
-        folder, opener = artifact / form.folder, opener_of(form)
+        folder, opener = artifact / form.folder, opener_script_path(form)
         label = f"{form.folder} in a fresh process, {number} of {len(present)}"
         with announcing_stage(label), form.as_stored(model, folder) if form.as_stored else nullcontext():
             expected, plain = (
                 _outputs_of_model_in_memory(model, inputs, form.steps) if form.as_stored else by_steps[form.steps]
             )
             probe_inputs = inputs if text_ids is None else {**inputs, TEXT: text_ids}
-            actual = probe_in_fresh_process(folder, opener, probe_inputs, attention_of(model), timeout_s, form.steps)
+            actual = probe_in_fresh_process(
+                folder, opener, probe_inputs, attention_name_or_json(model), timeout_s, form.steps
+            )
             if text_ids is not None:
                 on_text_logits(form, actual.pop(TEXT))
             reference = plain if form.opens == "plain" else expected
@@ -133,7 +135,7 @@ def verify_forms(
             checks += form_checks
     failed = [check for check in checks if not check.holds]
     if failed:
-        raise Reject(*(_differs(check) for check in failed))
+        raise Reject(*(_reload_differs_diagnostic(check) for check in failed))
     return tuple(checks)
 
 
@@ -147,7 +149,7 @@ def _lossy_checks(
     """Comparison with the folder as this process opens it; the loss against the model in memory is told beside."""
     local = probe_model(load(folder, check="size"), inputs, form.steps)
     largest = max(
-        spread(local[name] - logits) / max(spread(logits), 1e-9)
+        logit_rms(local[name] - logits) / max(logit_rms(logits), 1e-9)
         for name, logits in reference.items()
         if logits.is_floating_point() and not name.startswith(GENERATION)
     )
@@ -179,7 +181,7 @@ def half_precision_error(
     keeps are no fault of a form that rounds. `MOST` of the tokens count, as a few may meet other experts. 0 where it
     does not run in the other type, or is large."""
     other = torch.float32 if next(model.parameters()).dtype == torch.bfloat16 else torch.bfloat16
-    if is_large(sum(p.numel() for p in model.parameters()) * other.itemsize):
+    if is_too_large_to_copy(sum(p.numel() for p in model.parameters()) * other.itemsize):
         return 0.0
     try:
         rounded_outputs = probe_model(copy.deepcopy(model).to(other), inputs, steps)
@@ -191,9 +193,9 @@ def half_precision_error(
         if t.is_floating_point() and not n.startswith(GENERATION) and n in rounded_outputs
     )
     shares = [
-        majority_error(rounded_outputs[n].float() - reference[n], reference[n], None) / spread(reference[n])
+        relative_error_quantile(rounded_outputs[n].float() - reference[n], reference[n], None) / logit_rms(reference[n])
         for n in logits
-        if spread(reference[n])
+        if logit_rms(reference[n])
     ]
     return max((s for s in shares if math.isfinite(s)), default=0.0)
 
@@ -230,7 +232,7 @@ def _batch_matches_single_rows(model: PreTrainedModel, inputs: Mapping[str, torc
     return off <= HALF["padded"] * max(1.0, float(batched.abs().max()))
 
 
-def attention_of(model: Any) -> str:
+def attention_name_or_json(model: Any) -> str:
     """Attention implementation of a model; as JSON by the names of its parts where one of them takes another."""
     implementations = _attention_implementation(getattr(model, "config", None))
     return implementations if isinstance(implementations, str) else json.dumps(implementations)
@@ -251,7 +253,7 @@ def _attention_implementation(config: Any) -> str | dict[str, Any]:
     )
 
 
-def opener_of(form: Form) -> Path:
+def opener_script_path(form: Form) -> Path:
     """Python file that opens a form: one of effc's, or the target's own."""
     file = Path(form.opens) if form.opens.endswith(".py") else _OPENERS / f"{form.opens}.py"
     assert file.is_file(), f"{form.folder} is opened by {form.opens}, and there is no {file}"
@@ -278,7 +280,7 @@ def probe_in_fresh_process(
                 [str(opener), str(folder), str(inputs_file), str(outputs), attention, threads, str(steps)],
                 _offline_subprocess_env(),
                 timeout_s,
-                lambda started: tick(*stage_and_progress(started, outputs)),
+                lambda started: tick(*probe_stage_and_progress(started, outputs)),
             )
         except subprocess.TimeoutExpired as error:
             raise reload_starved(f"reopening {folder.name}/ took more than {timeout_s:g} s").rejection() from error
@@ -287,9 +289,9 @@ def probe_in_fresh_process(
         return {name: tensor.clone() for name, tensor in load_file(outputs).items()}
 
 
-def stage_and_progress(started: bool, outputs: Path) -> tuple[str, str]:
+def probe_stage_and_progress(has_started: bool, outputs_path: Path) -> tuple[str, str]:
     """Stage and progress of a fresh process."""
-    done = started + Path(str(outputs) + OPENED).exists()
+    done = has_started + Path(str(outputs_path) + OPENED).exists()
     return ("starting", "opening the folder", "computing logits and tokens")[done], f"part {done + 1} of 3"
 
 
@@ -320,7 +322,7 @@ def _child_failure_diagnostic(folder: Path, job_result: fork_server.JobResult) -
     )
 
 
-def _differs(check: Check) -> Diagnostic:
+def _reload_differs_diagnostic(check: Check) -> Diagnostic:
     far = f"{check.what} differ by {check.worst:.3g}, allowed is {check.tolerance:.3g}"
     return reload_differs(
         f"{check.what}: {check.reason}" if math.isinf(check.worst) else far,

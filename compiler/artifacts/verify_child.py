@@ -51,7 +51,7 @@ def probe_model(model: nn.Module, inputs: dict[str, Tensor], steps: int = STEPS)
     ids, mask = inputs["ids"], inputs["mask"]
     if "decoder_input_ids" in inspect.signature(model.forward).parameters:
         return probe_encoder_decoder(model, ids, mask, steps)
-    padded = first_output(model(input_ids=ids, attention_mask=mask, **position_arguments(model, mask)))
+    padded = first_output(model(input_ids=ids, attention_mask=mask, **position_ids_if_accepted(model, mask)))
     side = "right" if mask[:, 0].all() else "left"
     outputs = {
         "logits of a batch": first_output(model(input_ids=ids)),
@@ -68,8 +68,8 @@ def probe_model(model: nn.Module, inputs: dict[str, Tensor], steps: int = STEPS)
 @torch.no_grad()
 def logits_of_rows(model: nn.Module, rows: Tensor) -> Tensor:
     """[rows, length, vocabulary] in float32, each row computed alone; all of its tokens have positions."""
-    skips = first_position(model) or getattr(model, "uncounted", None) is not None  # RoBERTa's kin, some tokens
-    kwargs = position_arguments(model, torch.ones_like(rows[:1])) if skips else {}
+    skips = first_position_id(model) or getattr(model, "uncounted", None) is not None  # RoBERTa's kin, some tokens
+    kwargs = position_ids_if_accepted(model, torch.ones_like(rows[:1])) if skips else {}
     return torch.cat([first_output(model(input_ids=row[None], **kwargs)) for row in rows])
 
 
@@ -110,14 +110,14 @@ def encoder_outputs(model: Any, inputs: dict[str, Tensor], output: Any) -> Any:
     return (output.encoder_last_hidden_state,) if encoder is model else encoder(*inputs.values())
 
 
-def position_arguments(model: nn.Module, mask: Tensor) -> dict[str, Tensor]:
+def position_ids_if_accepted(model: nn.Module, mask: Tensor) -> dict[str, Tensor]:
     """Positions that count a row's own tokens, for models that take some, from the first that the model knows."""
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return {}
-    return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0) + first_position(model)}
+    return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0) + first_position_id(model)}
 
 
-def first_position(model: nn.Module) -> int:
+def first_position_id(model: nn.Module) -> int:
     """The number of a row's first position: RoBERTa and its kin begin behind the one of padding, where they are given
     none; `generate` gives positions from 0 on, which they never met in training. An encoder of the engine says its own.
     """
@@ -146,7 +146,7 @@ def generate_greedy(model: Any, ids: Tensor, mask: Tensor, steps: int) -> Any:
 
     plain = {"do_sample": False, "num_beams": 1, "use_cache": True, "pad_token_id": 0, "output_logits": True}
     greedy = GenerationConfig(max_new_tokens=steps, min_new_tokens=steps, return_dict_in_generate=True, **plain)
-    kwargs = position_arguments(model, mask) if first_position(model) else {}
+    kwargs = position_ids_if_accepted(model, mask) if first_position_id(model) else {}
     return model.generate(input_ids=ids, attention_mask=mask, generation_config=greedy, **kwargs)
 
 

@@ -34,31 +34,33 @@ def confine_verb(argv: Sequence[str]) -> None:
     words += [word.partition("=")[2] for word in words]  # NAME=FOLDER
     paths = [Path(word) for word in words if word and os.path.exists(word)]
     folders = [path for path in paths if path.is_dir()]
-    trains = argv[0] == "run" and any(_target_name(folder) == "flower" for folder in folders)
+    trains = argv[0] == "run" and any(_target_name_in_manifest(folder) == "flower" for folder in folders)
     elsewhere = trains or any(path.suffix == ".effspec" and path.is_file() for path in paths)
     elsewhere |= any(word.startswith("hf:") for word in words)  # they are fetched
-    elsewhere |= _last(options, "--engine", "auto") not in _LOCAL_ENGINES
+    elsewhere |= _last_value_of_option(options, "--engine", "auto") not in _LOCAL_ENGINES
     granted = "--trust-remote-code" in options or options.get("--device", ["cpu"]) != ["cpu"]
     if elsewhere or granted or not folders or (argv[0] == "doctor" and "--trust" not in options):
         return
-    from ..core.cache import default_cache
+    from ..core.cache import default_cache_folder
     from ..core.sandbox import confine_process
 
-    cache = Path(_last(options, "--cache-dir", str(default_cache())))
-    bases = [base for folder in folders for base in _base_of_interventions(folder)]
+    cache = Path(_last_value_of_option(options, "--cache-dir", str(default_cache_folder())))
+    bases = [base for folder in folders for base in _base_folder_of_interventions(folder)]
     results = [path for folder in folders if not (path := Path(f"{folder}-result")).is_symlink()]  # of a federation
     roots = [
-        root for root in map(_artifact_or_repository_root, bases) if _target_name(root)
+        root for root in map(_artifact_or_repository_root, bases) if _target_name_in_manifest(root)
     ]  # a manifest.json is not always an artifact's
     readable = [*paths, *map(_artifact_or_repository_root, folders), *bases, *roots, *results, _hub_cache()]
     if argv[0] == "serve" and "--reload" in options:
-        readable += [around for folder in _served_folders(options) for around in folders_around(folder)]
-    writable = [cache, _make_process_temporary_folder(cache), *_create_access_log(options)]
+        readable += [
+            around for folder in _served_folders(options) for around in parent_folders_of_folder_and_link(folder)
+        ]
+    writable = [cache, _make_process_temporary_folder(cache), *_create_access_log_file(options)]
     asks = "--knowledge" in options or "--otlp" in options
     confine_process(readable, writable, "any" if asks else "listen" if argv[0] == "serve" else "none")
 
 
-def folders_around(folder: Path) -> list[Path]:
+def parent_folders_of_folder_and_link(folder: Path) -> list[Path]:
     """Folders in which a new version of a folder appears, under its name or as another target of its link."""
     return [folder.absolute().parent, _artifact_or_repository_root(folder).parent]
 
@@ -72,12 +74,12 @@ def _served_folders(options: dict[str, list[str]]) -> list[Path]:
     return [Path(location) for location in locations if location and os.path.isdir(location)]
 
 
-def _last(options: dict[str, list[str]], name: str, default: str) -> str:
+def _last_value_of_option(options: dict[str, list[str]], name: str, default: str) -> str:
     """Value of an option; the default also where a value is missing, which the verb's parser says."""
     return (options.get(name) or [default])[-1]
 
 
-def _target_name(folder: Path) -> str:
+def _target_name_in_manifest(folder: Path) -> str:
     """Target that a folder's manifest names; "" where it names none."""
     from ..core.safe_read import MALFORMED, MANIFEST, read_json
 
@@ -103,9 +105,9 @@ def _make_process_temporary_folder(cache: Path) -> Path:
     return folder
 
 
-def _create_access_log(options: dict[str, list[str]]) -> list[Path]:
+def _create_access_log_file(options: dict[str, list[str]]) -> list[Path]:
     """The file that a server writes its log to, which is there from now on: what does not exist can't be allowed."""
-    file = _last(options, "--access-log", "-")
+    file = _last_value_of_option(options, "--access-log", "-")
     if file in ("-", "none"):
         return []
     with suppress(OSError):  # the verb says why
@@ -134,7 +136,7 @@ def _hub_cache() -> Path:
     return Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub"))
 
 
-def _base_of_interventions(folder: Path) -> list[Path]:
+def _base_folder_of_interventions(folder: Path) -> list[Path]:
     """The folder that interventions name as their base, where a model lies in it: they may name any folder."""
     from ..core.safe_read import CONFIG, MALFORMED, MANIFEST, read_json
 

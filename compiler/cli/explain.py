@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.checker.rules import Conflict, MissingStep, Rules, Unread
-from ...dsl.checker.type_phrases import expected_phrase, sample_value
-from ...dsl.checker.value_text import plain, value_text
+from ...dsl.checker.type_phrases import expected_phrase, sample_value_text
+from ...dsl.checker.value_text import plain_value_text, value_text
 from ...dsl.checker.values import Bytes, Duration, MetricRef, Ratio
 from ...dsl.checker.vocabulary import Param, Vocabulary, Word
 from ...dsl.syntax.diagnostics import EXITS, Fault
@@ -69,12 +69,12 @@ def explain_page(name: str) -> str:
         return "\n".join(f"{w.name}  {w.summary}" for w in family)
     from ..plugin.recipe_library import library_file_page, library_files
 
-    known = dict(all_faults())
+    known = dict(slug_and_call_of_all_faults())
     if name in known:
         return fault_page(declared_fault(known[name]))
     if name in (recipes := library_files()):
         return library_file_page(recipes[name])
-    parts = STATEMENTS.get(name, ""), chapter(name), "\n".join(_pages_with_parameter(name, vocabulary))
+    parts = STATEMENTS.get(name, ""), manual_chapter_or_empty(name), "\n".join(_pages_with_parameter(name, vocabulary))
     if any(parts):
         return "\n\n".join(filter(None, parts))
     words = [w for kind in SHELVES for w in vocabulary.words(kind).values()]
@@ -104,27 +104,31 @@ def word_page(plugin: Word) -> str:
     """Docstring, parameters and what the header promises."""
     blocks = [f"{plugin.name}, {TITLES[plugin.kind]}", plugin.doc.strip()]
     if plugin.params:
-        blocks.append("Parameters\n" + "\n".join(parameter(p) for p in plugin.params))
+        blocks.append("Parameters\n" + "\n".join(parameter_lines(p) for p in plugin.params))
     if facts := list(fact_sentences(plugin)):
         blocks.append("\n".join(facts))
     return "\n\n".join(blocks)
 
 
-def parameter(param: Param) -> str:
+def parameter_lines(param: Param) -> str:
     name = param.name + (" (may stand without its name)" if param.positional else "")
-    details = [type_text(param), "required" if param.required else f"default {default(param)}", *bound_texts(param)]
+    details = [
+        type_text(param),
+        "required" if param.required else f"default {default_text(param)}",
+        *bound_texts(param),
+    ]
     return f"  {name}: {', '.join(details)}\n      {param.doc}"
 
 
-def default(param: Param) -> str:
+def default_text(param: Param) -> str:
     """A parameter's default as a recipe would write it."""
-    return plain(param.default) if param.default in param.choices else value_text(param.default)
+    return plain_value_text(param.default) if param.default in param.choices else value_text(param.default)
 
 
 def type_text(param: Param) -> str:
     text = expected_phrase(param)
     if "shares" in param.types:
-        return f"{text}, like `{sample_value(param)}`"
+        return f"{text}, like `{sample_value_text(param)}`"
     return f"{text} of {' or '.join(param.of)}" if param.of else text
 
 
@@ -137,7 +141,7 @@ def bound_texts(param: Param) -> Iterator[str]:
         ("less than", param.lt),
     ):
         if limit is not None:
-            yield f"{words} {_limit(param.types[0].removeprefix('list[').rstrip(']'), limit)}"
+            yield f"{words} {_limit_text(param.types[0].removeprefix('list[').rstrip(']'), limit)}"
     if param.among:
         yield f"one of {', '.join(map(value_text, param.among))}"
     if param.multiple:
@@ -156,7 +160,7 @@ def bound_texts(param: Param) -> Iterator[str]:
         yield "spelled as the default is"
 
 
-def _limit(type_: str, limit: float) -> str:
+def _limit_text(type_: str, limit: float) -> str:
     kinds: dict[str, Callable[[float], Any]] = {"ratio": Ratio, "bytes": lambda v: Bytes(int(v)), "duration": Duration}
     return value_text(kinds[type_](limit) if type_ in kinds else limit)
 
@@ -228,16 +232,16 @@ def fault_page(fault: Fault) -> str:
     return "\n\n".join(b.strip("\n") for b in blocks if b.strip())
 
 
-def chapter(name: str) -> str:
+def manual_chapter_or_empty(name: str) -> str:
     """The manual's page of a concept, up to its first fault; "" for a name that is none."""
-    pages = (folder / "suites" / f"{CHAPTERS.get(name, '')}.md" for folder in _folders("dsl"))
+    pages = (folder / "suites" / f"{CHAPTERS.get(name, '')}.md" for folder in _package_folders("dsl"))
     text = next((page.read_text(encoding="utf-8") for page in pages if page.is_file()), "")
     return text.partition("\n## ")[0].strip()
 
 
 def manual_section(title: str) -> str:
     """The text below a heading of the manual, "" where there is none."""
-    for folder in _folders("dsl"):
+    for folder in _package_folders("dsl"):
         for page in sorted((folder / "suites").glob("*.md")):
             match = re.search(
                 rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
@@ -248,18 +252,18 @@ def manual_section(title: str) -> str:
 
 
 @cache
-def all_faults() -> tuple[tuple[str, ast.Call], ...]:
+def slug_and_call_of_all_faults() -> tuple[tuple[str, ast.Call], ...]:
     """Slug and declaration of every fault of effc, from the sources: no file of theirs is imported."""
     texts = (
         path.read_text(encoding="utf-8")
         for package in PACKAGES
-        for folder in _folders(package)
+        for folder in _package_folders(package)
         for path in sorted(folder.rglob("*.py"))
     )
-    return tuple(pair for text in texts if "Fault(" in text for pair in _declared(ast.parse(text)))
+    return tuple(pair for text in texts if "Fault(" in text for pair in _slug_and_call_of_faults(ast.parse(text)))
 
 
-def _declared(tree: ast.Module) -> Iterator[tuple[str, ast.Call]]:
+def _slug_and_call_of_faults(tree: ast.Module) -> Iterator[tuple[str, ast.Call]]:
     for node in tree.body:
         call = node.value if isinstance(node, ast.Assign) else None
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Fault":
@@ -271,7 +275,7 @@ def declared_fault(call: ast.Call) -> Fault:
     return Fault(*(ast.literal_eval(a) for a in call.args), **named)
 
 
-def _folders(package: str) -> list[Path]:
+def _package_folders(package: str) -> list[Path]:
     spec = find_spec(f"effc.{package}")
     assert spec and spec.submodule_search_locations, f"effc.{package} is not installed"
     return [Path(p) for p in spec.submodule_search_locations]

@@ -13,11 +13,11 @@ from typer.core import TyperGroup
 from ...dsl.syntax.diagnostics import EXITS, Reject
 from ..core.stopping import stop_requested
 from .confinement import TEMPORARY, confine_verb
-from .verbs.exit_codes import VerbException, diagnostics_of_exception, exit_table, show_traceback
+from .verbs.exit_codes import VerbException, diagnostics_of_exception, exit_codes_help_text, show_traceback
 from .verbs.help_sections import SECTIONS
-from .verbs.interrupt import acknowledge, raise_or_exit_on_signal, stop_sentence
-from .verbs.output import Screen, code_of
-from .verbs.pipe_streams import ReaderLeft, outlive_readers, refuse_full
+from .verbs.interrupt import mark_stop_as_announced, raise_or_exit_on_signal, stop_sentence
+from .verbs.output import Screen, exit_code_of
+from .verbs.pipe_streams import ReaderLeft, make_streams_pipe_safe, raise_if_stdout_was_full
 
 VERBS = """
     check fmt new tune explain lsp catalogue packages imports lock plan compile pick run serve federate test bisect diff
@@ -44,10 +44,10 @@ class Verbs(TyperGroup):
                 formatter.write_dl([(n, c.get_short_help_str(200)) for n, c in commands if c], col_max=10)
 
     def format_epilog(self, ctx, formatter) -> None:
-        formatter.write(f"\nExit codes:\n{exit_table()}\n")
+        formatter.write(f"\nExit codes:\n{exit_codes_help_text()}\n")
 
 
-def _version(show: bool) -> None:
+def _print_version_and_exit(show: bool) -> None:
     if show:
         from importlib.metadata import version
 
@@ -56,7 +56,11 @@ def _version(show: bool) -> None:
 
 
 _version_flag = typer.Option(
-    "--version", callback=_version, is_eager=True, show_default=False, help="Print the version and leave."
+    "--version",
+    callback=_print_version_and_exit,
+    is_eager=True,
+    show_default=False,
+    help="Print the version and leave.",
 )
 
 
@@ -88,7 +92,7 @@ def make_app(argv: Sequence[str] = ()) -> typer.Typer:
 def main(argv: list[str] | None = None) -> int:
     """Run a command line; returns its exit code."""
     if argv is None:
-        outlive_readers()
+        make_streams_pipe_safe()
         confine_verb(sys.argv[1:])  # before a thread begins, and never a process that only calls this
     if argv is None and len(sys.argv) > 1 and sys.argv[1] in MAPPING:
         from ...kernels.native import watch_mapped_files
@@ -109,11 +113,11 @@ def _run_until_stdout_is_full(argv: list[str]) -> int:
     try:
         with raise_or_exit_on_signal(stop_sentence(argv)):
             code = _invoke_and_get_exit_code(argv)
-            refuse_full()
+            raise_if_stdout_was_full()
         return code
     except (KeyboardInterrupt, OSError) as error:  # stdout is full
         code_on_leave = _report_and_get_exit_code(VerbException(error, None), argv)
-        _drop_output()
+        _discard_unwritable_output()
         return code or code_on_leave  # what was found before is not made good by a disk
 
 
@@ -154,13 +158,13 @@ def _report_and_get_exit_code(verb_exception: VerbException, argv: list[str]) ->
     diagnostics = diagnostics_of_exception(error, shared.cache_dir if shared else None, argv)
     if shared.debug if shared else "--debug" in argv:
         show_traceback(error)
-    screen = shared.screen if shared else _guess(argv)
+    screen = shared.screen if shared else _screen_by_unparsed_flags(argv)
     screen.complain(diagnostics, argv[0] if argv else "")
-    acknowledge()
-    return code_of(diagnostics)
+    mark_stop_as_announced()
+    return exit_code_of(diagnostics)
 
 
-def _guess(argv: list[str]) -> Screen:
+def _screen_by_unparsed_flags(argv: list[str]) -> Screen:
     """A screen for a command line that could not be read: what its flags would have said."""
     joined = " ".join(argv).replace("=", " ").split()
     options = dict(pairwise(joined))
@@ -168,7 +172,7 @@ def _guess(argv: list[str]) -> Screen:
     return Screen(form if form in ("json", "github") else "text", options.get("--color", "auto"))
 
 
-def _drop_output() -> None:
+def _discard_unwritable_output() -> None:
     """Drop output that stdout can't take, so that Python does not try again at exit."""
     try:
         sys.stdout.flush()

@@ -25,20 +25,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.syntax.diagnostics import Reject
-from .json_errors import refusing
-from .key_diff import miss_reason
+from .json_errors import reject_on_error
+from .key_diff import cache_miss_reason_text
 from .safe_read import refuse_irregular_file, refuse_unsafe_write_folder
 from .sealed_json import (
     HASH,
     SEAL,
     cache_closed,
     cache_damaged,
-    canonical,
+    canonical_json,
     read_sealed_hash,
     read_sealed_record,
     read_self_named_record,
     refuse_writable_by_others,
-    sealed,
+    sealed_json_bytes,
 )
 from .temporary_folder import is_in_use
 
@@ -49,14 +49,14 @@ LARGE = 1 << 20  # bytes of a tensor from which on it is worth a file that is ma
 _DRAFT = re.compile(r"\..+\.\d+")  # as `write_atomic` names them
 
 
-def digest(value: Any) -> str:
-    return hashlib.sha256(canonical(value).encode()).hexdigest()
+def canonical_json_sha256(value: Any) -> str:
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
-def _is_digest(key: str, key_fields: Any) -> bool:
+def _is_sha256_of_key_fields(key: str, key_fields: Any) -> bool:
     """Whether `key` is the digest of a record's parts; nothing is of numbers beyond floats."""
     try:
-        return digest(key_fields) == key
+        return canonical_json_sha256(key_fields) == key
     except (ValueError, RecursionError):
         return False
 
@@ -115,7 +115,7 @@ class CachedStep:
     used: float
 
 
-def default_cache() -> Path:
+def default_cache_folder() -> Path:
     """EFFC_CACHE_DIR, or the user's cache folder."""
     from platformdirs import user_cache_path
 
@@ -128,18 +128,18 @@ class Cache:
         refuse_writable_by_others(folder)
         self.folder = folder
 
-    def work(self, key: str) -> Path:
-        return self.folder / "work" / key
+    def scratch_folder(self, step_key: str) -> Path:
+        return self.folder / "work" / step_key
 
-    def make_checked_scratch(self, key: str) -> Path:
+    def make_checked_scratch(self, step_key: str) -> Path:
         """The folder of a step that is about to run. Raises Reject (cache-closed) where it can't be made, and
         (odd-file) where links lie there: what a step keeps would be written to somebody else's files."""
         if (self.folder / "work").is_symlink():
             refuse_unsafe_write_folder(self.folder / "work")
-        if os.path.lexists(self.work(key)):
-            refuse_unsafe_write_folder(self.work(key))
+        if os.path.lexists(self.scratch_folder(step_key)):
+            refuse_unsafe_write_folder(self.scratch_folder(step_key))
         try:
-            self.work(key).mkdir(parents=True, exist_ok=True)
+            self.scratch_folder(step_key).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             if error.errno not in CLOSED:
                 raise
@@ -147,22 +147,22 @@ class Cache:
                 f"a step is not in the cache, and {self.folder} can only be read",
                 help="give a folder that you can write to by --cache-dir",
             ).rejection() from error
-        return self.work(key)
+        return self.scratch_folder(step_key)
 
     # -- steps ------------------------------------------------------------------------------------------------
-    def has(self, key: str) -> bool:
-        return self.read_complete_step(key) is not None
+    def is_step_complete(self, step_key: str) -> bool:
+        return self.read_complete_step(step_key) is not None
 
-    def read_complete_step(self, key: str) -> dict | None:
+    def read_complete_step(self, step_key: str) -> dict | None:
         """A finished step, or None; one whose tensors are not all there counts as unfinished.
 
         Sets the time of last use, by which old steps are deleted.
         """
-        path = self.folder / "steps" / f"{key}.json"
+        path = self.folder / "steps" / f"{step_key}.json"
         body = self._read_checked_step_record(path)
-        if body is None or not all(self.blob(h).is_file() for h in body["tensors"].values() if h):
+        if body is None or not all(self.tensor_path(h).is_file() for h in body["tensors"].values() if h):
             return None
-        if not all(self.has(needed) for needed in body.get("needs", ())):
+        if not all(self.is_step_complete(needed) for needed in body.get("needs", ())):
             return None
         with suppress(OSError):  # a cache that can only be read
             os.utime(path)
@@ -179,7 +179,7 @@ class Cache:
     @staticmethod
     def _refuse_invalid_step_record(path: Path, body: Mapping[str, Any]) -> None:
         tables = all(isinstance(body.get(name), dict) for name in ("parts", "tensors", "borrowed", "edits", "notes"))
-        matches_key = not HASH.fullmatch(path.stem) or (tables and _is_digest(path.stem, body["parts"]))
+        matches_key = not HASH.fullmatch(path.stem) or (tables and _is_sha256_of_key_fields(path.stem, body["parts"]))
         needs = body.get("needs", [])
         listed = isinstance(needs, list) and path.stem not in needs and all(isinstance(key, str) for key in needs)
         if (
@@ -193,69 +193,72 @@ class Cache:
                 f"{path} is no record of a finished step", help="run `effc cache verify --delete`, then compile again"
             ).rejection()
 
-    def finish(self, key: str, key_fields: Mapping[str, Any], body: Mapping[str, Any]) -> None:
+    def write_step_record(self, step_key: str, key_fields: Mapping[str, Any], body: Mapping[str, Any]) -> None:
         """Record a step whose tensors are stored; its scratch is no longer needed."""
-        record = {"key": key, "parts": key_fields, **body}
-        write_atomic(self.folder / "steps" / f"{key}.json", sealed(record))
-        shutil.rmtree(self.work(key), ignore_errors=True)
+        record = {"key": step_key, "parts": key_fields, **body}
+        write_atomic(self.folder / "steps" / f"{step_key}.json", sealed_json_bytes(record))
+        shutil.rmtree(self.scratch_folder(step_key), ignore_errors=True)
 
     # -- tensors ----------------------------------------------------------------------------------------------
-    def blob(self, name: str) -> Path:
-        return self.folder / "blobs" / name[:2] / name
+    def tensor_path(self, tensor_hash: str) -> Path:
+        return self.folder / "blobs" / tensor_hash[:2] / tensor_hash
 
     def store_tensor(self, tensor: "torch.Tensor") -> str:
         """Keep a tensor; its name is the hash of dtype, shape and content."""
         from safetensors.torch import save
 
         name = tensor_hash(tensor)
-        path = self.blob(name)
+        path = self.tensor_path(name)
         if not path.is_file():
-            write_atomic(path, *_pad_safetensors_header(save({"t": tensor.detach().cpu().contiguous()})))
+            write_atomic(path, *_split_and_pad_safetensors_header(save({"t": tensor.detach().cpu().contiguous()})))
         return name
 
-    def load_verified_tensor(self, name: str) -> "torch.Tensor":
+    def load_verified_tensor(self, expected_hash: str) -> "torch.Tensor":
         """A stored tensor, mapped from disk; Reject (cache-damaged) where its hash is another than its name."""
         from safetensors import safe_open
 
-        path = self.blob(name)
-        with refusing(cache_damaged, f"{path} can't be read", "run `effc cache verify --delete`, then compile again"):
+        path = self.tensor_path(expected_hash)
+        with reject_on_error(
+            cache_damaged, f"{path} can't be read", "run `effc cache verify --delete`, then compile again"
+        ):
             refuse_irregular_file(path, root=self.folder)
             with safe_open(path, "pt") as file:
                 tensor = file.get_tensor("t")
-        if tensor_hash(tensor) != name:
+        if tensor_hash(tensor) != expected_hash:
             raise cache_damaged(
                 f"{path} holds another tensor than its name says",
                 help="run `effc cache verify --delete`, then compile again",
             ).rejection()
         return tensor
 
-    def mapped(self, name: str) -> "torch.Tensor":
+    def map_stored_tensor(self, tensor_hash: str) -> "torch.Tensor":
         """A tensor that was stored just now, mapped privately: not hashed again."""
         from safetensors import safe_open
 
-        with safe_open(self.blob(name), "pt") as file:
+        with safe_open(self.tensor_path(tensor_hash), "pt") as file:
             return file.get_tensor("t")
 
     # -- small values -----------------------------------------------------------------------------------------
-    def value(self, key_fields: Mapping[str, Any]) -> Any:
+    def read_value(self, key_fields: Mapping[str, Any]) -> Any:
         """A small value by the parts of its key, or None; Reject (cache-damaged) where either was changed."""
-        body = self._read_checked_value(self.folder / "values" / f"{digest(key_fields)}.json")
+        body = self._read_checked_value_record(self.folder / "values" / f"{canonical_json_sha256(key_fields)}.json")
         return None if body is None else body["value"]
 
-    def _read_checked_value(self, path: Path) -> dict | None:
+    def _read_checked_value_record(self, path: Path) -> dict | None:
         body = read_sealed_record(path, self.folder)
         if body is None or SEAL not in body:  # of before there were seals: measured again
             return None
-        if not {"parts", "value"} <= set(body) or digest(body["parts"]) != path.stem:
+        if not {"parts", "value"} <= set(body) or canonical_json_sha256(body["parts"]) != path.stem:
             raise cache_damaged(
                 f"{path} is the value of something else than its name says",
                 help="run `effc cache verify --delete`, then compile again",
             ).rejection()
         return body
 
-    def keep(self, key_fields: Mapping[str, Any], value: Any) -> None:
+    def store_value(self, key_fields: Mapping[str, Any], value: Any) -> None:
         write_atomic_if_permitted(
-            self.folder / "values" / f"{digest(key_fields)}.json", sealed({"parts": key_fields, "value": value})
+            self.folder / "values" / f"{canonical_json_sha256(key_fields)}.json",
+            sealed_json_bytes({"parts": key_fields, "value": value}),
         )
 
     # -- care -------------------------------------------------------------------------------------------------
@@ -269,51 +272,51 @@ class Cache:
                 continue
             if body is None:
                 continue
-            blobs = [self.blob(h) for h in set(body["tensors"].values()) if h]
+            blobs = [self.tensor_path(h) for h in set(body["tensors"].values()) if h]
             size = sum(b.stat().st_size for b in blobs if b.is_file())
             entries.append(CachedStep(path.stem, body["parts"], body, size, path.stat().st_mtime))
         return sorted(entries, key=lambda e: -e.used)
 
-    def count_unreadable(self) -> int:
+    def num_unreadable_steps(self) -> int:
         """Number of records of steps that `entries` leaves out."""
         return sum(1 for _ in (self.folder / "steps").glob("*.json")) - len(self.finished_steps())
 
     def cache_miss_reason(self, key_fields: Mapping[str, Any]) -> str:
         """Why a step with these parts is not in the cache: the first part that differs from its nearest kin."""
-        return miss_reason(self._parts_of_steps(), key_fields)
+        return cache_miss_reason_text(self._key_fields_of_steps(), key_fields)
 
-    def _parts_of_steps(self) -> list[Mapping[str, Any]]:
+    def _key_fields_of_steps(self) -> list[Mapping[str, Any]]:
         """Parts of finished steps, last used first; a plan asks for each of its steps, so a record is read once."""
         dated = []
         for path in (self.folder / "steps").glob("*.json"):
             with suppress(OSError):  # another process frees what is no longer used
                 dated.append((path.stat().st_mtime_ns, path))
-        known = (_parts_of_step(path, changed) for changed, path in sorted(dated, reverse=True))
+        known = (_key_fields_of_step(path, changed) for changed, path in sorted(dated, reverse=True))
         return [parts for parts in known if parts is not None]
 
-    def damaged_files(self) -> Iterator[tuple[Path, str]]:
+    def damaged_files_with_faults(self) -> Iterator[tuple[Path, str]]:
         """Yield every file that does not hold what its name says, with the reason."""
         for path in sorted((self.folder / "blobs").glob("*/*")):
             if not HASH.fullmatch(path.name) and not _DRAFT.fullmatch(path.name):
                 yield path, "no name of a tensor"
             elif not _DRAFT.fullmatch(path.name):
-                yield from _rejected(path, partial(self.load_verified_tensor, path.name))
+                yield from _path_and_fault_if_rejected(path, partial(self.load_verified_tensor, path.name))
         for path in sorted((self.folder / "steps").glob("*.json")):
-            refusals = list(_rejected(path, partial(self._read_checked_step_record, path)))
+            refusals = list(_path_and_fault_if_rejected(path, partial(self._read_checked_step_record, path)))
             yield from refusals
             if not refusals and self._read_checked_step_record(path) is None:
                 yield path, "written before steps had seals, and no longer used"
             elif not refusals and self.read_complete_step(path.stem) is None:
                 yield path, "tensors that it names are gone"
         for path in sorted((self.folder / "values").glob("*.json")):
-            yield from _rejected(path, partial(self._read_checked_value, path))
+            yield from _path_and_fault_if_rejected(path, partial(self._read_checked_value_record, path))
         for path in sorted((*self.folder.glob("skeletons/*.json"), *self.folder.glob("gguf/*.json"))):
-            yield from _rejected(path, partial(read_self_named_record, path, self.folder))
+            yield from _path_and_fault_if_rejected(path, partial(read_self_named_record, path, self.folder))
         for path in sorted((self.folder / "hashes").glob("*/*")):
             if not _DRAFT.fullmatch(path.name):
-                yield from _rejected(path, partial(read_sealed_hash, path, self.folder))
+                yield from _path_and_fault_if_rejected(path, partial(read_sealed_hash, path, self.folder))
 
-    def delete_unused(self, *, keep_seconds: float) -> int:
+    def evict_unused_and_count_bytes(self, *, keep_seconds: float) -> int:
         """Drop steps, scratch and saved models not used for so long, and tensors that no step names; bytes freed."""
         freed, horizon = 0, time.time() - keep_seconds
         for entry in self.finished_steps():
@@ -327,19 +330,19 @@ class Cache:
             if path.stat().st_mtime <= horizon and not is_in_use(path):
                 freed += sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
                 shutil.rmtree(path, ignore_errors=True)
-        return freed + self.delete_stale_drafts()
+        return freed + self.delete_stale_drafts_and_count_bytes()
 
-    def delete_stale_drafts(self) -> int:
+    def delete_stale_drafts_and_count_bytes(self) -> int:
         """Drop the drafts that killed runs left in any folder of the cache; bytes freed."""
         horizon, freed = time.time() - STRAY, 0
         for folder, _, names in os.walk(self.folder):  # which minds no folder that vanishes
             for path in (Path(folder, name) for name in names if _DRAFT.fullmatch(name)):
-                if _modified_at(path) < horizon:
+                if _mtime_or_infinity(path) < horizon:
                     freed += _unlink_and_return_size(path)
         return freed
 
 
-def _rejected(path: Path, read_file: Callable[[], Any]) -> Iterator[tuple[Path, str]]:
+def _path_and_fault_if_rejected(path: Path, read_file: Callable[[], Any]) -> Iterator[tuple[Path, str]]:
     """The path and the reason where a file is refused."""
     try:
         read_file()
@@ -347,7 +350,7 @@ def _rejected(path: Path, read_file: Callable[[], Any]) -> Iterator[tuple[Path, 
         yield path, reject.diagnostics[0].message.removeprefix(f"{path} ")
 
 
-def _modified_at(path: Path) -> float:
+def _mtime_or_infinity(path: Path) -> float:
     """When a file was last written, in seconds since the epoch; never where another run has just dropped it."""
     try:
         return path.stat().st_mtime
@@ -364,7 +367,7 @@ def _unlink_and_return_size(path: Path) -> int:
     return size
 
 
-def _pad_safetensors_header(file: bytes) -> tuple[bytes, memoryview]:
+def _split_and_pad_safetensors_header(file: bytes) -> tuple[bytes, memoryview]:
     """A safetensors file whose header is filled up, so that mapped numbers lie where torch would put new ones.
 
     What a matrix product rounds depends on that on some processors: a step would give other bits after its input came
@@ -388,10 +391,10 @@ def tensor_hash(tensor: "torch.Tensor") -> str:
 
 
 @lru_cache(maxsize=1 << 14)
-def _parts_of_step(path: Path, _changed_ns: int) -> Mapping[str, Any] | None:
+def _key_fields_of_step(record_path: Path, _mtime_ns: int) -> Mapping[str, Any] | None:
     """Parts of a finished step by its record as it was at a time, None of one that is damaged or has no seal."""
     try:
-        body = Cache(path.parents[1])._read_checked_step_record(path)
+        body = Cache(record_path.parents[1])._read_checked_step_record(record_path)
     except Reject:
         return None
     return None if body is None else body["parts"]

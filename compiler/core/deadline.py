@@ -39,8 +39,8 @@ class EarlyStop:
 class Deadline:
     """The time that searches have from now on, in seconds. Other work is not cut short: it has no best so far."""
 
-    def __init__(self, allowed: float):
-        self.allowed, self.started_at = allowed, time.monotonic()
+    def __init__(self, allowed_seconds: float):
+        self.allowed, self.started_at = allowed_seconds, time.monotonic()
         self.stop: EarlyStop | None = None
         self._breaks = False
 
@@ -49,7 +49,7 @@ class Deadline:
         return time.monotonic() - self.started_at
 
     @contextmanager
-    def checks_interrupt(self) -> Iterator[None]:
+    def may_interrupt_search(self) -> Iterator[None]:
         """Let `check` end what runs inside: what it was about can be left unfinished."""
         before, self._breaks = self._breaks, True
         try:
@@ -63,7 +63,7 @@ class Deadline:
         if self._breaks and self.elapsed > self.allowed:
             raise DeadlineExceeded
 
-    def claim(self) -> EarlyStop | None:
+    def pop_early_stop(self) -> EarlyStop | None:
         """Record of the stop of the running search; returned once."""
         stop, self.stop = self.stop, None
         return stop
@@ -74,16 +74,16 @@ class Deadline:
         least = self.elapsed + needed_seconds
         return no_time(
             f"{duration_text(self.allowed)} are too short for {decision}: that takes about {duration_text(least)}",
-            help=f"give `--max-time {flag(1.1 * least)}` or more, or none; what was scored so far is kept",
+            help=f"give `--max-time {max_time_text(1.1 * least)}` or more, or none; what was scored so far is kept",
         ).rejection()
 
-    def over(self, step: str, stop: EarlyStop) -> Diagnostic:
+    def stopped_early_diagnostic(self, step_name: str, stop: EarlyStop) -> Diagnostic:
         return out_of_time(
-            f"`{step}` stopped after {duration_text(self.allowed)} at the best so far: {stop.reached}",
+            f"`{step_name}` stopped after {duration_text(self.allowed)} at the best so far: {stop.reached}",
             help="compile again with more time, or without `--max-time`: it goes on from there",
         )
 
 
-def flag(value: float) -> str:
+def max_time_text(seconds: float) -> str:
     """Seconds as `--max-time` reads them, rounded up: `40s`, `12m`."""
-    return f"{int(value) + 1}s" if value < 120 else f"{int(value / 60) + 1}m"
+    return f"{int(seconds) + 1}s" if seconds < 120 else f"{int(seconds / 60) + 1}m"

@@ -5,9 +5,9 @@ import warnings
 from dataclasses import replace
 
 from ...dsl.syntax.diagnostics import Diagnostic, Fault
-from .memory import keep_in_memory_budget
+from .memory import reuse_budget_bytes
 from .options import OptionError, checked_device_name
-from .quantity import size
+from .quantity import size_text
 from .settings import Settings
 
 unknown_device = Fault("unknown-device", "`--device` names no kind of device that torch knows.", exit="usage")
@@ -25,29 +25,29 @@ device_full = Fault(
 )
 
 
-def refuse_unusable_device(name: str) -> None:
+def refuse_unusable_device(device: str) -> None:
     """Reject a device that torch does not know or can't use here.
 
     Passes, scores and measures run there; artifacts are written and verified on the CPU.
     """
-    if name == "cpu":
+    if device == "cpu":
         return
     import torch
 
     try:
-        name = checked_device_name(name)
+        device = checked_device_name(device)
     except OptionError as error:
-        raise unknown_device(f"torch knows no device `{name}`", help=error.remedy).rejection() from error
+        raise unknown_device(f"torch knows no device `{device}`", help=error.remedy).rejection() from error
     try:  # torch says it by class as it likes: built without it, no code or module for it
-        torch.zeros(1, device=name)
+        torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, ImportError) as error:
         first = str(error).splitlines()[0].split(". ")[0].rstrip(".")
         raise device_missing(
-            f"there is no device `{name}` here: {first}", help="leave the device out to use the CPU"
+            f"there is no device `{device}` here: {first}", help="leave the device out to use the CPU"
         ).rejection() from error
 
 
-def with_threads_set_in_torch(settings: Settings) -> Settings:
+def set_torch_threads_and_fill_settings(settings: Settings) -> Settings:
     """Settings with a number of threads, which torch is set to: it is decided once and is part of every key, as results
     depend on how many threads add up."""
     import torch
@@ -61,9 +61,9 @@ def with_threads_set_in_torch(settings: Settings) -> Settings:
     return settings
 
 
-def _use_deterministic_algorithms(name: str) -> None:
+def _use_deterministic_algorithms(device: str) -> None:
     """Make torch use deterministic algorithms on a device where it has them."""
-    if name == "cpu":
+    if device == "cpu":
         return
     import torch
 
@@ -73,35 +73,35 @@ def _use_deterministic_algorithms(name: str) -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def spare(name: str) -> int | None:
+def free_device_bytes(device: str) -> int | None:
     """Bytes of a device that nobody holds, where it says."""
     import torch
 
-    mem_get_info = getattr(torch.get_device_module(name), "mem_get_info", None)
-    return int(mem_get_info(torch.device(name))[0]) if mem_get_info else None
+    mem_get_info = getattr(torch.get_device_module(device), "mem_get_info", None)
+    return int(mem_get_info(torch.device(device))[0]) if mem_get_info else None
 
 
-def bytes_on(device: str, max_memory: int | None) -> int:
+def memory_budget_bytes_on(device: str, max_memory_bytes: int | None) -> int:
     """Bytes as `bytes_for`, on a device: at most half of its free memory, and at most what the CPU would get."""
-    free = None if device == "cpu" else spare(device)
-    limit = keep_in_memory_budget(max_memory)
+    free = None if device == "cpu" else free_device_bytes(device)
+    limit = reuse_budget_bytes(max_memory_bytes)
     return limit if free is None else min(limit, free // 2)
 
 
-def empty_device_cache(name: str) -> None:
+def empty_device_cache(device: str) -> None:
     """Give back what torch keeps of a device's memory for later."""
     import torch
 
-    empty = getattr(torch.get_device_module(name), "empty_cache", None)
+    empty = getattr(torch.get_device_module(device), "empty_cache", None)
     if empty is not None:
         empty()
 
 
-def out_of_device_memory_diagnostic(name: str, label: str) -> Diagnostic:
+def out_of_device_memory_diagnostic(device: str, label: str) -> Diagnostic:
     """Diagnostic for a device that is out of memory."""
-    left = spare(name)
-    had = "" if left is None else f": {size(left)} are left"
+    left = free_device_bytes(device)
+    had = "" if left is None else f": {size_text(left)} are left"
     return device_full(
-        f"{label} takes more memory than {name} has{had}",
+        f"{label} takes more memory than {device} has{had}",
         help="compile with --device cpu, which reads weights from disk as they are needed, or give shorter rows",
     )

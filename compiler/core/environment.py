@@ -58,9 +58,9 @@ def required_packages_with_state() -> list[Package]:
     left out."""
     result = []
     for text in metadata.requires("effc") or ():
-        name, version_range, group = _name_range_and_extra(text)
+        name, version_range, group = _parse_requirement(text)
         if group not in ("test", "dev"):
-            result.append(Package(name, version_range, group, installed(name)))
+            result.append(Package(name, version_range, group, installed_version(name)))
     return sorted(result, key=lambda p: p.group != "")
 
 
@@ -80,15 +80,15 @@ def distributions_of_dependencies() -> Mapping[str, metadata.Distribution]:
         except metadata.PackageNotFoundError:
             continue
         if name != "effc":
-            waiting += [name for name, _, group in map(_name_range_and_extra, package.requires or ()) if not group]
+            waiting += [name for name, _, group in map(_parse_requirement, package.requires or ()) if not group]
     return MappingProxyType(closure)
 
 
-def refuse_missing_packages(names: Iterable[str] = ()) -> None:
+def refuse_missing_packages(required_names: Iterable[str] = ()) -> None:
     """Reject required packages (or those named) that are missing or outside their range."""
     from packaging.utils import canonicalize_name
 
-    selected = {canonicalize_name(n) for n in names}
+    selected = {canonicalize_name(n) for n in required_names}
     chosen = [
         p
         for p in required_packages_with_state()
@@ -128,20 +128,20 @@ def package_problem_diagnostic(package: Package) -> Diagnostic:
     )
 
 
-def _name_range_and_extra(text: str) -> tuple[str, str, str]:
+def _parse_requirement(requirement: str) -> tuple[str, str, str]:
     """Name, range and extra of a metadata line such as `gguf>=0.17; extra == "gguf"`."""
     from packaging.requirements import Requirement
 
-    need = Requirement(text)
+    need = Requirement(requirement)
     extra = str(need.marker or "").rpartition("extra == ")[2].strip('"')
     clauses = sorted(map(str, need.specifier), key=lambda clause: not clause.startswith(">"))
     return need.name, ",".join(clauses), extra
 
 
-def installed(name: str) -> str:
+def installed_version(distribution_name: str) -> str:
     """The version of a package; "" where it is missing."""
     try:
-        return metadata.version(name)
+        return metadata.version(distribution_name)
     except metadata.PackageNotFoundError:
         return ""
 

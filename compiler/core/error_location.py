@@ -15,10 +15,10 @@ def diagnostics_located_at(location: Span | Invocation | None) -> Iterator[None]
         yield
     except Reject as rejection:
         if isinstance(location, Invocation):
-            raise Reject(*(d.at(blamed(location, d)) for d in rejection.diagnostics)) from rejection
+            raise Reject(*(d.at(span_of_blamed_argument(location, d)) for d in rejection.diagnostics)) from rejection
         raise Reject(*(d.at(location) for d in rejection.diagnostics)) from rejection
 
 
-def blamed(call: Invocation, diagnostic: Diagnostic) -> Span | None:
+def span_of_blamed_argument(call: Invocation, diagnostic: Diagnostic) -> Span | None:
     """The argument that a diagnostic blames, where the recipe gives it; else the whole call."""
-    return call.where(next((name for name in diagnostic.argument.split() if name in call.spans), ""))
+    return call.argument_or_call_span(next((name for name in diagnostic.argument.split() if name in call.spans), ""))

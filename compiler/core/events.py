@@ -3,7 +3,7 @@
 Renderers (bars on a terminal, plain lines, JSON lines) live in compiler/core/progress_bars.py; nothing below the
 command line prints.
 
-What is far below a stage, such as the loss over rows or the writing of tensors, tells through `follow` and
+What is far below a stage, such as the loss over rows or the writing of tensors, tells through `iterate_and_report` and
 `announcing_stage`, which find the listener of the running stage themselves: handing it down would put an argument into
 every function that may take five seconds.
 """
@@ -122,7 +122,7 @@ _listener: ContextVar[Listener] = ContextVar("listener", default=silent)
 
 @contextmanager
 def listening_with(listener: Listener) -> Iterator[None]:
-    """Make `listener` the listener of what `follow` and `announcing_stage` say inside."""
+    """Make `listener` the listener of what `iterate_and_report` and `announcing_stage` say inside."""
     token = _listener.set(listener)
     try:
         yield
@@ -130,14 +130,14 @@ def listening_with(listener: Listener) -> Iterator[None]:
         _listener.reset(token)
 
 
-def follow(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+def iterate_and_report(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
     """`iterate_with_progress` for the listener of the running stage."""
     return iterate_with_progress(items, label, _listener.get(), total)
 
 
 @contextmanager
 def announcing_stage(label: str, next_note: str = "") -> Iterator[None]:
-    """Inside, a stage is announced as doing this now and `next_note` next; what `follow` says is part of it."""
+    """Inside, a stage is announced as doing this now and `next_note` next; `iterate_and_report` is part of it."""
     outer = _listener.get()
     outer(Ticked(label, 0, 0, next_note))
 

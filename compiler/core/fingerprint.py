@@ -20,11 +20,11 @@ def machine_facts() -> dict[str, Any]:
 
     facts = {
         "cpu": cpu_model_name(),
-        "isa": _isa(),
+        "isa": _cpu_instruction_level(),
         "cores": _read_physical_core_count(),
-        "cpus": cpus(),
-        "threads": _threads(),
-        "memory_bytes": memory(),
+        "cpus": usable_cpu_count(),
+        "threads": _torch_thread_count(),
+        "memory_bytes": total_memory_bytes(),
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": python_version(),
         **library_versions(),
@@ -43,13 +43,13 @@ def library_versions() -> dict[str, str]:
     return result
 
 
-def _isa() -> str:
+def _cpu_instruction_level() -> str:
     from ...kernels.levels import level
 
     return level()
 
 
-def cpus() -> int:
+def usable_cpu_count() -> int:
     """Number of processors that this process may use."""
     from ...kernels.cores import usable_cores
 
@@ -73,12 +73,12 @@ def _parse_key_and_value(line: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-def _threads() -> int | None:
+def _torch_thread_count() -> int | None:
     torch = sys.modules.get("torch")
     return torch.get_num_threads() if torch else None
 
 
-def memory() -> int | None:
+def total_memory_bytes() -> int | None:
     """Bytes that this machine has, where it says so."""
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
         return None

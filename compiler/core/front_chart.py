@@ -19,10 +19,8 @@ def ascii_scatter_plot(points: Sequence[ChartPoint], x_label: str, y_label: str)
     return "\n".join(lines)
 
 
-def svg_scatter_plot(
-    points: Sequence[ChartPoint], x_label: str, y_label: str, joined_indices: Sequence[int] = ()
-) -> str:
-    """Chart as a standalone SVG. Points without a name are grey; a line joins those of `joined_indices`, in order."""
+def svg_scatter_plot(points: Sequence[ChartPoint], x_label: str, y_label: str, line_indices: Sequence[int] = ()) -> str:
+    """Chart as a standalone SVG. Points without a name are grey; a line joins those of `line_indices`, in order."""
     marks, places = [], []
     extents = {axis: (min(p[axis] for p in points), max(p[axis] for p in points)) for axis in (1, 2)}
     for name, x, y in _scale_points_to_area(points, WIDTH - 2 * EDGE, HEIGHT - 2 * EDGE):
@@ -32,8 +30,8 @@ def svg_scatter_plot(
         marks.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="4" fill="{color}"/>')
         if name:
             marks.append(f'<text x="{cx + 7:.1f}" y="{cy - 6:.1f}">{escape(name)}</text>')
-    if joined_indices:
-        line = " ".join(places[index] for index in joined_indices)
+    if line_indices:
+        line = " ".join(places[index] for index in line_indices)
         marks.append(f'<polyline points="{line}" fill="none" stroke="#888" stroke-dasharray="4 3"/>')
     (left, right), (low, high) = extents[1], extents[2]
     bottom = HEIGHT - EDGE + 22

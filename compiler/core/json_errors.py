@@ -18,14 +18,18 @@ FILE_ERRORS = (OSError, SafetensorError, *MALFORMED)
 
 
 @contextmanager
-def refusing(
-    fault: Fault, content: str, help: str = "", *, kinds: type[Exception] | tuple[type[Exception], ...] = FILE_ERRORS
+def reject_on_error(
+    fault: Fault,
+    message_start: str,
+    help: str = "",
+    *,
+    error_types: type[Exception] | tuple[type[Exception], ...] = FILE_ERRORS,
 ) -> Iterator[None]:
-    """Raises Reject in place of what reading a file raises that anybody may have written: `content`, and why."""
+    """Raises Reject in place of what reading a file raises that anybody may have written: `message_start`, and why."""
     try:
         yield
-    except kinds as error:
-        raise fault(f"{content}: {describe_json_error(error)}", help=help).rejection() from error
+    except error_types as error:
+        raise fault(f"{message_start}: {describe_json_error(error)}", help=help).rejection() from error
 
 
 def describe_json_error(error: Exception) -> str:

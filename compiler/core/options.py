@@ -45,7 +45,7 @@ def apply_option_rules(
     return values
 
 
-def optional(rule: Rule) -> Rule:
+def optional_rule(rule: Rule) -> Rule:
     """Rule of an option that may be None."""
     return lambda value: None if value is None else rule(value)
 
@@ -54,7 +54,7 @@ def integer_rule(minimum: int, maximum: int) -> Rule:
     """Rule of whole numbers from `minimum` to `maximum`."""
 
     def rule(value: Any) -> int:
-        number = _index(value)
+        number = _int_or_none(value)
         if number is None or not minimum <= number <= maximum:
             raise OptionError("is out of range", f"give a whole number from {minimum} to {maximum}")
         return number
@@ -73,19 +73,19 @@ def choice_rule(*names: str) -> Rule:
     return rule
 
 
-def boolean(value: Any) -> bool:
+def boolean_rule(value: Any) -> bool:
     if not isinstance(value, bool):
         raise OptionError("is neither True nor False", "give True or False")
     return value
 
 
-def path(value: Any) -> Path:
+def path_rule(value: Any) -> Path:
     if not isinstance(value, (str, Path)) or not str(value):
         raise OptionError("is no path", "give a text, or a `pathlib.Path`")
     return Path(value)
 
 
-def listener(value: Any) -> Any:
+def listener_rule(value: Any) -> Any:
     if not callable(value):
         raise OptionError("can't be called", "give a function of one event")
     return value
@@ -95,7 +95,7 @@ def parse_byte_count(value: Any) -> int:
     """Bytes of `20GiB`, `500MB`, `1073741824`, or of a number."""
     match = isinstance(value, str) and re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
     units = {**BYTES, "": 1}
-    number: float = _index(value) or 0
+    number: float = _int_or_none(value) or 0
     if match and match[2] in units:
         number = float(match[1]) * units[match[2]]
     if not 1 <= number < LIMIT:
@@ -153,9 +153,9 @@ def parse_worker_source(text: str) -> int | str:
     return address
 
 
-def workers(value: Any) -> str:
+def workers_rule(value: Any) -> str:
     """The text that `parse_worker_source` reads, also of a number; "" stands for no workers."""
-    text = value if isinstance(value, str) else str(_index(value))
+    text = value if isinstance(value, str) else str(_int_or_none(value))
     if text:
         parse_worker_source(text)
     return text
@@ -180,9 +180,9 @@ def checked_device_name(value: Any) -> str:
 _SPLITS = {"balanced", "balanced_low_0", "sequential", "disk"}  # device maps of accelerate that spread a model
 
 
-def device_of_map(value: Any) -> str:
+def single_device_of_map(device_map: Any) -> str:
     """Device of a `device_map` as transformers spells it, which names one here: "auto", "cuda", 0, {"": "cuda:1"}."""
-    devices = value.values() if isinstance(value, Mapping) else [value]
+    devices = device_map.values() if isinstance(device_map, Mapping) else [device_map]
     numbered = (f"cuda:{d}" if isinstance(d, int) and not isinstance(d, bool) else str(d) for d in devices)
     names = sorted(set(numbered))
     if len(names) > 1 or _SPLITS.intersection(names):
@@ -200,7 +200,7 @@ def checked_float_dtype(value: Any) -> Any:
     return dtype
 
 
-def _index(value: Any) -> int | None:
+def _int_or_none(value: Any) -> int | None:
     """A whole number, also of numpy and torch; None of others, of truth values too."""
     try:
         return None if isinstance(value, bool) else operator.index(value)

@@ -16,10 +16,10 @@ from io import BufferedWriter, TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from ...dsl.syntax.render import visible
+from ...dsl.syntax.render import sanitize_for_terminal
 from .events import Event, Listener, Recorded, Said, StageBegan, StageEnded, Ticked, Warned, listening_with
 from .pipe_safe import PipeSafeStream
-from .quantity import duration_text, measurement_text, size
+from .quantity import duration_text, measurement_text, size_text
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -47,7 +47,7 @@ class Renderer(ABC):
                     if self.stage is None:  # before the first: hashing, finding structure
                         self.stage = StageBegan("plan", at=event.at)
                         self.stage_started(self.stage)
-                    if self.pace is None or not self.pace.fits(event):
+                    if self.pace is None or not self.pace.is_same_work(event):
                         self.pace = ItemRate(event)
                     self.tick = event
                     if event.is_last:  # what comes now has no name yet, and is not what was counted
@@ -95,7 +95,7 @@ def finished_stage_line(start: StageBegan | None, end: StageEnded) -> str:
     position = f"{start.index}/{start.total}" if start and start.total else ""
     description = start.about if start else ""
     cost = "cached" if end.cached else duration_text(end.seconds)
-    peak = f"peak {size(end.peak_bytes)}" if end.peak_bytes and not end.cached else ""
+    peak = f"peak {size_text(end.peak_bytes)}" if end.peak_bytes and not end.cached else ""
     head = f"{position:>5}  {end.stage:<12}"
     return "  ".join(part for part in (head, description, end.change, cost, peak) if part).rstrip()
 
@@ -106,20 +106,20 @@ class ItemRate:
     def __init__(self, first: Ticked):
         self.first = first
 
-    def fits(self, event: Ticked) -> bool:
+    def is_same_work(self, event: Ticked) -> bool:
         """Whether an event goes on with the same work: labels may count (`cut 3, % of the budget`)."""
         return (_DIGITS.sub("", event.label), event.total) == (_DIGITS.sub("", self.first.label), self.first.total)
 
-    def left(self, tick: Ticked, at: float) -> float | None:
-        """Seconds until all are done, `at` in seconds since the epoch; None where nothing is known yet."""
-        done, elapsed = tick.done - self.first.done, at - self.first.at
-        return elapsed * (tick.total - tick.done) / done if done > 0 and elapsed > 0 else None
+    def seconds_left(self, latest: Ticked, time_s: float) -> float | None:
+        """Seconds until all are done, `time_s` in seconds since the epoch; None where nothing is known yet."""
+        done, elapsed = latest.done - self.first.done, time_s - self.first.at
+        return elapsed * (latest.total - latest.done) / done if done > 0 and elapsed > 0 else None
 
 
 _DIGITS = re.compile(r"\d+")
 
 
-def doing(tick: Ticked | None) -> str:
+def progress_text(tick: Ticked | None) -> str:
     """`scoring 34/60, best 21.3`; of work in one piece only its name, and what comes then."""
     if tick is None:
         return "running"
@@ -139,7 +139,7 @@ def running_stage_line(
         if seconds_left < 1
         else f", about {duration_text(seconds_left)} left"
     )
-    return f"{position:>5}  {stage.stage:<12}  … {doing(tick)}  ({duration_text(elapsed)}{remaining})"
+    return f"{position:>5}  {stage.stage:<12}  … {progress_text(tick)}  ({duration_text(elapsed)}{remaining})"
 
 
 class PlainRenderer(Renderer):
@@ -162,7 +162,7 @@ class PlainRenderer(Renderer):
 
     def line(self, text: str) -> None:
         self.last_line_at = time.monotonic()
-        print(visible(text), file=self.stream, flush=True)
+        print(sanitize_for_terminal(text), file=self.stream, flush=True)
 
     def __enter__(self) -> "PlainRenderer":
         threading.Thread(target=self._print_heartbeats_until_stopped, daemon=True).start()
@@ -176,7 +176,7 @@ class PlainRenderer(Renderer):
             with self.lock:
                 at = time.monotonic()
                 if self.stage and at - self.last_line_at >= self.heartbeat:
-                    left = self.pace.left(self.tick, time.time()) if self.pace and self.tick else None
+                    left = self.pace.seconds_left(self.tick, time.time()) if self.pace and self.tick else None
                     self.line(running_stage_line(self.stage, self.tick, at - self.since, left))
 
 
@@ -203,7 +203,7 @@ class BarRenderer(Renderer):
         self.task: TaskID | None = None
 
     def stage_started(self, event: StageBegan) -> None:
-        self._drop()
+        self._remove_task()
         position = f"{event.index}/{event.total}" if event.total else ""
         self.task = self.progress.add_task(event.about, total=None, stage=event.stage, place=position, state="")
 
@@ -214,7 +214,7 @@ class BarRenderer(Renderer):
                     self.task, description=self.stage.about if self.stage else "", total=None, state=""
                 )
                 return
-            left = self.pace.left(event, event.at) if self.pace else None
+            left = self.pace.seconds_left(event, event.at) if self.pace else None
             state = [
                 f"{event.done}/{event.total}" if event.total else "",
                 f"{duration_text(left)} left" if left else "",
@@ -229,13 +229,13 @@ class BarRenderer(Renderer):
             )
 
     def stage_finished(self, event: StageEnded) -> None:
-        self._drop()
-        self.line(f"[green]✓[/green]{_escaped(finished_stage_line(self.stage, event))}", markup=True)
+        self._remove_task()
+        self.line(f"[green]✓[/green]{_escape_rich_markup(finished_stage_line(self.stage, event))}", markup=True)
 
     def line(self, text: str, markup: bool = False) -> None:
-        self.progress.console.print(visible(text), markup=markup)
+        self.progress.console.print(sanitize_for_terminal(text), markup=markup)
 
-    def _drop(self) -> None:
+    def _remove_task(self) -> None:
         if self.task is not None:
             self.progress.remove_task(self.task)
             self.task = None
@@ -245,11 +245,11 @@ class BarRenderer(Renderer):
         return self
 
     def __exit__(self, *error) -> None:
-        self._drop()
+        self._remove_task()
         self.progress.stop()
 
 
-def _escaped(text: str) -> str:
+def _escape_rich_markup(text: str) -> str:
     from rich.markup import escape
 
     return escape(text)
@@ -275,33 +275,33 @@ def listening_to_progress(
     bars: bool = False,
     color: bool = True,
     verbose: int = 0,
-    events: Path | None = None,
-    warned: Callable[[Warned, bool], None] = lambda event, displayed: None,
+    events_path: Path | None = None,
+    on_warning: Callable[[Warned, bool], None] = lambda event, displayed: None,
 ) -> Iterator[Listener]:
     """Listener for a command, alive inside the `with`.
 
-    warned   hears every warning, and whether the progress shows it already
+    on_warning   hears every warning, and whether the progress shows it already
     """
     with ExitStack() as stack:
-        listeners: list[Listener] = [partial(_pass_on, warned, progress and not quiet)]
+        listeners: list[Listener] = [partial(_forward_warning, on_warning, progress and not quiet)]
         if progress and not quiet:
             renderer = BarRenderer(sys.stderr, verbose, color) if bars else PlainRenderer(sys.stderr, verbose)
             listeners.append(stack.enter_context(renderer))
-        if events:
+        if events_path:
             file = TextIOWrapper(
-                BufferedWriter(PipeSafeStream(events, "w")), encoding="utf-8"
+                BufferedWriter(PipeSafeStream(events_path, "w")), encoding="utf-8"
             )  # a pipe's reader may leave
             listeners.append(JsonLines(stack.enter_context(file)))
-        listener = partial(_all, listeners)
+        listener = partial(_call_all, listeners)
         with listening_with(listener):
             yield listener
 
 
-def _pass_on(warned: Callable[[Warned, bool], None], displayed: bool, event: Event) -> None:
+def _forward_warning(on_warning: Callable[[Warned, bool], None], displayed: bool, event: Event) -> None:
     if isinstance(event, Warned):
-        warned(event, displayed)
+        on_warning(event, displayed)
 
 
-def _all(listeners: list[Listener], event: Event) -> None:
+def _call_all(listeners: list[Listener], event: Event) -> None:
     for listener in listeners:
         listener(event)

@@ -27,38 +27,38 @@ def significant_digits(value: float, figures: int = 4) -> str:
     return f"{value:.{figures}g}" if abs(value) < 1e6 else f"{value:.{figures - 1}e}"
 
 
-def count(value: float) -> str:
+def si_count(value: float) -> str:
     """`134.5 M` for 134515008; small whole numbers as they are."""
-    for size, letter in _LARGE:
-        if abs(value) >= size and (size > 1e3 or abs(value) >= 1e4):
-            return f"{value / size:.{_decimals(value / size)}f} {letter}"
+    for scale, letter in _LARGE:
+        if abs(value) >= scale and (scale > 1e3 or abs(value) >= 1e4):
+            return f"{value / scale:.{_num_decimals(value / scale)}f} {letter}"
     return significant_digits(value)
 
 
-def signed(value: float) -> str:
+def signed_count(value: float) -> str:
     """A count that something moved by: `-3.10 M`, `+512`."""
-    return f"{'+' if value > 0 else ''}{count(value)}"
+    return f"{'+' if value > 0 else ''}{si_count(value)}"
 
 
-def size(value: float) -> str:
+def size_text(num_bytes: float) -> str:
     """Bytes in binary units: `256.6 MiB`."""
     for scale, name in _BYTES:
-        if abs(value) >= scale:
-            return f"{value / scale:.{_decimals(value / scale)}f} {name}"
-    return f"{value:.0f} B"
+        if abs(num_bytes) >= scale:
+            return f"{num_bytes / scale:.{_num_decimals(num_bytes / scale)}f} {name}"
+    return f"{num_bytes:.0f} B"
 
 
-def duration_text(value: float) -> str:
+def duration_text(seconds: float) -> str:
     """`0.8 ms`, `1.24 s`, `3 min 20 s`, `2 h 5 min`."""
-    if value == 0:
+    if seconds == 0:
         return "0 s"
-    if value < 1e-3:
-        return f"{value * 1e6:.0f} µs"
-    if value < 1:
-        return f"{value * 1e3:.{1 if value < 0.1 else 0}f} ms"
-    if value < 60:
-        return f"{value:.{1 if value < 10 else 0}f} s"
-    rounded = round(value)
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.0f} µs"
+    if seconds < 1:
+        return f"{seconds * 1e3:.{1 if seconds < 0.1 else 0}f} ms"
+    if seconds < 60:
+        return f"{seconds:.{1 if seconds < 10 else 0}f} s"
+    rounded = round(seconds)
     if rounded < 3600:
         return f"{rounded // 60} min {rounded % 60} s"
     return f"{rounded // 3600} h {rounded % 3600 // 60} min"
@@ -76,9 +76,9 @@ def measurement_text(value: float, unit: str = "") -> str:
     if unit in SECONDS_PER:
         return duration_text(value * SECONDS_PER[unit])
     if unit in BYTES_PER:
-        return size(value * BYTES_PER[unit])
+        return size_text(value * BYTES_PER[unit])
     if unit in ("params", "parameters", "", "FLOP", "FLOPs") and abs(value) >= 1e4:
-        return f"{count(value)} {unit}".rstrip() if unit.startswith("FLOP") else count(value)
+        return f"{si_count(value)} {unit}".rstrip() if unit.startswith("FLOP") else si_count(value)
     if unit == "%":
         return f"{significant_digits(value)}%"
     return f"{significant_digits(value)} {unit}".rstrip()
@@ -99,16 +99,16 @@ def interval_text(value: float, interval: tuple[float, float]) -> str:
     low, high = interval
     if low == high:
         return significant_digits(value)
-    return f"{value:.{_interval_decimals(low, high)}f} ({range_text(low, high)})"
+    return f"{value:.{_num_interval_decimals(low, high)}f} ({range_text(low, high)})"
 
 
 def range_text(low: float, high: float) -> str:
     """`0.90 to 1.02`: as many decimals as give the width two digits."""
-    decimals = _interval_decimals(low, high)
+    decimals = _num_interval_decimals(low, high)
     return f"{low:.{decimals}f} to {high:.{decimals}f}"
 
 
-def _interval_decimals(low: float, high: float) -> int:
+def _num_interval_decimals(low: float, high: float) -> int:
     return min(max(1 - math.floor(math.log10(abs(high - low) or 1.0)), 0), 8)
 
 
@@ -127,5 +127,5 @@ def count_text(count: int, noun: str) -> str:
     return f"{count} {noun if count == 1 else noun + 's'}"
 
 
-def _decimals(value: float) -> int:
+def _num_decimals(value: float) -> int:
     return 0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 2

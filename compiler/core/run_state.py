@@ -25,6 +25,6 @@ class RunState:
         if self.deadline:
             self.deadline.check()
 
-    def searching(self) -> AbstractContextManager[None]:
+    def interruptible_search(self) -> AbstractContextManager[None]:
         """Context in which `check` raises DeadlineExceeded once the time of a search is over."""
-        return self.deadline.checks_interrupt() if self.deadline else nullcontext()
+        return self.deadline.may_interrupt_search() if self.deadline else nullcontext()

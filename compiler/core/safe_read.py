@@ -37,7 +37,7 @@ class Unlisted(ValueError):
     """Something that is on no list of what effc's own graphs and programs have; the text says what."""
 
 
-def require(condition: bool, content: str) -> None:
+def require_or_unlisted(condition: bool, content: str) -> None:
     """Raises Unlisted with the content where a condition does not hold."""
     if not condition:
         raise Unlisted(content)
@@ -59,7 +59,7 @@ def read_regular_file(path: Path, max_bytes: int, root: Path | None = None) -> b
 @contextmanager
 def open_regular(path: Path) -> Iterator[BinaryIO]:
     """A file opened without waiting for anybody. Raises Reject (odd-file) where that opened no regular one."""
-    with open(path, "rb", opener=_without_waiting) as file:
+    with open(path, "rb", opener=_open_nonblocking) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # exchanged since it was looked at
             raise irregular_file(f"{path} is no ordinary file", help=_HELP).rejection()
         yield file
@@ -102,14 +102,14 @@ def parse_strict_json(data: bytes | str) -> Any:
     """
     text = data if isinstance(data, str) else data.decode()
     try:
-        parsed = json.loads(text, object_pairs_hook=_once, parse_int=_number)
+        parsed = json.loads(text, object_pairs_hook=_dict_without_duplicate_keys, parse_int=_parse_short_int)
         if _SURROGATE.search(text):
             _refuse_lone_surrogates(parsed)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
     level = [parsed]
     for _ in range(_DEEPEST):
-        level = [item for value in level for item in _items(value)]
+        level = [item for value in level for item in _values_of_container(value)]
         if not level:
             return parsed
     raise ValueError("it is nested too deep")
@@ -134,13 +134,13 @@ def _refuse_lone_surrogates(parsed: Any) -> None:
         raise ValueError("a string holds half of a surrogate pair, which UTF-8 cannot hold") from error
 
 
-def _number(text: str) -> int:
+def _parse_short_int(text: str) -> int:
     if len(text) > _DIGITS:
         raise ValueError(f"a number has {len(text)} digits")
     return int(text)
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _dict_without_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
         names = Counter(name for name, _ in pairs)
@@ -148,7 +148,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def _items(value: Any) -> Any:
+def _values_of_container(value: Any) -> Any:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
@@ -170,5 +170,5 @@ def refuse_irregular_file(path: Path, max_bytes: int | None = None, root: Path |
         raise irregular_file(f"{path} has {fact.st_size} bytes, more than such a file can have", help=_HELP).rejection()
 
 
-def _without_waiting(path: str, flags: int) -> int:
+def _open_nonblocking(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -113,12 +113,12 @@ def _restrict_files(landlock_abi: int, readable: Iterable[Path], writable: Itera
     for paths, access in ((readable, _READ), (writable, rights)):
         for path in paths:
             with suppress(OSError):  # it does not exist
-                _allow(ruleset, path, access & rights)
+                _allow_beneath(ruleset, path, access & rights)
     _raise_on_error(_system_call(_RESTRICT_SELF, ruleset, 0))
     os.close(ruleset)
 
 
-def _allow(ruleset_fd: int, path: Path, access_flags: int) -> None:
+def _allow_beneath(ruleset_fd: int, path: Path, access_flags: int) -> None:
     """Allow access to what lies at or below a path; one that is a link allows nothing."""
     beneath = os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
@@ -135,40 +135,43 @@ def _block_syscalls(network: Network) -> None:
         return
     architecture, ioctl, (socket, connect, socketpair, sendto, sendmsg, sendmmsg), denied = _CALLS[platform.machine()]
     socket_calls = {"none": (socket,), "listen": (connect, sendmmsg), "any": ()}[network]
-    instructions = _refuse_unless(4, _ANY_BIT, (architecture,))
-    instructions += _refuse_unless(0, 1 << 30, (0,))  # x86's calls of 32-bit pointers
-    instructions += _refuse_if(0, (*_EVERYWHERE, *denied, *socket_calls))
-    arguments = [(ioctl, _refuse_if(24, _TYPING))]
+    instructions = _instructions_to_refuse_unless(4, _ANY_BIT, (architecture,))
+    instructions += _instructions_to_refuse_unless(0, 1 << 30, (0,))  # x86's calls of 32-bit pointers
+    instructions += _instructions_to_refuse_if(0, (*_EVERYWHERE, *denied, *socket_calls))
+    arguments = [(ioctl, _instructions_to_refuse_if(24, _TYPING))]
     if network != "any":  # a pair of datagram sockets can be connected again
-        arguments += [(socketpair, _refuse_unless(24, _SOCKET_TYPE, _STREAM))]
+        arguments += [(socketpair, _instructions_to_refuse_unless(24, _SOCKET_TYPE, _STREAM))]
     if network == "listen":
-        arguments += [(socket, _refuse_unless(16, _ANY_BIT, _INTERNET))]
-        arguments += [(socket, _refuse_unless(24, _SOCKET_TYPE, _STREAM))]
-        arguments += [(socket, _refuse_unless(32, _ANY_BIT, _TCP))]
-        arguments += [(sendto, _refuse_unless(40, _FASTOPEN, (0,))), (sendmsg, _refuse_unless(32, _FASTOPEN, (0,)))]
+        arguments += [(socket, _instructions_to_refuse_unless(16, _ANY_BIT, _INTERNET))]
+        arguments += [(socket, _instructions_to_refuse_unless(24, _SOCKET_TYPE, _STREAM))]
+        arguments += [(socket, _instructions_to_refuse_unless(32, _ANY_BIT, _TCP))]
+        arguments += [
+            (sendto, _instructions_to_refuse_unless(40, _FASTOPEN, (0,))),
+            (sendmsg, _instructions_to_refuse_unless(32, _FASTOPEN, (0,))),
+        ]
     for call, conditions in arguments:
-        instructions += [_load(0), (0x15, 0, len(conditions), call), *conditions]
+        instructions += [_load_word_instruction(0), (0x15, 0, len(conditions), call), *conditions]
     instructions += [_ALLOW]
     program = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *instruction) for instruction in instructions))
     head = struct.pack("@HxxxxxxP", len(instructions), ctypes.addressof(program))
     _raise_on_error(ctypes.CDLL(None, use_errno=True).prctl(_SET_SECCOMP, _FILTER, head, 0, 0))
 
 
-def _load(offset: int) -> _Instruction:
+def _load_word_instruction(offset: int) -> _Instruction:
     """Load of the number of a call (0), the processor (4) or the lower half of an argument (16, 24, ...)."""
     return 0x20, 0, 0, offset
 
 
-def _refuse_unless(offset: int, mask: int, values: Sequence[int]) -> list[_Instruction]:
+def _instructions_to_refuse_unless(offset: int, mask: int, values: Sequence[int]) -> list[_Instruction]:
     """Refusal of a call unless the masked word is one of the values."""
     jumps = [(0x15, len(values) - index, 0, value) for index, value in enumerate(values)]
-    return [_load(offset), (0x54, 0, 0, mask), *jumps, _REFUSE]
+    return [_load_word_instruction(offset), (0x54, 0, 0, mask), *jumps, _REFUSE]
 
 
-def _refuse_if(offset: int, values: Sequence[int]) -> list[_Instruction]:
+def _instructions_to_refuse_if(offset: int, values: Sequence[int]) -> list[_Instruction]:
     """Refusal of a call where the word is one of the values."""
     jumps = [(0x15, len(values) - index, 0, value) for index, value in enumerate(values)]
-    return [_load(offset), *jumps, (0x05, 0, 0, 1), _REFUSE]
+    return [_load_word_instruction(offset), *jumps, (0x05, 0, 0, 1), _REFUSE]
 
 
 def _system_call(syscall_number: int, *arguments: object) -> int:

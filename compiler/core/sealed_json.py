@@ -31,19 +31,19 @@ cache_closed = Fault(
 _HELP = "run `effc cache verify --delete`, then compile again"
 
 
-def canonical(value: Any) -> str:
+def canonical_json(value: Any) -> str:
     """JSON with one spelling per value: what hashes are taken of."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def sealed(body: Mapping[str, Any]) -> bytes:
+def sealed_json_bytes(body: Mapping[str, Any]) -> bytes:
     """A record as the cache keeps it: with the hash of everything in it."""
-    plain = json.loads(canonical(body))  # as it is read again: keys are text
-    return canonical({**plain, SEAL: _seal(plain)}).encode()
+    plain = json.loads(canonical_json(body))  # as it is read again: keys are text
+    return canonical_json({**plain, SEAL: _seal_of_record(plain)}).encode()
 
 
-def _seal(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(canonical({k: v for k, v in body.items() if k != SEAL}).encode()).hexdigest()
+def _seal_of_record(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json({k: v for k, v in body.items() if k != SEAL}).encode()).hexdigest()
 
 
 def read_sealed_record(path: Path, cache_folder: Path) -> dict[str, Any] | None:
@@ -63,7 +63,7 @@ def read_sealed_record(path: Path, cache_folder: Path) -> dict[str, Any] | None:
     if not isinstance(body, dict):
         raise cache_damaged(f"{path} is no JSON object", help=_HELP).rejection()
     try:
-        is_intact = SEAL not in body or body[SEAL] == _seal(body)
+        is_intact = SEAL not in body or body[SEAL] == _seal_of_record(body)
     except (ValueError, RecursionError):
         is_intact = False
     if not is_intact:
@@ -84,9 +84,9 @@ def read_self_named_record(path: Path, folder: Path) -> dict[str, Any] | None:
     return body
 
 
-def sealed_hash(name: str, content: str) -> bytes:
+def sealed_hash_bytes(name: str, content_hash: str) -> bytes:
     """A file's hash as the cache keeps it under a name, with a seal over both."""
-    return f"{content} {_seal_of_hash(name, content)}".encode()
+    return f"{content_hash} {_seal_of_hash(name, content_hash)}".encode()
 
 
 def read_sealed_hash(path: Path, cache_folder: Path) -> str | None:
@@ -107,8 +107,8 @@ def read_sealed_hash(path: Path, cache_folder: Path) -> str | None:
     return content
 
 
-def _seal_of_hash(name: str, content: str) -> str:
-    return hashlib.sha256(canonical([name, content]).encode()).hexdigest()
+def _seal_of_hash(name: str, content_hash: str) -> str:
+    return hashlib.sha256(canonical_json([name, content_hash]).encode()).hexdigest()
 
 
 def _direct_subfolders(folder: Path) -> list[Path]:

@@ -41,17 +41,17 @@ class Settings:
 
 
 RULES: dict[str, options.Rule] = {
-    "cache_dir": options.path,
+    "cache_dir": options.path_rule,
     "seed": options.integer_rule(0, MAX_SEED),
     "device": options.checked_device_name,
-    "offline": options.boolean,
-    "trust_remote_code": options.boolean,
-    "max_memory": options.optional(options.parse_byte_count),
-    "threads": options.optional(options.integer_rule(1, MAX_THREADS)),
+    "offline": options.boolean_rule,
+    "trust_remote_code": options.boolean_rule,
+    "max_memory": options.optional_rule(options.parse_byte_count),
+    "threads": options.optional_rule(options.integer_rule(1, MAX_THREADS)),
     "undecided": options.choice_rule(*UNDECIDED),
-    "locked": options.boolean,
-    "on_event": options.listener,
-    "workers": options.workers,
-    "max_time": options.optional(options.parse_seconds),
+    "locked": options.boolean_rule,
+    "on_event": options.listener_rule,
+    "workers": options.workers_rule,
+    "max_time": options.optional_rule(options.parse_seconds),
     "signed_by": lambda keys: tuple(options.text_list_option(keys)) if keys else (),
 }

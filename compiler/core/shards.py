@@ -18,15 +18,15 @@ class Shards:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def get_or_compute_tensors(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The tensors of `name`, made once; on disk before they are returned."""
-        file = self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.safetensors"
+    def get_or_compute_tensors(self, shard_name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The tensors of `shard_name`, made once; on disk before they are returned."""
+        file = self.folder / f"{hashlib.sha256(shard_name.encode()).hexdigest()[:24]}.safetensors"
         if file.exists():
             return load_file(file)
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in compute().items()}
         self.folder.mkdir(parents=True, exist_ok=True)
         draft = file.with_suffix(f".{os.getpid()}")
-        save_file(tensors, draft, {"of": name})
+        save_file(tensors, draft, {"of": shard_name})
         with open(draft, "rb") as stream:
             os.fsync(stream.fileno())
         os.replace(draft, file)

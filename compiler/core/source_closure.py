@@ -77,7 +77,7 @@ def _direct_statements(node: ast.AST) -> Iterator[ast.stmt]:
 
 
 @cache
-def fingerprint(path: Path) -> str:
+def import_closure_sha256(path: Path) -> str:
     """sha256 over the names and bytes of a file's closure."""
     digest = hashlib.sha256()
     for file in effc_import_closure(path):

@@ -10,7 +10,7 @@ from .fingerprint import machine_facts
 from .speeds import Speeds, measure_machine_speeds
 
 
-def key_of(threads: int) -> dict[str, Any]:
+def speed_key_fields(threads: int) -> dict[str, Any]:
     """The machine, the versions, and threads."""
     return {"speeds of": {k: v for k, v in machine_facts().items() if k != "threads"}, "threads": threads, "format": 1}
 
@@ -20,7 +20,7 @@ def cached_or_measured_speeds(cache_dir: Path) -> Speeds:
     """Speeds that `effc doctor --measure` stored; else those of a quick measurement now."""
     import torch
 
-    body = Cache(cache_dir).value(key_of(torch.get_num_threads()))
+    body = Cache(cache_dir).read_value(speed_key_fields(torch.get_num_threads()))
     has_all_fields = isinstance(body, dict) and body.keys() == Speeds.__dataclass_fields__.keys()
     if has_all_fields and all(type(v) in (int, float) and v > 0 for v in body.values() if v is not True):
         return Speeds(**body)
@@ -33,9 +33,9 @@ def _probed_speeds(threads: int) -> Speeds:
     return measure_machine_speeds()
 
 
-def keep(cache_dir: Path, measured: Speeds) -> None:
+def store_speeds(cache_dir: Path, measured: Speeds) -> None:
     """Keep what was measured, sealed, for plans of later runs."""
     import torch
 
-    Cache(cache_dir).keep(key_of(torch.get_num_threads()), asdict(measured))
+    Cache(cache_dir).store_value(speed_key_fields(torch.get_num_threads()), asdict(measured))
     cached_or_measured_speeds.cache_clear()

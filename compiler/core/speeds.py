@@ -50,7 +50,7 @@ class Speeds:
     start: float = START
     measured: bool = False
 
-    def product(self, dtype: str) -> float:
+    def matmul_speed(self, dtype: str) -> float:
         return {"bfloat16": self.bfloat16, "float16": self.bfloat16, "float64": self.float64}.get(dtype, self.float32)
 
     def seconds(self, amount_by_speed: Mapping[str, float]) -> float:
@@ -70,19 +70,24 @@ def measure_machine_speeds(folder: Path | None = None, seconds_each: float = 0.0
         measured[name] = amount / (_fastest_call_seconds(call, seconds_each) / (threads if name in _PARALLEL else 1))
     if folder is None:
         return Speeds(**measured)
-    disk = BYTES / _fastest_call_seconds(lambda: _saved_at(folder), seconds_each, time.perf_counter)
-    return Speeds(**measured, disk=disk, start=_fastest_call_seconds(_started, 0.0, _of_children), measured=True)
+    disk = BYTES / _fastest_call_seconds(lambda: _write_probe_file(folder), seconds_each, time.perf_counter)
+    return Speeds(
+        **measured,
+        disk=disk,
+        start=_fastest_call_seconds(_run_import_process, 0.0, _cpu_seconds_of_children),
+        measured=True,
+    )
 
 
 _PARALLEL = ("float32", "bfloat16", "float64", "read", "pack", "grid")  # what all threads do together
 
 
 def _fastest_call_seconds(
-    call: Callable[[], object], seconds: float, clock: Callable[[], float] = time.process_time
+    call: Callable[[], object], min_total_seconds: float, clock: Callable[[], float] = time.process_time
 ) -> float:
     """The least that a call took by a clock: of two at least, and of as many as there is time for."""
     call()
-    best, until = float("inf"), time.perf_counter() + seconds
+    best, until = float("inf"), time.perf_counter() + min_total_seconds
     while best == float("inf") or time.perf_counter() < until:
         start = clock()
         call()
@@ -90,7 +95,7 @@ def _fastest_call_seconds(
     return best
 
 
-def _of_children() -> float:
+def _cpu_seconds_of_children() -> float:
     """Seconds of processors that processes took which were waited for."""
     used = os.times()
     return used.children_user + used.children_system
@@ -144,7 +149,7 @@ def _speed_probes_with_work() -> dict[str, tuple[float, Callable[[], object]]]:
     }
 
 
-def _saved_at(folder: Path) -> None:
+def _write_probe_file(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=folder) as file:
         file.write(bytes(BYTES))
@@ -152,5 +157,5 @@ def _saved_at(folder: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _started() -> None:
+def _run_import_process() -> None:
     subprocess.run([sys.executable, "-P", "-c", "import torch, transformers"], check=True, capture_output=True)

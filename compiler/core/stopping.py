@@ -26,7 +26,7 @@ def request_stop() -> None:
     _requested.set()
 
 
-def forget_stop() -> None:
+def clear_stop_request() -> None:
     """Begin a command in a process that may have stopped another."""
     _requested.clear()
 

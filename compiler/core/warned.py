@@ -48,17 +48,17 @@ model_remark = Fault(
 _OF_STEPS = {fault.slug: fault for fault in (few_rows, fitted_rows, far_beyond)}
 
 
-def to_json(diagnostics: Iterable[Diagnostic]) -> list[dict[str, str]]:
+def warnings_to_json(diagnostics: Iterable[Diagnostic]) -> list[dict[str, str]]:
     """Warnings of a step, as its result and a manifest keep them."""
     return [{"slug": d.slug, "message": d.message, "note": d.note, "help": d.help} for d in diagnostics]
 
 
-def sentence(record: Mapping[str, Any]) -> str:
+def warning_sentence(record: Mapping[str, Any]) -> str:
     """Warning as one sentence, of a manifest that anybody may have written."""
     return "; ".join(text for name in ("message", "note", "help") if isinstance(text := record.get(name), str) and text)
 
 
-def from_json(records: Iterable[Mapping[str, Any]], span: Span | None) -> Iterator[Diagnostic]:
+def warnings_from_json(records: Iterable[Mapping[str, Any]], span: Span | None) -> Iterator[Diagnostic]:
     """Warnings of a step whose result is in the cache, at the step's place in the recipe."""
     for record in records:
         if (fault := _OF_STEPS.get(record["slug"])) is not None:

@@ -10,16 +10,16 @@ from ...dsl.checker.recipe import Bound, Invocation, Pipeline, Recipe
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.syntax.diagnostics import EXITS, Diagnostic, Fault, Reject, sorted_distinct_diagnostics
 from ...dsl.syntax.nearest import nearest_name_help
-from ...dsl.syntax.overlap import hides, is_at_or_around
+from ...dsl.syntax.overlap import hides_checker_error, is_at_or_around
 from ...dsl.syntax.parse import parse, read_source, unknown_edition
 from ...dsl.syntax.source import Source
 from ..analysis.discovery.structure import cached_skeleton, refuse_other_tensors, shipped_skeleton
-from ..core.cache import default_cache
-from ..core.device import refuse_unusable_device, with_threads_set_in_torch
+from ..core.cache import default_cache_folder
+from ..core.device import refuse_unusable_device, set_torch_threads_and_fill_settings
 from ..core.error_location import diagnostics_located_at
 from ..core.events import Warned, announcing_stage
-from ..core.options import apply_option_rules, boolean, invalid_option, optional, text_list_option
-from ..core.options import path as path_option
+from ..core.options import apply_option_rules, boolean_rule, invalid_option, optional_rule, text_list_option
+from ..core.options import path_rule as path_option
 from ..core.run_state import RunState
 from ..core.settings import Settings
 from ..core.warned import model_remark
@@ -28,9 +28,9 @@ from ..plugin.context import Context
 from ..plugin.input_files import missing_file_warnings
 from ..plugin.registry import Registry
 from ..transforms.editing.rehearsed import load_or_discover_skeleton
-from .data_faults import data_faults
-from .models import resolve_source
-from .session_options import Options, renamed, session_options, with_device_of_map
+from .data_faults import unreadable_data_diagnostics
+from .models import resolve_recipe_model
+from .session_options import Options, session_options, with_current_names, with_device_of_map
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,7 +78,7 @@ class Session:
         from ...dsl.checker.check import Checked, check_recipe_file
         from .tuning.open_steps import open_step_faults
 
-        parsed = parse(self._read(self.path))
+        parsed = parse(self._read_open_or_stored_text(self.path))
         if foreign := [d for d in parsed.diagnostics if d.fault is unknown_edition]:
             return Checked((), tuple(foreign))  # what the rest means is not known here
         faults: list[Diagnostic] = []
@@ -103,22 +103,24 @@ class Session:
             parsed.file,
             self.registry.vocabulary,
             overrides=self.read_param_overrides(),
-            library=self.read_library_module,
-            skeleton=structure,
-            broken=any(d.severity == "error" for d in parsed.diagnostics),
+            read_module=self.read_library_module,
+            find_skeleton=structure,
+            has_syntax_errors=any(d.severity == "error" for d in parsed.diagnostics),
         )
         for recipe in checked.recipes:
             absent = missing_file_warnings(recipe, self.registry.vocabulary, self.path.parent)
             faults += [d for d in absent if not any(is_at_or_around(other, d) for other in faults)]
             faults += open_step_faults(self, recipe)
-        known = [d for d in checked.diagnostics if not any(hides(other, d) for other in parsed.diagnostics)]
+        known = [
+            d for d in checked.diagnostics if not any(hides_checker_error(other, d) for other in parsed.diagnostics)
+        ]
         ordered = sorted_distinct_diagnostics((*parsed.diagnostics, *known, *faults))
         broken = any(d.severity == "error" for d in ordered)
-        if resolve and not broken and (data_diagnostics := data_faults(self, checked.recipes)):
+        if resolve and not broken and (data_diagnostics := unreadable_data_diagnostics(self, checked.recipes)):
             ordered, broken = sorted_distinct_diagnostics((*ordered, *data_diagnostics)), True
         return Checked(() if broken else checked.recipes, ordered, checked.unresolved)
 
-    def _read(self, path: str | Path) -> Source:
+    def _read_open_or_stored_text(self, path: str | Path) -> Source:
         """A file's text: as the editor has it, else as the disk does."""
         open_ = self.texts.get(Path(path).resolve()) if self.texts else None
         return read_source(path) if open_ is None else Source(str(path), open_)
@@ -163,11 +165,11 @@ class Session:
 
     def resolve_model_origin(self, call: Invocation) -> Origin:
         """The resolved source of a model; each is resolved once."""
-        key = model_key(call)
+        key = skeleton_cache_key(call)
         if key not in self.origins:
             ctx = Context.without_recipe(self.settings, self.path.parent, self.registry)
             with diagnostics_located_at(call.span):
-                resolved = resolve_source(call, ctx.relative_to(call))
+                resolved = resolve_recipe_model(call, ctx.relative_to(call))
             self.origins[key] = resolved.located_at(call.span, self.settings.device)
         return self.origins[key]
 
@@ -192,7 +194,7 @@ class Session:
 
         if name.startswith(f"{MODULES}."):
             recipe = library_files().get(name)
-            return self._read(recipe.path) if recipe else None
+            return self._read_open_or_stored_text(recipe.path) if recipe else None
         if "/" not in name and (packed := read_package_module(name, self.path.parent, self.settings.cache_dir)):
             return packed
         return self._read_module_file(name) if os.path.isfile(name) else None
@@ -200,14 +202,14 @@ class Session:
     def _read_module_file(self, name: str) -> Source:
         """A module by its path. Of a file outside the recipe's folder that is no text, nothing is said but that."""
         if Path(name).resolve().is_relative_to(self.path.parent.resolve()):
-            return self._read(name)
+            return self._read_open_or_stored_text(name)
         try:
-            return replace(self._read(name), foreign=True)
+            return replace(self._read_open_or_stored_text(name), foreign=True)
         except Reject:
             return Source(name, "", foreign=True)
 
 
-def model_key(call: Invocation) -> str:
+def skeleton_cache_key(call: Invocation) -> str:
     """Key of a model in a session."""
     return repr((call.word, sorted(call.args.items()), call.folder))
 
@@ -233,7 +235,7 @@ def check(path: str | Path, **options: Unpack[Options]) -> "Checked":
 
 def plan(path: str | Path, *, pipelines: Sequence[str] | None = None, **options: Unpack[Options]) -> "list[Plan]":
     """Plan of a recipe file, per variant and pipeline, or of the named pipelines alone; reads no weights."""
-    session = _narrowed(open_session(path, **options), pipelines)
+    session = _with_pipelines(open_session(path, **options), pipelines)
     plans = plan_all_pipelines(session)
     from .judging.planned_sizes import refuse_unreachable_bounds
 
@@ -253,12 +255,14 @@ def compile(
 
     Raises Reject for whatever the user can mend. A missed `expect` does not raise: see `Result.missed`.
     """
-    values = apply_option_rules({"out": out, "force": force}, {"out": path_option, "force": boolean})
-    return build(_narrowed(open_session(path, **options), pipelines), values["out"], force=values["force"])
+    values = apply_option_rules({"out": out, "force": force}, {"out": path_option, "force": boolean_rule})
+    return build(_with_pipelines(open_session(path, **options), pipelines), values["out"], force=values["force"])
 
 
-def _narrowed(session: Session, pipelines: Sequence[str] | None) -> Session:
-    names = apply_option_rules({"pipelines": pipelines}, {"pipelines": optional(text_list_option)})["pipelines"]
+def _with_pipelines(session: Session, pipeline_names: Sequence[str] | None) -> Session:
+    names = apply_option_rules({"pipelines": pipeline_names}, {"pipelines": optional_rule(text_list_option)})[
+        "pipelines"
+    ]
     return replace(session, pipelines=tuple(names or ()))
 
 
@@ -266,7 +270,7 @@ def load(path: str | Path, **options: "Unpack[LoadOptions]") -> "PreTrainedModel
     """A compiled model: of the target `hf`, one of transformers that generates, trains and saves; else by an engine."""
     from ..artifacts.load import load
 
-    return load(path, **with_device_of_map(renamed(options)))
+    return load(path, **with_device_of_map(with_current_names(options)))
 
 
 def open_session(path: str | Path, **options: Unpack[Options]) -> Session:
@@ -276,7 +280,7 @@ def open_session(path: str | Path, **options: Unpack[Options]) -> Session:
             "`path` is a model, where a recipe's is needed", help="`effc.optimize` takes models"
         ).rejection()
     file = apply_option_rules({"path": path}, {"path": path_option})["path"]
-    return Session(file, *session_options(renamed(options)))
+    return Session(file, *session_options(with_current_names(options)))
 
 
 def plan_all_pipelines(session: Session) -> "list[Plan]":
@@ -288,7 +292,7 @@ def plan_all_pipelines(session: Session) -> "list[Plan]":
     if session.settings.locked:
         session.settings = lock.with_locked_threads(session.path, session.settings)
     refuse_unusable_device(session.settings.device)
-    session.settings = with_threads_set_in_torch(session.settings)
+    session.settings = set_torch_threads_and_fill_settings(session.settings)
     for recipe in recipes:
         for pipeline in recipe.pipelines.values():
             ctx = session.context(recipe, pipeline)
@@ -314,10 +318,10 @@ def lock(session: Session) -> tuple[Path, dict[str, str]]:
     return lock.write(session.path, known), {name: fact.text for name, fact in known.items()}
 
 
-def _lock_facts(session: Session, current_plans: "Sequence[Plan]") -> "dict[str, Fact]":
+def _lock_facts(session: Session, plans: "Sequence[Plan]") -> "dict[str, Fact]":
     from ..analysis.planning.lock import lock_facts
 
-    return lock_facts(current_plans, [session.context(p.recipe, p.pipeline) for p in current_plans])
+    return lock_facts(plans, [session.context(p.recipe, p.pipeline) for p in plans])
 
 
 def bisect_bound(session: Session, plan: "Plan", bound: Bound) -> "BisectResult":
@@ -335,7 +339,7 @@ def build(
     *,
     force: bool = False,
     saved_plans: Any = None,
-    dump: str = "",
+    dump_ir: str = "",
     on_plan: "Callable[[Plan], None]" = lambda plan: None,
 ) -> "list[Result]":
     """Compile every pipeline that emits something; `saved_plans` is a plan of `plan -o`, whose drift is refused."""
@@ -364,12 +368,12 @@ def build(
     with outputs_locked_until_finished(outputs, force):
         refuse_insufficient_space(compiled, out, session.settings.cache_dir)
         cache = Cache(session.settings.cache_dir)
-        cache.delete_stale_drafts()
+        cache.delete_stale_drafts_and_count_bytes()
         with worker_team(session, transport) as team:
             for plan in compiled:
                 on_plan(plan)
                 ctx = session.context(plan.recipe, plan.pipeline)
-                results.append(Build(plan, ctx, cache, dump=dump, team=team).run(plan.folder(out), force))
+                results.append(Build(plan, ctx, cache, dump=dump_ir, team=team).run(plan.folder(out), force))
     return results
 
 
@@ -379,7 +383,7 @@ __all__ = [
     "build",
     "check",
     "compile",
-    "default_cache",
+    "default_cache_folder",
     "load",
     "open_session",
     "plan",

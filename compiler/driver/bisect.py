@@ -71,17 +71,19 @@ class BisectResult:
             return [original_misses(f"the model itself misses `{text}`", self.bound.span)]
         index = next(i for i, entry in enumerate(self.looks) if entry.step == self.step.name)
         unit, name = last.verdict.unit, metric_label(self.bound)
-        before, after = (_measured_text(entry.verdict.value, unit) for entry in self.looks[index - 1 : index + 1])
+        before, after = (_value_or_unmeasured(entry.verdict.value, unit) for entry in self.looks[index - 1 : index + 1])
         message = f"`{self.step.name}` breaks it: `{name}` is {before} before and {after} after"
         note = ""
         if self.cuts:
             cut, value = self.cuts[-1]
-            note = f"cut {len(self.cuts)} of {self.of} breaks it: without {cut} it is {_measured_text(value, unit)}"
+            note = (
+                f"cut {len(self.cuts)} of {self.of} breaks it: without {cut} it is {_value_or_unmeasured(value, unit)}"
+            )
         related = ((self.bound.span, f"limit {last.verdict.limit}"),) if self.bound.span else ()
         return [broken_by(message, self.step.span, note=note, related=related)]
 
 
-def _measured_text(value: float | None, unit: str) -> str:
+def _value_or_unmeasured(value: float | None, unit: str) -> str:
     return "not measured" if value is None else measurement_text(value, unit)
 
 
@@ -135,7 +137,7 @@ class Bisection:
         assert outcome.in_place and outcome.program, f"{key} gives {outcome.kind}"
         verdict = self._verdict_on_model(outcome.program.model)
         self.ctx.emit_event(
-            Said(f"{metric_label(self.bound)} {_measured_text(verdict.value, verdict.unit)}, {verdict.state}")
+            Said(f"{metric_label(self.bound)} {_value_or_unmeasured(verdict.value, verdict.unit)}, {verdict.state}")
         )
         return verdict
 
@@ -158,7 +160,7 @@ class Bisection:
         blame = BisectResult(self.bound, tuple(measurements), culprit, of=len(notes))
         if not notes or self.ctx.metric(self.bound.metric).timed:  # a cut's time is what the whole model takes
             return blame
-        scores = {f"{i}:{name}": _score(s) for i, note in enumerate(notes) for name, s in note["scores"].items()}
+        scores = {f"{i}:{name}": _score_or_nan(s) for i, note in enumerate(notes) for name, s in note["scores"].items()}
         cuts = self._replay_search(culprit, scores, [n["cut"] for n in notes])
         return replace(blame, cuts=tuple(cuts if cuts is not None else self._replay_search(culprit, {}, None) or ()))
 
@@ -210,5 +212,5 @@ class _Done(Exception):
     """A search has gone as far as it had to."""
 
 
-def _score(value: float | None) -> float:
+def _score_or_nan(value: float | None) -> float:
     return math.nan if value is None else float(value)

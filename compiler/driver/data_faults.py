@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .api import Session
 
 
-def data_faults(session: "Session", recipes: Sequence[Recipe]) -> list[Diagnostic]:
+def unreadable_data_diagnostics(session: "Session", recipes: Sequence[Recipe]) -> list[Diagnostic]:
     """Faults of files that steps, targets and bounds read, each once.
 
     A file that is not there has a warning of its own.
@@ -20,7 +20,7 @@ def data_faults(session: "Session", recipes: Sequence[Recipe]) -> list[Diagnosti
     faults: list[Diagnostic] = []
     for recipe in recipes:
         for pipeline in recipe.pipelines.values():
-            for name in _file_data_names(session, recipe, pipeline):
+            for name in _names_of_file_data(session, recipe, pipeline):
                 try:
                     session.context(recipe, pipeline).rows_by_name(name)
                 except Reject as rejection:
@@ -28,7 +28,7 @@ def data_faults(session: "Session", recipes: Sequence[Recipe]) -> list[Diagnosti
     return list(dict.fromkeys(faults))
 
 
-def _file_data_names(session: "Session", recipe: Recipe, pipeline: Pipeline) -> Iterator[str]:
+def _names_of_file_data(session: "Session", recipe: Recipe, pipeline: Pipeline) -> Iterator[str]:
     """Names of the data sets that a pipeline uses and that are read from files."""
     used = [step.call.args for step in pipeline.steps] + [emit.call.args for emit in pipeline.emits]
     used += [dict(bound.metric.args) for bound in pipeline.expects]

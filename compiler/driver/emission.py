@@ -20,12 +20,12 @@ from ..artifacts.artifact import artifact_draft
 from ..artifacts.load import load_to_judge
 from ..artifacts.manifest import Check, Expectation, Manifest
 from ..artifacts.pages.report_data import ReportData
-from ..artifacts.unfinished_marker import is_untouched_partial_output, mark
+from ..artifacts.unfinished_marker import is_untouched_partial_output, write_unfinished_marker
 from ..artifacts.verify import verify_forms
 from ..core.cache import Cache
 from ..core.events import announcing_stage
 from ..core.fingerprint import machine_facts
-from ..core.quantity import count_text, size
+from ..core.quantity import count_text, size_text
 from ..ir.outcome import Outcome
 from ..ir.program import Program
 from ..plugin.context import Context
@@ -53,7 +53,7 @@ class Artifact:
     def summary(self) -> str:
         checks = self.manifest.checks
         checks_text = f", {count_text(len(checks), 'check')} in fresh processes" if checks else ""
-        return f"{size(self.manifest.bytes)}{checks_text}"
+        return f"{size_text(self.manifest.bytes)}{checks_text}"
 
     def push_to_hub(self, repo_id: str, **options: Unpack[HubOptions]) -> str:
         """Upload the artifact to the Hugging Face hub, with its card and measures; the address of the commit.
@@ -98,7 +98,7 @@ class Emission:
             self.ctx.origin.refuse_changed_files()
             measured = self.measured_manifest(outcome, target, compared)
             manifest = draft.publish(measured.with_measures(checks=checks, accounts=recorded.make_accounts()))
-        mark(absolute, target.call)
+        write_unfinished_marker(absolute, target.call)
         return Artifact(path, manifest, tuple(unmet_bound_diagnostics(verdicts, self.ctx.settings.undecided)))
 
     def write(self, outcome: Outcome, target: Emit, folder: Path) -> list[Form]:
@@ -142,7 +142,7 @@ class Emission:
         with announcing_stage("drawing"):
             path.parent.mkdir(parents=True, exist_ok=True)
             writer.write_about(reports, path)
-        mark(Path(os.path.abspath(path)), target.call)
+        write_unfinished_marker(Path(os.path.abspath(path)), target.call)
         return Page(path, missed)
 
     def measured_manifest(self, outcome: Outcome, target: Emit, comparison: Comparison) -> Manifest:

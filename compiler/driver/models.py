@@ -10,7 +10,7 @@ from ...dsl.checker.recipe import Invocation
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ..core.json_errors import first_line, is_out_of_memory
 from ..core.memory import MemoryWatch, memory_bound
-from ..core.quantity import size
+from ..core.quantity import size_text
 
 if TYPE_CHECKING:
     from ..core.settings import Settings
@@ -68,7 +68,7 @@ def model_errors_as_diagnostics(label: str) -> Iterator[None]:
 def is_artifact(path: Path) -> bool:
     """Whether a folder is what `effc compile` wrote, or a form of it, or what such a model saved again."""
     from ..artifacts.compact_config import KEY
-    from ..artifacts.load import POINTS, is_marked, kind_of
+    from ..artifacts.load import POINTS, has_marker_file, target_name_of_form
     from ..artifacts.manifest import NAME
     from ..core.safe_read import CONFIG, read_json
 
@@ -77,8 +77,8 @@ def is_artifact(path: Path) -> bool:
     try:
         return KEY in read_json(path / "config.json", CONFIG)
     except (OSError, ValueError, TypeError, RecursionError):
-        kind = kind_of(path.name)
-        return kind is not None and (path.parent / NAME).is_file() and is_marked(path.parent, kind, path.name)
+        kind = target_name_of_form(path.name)
+        return kind is not None and (path.parent / NAME).is_file() and has_marker_file(path.parent, kind, path.name)
 
 
 def resolve_origin(model_location: str, settings: "Settings") -> "Origin":
@@ -94,12 +94,12 @@ def resolve_origin(model_location: str, settings: "Settings") -> "Origin":
     elif Path(model_location).is_dir():
         call = Invocation("hf", {"name": str(Path(model_location).resolve()), "revision": "main", "dtype": "auto"})
     else:
-        raise nowhere(model_location).rejection()
+        raise unknown_location_diagnostic(model_location).rejection()
     ctx = Context.without_recipe(settings, Path(), Registry())
-    return resolve_source(call, ctx)
+    return resolve_recipe_model(call, ctx)
 
 
-def resolve_source(call: Invocation, ctx: "Context") -> "Origin":
+def resolve_recipe_model(call: Invocation, ctx: "Context") -> "Origin":
     """The origin of a model that a recipe names.
 
     Raises Reject (unsigned-artifact), before anything of it is read, where signatures are required, and it lies in an
@@ -136,10 +136,10 @@ def check_model_path(location: str) -> None:
     """Reject (unknown-place) what can't lead to a model, before anybody imports torch to look closer."""
     kind, colon, _ = location.partition(":")
     if not Path(location).is_dir() and not (colon and kind in ("zoo", "hf")):
-        raise nowhere(location).rejection()
+        raise unknown_location_diagnostic(location).rejection()
 
 
-def nowhere(location: str) -> Diagnostic:
+def unknown_location_diagnostic(location: str) -> Diagnostic:
     message = f"`{location}` is a file" if Path(location).is_file() else f"there is no `{location}`"
     return unknown_place(message, help="name an artifact, a model folder, zoo:NAME or hf:ORG/NAME")
 
@@ -161,15 +161,17 @@ def open_model(
 
         torch.set_num_threads(settings.threads)  # the native engine takes as many as torch has when it opens
     with MemoryWatch(settings.max_memory) as watch:
-        opened = _open_unwatched(location, settings, steady, mapped, needs_tokenizer)
+        opened = _open_artifact_or_source(location, settings, steady, mapped, needs_tokenizer)
     max_bytes = settings.max_memory
     if max_bytes is not None and watch.peak > max_bytes:
-        message = f"{size(watch.peak)} of memory are held to open {opened.label}, {size(max_bytes)} are allowed"
+        message = (
+            f"{size_text(watch.peak)} of memory are held to open {opened.label}, {size_text(max_bytes)} are allowed"
+        )
         raise memory_bound(message, help="raise --max-memory").rejection()
     return opened
 
 
-def _open_unwatched(
+def _open_artifact_or_source(
     location: str, settings: "Settings", steady: bool, mapped: bool | None, needs_tokenizer: bool
 ) -> NamedModel:
     path = Path(location)
@@ -177,34 +179,34 @@ def _open_unwatched(
         from ..artifacts.load import load, locate_checkpoint_and_artifact
 
         folder, _ = locate_checkpoint_and_artifact(path)
-        tokenizer = _tokenizer(folder)
+        tokenizer = _load_tokenizer_or_none(folder)
         if needs_tokenizer and tokenizer is None:
-            raise _wordless(location)
+            raise _no_tokenizer_rejection(location)
         model = load(path, device=settings.device, steady=steady, mapped=mapped, on_event=settings.on_event)
         return NamedModel(location, model, tokenizer, folder)
     origin = resolve_origin(location, settings)
     tokenizer = origin.tokenizer()
     if needs_tokenizer and tokenizer is None:
-        raise _wordless(origin.label)
+        raise _no_tokenizer_rejection(origin.label)
     original = origin.load().eval().to(settings.device)
     return NamedModel(origin.label, original, tokenizer, origin.folder)
 
 
-def refuse_wordless(folder: Path, label: str) -> None:
+def refuse_without_tokenizer(folder: Path, label: str) -> None:
     """Reject (no-words) a folder of weights without tokenizer files."""
     from ..models.checkpoints.model_folder import existing_tokenizer_files
 
     if not existing_tokenizer_files(folder):
-        raise _wordless(label)
+        raise _no_tokenizer_rejection(label)
 
 
-def _wordless(label: str) -> Reject:
+def _no_tokenizer_rejection(label: str) -> Reject:
     return no_words(f"{label} has no tokenizer", help="copy the tokenizer files beside the weights").rejection()
 
 
-def _tokenizer(folder: Path) -> Any:
-    from ..artifacts.load import target_of
+def _load_tokenizer_or_none(folder: Path) -> Any:
+    from ..artifacts.load import target_class_of_folder
     from ..models.checkpoints.model_folder import existing_tokenizer_files, load_tokenizer
 
-    folder = target_of(folder, None).words(folder)
+    folder = target_class_of_folder(folder, None).words(folder)
     return load_tokenizer(folder, str(folder), False) if existing_tokenizer_files(folder) else None

@@ -16,11 +16,11 @@ from ..artifacts.measures import Measures
 from ..core.cache import Cache, write_atomic
 from ..core.deadline import out_of_time
 from ..core.options import apply_option_rules, integer_rule, invalid_option
-from ..core.options import path as path_option
+from ..core.options import path_rule as path_option
 from ..core.settings import Settings
 from .emission import Artifact, Page
-from .memory_recipe import BASE, FILE, PIPELINE, MemoryRecipe
-from .session_options import Options, renamed, session_options
+from .memory_recipe import BASE, FILE, PIPELINE, InMemoryRecipe
+from .session_options import Options, session_options, with_current_names
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -79,8 +79,8 @@ def optimize(
     if not bounds and len(rows) > 1 and decodes:
         bounds = [DOUBLED]
     with carets_in_notes():
-        memory_recipe = MemoryRecipe(steps, rows, bounds, settings)
-        text = memory_recipe.text(call("hf", PIPELINE))
+        memory_recipe = InMemoryRecipe(steps, rows, bounds, settings)
+        text = memory_recipe.to_source(call("hf", PIPELINE))
         Cache(settings.cache_dir)  # refuses a folder that others can write to
         memory_recipe = replace(memory_recipe, checkpoint=save_in_cache(source, tokenizer, settings.cache_dir))
         folder = memory_recipe.write(text)
@@ -92,7 +92,7 @@ def optimize(
 
 def _settings(options: Options) -> Settings:
     """Settings of options. Raises Reject (bad-option) for values of params, which such a recipe has none of."""
-    settings, overrides, params_file = session_options(renamed(options))
+    settings, overrides, params_file = session_options(with_current_names(options))
     if overrides or params_file:
         raise invalid_option(
             "`set` and `params` are for recipes with params", help="write values into the steps"
@@ -116,7 +116,7 @@ class Optimized:
     missed: tuple[Diagnostic, ...]
     stopped: tuple[Diagnostic, ...]
     device: str
-    source: MemoryRecipe
+    source: InMemoryRecipe
     folder: Path
 
     def __repr__(self) -> str:
@@ -141,7 +141,7 @@ class Optimized:
         """A new folder with the recipe, its model and its rows, which compiles to the same artifact (where a search
         was stopped, to that of the full search); the recipe."""
         path = apply_option_rules({"folder": folder}, {"folder": path_option})["folder"]
-        refuse_output_path(path, force=False)
+        refuse_output_path(path, overwrite=False)
         shutil.copytree(self.folder, path, ignore=shutil.ignore_patterns(OUT))
         return path / FILE
 
@@ -158,7 +158,7 @@ class Optimized:
                     help="call `effc.optimize` again with more `max_time`, or without: it goes on from there",
                 ).rejection()
             unlimited = replace(self.source, settings=replace(self.source.settings, max_time=None))
-            result = unlimited.compile(self.source.write(self.source.text(target)), where, force)
+            result = unlimited.compile(self.source.write(self.source.to_source(target)), where, force)
         emitted: list[Artifact | Page] = [*result.artifacts, *result.reports]
         return emitted[0]
 

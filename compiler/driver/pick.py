@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from ...dsl.syntax.diagnostics import Fault
 from ...kernels.levels import NAMES, covers
 from ..artifacts.artifact import artifact_draft, refuse_output_path
-from ..artifacts.front_kinds import members_as_timed, read_front_manifest
+from ..artifacts.front_kinds import members_with_interleaved_times, read_front_manifest
 from ..artifacts.load import POINTS, load
 from ..artifacts.load import checkpoint_folder_by_point as points
 from ..artifacts.manifest import Check, Manifest, verify_files
 from ..artifacts.verify import verify_forms
-from ..core.cache import default_cache
+from ..core.cache import default_cache_folder
 from ..core.environment import cpu_flags
 from ..core.events import Listener, StageBegan, StageEnded, announcing_stage, listening_with, silent
 from ..core.fingerprint import machine_facts
@@ -29,10 +29,10 @@ from ..plugin.registry import Registry
 from ..targets.hf import FORMS as CHECKPOINTS
 from ..targets.hf import write_stock_or_compact
 from ..transforms.supernet import shared_weights
-from .models import model_errors_as_diagnostics, refuse_wordless
-from .point_limits import Limit, Measures, split_limits
+from .models import model_errors_as_diagnostics, refuse_without_tokenizer
+from .point_limits import Limit, Measures, split_limit_texts
 from .point_limits import parse_limits as limits_of
-from .point_times import undecided_points
+from .point_times import undecided_reason_by_point
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,10 +60,10 @@ SHARD = 5_000_000_000  # bytes of a weights file, at most
 
 
 def copy_point(
-    path: Path,
+    front_folder: Path,
     destination: Path,
     *,
-    point: str = "",
+    point_name: str = "",
     limits: tuple[Limit, ...] = (),
     profile_name: str = "",
     force: bool = False,
@@ -71,31 +71,31 @@ def copy_point(
 ) -> tuple[str, Manifest]:
     """Copy one point of a front to `destination`, and compare what a fresh process computes from the copy.
 
-    point          its name, or its number in the order of the recipe, from 1
+    point_name          its name, or its number in the order of the recipe, from 1
     limits         or what it must keep: the best at the first measure that does is taken
     profile_name   a profile of the front's recipe that its machine has to be; "" where that doesn't matter
     return         the point's name, and the manifest of the new artifact
     """
-    front = read_front_manifest(path)
+    front = read_front_manifest(front_folder)
     if profile_name:
         refuse_profile_mismatch(front, profile_name)
     if (
-        path.resolve() in (destination.resolve(), *destination.resolve().parents)
-        or destination.resolve() in path.resolve().parents
+        front_folder.resolve() in (destination.resolve(), *destination.resolve().parents)
+        or destination.resolve() in front_folder.resolve().parents
     ):
         raise into_itself(
-            f"{destination} and the front {path} lie inside one another", help="name another folder"
+            f"{destination} and the front {front_folder} lie inside one another", help="name another folder"
         ).rejection()
     refuse_output_path(destination, force)
-    name = _chosen_point(front, point, limits)
+    name = _chosen_point(front, point_name, limits)
     start = time.monotonic()
     on_event(StageBegan("pick", name))
     with listening_with(on_event):
         with announcing_stage("reading and checking files"):
-            verify_files(path, front, prefix=f"{POINTS}/{name}" if _has_files(front, name) else "")
+            verify_files(front_folder, front, name_prefix=f"{POINTS}/{name}" if _point_has_files(front, name) else "")
         with artifact_draft(destination, force) as draft:
-            write_point = _copy_and_load_point if _has_files(front, name) else _extract_and_save_point
-            model = write_point(path, front, name, draft.folder)
+            write_point = _copy_and_load_point if _point_has_files(front, name) else _extract_and_save_point
+            model = write_point(front_folder, front, name, draft.folder)
             with model_errors_as_diagnostics(str(draft.folder)):
                 checks = verify_forms(draft.folder, model, _FORMS)
             manifest = draft.publish(_manifest_of_point(front, name, checks))
@@ -113,18 +113,18 @@ def point_folder_or_copy(
     needs_tokenizer     Reject (no-words) of weights that are shared and have no tokenizer beside them
     on_note             takes sentences on limits that were timed too noisily to decide
     """
-    limits = limits_of(split_limits(selection)) if "=" in selection else ()
+    limits = limits_of(split_limit_texts(selection)) if "=" in selection else ()
     front = read_front_manifest(path)
     name = _chosen_point(front, "" if limits else selection, limits)
-    for note in undecided_points(front, measures_by_point(front), limits).values():
+    for note in undecided_reason_by_point(front, measures_by_point(front), limits).values():
         on_note(note)
-    if _has_files(front, name):
+    if _point_has_files(front, name):
         return path / POINTS / name
     if needs_tokenizer:
-        refuse_wordless(path / shared_weights.WEIGHTS, str(path))
+        refuse_without_tokenizer(path / shared_weights.WEIGHTS, str(path))
     scratch = tempfile.mkdtemp(prefix="effc-pick-")
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
-    copy_point(path, Path(scratch, name), point=name)
+    copy_point(path, Path(scratch, name), point_name=name)
     return Path(scratch, name)
 
 
@@ -153,17 +153,17 @@ def refuse_profile_mismatch(front: Manifest, profile_name: str) -> None:
         ).rejection()
 
 
-def _chosen_point(front: Manifest, point: str, limits: tuple[Limit, ...]) -> str:
+def _chosen_point(front: Manifest, point_name: str, limits: tuple[Limit, ...]) -> str:
     names = [str(member["name"]) for member in front.members]
-    return _resolve_point_name(point, names) if point else _best_fitting_point(front, limits)
+    return _resolve_point_name(point_name, names) if point_name else _best_fitting_point(front, limits)
 
 
-def _resolve_point_name(point: str, names: list[str]) -> str:
-    if point in names:
-        return point
-    if point.isdigit() and 1 <= int(point) <= len(names):
-        return names[int(point) - 1]
-    raise no_such_point(f"there is no point `{point}`", help=f"there are {', '.join(names)}").rejection()
+def _resolve_point_name(spelled_name: str, names: list[str]) -> str:
+    if spelled_name in names:
+        return spelled_name
+    if spelled_name.isdigit() and 1 <= int(spelled_name) <= len(names):
+        return names[int(spelled_name) - 1]
+    raise no_such_point(f"there is no point `{spelled_name}`", help=f"there are {', '.join(names)}").rejection()
 
 
 def _best_fitting_point(front: Manifest, limits: tuple[Limit, ...]) -> str:
@@ -174,7 +174,7 @@ def _best_fitting_point(front: Manifest, limits: tuple[Limit, ...]) -> str:
         values_text = ", ".join(
             f"{name} {measurement_text(value, unit)}" for name, (value, unit, _) in measures[nearest].items()
         )
-        unknown = undecided_points(front, measures, limits).get(nearest, "")
+        unknown = undecided_reason_by_point(front, measures, limits).get(nearest, "")
         raise none_fits(
             "no point keeps what was asked for",
             note=f"the nearest is `{nearest}`: {values_text}" + (f"; {unknown}" if unknown else ""),
@@ -187,7 +187,7 @@ def _best_fitting_point(front: Manifest, limits: tuple[Limit, ...]) -> str:
 def measures_by_point(front: Manifest) -> dict[str, Measures]:
     """Measures of each point: first those of the front, then those of the report."""
     known: dict[str, Measures] = {}
-    for member in members_as_timed(front):
+    for member in members_with_interleaved_times(front):
         facts = {metric: (value, unit, better) for metric, value, unit, better in member["measures"]}
         known[member["name"]] = facts
         for row in front.measures:
@@ -197,29 +197,29 @@ def measures_by_point(front: Manifest) -> dict[str, Measures]:
     return known
 
 
-def _has_files(front: Manifest, name: str) -> bool:
+def _point_has_files(front: Manifest, point_name: str) -> bool:
     """Whether a point has weights of its own, not those that all points share."""
-    return any(file.startswith(f"{POINTS}/{name}/") for file in front.files)
+    return any(file.startswith(f"{POINTS}/{point_name}/") for file in front.files)
 
 
-def _copy_and_load_point(path: Path, front: Manifest, point: str, draft: Path) -> "nn.Module":
+def _copy_and_load_point(front_folder: Path, front: Manifest, point_name: str, draft: Path) -> "nn.Module":
     """Copy the files of a point; the model that they hold."""
-    for file in (f for f in front.files if f.startswith(f"{POINTS}/{point}/")):
-        copy = draft / Path(file).relative_to(f"{POINTS}/{point}")
+    for file in (f for f in front.files if f.startswith(f"{POINTS}/{point_name}/")):
+        copy = draft / Path(file).relative_to(f"{POINTS}/{point_name}")
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path / file, copy)
-    form = dict(points(path, front))[point]
+        shutil.copyfile(front_folder / file, copy)
+    form = dict(points(front_folder, front))[point_name]
     with model_errors_as_diagnostics(str(form)):
         return load(form, check="size", kernels=False)
 
 
-def _extract_and_save_point(path: Path, front: Manifest, point: str, draft: Path) -> "nn.Module":
+def _extract_and_save_point(front_folder: Path, front: Manifest, point_name: str, draft: Path) -> "nn.Module":
     """Cut a point out of weights that all points share, and write it; the model."""
-    settings, folder = Settings(default_cache()), path / shared_weights.WEIGHTS
+    settings, folder = Settings(default_cache_folder()), front_folder / shared_weights.WEIGHTS
     origin = origin_of_folder(folder, str(folder), "auto", settings)
     with model_errors_as_diagnostics(str(folder)), announcing_stage("cutting the point out"):
-        program = shared_weights.load_program_of_point(path, point, origin)
-    ctx = Context.without_recipe(settings, path, Registry(), origin, draft)
+        program = shared_weights.load_program_of_point(front_folder, point_name, origin)
+    ctx = Context.without_recipe(settings, front_folder, Registry(), origin, draft)
     write_stock_or_compact(program, draft, ctx, SHARD)
     return program.model
 

@@ -20,7 +20,7 @@ from ..core.cache import Cache
 from ..core.error_location import diagnostics_located_at
 from ..core.events import Event, Listener, StageBegan, StageEnded, Warned, announcing_stage, listening_with
 from ..core.memory import MemoryWatch, trim_heap
-from ..core.quantity import size
+from ..core.quantity import size_text
 from ..evaluation import reference, similarity
 from ..evaluation.promise import OutputPromise
 from ..ir.outcome import Front, Outcome
@@ -83,16 +83,18 @@ class Build:
         for stage in self.plan.stages:  # a pass imports the kind of result that it gives, which the cache is read by
             self.ctx.registry.import_plugin_class("pass", stage.call.word)
 
-    def run(self, out: Path, force: bool) -> Result:
+    def run(self, out_folder: Path, force: bool) -> Result:
         started = time.monotonic()
         self.total = len(self.plan.stages) + len(self.plan.pipeline.emits)
-        refuse_other_machine_profiles([s.call for s in self.plan.stages if not self.cache.has(s.key)], self.ctx)
+        refuse_other_machine_profiles(
+            [s.call for s in self.plan.stages if not self.cache.is_step_complete(s.key)], self.ctx
+        )
         for index in range(len(self.plan.stages)):  # one whose search is stopped changes the plan of those behind it
             self.run_step_unless_cached(self.plan.stages[index])
         accounting = Accounting.for_plan(self.plan, self.ctx)
         verdicts = Verdicts(self.plan, self.cache, self.ctx, accounting.on_original)
         result = Result(self.plan, stopped=self.stopped)
-        emission = Emission(self.plan, self.cache, self.ctx, out, force, verdicts, accounting, self.costs)
+        emission = Emission(self.plan, self.cache, self.ctx, out_folder, force, verdicts, accounting, self.costs)
         self.write_all_targets(emission, result)
         result.seconds = time.monotonic() - started
         return result
@@ -110,9 +112,9 @@ class Build:
             ):
                 artifacts = of.setdefault(target.source, [])
                 if describes(target.call.word):
-                    report = emission.write_report(target, artifacts, partial(self.reach_step, target.source))
+                    report = emission.write_report(target, artifacts, partial(self.load_outcome_of_step, target.source))
                     result.reports.append(report)
-                    done.change = size(report.path.stat().st_size)
+                    done.change = size_text(report.path.stat().st_size)
                     continue
                 artifacts.append(self.write_artifact(target, emission))
                 result.artifacts.append(artifacts[-1])
@@ -120,10 +122,10 @@ class Build:
 
     def run_step_unless_cached(self, stage: Stage) -> None:
         """Run one step unless its result is kept; nothing is loaded for one that is."""
-        if self.cache.has(stage.key):
+        if self.cache.is_step_complete(stage.key):
             self.index += 1
             self.ctx.emit_event(StageEnded(stage.name, 0.0, cached=True))
-            self.repeat_warnings(stage)
+            self.reemit_cached_warnings(stage)
             self.costs[stage.name] = {"planned": round(stage.seconds, 2), "cached": True}
             return
         with (
@@ -132,7 +134,7 @@ class Build:
             diagnostics_located_at(stage.call),
         ):
             pass_: Pass = self.ctx.registry.make("pass", stage.call)
-            unfinished_steps.prepare_scratch(
+            unfinished_steps.prepare_step_scratch(
                 self.cache, stage.key, self.ctx
             )  # before anything is loaded, where it can't be kept
             run = partial(self.run_pass_on_outcome, pass_, stage)
@@ -149,11 +151,11 @@ class Build:
             "peak_bytes": done.peak,
         }
 
-    def repeat_warnings(self, stage: Stage) -> None:
+    def reemit_cached_warnings(self, stage: Stage) -> None:
         """Tell the warnings of a step whose result the cache has."""
         body = self.cache.read_complete_step(stage.key)
         assert body is not None, f"the result of {stage.name} is not in the cache"
-        for diagnostic in warned.from_json(body["notes"].get("warnings", ()), stage.span):
+        for diagnostic in warned.warnings_from_json(body["notes"].get("warnings", ()), stage.span):
             self.ctx.emit_event(Warned(diagnostic))
 
     def run_pass_on_outcome(self, pass_: Pass, stage: Stage) -> tuple[Outcome, dict[str, Any]]:
@@ -168,17 +170,17 @@ class Build:
         ctx = replace(ctx, settings=replace(ctx.settings, on_event=warnings))
         result, facts = self._run_and_check_pass(pass_, outcome, stage, ctx)
         result = result.with_base("" if stage.source == self.plan.identity else stage.source)
-        return result, facts | {"warnings": warned.to_json(warnings.diagnostics)}
+        return result, facts | {"warnings": warned.warnings_to_json(warnings.diagnostics)}
 
     def replan_if_stopped(self, stage: Stage) -> Stage:
         """The stage as it is planned now: a search that had no more time gave another result than was planned."""
         deadline = self.ctx.run.deadline
-        stop = deadline.claim() if deadline else None
+        stop = deadline.pop_early_stop() if deadline else None
         if deadline is None or stop is None:
             return stage
         self.plan = self.plan.with_stopped_search(stage.name, stop.facts)
         with diagnostics_located_at(stage.call):
-            self.stopped.append(replace(deadline.over(stage.name, stop), span=stage.span))
+            self.stopped.append(replace(deadline.stopped_early_diagnostic(stage.name, stop), span=stage.span))
         return next(s for s in self.plan.stages if s.name == stage.name)
 
     def _run_and_check_pass(
@@ -212,11 +214,11 @@ class Build:
             "dump": lines.text,
         }
 
-    def reach_step(self, name: str) -> Outcome:
-        return self.load_outcome(self.plan.key_of(name))
+    def load_outcome_of_step(self, step_name: str) -> Outcome:
+        return self.load_outcome(self.plan.key_of(step_name))
 
-    def load_outcome(self, key: str) -> Outcome:
-        return self.results.load_outcome(key)
+    def load_outcome(self, step_key: str) -> Outcome:
+        return self.results.load_outcome(step_key)
 
     def store_original_outputs(self, program: Program) -> None:
         """Keep what the original says on the data that it is compared on, while it is still the original."""
@@ -260,7 +262,7 @@ class Build:
         return ProgramVersion(program, program.version) if program and stage.source == self.plan.identity else None
 
     @contextmanager
-    def blame_modified_files(self, key: str = "") -> "Iterator[None]":
+    def blame_modified_files(self, step_key: str = "") -> "Iterator[None]":
         """Blame a file of the model that changed for whatever breaks, and drop what the step of a key left."""
         try:
             yield
@@ -268,13 +270,13 @@ class Build:
             try:
                 self.ctx.origin.refuse_changed_files()
             except Reject as changed:
-                if key:
-                    unfinished_steps.drop(self.cache, key)
+                if step_key:
+                    unfinished_steps.remove_scratch(self.cache, step_key)
                 raise changed from error
             raise
         except KeyboardInterrupt:  # which leaves no time to read files again
-            if key and self.ctx.origin.files is not None and self.ctx.origin.files.is_touched():
-                unfinished_steps.drop(self.cache, key)
+            if step_key and self.ctx.origin.files is not None and self.ctx.origin.files.is_touched():
+                unfinished_steps.remove_scratch(self.cache, step_key)
             raise
 
     @contextmanager

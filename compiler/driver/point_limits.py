@@ -45,18 +45,18 @@ class Limit:
         """Distance of a point from the limit, as a share of it; at most 0 where it is met."""
         from .judging.gate import limit_in_unit  # which imports torch: words are checked before
 
-        value, unit, better = measures[self.matching_measure(measures)]
+        value, unit, better = measures[self.matching_measure_name(measures)]
         limit = limit_in_unit(self.parse_amount(unit), unit)
         gap = (value - limit) if better == "lower" else (limit - value)
         return gap / (abs(limit) or 1.0)
 
-    def is_between(self, interval: tuple[float, float], unit: str) -> bool:
+    def is_inside_interval(self, interval: tuple[float, float], unit: str) -> bool:
         """Whether it lies inside an interval of a measure in this unit."""
         from .judging.gate import limit_in_unit
 
         return interval[0] < limit_in_unit(self.parse_amount(unit), unit) < interval[1]
 
-    def matching_measure(self, measures: Measures) -> str:
+    def matching_measure_name(self, measures: Measures) -> str:
         """The measure that is meant: that of this text, else the only one of this name."""
         if self.metric in measures:
             return self.metric
@@ -100,6 +100,6 @@ def parse_limits(texts: list[str]) -> tuple[Limit, ...]:
     return tuple(result)
 
 
-def split_limits(text: str) -> list[str]:
+def split_limit_texts(text: str) -> list[str]:
     """The limits of "params=1.6M,bytes=6MiB"; commas in a metric's brackets part nothing."""
     return re.split(r",(?![^(]*\))", text)

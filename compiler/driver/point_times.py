@@ -14,16 +14,16 @@ from ..evaluation.confidence import median_interval
 from .point_limits import Limit, Measures
 
 
-def undecided_points(
+def undecided_reason_by_point(
     front: Manifest, measures_by_point: Mapping[str, Measures], limits: Sequence[Limit]
 ) -> dict[str, str]:
     """Why nobody knows whether a point keeps a limit on a time, by its name; only of points where that is so."""
     result: dict[str, str] = {}
     for limit in limits:
         for name, measures in measures_by_point.items():
-            metric = limit.matching_measure(measures)
-            interval = time_interval(front, name, metric)
-            if interval and limit.is_between(interval, measures[metric][1]):
+            metric = limit.matching_measure_name(measures)
+            interval = point_time_interval(front, name, metric)
+            if interval and limit.is_inside_interval(interval, measures[metric][1]):
                 low, high = (measurement_text(end, measures[metric][1]) for end in interval)
                 result[name] = (
                     f"the machine was too noisy to know whether `{name}` keeps {metric}={limit.value}: "
@@ -32,10 +32,12 @@ def undecided_points(
     return result
 
 
-def time_interval(front: Manifest, point: str, metric: str) -> tuple[float, float] | None:
+def point_time_interval(front: Manifest, point: str, metric: str) -> tuple[float, float] | None:
     """Least and most seconds that a point may take: the interval of its ratio, times the least and the most that the
     original took beside any point. None where no clock measured the point in turns with the original."""
-    rounds = {name: _paired_rounds(front, f"{metric} of {name}") for name in (str(m["name"]) for m in front.members)}
+    rounds = {
+        name: _paired_times_by_round(front, f"{metric} of {name}") for name in (str(m["name"]) for m in front.members)
+    }
     originals = [statistics.median(original for original, _ in pairs) for pairs in rounds.values() if pairs]
     ratios = [compiled / original for original, compiled in rounds.get(point, [])]
     if not ratios:
@@ -44,7 +46,7 @@ def time_interval(front: Manifest, point: str, metric: str) -> tuple[float, floa
     return low * min(originals), high * max(originals)
 
 
-def _paired_rounds(front: Manifest, metric: str) -> list[tuple[float, float]]:
+def _paired_times_by_round(front: Manifest, metric: str) -> list[tuple[float, float]]:
     """Times of the original and of a point, round by round; none of what is no record of both."""
     timings = front.run.get("timings")
     record = timings.get(metric) if isinstance(timings, Mapping) else None

@@ -50,7 +50,7 @@ TOKEN = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH for `ray start` and for
 LOCAL = {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # the latter has Ray listen at loopback
 
 
-def require_authenticated_head(address: str) -> None:
+def require_authenticated_ray_head(address: str) -> None:
     """Raises Reject (no-cluster) within seconds where nobody answers as the head of a cluster does: by HTTP/2, which
     its calls go over, and then to a client of Ray's. Ray's own way to say so takes minutes, under lines of its own.
     Raises Reject (open-cluster) where it answers a client without a token."""
@@ -108,8 +108,8 @@ class Worker:
         torch.set_num_threads(threads)
         self.replica = importlib.import_module(f"{module}.replica").Replica()
 
-    def answered(self, line: str) -> str:
-        return self.replica.answered(line)
+    def answer_line(self, line: str) -> str:
+        return self.replica.answer_line(line)
 
 
 @dataclass
@@ -128,7 +128,7 @@ class RayTransport(WorkerTransport):
 
     def __post_init__(self) -> None:
         if self.address:
-            require_authenticated_head(self.address)
+            require_authenticated_ray_head(self.address)
 
     @cached_property
     def size(self) -> int:

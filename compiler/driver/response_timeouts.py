@@ -36,29 +36,29 @@ class ResponseTimeouts:
     longest: dict[Kind, float] = field(default_factory=dict)
     met: set[tuple[int, str]] = field(default_factory=set)
 
-    def started(self, index: int) -> None:
+    def begin_greeting(self, worker_index: int) -> None:
         """A new worker is greeted, which has met no step."""
-        self.met = {one for one in self.met if one[0] != index}
-        self.begin(index, "")
+        self.met = {one for one in self.met if one[0] != worker_index}
+        self.begin_response(worker_index, "")
 
-    def begin(self, index: int, step: str) -> None:
-        self.owed[index] = PendingResponse((step, (index, step) not in self.met), time.monotonic())
-        self.met.add((index, step))
+    def begin_response(self, worker_index: int, step: str) -> None:
+        self.owed[worker_index] = PendingResponse((step, (worker_index, step) not in self.met), time.monotonic())
+        self.met.add((worker_index, step))
 
-    def end(self, index: int, measures: bool) -> None:
-        """A worker has answered or is lost; `measures` where it did what it was asked."""
-        owed = self.owed.pop(index, None)
-        if owed and measures:
+    def end_response(self, worker_index: int, is_measured: bool) -> None:
+        """A worker has answered or is lost; `is_measured` where it did what it was asked."""
+        owed = self.owed.pop(worker_index, None)
+        if owed and is_measured:
             elapsed = time.monotonic() - owed.since
             self.longest[owed.kind] = max(elapsed, self.longest.get(owed.kind, 0.0))
 
-    def wait(self, seconds: float) -> None:
+    def add_waited_seconds(self, seconds: float) -> None:
         for owed in self.owed.values():
             owed.waited += min(seconds, POLL_SECONDS)
 
-    def silence_to_report(self, index: int) -> float:
+    def silent_seconds_to_report(self, worker_index: int) -> float:
         """Seconds of silence that are worth a line now, each time twice as many; 0 where they aren't."""
-        owed = self.owed[index]
+        owed = self.owed[worker_index]
         known = self.longest.get(owed.kind)
         least = 2 * self.first if known is None else max(self.first, LONG * known)
         if owed.waited < max(least, 2 * owed.mention):
@@ -66,8 +66,8 @@ class ResponseTimeouts:
         owed.mention = owed.waited
         return owed.waited
 
-    def is_stale(self, index: int, is_stopped: Callable[[int], bool]) -> bool:
-        owed = self.owed[index]
+    def is_stale(self, worker_index: int, is_stopped: Callable[[int], bool]) -> bool:
+        owed = self.owed[worker_index]
         known = self.longest.get(owed.kind)
         bound = inf if known is None else max(self.least, TIMEOUT_FACTOR * known)
-        return owed.waited >= bound or (owed.waited >= 2 * self.first and is_stopped(index))
+        return owed.waited >= bound or (owed.waited >= 2 * self.first and is_stopped(worker_index))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from ..core import options
-from ..core.cache import default_cache
+from ..core.cache import default_cache_folder
 from ..core.events import Listener
 from ..core.quantity import with_article
 from ..core.settings import Settings
@@ -56,11 +56,11 @@ class Options(TypedDict, total=False):
     on_event: Listener
 
 
-def renamed(values: Any) -> Any:
+def with_current_names(options: Any) -> Any:
     """Options under the names that they have now."""
-    if "tell" in values:
+    if "tell" in options:
         warnings.warn("`tell` is `on_event` now; the old name goes with 0.3", DeprecationWarning, stacklevel=4)
-    return {"on_event" if name == "tell" else name: value for name, value in values.items()}
+    return {"on_event" if name == "tell" else name: value for name, value in options.items()}
 
 
 def with_device_of_map(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def with_device_of_map(values: Mapping[str, Any]) -> dict[str, Any]:
     if others.get("device") is not None:
         fact = "`device` and `device_map` are given, which say one thing"
         raise options.invalid_option(fact, help="leave out one of them").rejection()
-    rules = {"device_map": options.device_of_map}
+    rules = {"device_map": options.single_device_of_map}
     return others | {"device": options.apply_option_rules({"device_map": values["device_map"]}, rules)["device_map"]}
 
 
@@ -83,10 +83,10 @@ def session_options(values: Mapping[str, Any]) -> tuple[Settings, Any, Path | No
     if isinstance(settings, Mapping):
         _refuse_mix(values)
         return session_options({name: value for name, value in settings.items() if name != "settings"})
-    rules = {"set": check_param_overrides, "params": options.path}
+    rules = {"set": check_param_overrides, "params": options.path_rule}
     inputs = options.apply_option_rules({name: values.pop(name) for name in rules if name in values}, rules)
     if settings is None:
-        settings = Settings(**{"cache_dir": default_cache(), **values})
+        settings = Settings(**{"cache_dir": default_cache_folder(), **values})
     elif not isinstance(settings, Settings):
         fact = f"`settings` is {with_article(type(settings).__name__)}, which holds no options"
         raise options.invalid_option(fact, help='give a dict of options, such as {"seed": 1}').rejection()

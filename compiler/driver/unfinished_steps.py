@@ -17,9 +17,9 @@ from ..plugin.context import Context
 RECORD = "origin.json"  # path -> size, mtime in ns, inode
 
 
-def prepare_scratch(cache: Cache, key: str, ctx: Context) -> None:
+def prepare_step_scratch(cache: Cache, step_key: str, ctx: Context) -> None:
     """Make the scratch of a step that is about to run, emptied where files that it was computed from were written."""
-    scratch = cache.make_checked_scratch(key)
+    scratch = cache.make_checked_scratch(step_key)
     files = ctx.origin.files
     if files is None:
         return
@@ -27,16 +27,16 @@ def prepare_scratch(cache: Cache, key: str, ctx: Context) -> None:
     if known is None or (changed := next((path for path in known if _was_modified(path, known[path])), None)):
         reason = "its record is torn" if known is None else f"{changed} was written meanwhile"
         ctx.emit_event(Said(f"what an earlier run left of this step is not used: {reason}"))
-        drop(cache, key)
-        scratch, known = cache.make_checked_scratch(key), {}
+        remove_scratch(cache, step_key)
+        scratch, known = cache.make_checked_scratch(step_key), {}
     for path, (size, mtime, _, inode) in files.facts.items():
         known[str(path.resolve())] = [size, mtime, inode]
     write_atomic(scratch / RECORD, json.dumps(known).encode())
 
 
-def drop(cache: Cache, key: str) -> None:
+def remove_scratch(cache: Cache, step_key: str) -> None:
     """Forget what a step left."""
-    shutil.rmtree(cache.work(key), ignore_errors=True)
+    shutil.rmtree(cache.scratch_folder(step_key), ignore_errors=True)
 
 
 def _read_file_states(scratch: Path) -> dict[str, list[int]] | None:

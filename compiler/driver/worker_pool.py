@@ -8,7 +8,7 @@ from ...dsl.syntax.diagnostics import Fault
 from ..core.environment import check_modules
 from ..core.options import OptionError, parse_worker_source
 from ..core.settings import Settings
-from .worker_team import Team, facts
+from .worker_team import Team, worker_environment_facts
 from .worker_transport import LocalProcesses, WorkerTransport
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def worker_team(session: "Session", transport: WorkerTransport | None) -> Iterat
             **{name: getattr(settings, name) for name in ("seed", "device", "offline", "trust_remote_code", "threads")},
         },
     }
-    team = Team(transport, settings, session.run, session_facts, facts())
+    team = Team(transport, settings, session.run, session_facts, worker_environment_facts())
     try:
         yield team
     finally:

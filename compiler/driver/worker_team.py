@@ -35,7 +35,7 @@ LOSSES = 3  # of a place or of a task in a row, before it is given up
 WAIT = 1.0  # seconds after which a worker that is silent is looked for again
 
 
-def facts() -> dict[str, str]:
+def worker_environment_facts() -> dict[str, str]:
     """Facts that the bits of a result depend on besides the step's key, and the libraries that the key reads."""
     import torch
 
@@ -83,27 +83,27 @@ class Team:
         self.transport.start_worker(index)
         self.transport.send(index, json.dumps({"hello": True}))
         self.busy[index] = ("", "")
-        self.timeouts.started(index)
+        self.timeouts.begin_greeting(index)
 
     @property
     def is_empty(self) -> bool:
         """Whether there is no worker left."""
         return self.hired and not self.idle and not self.busy
 
-    def begin(self, index: int, task: tuple[str, str], line: str) -> None:
+    def send_task(self, index: int, step_and_task_key: tuple[str, str], line: str) -> None:
         self.idle.remove(index)
-        self.busy[index] = task
-        self.timeouts.begin(index, task[0])
+        self.busy[index] = step_and_task_key
+        self.timeouts.begin_response(index, step_and_task_key[0])
         self.transport.send(index, line)
 
     def receive_or_drop_silent(self, timeout_s: float) -> Sequence[tuple[int, str, bool]]:
         """Received answers and lost workers; one that is silent for too long is stopped, and counts as lost."""
         start_time = time.monotonic()
         replies = list(self.transport.receive(timeout_s))
-        self.timeouts.wait(time.monotonic() - start_time)
+        self.timeouts.add_waited_seconds(time.monotonic() - start_time)
         answered = {index for index, _, _ in replies}
         for index in sorted(self.timeouts.owed.keys() - answered) if timeout_s else ():
-            if silent := self.timeouts.silence_to_report(index):
+            if silent := self.timeouts.silent_seconds_to_report(index):
                 self.settings.on_event(Said(f"worker {index + 1} has not answered for {duration_text(silent)}"))
             if self.timeouts.is_stale(index, self.transport.is_stopped):
                 self.transport.stop_worker(index)
@@ -206,28 +206,28 @@ class StepScorer(RemoteScorer):
 
     def _send_and_receive_tasks(self, journal: Journal, timeout_s: float) -> None:
         """Hand out what is wanted, and take what has come in."""
-        self._hand_out()
+        self._send_tasks_to_idle()
         if timeout_s:
             self.team.run.check()
         for index, text, alive in self.team.receive_or_drop_silent(timeout_s):
             step, key = self.team.busy.pop(index, ("", ""))
             key = key if step == self.step["key"] else ""  # of an earlier step nothing is wanted any more
             answer = json.loads(text) if alive else {}
-            self.team.timeouts.end(index, measures="value" in answer or "facts" in answer)
+            self.team.timeouts.end_response(index, is_measured="value" in answer or "facts" in answer)
             if alive:
                 self._handle_answer(journal, index, key, answer)
                 continue
             self.team.idle = [other for other in self.team.idle if other != index]
-            self._retry(key)
+            self._requeue(key)
             self.team.handle_lost_worker(index, text, key)
-        self._hand_out()
+        self._send_tasks_to_idle()
 
-    def _hand_out(self) -> None:
+    def _send_tasks_to_idle(self) -> None:
         while self.queue and self.team.idle:
             key = next(iter(self.queue))
             self.running[key] = self.queue.pop(key)
             line = json.dumps({"step": self.step, "task": self.running[key]})
-            self.team.begin(self.team.idle[0], (self.step["key"], key), line)
+            self.team.send_task(self.team.idle[0], (self.step["key"], key), line)
 
     def _handle_answer(self, journal: Journal, index: int, key: str, answer: Mapping[str, Any]) -> None:
         if "facts" in answer:
@@ -235,7 +235,7 @@ class StepScorer(RemoteScorer):
             self.team.admit_or_refuse_worker(index, answer["facts"])
             return
         if "misfit" in answer:
-            self._retry(key, counts=False)
+            self._requeue(key, is_failure=False)
             self.team.refuse_worker(index, answer["misfit"])
             return
         self.team.idle.append(index)
@@ -247,10 +247,10 @@ class StepScorer(RemoteScorer):
         if key in self.running:
             journal.get_or_compute(key, lambda: answer["value"])
 
-    def _retry(self, key: str, counts: bool = True) -> None:
+    def _requeue(self, key: str, is_failure: bool = True) -> None:
         if key in self.running:
             self.queue = {key: self.running.pop(key), **self.queue}
-            self.failures[key] = self.failures.get(key, 0) + counts
+            self.failures[key] = self.failures.get(key, 0) + is_failure
 
 
 def make_step_message(name: str, key: str, scratch: Path, team: Team) -> dict[str, Any]:

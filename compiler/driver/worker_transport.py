@@ -89,7 +89,7 @@ class LocalProcesses(WorkerTransport):
             index = pipes[number]
             part = os.read(number, 1 << 16)
             if not part:
-                replies.append((index, _stop_reason(self.workers.pop(index)), False))
+                replies.append((index, _kill_and_get_reason(self.workers.pop(index)), False))
                 continue
             *lines, self.buffers[index] = (self.buffers[index] + part).split(b"\n")
             replies += [(index, line.decode(), True) for line in lines]
@@ -98,7 +98,7 @@ class LocalProcesses(WorkerTransport):
     def stop_worker(self, index: int) -> None:
         worker = self.workers.pop(index)
         worker.kill()
-        _close(worker)
+        _close_pipes(worker)
         with suppress(subprocess.TimeoutExpired):  # one that hangs in the kernel ends when that lets it
             worker.wait(1.0)
 
@@ -113,18 +113,18 @@ class LocalProcesses(WorkerTransport):
         for worker in self.workers.values():
             worker.kill()
             worker.wait()
-            _close(worker)
+            _close_pipes(worker)
         self.workers.clear()
 
 
-def _close(worker: "subprocess.Popen[bytes]") -> None:
+def _close_pipes(worker: "subprocess.Popen[bytes]") -> None:
     for pipe in (worker.stdin, worker.stdout):
         if pipe:
             with suppress(BrokenPipeError):
                 pipe.close()
 
 
-def _stop_reason(worker: "subprocess.Popen[bytes]") -> str:
+def _kill_and_get_reason(worker: "subprocess.Popen[bytes]") -> str:
     worker.kill()  # one that closed its answers and lives on is of no use
     code = worker.wait()
     return f"killed by {signal.Signals(-code).name}" if code < 0 else f"it ended with {code}"

@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from ...dsl.checker.values import DataRef
 from ...dsl.syntax.diagnostics import Fault
 from ..analysis.planning import keys
-from ..core.cache import digest, write_atomic
+from ..core.cache import canonical_json_sha256, write_atomic
 from ..core.hashes import cached_file_hash
-from ..core.quantity import size
-from ..core.sealed_json import cache_damaged, read_self_named_record, sealed
+from ..core.quantity import size_text
+from ..core.sealed_json import cache_damaged, read_self_named_record, sealed_json_bytes
 from ..models.checkpoints.pretrained import pretrained
 from ..models.rows.forward import evaluating, finite, logits, memory_batches, slices_within_chunk_bytes
 from ..plugin.context import Context
@@ -249,7 +249,7 @@ def _reference_path(ctx: Context, ref: DataRef) -> Path:
 
 def reference_path(ctx: Context, ref: DataRef, *qualifiers: str) -> Path:
     """Path of the original's outputs for a data set; `qualifiers` name them where they are not token predictions."""
-    key = digest(
+    key = canonical_json_sha256(
         [
             "reference",
             *qualifiers,
@@ -321,7 +321,8 @@ class full:
         free = shutil.disk_usage(self.location.parent).free
         if self.size > 0.9 * free:
             raise no_space(
-                f"the original's outputs take {size(self.size)}, {size(free)} are free in {self.location.parent}",
+                f"the original's outputs take {size_text(self.size)}, {size_text(free)} are free in "
+                f"{self.location.parent}",
                 help="give fewer `samples`, or another --cache-dir",
             ).rejection()
         self.file = open(self.draft, "wb")
@@ -339,7 +340,9 @@ class full:
         self.file.close()
         if kind is None:
             assert complete, f"{self.location} was not filled"
-            write_atomic(_seal(self.location), sealed({"key": self.location.stem, "sha256": self.hash.hexdigest()}))
+            write_atomic(
+                _seal(self.location), sealed_json_bytes({"key": self.location.stem, "sha256": self.hash.hexdigest()})
+            )
             os.replace(self.draft, self.location)
         else:
             self.draft.unlink(missing_ok=True)

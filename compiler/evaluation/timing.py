@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ...dsl.syntax.diagnostics import Fault
 from ...kernels.native import KernelError
-from ..core.events import follow
+from ..core.events import iterate_and_report
 from ..core.json_errors import is_out_of_memory
 from ..core.memory import fits_in_memory
 from ..models.checkpoints.origin import max_row_tokens
@@ -215,7 +215,7 @@ def _measure_round(models: Mapping[str, nn.Module], metric: Any, label: str, cal
             order = [name for step_index in range(steps) for name in (names if step_index % 2 == 0 else names[::-1])]
         else:
             order = [name for name in names for _ in range(steps)]
-        for name in follow(order, f"steps of timing, {label}"):
+        for name in iterate_and_report(order, f"steps of timing, {label}"):
             seconds_by_name[name].append(clocks[name].step())
     return {name: clocks[name].value(seconds_by_name[name][WARMUP:]) for name in names}
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..core.options import invalid_option
 from ..core.quantity import with_article
-from .windows import encode, no_tokenizer, start_token, token_windows
+from .windows import encode, no_tokenizer, start_token_id, token_windows
 
 HELD_OUT = 10  # of so many rows the last one
 FORMS = "give texts (a list, or a column of a data set), or a tensor of token ids [rows, length]"
@@ -54,5 +54,5 @@ def _token_rows(data: Rows, tokenizer: Any, length: int, samples: int) -> Tensor
         ids += encode(f"{text}\n\n", tokenizer)
         if len(ids) >= length * samples:
             break
-    rows = list(token_windows(ids, length, start_token(tokenizer, "auto"), None, 0))
+    rows = list(token_windows(ids, length, start_token_id(tokenizer, "auto"), None, 0))
     return torch.stack(rows[:samples])

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ...dsl.syntax.nearest import nearest_name_help
-from ..core.json_errors import refusing
+from ..core.json_errors import reject_on_error
 from ..core.safe_read import parse_strict_json
 from .windows import read_text
 
@@ -29,10 +29,10 @@ def read_records(path: Path) -> list[Record]:
     if delimiter := _DELIMITERS.get(path.suffix):
         records: list[Any] = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
     elif path.suffix == ".json":
-        records = _parse(text, str(path))
+        records = _parse_json_or_reject(text, str(path))
     else:
         lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-        records = parse_each(lines, lambda entry: _parse(entry[1], f"line {entry[0]} of {path}"))
+        records = parse_each(lines, lambda entry: _parse_json_or_reject(entry[1], f"line {entry[0]} of {path}"))
     if not isinstance(records, list) or not records:
         raise invalid_record(f"{path} holds no records", help="one JSON object a line, or one list of them").rejection()
     malformed = [number for number, record in enumerate(records, start=1) if not isinstance(record, dict)]
@@ -59,31 +59,31 @@ def parse_each(items: Iterable[T], parse: Callable[[T], R]) -> list[R]:
     return results
 
 
-def _parse(text: str, name: str) -> Any:
-    with refusing(invalid_record, f"{name} is not JSON"):
+def _parse_json_or_reject(text: str, name: str) -> Any:
+    with reject_on_error(invalid_record, f"{name} is not JSON"):
         return parse_strict_json(text)
 
 
-def require_field(records: Iterable[Record], name: str, path: str | Path) -> None:
+def require_field(records: Iterable[Record], field: str, path: str | Path) -> None:
     """Reject a field that some record lacks, with the nearest one that it has."""
-    lacking = [(number, record) for number, record in enumerate(records, start=1) if name not in record]
+    lacking = [(number, record) for number, record in enumerate(records, start=1) if field not in record]
     if lacking:
         number, record = lacking[0]
         also = f", nor have {len(lacking) - 1} others" if len(lacking) > 1 else ""
-        message = f"record {number} of {path} has no field `{name}`{also}"
-        raise no_field(message, help=nearest_name_help(name, record, "it has")).rejection()
+        message = f"record {number} of {path} has no field `{field}`{also}"
+        raise no_field(message, help=nearest_name_help(field, record, "it has")).rejection()
 
 
-def check_fields(records: Sequence[Record], names: Iterable[str], path: str | Path) -> None:
+def require_fields(records: Sequence[Record], fields: Iterable[str], path: str | Path) -> None:
     """Reject all fields that some record lacks, at once."""
-    parse_each(names, lambda name: require_field(records, name, path))
+    parse_each(fields, lambda name: require_field(records, name, path))
 
 
-def text_of(record: Record, name: str, line_number: int, path: str | Path) -> str:
+def field_text(record: Record, field: str, line_number: int, path: str | Path) -> str:
     """The text of a field; numbers count as text."""
-    value = record[name]
+    value = record[field]
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise invalid_record(f"`{name}` of record {line_number} of {path} is not text").rejection()
+        raise invalid_record(f"`{field}` of record {line_number} of {path} is not text").rejection()
     return str(value)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..plugin.context import Context
 from ..plugin.interfaces import Data, param
-from .records import Record, check_fields, read_records
+from .records import Record, read_records, require_fields
 from .windows import choose_rows, content_identity, find_files
 
 
@@ -26,7 +26,7 @@ class SampledRows(Data):
         numbered: list[tuple[Record, int, Path]] = []
         for path in self.files(ctx):
             records = read_records(path)
-            check_fields(records, fields, path)
+            require_fields(records, fields, path)
             numbered += [(record, number, path) for number, record in enumerate(records, start=1)]
         return numbered
 

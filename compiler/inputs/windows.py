@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...dsl.syntax.diagnostics import Fault
 from ...dsl.syntax.source_file import irregular_kind_of_path
-from ..core.cache import digest
+from ..core.cache import canonical_json_sha256
 from ..core.hashes import cached_file_hash
 from ..core.safe_read import DATA, read_regular_file
 from ..plugin.context import Context
@@ -92,7 +92,7 @@ def require_tokenizer(tokenizer: Any, ctx: Context) -> Any:
     return tokenizer
 
 
-def padding_id(tokenizer: Any, ctx: Context) -> int:
+def padding_token_id(tokenizer: Any, ctx: Context) -> int:
     """Id that fills rows up: the padding token's, else the end token's. Raises Reject (no-tokenizer)."""
     tokenizer = require_tokenizer(tokenizer, ctx)
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
@@ -103,12 +103,12 @@ def encode(text: str, tokenizer: Any) -> list[int]:
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else []
 
 
-def start_token(tokenizer: Any, start: str) -> int | None:
+def start_token_id(tokenizer: Any, start_option: str) -> int | None:
     """The id in front of every row: the tokenizer's own habit for "auto"."""
-    if start == "never" or tokenizer.bos_token_id is None:
+    if start_option == "never" or tokenizer.bos_token_id is None:
         return None
     habit = tokenizer("a", verbose=False)["input_ids"][:1] == [tokenizer.bos_token_id]
-    return tokenizer.bos_token_id if habit or start == "always" else None
+    return tokenizer.bos_token_id if habit or start_option == "always" else None
 
 
 def token_windows(
@@ -146,10 +146,10 @@ def choose_rows(rows: "torch.Tensor", samples: int | None, seed: int) -> "Iterat
     return iter(rows[torch.randperm(len(rows), generator=generator)[:samples]])
 
 
-def _too_little_text_remedy(token_count: int, row_count: int, needed_rows: int, length: int, row_tokens: int) -> str:
+def _too_little_text_remedy(token_count: int, num_rows: int, needed_rows: int, length: int, row_tokens: int) -> str:
     """Remedy for too little text: fewer rows, shorter ones if long enough, or the amount of text needed."""
-    if row_count:
-        return f"give more text, or `samples: {row_count}`"
+    if num_rows:
+        return f"give more text, or `samples: {num_rows}`"
     longest = token_count // needed_rows + length - row_tokens
     shorter = f", or `length: {longest}`" if longest >= _SHORTEST else ""
     return f"give {row_tokens * needed_rows} tokens of text{shorter}"
@@ -158,4 +158,6 @@ def _too_little_text_remedy(token_count: int, row_count: int, needed_rows: int, 
 def content_identity(word: str, files: Iterable[Path], facts: dict[str, Any], ctx: Context) -> str:
     """sha256 over a data word: its files, what it was told, and the tokenizer."""
     contents = [cached_file_hash(f, ctx.settings.cache_dir) for f in files]
-    return digest({"word": word, "files": contents, "about": facts, "tokenizer": ctx.origin.tokenizer_identity})
+    return canonical_json_sha256(
+        {"word": word, "files": contents, "about": facts, "tokenizer": ctx.origin.tokenizer_identity}
+    )

@@ -8,7 +8,7 @@ from torch import nn
 
 from ...dsl.checker.skeleton import is_submodule
 from ...dsl.syntax.diagnostics import Fault, Reject
-from ...dsl.syntax.json_types import from_json, is_from_to
+from ...dsl.syntax.json_types import from_json, make_range_predicate
 from ..core.json_errors import first_line
 from ..core.safe_read import Unlisted
 from . import editable_attributes, graph_json, surgery, targets
@@ -204,7 +204,7 @@ def _is_graph(entry: dict[str, Any]) -> bool:
 
 _Path = Annotated[str, lambda path: check_path(path) == path]
 _Text = Annotated[str, lambda text: len(text) < 200]
-_Number = Annotated[int, is_from_to(0, 2**40 - 1)]
+_Number = Annotated[int, make_range_predicate(0, 2**40 - 1)]
 _KINDS = {
     "layers": dict[_Path, list[_Number]],
     "deleted": list[_Path],

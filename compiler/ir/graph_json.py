@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from ...dsl.syntax.diagnostics import Fault, Reject
-from ..core.safe_read import Unlisted, require
+from ..core.safe_read import Unlisted, require_or_unlisted
 from .operations import (
     DTYPES,
     allowlisted_function_name,
@@ -115,13 +115,15 @@ def _listed(meta: Any) -> Any:
 
 
 def _checked_text(value: Any) -> str:
-    require(isinstance(value, str) and len(value) <= _LONGEST_TEXT, "something else where a short text belongs")
+    require_or_unlisted(
+        isinstance(value, str) and len(value) <= _LONGEST_TEXT, "something else where a short text belongs"
+    )
     return value
 
 
 def _checked_identifier(value: Any) -> str:
     name = _checked_text(value)
-    require(
+    require_or_unlisted(
         name.isidentifier()
         and name.isascii()
         and not keyword.iskeyword(name)
@@ -136,33 +138,33 @@ class _Reader:
     """Builds a graph node by node; a name can only be used below the node that defines it."""
 
     def __init__(self, data: Any):
-        require(isinstance(data, dict) and data.get("format") == FORMAT, "another format")
+        require_or_unlisted(isinstance(data, dict) and data.get("format") == FORMAT, "another format")
         nodes = data.get("nodes")
-        require(isinstance(nodes, list) and 0 < len(nodes) <= _MAX_NODES, "no list of nodes")
+        require_or_unlisted(isinstance(nodes, list) and 0 < len(nodes) <= _MAX_NODES, "no list of nodes")
         self.graph = fx.Graph()
         self.known: dict[str, fx.Node] = {}
         for index, entry in enumerate(nodes):
-            require(isinstance(entry, dict), "a node that is no object")
+            require_or_unlisted(isinstance(entry, dict), "a node that is no object")
             last = index == len(nodes) - 1
-            require((entry.get("op") == "output") == last, "its output not once at the end")
+            require_or_unlisted((entry.get("op") == "output") == last, "its output not once at the end")
             self.add_node(entry)
 
     def add_node(self, entry: dict[str, Any]) -> None:
         op = str(entry.get("op"))
-        require(op in _OPS, f"an operation {op[:80]!r}")
+        require_or_unlisted(op in _OPS, f"an operation {op[:80]!r}")
         name = _checked_identifier(entry.get("name"))
-        require(name not in self.known, f"the name {name!r} twice")
+        require_or_unlisted(name not in self.known, f"the name {name!r} twice")
         args, kwargs = entry.get("args", []), entry.get("kwargs", {})
-        require(isinstance(args, list) and isinstance(kwargs, dict), "a call without arguments")
+        require_or_unlisted(isinstance(args, list) and isinstance(kwargs, dict), "a call without arguments")
         args = tuple(self.read_value(a, 0) for a in args)
         kwargs = {_checked_identifier(k): self.read_value(a, 0) for k, a in kwargs.items()}
         if op == "output":
-            require(len(args) == 1 and not kwargs, "an output of other than one value")
+            require_or_unlisted(len(args) == 1 and not kwargs, "an output of other than one value")
             self.graph.output(args[0])
             return
         target = self.read_target(op, entry.get("target"), args, kwargs)
         node = self.graph.create_node(op, target, args, kwargs, name=name)
-        require(node.name == name, f"the name {name!r}, which Python or fx reserves")
+        require_or_unlisted(node.name == name, f"the name {name!r}, which Python or fx reserves")
         node.meta.update(_meta(entry.get("meta", {})))
         self.known[name] = node
 
@@ -171,49 +173,53 @@ class _Reader:
         if op == "call_function":
             function = listed_function_by_name(name)
             if name.startswith("operator."):
-                require(len(args) == operand_count(function) and not kwargs, f"{name} with other operands")
+                require_or_unlisted(len(args) == operand_count(function) and not kwargs, f"{name} with other operands")
             if function is getattr:
-                require(
+                require_or_unlisted(
                     len(args) == 2 and not kwargs and isinstance(args[0], fx.Node) and isinstance(args[1], str),
                     "a getattr of another form",
                 )
                 check_attribute(args[1])
             return function
         if op == "call_method":
-            require(bool(args) and isinstance(args[0], fx.Node), "a method of nothing")
+            require_or_unlisted(bool(args) and isinstance(args[0], fx.Node), "a method of nothing")
             return check_method(name)
         if op == "placeholder":
-            require(args in ((), (None,)) and not kwargs, "a placeholder with a default other than None")
+            require_or_unlisted(args in ((), (None,)) and not kwargs, "a placeholder with a default other than None")
             before = self.known.values()
-            require(all(node.op == "placeholder" for node in before), "a placeholder after a call")
-            require(bool(args) or not any(node.args for node in before), "a placeholder without the default of another")
+            require_or_unlisted(all(node.op == "placeholder" for node in before), "a placeholder after a call")
+            require_or_unlisted(
+                bool(args) or not any(node.args for node in before), "a placeholder without the default of another"
+            )
             return _checked_identifier(name)
-        require(op == "call_module" or (not args and not kwargs), "a read with arguments")
+        require_or_unlisted(op == "call_module" or (not args and not kwargs), "a read with arguments")
         return check_path(name)
 
     def read_value(self, value: Any, depth: int) -> Any:
-        require(depth < _DEEPEST, "arguments nested too deep")
+        require_or_unlisted(depth < _DEEPEST, "arguments nested too deep")
         if value is None or isinstance(value, (bool, float)):
             return value
         if isinstance(value, int):
-            require(-(2**63) <= value < 2**64, "a number that is too large")
+            require_or_unlisted(-(2**63) <= value < 2**64, "a number that is too large")
             return value
         if isinstance(value, str):
             return _checked_text(value)
-        require(isinstance(value, dict) and len(value) == 1, "an argument of another form")
+        require_or_unlisted(isinstance(value, dict) and len(value) == 1, "an argument of another form")
         ((kind, body),) = value.items()
         if kind == "node":
-            require(isinstance(body, str) and body in self.known, "a use before the definition")
+            require_or_unlisted(isinstance(body, str) and body in self.known, "a use before the definition")
             return self.known[body]
         return self.read_tagged_value(kind, body, depth + 1)
 
     def read_tagged_value(self, kind: str, body: Any, depth: int) -> Any:
         if kind in ("tuple", "list", "slice"):
-            require(isinstance(body, list) and (kind != "slice" or len(body) == 3), f"a {kind} of another form")
+            require_or_unlisted(
+                isinstance(body, list) and (kind != "slice" or len(body) == 3), f"a {kind} of another form"
+            )
             items = [self.read_value(item, depth) for item in body]
             return slice(*items) if kind == "slice" else items if kind == "list" else tuple(items)
         if kind == "dict":
-            require(isinstance(body, dict), "a dict of another form")
+            require_or_unlisted(isinstance(body, dict), "a dict of another form")
             return {_checked_identifier(key): self.read_value(item, depth) for key, item in body.items()}
         if kind == "dtype" and isinstance(body, str) and body in DTYPES:
             return DTYPES[body]
@@ -227,13 +233,13 @@ class _Reader:
 
 
 def _meta(data: Any) -> dict[str, Any]:
-    require(isinstance(data, dict) and set(data) <= set(_META), "notes of another form")
+    require_or_unlisted(isinstance(data, dict) and set(data) <= set(_META), "notes of another form")
     return {key: _tupled(value, 0) for key, value in data.items()}
 
 
 def _tupled(value: Any, depth: int) -> Any:
-    require(depth < _DEEPEST, "notes nested too deep")
+    require_or_unlisted(depth < _DEEPEST, "notes nested too deep")
     if isinstance(value, list):
         return tuple(_tupled(item, depth + 1) for item in value)
-    require(value is None or isinstance(value, (bool, int, str)), "notes of another form")
+    require_or_unlisted(value is None or isinstance(value, (bool, int, str)), "notes of another form")
     return value

@@ -51,7 +51,9 @@ class StepResults:
         """
         body = outcome.store(self.cache, self.origin)
         self.origin.refuse_changed_files()
-        self.cache.finish(key, key_fields, {"tensors": {}, "borrowed": {}, "edits": {}, **body, "notes": dict(notes)})
+        self.cache.write_step_record(
+            key, key_fields, {"tensors": {}, "borrowed": {}, "edits": {}, **body, "notes": dict(notes)}
+        )
         self.outcome, self.key = outcome, key
 
     def program_of(self, key: str) -> Program:

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..core.cache import LARGE, Cache, tensor_hash
-from ..core.events import follow
+from ..core.events import iterate_and_report
 from ..models.checkpoints.origin import Origin
 from . import graph_json
 from .capture.capture import retrace_units
@@ -24,7 +24,7 @@ def store_and_map_parameters(program: Program, cache: Cache, origin: Origin) -> 
     """
     known = names_by_content_hash(origin, cache)
     tensors, borrowed = {}, {}
-    for name, tensor in follow(distinct_tensors(program.model), "tensors", len(program.model.state_dict())):
+    for name, tensor in iterate_and_report(distinct_tensors(program.model), "tensors", len(program.model.state_dict())):
         content_hash = tensor_hash(tensor)
         if content_hash in known:
             borrowed[name] = known[content_hash]
@@ -44,7 +44,7 @@ def _memory_map_parameters(program: Program, cache: Cache, tensors: Mapping[str,
             and tensor.device.type == "cpu"
             and tensor.nbytes >= LARGE
         ):
-            tensor.data = cache.mapped(tensors[name])
+            tensor.data = cache.map_stored_tensor(tensors[name])
 
 
 def restore_program(body: Mapping[str, Any], cache: Cache, origin: Origin) -> Program:
@@ -80,13 +80,15 @@ def edited_unit(path: str, entry: Mapping[str, Any]) -> Unit:
 def names_by_content_hash(origin: Origin, cache: Cache) -> dict[str, str]:
     """Names of the original model's tensors by the hash of their content; made once per model."""
     parts = {"tensors of": origin.identity, "dtype": origin.dtype}
-    known = cache.value(parts)
+    known = cache.read_value(parts)
     if known is None:
         model = origin.load()
         known = {
             tensor_hash(t): name
-            for name, t in follow(distinct_tensors(model), "tensors of the original", len(model.state_dict()))
+            for name, t in iterate_and_report(
+                distinct_tensors(model), "tensors of the original", len(model.state_dict())
+            )
         }
         origin.refuse_changed_files()
-        cache.keep(parts, known)
+        cache.store_value(parts, known)
     return known

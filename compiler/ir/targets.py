@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 from transformers import PreTrainedConfig
 
-from ..core.safe_read import Unlisted, require
+from ..core.safe_read import Unlisted, require_or_unlisted
 from .layers import leaves
 from .operations import is_whole_library_function
 from .surgery import module_at, split
@@ -37,7 +37,9 @@ def check_graph_targets(graph: fx.Graph, layer: nn.Module, family: str) -> None:
         elif node.op == "call_function":
             _check_arguments_of_leaf_call(node)
         elif node.op == "call_method" and node.args[0].op == "get_attr":
-            require(_is_tensor(layer, node.args[0].target), f"the method {node.target} of {node.args[0].target}")
+            require_or_unlisted(
+                _is_tensor(layer, node.args[0].target), f"the method {node.target} of {node.args[0].target}"
+            )
         if node.op in ("call_function", "call_method", "call_module"):
             fx.node.map_aggregate((node.args, node.kwargs), _check_argument)
 
@@ -53,7 +55,7 @@ def resolve_layer_path(layer: nn.Module, path: str) -> Any:
         if table.get(name) is not None:
             return table[name]
     value = vars(module).get(name)
-    require(
+    require_or_unlisted(
         isinstance(value, (bool, int, float, PreTrainedConfig)),
         f"the path {path}, which is no module, tensor or number",
     )
@@ -71,7 +73,7 @@ def _refuse_non_module_call(node: fx.Node, layer: nn.Module, family: str) -> Non
         and not leaves.is_container(module)
         and (leaves.is_leaf(module, family) or next(module.parameters(), None) is not None)
     )
-    require(runs, f"a call of {node.target}, which is no module that computes")
+    require_or_unlisted(runs, f"a call of {node.target}, which is no module that computes")
 
 
 def _refuse_misused_read(node: fx.Node, layer: nn.Module) -> None:
@@ -83,7 +85,7 @@ def _refuse_misused_read(node: fx.Node, layer: nn.Module) -> None:
         misuses = [user for user in node.users if not is_whole_library_function(user.target)]
     else:
         return
-    require(not misuses, f"a read of {node.target}, which is no tensor and no number")
+    require_or_unlisted(not misuses, f"a read of {node.target}, which is no tensor and no number")
 
 
 def _is_module_argument_of(user: fx.Node, node: fx.Node) -> bool:
@@ -116,14 +118,16 @@ def _check_arguments_of_leaf_call(node: fx.Node) -> None:
         raise Unlisted(f"a call of leaf.{name} with other arguments: {error}") from error
     module = bound.get("module")
     if "module" in _parameters(node.target):
-        require(isinstance(module, fx.Node) and module.op == "get_attr", f"leaf.{name} of what is no module")
+        require_or_unlisted(
+            isinstance(module, fx.Node) and module.op == "get_attr", f"leaf.{name} of what is no module"
+        )
     if name in _CACHE:
         cache, index = bound.get("cache"), bound.get("layer_idx", 0)
-        require(
+        require_or_unlisted(
             cache is None or (isinstance(cache, fx.Node) and cache.op == "placeholder"),
             f"leaf.{name} with a cache that is no argument of the layer",
         )
-        require(
+        require_or_unlisted(
             (isinstance(index, fx.Node) and index.op == "get_attr")
             or (type(index) is int and 0 <= index < _MAX_LAYERS),
             f"leaf.{name} with an odd slot",
@@ -132,5 +136,5 @@ def _check_arguments_of_leaf_call(node: fx.Node) -> None:
 
 def _check_argument(value: Any) -> Any:
     short = not isinstance(value, str) or _TEXT.fullmatch(value) is not None
-    require(short, f"the text {str(value)[:40]!r} as an argument")
+    require_or_unlisted(short, f"the text {str(value)[:40]!r} as an argument")
     return value

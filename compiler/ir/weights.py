@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from ..core.cache import digest, tensor_hash
+from ..core.cache import canonical_json_sha256, tensor_hash
 from .layers.linear import check_and_copy_packed_weights
 from .layers.reft import interventions
 
@@ -35,7 +35,9 @@ def distinct_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def base_hash(model: nn.Module) -> str:
     """sha256 over all tensors of a model by name, interventions left out."""
     inside = tuple(f"{path}." for path, _ in interventions(model))
-    return digest(sorted((name, tensor_hash(t)) for name, t in distinct_tensors(model) if not name.startswith(inside)))
+    return canonical_json_sha256(
+        sorted((name, tensor_hash(t)) for name, t in distinct_tensors(model) if not name.startswith(inside))
+    )
 
 
 def assign_tensors(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:

@@ -16,7 +16,7 @@ not_timed = Fault(
 )
 
 
-def untimed_reason(rejection: Reject) -> str:
+def reason_not_timed(rejection: Reject) -> str:
     """Why a runtime could not be timed; "" where something else was refused."""
     diagnostics = rejection.diagnostics
     return diagnostics[0].message if all(d.fault is not_timed for d in diagnostics) else ""

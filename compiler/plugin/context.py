@@ -174,7 +174,7 @@ class Context:
         if tensor.device.type != "cpu" or tensor.nbytes < LARGE:
             return tensor
         cache = Cache(self.settings.cache_dir)
-        return cache.mapped(cache.store_tensor(tensor))
+        return cache.map_stored_tensor(cache.store_tensor(tensor))
 
     def record(self, name: str, value: float, unit: str = "") -> None:
         self.emit_event(Recorded(name, value, unit))

@@ -42,19 +42,19 @@ Chain = list[tuple[ast.ClassDef, Path]]
 Types = tuple[tuple[str, ...], tuple[str, ...], bool]  # of a parameter, its choices, and whether it may be None
 
 
-def read_plugin_header(kind: str, name: str, path: Path, package: str = "effc") -> Word:
+def read_plugin_header(kind: str, name: str, source_path: Path, package: str = "effc") -> Word:
     """The declaration of the one class of a file, and of classes of its package between it and its kind."""
-    base, tree = BASES[kind], ast.parse(path.read_text(encoding="utf-8"))
+    base, tree = BASES[kind], ast.parse(source_path.read_text(encoding="utf-8"))
     chains = [
         chain
         for node in tree.body
-        if isinstance(node, ast.ClassDef) and (chain := _inheritance_chain_below_base(node, tree, path, base))
+        if isinstance(node, ast.ClassDef) and (chain := _inheritance_chain_below_base(node, tree, source_path, base))
     ]
-    assert len(chains) == 1, f"{path}: {len(chains)} classes derive from {base.__name__}, a word is one"
+    assert len(chains) == 1, f"{source_path}: {len(chains)} classes derive from {base.__name__}, a word is one"
     (chain,) = chains
     node, _ = chain[-1]
     doc = ast.get_docstring(node)
-    assert doc, f"{path}:{node.lineno}: the class {node.name} has no docstring"
+    assert doc, f"{source_path}:{node.lineno}: the class {node.name} has no docstring"
     cls: type = base
     types: dict[str, Types] = {f.name: ((TYPES[f.type.__name__],), (), False) for f in fields(base)}
     depth = dict.fromkeys(types, len(chain))
@@ -63,11 +63,12 @@ def read_plugin_header(kind: str, name: str, path: Path, package: str = "effc") 
         types |= declared
         depth = dict.fromkeys(declared, len(chain) - 1 - level) | depth
     params = sorted(
-        (_param_of_field(f, types[f.name], path) for f in fields(cls)), key=lambda p: (not p.required, depth[p.name])
+        (_param_of_field(f, types[f.name], source_path) for f in fields(cls)),
+        key=lambda p: (not p.required, depth[p.name]),
     )
     problems = tuple(problem for node, file in chain for problem in _declared_problems(node, file))
-    declare = cls if package == "effc" else _reject_on_rule_errors(cls, f"{kind} `{name}`", path)
-    return Word(kind, name, doc, tuple(params), _class_values(cls), str(path), problems, declare)
+    declare = cls if package == "effc" else _reject_on_rule_errors(cls, f"{kind} `{name}`", source_path)
+    return Word(kind, name, doc, tuple(params), _declared_class_values(cls), str(source_path), problems, declare)
 
 
 def _inheritance_chain_below_base(node: ast.ClassDef, tree: ast.Module, path: Path, base: type) -> Chain:
@@ -79,7 +80,7 @@ def _inheritance_chain_below_base(node: ast.ClassDef, tree: ast.Module, path: Pa
     if base.__name__ in names:
         return [(node, path)]
     for name in names:
-        file = _file_defining(name, tree, path)
+        file = _file_that_defines(name, tree, path)
         above = ast.parse(file.read_text(encoding="utf-8")) if file else ast.Module([], [])
         for parent in above.body:
             if isinstance(parent, ast.ClassDef) and parent.name == name and file:
@@ -88,11 +89,11 @@ def _inheritance_chain_below_base(node: ast.ClassDef, tree: ast.Module, path: Pa
     return []
 
 
-def _file_defining(name: str, tree: ast.Module, path: Path) -> Path | None:
+def _file_that_defines(name: str, tree: ast.Module, path: Path) -> Path | None:
     """The file in which a class or a value of that name is written: this one, or the one that a relative import leads
     to."""
     for node in tree.body:
-        if (isinstance(node, ast.ClassDef) and node.name == name) or _assigned_value(node, name):
+        if (isinstance(node, ast.ClassDef) and node.name == name) or _value_assigned_to(node, name):
             return path
         if isinstance(node, ast.ImportFrom) and node.level and node.module and name in (n.name for n in node.names):
             file = path.parents[node.level - 1].joinpath(*node.module.split(".")).with_suffix(".py")
@@ -100,7 +101,7 @@ def _file_defining(name: str, tree: ast.Module, path: Path) -> Path | None:
     return None
 
 
-def _assigned_value(node: ast.stmt, name: str) -> ast.expr | None:
+def _value_assigned_to(node: ast.stmt, name: str) -> ast.expr | None:
     """Value of `NAME = ...` at the top of a file."""
     match node:
         case ast.Assign([ast.Name(target)], value) if target == name:
@@ -116,10 +117,10 @@ def _define_header_class(node: ast.ClassDef, path: Path, base: type) -> tuple[ty
         match statement:
             case ast.AnnAssign(target=ast.Name(name), value=ast.Call(func=ast.Name("param")) as value):
                 declared[name] = _types_and_choices_of_annotation(statement.annotation, path)
-                _check_literal(value, path)
+                _assert_is_literal(value, path)
                 body.append(ast.AnnAssign(statement.target, ast.Constant("Any"), value, 1))
             case ast.AnnAssign(target=ast.Name(name), value=ast.expr() as value) | ast.Assign([ast.Name(name)], value):
-                _check_literal(value, path)
+                _assert_is_literal(value, path)
                 assert name not in _REPLACED and name not in RULES, (
                     f"{path}:{statement.lineno}: `{name}` is a method now: `{_REPLACED.get(name, name)}`"
                 )
@@ -136,7 +137,7 @@ def _define_header_class(node: ast.ClassDef, path: Path, base: type) -> tuple[ty
     return names[node.name], declared
 
 
-def _check_literal(value: ast.expr, path: Path) -> None:
+def _assert_is_literal(value: ast.expr, path: Path) -> None:
     """Assert that an expression is made of literals and of calls of what headers may name."""
     for node in ast.walk(value):
         literal = isinstance(node, _LITERAL) or (isinstance(node, ast.Name) and node.id in NAMES)
@@ -154,7 +155,7 @@ def _param_of_field(field: Field, types: Types, path: Path) -> Param:
     return declared
 
 
-def _class_values(cls: type) -> dict[str, Any]:
+def _declared_class_values(cls: type) -> dict[str, Any]:
     """Class-level values of a word that are no parameters, with those of its kind."""
     params, methods = {f.name for f in fields(cls)}, (FunctionType, classmethod, staticmethod, property)
     plugins = [c for c in reversed(cls.__mro__) if issubclass(c, interfaces.Plugin)]
@@ -168,7 +169,7 @@ def _declared_problems(node: ast.ClassDef, path: Path) -> Iterator[rules.Problem
     for call in sorted(calls, key=lambda call: call.lineno):
         if isinstance(call.func, ast.Name) and call.func.id in names:
             for argument in call.args:
-                _check_literal(argument, path)
+                _assert_is_literal(argument, path)
             yield names[call.func.id](*map(ast.literal_eval, call.args))
 
 
@@ -221,6 +222,6 @@ def _types_and_choices_of_annotation(node: ast.expr, path: Path) -> Types:
 def _alias_of_annotation(name: str, path: Path) -> tuple[ast.expr, Path] | None:
     """Annotation that a name for a type stands for, and the file that it is in."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    file = _file_defining(name, tree, path)
+    file = _file_that_defines(name, tree, path)
     body = ast.parse(file.read_text(encoding="utf-8")).body if file else []
-    return next(((value, file) for node in body if file and (value := _assigned_value(node, name))), None)
+    return next(((value, file) for node in body if file and (value := _value_assigned_to(node, name))), None)

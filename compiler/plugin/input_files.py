@@ -31,7 +31,7 @@ def missing_file_warnings(recipe: Recipe, vocabulary: Vocabulary, folder: Path) 
                         else f"there is no {file_kind} `{path}`"
                     )
                     help_ = "" if kind else "a path is relative to the file that names it"
-                    yield missing_file(message, call.where(name), help=help_)
+                    yield missing_file(message, call.argument_or_call_span(name), help=help_)
 
 
 def _all_calls_with_kind(recipe: Recipe) -> Iterator[tuple[str, Invocation]]:

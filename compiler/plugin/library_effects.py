@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ..core.quantity import count_text, measurement_text, relative_change_text
 from ..core.safe_read import read_json
-from .recipe_library import LibraryFile, folders
+from .recipe_library import LibraryFile, library_folders
 
 FILE = "effects.json"
 FORMAT = 1
@@ -164,26 +164,26 @@ class Effects:
         body = read_json(file, MAX_FILE_BYTES)
         return Effects(body["machines"], body["recipes"])
 
-    def of(self, recipe: LibraryFile) -> tuple[Effect, ...]:
+    def effects_of_recipe(self, recipe: LibraryFile) -> tuple[Effect, ...]:
         """Effects of a recipe in its current text; none where it was changed since."""
         entry = self.stored.get(short_name(recipe))
-        if entry is None or entry["of"] != meaning_hash(recipe):
+        if entry is None or entry["of"] != recipe_text_hash(recipe):
             return ()
         return tuple(Effect(**row | {"rows": tuple(map(tuple, row["rows"]))}) for row in entry["effects"])
 
     def add(self, recipe: LibraryFile, effect: Effect) -> None:
         """Keep an effect, in the place of an older one on the same model."""
-        remaining = [e for e in self.of(recipe) if e.on != effect.on]
+        remaining = [e for e in self.effects_of_recipe(recipe) if e.on != effect.on]
         rows = [asdict(e) for e in sorted([*remaining, effect], key=lambda e: (not e.on.startswith("tiny"), e.on))]
-        self.stored[short_name(recipe)] = {"of": meaning_hash(recipe), "effects": rows}
+        self.stored[short_name(recipe)] = {"of": recipe_text_hash(recipe), "effects": rows}
 
-    def machine(self, facts: Mapping[str, Any]) -> int:
+    def get_or_add_machine_index(self, facts: Mapping[str, Any]) -> int:
         """Index of a machine in the file, which gets it where it has not."""
         if facts not in self.machines:
             self.machines.append(facts)
         return self.machines.index(facts)
 
-    def measured_on(self, effect: Effect) -> str:
+    def machine_and_versions_text(self, effect: Effect) -> str:
         """The machine and the versions, in a line."""
         facts = self.machines[effect.machine]
         threads = f"{facts['threads']} thread" + ("s" if facts["threads"] != 1 else "")
@@ -194,14 +194,14 @@ class Effects:
 
 def effects_path() -> Path:
     """Beside the recipes, in the folder that has them."""
-    return folders()[0] / FILE
+    return library_folders()[0] / FILE
 
 
 def short_name(recipe: LibraryFile) -> str:
     return recipe.name.removesuffix(".effspec")
 
 
-def meaning_hash(recipe: LibraryFile) -> str:
+def recipe_text_hash(recipe: LibraryFile) -> str:
     """A hash of what a recipe says, without its docstring, comments and spaces: those change no result."""
     text = _COMMENT.sub("", _DOC.sub("", recipe.text, count=1))
     return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:16]

@@ -77,10 +77,10 @@ def write_package_lock(folder: Path, lock: Lock) -> Path:
     return folder / NAME
 
 
-def has_toml(value: Any) -> bool:
+def can_be_toml(value: Any) -> bool:
     """Whether TOML has a value: it has no null."""
     if isinstance(value, (dict, list)):
-        return all(map(has_toml, value.values() if isinstance(value, dict) else value))
+        return all(map(can_be_toml, value.values() if isinstance(value, dict) else value))
     return value is not None
 
 

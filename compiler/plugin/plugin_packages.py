@@ -45,11 +45,11 @@ class PluginPackage:
 
 def plugin_folders(kind: str) -> Mapping[str, Path]:
     """Import package -> folder on disk, of every installed package that has plug-ins of a kind."""
-    roots = {f"{p.name}.{FOLDERS[kind]}": p.folder / FOLDERS[kind] for p in packages()}
+    roots = {f"{p.name}.{FOLDERS[kind]}": p.folder / FOLDERS[kind] for p in installed_plugin_packages()}
     return {package: folder for package, folder in roots.items() if folder.is_dir()}
 
 
-def packages() -> tuple[PluginPackage, ...]:
+def installed_plugin_packages() -> tuple[PluginPackage, ...]:
     """Installed packages with plug-ins. Raises Reject (bad-plugin) where one's folder is missing.
 
     The working directory is no place to install packages: whoever writes there must not bring code.

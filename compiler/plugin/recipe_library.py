@@ -8,11 +8,11 @@ from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 
-from ...dsl.checker.package_paths import quoted_texts
+from ...dsl.checker.package_paths import quoted_text_nodes
 from ...dsl.syntax import ast
 from ...dsl.syntax.diagnostics import Fault
 from ...dsl.syntax.parse import parse, read_source
-from ...dsl.syntax.write import expression
+from ...dsl.syntax.write import expression_text
 
 library_recipe = Fault(
     "library-recipe",
@@ -55,7 +55,7 @@ class LibraryFile:
         return " ".join(self.doc.partition("\n\n")[0].split())
 
 
-def folders() -> list[Path]:
+def library_folders() -> list[Path]:
     spec = find_spec("effc.recipes")
     assert spec and spec.submodule_search_locations, "the recipe library is not installed"
     return [Path(p) for p in spec.submodule_search_locations]
@@ -65,7 +65,7 @@ def library_files() -> dict[str, LibraryFile]:
     """Every file of the library by name, whole recipes first."""
     recipes = [
         LibraryFile(_recipe_name(file.relative_to(folder)), file)
-        for folder in folders()
+        for folder in library_folders()
         for file in sorted(folder.rglob("*.effspec"))
     ]
     return {s.name: s for s in sorted(recipes, key=lambda s: (s.is_module, s.name))}
@@ -83,16 +83,16 @@ def resolve_recipe_path(path: Path) -> Path:
 def refuse_library_recipe(path: Path) -> None:
     """Reject (library-recipe) a recipe of the library: nothing is written beside it."""
     recipe_path = resolve_recipe_path(path)
-    if recipe_path != path and any(recipe_path.is_relative_to(folder) for folder in folders()):
+    if recipe_path != path and any(recipe_path.is_relative_to(folder) for folder in library_folders()):
         raise library_recipe(
             f"`{path}` is a recipe of the library", help=f"make it yours: `effc recipes copy {path}`"
         ).rejection()
 
 
-def with_files(recipe: LibraryFile) -> dict[str, Path]:
+def recipe_and_named_files(recipe: LibraryFile) -> dict[str, Path]:
     """A recipe and the files that it names, by their paths in the library: what a copy needs to work elsewhere."""
-    root = next(f for f in folders() if recipe.path.is_relative_to(f))
-    named = [recipe.path, *(recipe.path.parent / text.value for text in quoted_texts(recipe.file.statements))]
+    root = next(f for f in library_folders() if recipe.path.is_relative_to(f))
+    named = [recipe.path, *(recipe.path.parent / text.value for text in quoted_text_nodes(recipe.file.statements))]
     inside = {Path(os.path.normpath(file)) for file in named if file.is_file()}
     return {f.relative_to(root).as_posix(): f for f in sorted(inside) if f.is_relative_to(root)}
 
@@ -119,14 +119,14 @@ def _declaration_lines(recipe: LibraryFile, title: str) -> Iterator[str]:
     for node in recipe.file.statements:
         match node:
             case ast.Declare("data", name, call) if title == "data":
-                yield f"  {alias}.{name.path} = {expression(call)}"
+                yield f"  {alias}.{name.path} = {expression_text(call)}"
             case ast.Pipeline(name, _, doc) if title == "pipelines":
                 params = ", ".join(_params_used(node, recipe.file))
                 yield f"  {alias}.{name.path}({params})"
                 yield from ([f"      {' '.join(doc.value.split())}"] if doc else [])
             case ast.Param(name, type_, default, bounds, doc) if title == "params":
-                within = f", {expression(bounds)}" if bounds else ""
-                yield f"  {name.path}: {type_.path}, default {expression(default)}{within}"
+                within = f", {expression_text(bounds)}" if bounds else ""
+                yield f"  {name.path}: {type_.path}, default {expression_text(default)}{within}"
                 yield from ([f"      {doc.value}"] if doc else [])
 
 

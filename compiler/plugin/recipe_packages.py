@@ -19,7 +19,7 @@ from pathlib import Path
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ...dsl.syntax.source import Source
 from ...dsl.syntax.source_file import read_source
-from ..core.json_errors import refusing
+from ..core.json_errors import reject_on_error
 from ..core.safe_read import MIB, read_regular_file, read_toml
 from . import lockfile
 
@@ -64,7 +64,7 @@ class Package:
 
 def read_recipe_package(folder: Path) -> Package:
     """A folder as a package. Raises Reject (bad-package)."""
-    with refusing(
+    with reject_on_error(
         invalid_package,
         f"{folder / PACKAGE_FILE} is no TOML that can be read",
         'it is written like `name = "edge"` and `version = "1.0"`, a line each',
@@ -105,14 +105,14 @@ def checked_tree_hash(folder: Path) -> str:
     for number, file in enumerate(checked_package_files(folder)):
         size += file.stat().st_size
         if number >= MAX_FILES or size > MAX_BYTES:
-            raise too_large(str(folder)).rejection()
+            raise too_large_diagnostic(str(folder)).rejection()
         name = file.relative_to(folder).as_posix()
         content = hashlib.sha256(read_regular_file(file, MAX_BYTES, folder)).hexdigest()
         hasher.update(f"{name}\0{content}\n".encode(errors="surrogateescape"))
     return hasher.hexdigest()
 
 
-def too_large(label: str) -> Diagnostic:
+def too_large_diagnostic(label: str) -> Diagnostic:
     return invalid_package(f"{label} has more than {MAX_FILES} files or {MAX_BYTES >> 20} MiB")
 
 
@@ -155,8 +155,8 @@ def copy_package(package: Package, destination: Path) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def installed(cache: Path, tree: str) -> Path:
-    return cache / "packages" / tree
+def cached_package_folder(cache: Path, tree_hash: str) -> Path:
+    return cache / "packages" / tree_hash
 
 
 def read_package_module(name: str, project: Path, cache: Path) -> Source | None:
@@ -184,7 +184,7 @@ def verified_package_folder(
     if not re.fullmatch(r"[0-9a-f]{64}", tree) or not _NAME.fullmatch(name):
         raise lockfile.broken_lock(f"the lock pins no tree of `{name}`", help="add the package again").rejection()
     beside = project / VENDORED / name
-    candidates = [*([beside] if vendored else []), installed(cache, tree)]
+    candidates = [*([beside] if vendored else []), cached_package_folder(cache, tree)]
     root = next((p for p in candidates if p.is_dir()), None)
     if root is None:
         raise package_gone(

@@ -60,7 +60,7 @@ class Plugins(Mapping[str, Word]):
             except (AssertionError, SyntaxError, ValueError, TypeError, RecursionError) as error:
                 if self.modules[name].startswith("effc."):
                     raise  # a mistake of effc
-                raise _unreadable(self.kind, name, self.paths[name], error).rejection() from error
+                raise _unreadable_header_diagnostic(self.kind, name, self.paths[name], error).rejection() from error
         return self.read[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -120,7 +120,7 @@ def _import_or_reject(kind: str, name: str, module: str) -> ModuleType:
         ).rejection() from error
 
 
-def _unreadable(kind: str, name: str, file: Path, error: Exception) -> Diagnostic:
+def _unreadable_header_diagnostic(kind: str, name: str, file: Path, error: Exception) -> Diagnostic:
     return invalid_plugin(
         f"the header of the {kind} `{name}` can't be read: {error}",
         help=f"a header is literal, since {file.name} is not imported to check a recipe; docs/plugins.md shows one",

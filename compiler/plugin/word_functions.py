@@ -8,7 +8,7 @@ from inspect import Parameter, Signature
 from itertools import zip_longest
 from typing import Any
 
-from ...dsl.checker.value_text import plain
+from ...dsl.checker.value_text import plain_value_text
 from ...dsl.checker.vocabulary import REQUIRED, Param, Word
 from ...dsl.syntax.builder import Value, call, literal
 from .registry import Registry
@@ -77,7 +77,7 @@ def _parse_if_literal(value: Any, param: Param | None) -> Any:
         return value
     is_choice = value in param.choices
     is_text = bool({"string", "selector", "list[string]", "list[selector]"} & set(param.types))
-    parsed = None if is_text and not is_choice else literal(plain(value) if is_choice else value)
+    parsed = None if is_text and not is_choice else literal(plain_value_text(value) if is_choice else value)
     return value if parsed is None else parsed
 
 
@@ -94,7 +94,7 @@ def signature(word: Word) -> Signature:
         Parameter(
             p.name + "_" * keyword.iskeyword(p.name),
             Parameter.POSITIONAL_OR_KEYWORD if p.positional else Parameter.KEYWORD_ONLY,
-            default=Parameter.empty if p.required and not is_filled(word, p) else _Annotation("..."),
+            default=Parameter.empty if p.required and not is_filled_by_data(word, p) else _Annotation("..."),
             annotation=_Annotation(_python_type(p)),
         )
         for p in ordered
@@ -102,7 +102,7 @@ def signature(word: Word) -> Signature:
     return Signature(parameters, return_annotation=_Annotation("Value"))
 
 
-def is_filled(word: Word, param: Param) -> bool:
+def is_filled_by_data(word: Word, param: Param) -> bool:
     """Whether rows fill in a required parameter that is left out: data, and the score of a search."""
     score = word.kind == "pass" and param.name == SCORE and "metric" in param.types
     return param.default is REQUIRED and ("data" in param.types or score)

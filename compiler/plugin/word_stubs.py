@@ -23,7 +23,7 @@ def stub_text() -> str:
     """Text of `words.pyi`: a class for each namespace of the words of effc, without those of other packages."""
     passes = _shipped_words("pass")
     namespaces = {name: _shipped_words(kind) for name, kind in KINDS.items()}
-    namespaces |= {family: _family_words(passes, family) for family in _families(passes)}
+    namespaces |= {family: _words_of_family(passes, family) for family in _family_names(passes)}
     return "\n".join([HEAD, *(line for name in sorted(namespaces) for line in _class_lines(name, namespaces[name]))])
 
 
@@ -33,19 +33,19 @@ def _shipped_words(kind: str) -> dict[str, Word]:
     return {name: words[name] for name in words if words.modules[name].startswith("effc.")}
 
 
-def _families(words: dict[str, Word]) -> list[str]:
+def _family_names(words: dict[str, Word]) -> list[str]:
     return sorted({name.partition(".")[0] for name in words if "." in name})
 
 
-def _family_words(words: dict[str, Word], family: str) -> dict[str, Word]:
+def _words_of_family(words: dict[str, Word], family: str) -> dict[str, Word]:
     return {name.removeprefix(f"{family}."): word for name, word in words.items() if name.startswith(f"{family}.")}
 
 
 def _class_lines(name: str, words: dict[str, Word], margin: str = "") -> Iterator[str]:
     yield f"{margin}class {name}:"
     inner = f"{margin}    "
-    for family in _families(words):
-        yield from _class_lines(family, _family_words(words, family), inner)
+    for family in _family_names(words):
+        yield from _class_lines(family, _words_of_family(words, family), inner)
     for path in sorted(name for name in words if "." not in name):
         doc = indent(word_function(words[path]).__doc__ or "", f"{inner}    ").strip().replace("\\", "\\\\")
         yield f"{inner}@staticmethod"

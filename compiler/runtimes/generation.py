@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from ...dsl.syntax.diagnostics import Fault
-from ..core.json_errors import refusing
+from ..core.json_errors import reject_on_error
 from ..models.checkpoints.generation_config import NAME, invalid_generation
 from .speculation import LONGEST, MAX_LONGEST, PromptLookup
 
@@ -176,5 +176,5 @@ def parse_generation_config(values: Mapping[str, Any]) -> GenerationConfig:
     """The values that transformers knows, but those that ask for layers of torch, or for drafts, which are the caller's
     to ask for. Raises Reject (bad-generation-config) where they mean nothing to it."""
     known = vars(GenerationConfig()).keys() - {"assistant_early_exit", "use_mtp", "dola_layers", *_DRAFTS}
-    with refusing(invalid_generation, NAME):
+    with reject_on_error(invalid_generation, NAME):
         return GenerationConfig(**{n: x for n, x in values.items() if n in known and not isinstance(x, Mapping)})

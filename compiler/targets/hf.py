@@ -11,9 +11,9 @@ from ...dsl.checker.values import Bytes
 from ...dsl.syntax.diagnostics import Diagnostic, Fault
 from ..artifacts.artifact import NOTES
 from ..artifacts.checkpoint_folders import CheckpointTarget
-from ..artifacts.compact_config import KEY, record, seal
+from ..artifacts.compact_config import KEY, lock_config_to_effc, make_compact_record
 from ..artifacts.compat import Padding, plan_padding_to_stock
-from ..artifacts.gridded_modules import quantizers
+from ..artifacts.gridded_modules import quantizer_steps
 from ..artifacts.packed_modules import COMPRESSED, PackedModules, pack_modules
 from ..artifacts.stock import stock_config
 from ..core.environment import check_modules, refuse_missing_packages
@@ -138,7 +138,9 @@ class Hf(CheckpointTarget):
 
     def lacks(self, earlier_passes: Sequence[Pass]) -> Diagnostic | None:
         return (
-            COMPRESSED.no_grid_diagnostic() if self.format == "compressed" and not quantizers(earlier_passes) else None
+            COMPRESSED.no_grid_diagnostic()
+            if self.format == "compressed" and not quantizer_steps(earlier_passes)
+            else None
         )
 
     def forms(self) -> tuple[Form, ...]:
@@ -151,11 +153,11 @@ class Hf(CheckpointTarget):
                 return ("stock",)
             if self.form == "stock" or self.format == "compressed":
                 raise cannot_write_form(
-                    f"no config of {type(model).__name__} has these shapes: {_first(reasons)}",
+                    f"no config of {type(model).__name__} has these shapes: {_first_reason_and_count(reasons)}",
                     help="`form: auto` and `format: dense` write compact and compat folders instead",
                     argument="format form",
                 ).rejection()
-            notes.append(f"There is no stock checkpoint: {_first(reasons)}.")
+            notes.append(f"There is no stock checkpoint: {_first_reason_and_count(reasons)}.")
         return ("compact", "compat") if self.form in ("auto", "both") else (self.form,)
 
     def _write_compat_or_note(
@@ -165,10 +167,10 @@ class Hf(CheckpointTarget):
         if not filled.reasons:
             write_compat(program, filled, destination, ctx, self.shard.value)
         elif self.form == "auto":
-            notes.append(f"There is no compat checkpoint: {_first(filled.reasons)}.")
+            notes.append(f"There is no compat checkpoint: {_first_reason_and_count(filled.reasons)}.")
         else:
             raise cannot_write_form(
-                f"zeros can't fill it up to stock shapes: {_first(filled.reasons)}",
+                f"zeros can't fill it up to stock shapes: {_first_reason_and_count(filled.reasons)}",
                 help="`form: compact` writes the true shapes",
             ).rejection()
 
@@ -213,7 +215,7 @@ def write_compact_checkpoint(program: Program, destination: Path, ctx: Context, 
         model.config,
         model,
         folder,
-        record(ctx.origin.config, program.edits.to_json(), str(model.dtype).removeprefix("torch.")),
+        make_compact_record(ctx.origin.config, program.edits.to_json(), str(model.dtype).removeprefix("torch.")),
     )
 
 
@@ -235,10 +237,10 @@ def write_config_json(config: Any, model: Any, folder: Path, compact_record: dic
         setattr(config, KEY, compact_record)
     config.save_pretrained(folder)
     if compact_record is not None:
-        seal(folder)
+        lock_config_to_effc(folder)
 
 
-def _first(reasons: list[str]) -> str:
+def _first_reason_and_count(reasons: list[str]) -> str:
     distinct_reasons = list(dict.fromkeys(reasons))
     further = f", and {len(distinct_reasons) - 1} more" if len(distinct_reasons) > 1 else ""
     return distinct_reasons[0] + further

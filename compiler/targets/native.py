@@ -50,7 +50,7 @@ def native_logit_tolerance(packed_formats: frozenset[str], model: "nn.Module") -
     return SHARE_OF_BFLOAT16 if rounded else SHARES["bf16"]
 
 
-def _routes(folder: Path) -> bool:
+def _routes_to_experts(folder: Path) -> bool:
     from ..runtimes.native.plan_files import read_plan
 
     plan = read_plan(folder).plan
@@ -142,14 +142,14 @@ class Native(Target):
 
         folder = destination / FOLDER
         folder.mkdir()
-        emit_native(program, folder, ctx, self._formats())
+        emit_native(program, folder, ctx, self._number_formats())
 
     def foresee(self, ctx: Context) -> None:
         from ..runtimes.native.engine_support import refuse_unsupported_model
 
-        refuse_unsupported_model(ctx, self._formats())
+        refuse_unsupported_model(ctx, self._number_formats())
 
-    def _formats(self) -> "NumberFormats":
+    def _number_formats(self) -> "NumberFormats":
         from ..runtimes.native.linears import NumberFormats
 
         return NumberFormats.of_words(self.weights, self.inputs, self.group, self.head, self.kv_cache)
@@ -190,13 +190,17 @@ class Native(Target):
         return prod(experts) * packed_bytes(format.kernel, n, k, group_size=group, has_zero_codes=zero_codes)
 
     def forms(self) -> tuple[Form, ...]:
-        formats = self._formats()
+        formats = self._number_formats()
         # Keys and values of 8 bits lose about as much as weights of 8 bits do.
         cached = "int8_int16" if self.kv_cache == "int8" else ""
         packed_formats = frozenset((formats.weights, formats.head, cached))
         return (
             Form(
-                FOLDER, "engine", rounds=partial(native_logit_tolerance, packed_formats), routes=_routes, reason=_REASON
+                FOLDER,
+                "engine",
+                rounds=partial(native_logit_tolerance, packed_formats),
+                routes=_routes_to_experts,
+                reason=_REASON,
             ),
         )
 

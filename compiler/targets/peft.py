@@ -71,10 +71,10 @@ class Peft(Target):
 
     @classmethod
     def check_folder(cls, folder: Path) -> None:
-        from ..artifacts.adapter import check
+        from ..artifacts.adapter import check_adapter_folder
         from ..artifacts.checkpoint_folders import check_checkpoint_folder
 
-        check(folder)
+        check_adapter_folder(folder)
         check_checkpoint_folder(folder.parent / BASE)
 
     @classmethod

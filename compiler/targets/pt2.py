@@ -83,10 +83,12 @@ class Pt2(Target):
                     first_result_of(program.model),
                     (),
                     inputs,
-                    dynamic_shapes={name: _free(x, 2 if "input_ids" in inputs else 1) for name, x in inputs.items()},
+                    dynamic_shapes={
+                        name: _dynamic_first_axes(x, 2 if "input_ids" in inputs else 1) for name, x in inputs.items()
+                    },
                 )
             except Exception as error:  # whatever torch meets in a forward
-                raise _cannot(program.model, error).rejection() from error
+                raise _cannot_export_diagnostic(program.model, error).rejection() from error
         if "input_ids" in inputs and not _runs_on_longer_inputs(exported, inputs):
             raise cannot_export(
                 f"torch.export makes a program of {type(program.model).__name__} for short prompts only: how "
@@ -103,14 +105,14 @@ class Pt2(Target):
 
     def _write_decode_step_program(self, model: "nn.Module", folder: Path, ctx: Context) -> list[str]:
         """The program that continues text, where one is asked for; sentences of it."""
-        from ..artifacts.exported_steps import step_usage_note, write_facts
+        from ..artifacts.exported_steps import step_usage_note, write_step_facts
         from ..models.checkpoints.sidecar_files import copy_sidecar_files
 
         if not self.context:
             return []
         facts = _export_and_save_decode_step(model, self.context, folder)
         copy_sidecar_files(model, ctx.origin, folder)
-        write_facts(facts, folder)
+        write_step_facts(facts, folder)
         return [step_usage_note(facts, STEP)]
 
     def files(self, weights: Weights) -> tuple[int, dict[str, float]]:
@@ -137,15 +139,15 @@ class Pt2(Target):
 
     @classmethod
     def check_folder(cls, folder: Path) -> None:
-        from ..artifacts.exported import check
+        from ..artifacts.exported import check_exported_folder
 
-        check(folder)
+        check_exported_folder(folder)
 
     @classmethod
     def tensors(cls, file: Path) -> "Iterator[tuple[str, torch.Tensor]]":
-        from ..artifacts.exported import tensors
+        from ..artifacts.exported import map_program_tensors
 
-        return tensors(file) if file.suffix == ".pt2" else super().tensors(file)
+        return map_program_tensors(file) if file.suffix == ".pt2" else super().tensors(file)
 
     @classmethod
     def open(cls, folder: Path, load_request: LoadRequest) -> tuple[Any, None]:
@@ -155,7 +157,7 @@ class Pt2(Target):
         return (model if load_request.dtype is None else model.to(load_request.dtype)), None
 
 
-def _cannot(model: "nn.Module", error: Exception) -> Any:
+def _cannot_export_diagnostic(model: "nn.Module", error: Exception) -> Any:
     return cannot_export(
         f"torch.export makes no program of {type(model).__name__}: {first_line(error)}",
         help="--debug shows where; `hf` writes transformers models in another way",
@@ -199,12 +201,12 @@ def _export_and_save_decode_step(model: "nn.Module", context: int, folder: Path)
         except Reject:
             raise
         except Exception as error:  # whatever torch meets in a forward
-            raise _cannot(model, error).rejection() from error
+            raise _cannot_export_diagnostic(model, error).rejection() from error
     save_and_verify_program(step_program, ("given", "before", "past"), folder / STEP)
     return facts
 
 
-def _free(x: Any, n_axes: int) -> Any:
+def _dynamic_first_axes(x: Any, n_axes: int) -> Any:
     """The first axes are of any size."""
     from torch.export import Dim
 

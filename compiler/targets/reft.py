@@ -81,7 +81,7 @@ class Reft(Target):
 
     @classmethod
     def check_folder(cls, folder: Path) -> None:
-        reft.read_reft_folder(folder)
+        reft.read_reft_base_and_edits(folder)
         base = folder.parent / reft.BASE / "compact"
         if base.is_dir():
             check_compact_folder(base)

@@ -14,12 +14,12 @@ import effc.plugin
 from effc.compiler.artifacts.load import LoadOptions
 from effc.compiler.cli.explain import (
     STATEMENTS,
-    all_faults,
     bound_texts,
     declared_fault,
-    default,
+    default_text,
     fact_sentences,
     manual_section,
+    slug_and_call_of_all_faults,
     type_text,
 )
 from effc.compiler.cli.main import make_app
@@ -68,7 +68,7 @@ def word_section(word: Word) -> str:
 
 def parameter_row(param: Param) -> tuple[str, str, str, str]:
     kinds = [type_text(param), *bound_texts(param)]
-    value = "required" if param.required else f"`{default(param)}`"
+    value = "required" if param.required else f"`{default_text(param)}`"
     return f"`{param.name}`", cell(", ".join(kinds)), value, cell(param.doc)
 
 
@@ -94,7 +94,7 @@ def statements() -> str:
 
 def faults() -> str:
     blocks = ["# Faults", "Each diagnostic carries its slug; `effc explain SLUG` prints the same page."]
-    for slug, call in sorted(all_faults(), key=lambda pair: pair[0]):
+    for slug, call in sorted(slug_and_call_of_all_faults(), key=lambda pair: pair[0]):
         fault = declared_fault(call)
         end = f"exit code {EXITS[fault.exit]}" if fault.severity == "error" else f"a {fault.severity}"
         sentence, _, body = fault.doc.partition("\n\n")

@@ -7,7 +7,7 @@ from ..syntax.diagnostics import Diagnostic, Fault, Fix
 from ..syntax.source import Span
 from .pipelines import PipelineBuild, Stage
 from .skeleton import Group
-from .value_text import number, percent, plain, value_text
+from .value_text import percent_text, plain_value_text, shortest_decimal, value_text
 from .values import Ratio
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def report_invalid_amount(
             stage,
             no_effect(
                 f"`{name}: {value_text(value)}` changes nothing",
-                stage.call.where(name),
+                stage.call.argument_or_call_span(name),
                 help="drop the step, or keep less",
             ),
         )
@@ -53,7 +53,7 @@ def report_invalid_amount(
             stage,
             needs_score(
                 f"`{name}: {value_text(value)}` is a share of the whole model, and nothing says which layers lose more",
-                stage.call.where(name),
+                stage.call.argument_or_call_span(name),
                 help="add `score: perplexity(...)`, or keep a share of the items",
             ),
         )
@@ -75,7 +75,7 @@ def _report_invalid_item_amount(
     stage: Stage, kind: str, name: str, value: Any, selected: "Selectable", build: PipelineBuild
 ) -> None:
     """Heads, channels or states of scans: every group of B and C keeps at least one step."""
-    noun, span = _ITEMS[kind], stage.call.where(name)
+    noun, span = _ITEMS[kind], stage.call.argument_or_call_span(name)
     step = next((n for n in map(stage.call.args.get, ("step", "align")) if type(n) is int), 1)
     if _allocates_across_layers(stage):
         sizes = [
@@ -84,12 +84,12 @@ def _report_invalid_item_amount(
     else:
         sizes = [(g.per_block or g.count, step, f"`{g.site}`") for g in selected.groups]
     for size, least, where in sizes:
-        target = _remaining_count(name, value, size)
+        target = _unrounded_remaining_count(name, value, size)
         if target < min(least, size) * (1 - 1e-9):
             build.report(
                 stage,
                 leaves_none(
-                    f"`{name}: {value_text(value)}` leaves {_count_text(target)} of {size} {noun} of {where}",
+                    f"`{name}: {value_text(value)}` leaves {_rounded_count_text(target)} of {size} {noun} of {where}",
                     span,
                     help=f"{_AT[name]} {_least_share_text(name, min(least, size), size)}"
                     + (", or cut in smaller steps" if step > 1 else ""),
@@ -97,7 +97,7 @@ def _report_invalid_item_amount(
             )
             return
     if sizes and all(
-        _round_to_multiple(_remaining_count(name, value, size), step, size) >= size for size, _, _ in sizes
+        _round_to_multiple(_unrounded_remaining_count(name, value, size), step, size) >= size for size, _, _ in sizes
     ):
         build.report(
             stage,
@@ -139,17 +139,17 @@ def _allocates_across_layers(stage: Stage) -> bool:
     return any(effect.startswith("uneven") for effect in stage.rules.effects())
 
 
-def _remaining_count(name: str, value: Any, count: int) -> float:
+def _unrounded_remaining_count(amount_param: str, value: Any, count: int) -> float:
     """Number of `count` that remain, before rounding."""
     share = value.value * count if isinstance(value, Ratio) else value
-    return count - share if name in ("remove", "sparsity") else share
+    return count - share if amount_param in ("remove", "sparsity") else share
 
 
 def _report_invalid_layer_amount(
     stage: Stage, name: str, value: Any, selectable: "Selectable", selected: "Selectable", build: PipelineBuild
 ) -> None:
-    total, noun, span = len(selectable.paths), selectable.noun, stage.call.where(name)
-    target = _remaining_count(name, value, total)
+    total, noun, span = len(selectable.paths), selectable.noun, stage.call.argument_or_call_span(name)
+    target = _unrounded_remaining_count(name, value, total)
     removed = total - int(target + 0.5 + 1e-9)
     argument = f"`{name}: {value_text(value)}`"
     if target < 0.5:
@@ -162,7 +162,9 @@ def _report_invalid_layer_amount(
             ),
         )
     elif removed <= 0:
-        means = f" means {number(round(total - target, 2))} of {total} {noun}, which" if name == "remove" else ""
+        means = (
+            f" means {shortest_decimal(round(total - target, 2))} of {total} {noun}, which" if name == "remove" else ""
+        )
         build.report(stage, no_effect(f"{argument}{means} changes nothing", span, help="drop the step, or remove more"))
     elif removed > len(selected.paths):
         build.report(
@@ -170,7 +172,9 @@ def _report_invalid_layer_amount(
             leaves_none(
                 f"{argument} removes {removed}, `on` selects {len(selected.paths)} {noun}",
                 span,
-                related=((on, f"{len(selected.paths)} of {total}"),) if (on := stage.call.where("on")) else (),
+                related=((on, f"{len(selected.paths)} of {total}"),)
+                if (on := stage.call.argument_or_call_span("on"))
+                else (),
                 help="remove fewer, or select more",
             ),
         )
@@ -181,14 +185,14 @@ def _report_invalid_width_amount(
 ) -> None:
     align = stage.call.args.get("align")
     align = align if type(align) is int else 1
-    span = stage.call.where(name)
+    span = stage.call.argument_or_call_span(name)
     for group in selected.groups:
         if align > group.count:
             build.report(
                 stage,
                 unaligned_width(
                     f"`align: {align}` is more than the {group.count} channels of `{group.site}`",
-                    stage.call.where("align"),
+                    stage.call.argument_or_call_span("align"),
                     help=f"align to at most {group.count}",
                 ),
             )
@@ -205,16 +209,18 @@ def _uniform_width_problem(
 ) -> Diagnostic | None:
     """Problem of an amount where every layer keeps the same share; None without one."""
     for group in groups:
-        target = _remaining_count(name, value, group.count)
+        target = _unrounded_remaining_count(name, value, group.count)
         if target < align * (1 - 1e-9):
             return unaligned_width(
-                f"`{name}: {value_text(value)}` leaves {_count_text(target)} of {group.count} channels "
+                f"`{name}: {value_text(value)}` leaves {_rounded_count_text(target)} of {group.count} channels "
                 f"of `{group.site}`, "
                 f"less than one step of `align: {align}`",
                 span,
                 help=f"{_AT[name]} {_least_share_text(name, align, group.count)}, or align to less",
             )
-    if all(_round_to_multiple(_remaining_count(name, value, g.count), align, g.count) >= g.count for g in groups):
+    if all(
+        _round_to_multiple(_unrounded_remaining_count(name, value, g.count), align, g.count) >= g.count for g in groups
+    ):
         text, count = f"`{name}: {value_text(value)}`", groups[0].count
         return no_effect(
             f"{text} is less than one step of `align: {align}` below all {count} channels"
@@ -231,11 +237,11 @@ def _pooled_width_problem(
 ) -> Diagnostic | None:
     """Layers compete, so only their sum is told; each keeps at least one step."""
     total = sum(g.count for g in groups)
-    target, least = _remaining_count(name, value, total), align * len(groups)
+    target, least = _unrounded_remaining_count(name, value, total), align * len(groups)
     if target < least * (1 - 1e-9):
         return unaligned_width(
-            f"`{name}: {value_text(value)}` leaves {_count_text(target)} of {total} channels, less than one step of "
-            f"`align: {align}` in each of {len(groups)} modules",
+            f"`{name}: {value_text(value)}` leaves {_rounded_count_text(target)} of {total} channels, less than "
+            f"one step of `align: {align}` in each of {len(groups)} modules",
             span,
             help=f"{_AT[name]} {_least_share_text(name, least, total)}, or align to less",
         )
@@ -251,11 +257,11 @@ def _pooled_width_problem(
 def _least_share_text(name: str, count: int, total: int) -> str:
     """The share that keeps `count`, with one digit after the point, and enough."""
     least = ceil(count / total * 1000) / 1000
-    return percent(least if name == "keep" else 1 - least)
+    return percent_text(least if name == "keep" else 1 - least)
 
 
-def _count_text(target: float) -> str:
-    return number(round(target, 1))
+def _rounded_count_text(target: float) -> str:
+    return shortest_decimal(round(target, 1))
 
 
 def _round_to_multiple(target: float, align: int, count: int) -> int:
@@ -269,7 +275,7 @@ def _report_invalid_head_amount(
     """Under grouped-query attention each KV head must serve the same number of query heads."""
     for group in selected.groups:
         step = group.count // group.per_block if group.per_block else 1
-        target = _remaining_count(name, value, group.count)
+        target = _unrounded_remaining_count(name, value, group.count)
         legal = int(target / step + 0.5) * step
         within_tolerance = abs(target - legal) <= 0.005 * group.count  # so that 83% says 10 of 12
         if within_tolerance and 0 < legal < group.count:
@@ -279,7 +285,7 @@ def _report_invalid_head_amount(
                 stage,
                 no_effect(
                     f"`{name}: {value_text(value)}` keeps all {group.count} heads of `{group.site}`",
-                    stage.call.where(name),
+                    stage.call.argument_or_call_span(name),
                     help="drop the step, or keep less",
                 ),
             )
@@ -293,7 +299,7 @@ def _illegal_heads_diagnostic(
 ) -> Diagnostic:
     low = int(target / step) * step
     counts = [c for c in (low, low + step) if 0 < c <= group.count]
-    choices = [f"{c} ({percent(c / group.count)})" for c in counts]
+    choices = [f"{c} ({percent_text(c / group.count)})" for c in counts]
     noun = "KV heads" if group.kind == "kv_heads" else "query heads" if group.per_block else "heads"
     argument = f"`{name}: {value_text(value)}`"
     served = f"with {step} KV heads of {group.per_block} " if group.per_block else ""
@@ -306,19 +312,21 @@ def _illegal_heads_diagnostic(
         heads = f"{group.count} {noun if group.count > 1 else noun[:-1]}"
         remedy = f'leave it out by `on: "*" - "{group.site}"`, or remove whole blocks'
         return illegal_head_count(
-            f"{argument} means {_count_text(target)} of {heads} of `{group.site}`, {served}which can lose none",
-            stage.call.where(name),
+            f"{argument} means {_rounded_count_text(target)} of {heads} of `{group.site}`, {served}which can lose none",
+            stage.call.argument_or_call_span(name),
             help=f"write {alternative}" if alternative else remedy,
         )
     best = min(smaller, key=lambda c: abs(c - target))
     suggested = best if name == "keep" else group.count - best
     replacement = (
-        value_text(Ratio(round(suggested / group.count, 3), value.of)) if isinstance(value, Ratio) else plain(suggested)
+        value_text(Ratio(round(suggested / group.count, 3), value.of))
+        if isinstance(value, Ratio)
+        else plain_value_text(suggested)
     )
     return illegal_head_count(
-        f"{argument} means {_count_text(target)} of {group.count} {noun}; {served}the legal "
+        f"{argument} means {_rounded_count_text(target)} of {group.count} {noun}; {served}the legal "
         f"count{'s are' if many else ' is'} {' and '.join(choices)}",
-        stage.call.where(name),
+        stage.call.argument_or_call_span(name),
         help=f"write `{replacement}`" + (f", or {alternative}" if alternative else ""),
         offer=Fix(span, replacement) if (span := stage.call.spans.get(name)) else None,
     )
@@ -330,4 +338,4 @@ def _kv_aligned_heads_text(target: float, group: Group, step: int, name: str) ->
     if not 0 < remaining < step:
         return ""
     share = remaining / step if name == "keep" else 1 - remaining / step
-    return f"`{percent(share)} of kv_heads` for {remaining * group.per_block} query heads"
+    return f"`{percent_text(share)} of kv_heads` for {remaining * group.per_block} query heads"

@@ -33,7 +33,7 @@ def check_plugin_call(kind: str, call: ast.Call, scope: Scope) -> tuple[Word | N
 
     `from:` is left alone: it belongs to the statement, not to the word.
     """
-    word, invocation, sound = check_plugin_call_partially(kind, call, scope)
+    word, invocation, sound = check_plugin_call_with_recovery(kind, call, scope)
     return word, invocation if sound else None
 
 
@@ -43,7 +43,7 @@ class CheckedCall(NamedTuple):
     is_sound: bool
 
 
-def check_plugin_call_partially(kind: str, call: ast.Call, scope: Scope) -> CheckedCall:
+def check_plugin_call_with_recovery(kind: str, call: ast.Call, scope: Scope) -> CheckedCall:
     """The word that a call names, the checked call, and whether it is sound; of an unsound one its arguments without
     faults."""
     word = resolve_plugin_or_report(kind, call.name, scope)
@@ -150,7 +150,7 @@ def typed_arguments_of_call(
         if arg is not None:
             value = typed_value(arg.value, param, scope)
             spans[param.name] = arg.value.span
-            if value is POISON or _reported_other_kind_of_rows(plugin, param, value, arg.value.span, scope):
+            if value is POISON or _has_other_kind_of_rows_and_report(plugin, param, value, arg.value.span, scope):
                 sound = False
             else:
                 values[param.name] = value
@@ -169,7 +169,7 @@ def typed_arguments_of_call(
     return CheckedArguments(Invocation(plugin.name, values, call_span, spans), sound)
 
 
-def _reported_other_kind_of_rows(plugin: Word, param: Param, value: Any, span: Span, scope: Scope) -> bool:
+def _has_other_kind_of_rows_and_report(plugin: Word, param: Param, value: Any, span: Span, scope: Scope) -> bool:
     """Whether a data set is reported that has no rows of the kind which a parameter reads."""
     data = scope.variant.data.get(value.name) if param.rows_kind and isinstance(value, DataRef) else None
     word = scope.session.vocabulary.word("data", data.word) if data else None
@@ -198,7 +198,7 @@ def _arguments_by_parameter(plugin: Word, args: tuple[ast.Arg, ...], scope: Scop
         name = arg.name
         if not name:
             if position == len(slots):
-                sound = _report_too_many_positional(plugin, arg, len(slots), out, scope)
+                sound = _report_excess_positional_argument(plugin, arg, len(slots), out, scope)
                 continue
             name = slots[position]
             position += 1
@@ -219,7 +219,9 @@ def _arguments_by_parameter(plugin: Word, args: tuple[ast.Arg, ...], scope: Scop
     return out, sound
 
 
-def _report_too_many_positional(plugin: Word, arg: ast.Arg, limit: int, out: dict[str, ast.Arg], scope: Scope) -> bool:
+def _report_excess_positional_argument(
+    plugin: Word, arg: ast.Arg, limit: int, out: dict[str, ast.Arg], scope: Scope
+) -> bool:
     free = [p.name for p in plugin.params if p.name not in out and not p.positional]
     count = f"{limit} argument{'' if limit == 1 else 's'}" if limit else "no arguments"
     help = (

@@ -18,7 +18,7 @@ from .recipe import Bound, Emit, Invocation, Pipeline, Recipe, Step
 from .result_kinds import report_unaccepted_results, report_unknown_bound_parts
 from .scope import LABELS, CheckState, Scope, Variant
 from .skeleton import Skeleton
-from .typed import kind_mismatch
+from .typed import kind_mismatch_diagnostic
 from .values import DataRef, MetricRef, references_in
 from .vocabulary import Vocabulary
 
@@ -43,10 +43,10 @@ def check_recipe_file(
     file: ast.File,
     vocabulary: Vocabulary,
     *,
-    skeleton: Callable[[Invocation], Skeleton | None] = lambda _: None,
+    find_skeleton: Callable[[Invocation], Skeleton | None] = lambda _: None,
     overrides: Overrides | None = None,
-    library: Callable[[str], Source | None] = lambda _: None,
-    broken: bool = False,
+    read_module: Callable[[str], Source | None] = lambda _: None,
+    has_syntax_errors: bool = False,
 ) -> Checked:
     """Check a recipe.
 
@@ -59,13 +59,13 @@ def check_recipe_file(
     overrides = overrides or Overrides()
     session = CheckState(
         vocabulary,
-        library,
-        skeleton,
+        read_module,
+        find_skeleton,
         list(overrides.diagnostics),
         overrides=overrides,
         open=[file.source.name],
-        unparsed=_names_lost_by_parser(file) if broken else frozenset(),
-        broken=broken,
+        unparsed=_names_missing_from_syntax_tree(file) if has_syntax_errors else frozenset(),
+        broken=has_syntax_errors,
     )
     checked = [
         _check_matrix_variant(file, arguments, session) for arguments in param_arguments_of_variants(file, session)
@@ -76,7 +76,7 @@ def check_recipe_file(
     return Checked(tuple(r for r, _ in checked) if sound else (), faults, tuple(unresolved))
 
 
-def _names_lost_by_parser(file: ast.File) -> frozenset[str]:
+def _names_missing_from_syntax_tree(file: ast.File) -> frozenset[str]:
     """Names that the text declares and the tree doesn't have: their mistake was reported by the parser."""
     import re
 
@@ -188,7 +188,7 @@ def _read_pipeline_expect_or_emit(statement: ast.Statement, scope: Scope, result
     if entry is None:
         scope.report_unknown_name(name, ("pipeline",), noun="pipeline")
     elif entry.kind != "pipeline":
-        scope.report(kind_mismatch(name, entry, ", a pipeline is needed"))
+        scope.report(kind_mismatch_diagnostic(name, entry, ", a pipeline is needed"))
     result = results.get(name.path)
     line = result.line if result else None
     inner = line.scope if line else scope

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from ..syntax.diagnostics import Fault
 from .recipe import Bound
 from .scope import Scope
-from .units import magnitude
+from .units import comparable_number
 from .value_text import bound_text, value_text
 from .values import Bytes, Duration, Range
 
@@ -37,7 +37,7 @@ def report_contradicting_bounds(bounds: Sequence[Bound], scope: Scope) -> None:
     artifact, with one baseline."""
     strictest: dict[tuple[object, ...], tuple[_End, _End]] = {}
     reports = 0
-    for bound in (b for b in bounds if not _reported_unreachable(b, scope)):
+    for bound in (b for b in bounds if not _is_unreachable_and_reported(b, scope)):
         subject = bound.metric, bound.baseline, bound.part, bound.profile
         low, high = _lowest_and_highest(bound)
         least, greatest = strictest.get(subject, (low, high))
@@ -49,7 +49,7 @@ def report_contradicting_bounds(bounds: Sequence[Bound], scope: Scope) -> None:
             else None
         )
         if other is None:
-            strictest[subject] = max(least, low, key=_strictness), max(greatest, high, key=_strictness)
+            strictest[subject] = max(least, low, key=_value_and_openness), max(greatest, high, key=_value_and_openness)
             continue
         scope.report(
             contradicting_bounds(
@@ -64,7 +64,7 @@ def report_contradicting_bounds(bounds: Sequence[Bound], scope: Scope) -> None:
             return
 
 
-def _reported_unreachable(bound: Bound, scope: Scope) -> bool:
+def _is_unreachable_and_reported(bound: Bound, scope: Scope) -> bool:
     """Whether a bound without a baseline is reported: it lies beyond all values of its metric."""
     if bound.baseline is not None:
         return False
@@ -100,15 +100,15 @@ def _value_text(value: float, limit: Any) -> str:
 def _lowest_and_highest(bound: Bound) -> tuple[_End, _End]:
     """Lowest and highest value that keeps a bound."""
     if isinstance(bound.limit, Range):
-        low, high = sorted((magnitude(bound.limit.low), magnitude(bound.limit.high)))
+        low, high = sorted((comparable_number(bound.limit.low), comparable_number(bound.limit.high)))
         return _End(low, False, bound), _End(-high, False, bound)
-    limit, is_open = magnitude(bound.limit), bound.op in ("<", ">")
+    limit, is_open = comparable_number(bound.limit), bound.op in ("<", ">")
     low = limit if bound.op in (">=", ">", "==") else -math.inf
     high = limit if bound.op in ("<=", "<", "==") else math.inf
     return _End(low, is_open, bound), _End(-high, is_open, bound)
 
 
-def _strictness(end: _End) -> tuple[float, bool]:
+def _value_and_openness(end: _End) -> tuple[float, bool]:
     return end.value, end.is_open
 
 

@@ -59,7 +59,7 @@ def _declare_entry(entry: ScopeEntry, name: ast.Name, scope: Scope) -> None:
     """Define a name; what the recipe itself declares is a part of it, what a module declares once reached."""
     scope.declare(name, entry)
     if not scope.prefix and entry.value is not None and scope.names.get(name.path) is entry:
-        scope.variant.table(entry.kind)[entry.name] = entry.value
+        scope.variant.entries_of_kind(entry.kind)[entry.name] = entry.value
 
 
 def _read_profile_entries(entries: tuple[ast.Entry, ...], scope: Scope) -> dict:
@@ -67,7 +67,7 @@ def _read_profile_entries(entries: tuple[ast.Entry, ...], scope: Scope) -> dict:
     spans: dict[str, Span] = {}
     for entry in entries:
         name = entry.name.path
-        param: Param | None = profiles.key(name)
+        param: Param | None = profiles.profile_key_param(name)
         if param is None:
             known = [k.name for k in profiles.KEYS]
             closest = nearest_name(name, known)

@@ -8,7 +8,7 @@ from .pipelines import PipelineBuild, Stage
 from .recipe import Emit, Invocation
 from .rules import Conflict, MissingStep, Unread
 from .scope import Scope
-from .value_text import plain
+from .value_text import plain_value_text
 from .values import DataRef, references_in
 from .vocabulary import Word
 
@@ -55,8 +55,8 @@ def combination_faults(plugin: Word, call: Invocation, earlier_stages: list[Stag
                 faults.append(
                     same_data(
                         f"`{judge}` is of the rows of `{ref.name}`, which `{taught}` {repeat}",
-                        call.where(judge),
-                        related=((span, f"`{taught}`"),) if (span := call.where(taught)) else (),
+                        call.argument_or_call_span(judge),
+                        related=((span, f"`{taught}`"),) if (span := call.argument_or_call_span(taught)) else (),
                         help="name other rows" + (f", or leave `{judge}` out" if optional else ""),
                     )
                 )
@@ -71,35 +71,41 @@ def _faults_by_plugin_rules(
     problems = list(plugin.rules(call.args).problems())
     conflict = next((problem for problem in problems if isinstance(problem, Conflict)), None)
     if conflict:
-        note = _defaults(conflict.params, call)
-        yield incompatible_choices(conflict.message, _first_span(conflict.params, call), help=conflict.help, note=note)
+        note = _values_left_out_text(conflict.params, call)
+        yield incompatible_choices(
+            conflict.message, _span_of_first_argument(conflict.params, call), help=conflict.help, note=note
+        )
     for problem in problems:
         if isinstance(problem, Unread) and not conflict:
             for name in problem.params:
                 if name in call.spans:
                     message = f"nothing reads `{name}` here: it belongs to {problem.home}"
-                    note = _defaults(problem.deciding, call)
-                    yield incompatible_choices(message, call.where(name), note=note, help=f"leave `{name}` out")
-        elif isinstance(problem, MissingStep) and _is_missing(problem.step, earlier_stages, scope):
+                    note = _values_left_out_text(problem.deciding, call)
+                    yield incompatible_choices(
+                        message, call.argument_or_call_span(name), note=note, help=f"leave `{name}` out"
+                    )
+        elif isinstance(problem, MissingStep) and _has_no_earlier_pass(problem.step, earlier_stages, scope):
             message = f"`{plugin.name}` needs `{problem.step}` before it"
-            span, help_text = _first_span(problem.params, call), f"add a step `{problem.step}(...)`"
+            span, help_text = _span_of_first_argument(problem.params, call), f"add a step `{problem.step}(...)`"
             yield missing_step(message, span, note=problem.reason, help=help_text)
 
 
-def _first_span(names: Sequence[str], call: Invocation) -> Span | None:
+def _span_of_first_argument(argument_names: Sequence[str], call: Invocation) -> Span | None:
     """Place of the first of these arguments that the recipe gives; of the call where it gives none."""
-    return call.where(next((name for name in names if name in call.spans), ""))
+    return call.argument_or_call_span(next((name for name in argument_names if name in call.spans), ""))
 
 
-def _defaults(names: Sequence[str], call: Invocation) -> str:
+def _values_left_out_text(argument_names: Sequence[str], call: Invocation) -> str:
     """Values that count and that nobody wrote: `clients` is 4 where it is left out."""
-    silent = {name: call.args[name] for name in names if name not in call.spans}
-    return ", ".join(f"`{name}` is {plain(value)} where it is left out" for name, value in silent.items() if value)
+    silent = {name: call.args[name] for name in argument_names if name not in call.spans}
+    return ", ".join(
+        f"`{name}` is {plain_value_text(value)} where it is left out" for name, value in silent.items() if value
+    )
 
 
-def _is_missing(step: str, earlier_stages: list[Stage], scope: Scope) -> bool:
-    """Whether no earlier step runs the pass `step`; False after syntax errors, since steps may be unread."""
-    return not scope.session.broken and all(s.word and s.word.name != step for s in earlier_stages)
+def _has_no_earlier_pass(pass_name: str, earlier_stages: list[Stage], scope: Scope) -> bool:
+    """Whether no earlier step runs the pass `pass_name`; False after syntax errors, since steps may be unread."""
+    return not scope.session.broken and all(s.word and s.word.name != pass_name for s in earlier_stages)
 
 
 def _faults_of_rows_without_prompts(plugin: Word, call: Invocation, scope: Scope) -> Iterator[Diagnostic]:
@@ -112,7 +118,7 @@ def _faults_of_rows_without_prompts(plugin: Word, call: Invocation, scope: Scope
                 prompted = " or ".join(f"`{n}`" for n, kind in sorted(kinds.items()) if kind.facts.get("prompted"))
                 yield no_prompts(
                     f"`{ref.name}` does not say where a prompt ends and its answer begins",
-                    call.where(name),
+                    call.argument_or_call_span(name),
                     note=f"rows of `{declared.word}` are whole texts",
                     help=f"give rows of {prompted}",
                 )

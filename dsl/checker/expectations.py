@@ -12,8 +12,8 @@ from .recipe import Bound, Emit
 from .result_kinds import report_unholdable_result
 from .scope import POISON, Scope
 from .type_phrases import expected_phrase
-from .typed import kind_mismatch, typed_value, unit_mismatch
-from .value_text import number
+from .typed import kind_mismatch_diagnostic, typed_value, unit_mismatch
+from .value_text import shortest_decimal
 from .values import Range, Ratio
 from .vocabulary import Param, Word
 
@@ -59,7 +59,7 @@ def _read_confidence(node: ast.Bound, metric: str, scope: Scope) -> Any:
         fault = invalid_bound(message, node.confidence.span, help="write a bound with `<=`, and one with `>=`")
     if fault is not None:
         scope.report(fault)
-    return POISON if fault is not None or value is POISON else _number_of_factor(value)
+    return POISON if fault is not None or value is POISON else _factor_as_float(value)
 
 
 def _name_of_declared_entry(name: ast.Name, kind: str, scope: Scope) -> Any:
@@ -69,7 +69,7 @@ def _name_of_declared_entry(name: ast.Name, kind: str, scope: Scope) -> Any:
         scope.report_unknown_name(name, (kind,), noun=kind)
         return POISON
     if entry.kind != kind:
-        scope.report(kind_mismatch(name, entry, f", a {kind} is needed"))
+        scope.report(kind_mismatch_diagnostic(name, entry, f", a {kind} is needed"))
         return POISON
     return scope.variant.add_module_entry(entry)
 
@@ -93,19 +93,19 @@ def _read_limit(node: ast.Bound, unit: str, scope: Scope, is_known_metric: bool)
         return POISON
     param = Param(_metric_label(node), types, "", of=())
     if isinstance(node.limit.amount, ast.Number) and node.limit.amount.unit == "%" and "ratio" not in types:
-        scope.report(_share_without_baseline(node, node.limit.amount, param, scope))
+        scope.report(_share_without_baseline_diagnostic(node, node.limit.amount, param, scope))
         return POISON
     if ranged:
         limits = [typed_value(e, param, scope) for e in (node.limit.amount.low, node.limit.amount.high)]
-        return POISON if POISON in limits else Range(*map(_number_of_factor, limits) if node.limit.baseline else limits)
+        return POISON if POISON in limits else Range(*map(_factor_as_float, limits) if node.limit.baseline else limits)
     value = typed_value(node.limit.amount, param, scope)
-    return _number_of_factor(value) if node.limit.baseline and value is not POISON else value
+    return _factor_as_float(value) if node.limit.baseline and value is not POISON else value
 
 
-def _share_without_baseline(node: ast.Bound, amount: ast.Number, param: Param, scope: Scope) -> Diagnostic:
+def _share_without_baseline_diagnostic(node: ast.Bound, amount: ast.Number, param: Param, scope: Scope) -> Diagnostic:
     """Diagnostic of `perplexity <= 102%`, and of `1.02%`, which was meant as the factor 1.02."""
     share, digits = literal_value(amount).value, float(amount.digits)
-    factor = number(digits if 1 <= digits <= _MAX_BOUNDS else share)
+    factor = shortest_decimal(digits if 1 <= digits <= _MAX_BOUNDS else share)
     return unit_mismatch(
         f"`{param.name}` is {amount.span.text}, {expected_phrase(param)} is needed",
         amount.span,
@@ -161,7 +161,7 @@ def _metric_label(node: ast.Bound) -> str:
     return node.metric.path if isinstance(node.metric, ast.Name) else node.metric.name.path
 
 
-def _number_of_factor(value: Any) -> float:
+def _factor_as_float(value: Any) -> float:
     return value.value if isinstance(value, Ratio) else value
 
 
@@ -210,7 +210,7 @@ def report_invalid_artifact_paths(emits: list[Emit], scope: Scope) -> None:
     """Report artifact paths outside the output folder, or inside another artifact's."""
     spans: dict[tuple[str, ...], Span | None] = {}
     for emit in emits:
-        path, span = emit.call.args.get("path", ""), emit.call.where("path")
+        path, span = emit.call.args.get("path", ""), emit.call.argument_or_call_span("path")
         if fault := _output_path_problem(path):
             scope.report(invalid_path(fault, span, help='write a path inside the output folder: "hf"'))
             continue

@@ -41,14 +41,16 @@ def report_incompatible_module_widths(
     paths, everywhere = set(selected.paths), args.get("on") is not None
     parts = [p for p in skeleton.parts if p.path in paths and (everywhere or _is_inside_unit(p, skeleton))]
     if type(group) is int and group > 0 and (fault := group_size_diagnostic(parts, group)):
-        build.report(stage, fault.at(stage.call.where(facts["divides"])))
+        build.report(stage, fault.at(stage.call.argument_or_call_span(facts["divides"])))
     if isinstance(group, str) and isinstance(sparsity := args.get("sparsity"), Ratio):
         for fault in sparsity_pattern_diagnostics(parts, group, sparsity, args.get("allocation", "uniform")):
-            build.report(stage, fault.at(stage.call.where(fault.argument)))
+            build.report(stage, fault.at(stage.call.argument_or_call_span(fault.argument)))
     if isinstance(rank, list | tuple) and rank and (fault := rank_too_large_diagnostic(parts, rank)):
-        build.report(stage, fault.at(stage.call.where(facts["rank_param"])))
+        build.report(stage, fault.at(stage.call.argument_or_call_span(facts["rank_param"])))
     if type(rank) is int and (width := skeleton.facts.get("hidden")) and rank > width:
-        build.report(stage, wide_rank_diagnostic(rank, width, "").at(stage.call.where(facts["rank_param"])))
+        build.report(
+            stage, wide_rank_diagnostic(rank, width, "").at(stage.call.argument_or_call_span(facts["rank_param"]))
+        )
 
 
 def group_size_diagnostic(parts: Sequence[Part], group_size: int) -> Diagnostic | None:
@@ -62,7 +64,7 @@ def group_size_diagnostic(parts: Sequence[Part], group_size: int) -> Diagnostic 
     )
     smaller = f"`group: {fits}`, or " if fits >= SMALLEST_GROUP else ""
     return incompatible_group(
-        f"{misfits[0].path} has {width} inputs, which groups of {group_size} don't divide{_and_more(misfits)}",
+        f"{misfits[0].path} has {width} inputs, which groups of {group_size} don't divide{_more_misfits_text(misfits)}",
         help=f"write {smaller}`group: 0` for one scale an output{_excluding_selector(misfits, parts)}",
         argument="group",
     )
@@ -98,7 +100,7 @@ def sparsity_pattern_diagnostics(
         faults.append(
             incompatible_pattern(
                 f"{misfits[0].path} has {in_features_of(misfits[0])} inputs, "
-                f"which groups of {of} don't divide{_and_more(misfits)}",
+                f"which groups of {of} don't divide{_more_misfits_text(misfits)}",
                 help=f"write `pattern: any`{_excluding_selector(misfits, parts)}",
                 argument="pattern",
             )
@@ -106,7 +108,7 @@ def sparsity_pattern_diagnostics(
     return faults
 
 
-def _and_more(misfits: Sequence[Part]) -> str:
+def _more_misfits_text(misfits: Sequence[Part]) -> str:
     return f", and {len(misfits) - 1} more are like that" if len(misfits) > 1 else ""
 
 

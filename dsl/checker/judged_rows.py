@@ -36,7 +36,7 @@ def report_judged_rows(line: PipelineBuild, bounds: Sequence[Bound], emits: Sequ
     for bound in bounds:
         seen_by = [*readers, *(w for w in writers if w.facts.get("calibrates") and bound.part in ("", w.name))]
         for ref in references_in(bound.metric, DataRef):
-            fault = next((f for reader in seen_by for f in _faults(bound, ref, reader, line)), None)
+            fault = next((f for reader in seen_by for f in _shared_rows_faults(bound, ref, reader, line)), None)
             if fault is not None and (bound.metric, ref) not in reported:
                 reported.add((bound.metric, ref))
                 line.scope.report(fault)
@@ -51,7 +51,7 @@ class _Reader:
     facts: Mapping[str, Any]
 
 
-def _faults(bound: Bound, ref: DataRef, reader: _Reader, line: PipelineBuild) -> Iterator[Diagnostic]:
+def _shared_rows_faults(bound: Bound, ref: DataRef, reader: _Reader, line: PipelineBuild) -> Iterator[Diagnostic]:
     """Faults of a bound's rows against those of one step or target, the worst first."""
     call, data = reader.call, line.scope.variant.data
     metric, rows = bound.metric.name, data.get(ref.name)
@@ -63,7 +63,11 @@ def _faults(bound: Bound, ref: DataRef, reader: _Reader, line: PipelineBuild) ->
     ]
     span, help = _reference_span(bound, ref), f"judge by rows that `{reader.name}` has not seen"
     for name, used, other, scored in sorted(uses, key=lambda use: use[3]):
-        related = ((argument_span, f"`{name}` of `{reader.name}`"),) if (argument_span := call.where(name)) else ()
+        related = (
+            ((argument_span, f"`{name}` of `{reader.name}`"),)
+            if (argument_span := call.argument_or_call_span(name))
+            else ()
+        )
         if used == ref or (rows is not None and rows == other and rows.folder == other.folder):
             alias = "" if used == ref else f", there `{used.name}`"
             verb, fault = ("was chosen by", known_rows) if scored else ("learned from", same_data)

@@ -8,8 +8,8 @@ from typing import Any
 from ..syntax.control_characters import control_character_error, first_control_character
 from ..syntax.diagnostics import Diagnostic, Fault, Fix
 from ..syntax.source import Span
-from .units import magnitude
-from .value_text import plain, value_text
+from .units import comparable_number
+from .value_text import plain_value_text, value_text
 from .values import Bytes, Duration, Range, Ratio, Selector, Shares
 from .vocabulary import Param
 
@@ -52,7 +52,7 @@ def validate_or_report(value: Any, param: Param, span: Span, report: Callable[[D
         report(fault)
         return False
     for fits, limit, words in _applicable_bound_tests(value, param):
-        if not fits(magnitude(value), limit):
+        if not fits(comparable_number(value), limit):
             bound = _limit_text(value, limit)
             help_text = "write a time, such as `30min`" if isinstance(value, Duration) and limit == 0 else ""
             report(out_of_range(f"`{param.name}` is {value_text(value)}, {words.format(bound)}", span, help=help_text))
@@ -160,16 +160,18 @@ def is_allowed_or_report(
     if allowed_values is None:
         return True
     if isinstance(allowed_values, Range):
-        fits = magnitude(allowed_values.low) <= magnitude(value) <= magnitude(allowed_values.high)
+        fits = (
+            comparable_number(allowed_values.low) <= comparable_number(value) <= comparable_number(allowed_values.high)
+        )
         where = f"outside {value_text(allowed_values)}"
     else:
         fits = value in allowed_values
-        where = f"none of {', '.join(plain(b) for b in allowed_values)}"
+        where = f"none of {', '.join(plain_value_text(b) for b in allowed_values)}"
     if not fits:
         related = (
             ()
             if declared.source is span.source and declared.start <= span.start < declared.end
             else ((declared, "allowed here"),)
         )
-        report(out_of_range(f"`{name}` is {plain(value)}, {where}", span, related=related))
+        report(out_of_range(f"`{name}` is {plain_value_text(value)}, {where}", span, related=related))
     return fits

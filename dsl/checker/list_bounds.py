@@ -6,8 +6,8 @@ from typing import Any
 
 from ..syntax import ast
 from ..syntax.diagnostics import Diagnostic, Fault, Fix
-from .units import magnitude
-from .value_text import plain, value_text
+from .units import comparable_number
+from .value_text import plain_value_text, value_text
 from .values import Ratio
 from .vocabulary import Param
 
@@ -29,15 +29,17 @@ def keeps_list_bounds_or_report(
             first = expr.items[values.index(value)].span
             report(
                 repeated_item(
-                    f"`{plain(value)}` stands twice in `{param.name}`",
+                    f"`{plain_value_text(value)}` stands twice in `{param.name}`",
                     expr.items[i].span,
                     related=((first, "the first"),),
                     help="drop one of them, or name another",
                 )
             )
             return False
-    if (param.falling or param.starts_full) and any(magnitude(b) >= magnitude(a) for a, b in pairwise(values)):
-        fallen = sorted(set(values), key=magnitude, reverse=True)
+    if (param.falling or param.starts_full) and any(
+        comparable_number(b) >= comparable_number(a) for a, b in pairwise(values)
+    ):
+        fallen = sorted(set(values), key=comparable_number, reverse=True)
         help_text = f"write `{param.name}: {value_text(tuple(fallen))}`" if len(fallen) > 1 else ""
         offer = Fix(expr.span, value_text(tuple(fallen))) if help_text else None
         message = f"`{param.name}` does not fall from each item to the next"

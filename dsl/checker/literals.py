@@ -10,7 +10,7 @@ from ..syntax.nearest import nearest_name
 from ..syntax.source import Span
 from .limits import out_of_range
 from .selectors import InvalidGlob, parse_glob
-from .units import ALL, DURATIONS, SPOKEN_DURATIONS, magnitude, parse_number_with_unit
+from .units import ALL, DURATIONS, SPOKEN_DURATIONS, comparable_number, parse_number_with_unit
 from .value_text import value_text
 from .values import Duration, Range, Selector
 
@@ -43,7 +43,7 @@ def number_literal_value(expr: ast.Number, digits: str, unit: str) -> Any:
     value = parse_number_with_unit(digits, unit)
     if value is None:
         raise InvalidLiteral(unknown_unit(f"`{unit}` is no unit", expr.span, help=_unit_help(digits, unit)))
-    if isinf(magnitude(value)):
+    if isinf(comparable_number(value)):
         raise InvalidLiteral(
             out_of_range(
                 f"`{expr.span.text}` is larger than any number can be here", expr.span, help="write one below 1e300"
@@ -66,7 +66,7 @@ def _unit_help(digits: str, unit: str) -> str:
 
 
 def parse_range_limits(expr: ast.Interval, low: Any, high: Any) -> Range:
-    if not all(isinstance(magnitude(end), (int, float)) and not isinstance(end, bool) for end in (low, high)):
+    if not all(isinstance(comparable_number(end), (int, float)) and not isinstance(end, bool) for end in (low, high)):
         raise InvalidLiteral(
             invalid_range("the ends of the range are no numbers", expr.span, help="write it like `1..8`")
         )
@@ -75,7 +75,7 @@ def parse_range_limits(expr: ast.Interval, low: Any, high: Any) -> Range:
         raise InvalidLiteral(
             invalid_range("the ends of the range are of two types", expr.span, help="write a unit behind both ends")
         )
-    if magnitude(low) > magnitude(high):
+    if comparable_number(low) > comparable_number(high):
         raise InvalidLiteral(
             invalid_range("the range ends before it begins", expr.span, help="put the lower end first")
         )
@@ -87,17 +87,20 @@ def parse_selector(expr: ast.Expr) -> Selector | None:
     if isinstance(expr, ast.AllowEmpty):
         inner = parse_selector(expr.selector)
         return inner and Selector(inner.terms, allow_empty=True)
-    terms = _selector_terms("|", expr)
+    terms = _operator_and_glob_of_terms("|", expr)
     return Selector(tuple(terms)) if terms else None
 
 
-def _selector_terms(preceding_operator: str, expr: ast.Expr) -> list[tuple[str, str]] | None:
+def _operator_and_glob_of_terms(preceding_operator: str, expr: ast.Expr) -> list[tuple[str, str]] | None:
     if isinstance(expr, ast.Text):
         refuse_invalid_glob(expr.value, expr.span)
         return [(preceding_operator, expr.value)]
     if not isinstance(expr, ast.Combine):
         return None
-    left, right = _selector_terms(preceding_operator, expr.left), _selector_terms(expr.op, expr.right)
+    left, right = (
+        _operator_and_glob_of_terms(preceding_operator, expr.left),
+        _operator_and_glob_of_terms(expr.op, expr.right),
+    )
     if left and right and len(right) > 1:
         raise InvalidLiteral(
             invalid_selector(

@@ -28,7 +28,7 @@ nameless_module = Fault("nameless-module", "A `use` of a path gives the module n
 
 def declare_used_module(node: ast.Use, scope: Scope, file_name: str) -> None:
     """Add the module that a line names. `file_name` is the name of the file that the line stands in."""
-    alias = node.alias or _local_name(node)
+    alias = node.alias or _name_node_without_alias(node)
     if alias is None:
         scope.report(
             nameless_module(
@@ -38,15 +38,15 @@ def declare_used_module(node: ast.Use, scope: Scope, file_name: str) -> None:
         return
     entry = ScopeEntry("module", alias.path, alias.span)
     scope.declare(alias, entry)
-    name = module_name(node.target, file_name)
+    name = resolved_module_name(node.target, file_name)
     if file := _parse_module(node, name, scope):
         entry.node = file
         entry.scope = instantiate_module(file, scope, alias.path, {}, "")
 
 
-def module_name(target: ast.Name | ast.Text, file_name: str) -> str:
+def resolved_module_name(target: ast.Name | ast.Text, using_file_name: str) -> str:
     """`std.text` as it is; a path relative to the file that uses it."""
-    return target.path if isinstance(target, ast.Name) else normpath(join(dirname(file_name), target.value))
+    return target.path if isinstance(target, ast.Name) else normpath(join(dirname(using_file_name), target.value))
 
 
 def not_a_recipe_diagnostic(span: Span | None, name: str) -> Diagnostic:
@@ -58,7 +58,7 @@ def not_a_recipe_diagnostic(span: Span | None, name: str) -> Diagnostic:
     )
 
 
-def _local_name(node: ast.Use) -> ast.Name | None:
+def _name_node_without_alias(node: ast.Use) -> ast.Name | None:
     """`std.text` is called `text`."""
     if isinstance(node.target, ast.Text):
         return None

@@ -48,17 +48,19 @@ class Overrides:
 
 
 def read_overrides(
-    sets: Iterable[str] = (), params: Source | None = None, environment: Mapping[str, str] | None = None
+    set_options: Iterable[str] = (), params_source: Source | None = None, environment: Mapping[str, str] | None = None
 ) -> Overrides:
     """Overrides of a command line; `environment` is os.environ or a part of it."""
     by_name: dict[str, Override] = {}
     faults: list[Diagnostic] = []
-    overrides = list(_parse_json_params(params, faults)) if params else []
+    overrides = list(_parse_json_params(params_source, faults)) if params_source else []
     for name, text in sorted((environment or {}).items()):
         if name.startswith(PREFIX):
             source = Source(name, text)
-            overrides.append(Override(name[len(PREFIX) :], value_of(source, 0), name, Span(source, 0, len(text))))
-    overrides += [o for text in sets if (o := _parse_set_option(text, faults))]
+            overrides.append(
+                Override(name[len(PREFIX) :], parse_value_from(source, 0), name, Span(source, 0, len(text)))
+            )
+    overrides += [o for text in set_options if (o := _parse_set_option(text, faults))]
     for override in overrides:
         by_name[override.name] = override
     return Overrides(by_name, tuple(faults))
@@ -74,7 +76,7 @@ def _parse_set_option(text: str, faults: list[Diagnostic]) -> Override | None:
             )
         )
         return None
-    return Override(name.strip(), value_of(source, len(name) + 1), "--set", Span(source, 0, len(name)))
+    return Override(name.strip(), parse_value_from(source, len(name) + 1), "--set", Span(source, 0, len(name)))
 
 
 def _parse_json_params(source: Source, faults: list[Diagnostic]) -> Iterable[Override]:
@@ -131,12 +133,12 @@ def _json_to_expression(value, span: Span) -> ast.Expr | None:
     if isinstance(value, tuple):  # an object
         named = [(name, item) for name, v in value if (item := _json_to_expression(v, span)) is not None]
         sound = named and len(named) == len(value) and all(_WORD.match(name) for name, _ in named)
-        return _pairs(named, span) if sound else None
+        return _pairs_node(named, span) if sound else None
     return None
 
 
-def value_of(source: Source, start: int) -> ast.Expr:
-    return parse_unquoted_value(source.text[start:], Span(source, start, len(source.text)))
+def parse_value_from(source: Source, start_offset: int) -> ast.Expr:
+    return parse_unquoted_value(source.text[start_offset:], Span(source, start_offset, len(source.text)))
 
 
 def parse_unquoted_value(text: str, span: Span) -> ast.Expr:
@@ -155,12 +157,12 @@ def parse_unquoted_value(text: str, span: Span) -> ast.Expr:
     if text.startswith("{") and text.endswith("}"):
         entries = [p.partition(":") for p in text[1:-1].split(",") if p.strip()]
         if entries and all(colon and _WORD.match(name.strip()) for name, colon, _ in entries):  # else a glob: `{q,k}`
-            return _pairs([(name.strip(), parse_unquoted_value(value, span)) for name, _, value in entries], span)
+            return _pairs_node([(name.strip(), parse_unquoted_value(value, span)) for name, _, value in entries], span)
     if len(text) > 1 and text[0] == text[-1] == '"':
         text = text[1:-1]
     return ast.Text(text, span=span)
 
 
-def _pairs(values_by_name: Iterable[tuple[str, ast.Expr]], span: Span) -> ast.Pairs:
+def _pairs_node(values_by_name: Iterable[tuple[str, ast.Expr]], span: Span) -> ast.Pairs:
     entries = (ast.Entry(ast.Name(name, span=span), value, span=span) for name, value in values_by_name)
     return ast.Pairs(tuple(entries), span=span)

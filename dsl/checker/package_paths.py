@@ -26,25 +26,25 @@ def paths_outside_package(file: ast.File) -> list[Diagnostic]:
             text.span,
             help="a package holds what its recipes name, or takes it as a `param` from whoever uses it",
         )
-        for text in quoted_texts(file.statements)
-        if _leaves_folder(root, folder, text.value)
+        for text in quoted_text_nodes(file.statements)
+        if _path_leaves_root(root, folder, text.value)
     ]
 
 
-def _leaves_folder(root: str, folder: str, text: str) -> bool:
-    if isabs(text) or text.startswith("~") or "\\" in text or "\0" in text:
+def _path_leaves_root(root: str, folder: str, path_text: str) -> bool:
+    if isabs(path_text) or path_text.startswith("~") or "\\" in path_text or "\0" in path_text:
         return True
-    return not normpath(join(folder, text)).startswith(f"{root}/") and ".." in text.split("/")
+    return not normpath(join(folder, path_text)).startswith(f"{root}/") and ".." in path_text.split("/")
 
 
-def quoted_texts(node: object) -> Iterator[ast.Text]:
+def quoted_text_nodes(node: object) -> Iterator[ast.Text]:
     """Every quoted text of a syntax tree but docstrings."""
     if isinstance(node, ast.Text):
         yield node
     elif isinstance(node, (list, tuple)):
         for item in node:
-            yield from quoted_texts(item)
+            yield from quoted_text_nodes(item)
     elif is_dataclass(node):
         for part in fields(node):
             if part.name not in ("span", "doc"):
-                yield from quoted_texts(getattr(node, part.name))
+                yield from quoted_text_nodes(getattr(node, part.name))

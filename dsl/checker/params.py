@@ -13,7 +13,7 @@ from .literals import InvalidLiteral, parse_range_limits
 from .overrides import Override, incompatible_override, unknown_override
 from .scope import POISON, CheckState, Scope, ScopeEntry, Variant, unknown_name, use_before_definition
 from .typed import typed_value
-from .value_text import plain
+from .value_text import plain_value_text
 from .vocabulary import Param
 
 unknown_type = Fault("unknown-type", "A `param` has a type that the language doesn't know.")
@@ -143,7 +143,7 @@ def param_arguments_of_variants(file: ast.File, session: CheckState) -> list[dic
 
 def variant_name(arguments: dict[str, Argument]) -> str:
     """`keep=80%,align=32`: the params that the matrix sets."""
-    return ",".join(f"{name}={plain(g.value)}" for name, g in arguments.items() if g.origin == "matrix")
+    return ",".join(f"{name}={plain_value_text(g.value)}" for name, g in arguments.items() if g.origin == "matrix")
 
 
 def _typed_override(override: Override, param: Param, session: CheckState) -> Argument:
@@ -208,5 +208,5 @@ def _report_equal_values(name: str, values: list[Argument], session: CheckState)
     """Two variants of one value would be the same, in one folder."""
     for i, one in enumerate(values):
         if any(one.value == other.value for other in values[:i]):
-            message = f"`{plain(one.value)}` stands twice among the values of `{name}`"
+            message = f"`{plain_value_text(one.value)}` stands twice among the values of `{name}`"
             session.report(invalid_matrix(message, one.span, help="drop one of them"))

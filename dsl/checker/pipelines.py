@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, replace
 from ..syntax import ast
 from ..syntax.diagnostics import Diagnostic, Fault
 from ..syntax.source import Span
-from .calls import check_plugin_call_partially
+from .calls import check_plugin_call_with_recovery
 from .modules import instantiate_module, module_call_arguments
 from .recipe import Invocation
 from .rules import Rules
 from .scope import Scope, ScopeEntry
-from .typed import kind_mismatch, type_mismatch
+from .typed import kind_mismatch_diagnostic, type_mismatch
 from .values import StepRef, references_in
 from .vocabulary import Word
 
@@ -67,7 +67,9 @@ class PipelineBuild:
 def read_pipeline(pipeline: ast.Pipeline, scope: Scope) -> PipelineBuild | None:
     """The line of a pipeline of the recipe itself; None where its model is unknown."""
     model = _model_entry_of_pipeline(pipeline, scope)
-    line = PipelineBuild(model.name if model else "", scope.inner({s.name.path: s.name.span for s in pipeline.steps}))
+    line = PipelineBuild(
+        model.name if model else "", scope.make_inner_scope({s.name.path: s.name.span for s in pipeline.steps})
+    )
     _append_steps(pipeline, line.scope, line, line.input, "")
     _report_wrong_pass_order(line)
     return line if model else None
@@ -79,7 +81,7 @@ def _model_entry_of_pipeline(pipeline: ast.Pipeline, scope: Scope) -> ScopeEntry
     if entry is None:
         scope.report_unknown_name(name, ("model",), noun="model")
     elif entry.kind != "model":
-        scope.report(kind_mismatch(name, entry, ", a pipeline starts from a model"))
+        scope.report(kind_mismatch_diagnostic(name, entry, ", a pipeline starts from a model"))
         entry = None
     else:
         scope.variant.add_module_entry(entry)
@@ -98,7 +100,7 @@ def _append_steps(
         if (callee := _module_pipeline(path, scope)) is not None:
             result = _inline_module_pipeline(step, callee, scope, build, source, name, caller or step.span)
         else:
-            word, call, sound = check_plugin_call_partially("pass", step.call, scope)
+            word, call, sound = check_plugin_call_with_recovery("pass", step.call, scope)
             build.stages.append(Stage(name, source, step.span, word, call, caller, sound, _from_argument_span(step)))
             result = name
         scope.later.pop(step.name.path, None)
@@ -136,7 +138,9 @@ def resolve_from_argument(arg: ast.Arg, scope: Scope, pipeline: ast.Pipeline, st
         scope.report_unknown_name(value, ("step",), (pipeline.model.path,), "step")
         return None
     if entry.kind != "step":
-        scope.report(kind_mismatch(value, entry, f"; `from` names an earlier step or `{pipeline.model.path}`"))
+        scope.report(
+            kind_mismatch_diagnostic(value, entry, f"; `from` names an earlier step or `{pipeline.model.path}`")
+        )
         return None
     return entry.name
 
@@ -164,7 +168,7 @@ def _inline_module_pipeline(
         return name
     opened = instantiate_module(module.node, _file_scope(scope), alias, arguments, name)
     pipeline = callee.node
-    inner = opened.inner({s.name.path: s.name.span for s in pipeline.steps})
+    inner = opened.make_inner_scope({s.name.path: s.name.span for s in pipeline.steps})
     model = opened.resolve_name(pipeline.model.path)
     if model is None:
         opened.report_unknown_name(pipeline.model, ("model",), noun="model")

@@ -14,5 +14,5 @@ KEYS = (
 )
 
 
-def key(name: str) -> Param | None:
+def profile_key_param(name: str) -> Param | None:
     return next((k for k in KEYS if k.name == name), None)

@@ -18,7 +18,7 @@ class Invocation:
     span: Span | None = field(default=None, compare=False, repr=False)
     spans: Mapping[str, Span] = field(default_factory=dict, compare=False, repr=False)
 
-    def where(self, name: str) -> Span | None:
+    def argument_or_call_span(self, name: str) -> Span | None:
         return self.spans.get(name, self.span)
 
     @property

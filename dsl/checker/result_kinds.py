@@ -6,7 +6,7 @@ from ..syntax.diagnostics import Fault
 from ..syntax.source import Span
 from .pipelines import PipelineBuild, Stage
 from .recipe import Bound, Emit
-from .value_text import plain
+from .value_text import plain_value_text
 from .values import StepRef, references_in
 from .vocabulary import Word
 
@@ -33,9 +33,9 @@ def result_label(kind: str) -> str:
     return _LABELS.get(kind, f"a result of kind `{kind}`")
 
 
-def result_kind_of(line: PipelineBuild, name: str) -> str:
+def result_kind_of(line: PipelineBuild, result_name: str) -> str:
     """The kind of a named result; the pipeline's model is a model."""
-    return next((s.rules.result_kind() for s in line.stages if s.name == name), MODEL)
+    return next((s.rules.result_kind() for s in line.stages if s.name == result_name), MODEL)
 
 
 def report_unaccepted_results(build: PipelineBuild) -> None:
@@ -99,7 +99,7 @@ def _span_naming_result(stage: Stage, name: str, is_explicit: bool) -> Span:
         arguments = (
             p for p, v in stage.call.args.items() if any(ref.name == name for ref in references_in(v, StepRef))
         )
-        return stage.call.where(next(arguments, "")) or stage.span
+        return stage.call.argument_or_call_span(next(arguments, "")) or stage.span
     return stage.origin or stage.span
 
 
@@ -109,7 +109,7 @@ def _remedy_by_leaving_out_argument(build: PipelineBuild, name: str, accepted: t
     for param in stage.call.spans if stage else ():
         remaining = {n: value for n, value in stage.call.args.items() if n != param}
         if stage.word.rules(remaining).result_kind() in accepted:
-            return f", or leave `{param}: {plain(stage.call.args[param])}` out of `{name}`"
+            return f", or leave `{param}: {plain_value_text(stage.call.args[param])}` out of `{name}`"
     return ""
 
 
@@ -120,7 +120,7 @@ def _remedy_by_picking_one_model(build: PipelineBuild, kind: str, accepted: tupl
         return ""
     words = build.scope.session.vocabulary.words
     takers = [
-        w.name for w in words("pass").values() if kind in w.facts.get("accepts", ()) and _results_in_model_by_default(w)
+        w.name for w in words("pass").values() if kind in w.facts.get("accepts", ()) and _gives_model_by_default(w)
     ]
     holders = [w.name for w in words("target").values() if kind in w.facts.get("result_kinds", ()) and w.name == kind]
     picked = [f"take one out of it with `{name}`" for name in sorted(takers)]
@@ -136,7 +136,7 @@ def _remedy_by_other_target(build: PipelineBuild, kind: str) -> str:
     return f"emit it with {' or '.join(names)}, " if names else ""
 
 
-def _results_in_model_by_default(plugin: Word) -> bool:
+def _gives_model_by_default(plugin: Word) -> bool:
     return MODEL in plugin.facts.get("results", (MODEL,))
 
 

@@ -73,7 +73,7 @@ class Variant:
     data: dict[str, Invocation] = field(default_factory=dict)
     profiles: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def table(self, kind: str) -> dict[str, Any]:
+    def entries_of_kind(self, kind: str) -> dict[str, Any]:
         tables: dict[str, dict[str, Any]] = {"model": self.models, "data": self.data, "profile": self.profiles}
         return tables[kind]
 
@@ -85,7 +85,7 @@ class Variant:
         """
         if entry.value is None or entry.kind not in ("model", "data", "profile"):
             return entry.name
-        table = self.table(entry.kind)
+        table = self.entries_of_kind(entry.kind)
         name = entry.name
         if table.setdefault(name, entry.value) != entry.value:
             name = f"{instance}.{name.rsplit('.', 1)[-1]}"
@@ -117,7 +117,7 @@ class Scope:
     def report(self, fault: Diagnostic) -> None:
         self.session.report(fault)
 
-    def inner(self, declared_later: dict[str, Span]) -> "Scope":
+    def make_inner_scope(self, declared_later: dict[str, Span]) -> "Scope":
         return Scope(
             self.session, self.variant, self, self.prefix, self.instance, later=declared_later, early=self.early
         )
@@ -172,8 +172,8 @@ class Scope:
                 out |= {f"{name}.{n}": e for n, e in entry.scope.names.items()}
         return out
 
-    def declared_later(self, path: str) -> Span | None:
-        return self.later.get(path) or (self.parent.declared_later(path) if self.parent else None)
+    def span_where_declared_later(self, path: str) -> Span | None:
+        return self.later.get(path) or (self.parent.span_where_declared_later(path) if self.parent else None)
 
     def report_unknown_name(
         self,
@@ -191,7 +191,7 @@ class Scope:
         """
         if name.path == "" or self.is_in_unreadable_module(name.path) or name.path in self.session.unparsed:
             return
-        if span := self.declared_later(name.path):
+        if span := self.span_where_declared_later(name.path):
             self.early.add(name.path)
             self.report(
                 use_before_definition(

@@ -102,17 +102,17 @@ def _parse_braces(body: str, start: int) -> BraceAlternatives:
 
 
 @lru_cache(maxsize=4096)
-def _components(plain: str) -> tuple[str, ...]:
+def _glob_components(brace_free_glob: str) -> tuple[str, ...]:
     """Components of a glob without braces; one that may stand for none begins it, as an end of a path is enough."""
-    return ("**", *(c if c == "**" else re.sub(r"\*+", "*", c) for c in plain.split(".")))
+    return ("**", *(c if c == "**" else re.sub(r"\*+", "*", c) for c in brace_free_glob.split(".")))
 
 
-def _matches_plain(glob: str, path: str) -> bool:
+def _matches_brace_free_glob(glob: str, path: str) -> bool:
     """Whether a glob without braces matches a path or an end of it.
 
     A table of the components that may come next, for each name of the path: `re` would try `**` in all ways.
     """
-    components, names = _components(glob), path.split(".")
+    components, names = _glob_components(glob), path.split(".")
     if components[-1] != "**" and not _matches_component(components[-1], names[-1]):
         return False
     reached = _with_positions_past_double_star({0}, components)
@@ -148,10 +148,10 @@ def _matches_component(component: str, name: str) -> bool:
     return True
 
 
-def matches(glob: str, path: str) -> bool:
+def glob_matches_path(glob: str, path: str) -> bool:
     """Whether a glob, braces included, matches a path or an end of it."""
     options = [p.options if isinstance(p, BraceAlternatives) else (p,) for p in parse_glob(glob)]
-    return any(_matches_plain("".join(pick), path) for pick in product(*options))
+    return any(_matches_brace_free_glob("".join(pick), path) for pick in product(*options))
 
 
 @lru_cache(maxsize=1024)
@@ -173,7 +173,7 @@ def _matched_paths_and_alternatives(glob: str, paths: Sequence[str]) -> tuple[se
     matched: set[str] = set()
     alive: set[tuple[int, int]] = set()
     for pick, plain in _expand_braces(glob):
-        hits = [p for p in paths if _matches_plain(plain, p)]
+        hits = [p for p in paths if _matches_brace_free_glob(plain, p)]
         if hits:
             matched.update(hits)
             alive.update(enumerate(pick))

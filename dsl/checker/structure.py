@@ -14,7 +14,7 @@ from .amounts import report_invalid_amount
 from .inputs import report_incompatible_module_widths
 from .literals import span_inside_text
 from .pipelines import PipelineBuild, Stage
-from .selectors import UnmatchedPart, matches, resolve_selector, unmatched_parts
+from .selectors import UnmatchedPart, glob_matches_path, resolve_selector, unmatched_parts
 from .skeleton import Group, Skeleton, is_submodule
 from .value_text import quoted
 from .values import Ratio, Selector
@@ -77,7 +77,7 @@ class Selectable:
 def report_steps_incompatible_with_skeleton(build: PipelineBuild, skeleton: Skeleton) -> None:
     """Check every step of a line; faults go to its scope."""
     for stage in build.stages:
-        if stage.word is None or not stage.word.facts.get("acts_on") or not _has_selection(stage):
+        if stage.word is None or not stage.word.facts.get("acts_on") or not _has_valid_selection_arguments(stage):
             continue
         candidates = selectable_parts_of_step(stage, skeleton)
         if not candidates.paths:
@@ -93,7 +93,7 @@ def report_steps_incompatible_with_skeleton(build: PipelineBuild, skeleton: Skel
                     stage,
                     no_match(
                         f"nothing is left of {len(candidates.paths)} {candidates.noun}",
-                        stage.call.where("on"),
+                        stage.call.argument_or_call_span("on"),
                         help="subtract less",
                     ),
                 )
@@ -104,7 +104,7 @@ def report_steps_incompatible_with_skeleton(build: PipelineBuild, skeleton: Skel
             report_incompatible_module_widths(stage, candidates.selected(on), skeleton, build)
 
 
-def _has_selection(stage: Stage) -> bool:
+def _has_valid_selection_arguments(stage: Stage) -> bool:
     """Whether the arguments that decide it have no fault: `on`, and `unit` where the pass has it."""
     unit = stage.sound or stage.word.param("unit") is None or "unit" in stage.call.spans
     return unit and all(name in stage.call.args for name in ("on", "unit") if stage.word.param(name))
@@ -156,7 +156,7 @@ def _absent_parts_diagnostic(stage: Stage, candidates: Selectable, skeleton: Ske
     stays = list(skeleton.stays.items()) if candidates.kind == "branches" else []
     refusals = stays or skeleton.facts.get("refused") or []
     narrows = candidates.kind in ("heads", "kv_heads", "channels", "experts", *_KIND_PHRASES)
-    relevant = stays or [r for r in refusals if narrows and is_reason_for(r, candidates.kind, skeleton)]
+    relevant = stays or [r for r in refusals if narrows and is_refusal_for_kind(r, candidates.kind, skeleton)]
     unread = [r for r in refusals if r[0] in dict(skeleton.opaque)]
     lack, note = "which the model doesn't have", ""
     if candidates.kind == "width":
@@ -192,7 +192,7 @@ def _alternative_pass_text(candidates: Selectable, skeleton: Skeleton) -> str:
     return ""
 
 
-def is_reason_for(refusal: Sequence[str], kind: str, skeleton: Skeleton) -> bool:
+def is_refusal_for_kind(refusal: Sequence[str], kind: str, skeleton: Skeleton) -> bool:
     """Whether discovery's reason is about groups of this kind: heads are attention's, channels anything else's."""
     path, reason = refusal
     if kind in _KIND_PHRASES:
@@ -213,7 +213,7 @@ def _no_match_diagnostic(
     stage: Stage, unmatched: UnmatchedPart, candidates: Selectable, skeleton: Skeleton
 ) -> Diagnostic:
     """Says which part of a selector is dead, among how many, and what was probably meant."""
-    span = stage.call.where("on")
+    span = stage.call.argument_or_call_span("on")
     dead_span = _selector_span(span, unmatched)
     if unmatched.subtracts:
         return no_match(
@@ -272,21 +272,21 @@ def _closest_glob_or_alternative(unmatched: UnmatchedPart, paths: Sequence[str])
         for c in unmatched.glob.split(".")
     ]
     guess = ".".join(words)
-    return guess if guess != unmatched.glob and any(matches(guess, p) for p in paths) else ""
+    return guess if guess != unmatched.glob and any(glob_matches_path(guess, p) for p in paths) else ""
 
 
 def _plainest_glob_below(glob: str, paths: Sequence[str]) -> str:
     """The plainest glob of what lies below the modules that a glob matches; "" where nothing does."""
-    below = [p for p in paths if matches(f"{glob}.**", p)]
+    below = [p for p in paths if glob_matches_path(f"{glob}.**", p)]
     plain = f"{glob}*" if glob.endswith(".*") else f"{glob}.*"
-    return (plain if [p for p in paths if matches(plain, p)] == below else f"{glob}.**") if below else ""
+    return (plain if [p for p in paths if glob_matches_path(plain, p)] == below else f"{glob}.**") if below else ""
 
 
 def _other_kind_note(unmatched: UnmatchedPart, candidates: Selectable, skeleton: Skeleton) -> str:
     """Note where the glob matches a module of another kind, or one whose channels form no group."""
     glob = unmatched.glob
     for path, reason in skeleton.facts.get("refused") or []:
-        if matches(glob, path):
+        if glob_matches_path(glob, path):
             return f"`{path}`: {reason}"
     modules: dict[str, None] = {}
     for owned in skeleton.parts:
@@ -294,5 +294,5 @@ def _other_kind_note(unmatched: UnmatchedPart, candidates: Selectable, skeleton:
         modules |= {".".join(names[:i]): None for i in range(1, len(names) + 1)}
     if unmatched.text != glob:
         return ""
-    module = next((m for m in modules if matches(glob, m)), "")
+    module = next((m for m in modules if glob_matches_path(glob, m)), "")
     return f"`{module}` is a module, but `{candidates.paths[0]}` is what can be selected here" if module else ""

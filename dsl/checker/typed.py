@@ -7,13 +7,13 @@ from typing import Any
 from ..syntax import ast
 from ..syntax.diagnostics import Diagnostic, Fault, Fix
 from ..syntax.nearest import nearest_name
-from ..syntax.quotes import quotes_for
+from ..syntax.quotes import missing_quotes_diagnostic
 from .limits import validate_or_report
 from .list_bounds import keeps_list_bounds_or_report
 from .literals import InvalidLiteral, literal_value, parse_range_limits, parse_selector
 from .scope import LABELS, POISON, Scope, ScopeEntry
-from .type_phrases import PHRASES, example_remedy, expected_phrase, sample_value
-from .value_text import number, plain, value_text
+from .type_phrases import PHRASES, example_remedy, expected_phrase, sample_value_text
+from .value_text import plain_value_text, shortest_decimal, value_text
 from .values import Bytes, DataRef, Duration, MetricRef, ModelRef, ProfileRef, Range, Ratio, Selector, Shares, StepRef
 from .vocabulary import Param
 
@@ -111,7 +111,7 @@ def _evaluate_selector(expr: ast.Expr, param: Param) -> Selector:
     parsed = parse_selector(expr)
     text = "string" in param.types and "selector" not in param.types
     if parsed is None and text and not re.search(r"\s", expr.span.text):
-        raise InvalidLiteral(quotes_for(expr.span.text, expr.span))
+        raise InvalidLiteral(missing_quotes_diagnostic(expr.span.text, expr.span))
     if parsed is None:
         raise InvalidLiteral(
             type_mismatch(
@@ -186,7 +186,7 @@ def type_mismatch_diagnostic(expr: ast.Expr, value: Any, param: Param) -> Diagno
     expected = expected_phrase(param)
     if value_type in NUMBERS and NUMBERS & set(param.types):
         fix = _certain_unit_fix(expr, value, param)
-        help = f"write `{fix.text}`" if fix else f"write it like `{sample_value(param)}`"
+        help = f"write `{fix.text}`" if fix else f"write it like `{sample_value_text(param)}`"
         if value_type in ("int", "float") and "duration" in param.types:
             help = f"write `{value_text(value)}s`, `{value_text(value)}min` or another unit of time"
         return unit_mismatch(
@@ -204,7 +204,7 @@ def _certain_unit_fix(expr: ast.Expr, value: Any, param: Param) -> Fix | None:
     if isinstance(value, float) and "ratio" in param.types and 0 <= value <= 1:
         return Fix(expr.span, value_text(Ratio(value)))
     if isinstance(value, Ratio) and "float" in param.types:
-        return Fix(expr.span, number(value.value))
+        return Fix(expr.span, shortest_decimal(value.value))
     return None
 
 
@@ -215,13 +215,13 @@ def _unknown_choice_diagnostic(expr: ast.Expr, text: str, param: Param) -> Diagn
         expr.span,
         help=f"did you mean `{closest}`?" if closest else _choices_remedy(param),
         fix=Fix(expr.span, closest) if closest.isidentifier() and isinstance(expr, ast.Name) else None,
-        offer=Fix(expr.span, plain(closest or param.choices[0])) if param.choices else None,
+        offer=Fix(expr.span, plain_value_text(closest or param.choices[0])) if param.choices else None,
     )
 
 
-def kind_mismatch(name: ast.Name, entry: ScopeEntry, need: str) -> Diagnostic:
-    """Diagnostic for a name of another kind of thing; `need` goes on with what belongs there."""
-    fact = f"`{name.path}` is {LABELS[entry.kind]}{need}"
+def kind_mismatch_diagnostic(name: ast.Name, entry: ScopeEntry, expectation_text: str) -> Diagnostic:
+    """Diagnostic for a name of another kind of thing; `expectation_text` goes on with what belongs there."""
+    fact = f"`{name.path}` is {LABELS[entry.kind]}{expectation_text}"
     return type_mismatch(fact, name.span, related=((entry.span, "declared here"),))
 
 
@@ -243,21 +243,23 @@ def _evaluate_name(expr: ast.Name, param: Param, scope: Scope) -> Any:
     if entry is None or entry.kind not in ("param", *HANDLES):
         if entry is None and "choice" in param.types and not scope.is_in_unreadable_module(expr.path):
             raise InvalidLiteral(_unknown_choice_diagnostic(expr, expr.path, param))
-        _report_not_a_value(expr, entry, scope, _accepted_entry_kinds(param), _first_phrase(param), param)
+        _report_not_a_value(expr, entry, scope, _accepted_entry_kinds(param), _first_type_phrase(param), param)
         return POISON
     if entry.kind == "param":
-        return POISON if entry.value is POISON else _from_param(expr, entry, param)
+        return POISON if entry.value is POISON else _coerce_value_of_named_param(expr, entry, param)
     if entry.kind not in param.types:
-        raise InvalidLiteral(kind_mismatch(expr, entry, f", {expected_phrase(param)} is needed for `{param.name}`"))
+        raise InvalidLiteral(
+            kind_mismatch_diagnostic(expr, entry, f", {expected_phrase(param)} is needed for `{param.name}`")
+        )
     return HANDLES[entry.kind](scope.variant.add_module_entry(entry, scope.instance))
 
 
-def _first_phrase(param: Param) -> str:
+def _first_type_phrase(param: Param) -> str:
     """Name of the first expected type, without its article."""
     return expected_phrase(replace(param, types=param.types[:1])).removeprefix("a ")
 
 
-def _from_param(expr: ast.Name, entry: ScopeEntry, param: Param) -> Any:
+def _coerce_value_of_named_param(expr: ast.Name, entry: ScopeEntry, param: Param) -> Any:
     try:
         return coerce_to_param_type(expr, entry.value, param)
     except InvalidLiteral as error:
@@ -283,7 +285,7 @@ def _report_not_a_value(
             expr, accepted_kinds, metrics, expected, is_string_accepted=param is not None and "string" in param.types
         )
     else:
-        scope.report(kind_mismatch(expr, entry, f", {expected} is needed"))
+        scope.report(kind_mismatch_diagnostic(expr, entry, f", {expected} is needed"))
 
 
 def _evaluate_call(expr: ast.Call, param: Param, scope: Scope) -> Any:
@@ -335,7 +337,7 @@ def _evaluate_ratio_of(expr: ast.Of, amount: ast.Expr, base: ast.Name, param: Pa
             )
         raise InvalidLiteral(
             unit_mismatch(
-                f"{plain(value)} is no ratio, only a ratio is a share of something",
+                f"{plain_value_text(value)} is no ratio, only a ratio is a share of something",
                 amount.span,
                 help="write it like `85% of channels`, or drop the `of`",
             )

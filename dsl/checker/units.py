@@ -47,7 +47,7 @@ def _parse_times_power_of_ten(digits: str, power: int) -> float:
     return float(f"{mantissa}e{int(exponent or 0) + power}")
 
 
-def magnitude(value: Any) -> float:
+def comparable_number(value: Any) -> float:
     """The number that bounds compare: a share, bytes, seconds or the number itself."""
     if isinstance(value, (Ratio, Bytes)):
         return value.value

@@ -15,7 +15,7 @@ def value_text(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (int, float)):
-        return number(value)
+        return shortest_decimal(value)
     if isinstance(value, str):
         return quoted(value)
     if isinstance(value, (list, tuple)):
@@ -23,37 +23,37 @@ def value_text(value: Any) -> str:
     return _FORMATTERS[type(value)](value)
 
 
-def plain(value: Any) -> str:
+def plain_value_text(value: Any) -> str:
     """Like `value_text`, but words of a choice stand without quotes."""
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(plain(v) for v in value)}]"
+        return f"[{', '.join(plain_value_text(v) for v in value)}]"
     return value if isinstance(value, str) and value.isidentifier() else value_text(value)
 
 
-def number(value: float) -> str:
+def shortest_decimal(value: float) -> str:
     """Shortest decimal that reads back as the same number, without a trailing `.0`."""
     text = repr(round(value, 12) if abs(value) > 1e-6 else value)
     return text[:-2] if text.endswith(".0") else text
 
 
-def percent(share: float) -> str:
+def percent_text(share: float) -> str:
     """`85%`, with one digit after the point where it needs one: `87.5%`, `83.3%`."""
-    return f"{number(round(share * 100, 1))}%"
+    return f"{shortest_decimal(round(share * 100, 1))}%"
 
 
 def quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t") + '"'
 
 
-def _ratio(ratio: Ratio) -> str:
-    return f"{number(round(ratio.value * 100, 10))}%" + (f" of {ratio.of}" if ratio.of else "")
+def _ratio_text(ratio: Ratio) -> str:
+    return f"{shortest_decimal(round(ratio.value * 100, 10))}%" + (f" of {ratio.of}" if ratio.of else "")
 
 
-def _bytes(size: Bytes) -> str:
+def _bytes_text(size: Bytes) -> str:
     for unit in ("TiB", "GiB", "MiB", "KiB", "TB", "GB", "MB", "KB"):
         if size.value and size.value % BYTES[unit] == 0:
             return f"{size.value // BYTES[unit]}{unit}"
-    return f"{number(size.value / 1024)}KiB"
+    return f"{shortest_decimal(size.value / 1024)}KiB"
 
 
 def _duration_text(duration: Duration) -> str:
@@ -65,33 +65,33 @@ def _duration_text(duration: Duration) -> str:
             break
     else:
         unit = next((u for u in ("s", "ms", "us") if seconds >= DURATIONS[u]), "ns" if seconds else "s")
-    return number(round(seconds / DURATIONS[unit], 9)) + unit
+    return shortest_decimal(round(seconds / DURATIONS[unit], 9)) + unit
 
 
-def _selector(selector: Selector) -> str:
+def _selector_text(selector: Selector) -> str:
     (_, first), *remainder = selector.terms
     text = quoted(first) + "".join(f" {op} {quoted(glob)}" for op, glob in remainder)
     return text + (" allow empty" if selector.allow_empty else "")
 
 
-def _metric(metric: MetricRef) -> str:
+def _metric_text(metric: MetricRef) -> str:
     """Handles stand without their name: `perplexity(heldout)`, `decode.p50(tokens: 64)`."""
-    args = [value_text(v) if isinstance(v, DataRef) else f"{name}: {plain(v)}" for name, v in metric.args]
+    args = [value_text(v) if isinstance(v, DataRef) else f"{name}: {plain_value_text(v)}" for name, v in metric.args]
     return f"{metric.name}({', '.join(args)})" if args else metric.name
 
 
 _FORMATTERS: dict[type, Callable[[Any], str]] = {
-    Ratio: _ratio,
-    Bytes: _bytes,
+    Ratio: _ratio_text,
+    Bytes: _bytes_text,
     Duration: _duration_text,
     Range: lambda r: f"{value_text(r.low)}..{value_text(r.high)}",
-    Selector: _selector,
-    Shares: lambda shares: f"{{{', '.join(f'{name}: {number(part)}' for name, part in shares.parts)}}}",
+    Selector: _selector_text,
+    Shares: lambda shares: f"{{{', '.join(f'{name}: {shortest_decimal(part)}' for name, part in shares.parts)}}}",
     DataRef: lambda ref: ref.name,
     ModelRef: lambda ref: ref.name,
     ProfileRef: lambda ref: ref.name,
     StepRef: lambda ref: ref.name,
-    MetricRef: _metric,
+    MetricRef: _metric_text,
 }
 
 

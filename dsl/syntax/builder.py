@@ -38,7 +38,7 @@ class Value:
 
     def of(self, base: str) -> "Value":
         """A share: `percent(85).of("channels")` is `85% of channels`."""
-        return Value(ast.Of(self.node, _name(base), span=_NOWHERE))
+        return Value(ast.Of(self.node, _name_node(base), span=_NOWHERE))
 
     def to(self, high) -> "Value":
         """A range: `percent(60).to(percent(100))` is `60%..100%`."""
@@ -58,19 +58,19 @@ class Value:
         return Value(ast.Combine("&", self.node, _to_node(other), span=_NOWHERE))
 
     def __str__(self) -> str:
-        from .write import expression
+        from .write import expression_text
 
-        return expression(self.node)
+        return expression_text(self.node)
 
 
 def call(plugin_name: str, *args, **named) -> Value:
     """`call("text", "calib.txt", length=512)` is `text("calib.txt", length: 512)`."""
-    return Value(_call(plugin_name, args, named))
+    return Value(_call_node(plugin_name, args, named))
 
 
 def name(path: str) -> Value:
     """A name that is not a handle: `name("avx512_bf16")`."""
-    return Value(_name(path))
+    return Value(_name_node(path))
 
 
 def select(pattern: str) -> Value:
@@ -111,37 +111,37 @@ class Recipe:
     def use(self, target: str, alias: str = "") -> None:
         """A module of the recipe library by its dotted name, or a file by its path."""
         is_path = "/" in target or target.endswith(".effspec")
-        node = ast.Text(target, span=_NOWHERE) if is_path else _name(target)
-        self.statements.append(ast.Use(node, _name(alias) if alias else None, span=_NOWHERE))
+        node = ast.Text(target, span=_NOWHERE) if is_path else _name_node(target)
+        self.statements.append(ast.Use(node, _name_node(alias) if alias else None, span=_NOWHERE))
 
-    def param(self, plugin_name: str, type: str, default, within=None, doc: str = "") -> Value:
+    def param(self, param_name: str, type: str, default, within=None, doc: str = "") -> Value:
         """`within` is a range, `percent(60).to(percent(100))`, or a list of the values allowed."""
         bounds = None if within is None else _to_node(within)
         sentence = ast.Text(doc, span=_NOWHERE) if doc else None
         self.statements.append(
-            ast.Param(_name(plugin_name), _name(type), _to_node(default), bounds, sentence, span=_NOWHERE)
+            ast.Param(_name_node(param_name), _name_node(type), _to_node(default), bounds, sentence, span=_NOWHERE)
         )
-        return name(plugin_name)
+        return name(param_name)
 
-    def model(self, plugin_name: str, source: Value) -> Value:
-        return self._declare("model", plugin_name, source)
+    def model(self, model_name: str, source: Value) -> Value:
+        return self._declare("model", model_name, source)
 
-    def data(self, plugin_name: str, source: Value) -> Value:
-        return self._declare("data", plugin_name, source)
+    def data(self, data_name: str, source: Value) -> Value:
+        return self._declare("data", data_name, source)
 
-    def _declare(self, kind: str, plugin_name: str, source: Value) -> Value:
-        self.statements.append(ast.Declare(kind, _name(plugin_name), _to_node(source), span=_NOWHERE))
-        return name(plugin_name)
+    def _declare(self, kind: str, declared_name: str, source: Value) -> Value:
+        self.statements.append(ast.Declare(kind, _name_node(declared_name), _to_node(source), span=_NOWHERE))
+        return name(declared_name)
 
-    def profile(self, plugin_name: str, **entries) -> Value:
-        self.statements.append(ast.Profile(_name(plugin_name), _entries(entries), span=_NOWHERE))
-        return name(plugin_name)
+    def profile(self, profile_name: str, **entries) -> Value:
+        self.statements.append(ast.Profile(_name_node(profile_name), _entry_nodes(entries), span=_NOWHERE))
+        return name(profile_name)
 
     def matrix(self, **entries) -> None:
-        self.statements.append(ast.Matrix(_entries(entries), span=_NOWHERE))
+        self.statements.append(ast.Matrix(_entry_nodes(entries), span=_NOWHERE))
 
-    def pipeline(self, plugin_name: str, model: Value, doc: str = "") -> "Pipeline":
-        pipeline = Pipeline(plugin_name, model, doc)
+    def pipeline(self, pipeline_name: str, model: Value, doc: str = "") -> "Pipeline":
+        pipeline = Pipeline(pipeline_name, model, doc)
         self.statements.append(pipeline)
         return pipeline
 
@@ -170,11 +170,11 @@ class Pipeline:
     bounds: list[ast.Bound] = field(default_factory=list)
     targets: list[ast.Call] = field(default_factory=list)
 
-    def step(self, plugin_name: str, does: str | Value, *args, **named) -> Value:
-        """`step("slim", "prune.blocks", remove=4)` is `slim = prune.blocks(remove: 4)`; `does` may be such a call."""
-        body = does.node if isinstance(does, Value) else _call(does, args, named)
-        self.steps.append(ast.Step(_name(plugin_name), body, span=_NOWHERE))
-        return name(plugin_name)
+    def step(self, step_name: str, pass_call: str | Value, *args, **named) -> Value:
+        """`step("slim", "prune.blocks", remove=4)` is `slim = prune.blocks(remove: 4)`; or such a call."""
+        body = pass_call.node if isinstance(pass_call, Value) else _call_node(pass_call, args, named)
+        self.steps.append(ast.Step(_name_node(step_name), body, span=_NOWHERE))
+        return name(step_name)
 
     def expect(self, *bounds: str) -> None:
         """Bounds as a recipe writes them: `expect("params <= 0.8 * base on zen4")`."""
@@ -190,28 +190,30 @@ class Pipeline:
     def emit(self, *targets: Value) -> None:
         self.targets += [_to_node(target) for target in targets]
 
-    def nodes(self) -> list:
+    def statement_nodes(self) -> list:
         sentence = ast.Text(self.doc, span=_NOWHERE) if self.doc else None
-        statements = [ast.Pipeline(_name(self.name), _to_node(self.model), sentence, tuple(self.steps), span=_NOWHERE)]
+        statements = [
+            ast.Pipeline(_name_node(self.name), _to_node(self.model), sentence, tuple(self.steps), span=_NOWHERE)
+        ]
         if self.bounds:
-            statements.append(ast.Expect(_name(self.name), tuple(self.bounds), span=_NOWHERE))
+            statements.append(ast.Expect(_name_node(self.name), tuple(self.bounds), span=_NOWHERE))
         if self.targets:
-            statements.append(ast.Emit(_name(self.name), tuple(self.targets), span=_NOWHERE))
+            statements.append(ast.Emit(_name_node(self.name), tuple(self.targets), span=_NOWHERE))
         return statements
 
 
-def _name(path: str) -> ast.Name:
+def _name_node(path: str) -> ast.Name:
     return ast.Name(path, span=_NOWHERE)
 
 
-def _entries(entries: dict) -> tuple[ast.Entry, ...]:
-    return tuple(ast.Entry(_name(word), _to_node(value), span=_NOWHERE) for word, value in entries.items())
+def _entry_nodes(entries: dict) -> tuple[ast.Entry, ...]:
+    return tuple(ast.Entry(_name_node(word), _to_node(value), span=_NOWHERE) for word, value in entries.items())
 
 
-def _call(plugin_name: str, args: tuple, named: dict) -> ast.Call:
+def _call_node(plugin_name: str, args: tuple, named: dict) -> ast.Call:
     arguments = [ast.Arg("", _to_node(value), span=_NOWHERE) for value in args]
     arguments += [ast.Arg(key.removesuffix("_"), _to_node(value), span=_NOWHERE) for key, value in named.items()]
-    return ast.Call(_name(plugin_name), tuple(arguments), span=_NOWHERE)
+    return ast.Call(_name_node(plugin_name), tuple(arguments), span=_NOWHERE)
 
 
 def _to_node(value) -> ast.Expr:
@@ -228,7 +230,7 @@ def _to_node(value) -> ast.Expr:
         case list() | tuple():
             return ast.Items(tuple(_to_node(item) for item in value), span=_NOWHERE)
         case dict() if all(isinstance(word, str) for word in value):
-            return ast.Pairs(_entries(value), span=_NOWHERE)
+            return ast.Pairs(_entry_nodes(value), span=_NOWHERE)
     raise json_form(
         f"a recipe holds no {type(value).__name__}",
         help="numbers, strings, booleans, lists, dicts by name and what this module makes",

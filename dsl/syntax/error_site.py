@@ -68,7 +68,7 @@ class ErrorSite:
         return self.tokens[min(self.at + 1, len(self.tokens) - 1)]
 
     @property
-    def owner(self) -> str:
+    def statement_keyword(self) -> str:
         """The keyword of the statement that the broken item belongs to; empty between statements."""
         between = self.block is None and self.start == self.stop
         return "" if self.statement is None or between else str(self.tokens[self.statement])
@@ -103,7 +103,7 @@ class ErrorSite:
 
     # Where reading can resume
 
-    def first_on_line(self, i: int) -> bool:
+    def is_first_on_line(self, i: int) -> bool:
         return i == 0 or self.tokens[i - 1].end_line < self.tokens[i].line
 
     def _are_followed_by(self, i: int, token_types) -> bool:
@@ -114,7 +114,7 @@ class ErrorSite:
     def begins_statement(self, i: int) -> bool:
         """Whether a statement begins here, as far as layout and the next words tell."""
         token = self.tokens[i]
-        if token.type != "NAME" or token not in HEADS or not self.first_on_line(i):
+        if token.type != "NAME" or token not in HEADS or not self.is_first_on_line(i):
             return False
         if token.column == 1 and self.tokens[i + 1].type not in _NO_STATEMENT:
             return True
@@ -122,20 +122,20 @@ class ErrorSite:
 
     def begins_step(self, i: int) -> bool:
         """Whether, inside the parentheses of a step that was not closed, the next step begins here."""
-        if self.block is None or self.statement is None or not self.first_on_line(i):
+        if self.block is None or self.statement is None or not self.is_first_on_line(i):
             return False
         if self.tokens[self.statement] != "pipeline":
             return False
         shape = any(self._are_followed_by(i, ("EQUAL", kind, "LPAR")) for kind in ("NAME", "DOTTED"))
         return shape and self.tokens[i].type == "NAME" and self.tokens[i].column <= self.tokens[self.start].column
 
-    def next_head(self, i: int) -> int:
+    def next_statement_index(self, i: int) -> int:
         last = len(self.tokens) - 1
         while i < last and not self.begins_statement(i):
             i += 1
         return min(i, last)
 
-    def next_item_or_end(self, i: int) -> int:
+    def next_item_or_end_index(self, i: int) -> int:
         """The next item of the open block, its closing brace, the next statement or the end."""
         assert self.statement is not None, "an item stands in a statement's block"
         last = len(self.tokens) - 1
@@ -145,9 +145,11 @@ class ErrorSite:
             self._update_brackets(open, self.tokens[k].type)
         while i < last:
             token = self.tokens[i]
-            if self.begins_statement(i) or (token.type == "RBRACE" and "LBRACE" not in open and self._closes(i)):
+            if self.begins_statement(i) or (
+                token.type == "RBRACE" and "LBRACE" not in open and self._brace_closes_block(i)
+            ):
                 return i
-            if token.type in ("NAME", "DOTTED") and self.first_on_line(i):
+            if token.type in ("NAME", "DOTTED") and self.is_first_on_line(i):
                 shape = self.tokens[i + 1].type in after
                 aligned = token.column <= self.tokens[self.start].column
                 if (shape and (aligned or not open)) or (aligned and not open):
@@ -156,12 +158,12 @@ class ErrorSite:
             i += 1
         return last
 
-    def _closes(self, i: int) -> bool:
+    def _brace_closes_block(self, i: int) -> bool:
         """Whether a brace stands where one closes a block: first or last on its line, and not as in `})`."""
         following = self.tokens[i + 1]
-        if following.line > self.tokens[i].line or self.closes_block(i + 1):
+        if following.line > self.tokens[i].line or self.is_last_or_before_statement(i + 1):
             return True
-        return self.first_on_line(i) and following.type not in ("RPAR", "RSQB", "COMMA")
+        return self.is_first_on_line(i) and following.type not in ("RPAR", "RSQB", "COMMA")
 
     @staticmethod
     def _update_brackets(open_brackets: list[str], token_type: str) -> None:
@@ -172,5 +174,5 @@ class ErrorSite:
             while open_brackets.pop() != CLOSERS[token_type]:
                 pass
 
-    def closes_block(self, i: int) -> bool:
+    def is_last_or_before_statement(self, i: int) -> bool:
         return i == len(self.tokens) - 1 or self.begins_statement(i)

@@ -43,7 +43,7 @@ class Excerpt:
     def _rows_of_line(self, line: int, marks: list[Marked]) -> Iterator[tuple[str, str, str]]:
         raw, start = self.source.line(line), self.source.starts[line - 1]
         display, columns = _display_text_and_columns(raw)
-        left, right = _visible_columns(columns, *self._columns(marks[0][0], raw, start, columns))
+        left, right = _column_window(columns, *self._columns(marks[0][0], raw, start, columns))
         text, offset = _crop_to_columns(display, columns, left, right)
         yield f"{line:>{self.width}} | ", text, ""
         blank = f"{'':>{self.width}} | "
@@ -88,7 +88,7 @@ def _display_text_and_columns(raw: str) -> tuple[str, list[int]]:
 BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
-def _visible_columns(columns: list[int], low: int, high: int) -> tuple[int, int]:
+def _column_window(columns: list[int], low: int, high: int) -> tuple[int, int]:
     """The display columns to show: all, or `WIDTH` of them around a span."""
     total = columns[-1]
     if total <= WIDTH:

@@ -58,14 +58,18 @@ def unexpected_token_mistake(error_site: ErrorSite) -> SyntaxMistake:
     span = error_site.span(token)
     if token.type == "$END":
         message = f"the file ends where {expected} is expected"
-    elif error_site.at > error_site.start and error_site.first_on_line(error_site.at):
+    elif error_site.at > error_site.start and error_site.is_first_on_line(error_site.at):
         message, span = (
             f"{expected} is expected after `{token_label(error_site.previous)}`",
             error_site.span(error_site.previous),
         )
     else:
         message = f"`{token_label(token)}` stands where {expected} is expected"
-    form = FORMS.get(error_site.owner, "") if error_site.block is None else ITEMS[error_site.owner][1]
+    form = (
+        FORMS.get(error_site.statement_keyword, "")
+        if error_site.block is None
+        else ITEMS[error_site.statement_keyword][1]
+    )
     form = SHARES if error_site.innermost_bracket == "LBRACE" else form
     return SyntaxMistake(syntax(message, span, help=f"write it like `{form}`" if form else ""))
 
@@ -77,7 +81,7 @@ def _expected_phrase(error_site: ErrorSite) -> str:
     if len(error_site.expected & {head.upper() for head in HEADS}) > 1:
         return "a statement"
     if error_site.block is not None and not error_site.innermost_bracket and {"RBRACE", "NAME"} <= terminals:
-        names.append(ITEMS[error_site.owner][0])
+        names.append(ITEMS[error_site.statement_keyword][0])
         terminals -= {"NAME"}
     elif len(terminals & VALUE) > 2:
         names.append("a value")

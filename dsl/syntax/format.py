@@ -10,7 +10,7 @@ from bisect import bisect_left
 from . import ast
 from .diagnostics import Reject
 from .source import Source
-from .write import expression, quoted, width
+from .write import display_width, expression_text, quoted
 
 COLUMNS = 100
 INDENT = "  "
@@ -47,18 +47,18 @@ class _Writer:
     def formatted_text(self) -> str:
         file, first = self.file, self._offset_of_edition()
         self.write_comments_before(first, "")
-        self.gap(first)
-        self.write_lines_with_comment("", f"effspec {file.edition}", self._after_edition(first))
+        self.keep_blank_line_before(first)
+        self.write_lines_with_comment("", f"effspec {file.edition}", self._end_offset_of_edition(first))
         if file.doc:
             self.write_comments_before(file.doc.span.start, "")
             self.write_lines_with_comment("", quoted(file.doc.value, multiline=True), file.doc.span.end)
         previous = None
         for statement in file.statements:
-            self.write_separator(statement, previous is None or _separated(previous, statement), "")
+            self.write_separator(statement, previous is None or _needs_blank_line_between(previous, statement), "")
             self.write_statement(statement)
             previous = statement
         if self._has_comments() and file.statements == ():
-            self.blank()
+            self.append_blank_line()
         self.write_comments_before(len(self.source.text) + 1, "")
         return "\n".join(self.lines) + "\n"
 
@@ -72,7 +72,7 @@ class _Writer:
                 return max(at, 0)
             at = covering.end
 
-    def _after_edition(self, start: int) -> int:
+    def _end_offset_of_edition(self, start: int) -> int:
         return self.source.text.find(str(self.file.edition), start) + 1 if self.source.text else 0
 
     # Lines, comments and blank lines
@@ -81,15 +81,19 @@ class _Writer:
         """Write lines, with the comment that stands behind them on the line where their source ends."""
         self.lines += (indent + text).split("\n")
         self.end = source_end
-        if self._has_comments() and source_end is not None and self._trails(self.comments[self.next], source_end):
-            self.lines[-1] += "  " + _comment(self.comments[self.next])
+        if (
+            self._has_comments()
+            and source_end is not None
+            and self._is_trailing_comment(self.comments[self.next], source_end)
+        ):
+            self.lines[-1] += "  " + _comment_text(self.comments[self.next])
             self.end = self.comments[self.next].span.end
             self.next += 1
 
     def _has_comments(self) -> bool:
         return self.next < len(self.comments)
 
-    def _trails(self, comment: ast.Comment, end: int) -> bool:
+    def _is_trailing_comment(self, comment: ast.Comment, end: int) -> bool:
         between = self.source.text[end : comment.span.start]
         return not comment.own_line and comment.span.start >= end and between.strip(" \t,") == ""
 
@@ -98,36 +102,36 @@ class _Writer:
         while self._has_comments() and self.comments[self.next].span.start < offset:
             comment = self.comments[self.next]
             self.next += 1
-            self.gap(comment.span.start)
-            self.lines.append(indent + _comment(comment))
+            self.keep_blank_line_before(comment.span.start)
+            self.lines.append(indent + _comment_text(comment))
             self.end = comment.span.end
 
-    def gap(self, start: int) -> None:
+    def keep_blank_line_before(self, start: int) -> None:
         """Keep a blank line that the source has before an offset."""
         if self.end is not None and self.source.text[self.end : start].count("\n") > 1:
-            self.blank()
+            self.append_blank_line()
 
-    def blank(self) -> None:
+    def append_blank_line(self) -> None:
         if self.lines and self.lines[-1]:
             self.lines.append("")
 
     def write_separator(self, node, blank_line: bool, indent: str) -> None:
         """Comments between the last node and this one, and a blank line where there is or must be one."""
         start = len(self.lines)
-        self.write_comments_before(self.comment_limit(node), indent)
-        self.gap(node.span.start)
+        self.write_comments_before(self.end_offset_of_leading_comments(node), indent)
+        self.keep_blank_line_before(node.span.start)
         if blank_line and "" not in self.lines[start:]:
             self.lines.insert(start, "")
 
-    def comment_limit(self, node) -> int:
+    def end_offset_of_leading_comments(self, node) -> int:
         """Offset up to which the comments inside a node have no better place than before it."""
         match node:
             case ast.Declare() | ast.Step():
-                return self.comment_limit(node.call)
+                return self.end_offset_of_leading_comments(node.call)
             case ast.Arg() | ast.Entry():
-                return self.comment_limit(node.value)
+                return self.end_offset_of_leading_comments(node.value)
             case ast.Call():
-                return node.name.span.end if node.args or self.inside(node) else node.span.end
+                return node.name.span.end if node.args or self.has_comment_inside(node) else node.span.end
             case ast.Items() | ast.Pairs():
                 return node.span.start
             case ast.Pipeline():
@@ -135,7 +139,11 @@ class _Writer:
             case ast.Profile():
                 return self._offset_of_brace(node.name.span.end)
             case ast.Matrix():
-                return node.span.start if self._needs_braces(node) else self.comment_limit(node.entries[0])
+                return (
+                    node.span.start
+                    if self._needs_braces(node)
+                    else self.end_offset_of_leading_comments(node.entries[0])
+                )
             case ast.Expect() | ast.Emit():
                 return self._offset_of_brace(node.pipeline.span.end)
         return node.span.end
@@ -150,7 +158,7 @@ class _Writer:
     def _needs_braces(self, matrix: ast.Matrix) -> bool:
         return len(matrix.entries) != 1
 
-    def inside(self, node) -> bool:
+    def has_comment_inside(self, node) -> bool:
         """Whether a comment not yet written lies in a node."""
         i = bisect_left(self.starts, node.span.start, lo=self.next)
         return i < len(self.starts) and self.starts[i] < node.span.end
@@ -161,18 +169,18 @@ class _Writer:
         match node:
             case ast.Use():
                 alias = f" as {node.alias.path}" if node.alias else ""
-                self.write_lines_with_comment("", f"use {expression(node.target)}{alias}", node.span.end)
+                self.write_lines_with_comment("", f"use {expression_text(node.target)}{alias}", node.span.end)
             case ast.Param():
-                bounds = f" in {expression(node.bounds)}" if node.bounds else ""
+                bounds = f" in {expression_text(node.bounds)}" if node.bounds else ""
                 doc = f" {quoted(node.doc.value)}" if node.doc else ""
                 head = f"param {node.name.path}: {node.type.path} = "
-                self.write_lines_with_comment("", head + expression(node.default, 3) + bounds + doc, node.span.end)
+                self.write_lines_with_comment("", head + expression_text(node.default, 3) + bounds + doc, node.span.end)
             case ast.Declare():
                 self.write_value("", f"{node.kind} {node.name.path} = ", node.call, "", node.span.end)
             case ast.Profile():
                 self.write_entries(node, f"profile {node.name.path} ", node.entries)
             case ast.Matrix():
-                self.matrix(node)
+                self.write_matrix(node)
             case ast.Pipeline():
                 self.write_block(node, f"pipeline {node.name.path}({node.model.path}) ", node.steps, node.doc)
             case ast.Expect():
@@ -180,7 +188,7 @@ class _Writer:
             case ast.Emit():
                 self.write_block(node, f"emit {node.pipeline.path} ", node.targets)
 
-    def matrix(self, node: ast.Matrix) -> None:
+    def write_matrix(self, node: ast.Matrix) -> None:
         if self._needs_braces(node):
             self.write_entries(node, "matrix ", node.entries)
         else:
@@ -189,17 +197,19 @@ class _Writer:
 
     def write_entries(self, node, head: str, entries) -> None:
         """A profile or matrix: on one line where it fits."""
-        line = head + "{ " + "  ".join(f"{e.name.path}: {expression(e.value)}" for e in entries) + " }"
-        if entries and not self.inside(node) and width(line) <= COLUMNS:
+        line = head + "{ " + "  ".join(f"{e.name.path}: {expression_text(e.value)}" for e in entries) + " }"
+        if entries and not self.has_comment_inside(node) and display_width(line) <= COLUMNS:
             self.write_lines_with_comment("", line, node.span.end)
         else:
             self.write_block(node, head, entries)
 
     def write_block(self, node, head: str, items, doc: ast.Text | None = None) -> None:
-        if not items and not doc and not self.inside(node):
+        if not items and not doc and not self.has_comment_inside(node):
             self.write_lines_with_comment("", head + "{}", node.span.end)
             return
-        self.write_lines_with_comment("", head + "{", self.comment_limit(node) + 1 if self.source.text else None)
+        self.write_lines_with_comment(
+            "", head + "{", self.end_offset_of_leading_comments(node) + 1 if self.source.text else None
+        )
         opened = len(self.lines)
         if doc:
             self.write_comments_before(doc.span.start, INDENT)
@@ -219,15 +229,15 @@ class _Writer:
             case ast.Entry():
                 self.write_value(INDENT, f"{item.name.path}: ", item.value, "", item.span.end)
             case ast.Bound():
-                self.write_lines_with_comment(INDENT, bound(item), item.span.end)
+                self.write_lines_with_comment(INDENT, bound_text_of_node(item), item.span.end)
             case ast.Call():
                 self.write_value(INDENT, "", item, "", item.span.end)
 
     def write_value(self, indent: str, head: str, value: ast.Expr, tail: str, end: int) -> None:
         """A value after `head`: on one line, or its arguments, items or shares one per line."""
-        line = head + expression(value) + tail
+        line = head + expression_text(value) + tail
         if not isinstance(value, ast.Call | ast.Items | ast.Pairs) or not (
-            self.inside(value) or (width(indent + line) > COLUMNS and _bracketed_parts(value))
+            self.has_comment_inside(value) or (display_width(indent + line) > COLUMNS and _bracketed_parts(value))
         ):
             self.write_lines_with_comment(indent, line, end)
             return
@@ -243,12 +253,12 @@ class _Writer:
         self.write_lines_with_comment(indent, closer + tail, end)
 
 
-def bound(node: ast.Bound) -> str:
+def bound_text_of_node(node: ast.Bound) -> str:
     limit, on = node.limit, f" on {node.profile.path}" if node.profile else ""
     times = f" * {limit.baseline.path}" if limit.baseline else ""
     part = f" in {node.part.path}" if node.part else ""
-    sure = f" with {expression(node.confidence)} confidence" if node.confidence else ""
-    return f"{expression(node.metric)} {node.op} {expression(limit.amount)}{times}{part}{on}{sure}"
+    sure = f" with {expression_text(node.confidence)} confidence" if node.confidence else ""
+    return f"{expression_text(node.metric)} {node.op} {expression_text(limit.amount)}{times}{part}{on}{sure}"
 
 
 def _bracketed_parts(value: ast.Call | ast.Items | ast.Pairs) -> tuple:
@@ -280,15 +290,17 @@ def _label_and_value(node: ast.Arg | ast.Entry | ast.Expr) -> tuple[str, ast.Exp
     return "", node
 
 
-def _comment(comment: ast.Comment) -> str:
+def _comment_text(comment: ast.Comment) -> str:
     return f"# {comment.text}" if comment.text else "#"
 
 
-def _group(node: ast.Statement) -> str:
+def _statement_group(node: ast.Statement) -> str:
     return {"Use": "use", "Param": "param", "Declare": "declare", "Profile": "profile", "Matrix": "matrix"}.get(
         type(node).__name__, "block"
     )
 
 
-def _separated(before: ast.Statement, after: ast.Statement) -> bool:
-    return isinstance(before, BLOCKS) or isinstance(after, BLOCKS) or _group(before) != _group(after)
+def _needs_blank_line_between(before: ast.Statement, after: ast.Statement) -> bool:
+    return (
+        isinstance(before, BLOCKS) or isinstance(after, BLOCKS) or _statement_group(before) != _statement_group(after)
+    )

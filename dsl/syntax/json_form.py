@@ -117,34 +117,34 @@ def _node_to_json(node: Any, with_spans: bool) -> Any:
     if not with_spans and isinstance(node, ast.Items):
         return [_node_to_json(item, with_spans) for item in node.items]
     fields = {"node": type(node).__name__}
-    for field, kind in _fields(NODES[type(node).__name__]):
+    for field, kind in _field_names_and_types(NODES[type(node).__name__]):
         value = getattr(node, field)
         fields[field] = (
-            value.path if isinstance(value, ast.Name) and _only_name(kind) else _node_to_json(value, with_spans)
+            value.path if isinstance(value, ast.Name) and _allows_only_name(kind) else _node_to_json(value, with_spans)
         )
     return fields | ({"span": [node.span.start, node.span.end]} if with_spans else {})
 
 
 @cache
-def _fields(node: type) -> list[tuple[str, Any]]:
+def _field_names_and_types(node: type) -> list[tuple[str, Any]]:
     hints = get_type_hints(node)
     return [(f.name, hints[f.name]) for f in fields(node) if f.name not in ("span", "name_span")]
 
 
 @cache
-def _defaults(node: type) -> dict[str, Any]:
+def _default_by_field(node: type) -> dict[str, Any]:
     return {f.name: f.default for f in fields(node) if f.default is not MISSING}
 
 
-def _only_name(kind: Any) -> bool:
-    return ast.Name in _allowed_types(kind) and not set(_allowed_types(kind)) - {ast.Name, type(None)}
+def _allows_only_name(type_hint: Any) -> bool:
+    return ast.Name in _allowed_types(type_hint) and not set(_allowed_types(type_hint)) - {ast.Name, type(None)}
 
 
-def _allowed_types(kind: Any) -> tuple:
+def _allowed_types(type_hint: Any) -> tuple:
     """The types that a hint allows."""
-    if get_origin(kind) is Union or type(kind).__name__ == "UnionType":
-        return tuple(c for part in get_args(kind) for c in _allowed_types(part))
-    return (kind,)
+    if get_origin(type_hint) is Union or type(type_hint).__name__ == "UnionType":
+        return tuple(c for part in get_args(type_hint) for c in _allowed_types(part))
+    return (type_hint,)
 
 
 # In
@@ -178,40 +178,46 @@ class _Reading:
             return None
         if isinstance(data, dict):
             return self._read_node_object(data, allowed, path)
-        plain = self._scalar_or_list_or_none(data, allowed, path)
+        plain = self._try_scalar_or_list_node(data, allowed, path)
         if plain is None:
             raise _type_error(path, _required_kind_text(allowed), data).rejection()
         return plain
 
-    def _scalar_or_list_or_none(self, data: Any, allowed: tuple, path: str) -> Any:
+    def _try_scalar_or_list_node(self, data: Any, allowed_types: tuple, path: str) -> Any:
         """A string, boolean, number or list, or None where it does not fit."""
         if isinstance(data, bool):
-            return data if bool in allowed else ast.Bool(data, span=self.nowhere) if ast.Bool in allowed else None
+            return (
+                data
+                if bool in allowed_types
+                else ast.Bool(data, span=self.nowhere)
+                if ast.Bool in allowed_types
+                else None
+            )
         if isinstance(data, str):
-            if str in allowed:
+            if str in allowed_types:
                 return data
-            if ast.Text in allowed:
+            if ast.Text in allowed_types:
                 return ast.Text(data, span=self.nowhere)
-            return self.name(data, path) if ast.Name in allowed else None
-        if isinstance(data, int | float) and ast.Number in allowed:
+            return self._parse_name_node(data, path) if ast.Name in allowed_types else None
+        if isinstance(data, int | float) and ast.Number in allowed_types:
             return ast.Number(repr(data), span=self.nowhere)
-        if isinstance(data, list) and ast.Items in allowed:
+        if isinstance(data, list) and ast.Items in allowed_types:
             items = tuple(self.read_node_within_depth(part, ast.Expr, f"{path}[{i}]") for i, part in enumerate(data))
             return ast.Items(items, span=self.nowhere)
         return None
 
-    def name(self, data: str, path: str) -> ast.Name:
+    def _parse_name_node(self, data: str, path: str) -> ast.Name:
         if not _name.fullmatch(data):
             raise json_form(f"`{path}` is no name", help="names are made of a-z, A-Z, 0-9, `_` and dots").rejection()
         return ast.Name(data, span=self.nowhere)
 
-    def _read_node_object(self, data: dict, allowed: tuple, path: str) -> Any:
+    def _read_node_object(self, data: dict, allowed_types: tuple, path: str) -> Any:
         node = NODES.get(data.get("node")) if isinstance(data.get("node"), str) else None
-        if node is None and len(allowed) == 1 and allowed[0] in NODES.values() and "node" not in data:
-            node = allowed[0]
-        if node is None or node not in allowed:
-            raise _type_error(path, _required_kind_text(allowed), data).rejection()
-        known = dict(_fields(node))
+        if node is None and len(allowed_types) == 1 and allowed_types[0] in NODES.values() and "node" not in data:
+            node = allowed_types[0]
+        if node is None or node not in allowed_types:
+            raise _type_error(path, _required_kind_text(allowed_types), data).rejection()
+        known = dict(_field_names_and_types(node))
         unknown = set(data) - set(known) - {"node", "span", "name_span"}
         if unknown:
             raise json_form(
@@ -220,29 +226,31 @@ class _Reading:
         missing = [
             name
             for name in known
-            if name not in data and name not in _defaults(node) and type(None) not in _allowed_types(known[name])
+            if name not in data
+            and name not in _default_by_field(node)
+            and type(None) not in _allowed_types(known[name])
         ]
         if missing:
             raise json_form(f"`{path}` lacks `{missing[0]}`", help="its parts are " + ", ".join(known)).rejection()
         parts = {
             name: self.read_node_within_depth(data.get(name), kind, f"{path}.{name}")
             for name, kind in known.items()
-            if name in data or name not in _defaults(node)
+            if name in data or name not in _default_by_field(node)
         }
-        return self.name(parts["path"], path) if node is ast.Name else node(**parts, span=self.nowhere)
+        return self._parse_name_node(parts["path"], path) if node is ast.Name else node(**parts, span=self.nowhere)
 
 
-def _required_kind_text(allowed: tuple) -> str:
+def _required_kind_text(allowed_types: tuple) -> str:
     names = [
         {str: "a string", bool: "true or false", int: "a number"}.get(c)
         or (f"a {c.__name__}" if c in NODES.values() else "")
-        for c in allowed
+        for c in allowed_types
         if c is not type(None)
     ]
     names = [n for n in names if n]
     if len(names) < 4:
         return " or ".join(names)
-    return "a statement" if set(allowed) == set(get_args(ast.Statement)) else "a value"
+    return "a statement" if set(allowed_types) == set(get_args(ast.Statement)) else "a value"
 
 
 def _type_error(path: str, expected: str, data: Any) -> Diagnostic:

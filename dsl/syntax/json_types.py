@@ -31,23 +31,23 @@ def from_json(data: Any, kind: Any, path: str = "") -> Any:
         value = from_json(data, arguments[0], path)
         return value if all(is_met(value) for is_met in arguments[1:]) else _raise_mismatch(path)
     if origin in (Union, UnionType):
-        return _first_fitting(data, arguments, path)
+        return _first_fitting_from_json(data, arguments, path)
     if origin is Literal:
         return (
             data if any(data == value and type(data) is type(value) for value in arguments) else _raise_mismatch(path)
         )
     if origin in (tuple, Sequence, list):
-        items = _sequence(data, arguments, path)
+        items = _tuple_from_json(data, arguments, path)
         return list(items) if origin is list else items
     if origin in (Mapping, dict):
-        return _mapping(data, arguments, path)
+        return _dict_from_json(data, arguments, path)
     if is_dataclass(kind):
-        return _dataclass(data, kind, path)
+        return _dataclass_from_json(data, kind, path)
     assert kind is Any, f"JSON has no {kind}"
     return data
 
 
-def _first_fitting(data: Any, kinds: tuple[Any, ...], path: str) -> Any:
+def _first_fitting_from_json(data: Any, kinds: tuple[Any, ...], path: str) -> Any:
     for kind in kinds[:-1]:
         try:
             return from_json(data, kind, path)
@@ -56,7 +56,7 @@ def _first_fitting(data: Any, kinds: tuple[Any, ...], path: str) -> Any:
     return from_json(data, kinds[-1], path)
 
 
-def _sequence(data: Any, kinds: tuple[Any, ...], path: str) -> tuple[Any, ...]:
+def _tuple_from_json(data: Any, kinds: tuple[Any, ...], path: str) -> tuple[Any, ...]:
     if not isinstance(data, list):
         _raise_mismatch(path)
     item_kinds = kinds if kinds[1:] and kinds[1] is not ... else (kinds[0],) * len(data)
@@ -68,7 +68,7 @@ def _sequence(data: Any, kinds: tuple[Any, ...], path: str) -> tuple[Any, ...]:
     )
 
 
-def _mapping(data: Any, kinds: tuple[Any, ...], path: str) -> dict[Any, Any]:
+def _dict_from_json(data: Any, kinds: tuple[Any, ...], path: str) -> dict[Any, Any]:
     key_kind, kind = kinds
     if not isinstance(data, dict):
         _raise_mismatch(path)
@@ -79,7 +79,7 @@ def _mapping(data: Any, kinds: tuple[Any, ...], path: str) -> dict[Any, Any]:
     }
 
 
-def _dataclass(data: Any, kind: Any, path: str) -> Any:
+def _dataclass_from_json(data: Any, kind: Any, path: str) -> Any:
     if not isinstance(data, dict):
         _raise_mismatch(path)
     known = {f.name: f for f in fields(kind)}
@@ -88,12 +88,12 @@ def _dataclass(data: Any, kind: Any, path: str) -> Any:
     for name, f in known.items():
         if name not in data and f.default is MISSING and f.default_factory is MISSING:
             _raise_mismatch(_inner_path(path, name))
-    hints = _hints(kind)
+    hints = _type_hints(kind)
     return kind(**{name: from_json(value, hints[name], _inner_path(path, name)) for name, value in data.items()})
 
 
 @cache
-def _hints(kind: type) -> dict[str, Any]:
+def _type_hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind, include_extras=True)
 
 
@@ -105,6 +105,6 @@ def _raise_mismatch(path: str) -> Any:
     raise ValueError(f"`{path[:120]}` is missing, of another form, or out of its range")
 
 
-def is_from_to(low: float, high: float) -> Any:
+def make_range_predicate(low: float, high: float) -> Any:
     """Predicate of numbers from `low` to `high`; NaN is none of them."""
     return lambda value: low <= value <= high

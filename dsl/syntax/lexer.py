@@ -23,8 +23,8 @@ BROKEN = (
 
 
 @cache
-def grammar() -> Lark:
-    return tables.load_precomputed_parser() or tables.build()
+def load_or_build_parser() -> Lark:
+    return tables.load_precomputed_parser() or tables.build_parser()
 
 
 @cache
@@ -32,14 +32,14 @@ def terminal_by_keyword() -> dict[str, str]:
     """Words of the grammar and their terminals: `{"pipeline": "PIPELINE"}`."""
     return {
         t.pattern.value: t.name
-        for t in grammar().terminals
+        for t in load_or_build_parser().terminals
         if isinstance(t.pattern, PatternStr) and t.pattern.value.isalpha()
     }
 
 
 @cache
 def _compile_token_pattern() -> re.Pattern:
-    signs = [t for t in grammar().terminals if t.name not in terminal_by_keyword().values()]
+    signs = [t for t in load_or_build_parser().terminals if t.name not in terminal_by_keyword().values()]
     signs.sort(
         key=lambda t: (
             t.name != "SPACE",

@@ -15,8 +15,8 @@ def is_at_or_around(error: Diagnostic, other: Diagnostic) -> bool:
     )
 
 
-def hides(error: Diagnostic, other: Diagnostic) -> bool:
+def hides_checker_error(syntax_error: Diagnostic, checker_error: Diagnostic) -> bool:
     """Whether the checker says something of a value that the parser could not read: it knows a stand-in of it, or the
     number in front of a space and a unit."""
-    unread = error.span is not None and error.span == other.span
-    return unread or (error.slug == "wrong-sign" and is_at_or_around(error, other))
+    unread = syntax_error.span is not None and syntax_error.span == checker_error.span
+    return unread or (syntax_error.slug == "wrong-sign" and is_at_or_around(syntax_error, checker_error))

@@ -14,7 +14,7 @@ from .ast import File
 from .diagnostics import Diagnostic, Fault, Fix, sorted_distinct_diagnostics
 from .edition import DEPTH, EDITION, HEADS
 from .source import Source, Span
-from .source_file import LIMIT, read_source, too_large
+from .source_file import LIMIT, read_source, too_large_diagnostic
 
 if TYPE_CHECKING:
     from lark import Tree
@@ -43,7 +43,7 @@ class Parsed:
 @lru_cache(maxsize=32)  # a module is read by every check of a recipe that uses it
 def parse(source: Source) -> Parsed:
     if len(source.text) > LIMIT:
-        fault = too_large(source.name, len(source.text)).at(Span(source, 0, 0))
+        fault = too_large_diagnostic(source.name, len(source.text)).at(Span(source, 0, 0))
         return Parsed(File(source, EDITION, None, ()), (fault,))
     from .lexer import tokenize
     from .tree_builder import TreeBuilder  # lark costs 60 ms: only those who parse pay
@@ -80,9 +80,9 @@ class _Reader:
     repairs: int = 0
 
     def __post_init__(self):
-        from .lexer import grammar, terminal_by_keyword
+        from .lexer import load_or_build_parser, terminal_by_keyword
 
-        self.parser = grammar().parse_interactive()
+        self.parser = load_or_build_parser().parse_interactive()
         self.words = terminal_by_keyword()
 
     def parse_tree(self) -> "Tree":
@@ -93,7 +93,7 @@ class _Reader:
                 self.stop_after_many_mistakes(at)
                 break
             at = self.feed_token_or_recover(at)
-        if self.block is not None or not self.complete():
+        if self.block is not None or not self.is_between_items():
             self.report_and_recover(last)
         return self.parser.feed_token(self.tokens[last])
 
@@ -110,7 +110,7 @@ class _Reader:
                     "the file has no statements" if empty else f"the file does not start with `effspec {EDITION}`",
                     self.span(first),
                     help=f"`effspec {EDITION}` is the first line of every recipe",
-                    fix=self.insertion(int(self.source.text.startswith("\ufeff")), f"effspec {EDITION}\n"),
+                    fix=self.insertion_fix(int(self.source.text.startswith("\ufeff")), f"effspec {EDITION}\n"),
                 )
             )
             used = 0
@@ -133,7 +133,7 @@ class _Reader:
                     "the edition of the language is missing",
                     self.span(first),
                     help=f"write `effspec {EDITION}`",
-                    fix=self.insertion(first.end_pos, f" {EDITION}"),
+                    fix=self.insertion_fix(first.end_pos, f" {EDITION}"),
                 )
             )
             used = 1
@@ -145,8 +145,8 @@ class _Reader:
                     help=f"write `effspec {EDITION}`, or use a newer effc",
                 )
             )
-        self.put("EFFSPEC", "effspec", 0)
-        self.put("NUMBER", str(EDITION), self.tokens[used].start_pos)
+        self.feed_missing_token("EFFSPEC", "effspec", 0)
+        self.feed_missing_token("NUMBER", str(EDITION), self.tokens[used].start_pos)
         return used
 
     def feed_token_or_recover(self, token_index: int) -> int:
@@ -155,7 +155,7 @@ class _Reader:
 
         token = self.tokens[token_index]
         kind = self.terminal_of_token(token)
-        opens, in_value = self.is_start(kind), self.depth > 0 or "LSQB" in self.parser.choices()
+        opens, in_value = self.statement_or_item_started(kind), self.depth > 0 or "LSQB" in self.parser.choices()
         if self.depth > DEPTH or kind not in self.parser.choices() or self.is_python_constant(token_index, kind):
             return self.report_and_recover(token_index)
         try:
@@ -180,11 +180,11 @@ class _Reader:
         if kind == token.type:
             return kind
         inside = self.block is not None or self.depth > 0
-        if (inside and token in HEADS) or (token == "on" and self.owner() != "expect"):
+        if (inside and token in HEADS) or (token == "on" and self.statement_keyword() != "expect"):
             return "NAME"
         return kind if kind in self.parser.choices() else "NAME"
 
-    def owner(self) -> str:
+    def statement_keyword(self) -> str:
         """The keyword of the statement being read."""
         return str(self.tokens[self.statement.at]) if self.statement else ""
 
@@ -197,7 +197,7 @@ class _Reader:
             and self.tokens[token_index + 1].type not in ("COLON", "EQUAL", "LPAR")
         )
 
-    def is_start(self, kind: str) -> str:
+    def statement_or_item_started(self, kind: str) -> str:
         if kind in HEAD_TERMINALS:
             return "statement"
         between = self.block is not None and self.depth == 0 and "RBRACE" in self.parser.choices()
@@ -213,7 +213,7 @@ class _Reader:
         else:
             self.statement, self.item = mark, None
 
-    def put(self, kind: str, text: str, offset: int) -> None:
+    def feed_missing_token(self, kind: str, text: str, offset: int) -> None:
         """Feed a token that is not in the text."""
         from lark import Token
 
@@ -221,7 +221,7 @@ class _Reader:
 
     # Recovering
 
-    def complete(self) -> bool:
+    def is_between_items(self) -> bool:
         """Whether the parser stands between two statements, or between two items of a block."""
         return self.depth == 0 and ("RBRACE" if self.block is not None else "$END") in self.parser.accepts()
 
@@ -229,7 +229,7 @@ class _Reader:
         """Say what is wrong at a token; go on with what was meant, or at the next item or statement."""
         from .syntax_errors import ErrorSite, diagnose_syntax_mistake
 
-        complete = self.complete()
+        complete = self.is_between_items()
         item = self.item if self.block is not None else self.statement
         start = token_index if complete or item is None else item.at
         site = ErrorSite(
@@ -254,7 +254,7 @@ class _Reader:
         if not mistake.repairs or self.repairs > REPAIRS:
             return self.skip_broken_item(site, complete)
         if mistake.put:
-            self.put(*mistake.put, self.tokens[token_index].start_pos)
+            self.feed_missing_token(*mistake.put, self.tokens[token_index].start_pos)
         return token_index + 1 if mistake.skip else token_index
 
     def skip_broken_item(self, site, complete: bool) -> int:
@@ -265,10 +265,10 @@ class _Reader:
         self.depth = 0
         first = site.at if site.begins_statement(site.at) else max(site.at, site.start + 1)
         if self.block is None:
-            return site.next_head(first)
-        at = site.next_item_or_end(first)
-        if site.closes_block(at):
-            self.put("RBRACE", "}", self.tokens[at - 1].end_pos)
+            return site.next_statement_index(first)
+        at = site.next_item_or_end_index(first)
+        if site.is_last_or_before_statement(at):
+            self.feed_missing_token("RBRACE", "}", self.tokens[at - 1].end_pos)
             self.block = None
         return at
 
@@ -277,7 +277,7 @@ class _Reader:
             more_mistakes(f"only the first {MAX_ITEMS} mistakes are shown", self.span(self.tokens[token_index]))
         )
         mark = self.statement
-        if mark is not None and not (self.block is None and self.complete()):
+        if mark is not None and not (self.block is None and self.is_between_items()):
             self.restore(mark)
         self.block, self.depth = None, 0
 
@@ -293,17 +293,17 @@ class _Reader:
             self.diagnostics.append(diagnostic)
             self.blamed = True
         elif joins_fix and diagnostic.fix and self.diagnostics[-1].fix:
-            self.diagnostics[-1] = _merged(self.diagnostics[-1], diagnostic)
+            self.diagnostics[-1] = _merge_fixes_into_first(self.diagnostics[-1], diagnostic)
 
     def span(self, token) -> Span:
         end = token.start_pos + len(token.split("\n")[0])
         return Span(self.source, token.start_pos, end)
 
-    def insertion(self, offset: int, text: str) -> Fix:
+    def insertion_fix(self, offset: int, text: str) -> Fix:
         return Fix(Span(self.source, offset, offset), text)
 
 
-def _merged(first: Diagnostic, second: Diagnostic) -> Diagnostic:
+def _merge_fixes_into_first(first: Diagnostic, second: Diagnostic) -> Diagnostic:
     """The first, mended together with the second."""
     between = first.span.source.text[first.fix.span.end : second.fix.span.start]
     fix = Fix(first.fix.span.to(second.fix.span), first.fix.text + between + second.fix.text)

@@ -39,13 +39,16 @@ def _render_text(diagnostic: Diagnostic, color: bool) -> str:
     def paint(style: str, text: str) -> str:
         return f"\x1b[{_COLORS[style]}m{text}\x1b[0m" if color and text else text
 
-    severity, message = diagnostic.severity, visible(without_line_breaks(shortened(diagnostic.message)))
+    severity, message = (
+        diagnostic.severity,
+        sanitize_for_terminal(without_line_breaks(shorten_for_message(diagnostic.message))),
+    )
     lines = [paint(severity, f"{severity}[{diagnostic.slug}]") + paint("bold", f": {message}")]
     if diagnostic.span:
         lines += _source_snippets(diagnostic, diagnostic.span, paint)
     for kind, sentence in (("note", diagnostic.note), ("help", diagnostic.help)):
         if sentence:
-            first, *continuation = visible(shortened(sentence)).split("\n")
+            first, *continuation = sanitize_for_terminal(shorten_for_message(sentence)).split("\n")
             lines += [f"{paint(kind, kind)}: {first}", *(f"      {line}" for line in continuation)]
     return "\n".join(lines)
 
@@ -59,16 +62,15 @@ def _source_snippets(diagnostic: Diagnostic, span: Span, paint) -> list[str]:
     for arrow, ((name, _), spans) in zip(["-->"] + [":::"] * len(marks), marks.items(), strict=False):
         line, column = spans[0][0].source.position(spans[0][0].start)
         excerpt = Excerpt(spans)
-        lines.append(
-            f"{' ' * (excerpt.width - 2)}{paint('gutter', arrow)} {visible(without_line_breaks(name))}:{line}:{column}"
-        )
+        place = f"{sanitize_for_terminal(without_line_breaks(name))}:{line}:{column}"
+        lines.append(f"{' ' * (excerpt.width - 2)}{paint('gutter', arrow)} {place}")
         for gutter, text, mark in excerpt.printable_rows():
             tint = {"^": diagnostic.severity, "-": "gutter"}.get(mark)
             lines.append((paint("gutter", gutter) + (paint(tint, text) if tint else text)).rstrip())
     return lines
 
 
-def visible(text: str) -> str:
+def sanitize_for_terminal(text: str) -> str:
     """Printable form of untrusted text: without control sequences for terminals or commands for CI runners."""
     return printable(without_ci_commands(text))
 
@@ -85,7 +87,7 @@ def without_ci_commands(text: str) -> str:
     return _COMMAND.sub(lambda match: (match[1] or "") + _UNSEEN, text) if "::" in text or "##" in text else text
 
 
-def shortened(text: str) -> str:
+def shorten_for_message(text: str) -> str:
     """Shortened text for messages: names in untrusted files may have megabytes."""
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 40]} … ({len(text)} characters)"
 
@@ -148,13 +150,15 @@ def _github_command(diagnostic: Diagnostic) -> str:
         else:
             properties["endLine"] = location["end_line"]
     properties["title"] = diagnostic.slug
-    lines = [shortened(diagnostic.message)]
+    lines = [shorten_for_message(diagnostic.message)]
     lines += [f"{kind}: {text}" for kind, text in (("note", diagnostic.note), ("help", diagnostic.help)) if text]
-    listed = ",".join(f"{key}={_escaped(str(value), is_property=True)}" for key, value in properties.items())
-    return f"::{command} {listed}::{_escaped(chr(10).join(lines))}"
+    listed = ",".join(
+        f"{key}={_escape_github_command(str(value), is_property=True)}" for key, value in properties.items()
+    )
+    return f"::{command} {listed}::{_escape_github_command(chr(10).join(lines))}"
 
 
-def _escaped(text: str, is_property: bool = False) -> str:
+def _escape_github_command(text: str, is_property: bool = False) -> str:
     text = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
     return text.replace(":", "%3A").replace(",", "%2C") if is_property else text
 

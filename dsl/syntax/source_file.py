@@ -47,7 +47,7 @@ def read_source(path: str | Path) -> Source:
     if b"\0" in data[:8192] and not data.startswith((b"\xff\xfe", b"\xfe\xff")):  # the marks of UTF-16
         raise binary_recipe(f"`{path}` is a binary file", help="a recipe is text in UTF-8").rejection()
     if len(data) > LIMIT:
-        raise too_large(str(path), size).rejection()
+        raise too_large_diagnostic(str(path), size).rejection()
     try:
         return Source(str(path), data.removeprefix(codecs.BOM_UTF8).decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -73,7 +73,7 @@ def irregular_kind_of_path(path: Path) -> str:
     return "" if stat.S_ISREG(mode) else _irregular_kind(mode)
 
 
-def too_large(name: str, size: int) -> Diagnostic:
+def too_large_diagnostic(name: str, size: int) -> Diagnostic:
     return recipe_too_large(
         f"`{name}` has {size:,} bytes; a recipe has at most {LIMIT:,}",
         help="read long lists from files that the recipe names",

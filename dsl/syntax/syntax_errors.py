@@ -109,7 +109,7 @@ def _nesting_depth_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
 
 def _equal_for_colon_mistake(error_site: ErrorSite) -> SyntaxMistake:
     name = error_site.previous
-    if error_site.owner == "param":
+    if error_site.statement_keyword == "param":
         return SyntaxMistake(
             syntax(f"`{name}` has no type", error_site.span(name), help=f"write its type: `param {name}: ratio = ...`")
         )
@@ -190,17 +190,17 @@ def _spaced_unit_in_block_mistake(error_site: ErrorSite) -> SyntaxMistake | None
 def _needless_comma_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
     if error_site.innermost_bracket:
         return None
-    item = ITEMS.get(error_site.owner, ("", ""))[0].split(" ")[-1] or "statement"
+    item = ITEMS.get(error_site.statement_keyword, ("", ""))[0].split(" ")[-1] or "statement"
     return remove_text_mistake(
         error_site,
         error_site.span(error_site.token),
         unexpected_sign,
-        f"no comma stands between {_plural(item)}",
+        f"no comma stands between {_pluralize(item)}",
         "spaces or new lines are enough",
     )
 
 
-def _plural(item: str) -> str:
+def _pluralize(item: str) -> str:
     return item[:-1] + "ies" if item.endswith("y") else item + "s"
 
 
@@ -292,7 +292,7 @@ def _unknown_statement_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
     from difflib import get_close_matches
 
     token, span = error_site.token, error_site.span(error_site.token)
-    if error_site.owner:
+    if error_site.statement_keyword:
         return None
     close = get_close_matches(token.lower(), HEADS, n=1, cutoff=0.7)
     if token in ("import", "from", "include"):
@@ -311,34 +311,34 @@ def _unknown_statement_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
 Row = tuple[frozenset | None, frozenset, Callable[[ErrorSite], SyntaxMistake | None]]
 
 
-def _row(types: str, expected: str, rule) -> Row:
+def _rule_row(types: str, expected: str, rule) -> Row:
     return frozenset(types.split()) or None, frozenset(expected.split()), rule
 
 
 #    found                         wanted       what is said
 TABLE: tuple[Row, ...] = (
-    _row("", "", _nesting_depth_mistake),
-    _row("OPEN_STRING OPEN_LONG_STRING", "", unterminated_string_mistake),
-    _row("", "", _unclosed_bracket_mistake),
-    _row("RPAR RSQB RBRACE", "", _unopened_bracket_mistake),
-    _row("", "", unquoted_text_mistake),
-    _row("QUOTED", "STRING", single_quotes_mistake),
-    _row("QUOTED STRANGE FOREIGN", "", unknown_token_mistake),
-    _row("NAME", "NUMBER", _python_word_mistake),
-    _row("EQUAL COMPARE", "COLON", _equal_for_colon_mistake),
-    _row("COLON COMPARE", "EQUAL", _colon_for_equal_mistake),
-    _row("COLON", "COMMA", _unquoted_pattern_mistake),
-    _row("EQUAL", "COMPARE", _equal_for_compare_mistake),
-    _row("NAME DOTTED NUMBER STRING LONG_STRING LSQB", "COMMA", _missing_comma_mistake),
-    _row("NAME", "", spaced_unit_mistake),
-    _row("", "COLON", _spaced_unit_in_block_mistake),
-    _row("", "COMPARE", _spaced_unit_in_block_mistake),
-    _row("COMMA", "RBRACE", _needless_comma_mistake),
-    _row("COMMA", "$END", _needless_comma_mistake),
-    _row("STAR", "STRING", _pattern_mistake),
-    _row("STRING", "NAME", _quoted_share_name_mistake),
-    _row("COMMA RBRACE", "COLON", _unquoted_braces_mistake),
-    _row("MINUS", "STRING", _yaml_list_mistake),
-    _row("NUMBER", "NAME", _factor_before_baseline_mistake),
-    _row("NAME DOTTED NUMBER STRING LONG_STRING", "$END", _unknown_statement_mistake),
+    _rule_row("", "", _nesting_depth_mistake),
+    _rule_row("OPEN_STRING OPEN_LONG_STRING", "", unterminated_string_mistake),
+    _rule_row("", "", _unclosed_bracket_mistake),
+    _rule_row("RPAR RSQB RBRACE", "", _unopened_bracket_mistake),
+    _rule_row("", "", unquoted_text_mistake),
+    _rule_row("QUOTED", "STRING", single_quotes_mistake),
+    _rule_row("QUOTED STRANGE FOREIGN", "", unknown_token_mistake),
+    _rule_row("NAME", "NUMBER", _python_word_mistake),
+    _rule_row("EQUAL COMPARE", "COLON", _equal_for_colon_mistake),
+    _rule_row("COLON COMPARE", "EQUAL", _colon_for_equal_mistake),
+    _rule_row("COLON", "COMMA", _unquoted_pattern_mistake),
+    _rule_row("EQUAL", "COMPARE", _equal_for_compare_mistake),
+    _rule_row("NAME DOTTED NUMBER STRING LONG_STRING LSQB", "COMMA", _missing_comma_mistake),
+    _rule_row("NAME", "", spaced_unit_mistake),
+    _rule_row("", "COLON", _spaced_unit_in_block_mistake),
+    _rule_row("", "COMPARE", _spaced_unit_in_block_mistake),
+    _rule_row("COMMA", "RBRACE", _needless_comma_mistake),
+    _rule_row("COMMA", "$END", _needless_comma_mistake),
+    _rule_row("STAR", "STRING", _pattern_mistake),
+    _rule_row("STRING", "NAME", _quoted_share_name_mistake),
+    _rule_row("COMMA RBRACE", "COLON", _unquoted_braces_mistake),
+    _rule_row("MINUS", "STRING", _yaml_list_mistake),
+    _rule_row("NUMBER", "NAME", _factor_before_baseline_mistake),
+    _rule_row("NAME DOTTED NUMBER STRING LONG_STRING", "$END", _unknown_statement_mistake),
 )

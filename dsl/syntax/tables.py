@@ -18,7 +18,7 @@ GRAMMAR = Path(__file__).with_name("grammar.lark")
 FILE = Path(__file__).with_name("grammar.json")
 
 
-def build() -> Lark:
+def build_parser() -> Lark:
     text = GRAMMAR.read_text(encoding="utf-8")
     return Lark(text, parser="lalr", lexer="basic", propagate_positions=True, maybe_placeholders=True)
 
@@ -29,7 +29,7 @@ def load_precomputed_parser() -> Lark | None:
         body = json.loads(FILE.read_bytes())
     except (OSError, ValueError):
         return None
-    if (body.get("lark"), body.get("grammar")) != (lark.__version__, _hash()):
+    if (body.get("lark"), body.get("grammar")) != (lark.__version__, _grammar_sha256()):
         return None
     states = body["data"]["parser"]["parser"]
     states["states"] = {int(number): row for number, row in states["states"].items()}  # JSON's keys are texts
@@ -38,14 +38,16 @@ def load_precomputed_parser() -> Lark | None:
 
 def parser_tables_text() -> str:
     """Required content of the file."""
-    data, memo = build().memo_serialize([TerminalDef, Rule])
+    data, memo = build_parser().memo_serialize([TerminalDef, Rule])
     return (
-        json.dumps({"lark": lark.__version__, "grammar": _hash(), "data": data, "memo": memo}, separators=(",", ":"))
+        json.dumps(
+            {"lark": lark.__version__, "grammar": _grammar_sha256(), "data": data, "memo": memo}, separators=(",", ":")
+        )
         + "\n"
     )
 
 
-def _hash() -> str:
+def _grammar_sha256() -> str:
     return hashlib.sha256(GRAMMAR.read_bytes()).hexdigest()
 
 

@@ -4,7 +4,7 @@ import re
 
 from .diagnostics import Fix
 from .error_site import ErrorSite
-from .quotes import quotes_for
+from .quotes import missing_quotes_diagnostic
 from .source import Span
 from .syntax_error import (
     SyntaxMistake,
@@ -45,7 +45,7 @@ def unquoted_text_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
     glued = error_site.token.type == "NUMBER" and error_site.previous.type in ("NAME", "DOTTED")
     if not (re.search("[/~*?]", match[0]) or (glued and match.start() < at)):
         return None
-    return SyntaxMistake(quotes_for(match[0], Span(error_site.source, match.start(), match.end())))
+    return SyntaxMistake(missing_quotes_diagnostic(match[0], Span(error_site.source, match.start(), match.end())))
 
 
 def single_quotes_mistake(error_site: ErrorSite) -> SyntaxMistake:

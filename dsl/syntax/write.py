@@ -13,28 +13,28 @@ _HIDDEN = frozenset("\u00ad\u061c\u200b\u200e\u200f\u2028\u2029\ufeff") | {
 }
 
 
-def expression(node: ast.Expr, level: int = _LOOSE) -> str:
-    """Text of a value. `level`: 0 stands alone, 1 joined, 2 beside a join, 3 beside `of`, 4 beside `..`."""
+def expression_text(node: ast.Expr, min_precedence: int = _LOOSE) -> str:
+    """Text of a value. `min_precedence`: 0 stands alone, 1 joined, 2 beside a join, 3 beside `of`, 4 beside `..`."""
     binding, text = _expression_precedence_and_text(node)
-    return f"({text})" if binding < level else text
+    return f"({text})" if binding < min_precedence else text
 
 
 def _expression_precedence_and_text(node: ast.Expr) -> tuple[int, str]:
     match node:
         case ast.AllowEmpty():
-            return _LOOSE, f"{expression(node.selector, _JOINED)} allow empty"
+            return _LOOSE, f"{expression_text(node.selector, _JOINED)} allow empty"
         case ast.Combine():
-            return _JOINED, f"{expression(node.left, _JOINED)} {node.op} {expression(node.right, _SHARE)}"
+            return _JOINED, f"{expression_text(node.left, _JOINED)} {node.op} {expression_text(node.right, _SHARE)}"
         case ast.Of():
-            return _SHARE, f"{expression(node.amount, _RANGE)} of {node.base.path}"
+            return _SHARE, f"{expression_text(node.amount, _RANGE)} of {node.base.path}"
         case ast.Interval():
-            return _RANGE, f"{expression(node.low, _ATOM)}..{expression(node.high, _ATOM)}"
+            return _RANGE, f"{expression_text(node.low, _ATOM)}..{expression_text(node.high, _ATOM)}"
         case ast.Items():
-            return _ATOM, "[" + ", ".join(expression(item) for item in node.items) + "]"
+            return _ATOM, "[" + ", ".join(expression_text(item) for item in node.items) + "]"
         case ast.Pairs():
-            return _ATOM, "{" + ", ".join(f"{e.name.path}: {expression(e.value)}" for e in node.entries) + "}"
+            return _ATOM, "{" + ", ".join(f"{e.name.path}: {expression_text(e.value)}" for e in node.entries) + "}"
         case ast.Call():
-            return _ATOM, f"{node.name.path}(" + ", ".join(_argument(a) for a in node.args) + ")"
+            return _ATOM, f"{node.name.path}(" + ", ".join(_argument_text(a) for a in node.args) + ")"
         case ast.Number():
             return _ATOM, node.digits + node.unit
         case ast.Text():
@@ -46,8 +46,8 @@ def _expression_precedence_and_text(node: ast.Expr) -> tuple[int, str]:
     raise AssertionError(f"no value: {type(node).__name__}")
 
 
-def _argument(arg: ast.Arg) -> str:
-    return (f"{arg.name}: " if arg.name else "") + expression(arg.value)
+def _argument_text(arg: ast.Arg) -> str:
+    return (f"{arg.name}: " if arg.name else "") + expression_text(arg.value)
 
 
 def quoted(value: str, multiline: bool = False) -> str:
@@ -70,6 +70,6 @@ def _escaped_if_control(c: str) -> str:
     return f"\\u{ord(c):04x}" if hidden else c
 
 
-def width(line: str) -> int:
+def display_width(line: str) -> int:
     """Columns that a line takes."""
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in line)

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from effc.dsl.syntax.lexer import grammar, terminal_by_keyword
+from effc.dsl.syntax.lexer import load_or_build_parser, terminal_by_keyword
 from effc.dsl.syntax.parse import HEADS
 
 OUT = Path(__file__).with_name("syntaxes") / "effspec.tmLanguage.json"
@@ -16,7 +16,7 @@ ESCAPE = r"\\(?:u[0-9a-fA-F]{4}|.)"
 
 def terminal(name: str) -> str:
     """The pattern of a terminal, as Oniguruma reads it: its possessive `*+` is Python's."""
-    return next(t.pattern.to_regexp() for t in grammar().terminals if t.name == name)
+    return next(t.pattern.to_regexp() for t in load_or_build_parser().terminals if t.name == name)
 
 
 def words(names) -> str:

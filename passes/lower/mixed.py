@@ -11,7 +11,7 @@ from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.analysis.planning import shrink
 from ...compiler.analysis.planning.cost import token_count
 from ...compiler.analysis.planning.selection import inner_parts
-from ...compiler.core.device import bytes_on
+from ...compiler.core.device import memory_budget_bytes_on
 from ...compiler.core.events import Said
 from ...compiler.core.journal import Journal
 from ...compiler.core.quantity import count_text, significant_digits
@@ -107,7 +107,7 @@ class Mixed(Pass):
         chosen, history = Allocator(
             program.model,
             *(options, costs, budget, packer.pack, loss, journal.get_or_compute),
-            lambda: Prefix(program, bytes_on(ctx.settings.device, ctx.settings.max_memory)),
+            lambda: Prefix(program, memory_budget_bytes_on(ctx.settings.device, ctx.settings.max_memory)),
         ).allocate()
         with Rewriter(program) as rewrite:
             for path, option in ctx.each(list(chosen.items()), "packing", len(chosen)):

@@ -11,7 +11,7 @@ from ...compiler.analysis.planning.cost import token_count
 from ...compiler.analysis.planning.machine_profile import missing_isa_reason
 from ...compiler.analysis.planning.selection import in_layers, parts
 from ...compiler.core.events import Said
-from ...compiler.core.fingerprint import cpus
+from ...compiler.core.fingerprint import usable_cpu_count
 from ...compiler.core.journal import Journal
 from ...compiler.core.quantity import count_text, significant_digits
 from ...compiler.inputs.data.generated import Generated
@@ -228,7 +228,7 @@ class SparseCpu(Pass):
     def _has_timings(self, ctx: Context) -> bool:
         """Whether this machine can tell how fast the kernels will be."""
         isa = self._isa(ctx)
-        is_local = (isa == "native" or not levels.unavailable_reason(isa)) and self._threads(ctx) <= cpus()
+        is_local = (isa == "native" or not levels.unavailable_reason(isa)) and self._threads(ctx) <= usable_cpu_count()
         return is_local and not missing_isa_reason(self.machine.name if self.machine else None, ctx)
 
     def _source(self, ctx: Context) -> str:

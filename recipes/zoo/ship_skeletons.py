@@ -12,7 +12,7 @@ from pathlib import Path
 from effc.compiler.analysis.discovery.structure import find_skeleton
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver.models import resolve_origin
-from effc.compiler.inputs.sources.zoo import zoo
+from effc.compiler.inputs.sources.zoo import zoo_folders_by_name
 
 
 def found(name: str) -> str:
@@ -23,5 +23,5 @@ def found(name: str) -> str:
 
 
 if __name__ == "__main__":
-    for name, folder in zoo().items():
+    for name, folder in zoo_folders_by_name().items():
         (folder / "skeleton.json").write_text(found(name))

@@ -155,7 +155,7 @@ def compiled(word: str, folder: Path) -> tuple[str, str]:
         shares = [FIRST]
         while shares:
             share = shares.pop(0)
-            path.write_text(_recipe(word, judge.score("rows"), share), encoding="utf-8")
+            path.write_text(_recipe(word, judge.metric_on_rows("rows"), share), encoding="utf-8")
             faults = [d for d in api.check(path, cache_dir=folder / "cache").diagnostics if d.severity == "error"]
             if faults:
                 raise Reject(*faults)

@@ -31,7 +31,7 @@ from pathlib import Path
 import torch
 from effc.compiler.artifacts import verify_child
 from effc.compiler.artifacts.output_comparison import compare_outputs
-from effc.compiler.artifacts.verify import make_probe_inputs, opener_of
+from effc.compiler.artifacts.verify import make_probe_inputs, opener_script_path
 from effc.compiler.artifacts.verify_child import probe_model
 from effc.compiler.core.architectures import Matrix, parse_architecture_matrix
 from effc.compiler.evaluation import equivalence
@@ -197,7 +197,12 @@ def reopen(written: list[ScorePairs], folder: Path) -> None:
         given = w.folder.parent / "inputs.safetensors"
         save_file(w.inputs, given)
         jobs += [
-            [str(opener_of(form)), str(w.folder / form.folder), str(given), str(w.folder / f"{form.folder}.outputs")]
+            [
+                str(opener_script_path(form)),
+                str(w.folder / form.folder),
+                str(given),
+                str(w.folder / f"{form.folder}.outputs"),
+            ]
             for form in w.forms
         ]
     listed = folder / "jobs.json"

@@ -110,7 +110,7 @@ emit main {{ files("out") {emits} }}
 def checked(text: str, library=lambda _: None, **overrides) -> Checked:
     parsed = parse(Source("main.effspec", text))
     assert parsed.diagnostics == ()
-    return check_recipe_file(parsed.file, VOCABULARY, overrides=read_overrides(**overrides), library=library)
+    return check_recipe_file(parsed.file, VOCABULARY, overrides=read_overrides(**overrides), read_module=library)
 
 
 def framed(steps: str = "  thin = cut(keep: 50% of channels)", top="", bounds="", emits="", **more) -> Checked:

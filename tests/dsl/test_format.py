@@ -7,7 +7,7 @@ from effc.dsl.syntax.diagnostics import Reject
 from effc.dsl.syntax.format import COLUMNS, format_file, format_source
 from effc.dsl.syntax.parse import parse
 from effc.dsl.syntax.source import Source
-from effc.dsl.syntax.write import quoted, width
+from effc.dsl.syntax.write import display_width, quoted
 
 
 def canonical(text: str) -> str:
@@ -143,7 +143,7 @@ def test_long_calls_have_an_argument_per_line():
     call = f'model m = f("{"x" * 30}", b: "{"y" * 30}", c: 1)'
     assert len(call) < COLUMNS and call in canonical(f"effspec 1 {call}")
     longer = call.replace("c: 1", 'c: "日日日日日日日"')
-    assert width(longer) > COLUMNS > len(longer)
+    assert display_width(longer) > COLUMNS > len(longer)
     assert canonical(f"effspec 1 {longer}").count("\n") == 7
 
 

@@ -29,7 +29,9 @@ def test_a_module_that_can_lose_no_head_is_named_with_its_heads_and_a_remedy(cou
     skeleton = tiny_llama.skeleton()
     first = replace(skeleton.groups[0], count=count, per_block=per_block)
     changed = replace(skeleton, groups=(first, *skeleton.groups[1:]))
-    checked = check_recipe_file(parse(Source("r", RECIPE)).file, Registry().vocabulary, skeleton=lambda model: changed)
+    checked = check_recipe_file(
+        parse(Source("r", RECIPE)).file, Registry().vocabulary, find_skeleton=lambda model: changed
+    )
     (diagnostic,) = [d for d in checked.diagnostics if d.slug == "illegal-head-count"]
     assert fact in diagnostic.message and remedy in diagnostic.help
     assert "100%" not in diagnostic.message + diagnostic.help and diagnostic.offer is None

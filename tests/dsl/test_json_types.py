@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 import pytest
-from effc.dsl.syntax.json_types import from_json, is_from_to
+from effc.dsl.syntax.json_types import from_json, make_range_predicate
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +20,7 @@ class Part:
 @dataclass(frozen=True)
 class Whole:
     name: str
-    share: Annotated[float, is_from_to(0, 1)]
+    share: Annotated[float, make_range_predicate(0, 1)]
     parts: tuple[Part, ...]
     kind: Literal["a", "b"] = "a"
     seed: int | None = None

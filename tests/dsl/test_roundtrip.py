@@ -161,7 +161,7 @@ def survives(text: str) -> None:
     source = Source("fuzzed", text)
     parsed = parse(source)
     broken = any(d.severity == "error" for d in parsed.diagnostics)
-    checked = check_recipe_file(parsed.file, VOCABULARY, skeleton=tiny_llama.of, broken=broken)
+    checked = check_recipe_file(parsed.file, VOCABULARY, find_skeleton=tiny_llama.of, has_syntax_errors=broken)
     took = time.process_time() - started
     assert took < 1, f"{took:.2f} s"
     assert len(parsed.diagnostics) <= MAX_ITEMS + 3 * text.count("\\") + 1

@@ -9,7 +9,7 @@ from effc.compiler.plugin.header import read_plugin_header
 from effc.dsl.checker.check import check_recipe_file
 from effc.dsl.checker.limits import validate_or_report
 from effc.dsl.checker.overrides import read_overrides
-from effc.dsl.checker.value_text import plain, value_text
+from effc.dsl.checker.value_text import plain_value_text, value_text
 from effc.dsl.checker.values import Shares, value_from_json, value_to_json
 from effc.dsl.checker.vocabulary import Param, Vocabulary, Word
 from effc.dsl.syntax.format import format_source
@@ -88,7 +88,7 @@ def test_shares_add_up_to_one_and_scaling_them_changes_nothing(shares):
 @given(divided)
 def test_shown_shares_read_back_from_recipe_command_line_and_params_file(shares):
     text = value_text(shares)
-    assert text == plain(shares)
+    assert text == plain_value_text(shares)
     value = dict(shares.parts)
     for found in (
         checked(text),

@@ -33,10 +33,10 @@ def diagnostics(case):
     checked = check_recipe_file(
         parsed.file,
         VOCABULARY,
-        skeleton=tiny_llama.of,
+        find_skeleton=tiny_llama.of,
         overrides=read_overrides(case.sets),
-        library=texts.get,
-        broken=any(d.severity == "error" for d in parsed.diagnostics),
+        read_module=texts.get,
+        has_syntax_errors=any(d.severity == "error" for d in parsed.diagnostics),
     )
     return [*parsed.diagnostics, *checked.diagnostics]
 

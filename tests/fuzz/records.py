@@ -15,7 +15,7 @@ from effc.compiler.apps.rttc.knowledge import open_knowledge_base
 from effc.compiler.apps.rttc.retrieval import RemoteRetriever
 from effc.compiler.cli.main import main
 from effc.compiler.core.cache import Cache
-from effc.compiler.core.sealed_json import SEAL, sealed
+from effc.compiler.core.sealed_json import SEAL, sealed_json_bytes
 from effc.compiler.driver.judging import baseline
 from effc.compiler.ir.outcome import Front, Model, Outcome
 from effc.compiler.ir.step_results import StepResults
@@ -205,7 +205,7 @@ def read_step(data: bytes, folder: Path) -> None:
     body = None
     try:
         body = json.loads(data)
-        record = sealed({k: v for k, v in body.items() if k != SEAL})
+        record = sealed_json_bytes({k: v for k, v in body.items() if k != SEAL})
         key = body["key"]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         record, key = data, "0" * 64

@@ -150,7 +150,7 @@ def _archives(honest: Path) -> list[bytes]:
 
 def _archive(data: bytes, folder: Path) -> None:
     (folder / exported.FILE).write_bytes(data)
-    exported.check(folder)
+    exported.check_exported_folder(folder)
 
 
 def _graphs_of_onnx(honest: Path) -> list[bytes]:

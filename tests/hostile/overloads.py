@@ -14,7 +14,7 @@ import signal
 import sys
 
 import torch
-from effc.compiler.artifacts.exported_shapes import call_on_fake_tensors, concrete, quiet_fake_tensor_mode
+from effc.compiler.artifacts.exported_shapes import call_on_fake_tensors, quiet_fake_tensor_mode, with_sizes_as_numbers
 from torch.utils import _pytree as pytree
 
 PAGE, MOST = mmap.PAGESIZE, 1 << 20  # MOST: numbers of a result
@@ -103,7 +103,7 @@ def trial(overload, seed: int, say) -> str:
     args, kwargs = arguments.of(overload._schema)
     try:
         with quiet_fake_tensor_mode():
-            plain = pytree.tree_map_only(torch.Tensor, concrete, (args, kwargs))
+            plain = pytree.tree_map_only(torch.Tensor, with_sizes_as_numbers, (args, kwargs))
             result = call_on_fake_tensors(overload, tuple(plain[0]), plain[1])
     except Exception:
         return "refused"

@@ -50,7 +50,7 @@ def write_tensors(folder, **changes) -> None:
 
 
 def test_an_adapter_is_read(base, folder):
-    adapter.check(folder)
+    adapter.check_adapter_folder(folder)
     assert any("lora_A" in name for name, _ in adapter.load_peft_adapters(folder, base).named_parameters())
 
 
@@ -78,7 +78,7 @@ def test_what_a_linear_module_computes_is_the_sum_that_the_config_describes(base
 def test_a_rank_that_the_tensors_do_not_have_is_refused_before_room_is_made(base, folder, rank):
     write_config(folder, r=rank)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for reading in (lambda: adapter.check(folder), lambda: adapter.load_peft_adapters(folder, base)):
+    for reading in (lambda: adapter.check_adapter_folder(folder), lambda: adapter.load_peft_adapters(folder, base)):
         with pytest.raises(Reject, match=f"the rank of .* is {rank}"):
             reading()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 16 << 10  # KiB
@@ -109,14 +109,14 @@ def test_a_rank_that_the_tensors_do_not_have_is_refused_before_room_is_made(base
 def test_a_config_of_anything_but_a_lora_of_linear_modules_is_refused(folder, fields, sentence):
     write_config(folder, **fields)
     with pytest.raises(Reject) as refused:
-        adapter.check(folder)
+        adapter.check_adapter_folder(folder)
     assert sentence in refused.value.diagnostics[0].message
 
 
 @pytest.mark.parametrize("expression", [r".*\.up_proj", "all-linear", r".*(up|down)_proj", "(a+)+$"])
 def test_an_expression_that_names_the_modules_or_could_run_for_long_is_taken(folder, expression):
     write_config(folder, target_modules=expression)
-    adapter.check(folder)
+    adapter.check_adapter_folder(folder)
 
 
 @pytest.mark.parametrize(
@@ -154,12 +154,12 @@ def test_a_cut_file_and_a_pickle_are_refused_with_what_they_are(folder):
     whole = (folder / adapter.WEIGHTS).read_bytes()
     (folder / adapter.WEIGHTS).write_bytes(whole[:-1])
     with pytest.raises(Reject) as refused:
-        adapter.check(folder)
+        adapter.check_adapter_folder(folder)
     assert refused.value.diagnostics[0].slug == "damaged-weights"
     (folder / adapter.WEIGHTS).unlink()
     (folder / adapter.PICKLE).write_bytes(pickle.dumps(print))
     with pytest.raises(Reject, match="is a pickle, which can run code"):
-        adapter.check(folder)
+        adapter.check_adapter_folder(folder)
 
 
 def test_a_config_of_a_million_names_is_read_at_once(folder):
@@ -169,8 +169,8 @@ def test_a_config_of_a_million_names_is_read_at_once(folder):
     names = [f"up_proj{i}" for i in range(50_000)]
     write_config(folder, target_modules=["up_proj"], alpha_pattern=dict.fromkeys(names, 4), exclude_modules="(a+)+$")
     begun = time.process_time()
-    adapter.check(folder)
+    adapter.check_adapter_folder(folder)
     write_config(folder, target_modules=["up_proj", *names[:30_000]], alpha_pattern={})
     with pytest.raises(Reject, match="which has no tensors"):
-        adapter.check(folder)
+        adapter.check_adapter_folder(folder)
     assert time.process_time() - begun < 2

@@ -10,8 +10,8 @@ import pytest
 import torch
 from effc.compiler.analysis.planning import skeleton_store
 from effc.compiler.core import hashes
-from effc.compiler.core.cache import Cache, digest, tensor_hash
-from effc.compiler.core.sealed_json import sealed
+from effc.compiler.core.cache import Cache, canonical_json_sha256, tensor_hash
+from effc.compiler.core.sealed_json import sealed_json_bytes
 from effc.compiler.ir.step_results import StepResults
 from effc.dsl.checker.skeleton import Skeleton
 from effc.dsl.syntax.diagnostics import Reject
@@ -29,7 +29,7 @@ def unpacked(folder: Path) -> Path:
     with tarfile.open(STORED) as archive:
         archive.extractall(folder, filter="data")
     for path in (folder / "8d012cb" / "cache" / "steps").iterdir():
-        path.write_bytes(sealed(json.loads(path.read_bytes())))
+        path.write_bytes(sealed_json_bytes(json.loads(path.read_bytes())))
     return folder / "8d012cb"
 
 
@@ -47,10 +47,10 @@ def world(written, tmp_path):
 @pytest.fixture
 def cache(tmp_path):
     cache = Cache(tmp_path / "cache")
-    cache.keep({"metric": "perplexity", "of": "base"}, 34.0)
+    cache.store_value({"metric": "perplexity", "of": "base"}, 34.0)
     parts = {"step": {"word": "prune.blocks"}, "seed": 0}
-    cache.finish(
-        digest(parts),
+    cache.write_step_record(
+        canonical_json_sha256(parts),
         parts,
         {"tensors": {"w": cache.store_tensor(torch.ones(8))}, "borrowed": {}, "edits": {}, "notes": {}},
     )
@@ -74,7 +74,7 @@ def test_a_blob_that_was_edited_is_not_used(cache):
     assert "another tensor than its name says" in damage_of(
         lambda: cache.load_verified_tensor(tensor_hash(torch.ones(8)))
     )
-    assert [path for path, _ in cache.damaged_files()] == [blob]
+    assert [path for path, _ in cache.damaged_files_with_faults()] == [blob]
 
 
 def test_a_skeleton_that_was_edited_or_is_another_ones_is_found_again(cache):
@@ -82,11 +82,13 @@ def test_a_skeleton_that_was_edited_or_is_another_ones_is_found_again(cache):
     skeleton_store.store_skeleton(folder, "one", Skeleton("x", (), ()))
     path = folder / "one.json"
     whole = path.read_bytes()
-    assert skeleton_store.load_skeleton(folder, "one") == Skeleton("x", (), ()) and not list(cache.damaged_files())
+    assert skeleton_store.load_skeleton(folder, "one") == Skeleton("x", (), ()) and not list(
+        cache.damaged_files_with_faults()
+    )
     (folder / "two.json").write_bytes(whole)
     path.write_bytes(whole.replace(b'"x"', b'"y"'))
     assert skeleton_store.load_skeleton(folder, "one") is None and skeleton_store.load_skeleton(folder, "two") is None
-    assert [found.name for found, _ in cache.damaged_files()] == ["one.json", "two.json"]
+    assert [found.name for found, _ in cache.damaged_files_with_faults()] == ["one.json", "two.json"]
 
 
 def test_a_remembered_hash_that_was_edited_is_computed_again(tmp_path, monkeypatch):
@@ -104,14 +106,14 @@ def test_a_measured_value_that_was_edited_is_not_used(cache):
     path = only(cache, "values")
     body = json.loads(path.read_text())
     path.write_text(json.dumps(body | {"value": 340.0}))
-    assert "was changed" in damage_of(lambda: cache.value({"metric": "perplexity", "of": "base"}))
-    assert [found for found, _ in cache.damaged_files()] == [path]
+    assert "was changed" in damage_of(lambda: cache.read_value({"metric": "perplexity", "of": "base"}))
+    assert [found for found, _ in cache.damaged_files_with_faults()] == [path]
 
 
 def test_a_value_in_anothers_place_is_not_used(cache):
     path, other = only(cache, "values"), {"metric": "perplexity", "of": "other"}
-    shutil.copy(path, path.with_name(f"{digest(other)}.json"))
-    assert "of something else" in damage_of(lambda: cache.value(other))
+    shutil.copy(path, path.with_name(f"{canonical_json_sha256(other)}.json"))
+    assert "of something else" in damage_of(lambda: cache.read_value(other))
 
 
 def test_a_step_without_a_seal_is_computed_again(cache):
@@ -120,11 +122,11 @@ def test_a_step_without_a_seal_is_computed_again(cache):
     body.pop("seal")
     path.write_text(json.dumps(body))
     assert cache.read_complete_step(path.stem) is None and not cache.finished_steps()
-    assert [found for found, _ in cache.damaged_files()] == [path]
+    assert [found for found, _ in cache.damaged_files_with_faults()] == [path]
 
 
 def test_a_step_in_anothers_place_is_not_used(cache):
-    path, other = only(cache, "steps"), digest({"other": 1})
+    path, other = only(cache, "steps"), canonical_json_sha256({"other": 1})
     body = json.loads(path.read_text())
     body.pop("seal")
     path.with_name(f"{other}.json").write_text(json.dumps(body | {"key": other}))
@@ -137,20 +139,20 @@ def test_every_flipped_bit_of_a_kept_hash_is_seen_and_none_is_believed(cache, tm
     (tmp_path / "file").write_text("content")
     right = hashes.cached_file_hash(tmp_path / "file", cache.folder)
     (kept,) = cache.folder.glob("hashes/*/*")
-    assert not list(cache.damaged_files())
+    assert not list(cache.damaged_files_with_faults())
     whole = kept.read_bytes()
     for at in range(len(whole)):
         for bit in range(8):
             kept.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << bit)]) + whole[at + 1 :])
-            assert [path for path, _ in cache.damaged_files()] == [kept], (at, bit)
+            assert [path for path, _ in cache.damaged_files_with_faults()] == [kept], (at, bit)
             if bit == at % 8:
                 assert hashes.cached_file_hash(tmp_path / "file", cache.folder) == right and kept.read_bytes() == whole
     kept.write_bytes(whole)
     other = kept.with_name("0" * 64)
     other.write_bytes(whole)
-    assert [path for path, _ in cache.damaged_files()] == [other]
+    assert [path for path, _ in cache.damaged_files_with_faults()] == [other]
     other.write_text(right)  # as caches of before there were seals have it: not used, and no damage
-    assert not list(cache.damaged_files())
+    assert not list(cache.damaged_files_with_faults())
 
 
 @pytest.mark.parametrize("text", ["null", "[]", "{}", "3", '"x"', "", "{", '{"tensors": []}', "[" * 50_000, "\udcff"])
@@ -160,12 +162,12 @@ def test_files_of_another_form_are_said_to_be_damaged(cache, folder, text):
     path.write_bytes(text.encode(errors="surrogateescape"))
     cache.finished_steps()
     if (folder, text) != ("values", "{}") and (folder, text) != ("values", '{"tensors": []}'):
-        assert path in [found for found, _ in cache.damaged_files()]
+        assert path in [found for found, _ in cache.damaged_files_with_faults()]
         damage_of(
             lambda: (
                 cache.read_complete_step(path.stem)
                 if folder == "steps"
-                else cache.value({"metric": "perplexity", "of": "base"})
+                else cache.read_value({"metric": "perplexity", "of": "base"})
             )
         )
 
@@ -176,7 +178,7 @@ def test_a_step_without_a_seal_whose_key_is_of_a_number_beyond_floats_is_said_to
     body.pop("seal")
     path.write_text(json.dumps(body | {"parts": {"seed": 0.5}}).replace("0.5", "1e999"))
     assert not cache.finished_steps()
-    assert path in [found for found, _ in cache.damaged_files()]
+    assert path in [found for found, _ in cache.damaged_files_with_faults()]
 
 
 @pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", 3, "a" * 63])
@@ -201,7 +203,7 @@ def test_links_and_devices_are_not_read(cache, tmp_path, folder, leads):
         path.symlink_to(tmp_path / "elsewhere")
     else:
         path.symlink_to(leads)
-    assert path in [found for found, _ in cache.damaged_files()]
+    assert path in [found for found, _ in cache.damaged_files_with_faults()]
     cache.finished_steps()
 
 
@@ -247,7 +249,7 @@ def edited(world, change):
     path = world / "cache" / "steps" / f"{key}.json"
     body = json.loads(path.read_text())
     change(body["edits"])
-    path.write_bytes(sealed(body))
+    path.write_bytes(sealed_json_bytes(body))
     return cache, key
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from effc.compiler.core.cache import Cache, digest, tensor_hash
+from effc.compiler.core.cache import Cache, canonical_json_sha256, tensor_hash
 
 from tests import worlds
 from tests.hostile.closed import UNTRIED
@@ -30,9 +30,9 @@ from effc.dsl.syntax.diagnostics import Reject
 cache = Cache(Path(sys.argv[1]))
 key = cache.finished_steps()[0].key
 assert cache.load_verified_tensor(cache.read_complete_step(key)["tensors"]["w"]).sum() == 8
-assert cache.value({"of": "base"}) == 34.0
-cache.keep({"of": "another"}, 3.0)
-assert cache.value({"of": "another"}) is None and not (cache.folder / "steps" / "x").exists()
+assert cache.read_value({"of": "base"}) == 34.0
+cache.store_value({"of": "another"}, 3.0)
+assert cache.read_value({"of": "another"}) is None and not (cache.folder / "steps" / "x").exists()
 try:
     cache.make_checked_scratch("0" * 64)
 except Reject as reject:
@@ -52,12 +52,14 @@ def closed(folder: Path, *command: str) -> subprocess.CompletedProcess:
 
 def test_a_cache_that_can_only_be_read_gives_what_it_has_and_keeps_nothing(tmp_path):
     cache, parts = Cache(tmp_path / "cache"), {"step": {"word": "prune.blocks"}, "seed": 0}
-    cache.keep({"of": "base"}, 34.0)
+    cache.store_value({"of": "base"}, 34.0)
     tensors = {"w": cache.store_tensor(torch.ones(8))}
-    cache.finish(digest(parts), parts, {"tensors": tensors, "borrowed": {}, "edits": {}, "notes": {}})
+    cache.write_step_record(
+        canonical_json_sha256(parts), parts, {"tensors": tensors, "borrowed": {}, "edits": {}, "notes": {}}
+    )
     done = closed(cache.folder, sys.executable, "-c", READING, str(cache.folder))
     assert done.stdout == "cache-closed\n", done.stderr
-    assert cache.value({"of": "another"}) is None and cache.blob(tensor_hash(torch.ones(8))).is_file()
+    assert cache.read_value({"of": "another"}) is None and cache.tensor_path(tensor_hash(torch.ones(8))).is_file()
 
 
 @pytest.mark.heavy

@@ -118,7 +118,7 @@ def test_a_number_is_no_dtype(tmp_path, attends, target, number):
         dtype["arg"] = {"as_int": number}
 
     rewritten(tmp_path, with_json(attends, MODEL, change))
-    for reading in (exported.check, exported.load_exported_model):
+    for reading in (exported.check_exported_folder, exported.load_exported_model):
         refused(lambda reading=reading: reading(tmp_path), "as `dtype`")
 
 
@@ -139,7 +139,7 @@ def test_an_attention_whose_keys_and_values_differ_in_number_is_refused(tmp_path
     weights, model = shorter(name, 2)
     files = with_json(with_json(attends, "data/weights/model_weights_config.json", weights), MODEL, model)
     rewritten(tmp_path, files)
-    for reading in (exported.check, exported.load_exported_model):
+    for reading in (exported.check_exported_folder, exported.load_exported_model):
         refused(lambda reading=reading: reading(tmp_path), "an attention with keys")
 
 
@@ -162,7 +162,7 @@ def test_weights_of_other_sizes_than_operators_take_are_refused_before_they_run(
             body["config"][name]["tensor_meta"]["sizes"] = [{"as_int": 2}]
 
     rewritten(tmp_path, with_json(files, "data/weights/model_weights_config.json", change))
-    refused(lambda: exported.check(tmp_path), "batch_norm")
+    refused(lambda: exported.check_exported_folder(tmp_path), "batch_norm")
 
 
 def test_sizes_of_a_call_are_checked_before_it_runs(tmp_path):

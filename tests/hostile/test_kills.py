@@ -136,7 +136,7 @@ def test_a_compile_that_heals(tmp_path):
 
     def sound():
         whole_or_absent(out / "healed")
-        assert not list(Cache(cache).damaged_files())
+        assert not list(Cache(cache).damaged_files_with_faults())
 
     Verb(words, tmp_path, sound, lambda: artifact_hash(out / "healed"), lambda: remove(out, cache)).kill_often(1)
     assert [path.name for path in out.iterdir()] == ["healed"]
@@ -183,7 +183,7 @@ def test_serve(chatty, tmp_path):  # noqa: F811
         process.kill()
         process.communicate()
         assert nothing_lives() == []
-        assert not (tmp_path / "cache").exists() or not list(Cache(tmp_path / "cache").damaged_files())
+        assert not (tmp_path / "cache").exists() or not list(Cache(tmp_path / "cache").damaged_files_with_faults())
     print(f"\nserve: killed {KILLS} times while it answered, after {', '.join(f'{m:.2f}' for m in moments)} s")
 
 

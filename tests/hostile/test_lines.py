@@ -7,7 +7,7 @@ import tarfile
 import pytest
 from effc.compiler.cli.main import main
 from effc.compiler.cli.verbs.output import Screen
-from effc.compiler.core.cache import Cache, digest
+from effc.compiler.core.cache import Cache, canonical_json_sha256
 
 from tests.hostile.kinds import STORED
 from tests.hostile.mutations import consistent
@@ -70,7 +70,9 @@ def test_no_text_of_a_manifest_passes_for_a_line_of_a_verb(kinds, tmp_path, monk
 
 def test_a_step_of_a_cache_is_listed_on_a_line(tmp_path, capsys):
     cache, made_of = Cache(tmp_path / "cache"), {"step": {"word": FAKE}, "seed": 0}
-    cache.finish(digest(made_of), made_of, {"tensors": {}, "borrowed": {}, "edits": {}, "notes": {}})
+    cache.write_step_record(
+        canonical_json_sha256(made_of), made_of, {"tensors": {}, "borrowed": {}, "edits": {}, "notes": {}}
+    )
     assert main(["cache", "ls", "--cache-dir", str(cache.folder)]) == 0
     out, err = capsys.readouterr()
     assert "x\N{REPLACEMENT CHARACTER}ok: fake" in out

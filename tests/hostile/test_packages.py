@@ -60,7 +60,7 @@ def test_a_federation_declares_what_it_may(honest, tmp_path, change):
         ("knowledge.json", lambda f: open_knowledge_base(f.parent)),
         ("kb.jsonl", lambda f: list(read_samples(f))),
         ("rows.txt", read_text),
-        ("reft.json", lambda f: reft.read_reft_folder(f.parent)),
+        ("reft.json", lambda f: reft.read_reft_base_and_edits(f.parent)),
         ("federation.json", read_declaration),
     ],
     ids=lambda v: v if isinstance(v, str) else "",

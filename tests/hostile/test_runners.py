@@ -16,7 +16,7 @@ from effc.compiler.driver.judging.baseline import Drift
 from effc.compiler.driver.judging.comparison import Comparison
 from effc.compiler.driver.judging.gate import BoundVerdict
 from effc.dsl.syntax.diagnostics import Fault
-from effc.dsl.syntax.render import visible
+from effc.dsl.syntax.render import sanitize_for_terminal
 from effc.dsl.syntax.source import Source, Span
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,7 +69,7 @@ def test_an_annotation_is_one_command_and_what_it_says_is_none(capsys, command):
 
 def test_what_looks_like_one_elsewhere_stays():
     for text in ("std::vector", "a :: b", "# title", "## title", "a[0] # b", "##", "naïve: ::"):
-        assert visible(text) == text
+        assert sanitize_for_terminal(text) == text
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ PIECES = st.lists(st.text("a:# \n[\x1b\u202e", max_size=6), max_size=8)
 @given(PIECES)
 def test_what_a_model_says_is_as_safe_in_pieces_as_in_one(pieces):
     speech = SafeText()
-    assert "".join(map(speech.push, pieces)) + speech.end() == visible("".join(pieces))
+    assert "".join(map(speech.safe_part, pieces)) + speech.remaining_text() == sanitize_for_terminal("".join(pieces))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -115,13 +115,13 @@ def test_what_a_model_says_is_as_safe_in_pieces_as_in_one(pieces):
 def test_a_model_says_no_command_however_its_words_are_cut(command, width):
     speech, text = SafeText(), f"It is\n{command}\x1b[2J\n{' ' * 200}{command}\n{command}"
     cut = [text[at : at + width] for at in range(0, len(text), width)]
-    shown = "".join(map(speech.push, cut)) + speech.end()
+    shown = "".join(map(speech.safe_part, cut)) + speech.remaining_text()
     assert not [line for line in shown.splitlines() if runs(line)] and "\x1b" not in shown
 
 
 def test_words_of_a_model_come_at_once():
     speech = SafeText()
-    assert [speech.push(text) for text in ("It", " is:", " so", "\n", "and: #", "1")] == [
+    assert [speech.safe_part(text) for text in ("It", " is:", " so", "\n", "and: #", "1")] == [
         "It",
         " is:",
         " so",
@@ -129,4 +129,4 @@ def test_words_of_a_model_come_at_once():
         "and: ",
         "",
     ]
-    assert speech.push(" ") == "#1 "
+    assert speech.safe_part(" ") == "#1 "

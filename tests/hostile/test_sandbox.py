@@ -385,5 +385,5 @@ def test_temporary_files_of_a_process_that_runs_are_not_cleaned_away(tmp_path):
     (tmp_path / "work").mkdir()
     running = make_temporary_folder(tmp_path / "work")
     (tmp_path / "work" / f"effc-{1 << 30}-left").mkdir()
-    Cache(tmp_path).delete_unused(keep_seconds=0)
+    Cache(tmp_path).evict_unused_and_count_bytes(keep_seconds=0)
     assert list((tmp_path / "work").iterdir()) == [running]

@@ -11,11 +11,11 @@ import effc as package
 import pytest
 import typer
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from effc.compiler.artifacts.signature import find_valid_signer, read_signatures, sign_artifact, statement
+from effc.compiler.artifacts.signature import bytes_to_sign, find_valid_signer, read_signatures, sign_artifact
 from effc.compiler.artifacts.signing_keys import write_key_pair
 from effc.compiler.cli.main import make_app
 from effc.compiler.core.settings import Settings
-from effc.compiler.driver.models import resolve_source
+from effc.compiler.driver.models import resolve_recipe_model
 from effc.compiler.plugin.context import Context
 from effc.compiler.plugin.registry import Registry
 from effc.dsl.checker.recipe import Invocation
@@ -216,7 +216,7 @@ def test_the_time_of_a_signature_is_signed_and_signatures_without_one_count_as_b
     with pytest.raises(Reject, match="has changed since"):
         find_valid_signer(folder, [key])
     secret = load_pem_private_key((tmp_path / "key").read_bytes(), password=None)
-    old = {"key": key, "signature": base64.b64encode(secret.sign(statement(folder, "old"))).decode(), "note": "old"}
+    old = {"key": key, "signature": base64.b64encode(secret.sign(bytes_to_sign(folder, "old"))).decode(), "note": "old"}
     path.write_text(json.dumps({"format": 1, "signatures": [old]}))
     assert find_valid_signer(folder, [key]) == key
     (tmp_path / "keys").write_text(f"{key} since=2020-01-01\n")
@@ -263,7 +263,7 @@ def test_a_model_folder_without_its_manifest_is_refused_where_signatures_are_req
     def resolve(**settings: bool):
         options = Settings(tmp_path / "cache", signed_by=(key,), offline=True, **settings)
         ctx = Context.without_recipe(options, tmp_path, Registry())
-        return resolve_source(Invocation("hf", {"name": f"./{model}", "revision": "main", "dtype": "auto"}), ctx)
+        return resolve_recipe_model(Invocation("hf", {"name": f"./{model}", "revision": "main", "dtype": "auto"}), ctx)
 
     with pytest.raises(Reject, match="is not signed"):
         resolve()
@@ -315,7 +315,7 @@ def test_what_a_stranger_signs_fills_no_screen(effc, artifacts, tmp_path, long):
     else:
         signed = "9" * 100_000
     secret = load_pem_private_key((tmp_path / "key").read_bytes(), password=None)
-    value = base64.b64encode(secret.sign(statement(folder, "", signed, provenance))).decode()
+    value = base64.b64encode(secret.sign(bytes_to_sign(folder, "", signed, provenance))).decode()
     entry = {"key": key, "signature": value, "note": "", "signed": signed, "provenance": provenance}
     (folder / "signatures.json").write_text(json.dumps({"format": 2, "signatures": [entry]}))
     for form in ("text", "json"):
@@ -353,7 +353,7 @@ def test_a_provenance_beside_a_signature_of_the_older_format_is_not_taken_as_sig
     folder, key = signed_copy(artifacts, tmp_path)
     secret = load_pem_private_key((tmp_path / "key").read_bytes(), password=None)
     forged = json.loads((folder / "signatures.json").read_text())["signatures"][0]["provenance"]
-    old = {"key": key, "signature": base64.b64encode(secret.sign(statement(folder, "old"))).decode(), "note": "old"}
+    old = {"key": key, "signature": base64.b64encode(secret.sign(bytes_to_sign(folder, "old"))).decode(), "note": "old"}
     (folder / "signatures.json").write_text(json.dumps({"format": 1, "signatures": [{**old, "provenance": forged}]}))
     run = effc("doctor", "--trust", folder)
     assert run.code == 5 and "format 1 signs no provenance" in run.out and "built by" not in run.out

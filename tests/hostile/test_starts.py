@@ -68,7 +68,7 @@ def test_python_is_started_by_way_of_sys_executable_alone():
 @pytest.mark.parametrize(
     "start",
     [
-        "from effc.compiler.core.speeds import _started; _started()",
+        "from effc.compiler.core.speeds import _run_import_process; _run_import_process()",
         "from effc.compiler.cli.editor.hints import _start_forecast_process; p = _start_forecast_process(); p.stdin.close(); p.wait()",
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 from effc.compiler.cli.main import main
 from effc.compiler.cli.verbs.output import Screen
 from effc.dsl.syntax.diagnostics import Fault
-from effc.dsl.syntax.render import visible
+from effc.dsl.syntax.render import sanitize_for_terminal
 
 EVIL = ("\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "\u202e", "\u2066", "\x08\x08", "\r", "\ud800", "\x7f", "\u2028")
 
@@ -31,7 +31,7 @@ def test_json_says_them_as_escapes(capsys, text):
 
 def test_letters_spaces_and_lines_of_any_language_stay():
     text = "naïve\t漢字\u00a0\u3000ok\n∆ ✓"
-    assert visible(text) == text
+    assert sanitize_for_terminal(text) == text
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pickle
 import shutil
 
 import pytest
-from effc.compiler.inputs.sources.zoo import zoo
+from effc.compiler.inputs.sources.zoo import zoo_folders_by_name
 from effc.compiler.models.checkpoints import tokenizer_checks, tokenizer_pieces
 from effc.compiler.models.checkpoints.tokenizer import load_checked_tokenizer
 from effc.dsl.syntax.diagnostics import Reject
@@ -330,7 +330,7 @@ def test_what_real_tokenizers_do_is_taken():
 
 
 def test_the_zoo_opens(tmp_path):
-    for name, folder in zoo().items():
+    for name, folder in zoo_folders_by_name().items():
         if (folder / "tokenizer.json").exists():
             shutil.copytree(folder, tmp_path / name)
             assert load_checked_tokenizer(tmp_path / name, name)("a")["input_ids"]

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from effc.compiler.artifacts.load import load, locate_checkpoint_and_artifact
-from effc.compiler.driver.models import _tokenizer
+from effc.compiler.driver.models import _load_tokenizer_or_none
 from effc.dsl.syntax.diagnostics import Reject
 from safetensors.torch import load_file, save_file
 
@@ -57,7 +57,7 @@ def test_what_loading_refuses_verify_and_doctor_refuse(effc, artifacts, tmp_path
     if name in CASES:
         with pytest.raises(Reject):
             load(case)
-            _tokenizer(locate_checkpoint_and_artifact(case)[0])
+            _load_tokenizer_or_none(locate_checkpoint_and_artifact(case)[0])
     assert effc("verify", case).code == 5
     run = effc("doctor", "--trust", case, "--format", "json")
     states = {check["topic"]: check["state"] for check in json.loads(run.out)["checks"]}

@@ -8,7 +8,7 @@ import torch
 from effc.compiler.core.front_chart import ascii_scatter_plot, svg_scatter_plot
 from effc.compiler.driver import api
 from effc.compiler.driver import pick as picking
-from effc.compiler.inputs.sources.zoo import zoo
+from effc.compiler.inputs.sources.zoo import zoo_folders_by_name
 from effc.compiler.transforms.supernet.explorer import beats, crowding_distances, non_dominated, thin_front
 from effc.dsl.checker.values import MetricRef, Ratio
 from hypothesis import given
@@ -124,7 +124,7 @@ emit lean {{ front("sizes") }}
 
 @pytest.mark.heavy
 def test_a_front_of_choices_is_emitted_and_one_is_picked_later(tmp_path):
-    (tmp_path / "lean.effspec").write_text(RECIPE.format(zoo=zoo()["tiny-llama"]))
+    (tmp_path / "lean.effspec").write_text(RECIPE.format(zoo=zoo_folders_by_name()["tiny-llama"]))
     (result,) = api.compile(tmp_path / "lean.effspec", tmp_path / "out", cache_dir=tmp_path / "cache", threads=1)
     manifest = result.artifacts[0].manifest
     measures = [{name: value for name, value, *_ in m["measures"]} for m in manifest.members]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from effc.compiler.core.events import Said
 from effc.compiler.driver import api
-from effc.compiler.inputs.sources.zoo import zoo
+from effc.compiler.inputs.sources.zoo import zoo_folders_by_name
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.models.rows.forward import total_nll
 from effc.compiler.plugin.registry import Registry
@@ -25,7 +25,7 @@ from tests.grids import wide
 from tests.recipes_in_memory import SCORE, context_of, recipe_of
 from tests.worlds import defaults
 
-ZOO = zoo()["tiny-llama"]
+ZOO = zoo_folders_by_name()["tiny-llama"]
 LORA, FULL = {"method": "lora", "lr": 1e-2}, {"method": "full", "lr": 3e-3}
 
 

@@ -288,7 +288,7 @@ def test_what_can_not_be_reached_is_refused_before_anything_is_scored(tmp_path):
 
 def test_a_candidate_without_a_score_costs_the_search_nothing(tmp_path, monkeypatch):
     """A layer that overflows without another one: its score is no number, and the result can be kept."""
-    from effc.compiler.core.cache import canonical
+    from effc.compiler.core.cache import canonical_json
     from effc.compiler.transforms.search.loop import Search
 
     real = Search._run
@@ -296,7 +296,7 @@ def test_a_candidate_without_a_score_costs_the_search_nothing(tmp_path, monkeypa
     program = pruned(tmp_path, tiny.model("llama"), remove=Ratio(0.2, "params"), search="exact", split=PUBLISHED)
     first = next(n for n in program.notes if "cut" in n)
     assert list(first["scores"].values()).count(None) == 1
-    canonical(program.notes)
+    canonical_json(program.notes)
 
 
 def refuse_one(search, value):
@@ -384,7 +384,9 @@ def test_kept_outputs_are_bounded_by_the_memory_that_is_allowed(tmp_path, monkey
     model = tiny.model("llama", num_hidden_layers=8)
     free = pruned(tmp_path, model, remove=Ratio(0.1, "params"))
     most = COSTS["layer outputs kept"]
-    monkeypatch.setattr("effc.compiler.transforms.search.loop.bytes_on", lambda device, max_memory: most // 3)
+    monkeypatch.setattr(
+        "effc.compiler.transforms.search.loop.memory_budget_bytes_on", lambda device, max_memory: most // 3
+    )
     (tmp_path / "again").mkdir()
     bound = pruned(tmp_path / "again", model, remove=Ratio(0.1, "params"))
     one = IDS.numel() * 64 * 4  # the outputs of one layer: the one last asked for

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from effc.compiler.core.cache import Cache, digest
+from effc.compiler.core.cache import Cache, canonical_json_sha256
 from effc.compiler.inputs.sources.hf import Hf
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.edits import Edits, replay_edits
@@ -150,8 +150,10 @@ def test_rows_stay_orthonormal_through_training_saving_loading_and_the_step_afte
     program = taught(ctx, lr=0.3)
     assert off_orthonormal(program.model) < 1e-5
     cache = Cache(tmp_path / "cache")
-    StepResults(cache, ctx.origin).save_outcome(digest({}), Model(program), {}, {"program": program.notes})
-    again = StepResults(cache, ctx.origin).load_outcome(digest({})).program
+    StepResults(cache, ctx.origin).save_outcome(
+        canonical_json_sha256({}), Model(program), {}, {"program": program.notes}
+    )
+    again = StepResults(cache, ctx.origin).load_outcome(canonical_json_sha256({})).program
     ids = ctx.rows(DataRef("dev"))
     with torch.no_grad():
         assert torch.equal(again.model(ids).logits, program.model(ids).logits)

@@ -38,8 +38,8 @@ def test_points_that_are_cut_out_of_shared_weights_are_those_that_were_written_a
     assert len(points) > 1 and len([*(artifacts / "once").rglob("model.safetensors")]) == 1
     ids = torch.arange(3, 15)[None]
     for number, name in enumerate(points[:2]):
-        one, _ = copy_point(artifacts / "once", tmp_path / f"once-{number}", point=name)
-        other, manifest = copy_point(artifacts / "apart", tmp_path / f"apart-{number}", point=str(number + 1))
+        one, _ = copy_point(artifacts / "once", tmp_path / f"once-{number}", point_name=name)
+        other, manifest = copy_point(artifacts / "apart", tmp_path / f"apart-{number}", point_name=str(number + 1))
         assert one == other == name and manifest.kind == "hf"
         with torch.no_grad():
             found, wanted = (load(tmp_path / f"{kind}-{number}")(ids).logits for kind in ("once", "apart"))

@@ -11,7 +11,7 @@ from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.analysis.planning.layer_profile import layer_group_counts, layer_group_counts_of_packed
 from effc.compiler.analysis.planning.machine_profile import refuse_other_machine_profiles
 from effc.compiler.analysis.planning.shape_change import describe_change
-from effc.compiler.core.fingerprint import cpus
+from effc.compiler.core.fingerprint import usable_cpu_count
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.layers.linear import lowered
 from effc.compiler.ir.layers.number_formats import BY_NAME, DENSE
@@ -211,7 +211,7 @@ def test_a_file_without_the_timings_is_refused(tmp_path, text, said):
 
 
 def test_for_a_machine_that_this_is_not_times_are_estimated(tmp_path, monkeypatch):
-    threads = cpus() + 14  # whatever it is, it has no more of them
+    threads = usable_cpu_count() + 14  # whatever it is, it has no more of them
     profiles = {"xeon": {"isa": "amx_bf16", "threads": threads}}
     monkeypatch.setattr(speed, "CALL", 0.0)  # tiny layers are all calls
     monkeypatch.setattr("effc.passes.lower.sparse_cpu.race_kernels_and_torch", lambda *_: pytest.fail("raced here"))
@@ -357,10 +357,10 @@ def test_a_model_that_is_lowered_already_has_nothing_left(tmp_path):
 
 def test_unless_told_otherwise_accuracy_is_measured_on_what_the_model_writes(tmp_path, monkeypatch):
     from effc.compiler.inputs.data.generated import Generated
-    from effc.compiler.inputs.sources.zoo import zoo
+    from effc.compiler.inputs.sources.zoo import zoo_folders_by_name
 
     monkeypatch.setattr(Generated, "fitting", classmethod(lambda cls, _: cls(count=2, length=12)))
-    model = AutoModelForCausalLM.from_pretrained(zoo()["tiny-llama"]).eval()
+    model = AutoModelForCausalLM.from_pretrained(zoo_folders_by_name()["tiny-llama"]).eval()
     program, ctx, pass_ = prepared(tmp_path, model, format="dense_bf16", data=None, on=on("*.up_proj"))
     pass_.run(program, ctx)
     assert 0 < program.notes[-1]["accuracy"]["divergence"] < 1e-3

@@ -194,10 +194,10 @@ def test_wanda_goes_on_from_what_a_killed_run_had_measured(tmp_path):
 
 @pytest.mark.heavy
 def test_the_more_a_pass_does_the_less_half_of_the_weights_cost_on_what_it_has_seen(tmp_path):
-    from effc.compiler.inputs.sources.zoo import zoo
+    from effc.compiler.inputs.sources.zoo import zoo_folders_by_name
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(zoo()["tiny-llama"]).eval()
+    model = AutoModelForCausalLM.from_pretrained(zoo_folders_by_name()["tiny-llama"]).eval()
     rows = torch.randint(3, model.config.vocab_size, (4, 64), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         rows = model.generate(rows[:, :4], do_sample=False, max_new_tokens=60, min_new_tokens=60)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.driver import api
-from effc.compiler.inputs.sources.zoo import zoo
+from effc.compiler.inputs.sources.zoo import zoo_folders_by_name
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.layers.linear import weight_of
 from effc.compiler.ir.outcome import Model
@@ -230,7 +230,7 @@ emit lean {{ {target} }}
 )
 @pytest.mark.slow
 def test_a_choice_is_emitted_reopened_and_computes_the_same(tmp_path, zeros, merge, target):
-    text = RECIPE.format(zoo=zoo()["tiny-llama"], zeros=zeros, merge=merge, target=target, on="")
+    text = RECIPE.format(zoo=zoo_folders_by_name()["tiny-llama"], zeros=zeros, merge=merge, target=target, on="")
     (tmp_path / "lean.effspec").write_text(text)
     (result,) = api.compile(tmp_path / "lean.effspec", tmp_path / "out", cache_dir=tmp_path / "cache", threads=1)
     checks = result.artifacts[0].manifest.checks
@@ -244,7 +244,7 @@ def test_a_choice_is_emitted_reopened_and_computes_the_same(tmp_path, zeros, mer
 
 
 def test_a_family_itself_is_no_target_s(tmp_path):
-    text = RECIPE.format(zoo=zoo()["tiny-llama"], zeros="keep", merge="", target='hf("out")', on="")
+    text = RECIPE.format(zoo=zoo_folders_by_name()["tiny-llama"], zeros="keep", merge="", target='hf("out")', on="")
     (tmp_path / "lean.effspec").write_text(
         "".join(line for line in text.splitlines(keepends=True) if "pick" not in line)
     )

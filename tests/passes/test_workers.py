@@ -20,7 +20,7 @@ from effc.compiler.core.events import Said, Ticked
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 from effc.compiler.driver.pipeline import Build
-from effc.compiler.driver.ray_workers import require_authenticated_head
+from effc.compiler.driver.ray_workers import require_authenticated_ray_head
 from effc.compiler.driver.worker_pool import make_transport, worker_team
 from effc.compiler.driver.worker_transport import WorkerTransport
 from effc.dsl.syntax.diagnostics import Reject
@@ -254,7 +254,7 @@ def test_a_cluster_that_asks_for_no_token_is_not_joined(tmp_path, open_cluster, 
 
 
 def test_a_cluster_is_joined_with_its_token_alone(tmp_path, cluster, monkeypatch):
-    require_authenticated_head(cluster)
+    require_authenticated_ray_head(cluster)
     for name, value in (("RAY_AUTH_TOKEN", "a" * 64), ("RAY_AUTH_MODE", "disabled")):
         monkeypatch.setenv(name, value)
         with pytest.raises(Reject, match="no-cluster"):

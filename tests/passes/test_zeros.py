@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from effc.compiler.driver import api
-from effc.compiler.inputs.sources.zoo import zoo
+from effc.compiler.inputs.sources.zoo import zoo_folders_by_name
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.layers.linear import KernelLinear, weight_of
 from effc.compiler.plugin.registry import Registry
@@ -151,7 +151,7 @@ def test_a_few_zeros_or_nothing_but_zeros_are_no_mask():
 def test_a_recipe_sparsifies_heals_and_saves(tmp_path):
     (tmp_path / "lean.effspec").write_text(f"""effspec 1
 model base = zoo("tiny-llama")
-data few = text("{zoo()["tiny-llama"]}/calib.txt", samples: 4, length: 32, seed: 7)
+data few = text("{zoo_folders_by_name()["tiny-llama"]}/calib.txt", samples: 4, length: 32, seed: 7)
 pipeline lean(base) {{
   sps = sparsify.wanda(on: "layers.{{0,1}}.mlp.*_proj", sparsity: 50% of weights, data: few, pattern: "2:4")
   fit = tune.heal(data: few, steps: 2, batch: 2)

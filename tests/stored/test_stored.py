@@ -13,7 +13,7 @@ import pytest
 import torch
 from effc.compiler.artifacts.load import load
 from effc.compiler.core.cache import Cache
-from effc.compiler.core.sealed_json import sealed
+from effc.compiler.core.sealed_json import sealed_json_bytes
 from effc.compiler.ir.layers.linear import lowered
 from effc.compiler.ir.step_results import StepResults
 from effc.compiler.models.checkpoints.origin import Origin
@@ -54,7 +54,7 @@ def test_a_step_that_8d012cb_kept_is_restored_with_its_packed_weights(stored):
     said, cache = load_file(stored / "logits.safetensors"), Cache(stored / "cache")
     assert not cache.finished_steps()  # it has no seals, so it would be computed again
     for path in (stored / "cache" / "steps").iterdir():
-        path.write_bytes(sealed(json.loads(path.read_bytes())))
+        path.write_bytes(sealed_json_bytes(json.loads(path.read_bytes())))
     kept = {entry.parts["step"]["word"]: entry for entry in cache.finished_steps()}
     assert set(kept) == {"prune.blocks", "prune.channels", "lower.sparse_cpu"}
     old = json.dumps(kept["lower.sparse_cpu"].body["edits"])

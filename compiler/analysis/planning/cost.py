@@ -12,7 +12,7 @@ from ....dsl.checker.recipe import Emit, Invocation, Pipeline
 from ....dsl.checker.skeleton import Skeleton
 from ....dsl.checker.values import DataRef, MetricRef, references_in
 from ...core.cache import Cache
-from ...core.memory import fits_in_memory, is_large
+from ...core.memory import fits_in_memory, is_too_large_to_copy
 from ...core.speed_cache import cached_or_measured_speeds
 from ...core.speeds import Speeds
 from ...models.checkpoints.sidecar_files import sidecar_bytes
@@ -78,10 +78,10 @@ def estimate_step_seconds(
     flops = tokens * shrink.flops_per_token(before, 512)
     total_bytes = shrink.bytes_(after)
     work = {"hash": total_bytes + (HASHES - 1) * changed, "disk": changed}
-    total = flops / speed.product(dtype_of(before)) + speed.seconds(work) + speed.seconds(effort.work)
+    total = flops / speed.matmul_speed(dtype_of(before)) + speed.seconds(work) + speed.seconds(effort.work)
     if loads_model:
         total += loading(before, ctx)
-        known = Cache(ctx.settings.cache_dir).value({"tensors of": ctx.origin.identity, "dtype": ctx.origin.dtype})
+        known = Cache(ctx.settings.cache_dir).read_value({"tensors of": ctx.origin.identity, "dtype": ctx.origin.dtype})
         total += 0.0 if known else speed.seconds({"hash": shrink.bytes_(before)}) + loading(before, ctx)
     return total
 
@@ -107,8 +107,10 @@ def estimate_emission(
         rereads = 0 if fits_in_memory(both) else rounds * both  # read from disk whenever its turn comes
     work = {"disk": file_bytes + rereads, "hash": 2 * file_bytes, "read": read, "look": 2 * numbers, **packing}
     flops = 2 * tokens * shrink.flops_per_token(original, 512)
-    seconds = speed.seconds(work) + flops / speed.product(dtype_of(current)) + 2 * loading(current, ctx) + speed.start
-    engine = file_bytes if packing and not is_large(file_bytes) else 0  # reads its weights; torch maps them
+    seconds = (
+        speed.seconds(work) + flops / speed.matmul_speed(dtype_of(current)) + 2 * loading(current, ctx) + speed.start
+    )
+    engine = file_bytes if packing and not is_too_large_to_copy(file_bytes) else 0  # reads its weights; torch maps them
     resident = standing(current) + shrink.packed_bytes(current) + (LEFT if _searched(emit.source, pipeline) else 0)
     peak = int(MARGIN * (resident + max(_largest_packed_bytes(current) if packing else 0, _accounts(current) + engine)))
     return Emission(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...core.fingerprint import machine_facts
-from ...core.quantity import size
+from ...core.quantity import size_text
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -52,7 +52,7 @@ def refuse_insufficient_space(
         if amount > SPARE * left:
             faults.append(
                 too_large(
-                    f"the compile writes about {size(amount)}, and {size(left)} are free at {folder}",
+                    f"the compile writes about {size_text(amount)}, and {size_text(left)} are free at {folder}",
                     help="`effc cache gc` frees what is no longer used; --cache-dir and -o name folders on other disks",
                 )
             )
@@ -60,7 +60,7 @@ def refuse_insufficient_space(
     if has and peak > SPARE * has:
         faults.append(
             too_large(
-                f"the largest step holds about {size(peak)} of memory, and this machine has {size(has)}",
+                f"the largest step holds about {size_text(peak)} of memory, and this machine has {size_text(has)}",
                 help="a checkpoint that is computed in its own type stays on disk; fewer or shorter rows hold less",
             )
         )

@@ -8,12 +8,12 @@ from typing import Any
 
 from ....dsl.checker.recipe import Invocation, Recipe
 from ....dsl.checker.values import DataRef, MetricRef, ProfileRef, StepRef, references_in, value_to_json
-from ...core.cache import digest
-from ...core.environment import installed
+from ...core.cache import canonical_json_sha256
+from ...core.environment import installed_version
 from ...core.error_location import diagnostics_located_at
 from ...core.fingerprint import machine_facts
 from ...core.hashes import cached_file_hash
-from ...core.source_closure import fingerprint
+from ...core.source_closure import import_closure_sha256
 from ...plugin.context import Context
 
 FORMAT = 1
@@ -78,12 +78,12 @@ def data_identity(ref: DataRef, ctx: Context) -> str:
 def word_source(word_kind: str, name: str, ctx: Context) -> str:
     word = ctx.registry.vocabulary.word(word_kind, name)
     assert word, f"no {word_kind} {name}"
-    return fingerprint(Path(word.path))
+    return import_closure_sha256(Path(word.path))
 
 
 def versions(*extra: str) -> dict[str, str]:
     """Versions of the libraries that every result depends on, and of others; "" where one is missing."""
-    return {name: metadata.version(name) for name in LIBRARIES} | {name: installed(name) for name in extra}
+    return {name: metadata.version(name) for name in LIBRARIES} | {name: installed_version(name) for name in extra}
 
 
 def to_jsonable(args: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def value_key_parts(metric: MetricRef, origin: str, ctx: Context) -> dict[str, A
         "model": origin,
         "data": data,
         "source": word_source("metric", metric.name, ctx),
-        "loading": fingerprint(LOADING),
+        "loading": import_closure_sha256(LOADING),
         "libraries": versions(),
         "device": ctx.settings.device,
         "threads": ctx.settings.threads,
@@ -106,7 +106,7 @@ def value_key_parts(metric: MetricRef, origin: str, ctx: Context) -> dict[str, A
 
 
 def key(key_fields: Mapping[str, Any]) -> str:
-    return digest(key_fields)
+    return canonical_json_sha256(key_fields)
 
 
 def data_named(recipe: Recipe, value: Any) -> list[str]:

@@ -20,7 +20,7 @@ from ...core.events import Warned
 from ...core.fingerprint import machine_facts
 from ...core.hashes import cached_file_hash
 from ...core.safe_read import parse_strict_json
-from ...core.sealed_json import canonical
+from ...core.sealed_json import canonical_json
 from ...core.settings import Settings
 from ...core.warned import other_level
 from ...models.checkpoints.model_folder import TOKENIZER_FILES
@@ -58,11 +58,11 @@ class Fact:
 
     @property
     def stored(self) -> Any:
-        return self.text if self.value is None or not lockfile.has_toml(self.value) else self.value
+        return self.text if self.value is None or not lockfile.can_be_toml(self.value) else self.value
 
     def equals(self, locked_value: Any) -> bool:
         """Whether a lock has it: as a value of TOML, or as the JSON text that effc 0.2.0 wrote."""
-        return locked_value == self.text or canonical(locked_value) == canonical(self.stored)
+        return locked_value == self.text or canonical_json(locked_value) == canonical_json(self.stored)
 
 
 def lock_facts(plans: "Sequence[Plan]", contexts: Sequence[Context]) -> dict[str, Fact]:
@@ -107,7 +107,7 @@ def _arguments(name: str, call: Invocation) -> Iterator[tuple[str, Fact]]:
     """The word and all its arguments, those that the recipe leaves to their defaults included."""
     yield name, Fact(call.word, call.span)
     for arg, value in keys.to_jsonable(call.args).items():
-        yield f"{name} {arg}", Fact(canonical(value), call.where(arg), value)
+        yield f"{name} {arg}", Fact(canonical_json(value), call.argument_or_call_span(arg), value)
 
 
 def _model_facts(name: str, ctx: Context) -> Iterator[tuple[str, Fact]]:
@@ -117,7 +117,7 @@ def _model_facts(name: str, ctx: Context) -> Iterator[tuple[str, Fact]]:
     if origin.folder is None or not origin.folder.is_dir():
         return
     if origin.folder.parent.name == "snapshots":  # as the hub's cache lays a repository out: the folder is the commit
-        yield f"model {name} commit", Fact(origin.folder.name, call.where("revision"))
+        yield f"model {name} commit", Fact(origin.folder.name, call.argument_or_call_span("revision"))
     for file in _model_files(origin.folder, origin.label):
         yield f"model {name} file {file.name}", Fact(cached_file_hash(file, ctx.settings.cache_dir), call.span)
 
@@ -186,7 +186,7 @@ def _lock_drift(name: str, locked_value: Any, current: Fact) -> Diagnostic | Non
     if current.equals(locked_value):
         return None
     before, after = (
-        _brief(locked_value if isinstance(locked_value, str) else canonical(locked_value)),
+        _brief(locked_value if isinstance(locked_value, str) else canonical_json(locked_value)),
         _brief(current.text),
     )
     return lock_drift(f"`{name}` was {before} when it was locked and is {after}", current.span, help=HELP)

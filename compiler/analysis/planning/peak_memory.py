@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ....dsl.checker.skeleton import Skeleton
 from ....dsl.checker.values import MetricRef, references_in
-from ...core.memory import baseline_memory, keep_in_memory_budget
+from ...core.memory import reuse_budget_bytes, trim_heap_and_get_memory_bytes
 from ...plugin.interfaces import Effort
 from . import keys, shrink
 from .selection import inner_parts
@@ -48,7 +48,7 @@ def estimate_peak_bytes(
 
 def standing(skeleton: Skeleton) -> int:
     """Bytes of the process with a model that has its modules and graphs, but no weights of its own."""
-    return (baseline_memory() or PROCESS) + LAYER * len(skeleton.units)
+    return (trim_heap_and_get_memory_bytes() or PROCESS) + LAYER * len(skeleton.units)
 
 
 def _reshaped(before: Skeleton, after: Skeleton) -> dict[str, tuple[int, ...]]:
@@ -123,7 +123,7 @@ def _estimate_scoring_bytes(call: "Invocation", skeleton: Skeleton, ctx: "Contex
         rows, length = len(rows_tensor), rows_tensor[0].numel()
         batch = _batch(rows, length, vocab)
         prefix_bytes = min(
-            item * hidden * rows * length * len(skeleton.units), keep_in_memory_budget(ctx.settings.max_memory)
+            item * hidden * rows * length * len(skeleton.units), reuse_budget_bytes(ctx.settings.max_memory)
         )
         largest = max(largest, 3 * item * vocab * batch + prefix_bytes + 4 * item * wide * batch)
     # Some are measured against the original's logits, made again in float32 as those of narrower types are.

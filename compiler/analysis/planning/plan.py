@@ -16,7 +16,7 @@ from ....dsl.syntax.diagnostics import Fault
 from ....dsl.syntax.source import Span
 from ...core.cache import Cache
 from ...core.error_location import diagnostics_located_at
-from ...core.quantity import count, duration_text, relative_change_text, size
+from ...core.quantity import duration_text, relative_change_text, si_count, size_text
 from ...plugin.context import Context
 from ...plugin.interfaces import Pass
 from . import keys, shrink
@@ -207,7 +207,7 @@ def _plan_stage(
     effort = pass_.effort(before, ctx)
     tokens = effort.tokens + (forwards * _tokens(call, ctx) if forwards else 0)
     key = keys.key(parts)
-    cached = store.has(key)
+    cached = store.is_step_complete(key)
     stage = Stage(
         name,
         call,
@@ -325,36 +325,36 @@ def plan_text(plan: Plan, width: int = 100) -> str:
     """The plan as text: a block per step and a line for the whole."""
     title = plan.pipeline.name + (f" [{plan.recipe.variant}]" if plan.recipe.variant else "")
     first = plan.stages[0].before if plan.stages else Size.of(plan.skeleton)
-    lines = [f"{title}: {plan.model}, {count(first.params)} parameters, {size(first.bytes)}", ""]
+    lines = [f"{title}: {plan.model}, {si_count(first.params)} parameters, {size_text(first.bytes)}", ""]
     for index, stage in enumerate(plan.stages, 1):
         lines += _stage_lines(index, stage, width)
     lines += [f"  note: {remark}" for remark in unprunable_parts(plan.skeleton)]
     hedges = {stage.name: stage.hedges[1] for stage in plan.stages}
     for planned in plan.emissions:
         hedge = "at most " if hedges.get(planned.source) == "at most" else ""
-        cost = f"about {duration_text(planned.seconds)}, {hedge}{size(planned.disk_bytes)} on disk"
+        cost = f"about {duration_text(planned.seconds)}, {hedge}{size_text(planned.disk_bytes)} on disk"
         lines.append(f"  emit {planned.call.word} to {planned.call.args['path']}: {cost}")
     work = f"{sum(not s.cached for s in plan.stages)} of {len(plan.stages)} steps to run"
-    cost = f", about {duration_text(plan.seconds)}, peak {size(plan.peak_bytes)}"
+    cost = f", about {duration_text(plan.seconds)}, peak {size_text(plan.peak_bytes)}"
     return "\n".join([*lines, "", f"{work}{cost}"])
 
 
 def _stage_lines(index: int, stage: Stage, width: int) -> list[str]:
     before, after = (f"{hedge} ".lstrip() for hedge in stage.hedges)
     state = "cached" if stage.cached else f"to run: {stage.reason}"
-    difference = f"({relative_change_text(stage.before.params, stage.after.params)})"
+    change = f"({relative_change_text(stage.before.params, stage.after.params)})"
     if stage.before == stage.after and after == "at most ":
-        difference = "(known once it has run)"
+        change = "(known once it has run)"
     lines = [
         f"  {index}. {stage.name} = {stage.call.word}",
         f"     touches   {_paths_text(stage.matched, width - 15)}" if stage.matched else "",
-        f"     params    {before}{count(stage.before.params)} -> {after}{count(stage.after.params)}  {difference}",
-        f"     flops     {before}{count(stage.before.flops)} -> {after}{count(stage.after.flops)} per token",
-        f"     bytes     {before}{size(stage.before.bytes)} -> {after}{size(stage.after.bytes)}",
+        f"     params    {before}{si_count(stage.before.params)} -> {after}{si_count(stage.after.params)}  {change}",
+        f"     flops     {before}{si_count(stage.before.flops)} -> {after}{si_count(stage.after.flops)} per token",
+        f"     bytes     {before}{size_text(stage.before.bytes)} -> {after}{size_text(stage.after.bytes)}",
     ]
     if not stage.cached:
         scores = f"{stage.forwards} scores, " if stage.forwards else ""
-        lines.append(f"     takes     about {scores}{duration_text(stage.seconds)}, peak {size(stage.peak_bytes)}")
+        lines.append(f"     takes     about {scores}{duration_text(stage.seconds)}, peak {size_text(stage.peak_bytes)}")
     return [*filter(None, lines), f"     cache     {state}", ""]
 
 

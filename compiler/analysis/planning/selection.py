@@ -5,7 +5,7 @@ from typing import Any
 
 from ....dsl.checker.selectors import resolve_selector
 from ....dsl.checker.skeleton import Branch, Group, Part, Scan, Skeleton, is_submodule
-from ....dsl.checker.structure import is_reason_for, reason_with_opaque_cause
+from ....dsl.checker.structure import is_refusal_for_kind, reason_with_opaque_cause
 from ....dsl.checker.values import Selector
 from ....dsl.syntax.diagnostics import Fault
 
@@ -60,7 +60,7 @@ def groups(skeleton: Skeleton, kind: str, selector: Selector | None) -> tuple[Gr
 def require_groups(skeleton: Skeleton, kind: str, selected: Sequence[Group]) -> tuple[Group, ...]:
     """The groups that a pass is to narrow; Reject, with what discovery says against it, where the model has none."""
     if not selected and not any(g.kind == kind for g in skeleton.groups):
-        refusals = sorted(skeleton.facts.get("refused", ()), key=lambda r: not is_reason_for(r, kind, skeleton))
+        refusals = sorted(skeleton.facts.get("refused", ()), key=lambda r: not is_refusal_for_kind(r, kind, skeleton))
         reasons = [
             f"{path or 'the model'}: {reason_with_opaque_cause(skeleton, path, reason)}" for path, reason in refusals
         ]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ....dsl.checker.skeleton import Skeleton
-from ...core.quantity import signed
+from ...core.quantity import signed_count
 from . import shrink
 
 
@@ -35,7 +35,9 @@ def describe_change(before: Skeleton, after: Skeleton, notes: Sequence[Mapping[s
     if width := _widths(before, after):
         rows.append(f"residual stream {width[0]} -> {width[1]} channels")
         parts.append(f"-{width[0] - width[1]} stream channels")
-    parts += [p for p in (_removed_counts_text(before, after), f"{signed(-removed)} params" if removed else "") if p]
+    parts += [
+        p for p in (_removed_counts_text(before, after), f"{signed_count(-removed)} params" if removed else "") if p
+    ]
     parts += [f"{100 * note['sparsity']:.1f} % zeros" for note in notes if "sparsity" in note]
     return Change(", ".join(parts) or "values only", tuple(rows))
 
@@ -83,7 +85,7 @@ def _removed_branch_lines(before: Skeleton, after: Skeleton) -> list[str]:
     left = {b.site for b in after.branches}
     shapes = before.shapes()
     return [
-        f"{b.site} removed, {signed(-_param_count(shapes, b.parts))} params"
+        f"{b.site} removed, {signed_count(-_param_count(shapes, b.parts))} params"
         for b in before.branches
         if b.site not in left
     ]

@@ -6,9 +6,9 @@ from typing import Any
 
 from ....dsl.checker.skeleton import FORMAT, Skeleton
 from ....dsl.syntax.diagnostics import Reject
-from ...core.cache import digest, write_atomic_if_permitted
-from ...core.sealed_json import read_self_named_record, sealed
-from ...core.source_closure import fingerprint as source_hash
+from ...core.cache import canonical_json_sha256, write_atomic_if_permitted
+from ...core.sealed_json import read_self_named_record, sealed_json_bytes
+from ...core.source_closure import import_closure_sha256 as source_hash
 
 
 def skeleton_key(config: Mapping[str, Any], transformers_version: str) -> str:
@@ -22,12 +22,12 @@ def skeleton_key(config: Mapping[str, Any], transformers_version: str) -> str:
         source_hash(folder / name)
         for name in ("ir/capture/capture.py", "analysis/discovery/streams.py", "transforms/editing/rehearsed.py")
     ]
-    return digest([FORMAT, dict(config), transformers_version, sources])
+    return canonical_json_sha256([FORMAT, dict(config), transformers_version, sources])
 
 
 def store_skeleton(folder: Path, key: str, skeleton: Skeleton) -> None:
     """Keep a skeleton; a reader sees all of it or nothing, a folder that can only be read stays as it is."""
-    write_atomic_if_permitted(folder / f"{key}.json", sealed({"key": key, "skeleton": skeleton.to_json()}))
+    write_atomic_if_permitted(folder / f"{key}.json", sealed_json_bytes({"key": key, "skeleton": skeleton.to_json()}))
 
 
 def load_skeleton(folder: Path, key: str) -> Skeleton | None:

@@ -205,7 +205,7 @@ hangs inside of a library's call can't be: restart its node.
 
 def make_readme(declaration: Declaration, name: str) -> str:
     """The README of the app."""
-    from ...core.quantity import size
+    from ...core.quantity import size_text
     from .state import value_count
 
     sent = 4 * value_count(declaration.full) // (2 if declaration.strategy == "ffa" else 1)
@@ -223,7 +223,7 @@ def make_readme(declaration: Declaration, name: str) -> str:
         package=PACKAGE,
         folder=declaration.folder,
         base=declaration.base,
-        up="vectors, scores and numbers, no text," if declaration.trains == "index" else f"{size(sent)}{halves}",
+        up="vectors, scores and numbers, no text," if declaration.trains == "index" else f"{size_text(sent)}{halves}",
         rows=rows,
         flwr=FLWR,
         clients=declaration.clients,

@@ -13,7 +13,7 @@ from ....dsl.checker.skeleton import Skeleton
 from ....dsl.checker.value_text import value_text
 from ....dsl.checker.values import Bytes, Duration, Ratio
 from ...analysis.planning import shrink
-from ...core.quantity import count, duration_text, size
+from ...core.quantity import duration_text, si_count, size_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,8 +60,8 @@ def amount_phrase(budget_kind: str, value: float) -> str:
     if budget_kind == "params":
         return f"{int(value):,} parameters"
     if budget_kind == "flops":
-        return f"{count(value)}FLOP a token"
-    return f"{size(value)} of memory" if budget_kind == "memory" else f"{duration_text(value)} an update"
+        return f"{si_count(value)}FLOP a token"
+    return f"{size_text(value)} of memory" if budget_kind == "memory" else f"{duration_text(value)} an update"
 
 
 def smallest_fitting_budget_text(budget_kind: str, value: float, full_cost: float) -> str:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ....dsl.syntax.diagnostics import Fault
-from ....dsl.syntax.json_types import from_json, is_from_to
-from ...core.cache import digest
-from ...core.hashes import files_hash
-from ...core.json_errors import refusing
+from ....dsl.syntax.json_types import from_json, make_range_predicate
+from ...core.cache import canonical_json_sha256
+from ...core.hashes import names_and_contents_hash
+from ...core.json_errors import reject_on_error
 from ...core.safe_read import CONFIG, read_json
 from .all_but_me import Center
 from .averaging import FedAvg, FrozenA
@@ -39,8 +39,8 @@ other_base = Fault(
     exit="environment",
 )
 
-Number = Annotated[float, is_from_to(0, 1e300)]
-Count = Annotated[int, is_from_to(1, 1_000_000)]
+Number = Annotated[float, make_range_predicate(0, 1e300)]
+Count = Annotated[int, make_range_predicate(1, 1_000_000)]
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Declaration:
     allocation: Literal["budgets", "sandwich"] = "budgets"
     budgets: tuple[str, ...] = ()
     counts: Literal["params", "flops"] = "params"
-    examples: Annotated[int, is_from_to(0, 1 << 62)] = 0
+    examples: Annotated[int, make_range_predicate(0, 1 << 62)] = 0
 
     def assignable_size_indices(self, client: int) -> tuple[int, ...]:
         """Numbers of the sizes that a client may have to train, its own first; -1 of the whole model without sizes."""
@@ -128,7 +128,7 @@ class Declaration:
         left_out = ("deadline",) if self.stream else ("rounds", "deadline")  # tasks share a stream's rounds
         older = {"examples": 0}  # what declarations did not have yet changes no identity of theirs
         body = self.to_json().items()
-        return digest({k: v for k, v in body if k not in left_out and (k not in older or v != older[k])})
+        return canonical_json_sha256({k: v for k, v in body if k not in left_out and (k not in older or v != older[k])})
 
     def with_changes(self, **changes: Any) -> "Declaration":
         return replace(self, **changes)
@@ -167,7 +167,7 @@ class Declaration:
 
 
 def read_declaration(file: Path) -> Declaration:
-    with refusing(invalid_federation, f"{file} is no declaration of a federation", "compile the recipe again"):
+    with reject_on_error(invalid_federation, f"{file} is no declaration of a federation", "compile the recipe again"):
         body = read_json(file, CONFIG)
         if body["format"] != FORMAT:
             raise ValueError(f"format {body['format']}, this effc reads {FORMAT}")
@@ -181,7 +181,7 @@ def base_hash(folder: Path, cache_dir: Path) -> str:
         raise other_base(
             f"{folder} holds no weights", help="bring the folder of the model that was emitted"
         ).rejection()
-    return files_hash(files, cache_dir)
+    return names_and_contents_hash(files, cache_dir)
 
 
 def refuse_other_base(declaration: Declaration, folder: Path, cache_dir: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from ....dsl.syntax.diagnostics import Fault
 from ....dsl.syntax.json_types import from_json
-from ...core.json_errors import refusing
+from ...core.json_errors import reject_on_error
 from ...core.safe_read import MIB, irregular_file, parse_strict_json, read_json
 from .declaration import Declaration
 from .identities import check_certificates, write_keys_and_certificates
@@ -90,7 +90,7 @@ class Deployment:
 
 
 def read_deployment(folder: Path) -> Deployment:
-    with refusing(not_deployed, f"{folder} holds no deployment", "`effc federate up FOLDER` starts one"):
+    with reject_on_error(not_deployed, f"{folder} holds no deployment", "`effc federate up FOLDER` starts one"):
         body = read_json(folder / NAME, MIB)
         processes = from_json(body["processes"], tuple[Process, ...], "processes")
         if any(Path(p.log) != folder / f"{p.name}.log" or "/" in p.name for p in processes):

@@ -209,11 +209,11 @@ def _cached_client(
     identity: str, file: Path, model: str, data: str, local_data: bool, client: int, clients: int
 ) -> Client:
     """The client of a partition in this process, which may answer many messages."""
-    from ...core.cache import default_cache
+    from ...core.cache import default_cache_folder
     from ...core.settings import Settings
 
     declared = read_declaration(file).with_changes(clients=clients)
-    host = ClientHost(declared, Path(model), Path(data), Settings(default_cache()), local_data)
+    host = ClientHost(declared, Path(model), Path(data), Settings(default_cache_folder()), local_data)
     (participant,) = _open.enter_context(host.participants([client]))
     return participant
 

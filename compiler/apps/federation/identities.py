@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ....dsl.syntax.diagnostics import Fault
-from ...core.json_errors import refusing
+from ...core.json_errors import reject_on_error
 
 DAYS = 30  # that a certificate is good for
 
@@ -45,7 +45,7 @@ def check_certificates(folder: Path, at_time: datetime.datetime | None = None) -
     at_time = at_time or datetime.datetime.now(datetime.UTC)
     for name in ("ca.crt", "server.crt"):
         file = folder / name
-        with refusing(
+        with reject_on_error(
             bad_certificate, f"{file} is missing or is no certificate", "`effc federate down`, then `up` again"
         ):
             certificate = x509.load_pem_x509_certificate(file.read_bytes())

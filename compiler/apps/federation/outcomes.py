@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ....dsl.syntax.diagnostics import Fault
-from ...core.json_errors import refusing
+from ...core.json_errors import reject_on_error
 from ...core.safe_read import MALFORMED, read_json
 from .app import PACKAGE
 from .declaration import NAME, Declaration, read_declaration, refuse_other_base
@@ -84,7 +84,7 @@ def _models_one_by_one(
 
 
 def _refuse_other_result(folder: Path, declaration: Declaration) -> None:
-    with refusing(invalid_result, f"{folder / MARK} can't be read", "run the federation again"):
+    with reject_on_error(invalid_result, f"{folder / MARK} can't be read", "run the federation again"):
         body = read_json(folder / MARK, MARKED)
         same = body["identity"] == declaration.identity and body["base"] == declaration.base
     if not same:
@@ -104,7 +104,7 @@ def read_state(folder: Path, declaration: Declaration) -> State:
     arrays: dict[str, np.ndarray] = {}
     for file in (folder / name for name in names):
         if file.is_file():
-            with refusing(invalid_result, f"{file} can't be read", "run the federation again"):
+            with reject_on_error(invalid_result, f"{file} can't be read", "run the federation again"):
                 arrays |= {_array_name_of_file_key(name, declaration): array for name, array in load_file(file).items()}
     expected = dict(declaration.full)
     for path in adapter_paths(expected):  # of stacks, and of clients of less rank

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Annotated
 
 from ....dsl.syntax.diagnostics import Reject
-from ....dsl.syntax.json_types import is_from_to
-from ...core.process_start import process_start_time
+from ....dsl.syntax.json_types import make_range_predicate
+from ...core.process_start import process_start_text
 from ...core.safe_read import open_regular
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # Flower's logs have it, whoever reads them
@@ -26,13 +26,13 @@ class Process:
     """`started` is what the system says of its start: an id may be another process's by now."""
 
     name: str
-    pid: Annotated[int, is_from_to(2, 1 << 31)]  # 0 and less are groups, which a signal would go to
+    pid: Annotated[int, make_range_predicate(2, 1 << 31)]  # 0 and less are groups, which a signal would go to
     started: str
     log: str
 
     @property
     def is_alive(self) -> bool:
-        return self.started != "" and self.started == process_start_time(self.pid)
+        return self.started != "" and self.started == process_start_text(self.pid)
 
 
 def start_process(name: str, command: Sequence[str], env: Mapping[str, str], folder: Path) -> Process:
@@ -48,7 +48,7 @@ def start_process(name: str, command: Sequence[str], env: Mapping[str, str], fol
             env=dict(env),
             start_new_session=True,
         )
-    return Process(name, process.pid, process_start_time(process.pid), str(log))
+    return Process(name, process.pid, process_start_text(process.pid), str(log))
 
 
 def terminate_processes(processes: Sequence[Process]) -> list[str]:

@@ -55,7 +55,7 @@ def recipe_folder(path: Path) -> Path:
 
 
 def _print_summary(run: "Federation", declaration: "Declaration", destination: Path, screen: Screen) -> None:
-    from ...core.quantity import count_text, size
+    from ...core.quantity import count_text, size_text
     from .noise import privacy_sentence
     from .rounds import fault_lines
 
@@ -69,5 +69,5 @@ def _print_summary(run: "Federation", declaration: "Declaration", destination: P
     if declaration.clip:
         screen.note(privacy_sentence(run.course.rounds, declaration))
     screen.note(
-        f"{count_text(len(run.course.rounds), 'round')}, {size(run.course.bytes)} sent; states in {destination}"
+        f"{count_text(len(run.course.rounds), 'round')}, {size_text(run.course.bytes)} sent; states in {destination}"
     )

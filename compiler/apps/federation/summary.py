@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ...core.quantity import count_text, size
+from ...core.quantity import count_text, size_text
 from .app import distribution_phrase, training_sentence
 from .declaration import Declaration, make_strategy
 from .history import Round
@@ -64,8 +64,8 @@ class FederationSummary:
                 part_text += (
                     f", {'at most' if declared.allocation == 'sandwich' else 'budget'} {_budget_text(declared, row)}"
                 )
-            down = size(row["down"]) if row["down"] is not None else "grows"
-            lines.append(f"{row['client']:>6}  {size(row['up']):>10}  {down:>10}  {part_text}")
+            down = size_text(row["down"]) if row["down"] is not None else "grows"
+            lines.append(f"{row['client']:>6}  {size_text(row['up']):>10}  {down:>10}  {part_text}")
         if self.rounds:
             lines += [
                 "",

@@ -2,7 +2,7 @@
 
 import math
 
-from ...core.quantity import size
+from ...core.quantity import size_text
 from .history import ClientUpdate, Round
 
 HEAD = f"{'round':>5}  {'clients':>7}  {'loss':>7}  {'worst':>7}  {'up':>9}  {'down':>9}  {'seconds':>7}  by client"
@@ -14,7 +14,7 @@ def round_line(round_: Round) -> str:
     clients = " ".join(_accuracy_or_loss(round_.updates[c]) if c in round_.updates else "-" for c in known)
     return (
         f"{round_.number:>5}  {len(round_.updates):>7}  {_loss_text(round_.loss):>7}  {_loss_text(round_.worst):>7}  "
-        f"{size(round_.bytes_up):>9}  {size(round_.bytes_down):>9}  {round_.seconds:>7.1f}  {clients}"
+        f"{size_text(round_.bytes_up):>9}  {size_text(round_.bytes_down):>9}  {round_.seconds:>7.1f}  {clients}"
     )
 
 

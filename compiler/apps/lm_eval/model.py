@@ -7,9 +7,9 @@ import torch
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
-from ...artifacts.load import locate_checkpoint_and_artifact, target_of, verify_signature_and_files
+from ...artifacts.load import locate_checkpoint_and_artifact, target_class_of_folder, verify_signature_and_files
 from ...artifacts.manifest import NAME, artifact_hash
-from ...core.cache import default_cache
+from ...core.cache import default_cache_folder
 from ...core.settings import Settings
 from ...driver.models import check_model_path, is_artifact, open_model
 from ...ir.layers.linear import count_params
@@ -23,7 +23,7 @@ def usable_device(pretrained: str, device: str | None) -> str:
         return "cpu"
     if is_artifact(Path(pretrained)):
         folder, manifest = locate_checkpoint_and_artifact(Path(pretrained))
-        if target_of(folder, manifest[1] if manifest else None).on_cpu:
+        if target_class_of_folder(folder, manifest[1] if manifest else None).on_cpu:
             return "cpu"
     return device
 
@@ -62,7 +62,7 @@ class ArtifactLM(HFLM):
         check_model_path(pretrained)
         if signed_by:
             verify_signature_and_files(Path(pretrained), [signed_by])
-        settings = Settings(default_cache(), device=usable_device(pretrained, device), threads=threads)
+        settings = Settings(default_cache_folder(), device=usable_device(pretrained, device), threads=threads)
         opened = open_model(pretrained, settings, needs_tokenizer=True)
         refuse_without_generate(opened.model)
         self._path = Path(pretrained)

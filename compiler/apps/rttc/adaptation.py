@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ....dsl.syntax.diagnostics import Fault
-from ....dsl.syntax.json_types import is_from_to
-from ...core.cache import digest
+from ....dsl.syntax.json_types import make_range_predicate
+from ...core.cache import canonical_json_sha256
 from ...models.rows.forward import logits, slices_within_chunk_bytes, token_losses
 from .attachment import attach_adapters
 from .sample import Sample
@@ -40,17 +40,17 @@ class AdapterSettings:
     seconds      after which no step is started
     """
 
-    rank: Annotated[int, is_from_to(1, 256)] = 8
+    rank: Annotated[int, make_range_predicate(1, 256)] = 8
     alpha: float = 16.0
     lr: float = 5e-4
-    batch: Annotated[int, is_from_to(1, 64)] = 4
-    epochs: Annotated[int, is_from_to(1, 16)] = 2
+    batch: Annotated[int, make_range_predicate(1, 64)] = 4
+    epochs: Annotated[int, make_range_predicate(1, 16)] = 2
     clip: float = 1.0
-    length: Annotated[int, is_from_to(2, 4096)] = 256
+    length: Annotated[int, make_range_predicate(2, 4096)] = 256
     answers: bool = False
     reduce: bool = False
     weigh: bool = False
-    seconds: Annotated[float, is_from_to(0, 600)] = 60.0
+    seconds: Annotated[float, make_range_predicate(0, 600)] = 60.0
     seed: int = 0
     kind: Literal["lora", "reft"] = "lora"
 
@@ -96,7 +96,7 @@ class AdaptableModel:
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in adapter_ids)
         self._initial = self.state()
-        self.shape = digest([asdict(regime), adapters])
+        self.shape = canonical_json_sha256([asdict(regime), adapters])
         self.disable_adapters()
 
     def close(self) -> None:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ....dsl.syntax.json_types import from_json, is_from_to
+from ....dsl.syntax.json_types import from_json, make_range_predicate
 from ...artifacts.manifest import hash_files
-from ...core.cache import digest
-from ...core.json_errors import refusing
+from ...core.cache import canonical_json_sha256
+from ...core.json_errors import reject_on_error
 from ...core.safe_read import CONFIG, read_json
 from ...ir.weights import base_hash
 from ...runtimes.native.adapters import unsupported_adapter
@@ -45,7 +45,7 @@ FORMAT = 1
 KNOWLEDGE, EMBEDDER, REWARD, NATIVE = "knowledge", "embedder", "reward", "native"
 CACHES = ("lists", "states")
 Engine = Literal["torch", "native", "adapted"]
-CacheBytes = Annotated[int, is_from_to(0, 2**40 - 1)]
+CacheBytes = Annotated[int, make_range_predicate(0, 2**40 - 1)]
 
 broken_app = Fault(
     "broken-app", "The description of a test-time compute folder is not what effc writes.", exit="environment"
@@ -79,7 +79,7 @@ class App:
 
 
 def read_app(folder: Path) -> App:
-    with refusing(broken_app, f"{folder / NAME} can't be read", "emit the folder again"):
+    with reject_on_error(broken_app, f"{folder / NAME} can't be read", "emit the folder again"):
         body = read_json(folder / NAME, CONFIG)
         if body.pop("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")
@@ -167,7 +167,7 @@ def open_guided_client(
         adaptable = AdaptableModel(model, tokenizer, sites, app.regime, prompts.question)
     generator = open_generator_of_app(app, folder, adaptable)
     reward = reward_of(app, folder, generator.bare if generator else model, prompts, embedder)
-    parts = digest([hash_files(folder), app.to_json()])
+    parts = canonical_json_sha256([hash_files(folder), app.to_json()])
     identity = cache_identity(parts, embedder.identity, version, adaptable.shape if adaptable else "")
     lists, states = (
         StateCache(identity, app.near[name], app.bytes[name], app.evict, cache_dir / "rttc" / identity[:32] / name)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ....dsl.syntax.diagnostics import Fault
-from ...core.cache import digest
+from ...core.cache import canonical_json_sha256
 from ...models.checkpoints.pretrained import pretrained
 from ...models.rows.forward import evaluating
 
@@ -37,7 +37,7 @@ class MeanPooledEncoder:
 
     def __init__(self, encoder: nn.Module, tokenizer: Any, identity: str):
         self.encoder, self._tokenizer = encoder, tokenizer
-        self.identity = digest([identity, "mean", _LENGTH])
+        self.identity = canonical_json_sha256([identity, "mean", _LENGTH])
         config = pretrained(encoder).config
         self.width = int(config.hidden_size)
         max_positions = getattr(config, "max_position_embeddings", None) or _LENGTH
@@ -80,7 +80,7 @@ def open_folder_embedder(folder: Path, cache_dir: Path) -> MeanPooledEncoder:
     tokenizer, wherever the folder lies."""
     from transformers import MODEL_MAPPING
 
-    from ...core.hashes import files_hash
+    from ...core.hashes import names_and_contents_hash
     from ...models.checkpoints.auxiliary_models import open_model_with_head
     from ...models.checkpoints.model_folder import existing_tokenizer_files, load_tokenizer, read_model_config
     from ...models.checkpoints.weights import read_weight_headers
@@ -93,4 +93,4 @@ def open_folder_embedder(folder: Path, cache_dir: Path) -> MeanPooledEncoder:
     encoder: Any = open_model_with_head(folder, MODEL_MAPPING, str(folder))
     if not getattr(encoder.config, "hidden_size", None):
         raise no_embedder(f"{folder} is a {config['model_type']}, whose states have no one width").rejection()
-    return MeanPooledEncoder(encoder, load_tokenizer(folder, str(folder)), files_hash(files, cache_dir))
+    return MeanPooledEncoder(encoder, load_tokenizer(folder, str(folder)), names_and_contents_hash(files, cache_dir))

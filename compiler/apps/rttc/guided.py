@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Reject
-from ...core.cache import digest
+from ...core.cache import canonical_json_sha256
 from ...core.safe_read import parse_strict_json
 from .adaptation import AdaptableModel, State
 from .batching import Batcher
@@ -148,7 +148,7 @@ def cache_identity(model_identity: str, embedder_identity: str, base_version: st
     base_version     of the knowledge base, or the address of its server
     adapter_shape    of the adapters
     """
-    return digest([model_identity, embedder_identity, base_version, adapter_shape])
+    return canonical_json_sha256([model_identity, embedder_identity, base_version, adapter_shape])
 
 
 class _GuidedQuery:

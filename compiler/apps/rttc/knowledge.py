@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ....dsl.syntax.diagnostics import Fault
-from ...core.cache import digest, write_atomic
-from ...core.json_errors import refusing
+from ...core.cache import canonical_json_sha256, write_atomic
+from ...core.json_errors import reject_on_error
 from ...core.safe_read import CONFIG, read_json, refuse_irregular_file
 from .embedder import Embedder
 from .engines.index import Flat, Index
@@ -113,7 +113,7 @@ def build_knowledge_base(
     if not samples:
         raise invalid_samples("the files hold no sample").rejection()
     draft_folder = draft_folder or folder.with_name(f".{folder.name}.building")
-    identity = digest([[s.to_json() for s in samples], embedder.identity])[:32]
+    identity = canonical_json_sha256([[s.to_json() for s in samples], embedder.identity])[:32]
     raw = _embed_samples_in_shards(samples, embedder, draft_folder / identity, on_progress)
     centre = raw.mean(0)
     vectors = nn.functional.normalize(raw - centre, dim=-1)
@@ -199,12 +199,12 @@ def _write_base(
 
 def version_of(hashes: Mapping[str, str], embedder: str) -> str:
     """Version of a base by its content; the `version` of a file that somebody wrote is not read."""
-    return digest([hashes, embedder])[:16]
+    return canonical_json_sha256([hashes, embedder])[:16]
 
 
 def open_knowledge_base(folder: Path) -> KnowledgeBase:
     """Reject (broken-knowledge-base) unless both files are those that were written."""
-    with refusing(broken_base, f"{folder} is no whole knowledge base", "build it again from its samples"):
+    with reject_on_error(broken_base, f"{folder} is no whole knowledge base", "build it again from its samples"):
         body = read_json(folder / NAME, CONFIG)
         if body["format"] != FORMAT:
             raise ValueError(f"format {body['format']}, and this effc reads {FORMAT}")

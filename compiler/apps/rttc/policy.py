@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, Literal, NamedTuple
 
-from ....dsl.syntax.json_types import is_from_to
+from ....dsl.syntax.json_types import make_range_predicate
 
 Branch = Literal["direct", "rag", "ttt"]
 BRANCHES: tuple[Branch, ...] = ("direct", "rag", "ttt")
@@ -29,8 +29,8 @@ class Policy:
     kind: Literal["sequential", "best", "router", "direct", "rag", "ttt"] = "sequential"
     direct: float = 0.0
     rag: float = 0.0
-    count: Annotated[int, is_from_to(1, 256)] = 8
-    shown: Annotated[int, is_from_to(1, 256)] = 4
+    count: Annotated[int, make_range_predicate(1, 256)] = 8
+    shown: Annotated[int, make_range_predicate(1, 256)] = 4
     scales: PlattScaling = field(default_factory=dict)
 
     def comparable_score(self, branch: Branch, reward: float) -> float:

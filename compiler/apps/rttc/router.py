@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Fault
-from ...core.json_errors import refusing
+from ...core.json_errors import reject_on_error
 from ...core.safe_read import parse_strict_json, refuse_irregular_file
 from .cross_fitting import folds
 from .logistic import fit_logistic_regression
@@ -83,7 +83,7 @@ class Router:
 
 def open_router(folder: Path, width: int) -> Router:
     """Read and check the router of a folder; `width` is that of a query's vector."""
-    with refusing(broken_router, f"{folder / NAME} holds no router", "emit the folder again"):
+    with reject_on_error(broken_router, f"{folder / NAME} holds no router", "emit the folder again"):
         refuse_irregular_file(folder / NAME)
         with safe_open(folder / NAME, "pt") as file:
             metadata = parse_strict_json(file.metadata()["router"])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ....dsl.syntax.diagnostics import Fault
-from ...core.json_errors import refusing
+from ...core.json_errors import reject_on_error
 from ...core.safe_read import DATA, parse_strict_json, read_regular_file
 
 invalid_samples = Fault(
@@ -58,14 +58,14 @@ def parse_sample(body: Any) -> Sample:
 
 def read_samples(file: Path) -> Iterator[Sample]:
     """Samples of a file, in its order; Reject with the line that is none."""
-    with refusing(invalid_samples, f"{file} can't be read"):
+    with reject_on_error(invalid_samples, f"{file} can't be read"):
         text = read_regular_file(file, DATA).decode()
     if file.suffix not in (".jsonl", ".json"):
         yield from (Sample("", part.strip()) for part in text.split("\n\n") if part.strip())
         return
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
-            with refusing(invalid_samples, f"line {number} of {file} is no sample"):
+            with reject_on_error(invalid_samples, f"line {number} of {file} is no sample"):
                 yield parse_sample(parse_strict_json(line))
 
 

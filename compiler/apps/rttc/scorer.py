@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Fault
 from ...core.cache import write_atomic
-from ...core.json_errors import refusing
+from ...core.json_errors import reject_on_error
 from ...core.safe_read import CONFIG, DATA, parse_strict_json, read_json, read_regular_file, refuse_irregular_file
 from .embedder import Embedder
 from .logistic import fit_logistic_regression
@@ -70,7 +70,7 @@ class Scorer:
 
 
 def open_scorer(folder: Path, embedder: Embedder) -> Scorer:
-    with refusing(broken_scorer, f"{folder} holds no scorer for this embedder", "train it again"):
+    with reject_on_error(broken_scorer, f"{folder} holds no scorer for this embedder", "train it again"):
         refuse_irregular_file(folder / WEIGHTS)
         body, weight = read_json(folder / NAME, CONFIG), load_file(folder / WEIGHTS)["weight"]
         if body["format"] != FORMAT or body["embedder"] != embedder.identity or weight.shape != (4 * embedder.width,):
@@ -146,12 +146,12 @@ def _pair_features(embedder: Embedder, questions: Sequence[str], answers: Sequen
 def read_labelled_answers(file: Path) -> list[LabelledAnswer]:
     """JSON lines with `question`, `answer` and `right`; Reject with the line that is none."""
     graded = []
-    with refusing(invalid_samples, f"{file} can't be read"):
+    with reject_on_error(invalid_samples, f"{file} can't be read"):
         lines = read_regular_file(file, DATA).decode().splitlines()
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        with refusing(invalid_samples, f"line {number} of {file} is no graded answer"):
+        with reject_on_error(invalid_samples, f"line {number} of {file} is no graded answer"):
             body = parse_strict_json(line)
             if not isinstance(body, dict) or {"question", "answer", "right"} - body.keys():
                 raise ValueError("it has not all of `question`, `answer` and `right`")

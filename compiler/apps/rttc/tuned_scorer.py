@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ...core.cache import write_atomic
-from ...core.json_errors import refusing
+from ...core.json_errors import reject_on_error
 from ...core.safe_read import CONFIG, read_json, refuse_irregular_file
 from ...models.rows.forward import evaluating
 from .attachment import KINDS, attach_adapters, default_attachment_paths
@@ -138,7 +138,7 @@ def train_fine_tuned_scorer(
 
 
 def open_tuned_scorer(folder: Path, embedder: MeanPooledEncoder) -> FineTunedScorer:
-    with refusing(broken_scorer, f"{folder} holds no scorer for this embedder", "train it again"):
+    with reject_on_error(broken_scorer, f"{folder} holds no scorer for this embedder", "train it again"):
         refuse_irregular_file(folder / WEIGHTS)
         body, tensors = read_json(folder / NAME, CONFIG), load_file(folder / WEIGHTS)
         kind, rank = body["kind"], body["rank"]

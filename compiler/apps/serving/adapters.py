@@ -180,15 +180,15 @@ def _with_lora(copied: Any, folder: Path) -> Any:
 def _with_interventions(copied: Any, folder: Path) -> Any:
     from ...artifacts.reft import attach_interventions
 
-    attach_interventions(copied, folder, check_base=False)
+    attach_interventions(copied, folder, check_base_hash=False)
     return copied.eval()
 
 
 def _refuse_other_base(folder: Path, label: str, base_sha: str) -> None:
     """Hold interventions against the model; a LoRA does not say which tensors it was trained beside."""
-    from ...artifacts.reft import other_base, read_reft_folder
+    from ...artifacts.reft import other_base, read_reft_base_and_edits
 
-    base, _ = read_reft_folder(folder)
+    base, _ = read_reft_base_and_edits(folder)
     if base["sha256"] != base_sha:
         raise other_base(
             f"{folder} belongs to {base['place'] or 'the model beside it'}, and {label} has other tensors",
@@ -201,7 +201,7 @@ def _check_files(folder: Path) -> None:
     from ...artifacts.manifest import NAME, read_manifest, verify_files
 
     if (folder.parent / NAME).is_file():
-        verify_files(folder.parent, read_manifest(folder.parent), prefix=folder.name)
+        verify_files(folder.parent, read_manifest(folder.parent), name_prefix=folder.name)
 
 
 class AdapterChats:

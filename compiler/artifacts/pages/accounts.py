@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..form_losses import account_rows, merge_accounts
-from .report_data import ReportData, word
+from .report_data import ReportData, one_line_or_empty
 
 
 @dataclass(frozen=True)
@@ -28,5 +28,7 @@ def divergence_table_rows(reports: Sequence[ReportData]) -> list[Row]:
         if row.drift is None:
             program = row.divergence or 0.0
         total_loss = row.divergence or 0.0
-        rows.append(Row(word(row.what), tuple(cells), (total_loss / largest, min(total_loss, program) / largest)))
+        rows.append(
+            Row(one_line_or_empty(row.what), tuple(cells), (total_loss / largest, min(total_loss, program) / largest))
+        )
     return rows

@@ -92,19 +92,19 @@ def render_chart(
     return Chart(title, description, wide, narrow, tuple(head), tuple(map(tuple, rows)), note)
 
 
-def axis(field: str, title: str | None, **properties: Any) -> dict[str, Any]:
+def quantitative_encoding(field: str, title: str | None, **properties: Any) -> dict[str, Any]:
     """A field of numbers along one side."""
     return {"field": field, "type": "quantitative", "title": title, **properties}
 
 
-def hue(names: Sequence[str]) -> dict[str, Any]:
+def color_encoding(names: Sequence[str]) -> dict[str, Any]:
     """A colour for every name, in the order in which they come; a legend where there are several."""
     known = list(dict.fromkeys(names))
     scale = {"domain": known, "range": [HUES[i % len(HUES)] for i in range(len(known))]}
     return {"field": "kind", "type": "nominal", "scale": scale, "legend": {} if len(known) > 1 else None}
 
 
-def dot(size: int, **properties: Any) -> dict[str, Any]:
+def point_mark(size: int, **properties: Any) -> dict[str, Any]:
     """A mark of that many square pixels, which says the field `says` where it is pointed at."""
     return {"type": "point", "filled": True, "size": size, "opacity": 1, **properties}
 
@@ -124,7 +124,7 @@ def _render_svg(spec: Mapping[str, Any], width: int, height: int) -> str:
         "config": CONFIG,
         **_xml_texts(spec),
     }
-    return clean(vl_convert.vegalite_to_svg(full_spec, allowed_base_urls=[]))
+    return sanitize_svg(vl_convert.vegalite_to_svg(full_spec, allowed_base_urls=[]))
 
 
 def _xml_texts(value: Any) -> Any:
@@ -136,7 +136,7 @@ def _xml_texts(value: Any) -> Any:
     return [_xml_texts(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
-def clean(svg: str) -> str:
+def sanitize_svg(svg: str) -> str:
     """Sanitised drawing: known elements and attributes alone, numbers with two decimals."""
     root = ElementTree.fromstring(svg)
     _remove_unlisted_svg(root)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...analysis.planning.layer_profile import numbered
-from ...core.quantity import count
+from ...core.quantity import si_count
 from ..manifest import Manifest
 
 UNITS = {
@@ -47,7 +47,7 @@ class Column:
     def summary(self) -> str:
         """`608 of 3072 channels went`."""
         removed = self.was - self.left
-        of = f"{count(removed)} of {count(self.was)} {self.unit or 'of them'}"
+        of = f"{si_count(removed)} of {si_count(self.was)} {self.unit or 'of them'}"
         return f"{of} went ({100 * removed / self.was:.0f} %)" if removed else ""
 
 

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ...core.quantity import count_text, measurement_text, size
-from .report_data import ReportData, number, rows, table, word
+from ...core.quantity import count_text, measurement_text, size_text
+from .report_data import ReportData, finite_number_or_none, list_or_empty, mapping_or_empty, one_line_or_empty
 
 LINES, COLUMNS = 2000, 1000  # that are drawn
 _TOKENS = re.compile(
@@ -57,11 +57,21 @@ def _highlight_tokens(text: list[str]) -> Iterator[list[tuple[str, str]]]:
 
 def _notes_by_line(report: ReportData, text: list[str]) -> Iterator[tuple[int, tuple[str, str]]]:
     manifest = report.manifest
-    timings = {word(s.get("name")): s for s in map(table, rows(manifest.run.get("steps")))}
+    timings = {
+        one_line_or_empty(s.get("name")): s for s in map(mapping_or_empty, list_or_empty(manifest.run.get("steps")))
+    }
     for step in manifest.steps:
-        at = _find(text, rf"^\s*{re.escape(step.get('name', ''))}\s*=")
+        at = _first_matching_line_index(text, rf"^\s*{re.escape(step.get('name', ''))}\s*=")
         if at is not None and step.get("name"):
-            yield at, ("", _step_outcome_text(word(step.get("summary")), table(timings.get(step["name"]))))
+            yield (
+                at,
+                (
+                    "",
+                    _step_outcome_and_seconds_text(
+                        one_line_or_empty(step.get("summary")), mapping_or_empty(timings.get(step["name"]))
+                    ),
+                ),
+            )
     for e in manifest.expectations:
         if 0 < e.line <= len(text) and e.text in " ".join(text[e.line - 1].split()):
             unit = next((m.unit for m in manifest.measures if e.text.startswith(f"{m.metric} ")), "")
@@ -70,14 +80,14 @@ def _notes_by_line(report: ReportData, text: list[str]) -> Iterator[tuple[int, t
                 e.line - 1,
                 (e.outcome, " · ".join(filter(None, (f"{e.outcome}: {value}" if value else e.outcome, e.note)))),
             )
-    at = _find(text, rf"^\s*(emit\s.*)?{re.escape(manifest.kind)}\(.*{re.escape(report.location)}")
+    at = _first_matching_line_index(text, rf"^\s*(emit\s.*)?{re.escape(manifest.kind)}\(.*{re.escape(report.location)}")
     if at is not None and report.location:
         checks = f", {count_text(len(manifest.checks), 'check')} in fresh processes" if manifest.checks else ""
-        yield at, ("", f"{size(manifest.bytes)}{checks}")
+        yield at, ("", f"{size_text(manifest.bytes)}{checks}")
 
 
-def _step_outcome_text(summary: str, timing) -> str:
-    seconds = number(timing.get("seconds"))
+def _step_outcome_and_seconds_text(summary: str, timing) -> str:
+    seconds = finite_number_or_none(timing.get("seconds"))
     spent = (
         "from the cache"
         if timing.get("cached") is True
@@ -88,5 +98,5 @@ def _step_outcome_text(summary: str, timing) -> str:
     return " · ".join(filter(None, (summary, spent)))
 
 
-def _find(text: list[str], pattern: str) -> int | None:
+def _first_matching_line_index(text: list[str], pattern: str) -> int | None:
     return next((i for i, line in enumerate(text) if re.search(pattern, line)), None)

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .chart import FIELD_LABELS, Chart, axis, dot, hue, render_chart
-from .report_data import number, table, word
+from .chart import FIELD_LABELS, Chart, color_encoding, point_mark, quantitative_encoding, render_chart
+from .report_data import finite_number_or_none, mapping_or_empty, one_line_or_empty
 
 MAX_ROWS = 2000
 
@@ -22,8 +22,8 @@ def quantization_error_chart(decisions: Sequence[Mapping[str, Any]]) -> Chart | 
 def _module_share_chart(
     decisions: Sequence[Mapping[str, Any]], key: str, title: str, noun: str, domain: list[int] | None
 ) -> Chart | None:
-    shares = next((table(d[key]) for d in decisions if table(d.get(key))), {})
-    read = [(word(path), number(value)) for path, value in list(shares.items())[:MAX_ROWS]]
+    shares = next((mapping_or_empty(d[key]) for d in decisions if mapping_or_empty(d.get(key))), {})
+    read = [(one_line_or_empty(path), finite_number_or_none(value)) for path, value in list(shares.items())[:MAX_ROWS]]
     module_shares = [(path, share) for path, share in read if share is not None]
     if len(module_shares) < 2 or not any(share for _, share in module_shares):
         return None
@@ -33,11 +33,11 @@ def _module_share_chart(
     ]
     spec = {
         "data": {"values": values},
-        "mark": dot(45),
+        "mark": point_mark(45),
         "encoding": {
-            "x": axis("at", "modules, from the first layer to the last", axis={"labels": False}),
-            "y": axis("share", f"{noun}, %", scale={"domain": domain} if domain else {}),
-            "color": hue([v["kind"] for v in values]),
+            "x": quantitative_encoding("at", "modules, from the first layer to the last", axis={"labels": False}),
+            "y": quantitative_encoding("share", f"{noun}, %", scale={"domain": domain} if domain else {}),
+            "color": color_encoding([v["kind"] for v in values]),
             "description": FIELD_LABELS,
         },
     }

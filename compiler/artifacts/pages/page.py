@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ....dsl.syntax.render import printable
-from ...core.quantity import count_text, size
-from ..load import facts as header_of
+from ...core.quantity import count_text, size_text
+from ..load import target_facts as header_of
 from ..manifest import Expectation
 from .accounts import divergence_table_rows
 from .chart import check_packages
@@ -18,16 +18,16 @@ from .layers import layers
 from .listing import annotated_recipe_lines
 from .origin import (
     Row,
-    files,
-    hashes,
+    label_and_hash_of_inputs,
     measure_table_rows,
+    name_size_and_sha256_of_files,
     origin_facts,
     perplexity_row,
     stage_time_and_memory,
     worst_check_by_form,
 )
 from .points import front_table_and_chart
-from .report_data import ReportData, word
+from .report_data import ReportData, one_line_or_empty
 from .steps import step_report_sections
 from .timings import paired_timing_charts
 from .ways import accuracy_against_seconds_chart
@@ -77,30 +77,30 @@ def render_template(template: str, **content: Any) -> str:
     inside = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    inside.filters |= {"drawn": Markup, "coded": _coded, "minus": _minus}
+    inside.filters |= {"drawn": Markup, "coded": _backticks_to_html, "minus": _with_minus_signs}
     style, script = ((PAGE_FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     html = inside.get_template(template).render(
-        style=style, script=script, policy=_policy(style, script), icons=OUTCOMES, **content
+        style=style, script=script, policy=_content_security_policy(style, script), icons=OUTCOMES, **content
     )
     return printable(html)  # bidirectional control characters could disguise the recipe
 
 
-def _policy(style: str, script: str) -> str:
+def _content_security_policy(style: str, script: str) -> str:
     """Nothing is loaded from anywhere, and only this style and this script are used."""
-    sources = " ".join(f"{kind}-src '{_hashed(text)}';" for kind, text in (("style", style), ("script", script)))
+    sources = " ".join(f"{kind}-src '{_csp_sha256(text)}';" for kind, text in (("style", style), ("script", script)))
     return f"default-src 'none'; {sources} base-uri 'none'; form-action 'none'"
 
 
-def _hashed(text: str) -> str:
+def _csp_sha256(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _minus(text: str) -> str:
+def _with_minus_signs(text: str) -> str:
     """Hyphens before numbers as minus signs."""
     return re.sub(r"(?<![\w.])-(?=\d)", "−", text)
 
 
-def _coded(text: str) -> str:
+def _backticks_to_html(text: str) -> str:
     """Render text between backticks as code."""
     from markupsafe import Markup, escape
 
@@ -113,10 +113,14 @@ def _template_variables(reports: list[ReportData]) -> dict[str, Any]:
     rows = measure_table_rows(reports[0])
     expectations = tuple(dict.fromkeys(e for s in reports for e in s.manifest.expectations))
     sections = {
-        "title": word(first.name) or word(first.recipe.get("name")) or "model",
+        "title": one_line_or_empty(first.name) or one_line_or_empty(first.recipe.get("name")) or "model",
         "about": _recipe_description(first.recipe.get("text", "")),
-        "origin": next((word(label) for label in first.lock.get("inputs", {}) if not label.startswith("data ")), ""),
-        "targets": [(s.location, s.manifest.kind, size(s.manifest.bytes) if s.manifest.files else "") for s in reports],
+        "origin": next(
+            (one_line_or_empty(label) for label in first.lock.get("inputs", {}) if not label.startswith("data ")), ""
+        ),
+        "targets": [
+            (s.location, s.manifest.kind, size_text(s.manifest.bytes) if s.manifest.files else "") for s in reports
+        ],
         "verdict_of": _worst_verdict(expectations),
         "tiles": _top_measures([*rows, *filter(None, [perplexity_row(reports[0])])], first.members),
         "tables": _distinct_measure_tables(reports),
@@ -129,8 +133,8 @@ def _template_variables(reports: list[ReportData]) -> dict[str, Any]:
         "timings": [t for s in reports for t in paired_timing_charts(s.manifest)],
         "lines": annotated_recipe_lines(reports),
         "facts": origin_facts(reports[0]),
-        "hashes": list(dict.fromkeys(h for s in reports for h in hashes(s))),
-        "files": [(s.location, files(s)) for s in reports if s.manifest.files],
+        "hashes": list(dict.fromkeys(h for s in reports for h in label_and_hash_of_inputs(s))),
+        "files": [(s.location, name_size_and_sha256_of_files(s)) for s in reports if s.manifest.files],
         "spent": stage_time_and_memory(reports[0]),
         "reopened": [(s.location, worst_check_by_form(s.manifest.checks)) for s in reports if s.manifest.checks],
         "opening": [(s.location, _opening_commands(s)) for s in reports if _opening_commands(s)],
@@ -153,7 +157,7 @@ def _distinct_measure_tables(reports: list[ReportData]) -> list[tuple[str, list[
 def _recipe_description(text: str) -> str:
     """Docstring of the recipe."""
     match = re.search(r'^"""(.*?)"""', text, re.S | re.M)
-    return word(match[1], 400) if match else ""
+    return one_line_or_empty(match[1], 400) if match else ""
 
 
 @dataclass(frozen=True)
@@ -178,7 +182,7 @@ def _worst_verdict(expectations: Sequence[Expectation]) -> Verdict | None:
         "undecided": ("is undecided", "are undecided"),
         "skipped": ("was skipped", "were skipped"),
     }
-    one, many = verbs.get(worst, (word(worst), word(worst)))
+    one, many = verbs.get(worst, (one_line_or_empty(worst), one_line_or_empty(worst)))
     number = outcomes.count(worst)
     return Verdict(worst, f"{number} of {count_text(len(outcomes), 'expectation')} {one if number == 1 else many}")
 
@@ -201,5 +205,5 @@ def _opening_commands(report: ReportData) -> list[str]:
     return [
         *sentences,
         *([use[0].upper() + use[1:] + "."] if use else []),
-        *(word(n, 600) for n in report.manifest.notes),
+        *(one_line_or_empty(n, 600) for n in report.manifest.notes),
     ]

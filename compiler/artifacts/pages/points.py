@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...core.quantity import count_text, measurement_text
-from ..front_kinds import members_as_timed
+from ..front_kinds import members_with_interleaved_times
 from ..manifest import Manifest
-from .chart import FIELD_LABELS, Chart, axis, dot, render_chart
+from .chart import FIELD_LABELS, Chart, point_mark, quantitative_encoding, render_chart
 
 COSTS = ("params", "bytes", "flops", "decode", "prefill")  # go along the bottom
 SCALES = {"B": (1 << 20, "MiB"), "bytes": (1 << 20, "MiB"), "params": (1e6, "M")}
@@ -25,7 +25,7 @@ class Points:
 def front_table_and_chart(manifest: Manifest) -> Points | None:
     if not manifest.members:
         return None
-    members = members_as_timed(manifest)
+    members = members_with_interleaved_times(manifest)
     first = members[0]["measures"]
     head = ("point", *(metric for metric, *_ in first), "steps")
     rows = tuple(
@@ -46,17 +46,24 @@ def _scatter_chart(
     for m in members:
         (y_name, y, y_unit, _), (x_name, x, x_unit, _) = m["measures"][up], m["measures"][across]
         description = f"{m['name']} · {x_name} {measurement_text(x, x_unit)} · {y_name} {measurement_text(y, y_unit)}"
-        values.append({"x": x / _scale(x_unit)[0], "y": y / _scale(y_unit)[0], "name": m["name"], "says": description})
+        values.append(
+            {
+                "x": x / _factor_and_display_unit(x_unit)[0],
+                "y": y / _factor_and_display_unit(y_unit)[0],
+                "name": m["name"],
+                "says": description,
+            }
+        )
     spec = {
         "data": {"values": values},
         "encoding": {
-            "x": axis("x", _title(first[across]), scale={"zero": False, "padding": 40}),
-            "y": axis("y", _title(first[up]), scale={"zero": False, "padding": 28}),
+            "x": quantitative_encoding("x", _axis_title(first[across]), scale={"zero": False, "padding": 40}),
+            "y": quantitative_encoding("y", _axis_title(first[up]), scale={"zero": False, "padding": 28}),
         },
         "layer": [
             {"mark": {"type": "line", "color": "var(--line-strong)", "strokeDash": [3, 4], "aria": False}},
             {
-                "mark": dot(110, color="var(--accent)", stroke="var(--card)", strokeWidth=2),
+                "mark": point_mark(110, color="var(--accent)", stroke="var(--card)", strokeWidth=2),
                 "encoding": {"description": FIELD_LABELS},
             },
             {
@@ -74,11 +81,11 @@ def _scatter_chart(
     return render_chart(f"{up_name} against {across_name}", description, spec, head, rows, note=note, height=340)
 
 
-def _scale(unit: str) -> tuple[float, str]:
+def _factor_and_display_unit(unit: str) -> tuple[float, str]:
     return SCALES.get(unit, (1.0, unit))
 
 
-def _title(measure: Any) -> str:
+def _axis_title(measure: Any) -> str:
     name, _, unit, _ = measure
-    unit_text = _scale(unit)[1]
+    unit_text = _factor_and_display_unit(unit)[1]
     return f"{name}, {unit_text}" if unit_text else name

@@ -26,7 +26,10 @@ class ReportData:
     @staticmethod
     def of(artifact: Path) -> "ReportData":
         return ReportData(
-            artifact.name, read_manifest(artifact), artifact_hash(artifact), _calibration(artifact / "calibration.json")
+            artifact.name,
+            read_manifest(artifact),
+            artifact_hash(artifact),
+            _read_calibration_or_empty(artifact / "calibration.json"),
         )
 
     @property
@@ -36,29 +39,29 @@ class ReportData:
         return recipe.get("text", ""), recipe.get("variant", ""), self.manifest.name
 
 
-def _calibration(file: Path) -> Mapping[str, Any]:
+def _read_calibration_or_empty(file: Path) -> Mapping[str, Any]:
     try:
-        return table(read_json(file, DATA))
+        return mapping_or_empty(read_json(file, DATA))
     except (OSError, Reject, *MALFORMED):
         return {}
 
 
-def number(value: Any) -> float | None:
+def finite_number_or_none(value: Any) -> float | None:
     """A finite number, or None."""
     if type(value) not in (int, float) or not -1e300 < value < 1e300:  # false for nan
         return None
     return float(value)
 
 
-def table(value: Any) -> Mapping[str, Any]:
+def mapping_or_empty(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def rows(value: Any) -> list[Any]:
+def list_or_empty(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else []
 
 
-def word(value: Any, max_length: int = 200) -> str:
+def one_line_or_empty(value: Any, max_length: int = 200) -> str:
     """A text on one line; "" of anything else."""
     text = " ".join(value.split()) if isinstance(value, str) else ""
     return text if len(text) <= max_length else text[: max_length - 1] + "…"

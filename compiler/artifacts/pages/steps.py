@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from ...core.warned import sentence
+from ...core.warned import warning_sentence
 from ..manifest import Manifest
 from .chart import Chart
 from .cuts import score_after_cuts_chart
 from .losses import training_losses_chart
 from .modules import quantization_error_chart, zero_share_chart
-from .report_data import rows, table, word
+from .report_data import list_or_empty, mapping_or_empty, one_line_or_empty
 
 CHANGES = 400
 
@@ -26,14 +26,16 @@ class ReportStep:
 def step_report_sections(manifest: Manifest) -> list[ReportStep]:
     result = []
     for step in manifest.steps:
-        decisions = [table(d) for d in rows(step.get("decisions"))]
+        decisions = [mapping_or_empty(d) for d in list_or_empty(step.get("decisions"))]
         charts = [
             chart
             for draw in (score_after_cuts_chart, training_losses_chart, zero_share_chart, quantization_error_chart)
             if (chart := draw(decisions))
         ]
-        changes = tuple(word(change) for change in rows(step.get("changes"))[:CHANGES])
-        name, word_name, summary = (word(step.get(key)) for key in ("name", "word", "summary"))
-        warnings = tuple(sentence(table(warning)) for warning in rows(step.get("warnings"))[:CHANGES])
+        changes = tuple(one_line_or_empty(change) for change in list_or_empty(step.get("changes"))[:CHANGES])
+        name, word_name, summary = (one_line_or_empty(step.get(key)) for key in ("name", "word", "summary"))
+        warnings = tuple(
+            warning_sentence(mapping_or_empty(warning)) for warning in list_or_empty(step.get("warnings"))[:CHANGES]
+        )
         result.append(ReportStep(name, word_name, summary, warnings, tuple(charts), changes))
     return result

@@ -8,8 +8,8 @@ from typing import Any
 from ...core.quantity import count_text, measurement_text
 from ...evaluation.confidence import CONFIDENCE, median_interval
 from ..manifest import Manifest
-from .chart import FIELD_LABELS, Chart, axis, dot, render_chart
-from .report_data import number, rows, table, word
+from .chart import FIELD_LABELS, Chart, point_mark, quantitative_encoding, render_chart
+from .report_data import finite_number_or_none, list_or_empty, mapping_or_empty, one_line_or_empty
 
 MAX_CHARTS, ROUNDS = 12, 100  # metrics and rounds that are drawn
 SHORTEST, LONGEST = 1e-30, 1e30  # values whose ratio is a number
@@ -27,15 +27,23 @@ class Timing:
 def paired_timing_charts(manifest: Manifest) -> list[Timing]:
     """A drawing for each metric whose rounds were kept."""
     result = []
-    for metric, rounds in list(table(manifest.run.get("timings")).items())[:MAX_CHARTS]:
-        values = {name: _positive(table(rounds).get(name)) for name in BOTH}
+    for metric, rounds in list(mapping_or_empty(manifest.run.get("timings")).items())[:MAX_CHARTS]:
+        values = {name: _plausible_seconds(mapping_or_empty(rounds).get(name)) for name in BOTH}
         if values["original"] and len(values["original"]) == len(values["compiled"]):
-            result.append(_timing_chart(word(metric), word(table(rounds).get("unit")), values))
+            result.append(
+                _timing_chart(
+                    one_line_or_empty(metric), one_line_or_empty(mapping_or_empty(rounds).get("unit")), values
+                )
+            )
     return result
 
 
-def _positive(values: Any) -> list[float]:
-    return [v for v in map(number, rows(values)[:ROUNDS]) if v is not None and SHORTEST < v < LONGEST]
+def _plausible_seconds(values: Any) -> list[float]:
+    return [
+        v
+        for v in map(finite_number_or_none, list_or_empty(values)[:ROUNDS])
+        if v is not None and SHORTEST < v < LONGEST
+    ]
 
 
 def _timing_chart(metric: str, unit: str, values: Mapping[str, Sequence[float]]) -> Timing:
@@ -73,7 +81,7 @@ def _timing_spec(title: str, unit: str, rounds_by_name: Mapping[str, Sequence[fl
     scale = {"domain": order, "range": ["var(--base)", "var(--accent)"]}
     return {
         "encoding": {
-            "x": axis("v", title),
+            "x": quantitative_encoding("v", title),
             "y": {"field": "who", "type": "nominal", "title": None, "sort": order, "axis": labels},
             "color": {"field": "who", "type": "nominal", "legend": None, "scale": scale},
         },
@@ -82,7 +90,11 @@ def _timing_spec(title: str, unit: str, rounds_by_name: Mapping[str, Sequence[fl
                 "data": medians,
                 "mark": {"type": "bar", "height": 22, "opacity": 0.22, "cornerRadiusEnd": 3, "aria": False},
             },
-            {"data": {"values": values}, "mark": dot(46) | {"opacity": 0.8}, "encoding": {"description": FIELD_LABELS}},
+            {
+                "data": {"values": values},
+                "mark": point_mark(46) | {"opacity": 0.8},
+                "encoding": {"description": FIELD_LABELS},
+            },
             {"data": medians, "mark": {"type": "tick", "thickness": 3, "height": 26, "opacity": 1, "aria": False}},
         ],
     }

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ...core.quantity import count_text
-from .chart import FIELD_LABELS, Chart, axis, dot, hue, render_chart
-from .report_data import number, rows, table, word
+from .chart import FIELD_LABELS, Chart, color_encoding, point_mark, quantitative_encoding, render_chart
+from .report_data import finite_number_or_none, list_or_empty, mapping_or_empty, one_line_or_empty
 
 BRANCHES = {"direct": "direct", "rag": "with samples", "ttt": "after a training"}
 CHOICES, POLICY = "choices of the policy", "the policy, on questions held out"
@@ -14,8 +14,11 @@ MAX_ROWS = 2000
 
 def accuracy_against_seconds_chart(calibration: Mapping[str, Any]) -> Chart | None:
     """Chart of accuracy over seconds of the calibrated branches; None where nothing was calibrated."""
-    by_branch, policy = _accuracy_and_seconds_by_branch(calibration), _points([(POLICY, calibration.get("chosen"))])
-    choices = _points((CHOICES, point) for point in rows(calibration.get("curve")))
+    by_branch, policy = (
+        _accuracy_and_seconds_by_branch(calibration),
+        _name_accuracy_seconds([(POLICY, calibration.get("chosen"))]),
+    )
+    choices = _name_accuracy_seconds((CHOICES, point) for point in list_or_empty(calibration.get("curve")))
     points = [*by_branch, *policy, *choices][:MAX_ROWS]
     if len(points) < 2:
         return None
@@ -25,22 +28,22 @@ def accuracy_against_seconds_chart(calibration: Mapping[str, Any]) -> Chart | No
     ]
     spec = {
         "data": {"values": values},
-        "mark": dot(70),
+        "mark": point_mark(70),
         "encoding": {
-            "x": axis("x", "seconds a question"),
-            "y": axis("y", "right, %", scale={"domain": [0, 100]}),
-            "color": hue([v["kind"] for v in values]),
+            "x": quantitative_encoding("x", "seconds a question"),
+            "y": quantitative_encoding("y", "right, %", scale={"domain": [0, 100]}),
+            "color": color_encoding([v["kind"] for v in values]),
             "description": FIELD_LABELS,
         },
     }
-    n_questions = len(rows(calibration.get("trials")))
+    n_questions = len(list_or_empty(calibration.get("trials")))
     description = f"Share of {count_text(n_questions, 'dev question')} answered rightly over seconds: "
     description += "; ".join(v["says"] for v in values if v["kind"] != CHOICES)
-    area = number(table(calibration.get("auc")).get("all"))
+    area = finite_number_or_none(mapping_or_empty(calibration.get("auc")).get("all"))
     reward_note = (
         f" tells right answers from wrong ones with an area of {area:.2f} under the curve." if area is not None else ""
     )
-    note = f"The reward `{word(calibration.get('reward'))}`{reward_note}" if reward_note else ""
+    note = f"The reward `{one_line_or_empty(calibration.get('reward'))}`{reward_note}" if reward_note else ""
     listed = [(kind, f"{share:.0%}", f"{seconds:.3g} s") for kind, share, seconds in points]
     return render_chart(
         "Accuracy against seconds", description, spec, ("way", "right", "a question"), listed, note=note
@@ -49,17 +52,24 @@ def accuracy_against_seconds_chart(calibration: Mapping[str, Any]) -> Chart | No
 
 def _accuracy_and_seconds_by_branch(calibration: Mapping[str, Any]) -> list[tuple[str, float, float]]:
     """Name, accuracy and mean seconds of each branch alone, over all questions."""
-    trials, result = [table(trial) for trial in rows(calibration.get("trials"))], []
+    trials, result = [mapping_or_empty(trial) for trial in list_or_empty(calibration.get("trials"))], []
     for branch, name in BRANCHES.items():
-        right = [table(trial.get("right")).get(branch) is True for trial in trials]
-        spent = [number(table(trial.get("seconds")).get(branch)) for trial in trials]
+        right = [mapping_or_empty(trial.get("right")).get(branch) is True for trial in trials]
+        spent = [finite_number_or_none(mapping_or_empty(trial.get("seconds")).get(branch)) for trial in trials]
         known = [seconds for seconds in spent if seconds is not None]
         if trials and len(known) == len(trials):
             result.append((name, sum(right) / len(right), sum(known) / len(known)))
     return result
 
 
-def _points(named: Iterable[tuple[str, Any]]) -> list[tuple[str, float, float]]:
+def _name_accuracy_seconds(named: Iterable[tuple[str, Any]]) -> list[tuple[str, float, float]]:
     """Name, accuracy and seconds of the points that have both: pairs of thresholds, or prices of a router."""
-    read = [(name, number(table(p).get("accuracy")), number(table(p).get("seconds"))) for name, p in named]
+    read = [
+        (
+            name,
+            finite_number_or_none(mapping_or_empty(p).get("accuracy")),
+            finite_number_or_none(mapping_or_empty(p).get("seconds")),
+        )
+        for name, p in named
+    ]
     return [(name, share, seconds) for name, share, seconds in read if share is not None and seconds is not None]

@@ -9,7 +9,7 @@ from lsprotocol import types as lsp
 from ....dsl.checker import profiles
 from ....dsl.checker.params import HANDLES, TYPES
 from ....dsl.checker.skeleton import Skeleton
-from ....dsl.checker.type_phrases import expected_phrase, sample_value
+from ....dsl.checker.type_phrases import expected_phrase, sample_value_text
 from ....dsl.checker.units import BYTES, COUNTS, DURATIONS
 from ....dsl.checker.vocabulary import Param, Vocabulary, Word
 from ....dsl.syntax import ast
@@ -65,7 +65,7 @@ class _CompletionItems:
             yield from self.block_items()
         elif where.frames:
             if where.head == "pipeline":
-                yield from self.names("model")
+                yield from self.declared_name_items("model")
         elif where.first:
             yield from (_item(head, Kind.Keyword) for head in HEADS)
         else:
@@ -77,42 +77,42 @@ class _CompletionItems:
         if before == ("use",):
             yield from (_item(s.name, Kind.Module, s.sentence) for s in library_files().values() if s.is_module)
         elif before[-1:] == ("=",) and head in ("model", "data"):
-            yield from self.words(head)
+            yield from self.plugin_items(head)
         elif before[-1:] == (":",) and head == "param":
             yield from (_item(t, Kind.TypeParameter) for t in (*TYPES, *HANDLES))
         elif len(before) == 1 and head in ("expect", "emit"):
-            yield from self.names("pipeline")
+            yield from self.declared_name_items("pipeline")
         elif len(before) == 1 and head == "matrix":
-            yield from self.names("param")
+            yield from self.declared_name_items("param")
 
     def block_items(self) -> Iterator[lsp.CompletionItem]:
         """Inside the braces of a statement."""
         head, before = self.location.head, self.location.before
         if head == "pipeline" and before[-1:] == ("=",):
-            yield from self.words("pass")
-            yield from self.pipelines()
+            yield from self.plugin_items("pass")
+            yield from self.pipeline_items()
         elif head == "emit":
-            yield from self.words("target")
+            yield from self.plugin_items("target")
         elif head == "expect" and before[-1:] == ("*",):
-            yield from self.names("model")
+            yield from self.declared_name_items("model")
         elif head == "expect" and before[-1:] == ("on",):
-            yield from self.names("profile")
+            yield from self.declared_name_items("profile")
         elif head == "expect" and before[-1:] == ("in",):
-            yield from self.result_parts()
+            yield from self.result_part_items()
         elif head == "expect" and before[-1:] not in (("<=",), (">=",), ("<",), (">",), ("==",)):
-            yield from self.words("metric")
+            yield from self.plugin_items("metric")
         elif head == "profile" and before[-1:] != (":",):
             yield from (_item(p.name, Kind.Property, p.doc, f"{p.name}: ") for p in profiles.KEYS)
-        elif head == "profile" and (key := profiles.key(before[-2])):
+        elif head == "profile" and (key := profiles.profile_key_param(before[-2])):
             yield from self.value_items(key, None)
 
     def argument_items(self, call: Frame) -> Iterator[lsp.CompletionItem]:
-        word = self.word(call)
+        word = self.plugin_of_call(call)
         if word is None:
             return
         if call.argument == "from":
-            yield from self.names("step")
-            yield from self.model()
+            yield from self.declared_name_items("step")
+            yield from self.model_items()
         elif call.argument:
             if param := word.param(call.argument):
                 yield from self.value_items(param, word)
@@ -121,16 +121,16 @@ class _CompletionItems:
             if call.slot < len(slots):
                 yield from self.value_items(slots[call.slot], word)
             if not self.location.quoted and self.location.frames[-1].call:
-                yield from self.parameters(word, call)
+                yield from self.parameter_items(word, call)
 
-    def parameters(self, plugin: Word, call: Frame) -> Iterator[lsp.CompletionItem]:
+    def parameter_items(self, plugin: Word, call: Frame) -> Iterator[lsp.CompletionItem]:
         for i, param in enumerate(p for p in plugin.params if p.name not in call.names):
             rank = f"{'0' if param.required else '1'}{i:03}"
             yield _item(param.name, Kind.Field, expected_phrase(param), f"{param.name}: ", parameter_text(param), rank)
         if plugin.kind in ("pass", "target") and "from" not in call.names and self.location.depth == 1:
             yield _item("from", Kind.Field, "the step or model that it works on", "from: ", sort_text="2")
 
-    def word(self, call: Frame) -> Word | None:
+    def plugin_of_call(self, call: Frame) -> Word | None:
         kind = _OF_HEAD.get(self.location.head, "") if self.location.depth == 1 else "metric"
         return self.vocabulary.word(kind, call.call)
 
@@ -149,36 +149,42 @@ class _CompletionItems:
             yield from (_item(base, Kind.EnumMember) for base in param.of)
             return
         for choice in param.choices:
-            yield _item(choice, Kind.EnumMember, "default" if choice == param.default else "", _declared(choice))
+            yield _item(
+                choice, Kind.EnumMember, "default" if choice == param.default else "", _choice_as_declared(choice)
+            )
         if "bool" in types:
             yield from (_item(v, Kind.Value) for v in ("true", "false"))
         for kind in ("data", "model", "profile", "step"):
             if kind in types:
-                yield from self.names(kind)
+                yield from self.declared_name_items(kind)
         if "metric" in types:
-            yield from self.words("metric")
+            yield from self.plugin_items("metric")
         if "selector" in types:
             yield from self.module_path_items(types, plugin, quotes='"')
         if "ratio" in types:
             yield from (_item(f"85% of {base}", Kind.Value) for base in param.of)
-        elif (text := sample_value(param)) and not param.choices and types & {"bytes", "duration", "shares", "range"}:
+        elif (
+            (text := sample_value_text(param))
+            and not param.choices
+            and types & {"bytes", "duration", "shares", "range"}
+        ):
             yield _item(text, Kind.Value)
-        yield from self.names("param")
+        yield from self.declared_name_items("param")
 
-    def names(self, kind: str) -> Iterator[lsp.CompletionItem]:
+    def declared_name_items(self, kind: str) -> Iterator[lsp.CompletionItem]:
         """Names of a kind that are declared above, those of modules included."""
         for name, occurrence in self.declared_names().items():
             inside = kind != "step" or (occurrence.pipeline == self.location.subject and name != self.location.step)
             if occurrence.kind == kind and inside and (occurrence.span.start < self.location.start or "." in name):
                 yield _item(name, Kind.Variable, kind)
 
-    def model(self) -> Iterator[lsp.CompletionItem]:
+    def model_items(self) -> Iterator[lsp.CompletionItem]:
         """The one that the pipeline starts from."""
         for statement in self.reading.file.statements:
             if isinstance(statement, ast.Pipeline) and statement.name.path == self.location.subject:
                 yield _item(statement.model.path, Kind.Variable, "model")
 
-    def pipelines(self) -> Iterator[lsp.CompletionItem]:
+    def pipeline_items(self) -> Iterator[lsp.CompletionItem]:
         """Pipelines of modules, which a step may call."""
         for name, occurrence in self.declared_names().items():
             if occurrence.kind == "pipeline" and "." in name:
@@ -193,9 +199,11 @@ class _CompletionItems:
         return declared
 
     def module_members(self, statement: ast.Use) -> Iterator[tuple[str, Occurrence]]:
-        from ....dsl.checker.modules import module_name
+        from ....dsl.checker.modules import resolved_module_name
 
-        path = self.documents.module_path(module_name(statement.target, self.reading.source.name), self.reading.path)
+        path = self.documents.module_path(
+            resolved_module_name(statement.target, self.reading.source.name), self.reading.path
+        )
         module = self.documents.parse_any_file(path) if path else None
         if module is None:
             return
@@ -210,18 +218,18 @@ class _CompletionItems:
             if occurrence.declares and not occurrence.pipeline and occurrence.kind != "module":
                 yield f"{alias}.{occurrence.name}", occurrence
 
-    def words(self, kind: str) -> Iterator[lsp.CompletionItem]:
+    def plugin_items(self, kind: str) -> Iterator[lsp.CompletionItem]:
         for name in self.vocabulary.words(kind):
             word = self.vocabulary.words(kind)[name]
             needs = kind != "metric" or any(p.required for p in word.params)
             yield _item(name, Kind.Function, word.summary, f"{name}(" if needs else name)
 
-    def result_parts(self) -> Iterator[lsp.CompletionItem]:
+    def result_part_items(self) -> Iterator[lsp.CompletionItem]:
         """Completions of `in`: targets of the pipeline, points of a front, any."""
         for statement in self.reading.file.statements:
             if isinstance(statement, ast.Emit) and statement.pipeline.path == self.location.subject:
                 yield from (_item(call.name.path, Kind.EnumMember, "target") for call in statement.targets)
-        yield from self.names("step")
+        yield from self.declared_name_items("step")
         yield _item("any", Kind.Keyword, "any point of a front")
 
     def file_items(self, suffix: str) -> Iterator[lsp.CompletionItem]:
@@ -267,7 +275,7 @@ def selectable_paths(skeleton: Skeleton, acts_on: str) -> list[str]:
     return [p.path for p in skeleton.parts]
 
 
-def _declared(choice: str) -> str:
+def _choice_as_declared(choice: str) -> str:
     return choice if choice.isidentifier() else f'"{choice}"'
 
 

@@ -59,7 +59,9 @@ def cursor_context_at(source: Source, offset: int) -> CursorContext:
     text = source.text[:offset]
     if any(c.span.start < offset <= c.span.end for c in comments):
         return CursorContext(comment=True, start=offset)
-    inside = next((t for t in tokens if t.type in _STRINGS and t.start_pos < offset and _open(t, offset)), None)
+    inside = next(
+        (t for t in tokens if t.type in _STRINGS and t.start_pos < offset and _is_inside_string(t, offset)), None
+    )
     if inside is not None:
         quotes = 3 if "LONG" in inside.type else 1
         start, word, number = min(inside.start_pos + quotes, offset), "", False
@@ -75,11 +77,11 @@ def cursor_context_at(source: Source, offset: int) -> CursorContext:
         walk.push_token(before)
     line = text[max(text.rfind("\n", 0, bound), text.rfind("\r", 0, bound)) + 1 : bound]
     return replace(
-        walk.context_at(), word=word, start=start, quoted=inside is not None, number=number, first=not line.strip()
+        walk.context(), word=word, start=start, quoted=inside is not None, number=number, first=not line.strip()
     )
 
 
-def _open(token, offset: int) -> bool:
+def _is_inside_string(token, offset: int) -> bool:
     """Whether an offset is inside a string, and not behind its closing quotes."""
     return offset < token.end_pos or (token.type.startswith("OPEN") and offset == token.end_pos)
 
@@ -99,11 +101,11 @@ class _Walk:
         if token in HEADS and token.type == "NAME" and fresh and (token.column == 1 or not self.frames):
             self.head, self.subject, self.step, self.frames, self.item = str(token), "", "", [], []
         elif token.type in ("LPAR", "LSQB", "LBRACE"):
-            self.open(token)
+            self.push_bracket(token)
         elif token.type in ("RPAR", "RSQB", "RBRACE"):
             self.close_bracket()
         elif self.frames and self.frames[-1].call and token.type in ("COLON", "COMMA"):
-            self.enter(token.type)
+            self.push_argument_separator(token.type)
         elif self.item and not self.subject and len(self.item) == 1 and token.type in ("NAME", "DOTTED"):
             self.subject = str(token)
         elif token.type == "EQUAL" and len(self.frames) == 1:
@@ -111,7 +113,7 @@ class _Walk:
         self.item.append(str(token))
         self.last, self.line = token.type, token.end_line
 
-    def open(self, token) -> None:
+    def push_bracket(self, token) -> None:
         named = self.last in ("NAME", "DOTTED") and token.type == "LPAR"
         declares = self.head == "pipeline" and not self.frames
         self.frames.append(Frame(str(token), self.item[-1] if named and not declares else ""))
@@ -124,12 +126,12 @@ class _Walk:
             if not closes_name:
                 self.head, self.item = "", []
 
-    def enter(self, kind: str) -> None:
+    def push_argument_separator(self, kind: str) -> None:
         top = self.frames[-1]
         if kind == "COLON":
             self.frames[-1] = replace(top, argument=self.item[-1], names=(*top.names, self.item[-1]))
         else:
             self.frames[-1] = replace(top, argument="", slot=top.slot + (not top.argument))
 
-    def context_at(self) -> CursorContext:
+    def context(self) -> CursorContext:
         return CursorContext(self.head, self.subject, self.step, tuple(self.frames), tuple(self.item[-4:]))

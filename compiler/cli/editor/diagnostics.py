@@ -39,7 +39,7 @@ def _to_lsp_diagnostic(diagnostic: Diagnostic, reading: Reading) -> lsp.Diagnost
         diagnostic.slug,
         source="effc",
         tags=[lsp.DiagnosticTag.Unnecessary] if diagnostic.slug in _UNUSED else None,
-        related_information=[_related(where, message) for where, message in related] or None,
+        related_information=[_related_information(where, message) for where, message in related] or None,
     )
 
 
@@ -50,18 +50,18 @@ def _span_in_document(diagnostic: Diagnostic, reading: Reading) -> Span:
     if diagnostic.span.source.name == reading.source.name:
         return diagnostic.span
     uses = [s for s in reading.file.statements if isinstance(s, ast.Use)]
-    named = [u for u in uses if diagnostic.span.source.name.endswith(_tail(u))] or uses
+    named = [u for u in uses if diagnostic.span.source.name.endswith(_file_name_of_used_module(u))] or uses
     return named[0].span if named else Span(reading.source, 0, 0)
 
 
-def _tail(use: ast.Use) -> str:
+def _file_name_of_used_module(use: ast.Use) -> str:
     """Last component of a used file's path."""
     if isinstance(use.target, ast.Text):
         return use.target.value.rpartition("/")[2]
     return f"{use.target.path.rpartition('.')[2]}.effspec"
 
 
-def _related(span: Span, message: str) -> lsp.DiagnosticRelatedInformation:
+def _related_information(span: Span, message: str) -> lsp.DiagnosticRelatedInformation:
     return lsp.DiagnosticRelatedInformation(
         lsp.Location(uri_of(span.source), Lines(span.source.text).range(span)), message
     )
@@ -83,7 +83,7 @@ def quick_fixes(reading: Reading, selected: lsp.Range, uri: str) -> list[lsp.Cod
         edit = lsp.TextEdit(lines.range(fix.span), fix.text)
         result.append(
             lsp.CodeAction(
-                _title(diagnostic, fix.span.text, fix.text),
+                _quick_fix_title(diagnostic, fix.span.text, fix.text),
                 lsp.CodeActionKind.QuickFix,
                 diagnostics=[_to_lsp_diagnostic(diagnostic, reading)],
                 is_preferred=diagnostic.fix is not None,
@@ -96,12 +96,12 @@ def quick_fixes(reading: Reading, selected: lsp.Range, uri: str) -> list[lsp.Cod
     return result
 
 
-def _title(diagnostic: Diagnostic, before: str, after: str) -> str:
-    if not after.strip():
-        return f"Remove `{before.strip()}`" if before.strip() else "Remove the space"
-    if not before.strip():
-        return f"Insert `{after.strip()}`"
-    return f"Write `{after.strip()}`"
+def _quick_fix_title(diagnostic: Diagnostic, replaced_text: str, new_text: str) -> str:
+    if not new_text.strip():
+        return f"Remove `{replaced_text.strip()}`" if replaced_text.strip() else "Remove the space"
+    if not replaced_text.strip():
+        return f"Insert `{new_text.strip()}`"
+    return f"Write `{new_text.strip()}`"
 
 
 def _fix_all_action(reading: Reading, uri: str) -> lsp.CodeAction:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ....dsl.syntax.diagnostics import Reject
-from ...core.cache import default_cache
-from ...core.quantity import signed
+from ...core.cache import default_cache_folder
+from ...core.quantity import signed_count
 from ...core.settings import Settings
 from ...driver.api import Session, plan_all_pipelines
 
@@ -22,17 +22,18 @@ def main() -> int:
     for line in sys.stdin:
         request = json.loads(line)
         sys.stdout.write(
-            json.dumps({"id": request["id"], "steps": step_forecasts(Path(request["path"]), request["texts"])}) + "\n"
+            json.dumps({"id": request["id"], "steps": step_forecasts_json(Path(request["path"]), request["texts"])})
+            + "\n"
         )
         sys.stdout.flush()
     return 0
 
 
-def step_forecasts(path: Path, texts: dict[str, str]) -> list[dict[str, Any]]:
+def step_forecasts_json(path: Path, texts: dict[str, str]) -> list[dict[str, Any]]:
     """Forecast of each step of a recipe's file, by the offset where it ends; none where there is no forecast."""
     session = Session(
         path,
-        Settings(cache_dir=default_cache(), offline=True, threads=1),
+        Settings(cache_dir=default_cache_folder(), offline=True, threads=1),
         texts={Path(name): text for name, text in texts.items()},
     )
     try:
@@ -54,7 +55,7 @@ def effect_text(stage) -> str:
     """`-> 16 modules, -3.10 M params`."""
     parts = [f"{len(stage.matched)} module{'' if len(stage.matched) == 1 else 's'}"] if stage.matched else []
     difference = stage.after.params - stage.before.params
-    parts += [f"{signed(difference)} params"] if difference else []
+    parts += [f"{signed_count(difference)} params"] if difference else []
     return f"-> {', '.join(parts)}" if parts else ""
 
 

@@ -12,10 +12,10 @@ from ....dsl.syntax.format import format_source
 from .completion import completion_list
 from .diagnostics import quick_fixes
 from .hints import inlay_hints
-from .hover import find_declaration_of, hover_text_at, used
-from .names import at, occurrences
+from .hover import file_of_use_at, find_declaration_of, make_hover
+from .names import occurrence_at, occurrences
 from .open_documents import path_of
-from .outline import document_symbols, folds
+from .outline import document_symbols, folding_ranges
 from .rename import InvalidName, renamable_occurrence, rename_everywhere, uri_of
 from .server import Input, Server
 
@@ -74,9 +74,9 @@ def _register_name_handlers(server: Server) -> None:
     def definition(params: lsp.DefinitionParams) -> lsp.Location | None:
         reading = server.reading(params.text_document.uri)
         offset = reading.lines.offset(params.position)
-        if module := used(reading, offset, server.documents):
+        if module := file_of_use_at(reading, offset, server.documents):
             return lsp.Location(uri_of(module), lsp.Range(lsp.Position(0, 0), lsp.Position(0, 0)))
-        occurrence = at(occurrences(reading.file, server.documents.vocabulary), offset)
+        occurrence = occurrence_at(occurrences(reading.file, server.documents.vocabulary), offset)
         declared = find_declaration_of(occurrence, reading, server.documents) if occurrence else None
         if declared is None:
             return None
@@ -87,7 +87,7 @@ def _register_name_handlers(server: Server) -> None:
     def references(params: lsp.ReferenceParams) -> list[lsp.Location]:
         reading = server.reading(params.text_document.uri)
         occurrence = occurrences(reading.file, server.documents.vocabulary)
-        current = at(occurrence, reading.lines.offset(params.position))
+        current = occurrence_at(occurrence, reading.lines.offset(params.position))
         return [
             lsp.Location(params.text_document.uri, reading.lines.range(o.span))
             for o in occurrence
@@ -113,7 +113,7 @@ def _register_hover_and_completion(server: Server) -> None:
     @server.feature(lsp.TEXT_DOCUMENT_HOVER)
     def hover_at(params: lsp.HoverParams) -> lsp.Hover | None:
         reading = server.reading(params.text_document.uri)
-        return hover_text_at(reading, reading.lines.offset(params.position), server.documents)
+        return make_hover(reading, reading.lines.offset(params.position), server.documents)
 
     @server.feature(lsp.TEXT_DOCUMENT_COMPLETION, lsp.CompletionOptions(trigger_characters=[".", '"', ":", "=", "("]))
     def completed(params: lsp.CompletionParams) -> lsp.CompletionList:
@@ -151,4 +151,4 @@ def _register_format_and_outline(server: Server) -> None:
 
     @server.feature(lsp.TEXT_DOCUMENT_FOLDING_RANGE)
     def folded(params: lsp.FoldingRangeParams) -> list[lsp.FoldingRange]:
-        return folds(server.reading(params.text_document.uri))
+        return folding_ranges(server.reading(params.text_document.uri))

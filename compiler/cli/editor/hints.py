@@ -29,17 +29,17 @@ class Forecasts:
         self.thread: threading.Thread | None = None
         self.closed = False
 
-    def of(self, reading: Reading) -> list[dict]:
+    def known_forecasts(self, reading: Reading) -> list[dict]:
         return self.known.get((reading.path, reading.source.text), [])
 
-    def request(self, reading: Reading, documents: OpenDocuments) -> None:
+    def request_forecast(self, reading: Reading, documents: OpenDocuments) -> None:
         """Plan a sound recipe whose models are known, in its turn."""
         if not reading.recipes or not reading.skeletons or (reading.path, reading.source.text) in self.known:
             return
         with self.change:
             self.pending = (reading, {str(path): text for path, text in documents.texts.items()})
             if self.thread is None:
-                self.thread = threading.Thread(target=self._run, daemon=True)
+                self.thread = threading.Thread(target=self._serve_requests, daemon=True)
                 self.thread.start()
             self.change.notify()
 
@@ -51,7 +51,7 @@ class Forecasts:
             self.process.kill()
             self.process.wait()
 
-    def _run(self) -> None:
+    def _serve_requests(self) -> None:
         while True:
             with self.change:
                 while self.pending is None and not self.closed:
@@ -96,7 +96,7 @@ def inlay_hints(
         lsp.InlayHint(
             reading.lines.position(step["end"]), step["said"], tooltip="what `effc plan` foresees", padding_left=True
         )
-        for step in forecasts.of(reading)
+        for step in forecasts.known_forecasts(reading)
         if step["said"]
     ]
     return effects + (_default_hints(reading, documents) if show_defaults else [])

@@ -4,16 +4,16 @@ from pathlib import Path
 
 from lsprotocol import types as lsp
 
-from ....dsl.checker.modules import module_name
+from ....dsl.checker.modules import resolved_module_name
 from ....dsl.checker.vocabulary import Vocabulary, Word
 from ....dsl.syntax import ast
 from ....dsl.syntax.source import Span
-from .names import Occurrence, at, occurrences
+from .names import Occurrence, occurrence_at, occurrences
 from .open_documents import OpenDocuments, Reading
 from .word_pages import page, parameter_text, parameter_values, plugin_calls, span_contains_offset
 
 
-def hover_text_at(reading: Reading, offset: int, documents: OpenDocuments) -> lsp.Hover | None:
+def make_hover(reading: Reading, offset: int, documents: OpenDocuments) -> lsp.Hover | None:
     for call, word in plugin_calls(reading.file, documents.vocabulary):
         if span_contains_offset(call.name.span, offset):
             return _hover(reading, call.name.span, page(word) + _parameter_values(word, call))
@@ -24,18 +24,18 @@ def hover_text_at(reading: Reading, offset: int, documents: OpenDocuments) -> ls
             chosen = param and isinstance(arg.value, ast.Name) and arg.value.path in param.choices
             if param and chosen and span_contains_offset(arg.value.span, offset):
                 return _hover(reading, arg.value.span, parameter_text(param))
-    occurrence = at(occurrences(reading.file, documents.vocabulary), offset)
+    occurrence = occurrence_at(occurrences(reading.file, documents.vocabulary), offset)
     declared = find_declaration_of(occurrence, reading, documents) if occurrence else None
     if occurrence is None or declared is None:
         return None
     return _hover(reading, occurrence.span, _declaration_text(*declared, documents.vocabulary))
 
 
-def used(reading: Reading, offset: int, documents: OpenDocuments) -> Path | None:
+def file_of_use_at(reading: Reading, offset: int, documents: OpenDocuments) -> Path | None:
     """The file of the module whose `use` an offset lies in."""
     uses = (s for s in reading.file.statements if isinstance(s, ast.Use) and span_contains_offset(s.span, offset))
     use = next(uses, None)
-    return documents.module_path(module_name(use.target, reading.source.name), reading.path) if use else None
+    return documents.module_path(resolved_module_name(use.target, reading.source.name), reading.path) if use else None
 
 
 def find_declaration_of(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ....dsl.checker.recipe import Invocation
 from ....dsl.checker.skeleton import Skeleton
 from ....dsl.syntax.source import Span
-from ...driver.api import Session, model_key
+from ...driver.api import Session, skeleton_cache_key
 
 PATIENCE = 0.05  # seconds in which most are found; what takes longer is told when it is there
 
@@ -53,7 +53,7 @@ class EditorSession(Session):
 
     def stored_skeleton(self, call: Invocation) -> Skeleton | None:
         future = self.models.look_up_in_background(
-            model_key(call), lambda: super(EditorSession, self).stored_skeleton(call)
+            skeleton_cache_key(call), lambda: super(EditorSession, self).stored_skeleton(call)
         )
         if not future.done():
             self.awaited.append(call.span)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ....dsl.checker.modules import module_name
+from ....dsl.checker.modules import resolved_module_name
 from ....dsl.checker.vocabulary import Param, Vocabulary, Word
 from ....dsl.syntax import ast
 from ....dsl.syntax.source import Span
@@ -36,7 +36,7 @@ def occurrences(file: ast.File, vocabulary: Vocabulary) -> list[Occurrence]:
     return sorted(dict.fromkeys(named), key=lambda o: o.span.start)
 
 
-def at(candidates: list[Occurrence], offset: int) -> Occurrence | None:
+def occurrence_at(candidates: list[Occurrence], offset: int) -> Occurrence | None:
     """The name that an offset lies in, or just behind."""
     return next((o for o in candidates if o.span.start <= offset <= o.span.end), None)
 
@@ -53,7 +53,7 @@ class _Walk:
                     name = (
                         alias.path if alias else target.path.rpartition(".")[2] if isinstance(target, ast.Name) else ""
                     )
-                    self.modules[name] = module_name(target, self.source_name)
+                    self.modules[name] = resolved_module_name(target, self.source_name)
                     self.kinds[name] = "module"
                 case ast.Param(name):
                     self.kinds.setdefault(name.path, "param")

@@ -15,7 +15,7 @@ from ....dsl.syntax import ast
 from ....dsl.syntax.diagnostics import Diagnostic, Reject
 from ....dsl.syntax.parse import parse, read_source
 from ....dsl.syntax.source import Source
-from ...core.cache import default_cache
+from ...core.cache import default_cache_folder
 from ...core.settings import Settings
 from ...driver.api import unseen_model
 from ...plugin.registry import Registry
@@ -59,21 +59,21 @@ class OpenDocuments:
 
     def session(self, path: Path) -> EditorSession:
         """As `effc check` would read the file, with the texts that are open in place of those on disk. Offline."""
-        settings = Settings(cache_dir=default_cache(), offline=True)
+        settings = Settings(cache_dir=default_cache_folder(), offline=True)
         return EditorSession(
             path, settings, registry=self.registry, origins=self.origins, texts=self.texts, models=self.models
         )
 
-    def write(self, path: Path, text: str) -> Reading:
+    def open_and_check(self, path: Path, text: str) -> Reading:
         """Take a text that is open, and read it."""
         self.texts[path] = text
-        return self.read(path)
+        return self.check_open_text(path)
 
-    def reading(self, path: Path) -> Reading:
+    def current_reading(self, path: Path) -> Reading:
         """An open text as it is now."""
-        return self.read(path) if path in self.stale or path not in self.readings else self.readings[path]
+        return self.check_open_text(path) if path in self.stale or path not in self.readings else self.readings[path]
 
-    def read(self, path: Path) -> Reading:
+    def check_open_text(self, path: Path) -> Reading:
         """Check a text that is open. Models that a torn recipe no longer tells of are those that it had before."""
         self.stale.discard(path)
         before = self.readings.get(path)
@@ -92,7 +92,7 @@ class OpenDocuments:
         """Check a file that is not open, as it lies on disk now; nothing of it is kept. Raises Reject."""
         self.texts[path] = read_source(path).text
         try:
-            return self.read(path)
+            return self.check_open_text(path)
         finally:
             self.close(path)
 
@@ -100,7 +100,7 @@ class OpenDocuments:
         self.texts.pop(path, None)
         self.readings.pop(path, None)
 
-    def forget(self) -> None:
+    def forget_models(self) -> None:
         """Files have changed on disk: models are looked up again."""
         self.origins.clear()
         self.models.forget()
@@ -108,7 +108,7 @@ class OpenDocuments:
     def parse_any_file(self, path: Path) -> Reading | None:
         """A file that need not be open, without its diagnostics; None where it can't be read."""
         if path in self.texts:
-            return self.reading(path)
+            return self.current_reading(path)
         try:
             return Reading(path, read_source(path))
         except Reject:

@@ -38,6 +38,6 @@ def _symbol(
     return lsp.DocumentSymbol(label or name.path, kind, lines.range(node.span), lines.range(name.span), detail)
 
 
-def folds(reading: Reading) -> list[lsp.FoldingRange]:
+def folding_ranges(reading: Reading) -> list[lsp.FoldingRange]:
     spans = [reading.lines.range(s.span) for s in reading.file.statements]
     return [lsp.FoldingRange(r.start.line, r.end.line) for r in spans if r.end.line > r.start.line]

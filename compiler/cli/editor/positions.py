@@ -23,7 +23,7 @@ class Lines:
 
     def position(self, offset: int) -> lsp.Position:
         line = bisect_right(self.starts, offset) - 1
-        return lsp.Position(line, units(self.text[self.starts[line] : offset]))
+        return lsp.Position(line, num_utf16_units(self.text[self.starts[line] : offset]))
 
     def offset(self, position: lsp.Position) -> int:
         if position.line >= len(self.starts):
@@ -34,7 +34,7 @@ class Lines:
         for i, character in enumerate(line):
             if units_before >= position.character:
                 return start + i
-            units_before += units(character)
+            units_before += num_utf16_units(character)
         return start + len(line)
 
     def range(self, span: Span) -> lsp.Range:
@@ -48,6 +48,6 @@ class Lines:
         return self.between(0, len(self.text))
 
 
-def units(text: str) -> int:
+def num_utf16_units(text: str) -> int:
     """Length of a text in UTF-16 units."""
     return len(text) + sum(character > "\uffff" for character in text)

@@ -11,7 +11,7 @@ from pygls.lsp.server import LanguageServer
 from pygls.protocol import LanguageServerProtocol
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ...core.quantity import size
+from ...core.quantity import size_text
 from .diagnostics import document_diagnostics
 from .hints import Forecasts
 from .open_documents import OpenDocuments, Reading, path_of
@@ -45,7 +45,8 @@ class Input:
 
     def read(self, count: int) -> bytes:
         if count > MAX_MESSAGE_BYTES:
-            message = f"a message of {size(count)} was announced, the most that is read is {size(MAX_MESSAGE_BYTES)}"
+            most = size_text(MAX_MESSAGE_BYTES)
+            message = f"a message of {size_text(count)} was announced, the most that is read is {most}"
             raise long_message(message, help="start `effc lsp` from an editor (docs/editor.md)").rejection()
         return self.stream.read(count)
 
@@ -78,7 +79,9 @@ class Server(LanguageServer):
                 if isinstance(initialization_options.get(name), bool)
             }
         warm = path_of("untitled:effc-warm")
-        self.documents.write(warm, 'effspec 1\nmodel m = zoo("tiny-llama")\npipeline p(m) { x = clean.dead() }\n')
+        self.documents.open_and_check(
+            warm, 'effspec 1\nmodel m = zoo("tiny-llama")\npipeline p(m) { x = clean.dead() }\n'
+        )
         self.documents.close(warm)
 
     def looked(self) -> None:
@@ -102,7 +105,7 @@ class Server(LanguageServer):
         """The checked reading of an open document, or of a file as it lies on disk."""
         path = path_of(uri)
         if path in self.documents.texts:
-            return self.documents.reading(path)
+            return self.documents.current_reading(path)
         try:
             return self.documents.check_closed_file(path)
         except Reject as rejection:
@@ -115,7 +118,7 @@ class Server(LanguageServer):
             lsp.PublishDiagnosticsParams(uri, document_diagnostics(reading), document.version)
         )
         if self.options["plan"]:
-            self.forecasts.request(reading, self.documents)
+            self.forecasts.request_forecast(reading, self.documents)
 
     async def publish_soon(self, uri: str, version: int | None) -> None:
         """The same, unless the document changes again at once."""
@@ -125,7 +128,7 @@ class Server(LanguageServer):
 
     def publish_all(self) -> None:
         """Files have changed: whatever is open is read again."""
-        self.documents.forget()
+        self.documents.forget_models()
         self.read_all()
 
     def read_all(self) -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from ....dsl.checker.vocabulary import Param, Vocabulary, Word
 from ....dsl.syntax import ast
 from ....dsl.syntax.source import Span
-from ..explain import default, parameter, word_page
+from ..explain import default_text, parameter_lines, word_page
 
 _KINDS = {"pipeline": "pass", "emit": "target", "expect": "metric"}
 
@@ -33,7 +33,7 @@ def _doc_to_markdown(text: str) -> str:
 
 def parameter_text(param: Param) -> str:
     """A parameter in Markdown."""
-    head, _, doc = parameter(param).strip().partition("\n")
+    head, _, doc = parameter_lines(param).strip().partition("\n")
     return f"**{head}**\n\n{doc.strip()}"
 
 
@@ -49,7 +49,7 @@ def parameter_values(plugin: Word, call: ast.Call) -> list[ParameterValue]:
     bare = [arg.value.span.text for arg in call.args if not arg.name]
     explicit |= dict(zip((p.name for p in plugin.params if p.positional), bare, strict=False))
     return [
-        ParameterValue(p.name, explicit.get(p.name, "" if p.required else default(p)), p.name in explicit)
+        ParameterValue(p.name, explicit.get(p.name, "" if p.required else default_text(p)), p.name in explicit)
         for p in plugin.params
         if p.name in explicit or not p.required
     ]

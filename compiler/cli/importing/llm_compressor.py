@@ -7,7 +7,15 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .steps import DATA, Imported, integer, number, percent, plain, selector_and_remarks
+from .steps import (
+    DATA,
+    Imported,
+    integer_text_or_empty,
+    number_text_or_empty,
+    one_line,
+    percent_or_empty,
+    selector_and_remarks,
+)
 
 TOOL = "llm-compressor"
 PRUNING = {
@@ -32,7 +40,7 @@ SCHEMES = {
 }
 
 
-def is_one(body: Any) -> bool:
+def is_llm_compressor_recipe(body: Any) -> bool:
     """Whether a file has modifiers anywhere a stage or a group may have them."""
     return any(True for _ in iterate_modifiers(body))
 
@@ -64,10 +72,10 @@ def import_recipe(foreign_recipe: Any) -> Imported:
 
 def _import_pruning(modifier: str, args: Mapping[str, Any], imported: Imported) -> None:
     word = PRUNING[modifier]
-    share = percent(args.get("sparsity", args.get("final_sparsity")))
+    share = percent_or_empty(args.get("sparsity", args.get("final_sparsity")))
     if not share:
         imported.remark(
-            f"{modifier}: its sparsity {plain(args.get('sparsity'))} is no share between 0 and 1, so it is left out"
+            f"{modifier}: its sparsity {one_line(args.get('sparsity'))} is no share between 0 and 1, so it is left out"
         )
         return
     on, remarks = selector_and_remarks(args.get("targets"), args.get("ignore"))
@@ -78,7 +86,7 @@ def _import_pruning(modifier: str, args: Mapping[str, Any], imported: Imported) 
     if mask in ("2:4", "4:8") and word != "sparsify.magnitude":
         args_out["pattern"] = f'"{mask}"'
     elif mask not in ("0:0", "unstructured"):
-        remarks.append(f"`mask_structure` {plain(mask)} has no equivalent here: any weights go")
+        remarks.append(f"`mask_structure` {one_line(mask)} has no equivalent here: any weights go")
     if args.get("owl_m") or args.get("sparsity_profile") == "owl":
         args_out["allocation"] = "owl"
     imported.add(
@@ -97,19 +105,19 @@ _OWL = ("owl_m", "owl_lmbda", "sparsity_profile", "dampening_frac", "preserve_sp
 def _import_quantization(modifier: str, args: Mapping[str, Any], imported: Imported) -> None:
     remarks: list[str] = []
     bits, group, active = SCHEMES.get(str(args.get("scheme", "")).upper(), (0, 0, False))
-    weights = _weights(args)
+    weights = _weights_of_first_group(args)
     if weights:
         bits, group = weights.get("num_bits", bits), weights.get("group_size", group) or 0
         active = active or _has_activations(args)
-    if not integer(bits, 2, 8):
+    if not integer_text_or_empty(bits, 2, 8):
         imported.remark(
-            f"{modifier}: effc has no grid for scheme {plain(args.get('scheme') or 'of its own')}, so it is left out"
+            f"{modifier}: effc has no grid for scheme {one_line(args.get('scheme') or 'of its own')}, so it is left out"
         )
         return
     if active:
         remarks.append("activations were quantised, too, which has no equivalent here: only weights are")
     on, unsaid = selector_and_remarks(args.get("targets"), args.get("ignore"))
-    args_out = {"on": on, "bits": str(bits), "group": integer(group, 1, 1 << 20) or "0"}
+    args_out = {"on": on, "bits": str(bits), "group": integer_text_or_empty(group, 1, 1 << 20) or "0"}
     if modifier != "QuantizationModifier" and weights.get(
         "symmetric", str(args.get("scheme", "")).upper() != "W4A16_ASYM"
     ):
@@ -120,12 +128,12 @@ def _import_quantization(modifier: str, args: Mapping[str, Any], imported: Impor
         args_out["data"] = DATA
         if weights.get("actorder") is False:
             args_out["order"] = "given"
-        args_out["damping"] = number(args.get("dampening_frac"), 1e-6, 10)
+        args_out["damping"] = number_text_or_empty(args.get("dampening_frac"), 1e-6, 10)
     known = (*_USUAL, "scheme", "config_groups", "dampening_frac", "actorder", "offload_hessians", *_AWQ)
     imported.add("q", QUANTIZING[modifier], args_out, remarks + unsaid + _unsupported_arguments(args, known))
 
 
-def _weights(args: Mapping[str, Any]) -> Mapping[str, Any]:
+def _weights_of_first_group(args: Mapping[str, Any]) -> Mapping[str, Any]:
     """The `weights` of the first of `config_groups`."""
     groups = args.get("config_groups")
     first = next(iter(groups.values()), None) if isinstance(groups, dict) else None
@@ -140,5 +148,7 @@ def _has_activations(args: Mapping[str, Any]) -> bool:
 
 def _unsupported_arguments(args: Mapping[str, Any], supported: tuple[str, ...]) -> list[str]:
     return [
-        f"`{plain(key)}: {plain(value)}` has no equivalent here" for key, value in args.items() if key not in supported
+        f"`{one_line(key)}: {one_line(value)}` has no equivalent here"
+        for key, value in args.items()
+        if key not in supported
     ]

@@ -6,7 +6,15 @@ Source: its documentation and `olive/passes/`, as of version 0.13.
 from collections.abc import Mapping
 from typing import Any
 
-from .steps import DATA, Imported, integer, number, percent, plain, selector_and_remarks
+from .steps import (
+    DATA,
+    Imported,
+    integer_text_or_empty,
+    number_text_or_empty,
+    one_line,
+    percent_or_empty,
+    selector_and_remarks,
+)
 
 TOOL = "Olive"
 GPTQ = ("gptq", "gptqquantizer", "gptqmodel")
@@ -15,7 +23,7 @@ LORA = ("lora", "dora", "loha", "lokr")
 EXPORT = ("onnxconversion", "modelbuilder", "optimumconversion")
 
 
-def is_one(body: Any) -> bool:
+def is_olive_config(body: Any) -> bool:
     return isinstance(body, dict) and isinstance(body.get("passes"), dict)
 
 
@@ -53,21 +61,25 @@ def _import_pass(label: str, pass_type: str, args: Mapping[str, Any], imported: 
     elif name in EXPORT:
         imported.emits.append("onnx")
     else:
-        imported.remark(f"pass `{label}` of type {plain(pass_type) or 'none'}: effc has nothing that does the same")
+        imported.remark(f"pass `{label}` of type {one_line(pass_type) or 'none'}: effc has nothing that does the same")
 
 
 def _import_quantization(normalized_type: str, pass_type: str, args: Mapping[str, Any], imported: Imported) -> None:
     bits, group = args.get("bits", 4), args.get("group_size", 128)
-    if not integer(bits, 2, 8):
-        imported.remark(f"{plain(pass_type)}: effc has no grid of {plain(bits)} bits, so it is left out")
+    if not integer_text_or_empty(bits, 2, 8):
+        imported.remark(f"{one_line(pass_type)}: effc has no grid of {one_line(bits)} bits, so it is left out")
         return
     on, remarks = selector_and_remarks(None, args.get("modules_to_not_convert"))
-    args_out = {"on": on, "bits": str(bits), "group": "0" if group == -1 else integer(group, 1, 1 << 20) or "128"}
+    args_out = {
+        "on": on,
+        "bits": str(bits),
+        "group": "0" if group == -1 else integer_text_or_empty(group, 1, 1 << 20) or "128",
+    }
     if normalized_type in GPTQ:
         args_out["data"] = DATA
         args_out["zero"] = "middle" if args.get("sym") else ""
         args_out["order"] = "given" if args.get("desc_act") is False else ""
-        args_out["damping"] = number(args.get("damp_percent"), 1e-6, 10)
+        args_out["damping"] = number_text_or_empty(args.get("damp_percent"), 1e-6, 10)
         imported.add("q", "quantize.gptq", args_out, remarks)
     else:
         imported.add("q", "quantize.round", args_out, remarks)
@@ -77,9 +89,9 @@ def _import_sparsity(args: Mapping[str, Any], imported: Imported) -> None:
     sparsity = args.get("sparsity", 0.5)
     pair = sparsity if isinstance(sparsity, list) and len(sparsity) == 2 else None
     pattern = f"{pair[0]}:{pair[1]}" if pair else ""
-    share = "50%" if pattern in ("2:4", "4:8") else percent(sparsity)
+    share = "50%" if pattern in ("2:4", "4:8") else percent_or_empty(sparsity)
     if not share:
-        imported.remark(f"SparseGPT: a sparsity of {plain(sparsity)} has no equivalent here, so it is left out")
+        imported.remark(f"SparseGPT: a sparsity of {one_line(sparsity)} has no equivalent here, so it is left out")
         return
     args_out = {"sparsity": f"{share} of weights", "data": DATA, "pattern": f'"{pattern}"' if pattern else ""}
     imported.add(
@@ -92,11 +104,11 @@ def _import_lora(normalized_type: str, args: Mapping[str, Any], imported: Import
     training = training if isinstance(training, dict) else {}
     args_out = {
         "data": DATA,
-        "rank": integer(args.get("r"), 1, 1024),
-        "alpha": number(args.get("alpha", args.get("lora_alpha")), 1e-3, 1e5),
-        "dropout": number(args.get("lora_dropout"), 0, 0.99),
-        "steps": integer(training.get("max_steps"), 1, 10**9),
-        "lr": number(training.get("learning_rate"), 1e-9, 10),
+        "rank": integer_text_or_empty(args.get("r"), 1, 1024),
+        "alpha": number_text_or_empty(args.get("alpha", args.get("lora_alpha")), 1e-3, 1e5),
+        "dropout": number_text_or_empty(args.get("lora_dropout"), 0, 0.99),
+        "steps": integer_text_or_empty(training.get("max_steps"), 1, 10**9),
+        "lr": number_text_or_empty(training.get("learning_rate"), 1e-9, 10),
     }
     remarks = ["the base was quantised while it learned; here it is not"] if normalized_type == "qlora" else []
     imported.add(

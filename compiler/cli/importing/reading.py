@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ....dsl.syntax.diagnostics import Fault
 from ....dsl.syntax.source import Source, Span
-from ...core.json_errors import refusing
+from ...core.json_errors import reject_on_error
 from ...core.safe_read import parse_strict_json, read_regular_file
 
 MAX_FILE_BYTES = 256 << 10  # bytes
@@ -34,7 +34,7 @@ class ForeignFile(NamedTuple):
 
 def parse_json_or_yaml_file(path: Path) -> ForeignFile:
     """The content of a file, and its text. Raises Reject."""
-    with refusing(unreadable_import, f"{path} is no text that can be read"):
+    with reject_on_error(unreadable_import, f"{path} is no text that can be read"):
         text = read_regular_file(path, MAX_FILE_BYTES).decode("utf-8-sig")
     source = Source(str(path), text)
     value = _json(source) if path.suffix.lower() == ".json" else _parse_yaml(source)

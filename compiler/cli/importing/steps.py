@@ -32,27 +32,27 @@ class Imported:
         self.steps.append((f"{name}{same_names + 1}" if same_names else name, f"{word}({called})", remarks or []))
 
     def remark(self, text: str) -> None:
-        self.remarks.append(plain(text))
+        self.remarks.append(one_line(text))
 
 
-def plain(text: Any) -> str:
+def one_line(text: Any) -> str:
     """A foreign text that may stand in a comment: one line, printable, short."""
     line = " ".join(str(text).split())
     return "".join(c if c.isprintable() else "?" for c in line)[:160]
 
 
-def percent(share: Any) -> str:
+def percent_or_empty(share: Any) -> str:
     """`50%` of 0.5; "" of what is no share between 0 and 1."""
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
         return ""
     return f"{round(100 * share, 6):g}%"
 
 
-def integer(value: Any, low: int, high: int) -> str:
+def integer_text_or_empty(value: Any, low: int, high: int) -> str:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high else ""
 
 
-def number(value: Any, low: float, high: float) -> str:
+def number_text_or_empty(value: Any, low: float, high: float) -> str:
     """A number of the language: digits and a dot."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         return ""
@@ -64,8 +64,8 @@ def selector_and_remarks(targets: Any, ignore: Any) -> tuple[str, list[str]]:
     globs, left = _globs_and_rest(targets)
     without, unsaid = _globs_and_rest(ignore)
     without = [g for g in without if "lm_head" not in g]  # outside the layers anyway
-    remarks = [f"targets `{plain(t)}` are no glob: all linear modules are taken" for t in left]
-    remarks += [f"`{plain(t)}`, which was to be ignored, is no glob: it is not" for t in unsaid]
+    remarks = [f"targets `{one_line(t)}` are no glob: all linear modules are taken" for t in left]
+    remarks += [f"`{one_line(t)}`, which was to be ignored, is no glob: it is not" for t in unsaid]
     if not globs and not without:
         return "", remarks
     on = " | ".join(f'"{g}"' for g in globs) or '"layers.**"'

@@ -42,7 +42,7 @@ def register(app: typer.Typer) -> None:
         a missed target says the most that this allows.
         """
         shapes = [_parse_shape(text) for text in shape or ()]
-        from ...core.fingerprint import cpus
+        from ...core.fingerprint import usable_cpu_count
         from ...transforms.lowering.kernel_table import PARTS, SHAPES, Table, goals_summary, table_environment
 
         parts = [p.strip() for p in only.split(",") if p.strip()] or list(PARTS)
@@ -52,7 +52,7 @@ def register(app: typer.Typer) -> None:
         if not 0 < seconds <= 600:
             raise typer.BadParameter("`--seconds` is more than 0 and at most 600")
         shared.require_environment()
-        threads = shared.threads or cpus()
+        threads = shared.threads or usable_cpu_count()
         screen, plain = shared.screen, shared.format == "text"
         table = Table(seconds, threads)
         if plain:

@@ -9,7 +9,7 @@ from ....dsl.checker.value_text import bound_text
 from ....dsl.syntax.diagnostics import Diagnostic, Fault
 from .flags import SharedFlags, make_verb
 from .options import argument, option
-from .output import code_of
+from .output import exit_code_of
 
 if TYPE_CHECKING:
     from ...driver.bisect import BisectResult
@@ -74,13 +74,13 @@ def print_bisect_result(result: "BisectResult", shared: SharedFlags) -> int:
             cuts=cuts,
             broken_by=_blamed_step_name(result),
         )
-        return code_of(diagnostics)
+        return exit_code_of(diagnostics)
     screen.answer(screen.styled(bound_text(result.bound), "bold"))
     screen.answer(screen.table(bisect_rows(result), head=False, indent="  "))
     screen.complain(diagnostics, "bisect")
     if not diagnostics:
         screen.note(f"{screen.styled('ok', 'green')}: the result keeps the bound")
-    return code_of(diagnostics)
+    return exit_code_of(diagnostics)
 
 
 def _blamed_step_name(result: "BisectResult") -> str | None:

@@ -39,7 +39,7 @@ def _register_listing(group: typer.Typer) -> None:
     def ls(shared: SharedFlags) -> None:
         """List finished steps, last used first."""
         cache = _cache(shared)
-        entries, n_unreadable = cache.finished_steps(), cache.count_unreadable()
+        entries, n_unreadable = cache.finished_steps(), cache.num_unreadable_steps()
         if shared.format == "json":
             rows = [
                 {"key": e.key, "step": _step_as_call(e), "bytes": e.bytes, "used": e.used, "parts": dict(e.parts)}
@@ -48,7 +48,7 @@ def _register_listing(group: typer.Typer) -> None:
             return shared.screen.answer_json(
                 "cache ls", folder=str(shared.cache_folder), steps=rows, unreadable=n_unreadable
             )
-        from ...core.quantity import count_text, duration_text, size
+        from ...core.quantity import count_text, duration_text, size_text
 
         if n_unreadable:
             verb = "is" if n_unreadable == 1 else "are"
@@ -63,7 +63,7 @@ def _register_listing(group: typer.Typer) -> None:
         lines = [("key", "step", "size", "used")]
         current_time = time.time()
         lines += [
-            (e.key[:12], _step_as_call(e), size(e.bytes), f"{duration_text(max(0, current_time - e.used))} ago")
+            (e.key[:12], _step_as_call(e), size_text(e.bytes), f"{duration_text(max(0, current_time - e.used))} ago")
             for e in entries
         ]
         shared.screen.answer(shared.screen.table(lines, right=(2,)))
@@ -86,18 +86,18 @@ def _register_gc_and_verify(group: typer.Typer) -> None:
     @make_verb(group, flag_panels=("cache",))
     def gc(shared: SharedFlags, older_than: Annotated[float, _age] = 30.0) -> None:
         """Free what was not used for a while, and tensors that no step names."""
-        from ...core.quantity import size
+        from ...core.quantity import size_text
 
-        freed = _cache(shared).delete_unused(keep_seconds=older_than * 86400)
+        freed = _cache(shared).evict_unused_and_count_bytes(keep_seconds=older_than * 86400)
         if shared.format == "json":
             return shared.screen.answer_json("cache gc", freed_bytes=freed)
-        return shared.screen.answer(f"freed {size(freed)}")
+        return shared.screen.answer(f"freed {size_text(freed)}")
 
     @make_verb(group, flag_panels=("cache",))
     def verify(shared: SharedFlags, delete: Annotated[bool, _delete] = False) -> int:
         """Read every file again and compare it with its name."""
         cache = _cache(shared)
-        damaged = list(cache.damaged_files())
+        damaged = list(cache.damaged_files_with_faults())
         if delete:
             for path, _ in damaged:
                 path.unlink(missing_ok=True)
@@ -137,7 +137,7 @@ def _cache(shared: SharedFlags) -> "Cache":
 
 def _step_as_call(entry) -> str:
     """The step as a recipe would write it, without what has its default."""
-    from ....dsl.checker.value_text import plain
+    from ....dsl.checker.value_text import plain_value_text
     from ....dsl.checker.values import value_from_json
     from ...plugin.registry import Registry
 
@@ -146,7 +146,7 @@ def _step_as_call(entry) -> str:
     usual = {p.name: p.default for p in word.params} if word else {}
     step_args = {name: value_from_json(value) for name, value in step.get("args", {}).items()}
     args = [
-        f"{name}: {plain(step_args[name])}"
+        f"{name}: {plain_value_text(step_args[name])}"
         for name in sorted(step_args, key=list({**usual, **step_args}).index)
         if step_args[name] is not None and (name not in usual or step_args[name] != usual[name])
     ]

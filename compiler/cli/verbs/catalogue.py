@@ -65,7 +65,7 @@ def register(app: typer.Typer) -> None:
         if action == "show":
             return _print_recipe(operands[0], known, shared)
         if action == "copy":
-            return _copy_recipe(_find_recipe(operands[0], known), output, shared)
+            return _copy_recipe_with_files(_find_recipe(operands[0], known), output, shared)
         return _print_recipe_list(
             [r for r in known.values() if all(_mentions(r, word) for word in operands)], operands, shared
         )
@@ -88,7 +88,9 @@ def _print_recipe_list(matches: "list[LibraryFile]", search_terms: list[str], sh
             "\n".join([*lines, *(f"  {screen.styled(line, 'dim')}" for line in _effect_lines(recipe, effects))])
         )
     screen.answer("\n".join(blocks))
-    for line in dict.fromkeys(effects.measured_on(e) for r in matches for e in effects.of(r)):
+    for line in dict.fromkeys(
+        effects.machine_and_versions_text(e) for r in matches for e in effects.effects_of_recipe(r)
+    ):
         screen.note(f"measured on {line}")
     return None
 
@@ -97,38 +99,40 @@ def _effect_lines(recipe: "LibraryFile", effects: "Effects") -> list[str]:
     """Measured effects of a recipe, a line for each model; a module by itself has none."""
     if recipe.is_module:
         return []
-    return [e.text() for e in effects.of(recipe)] or ["not measured"]
+    return [e.text() for e in effects.effects_of_recipe(recipe)] or ["not measured"]
 
 
 def _effects_json(recipe: "LibraryFile", effects: "Effects") -> dict:
     """Of a recipe, not of a module: [] where it was not measured."""
     if recipe.is_module:
         return {}
-    measured = effects.of(recipe)
+    measured = effects.effects_of_recipe(recipe)
     return {"effects": [asdict(e) | {"machine": effects.machines[e.machine], "text": e.text()} for e in measured]}
 
 
-def _mentions(recipe: "LibraryFile", word: str) -> bool:
+def _mentions(recipe: "LibraryFile", search_term: str) -> bool:
     """Whether a word stands in a recipe: its name, its docstring, its passes, its source."""
-    return word.lower() in f"{recipe.name} {recipe.text}".lower()
+    return search_term.lower() in f"{recipe.name} {recipe.text}".lower()
 
 
-def _copy_recipe(recipe: "LibraryFile", destination: Path, shared: SharedFlags) -> None:
+def _copy_recipe_with_files(recipe: "LibraryFile", destination_folder: Path, shared: SharedFlags) -> None:
     """Write a recipe and the files that it names; what is there already stays."""
     from ...core.cache import write_atomic
-    from ...plugin.recipe_library import with_files
+    from ...plugin.recipe_library import recipe_and_named_files
 
-    files = with_files(recipe)
-    conflicts = [destination / name for name in files if (destination / name).exists() and name == recipe.name]
+    files = recipe_and_named_files(recipe)
+    conflicts = [
+        destination_folder / name for name in files if (destination_folder / name).exists() and name == recipe.name
+    ]
     if conflicts:
         raise recipe_there(f"{conflicts[0]} exists", help="name another folder with -o").rejection()
     for name, file in files.items():
-        if not (destination / name).exists():
-            write_atomic(destination / name, file.read_bytes())
+        if not (destination_folder / name).exists():
+            write_atomic(destination_folder / name, file.read_bytes())
     if shared.format == "json":
-        return shared.screen.answer_json("recipes", copied=[str(destination / name) for name in files])
-    shared.screen.answer(str(destination / recipe.name))
-    copied = quote(str(destination / recipe.name))
+        return shared.screen.answer_json("recipes", copied=[str(destination_folder / name) for name in files])
+    shared.screen.answer(str(destination_folder / recipe.name))
+    copied = quote(str(destination_folder / recipe.name))
     return shared.screen.note(f"next: effc plan {copied}, then effc compile {copied}")
 
 
@@ -153,9 +157,9 @@ def _print_recipe(name: str, recipes_by_name: "dict[str, LibraryFile]", shared: 
         effects_json = _effects_json(recipe, effects)
         return shared.screen.answer_json("recipes", name=recipe.name, path=str(recipe.path), text=text, **effects_json)
     shared.screen.write(text)
-    for effect in effects.of(recipe):
-        shared.screen.note(f"\n{effect.table()}\n  {effects.measured_on(effect)}, {effect.seconds:.0f} s")
-    if not recipe.is_module and not effects.of(recipe):
+    for effect in effects.effects_of_recipe(recipe):
+        shared.screen.note(f"\n{effect.table()}\n  {effects.machine_and_versions_text(effect)}, {effect.seconds:.0f} s")
+    if not recipe.is_module and not effects.effects_of_recipe(recipe):
         shared.screen.note("not measured")
     return None
 

@@ -9,7 +9,7 @@ import typer
 from ....dsl.syntax.diagnostics import Diagnostic, Reject
 from .flags import SharedFlags, make_verb
 from .options import argument, option
-from .output import code_of
+from .output import exit_code_of
 
 if TYPE_CHECKING:
     from ....dsl.checker.recipe import Recipe
@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
             diagnostics_all += diagnostics
             good += [(path, variants)] if variants else []
         print_check_result(diagnostics_all, good, shared, without_model=len(recipes) == 1)
-        return code_of(diagnostics_all)
+        return exit_code_of(diagnostics_all)
 
 
 def check_and_fix_file(

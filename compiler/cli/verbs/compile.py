@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ....dsl.syntax.diagnostics import Fault
-from ...core.json_errors import refusing
+from ...core.json_errors import reject_on_error
 from ...core.safe_read import MANIFEST, read_json
 from .flags import SharedFlags, make_verb, parse_duration, pipeline_option
 from .options import argument, option
-from .output import code_of
+from .output import exit_code_of
 
 if TYPE_CHECKING:
     from ...artifacts.manifest import Expectation, Manifest
@@ -74,19 +74,19 @@ def register(app: typer.Typer) -> None:
         with shared.listening() as listener:
             session = shared.session(recipe, listener, pipeline)
             session.settings = replace(session.settings, workers=workers or "", max_time=max_time)
-            results = api.build(session, output, force=force, saved_plans=saved, dump=dump_ir)
+            results = api.build(session, output, force=force, saved_plans=saved, dump_ir=dump_ir)
         return print_compile_results(results, shared, started)
 
 
 def _read_saved_plan(path: Path) -> Any:
-    with refusing(unreadable_plan, f"{path}", "`effc plan RECIPE -o FILE` writes a plan"):
+    with reject_on_error(unreadable_plan, f"{path}", "`effc plan RECIPE -o FILE` writes a plan"):
         return read_json(path, MANIFEST)
 
 
 def print_compile_results(results: "Sequence[Result]", shared: SharedFlags, started: float) -> int:
     """The table of every artifact, then the searches that had to stop and the bounds that were missed."""
     screen, missed = shared.screen, [d for r in results for d in (*r.stopped, *r.bound_diagnostics)]
-    rows = [{"path": str(a.path), **artifact_json(a.manifest)} for r in results for a in r.artifacts]
+    rows = [{"path": str(a.path), **manifest_summary_json(a.manifest)} for r in results for a in r.artifacts]
     if screen.format == "text":
         for result in results:
             for a in result.artifacts:
@@ -102,10 +102,10 @@ def print_compile_results(results: "Sequence[Result]", shared: SharedFlags, star
         from ...core.quantity import duration_text
 
         screen.note(screen.styled("ok", "green") + f": compiled in {duration_text(time.monotonic() - started)}")
-    return code_of(missed)
+    return exit_code_of(missed)
 
 
-def artifact_json(manifest: "Manifest") -> dict[str, Any]:
+def manifest_summary_json(manifest: "Manifest") -> dict[str, Any]:
     from dataclasses import asdict
 
     return {
@@ -147,21 +147,21 @@ def results_text(results: "Sequence[Result]", screen: "Screen") -> str:
 
 def artifact_summary_text(path: Path, manifest: "Manifest", screen: "Screen") -> str:
     """`small -> out/small  hf, 4.2 MiB`, and a row for every measure."""
-    from ...core.quantity import size
+    from ...core.quantity import size_text
 
     title = screen.styled(f"{manifest.name} -> {path}", "bold")
-    title += screen.styled(f"  {manifest.kind}, {size(manifest.bytes)} on disk", "dim")
+    title += screen.styled(f"  {manifest.kind}, {size_text(manifest.bytes)} on disk", "dim")
     rows = list(measure_and_bound_rows(manifest))
     if not rows:
         return title
     head = ("", "before", "after", "change", "bound", "")
     lines = screen.table([head, *rows], right=(1, 2, 3), indent="  ").splitlines()
     return "\n".join(
-        [title, lines[0], *(_tinted(line, row[-1], screen) for line, row in zip(lines[1:], rows, strict=True))]
+        [title, lines[0], *(_color_outcome(line, row[-1], screen) for line, row in zip(lines[1:], rows, strict=True))]
     )
 
 
-def _tinted(line: str, outcome: str, screen: "Screen") -> str:
+def _color_outcome(line: str, outcome: str, screen: "Screen") -> str:
     """The outcome at the end of a line in its colour."""
     color = {"holds": "green", "fails": "red", "skipped": "yellow", "undecided": "yellow"}.get(outcome)
     color = "yellow" if outcome.endswith(UNCERTAIN) else color
@@ -193,14 +193,20 @@ def measure_and_bound_rows(manifest: "Manifest") -> list[tuple[str, ...]]:
         elif m.interval and m.compiled is not None:
             after = f"{interval_text(m.compiled, m.interval)} {m.unit}".rstrip()
         first = (m.metric, before, after, difference)
-        rows.append((*first, _bound(bounds[0], m.metric) if bounds else "", _outcome(bounds[0]) if bounds else ""))
-        rows += [("", "", "", "", _bound(e, m.metric), _outcome(e)) for e in bounds[1:]]
-    return rows + [(e.text, "", "", "", "", _outcome(e)) for e in left]
+        rows.append(
+            (
+                *first,
+                _bound_without_metric(bounds[0], m.metric) if bounds else "",
+                _outcome_text(bounds[0]) if bounds else "",
+            )
+        )
+        rows += [("", "", "", "", _bound_without_metric(e, m.metric), _outcome_text(e)) for e in bounds[1:]]
+    return rows + [(e.text, "", "", "", "", _outcome_text(e)) for e in left]
 
 
-def _outcome(expectation: "Expectation") -> str:
+def _outcome_text(expectation: "Expectation") -> str:
     return expectation.outcome + (UNCERTAIN if expectation.uncertain else "")
 
 
-def _bound(expectation: "Expectation", metric: str) -> str:
+def _bound_without_metric(expectation: "Expectation", metric: str) -> str:
     return expectation.text.removeprefix(metric).strip()

@@ -93,27 +93,28 @@ def _measure_and_store_speeds(shared: SharedFlags) -> int:
     """Measure what plans estimate from, keep it, and say it."""
     import torch
 
-    from ...core.quantity import count, count_text, duration_text, size
-    from ...core.speed_cache import keep
+    from ...core.quantity import count_text, duration_text, si_count, size_text
+    from ...core.speed_cache import store_speeds
     from ...core.speeds import measure_machine_speeds
 
     if shared.threads:
         torch.set_num_threads(shared.threads)
     shared.cache_folder.mkdir(parents=True, exist_ok=True)
     speeds = measure_machine_speeds(shared.cache_folder, seconds_each=0.5)
-    keep(shared.cache_folder, speeds)
+    store_speeds(shared.cache_folder, speeds)
     threads, screen = torch.get_num_threads(), shared.screen
     if shared.format == "json":
         screen.answer_json("doctor", "ok", threads=threads, speeds=asdict(speeds))
         return 0
     lines = {
-        "products": f"{count(speeds.float32)} operations a second in float32, {count(speeds.bfloat16)} in bfloat16, "
-        f"{count(speeds.float64)} in float64",
-        "weights": f"{size(speeds.read)} a second read by a product of one row, {count(speeds.look)} numbers looked at",
-        "masks": f"{count(speeds.select)} weights a second by threshold, {count(speeds.sort)} in groups of four",
-        "packing": f"{count(speeds.pack)} weights a second",
-        "hashing": f"{size(speeds.hash)} a second",
-        "disk": f"{size(speeds.disk)} a second written and synced",
+        "products": f"{si_count(speeds.float32)} operations a second in float32, "
+        f"{si_count(speeds.bfloat16)} in bfloat16, {si_count(speeds.float64)} in float64",
+        "weights": f"{size_text(speeds.read)} a second read by a product of one row, "
+        f"{si_count(speeds.look)} numbers looked at",
+        "masks": f"{si_count(speeds.select)} weights a second by threshold, {si_count(speeds.sort)} in groups of four",
+        "packing": f"{si_count(speeds.pack)} weights a second",
+        "hashing": f"{size_text(speeds.hash)} a second",
+        "disk": f"{size_text(speeds.disk)} a second written and synced",
         "start": f"{duration_text(speeds.start)} until a fresh process has its libraries",
     }
     screen.answer(screen.table([("", count_text(threads, "thread")), *lines.items()]))
@@ -156,10 +157,13 @@ def _print_findings(findings: list[Finding], missing: list[Finding], shared: Sha
 
 def plugin_findings() -> list[Finding]:
     """Installed packages with plug-ins: their code runs with effc's rights."""
-    from ...plugin.plugin_packages import invalid_plugin, packages
+    from ...plugin.plugin_packages import installed_plugin_packages, invalid_plugin
 
     try:
-        return [Finding("plug-ins", f"{p.name}, of {p.distribution.name} {p.distribution.version}") for p in packages()]
+        return [
+            Finding("plug-ins", f"{p.name}, of {p.distribution.name} {p.distribution.version}")
+            for p in installed_plugin_packages()
+        ]
     except Reject as rejection:
         assert rejection.diagnostics[0].fault == invalid_plugin
         return [Finding("plug-ins", rejection.diagnostics[0].message, "missing", rejection.diagnostics[0].help)]
@@ -192,10 +196,10 @@ def python_findings() -> list[Finding]:
 def machine_findings() -> list[Finding]:
     """Processor, instruction sets that our kernels can use, cores."""
     from ...core.environment import cpu_flags, cpu_model_name
-    from ...core.fingerprint import cpus
+    from ...core.fingerprint import usable_cpu_count
 
     telling = [f for f in TELLING if f in cpu_flags()]
-    cores = cpus()
+    cores = usable_cpu_count()
     return [
         Finding("processor", f"{cpu_model_name()}, {cores} usable core{'s' * (cores > 1)}"),
         Finding("instructions", ", ".join(telling) or "no vector sets that effc knows"),
@@ -234,13 +238,13 @@ def kernel_finding() -> Finding:
 
 def storage_findings(cache: Path) -> list[Finding]:
     """The cache, whether it can be written, and what is free on its disk."""
-    from ...core.quantity import count_text, size
+    from ...core.quantity import count_text, size_text
 
     existing = next(p for p in (cache, *cache.absolute().parents) if p.exists())
     files = [f for f in cache.rglob("*") if f.is_file()] if cache.is_dir() else []
     used = sum(f.stat().st_size for f in files)
     steps = sum(1 for _ in (cache / "steps").glob("*.json"))
-    fact = f"{cache}, {count_text(steps, 'step')}, {size(used)}" if cache.is_dir() else f"{cache}, not made yet"
+    fact = f"{cache}, {count_text(steps, 'step')}, {size_text(used)}" if cache.is_dir() else f"{cache}, not made yet"
     writable = os.access(existing, os.W_OK)
     findings = [
         Finding(
@@ -254,7 +258,7 @@ def storage_findings(cache: Path) -> list[Finding]:
     findings.append(
         Finding(
             "disk",
-            f"{size(free)} free where the cache is",
+            f"{size_text(free)} free where the cache is",
             "ok" if free > LITTLE else "note",
             "" if free > LITTLE else "effc cache gc frees what is no longer used",
         )

@@ -118,37 +118,43 @@ def diagnostics_of_exception(
     if getattr(error, "errno", None) == errno.ENOSPC or any(t in text for t in _FULL):
         return [_no_space_diagnostic(_file_name_of_error(error), cache)]
     if type(error).__module__.split(".")[0] in _NETWORK:
-        return [no_network(_sentence(error), help="check the connection; --offline uses what was downloaded")]
-    if _is(error, "NoSuchLevel"):
+        return [
+            no_network(
+                _first_line_without_full_stop(error), help="check the connection; --offline uses what was downloaded"
+            )
+        ]
+    if _has_class_named(error, "NoSuchLevel"):
         return [no_level(text, help="unset EFFC_ISA, or name a level that is here")]
-    if _is(error, "KernelError"):
-        return [kernel_error(_sentence(error), help="`effc doctor` says what the kernels find here")]
+    if _has_class_named(error, "KernelError"):
+        return [
+            kernel_error(_first_line_without_full_stop(error), help="`effc doctor` says what the kernels find here")
+        ]
     if isinstance(error, PermissionError):
         return [no_access(f"no permission: {_file_name_of_error(error)}")]
     if isinstance(error, OSError) and error.filename:
         return [no_access(f"{(error.strerror or type(error).__name__).lower()}: {_file_name_of_error(error)}")]
     return [
         internal(
-            f"{type(error).__name__}: {_sentence(error)}" if text else type(error).__name__,
+            f"{type(error).__name__}: {_first_line_without_full_stop(error)}" if text else type(error).__name__,
             help="run again with --debug to see the traceback, and report it with the recipe",
         )
     ]
 
 
-def exit_table() -> str:
+def exit_codes_help_text() -> str:
     """The codes as `effc --help` lists them."""
     return "\n".join(f"  {code:>3}  {MEANINGS[name]}" for name, code in EXITS.items())
 
 
-def _is(error: BaseException, name: str) -> bool:
+def _has_class_named(error: BaseException, name: str) -> bool:
     return any(c.__name__ == name for c in type(error).__mro__)
 
 
 def _no_space_diagnostic(file: str, cache: Path | None) -> Diagnostic:
     """Only what lies in the cache is freed by its verb; of a file that somebody named, the disk is theirs."""
-    from ...core.cache import default_cache
+    from ...core.cache import default_cache_folder
 
-    cache_folder = os.path.abspath(cache or default_cache())
+    cache_folder = os.path.abspath(cache or default_cache_folder())
     help = "`effc cache gc` frees what is no longer used"
     if file and not Path(os.path.abspath(file)).is_relative_to(cache_folder):
         help = "make room on its disk, or name a file on another one"
@@ -199,7 +205,7 @@ def _file_name_of_error(error: BaseException) -> str:
     return str(name) if name else ""
 
 
-def _sentence(error: BaseException) -> str:
+def _first_line_without_full_stop(error: BaseException) -> str:
     """The first line of a message, without its full stop."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".")[:300] if lines else type(error).__name__

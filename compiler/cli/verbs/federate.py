@@ -35,7 +35,7 @@ def register(app: typer.Typer) -> None:
         """Start a SuperLink with TLS and the clients' nodes, and submit the run."""
         deployment = _start_federation(folder.resolve(), shared, data, port)
         if wait:
-            return _until_over(deployment, shared)
+            return _wait_and_print_status(deployment, shared)
         if shared.format == "json":
             return shared.screen.answer_json(
                 "federate up", run=deployment.run, port=deployment.port, folder=str(deployment.folder)
@@ -47,15 +47,15 @@ def register(app: typer.Typer) -> None:
         """Say how the run goes and which processes live; the exit code is that of a run that is over."""
         from ...apps.federation.deployment import read_deployment
 
-        deployment = read_deployment(deployment_folder(folder.resolve()))
-        return _until_over(deployment, shared) if wait else _print_status(deployment, shared)
+        deployment = read_deployment(existing_deployment_folder(folder.resolve()))
+        return _wait_and_print_status(deployment, shared) if wait else _print_status(deployment, shared)
 
     @make_verb(group, name="down")
     def stop(folder: Annotated[Path, _app], shared: SharedFlags) -> None:
         """End the deployment's processes; logs, checkpoints and results stay."""
         from ...apps.federation.deployment import read_deployment, stop_deployment
 
-        deployment = read_deployment(deployment_folder(folder.resolve()))
+        deployment = read_deployment(existing_deployment_folder(folder.resolve()))
         names = stop_deployment(deployment)
         if shared.format == "json":
             return shared.screen.answer_json("federate down", ended=names, folder=str(deployment.folder))
@@ -70,7 +70,7 @@ def _start_federation(folder: Path, shared: SharedFlags, data: Sequence[Path], p
     from ...apps.federation.simulated_run import recipe_folder
     from ...artifacts.manifest import verify_files
 
-    target = deployment_folder(folder)
+    target = existing_deployment_folder(folder)
     flower_command_folder()
     verify_files(folder)
     declared = read_declaration(folder / PACKAGE / NAME)
@@ -84,7 +84,7 @@ def _start_federation(folder: Path, shared: SharedFlags, data: Sequence[Path], p
     return deployment
 
 
-def deployment_folder(app: Path) -> Path:
+def existing_deployment_folder(app: Path) -> Path:
     """The folder of an app's deployment, beside it. Raises Reject (odd-file) where links lie in it."""
     from ...core.safe_read import refuse_unsafe_write_folder
 
@@ -93,7 +93,7 @@ def deployment_folder(app: Path) -> Path:
     return folder
 
 
-def _until_over(deployment: "Deployment", shared: SharedFlags) -> None:
+def _wait_and_print_status(deployment: "Deployment", shared: SharedFlags) -> None:
     from ...apps.federation.deployment import wait_for_run
 
     _print_status(deployment, shared, wait_for_run(deployment))
@@ -128,11 +128,11 @@ def _print_status(deployment: "Deployment", shared: SharedFlags, status: "RunSta
 
 def _traffic_sentence(status: "RunStatus", nodes: int) -> str:
     """Bytes of all nodes, and of one a minute."""
-    from ...core.quantity import size
+    from ...core.quantity import size_text
 
     rate = (status.bytes_up + status.bytes_down) * 60 / max(status.seconds, 1.0) / max(nodes, 1)
-    sums = f"{size(status.bytes_up)} up, {size(status.bytes_down)} down"
-    return f"Flower counts {sums}: {size(round(rate))} a minute and node, without polls, HTTP and TLS"
+    sums = f"{size_text(status.bytes_up)} up, {size_text(status.bytes_down)} down"
+    return f"Flower counts {sums}: {size_text(round(rate))} a minute and node, without polls, HTTP and TLS"
 
 
 def _process_ended_error(deployment: "Deployment") -> Reject:

@@ -68,36 +68,42 @@ def finite_or_bad_parameter(value: float | None) -> float | None:
     return value
 
 
-def _flag(panel: str, doc: str, *names: str, **options: Any) -> Any:
-    return typer.Option(*names, help=doc, rich_help_panel=panel, show_default=False, show_envvar=False, **options)
+def _make_flag_option(panel: str, help: str, *names: str, **options: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, show_envvar=False, **options)
 
 
-_quiet = _flag("speech", "Say nothing but the answer and errors.", "--quiet", "-q")
-_verbose = _flag("speech", "Say more; twice: everything.", "--verbose", "-v", count=True)
-_format = _flag("speech", "How to print the answer.", "--format")
-_color = _flag("speech", "Colour: on a terminal, always or never.", "--color", metavar="auto|always|never")
-_debug = _flag("speech", "Show the traceback of an internal error.", "--debug")
-_sets = _flag("inputs", "Give a `param` another value; repeatable.", "--set", metavar="NAME=VALUE")
-_params = _flag("inputs", "Values of params, from a JSON file.", "--params", metavar="FILE")
-_offline = _flag("machine", "Never use the network.", "--offline", envvar="EFFC_OFFLINE")
-_cache = _flag("cache", "Where finished steps are kept.", "--cache-dir", metavar="FOLDER", envvar="EFFC_CACHE_DIR")
-_trust = _flag("machine", "Run Python that a model brings along.", "--trust-remote-code")
-_seed = _flag("machine", "Seed of all that is random; 0 unless given.", "--seed", metavar="N", min=0, max=MAX_SEED)
-_device = _flag(
+_quiet = _make_flag_option("speech", "Say nothing but the answer and errors.", "--quiet", "-q")
+_verbose = _make_flag_option("speech", "Say more; twice: everything.", "--verbose", "-v", count=True)
+_format = _make_flag_option("speech", "How to print the answer.", "--format")
+_color = _make_flag_option("speech", "Colour: on a terminal, always or never.", "--color", metavar="auto|always|never")
+_debug = _make_flag_option("speech", "Show the traceback of an internal error.", "--debug")
+_sets = _make_flag_option("inputs", "Give a `param` another value; repeatable.", "--set", metavar="NAME=VALUE")
+_params = _make_flag_option("inputs", "Values of params, from a JSON file.", "--params", metavar="FILE")
+_offline = _make_flag_option("machine", "Never use the network.", "--offline", envvar="EFFC_OFFLINE")
+_cache = _make_flag_option(
+    "cache", "Where finished steps are kept.", "--cache-dir", metavar="FOLDER", envvar="EFFC_CACHE_DIR"
+)
+_trust = _make_flag_option("machine", "Run Python that a model brings along.", "--trust-remote-code")
+_seed = _make_flag_option(
+    "machine", "Seed of all that is random; 0 unless given.", "--seed", metavar="N", min=0, max=MAX_SEED
+)
+_device = _make_flag_option(
     "machine",
     "Where passes and metrics compute: cpu unless given; cuda, cuda:1, mps, auto.",
     "--device",
     metavar="NAME",
 )
-_threads = _flag("machine", "Threads of torch.", "--threads", metavar="N", min=1, max=MAX_THREADS)
-_memory = _flag("machine", "Memory allowed, such as 20GiB.", "--max-memory", metavar="SIZE", parser=parse_size)
-_still = _flag("progress", "No progress on stderr.", "--no-progress")
-_events = _flag("progress", "Write progress as JSON lines to a file.", "--events", metavar="FILE")
+_threads = _make_flag_option("machine", "Threads of torch.", "--threads", metavar="N", min=1, max=MAX_THREADS)
+_memory = _make_flag_option(
+    "machine", "Memory allowed, such as 20GiB.", "--max-memory", metavar="SIZE", parser=parse_size
+)
+_still = _make_flag_option("progress", "No progress on stderr.", "--no-progress")
+_events = _make_flag_option("progress", "Write progress as JSON lines to a file.", "--events", metavar="FILE")
 
-_undecided = _flag(
+_undecided = _make_flag_option(
     "gate", "What a timed bound comes to that this machine can't decide.", "--undecided", metavar="fail|pass"
 )
-_locked = _flag("lock", "Refuse what is not as effspec.lock has it.", "--locked")
+_locked = _make_flag_option("lock", "Refuse what is not as effspec.lock has it.", "--locked")
 
 _required_key = option(
     "Use the artifact only if this public key signed it; repeatable, one of them must.",
@@ -166,9 +172,9 @@ class SharedFlags:
     @property
     def cache_folder(self) -> Path:
         from ....dsl.syntax.source_file import irregular_kind_of_path
-        from ...core.cache import default_cache
+        from ...core.cache import default_cache_folder
 
-        folder = self.cache_dir or default_cache()
+        folder = self.cache_dir or default_cache_folder()
         if folder.exists() and not folder.is_dir():
             raise typer.BadParameter(
                 f"the cache is a folder, and {folder} is {irregular_kind_of_path(folder) or 'a file'}: name another by "
@@ -210,8 +216,8 @@ class SharedFlags:
             bars=live,
             color=self.screen.colors(sys.stderr),
             verbose=self.verbose,
-            events=self.events,
-            warned=self.screen.warn,
+            events_path=self.events,
+            on_warning=self.screen.warn,
         )
 
     def settings(self, listener: "Listener | None" = None) -> Settings:
@@ -299,7 +305,9 @@ def make_verb(
                 _refuse_control_characters({**arguments, **vars(shared)})
                 if keys := arguments.pop(_SIGNED.name, ()):
                     object.__setattr__(shared, "signed_by", tuple(keys))
-                    _verify_signers({name: arguments[name] for name in signed_arguments or ()}, keys, shared.screen)
+                    _verify_signers_of_artifact_arguments(
+                        {name: arguments[name] for name in signed_arguments or ()}, keys, shared.screen
+                    )
                 return run(shared=shared, **arguments) or 0
             except BaseException as error:
                 raise VerbException(error, shared) from error
@@ -341,7 +349,7 @@ def _refuse_unknown_choices(shared: SharedFlags, formats: tuple[str, ...]) -> No
             raise typer.BadParameter(f"`{name} {value}` is not known here: {', '.join(legal)}")
 
 
-def _verify_signers(arguments: Mapping[str, Any], keys: Sequence[str], screen: Screen) -> None:
+def _verify_signers_of_artifact_arguments(arguments: Mapping[str, Any], keys: Sequence[str], screen: Screen) -> None:
     """Raises Reject for an artifact, or for that of `NAME=FOLDER`, that none of the keys signed; notes files that no
     signature covers."""
     from ...artifacts.load import verify_signature_and_files

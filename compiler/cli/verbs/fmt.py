@@ -110,7 +110,7 @@ def _write_or_diff(
         lines = difflib.unified_diff(
             source.text.splitlines(keepends=True), formatted.splitlines(keepends=True), f"{path}", f"{path} (formatted)"
         )
-        shared.screen.write(_colored("".join(lines), shared))
+        shared.screen.write(_color_diff("".join(lines), shared))
     elif str(path) == "-" and not check_only:
         shared.screen.write(formatted)
     elif source.text != formatted and not check_only:
@@ -119,7 +119,7 @@ def _write_or_diff(
         write_atomic(path, formatted.encode())
 
 
-def _colored(text: str, shared: SharedFlags) -> str:
+def _color_diff(text: str, shared: SharedFlags) -> str:
     styles = {"+": "green", "-": "red", "@": "cyan"}
     lines = [shared.screen.styled(line, styles[line[0]]) if line[:1] in styles else line for line in text.splitlines()]
     return "\n".join(lines) + "\n" if lines else ""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ....dsl.checker.value_text import bound_text
-from ....dsl.syntax.render import visible, without_line_breaks
+from ....dsl.syntax.render import sanitize_for_terminal, without_line_breaks
 
 if TYPE_CHECKING:
     from ...driver.judging.baseline import Drift
@@ -35,7 +35,7 @@ def verdict_value_text(verdict: "BoundVerdict") -> str:
     return f"{text}, {interval_text(value, (low, high))}{read}"
 
 
-def at_worst(drift: "Drift") -> str:
+def drift_limit_text(drift: "Drift") -> str:
     from ...core.quantity import measurement_text
 
     return "" if drift.limit is None else measurement_text(drift.limit, drift.unit)
@@ -57,30 +57,42 @@ def markdown_report(results: "Sequence[Tested]") -> str:
     """A table of the bounds, and one of what moved since the baseline."""
     lines = []
     for r in results:
-        lines += [f"### {r.pipeline} ({_code(str(r.path))})", "", "| bound | measured | limit | |", "|---|---|---|---|"]
-        lines += [_row(bound_text(o.bound), verdict_value_text(o), str(o.limit), _state_text(o)) for o in r.outcomes]
+        lines += [
+            f"### {r.pipeline} ({_markdown_code(str(r.path))})",
+            "",
+            "| bound | measured | limit | |",
+            "|---|---|---|---|",
+        ]
+        lines += [
+            _markdown_row(bound_text(o.bound), verdict_value_text(o), str(o.limit), _state_text(o)) for o in r.outcomes
+        ]
         if r.drifts:
             lines += ["", "| measure | now against the baseline | at worst | |", "|---|---|---|---|"]
-            lines += [_row(d.metric, d.text(), at_worst(d), d.state) for d in r.drifts]
+            lines += [_markdown_row(d.metric, d.text(), drift_limit_text(d), d.state) for d in r.drifts]
         lines.append("")
     return "\n".join(lines).rstrip("\n")
 
 
-def _row(name: str, value: str, limit: str, state: str) -> str:
+def _markdown_row(name: str, value: str, limit: str, state: str) -> str:
     """Of a table: recipes and baselines of anybody say what is in it, and put neither cells nor links there."""
-    cells = (_code(name), _plain(value), _plain(limit), (f"**{state}**" if state.partition(",")[0] in FAILS else state))
+    cells = (
+        _markdown_code(name),
+        _escape_markdown(value),
+        _escape_markdown(limit),
+        (f"**{state}**" if state.partition(",")[0] in FAILS else state),
+    )
     return f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |"
 
 
-def _code(text: str) -> str:
-    text = visible(without_line_breaks(text))
+def _markdown_code(text: str) -> str:
+    text = sanitize_for_terminal(without_line_breaks(text))
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     gap = " " if text[:1] == "`" or text[-1:] == "`" else ""
     return f"{fence}{gap}{text}{gap}{fence}"
 
 
-def _plain(text: str) -> str:
-    return re.sub(r"[\\`*_\[\]<>~]", r"\\\g<0>", visible(without_line_breaks(text)))
+def _escape_markdown(text: str) -> str:
+    return re.sub(r"[\\`*_\[\]<>~]", r"\\\g<0>", sanitize_for_terminal(without_line_breaks(text)))
 
 
 def _state_text(verdict: "BoundVerdict") -> str:
@@ -111,23 +123,23 @@ def junit_report(results: "Sequence[Tested]") -> str:
         for d in r.drifts:
             _add_drift_case(suite, d, r)
     for element in top.iter():  # XML has no control characters at all
-        element.text = element.text and visible(element.text)
-        element.attrib.update({key: visible(value) for key, value in element.attrib.items()})
+        element.text = element.text and sanitize_for_terminal(element.text)
+        element.attrib.update({key: sanitize_for_terminal(value) for key, value in element.attrib.items()})
     xml.indent(top)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + xml.tostring(top, encoding="unicode")
 
 
-def _case(suite: Any, name: str, span: Any, r: "Tested") -> Any:
+def _add_test_case(suite: Any, name: str, span: Any, result: "Tested") -> Any:
     from xml.etree import ElementTree as xml
 
     where = {"line": str(span.line), "file": span.source.name} if span else {}
-    return xml.SubElement(suite, "testcase", {"name": name, "classname": r.pipeline, **where})
+    return xml.SubElement(suite, "testcase", {"name": name, "classname": result.pipeline, **where})
 
 
 def _add_bound_case(suite: Any, verdict: "BoundVerdict", result: "Tested") -> None:
     from xml.etree import ElementTree as xml
 
-    case = _case(suite, bound_text(verdict.bound), verdict.bound.span, result)
+    case = _add_test_case(suite, bound_text(verdict.bound), verdict.bound.span, result)
     if verdict.state == "missed":
         xml.SubElement(case, "failure", message=f"{verdict_value_text(verdict)}, limit {verdict.limit}").text = str(
             result.path
@@ -143,10 +155,10 @@ def _add_bound_case(suite: Any, verdict: "BoundVerdict", result: "Tested") -> No
 def _add_drift_case(suite: Any, drift: "Drift", result: "Tested") -> None:
     from xml.etree import ElementTree as xml
 
-    case = _case(suite, f"{drift.metric}, baseline", drift.span, result)
+    case = _add_test_case(suite, f"{drift.metric}, baseline", drift.span, result)
     if drift.state in FAILS:
         xml.SubElement(
-            case, "failure", message=f"{drift.state}: {drift.text()}, at worst {at_worst(drift)}"
+            case, "failure", message=f"{drift.state}: {drift.text()}, at worst {drift_limit_text(drift)}"
         ).text = str(result.path)
     elif drift.state == "elsewhere":
         xml.SubElement(case, "skipped", message="a time of another machine")

@@ -133,6 +133,6 @@ def _check_errors_of_text(text: str, shared: SharedFlags) -> list[str]:
     parsed = parse(Source("imported.effspec", text))
     session = shared.session(Path("imported.effspec"))
     diagnostics = check_recipe_file(
-        parsed.file, session.registry.vocabulary, library=session.read_library_module
+        parsed.file, session.registry.vocabulary, read_module=session.read_library_module
     ).diagnostics
     return [d.message for d in (*parsed.diagnostics, *diagnostics) if d.severity == "error"]

@@ -88,7 +88,7 @@ def _front_manifest(location: str) -> "Manifest | None":
 
 def _print_front_points(front: "Manifest", location: str, graph: str | None, shared: SharedFlags) -> None:
     """A row for every point and a column for every measure, in the recipe's order."""
-    from ...artifacts.front_kinds import latency_error, members_as_timed
+    from ...artifacts.front_kinds import latency_table_error, members_with_interleaved_times
     from ...core.front_chart import ascii_scatter_plot, svg_scatter_plot
     from ...core.quantity import measurement_text
 
@@ -96,14 +96,14 @@ def _print_front_points(front: "Manifest", location: str, graph: str | None, sha
         raise unknown_layer(
             f"{location} holds {len(front.members)} models", help="inspect one of them: `effc pick` takes it out"
         ).rejection()
-    members = members_as_timed(front)
+    members = members_with_interleaved_times(front)
     if shared.format == "json":
         points = [{"name": m["name"], "measures": m["measures"], "steps": m["steps"]} for m in members]
-        return shared.screen.answer_json("inspect", points=points, latency_error=latency_error(front))
+        return shared.screen.answer_json("inspect", points=points, latency_error=latency_table_error(front))
     marks = [(str(number), *(value for _, value, *_ in m["measures"][1::-1])) for number, m in enumerate(members, 1)]
     names = [metric for metric, *_ in front.members[0]["measures"]][1::-1]
     if shared.format == "svg":
-        _need_two(location, names)
+        _require_two_measures(location, names)
         return shared.screen.answer(svg_scatter_plot(marks, *names))
     head = ("", "point", *(metric for metric, *_ in front.members[0]["measures"]))
     rows = [
@@ -112,28 +112,28 @@ def _print_front_points(front: "Manifest", location: str, graph: str | None, sha
     ]
     shared.screen.note(shared.screen.styled(location, "bold"))
     shared.screen.answer(shared.screen.table([head, *rows], right=tuple(range(2, len(head)))).rstrip("\n"))
-    if (error := latency_error(front)) is not None:
+    if (error := latency_table_error(front)) is not None:
         shared.screen.note(f"times were added up from a table, {error:.1%} off at most where whole models were timed")
     if len(names) == 2:
         shared.screen.note("\n" + ascii_scatter_plot(marks, *names))
     return None
 
 
-def _need_two(location: str, names: list[str]) -> None:
-    if len(names) < 2:
+def _require_two_measures(location: str, measure_names: list[str]) -> None:
+    if len(measure_names) < 2:
         raise typer.BadParameter(f"a front is drawn over two measures, and {location} has one")
 
 
 def _artifact_summary(location: str) -> "ArtifactSummary | None":
     """Picture of an artifact by its target, if it has one."""
-    from ...artifacts.load import locate_checkpoint_and_artifact, target_of
+    from ...artifacts.load import locate_checkpoint_and_artifact, target_class_of_folder
     from ...driver.models import is_artifact
 
     path = Path(location)
     if not (path.is_dir() and is_artifact(path)):
         return None
     folder, manifest = locate_checkpoint_and_artifact(path)
-    return target_of(folder, manifest[1] if manifest else None).summary(folder)
+    return target_class_of_folder(folder, manifest[1] if manifest else None).summary(folder)
 
 
 def _print_summary(summary: "ArtifactSummary", location: str, layer: str | None, shared: SharedFlags) -> None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from ....dsl.syntax.diagnostics import EXITS
-from ...core.stopping import forget_stop, request_stop, run_last_actions
+from ...core.stopping import clear_stop_request, request_stop, run_last_actions
 
 PATIENCE = 0.7  # seconds that the main thread has to end well
 SENTENCE = "stopped; nothing is half written, and the same command goes on where it was stopped"
@@ -39,10 +39,10 @@ def raise_or_exit_on_signal(sentence: str = SENTENCE) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    forget_stop()
+    clear_stop_request()
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    before = {s: signal.signal(s, _raise) for s in _signals()}
+    before = {s: signal.signal(s, _raise_keyboard_interrupt) for s in _signals()}
     hook, sys.unraisablehook = sys.unraisablehook, _show_unless_interrupt
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=_exit_if_stuck, args=(reader, sentence), daemon=True).start()
@@ -64,7 +64,7 @@ def _signals() -> tuple[signal.Signals, ...]:
 
 
 @contextmanager
-def without_forced_exit() -> Iterator[None]:
+def only_raise_on_interrupt() -> Iterator[None]:
     """While this lasts, Ctrl-C only raises KeyboardInterrupt: the caller goes on after it."""
     _patient.set()
     try:
@@ -73,7 +73,7 @@ def without_forced_exit() -> Iterator[None]:
         _patient.clear()
 
 
-def _raise(signum: int, frame: FrameType | None) -> None:
+def _raise_keyboard_interrupt(signum: int, frame: FrameType | None) -> None:
     if signum != signal.SIGINT or not _patient.is_set():
         request_stop()
         if _imports_torch(frame):  # an exception there aborts in C++; the watch ends the process
@@ -111,6 +111,6 @@ def _exit_if_stuck(read_fd: int, sentence: str) -> None:
     os.close(read_fd)
 
 
-def acknowledge() -> None:
+def mark_stop_as_announced() -> None:
     """The main thread has printed why it ends; the watch need not."""
     _announced.set()

@@ -50,7 +50,7 @@ def parse_model_arguments(
         raise model_names(
             f"`--name {name:.80}` is one name for {len(pairs)} models", help="write NAME=MODEL for each"
         ).rejection()
-    names = [name or label or default_name(location) for label, location in pairs]
+    names = [name or label or default_model_name(location) for label, location in pairs]
     _refuse_equal_names("two models are", names)
     by_model: dict[str, list[str]] = {one: [] for one in names}
     for text in adapters:
@@ -88,25 +88,25 @@ def split_model_argument(argument: str) -> tuple[str, str]:
 def refuse_reload_beside_personal_files(sources: Sequence[ModelSource]) -> None:
     """Raises Reject (no-reload) where a folder around a model, or around an adapter, is the home folder or has
     it inside."""
-    from ..confinement import folders_around
+    from ..confinement import parent_folders_of_folder_and_link
 
     home = Path.home().resolve()
     adapters = [text.partition("=")[2] for source in sources for text in source.adapters]
     locations = [*(source.location for source in sources), *adapters]
     folders = [Path(location) for location in locations if location]
     for folder in filter(Path.is_dir, folders):
-        if any(home.is_relative_to(around.resolve()) for around in folders_around(folder)):
+        if any(home.is_relative_to(around.resolve()) for around in parent_folders_of_folder_and_link(folder)):
             raise no_reload(
                 f"{folder} lies beside personal files", help="move it into a folder that has models alone"
             ).rejection()
 
 
-def default_name(location: str) -> str:
+def default_model_name(location: str) -> str:
     """A model's name by the place that it was opened at."""
-    from ...artifacts.load import kind_of
+    from ...artifacts.load import target_name_of_form
 
     kind, colon, name = location.partition(":")
     if colon and kind in ("zoo", "hf"):
         return name
     path = Path(location).resolve()
-    return path.parent.name if kind_of(path.name) else path.name
+    return path.parent.name if target_name_of_form(path.name) else path.name

@@ -136,7 +136,7 @@ def register(app: typer.Typer) -> None:
         from ...core.cache import write_atomic
 
         write_atomic(path, text.encode())
-        base = path.parent / _knowledge(short or "model")
+        base = path.parent / _knowledge_file_name(short or "model")
         if goal == "rttc" and not base.exists():
             write_atomic(base, SAMPLES.encode())
             shared.screen.note(f"{base} holds three samples: put yours there")
@@ -173,17 +173,17 @@ def source_expression(model: str, recipe_folder: Path) -> NamedSource:
     if colon and kind in ("zoo", "hf"):
         return NamedSource(kind, name)
     if Path(model).is_dir():
-        return NamedSource("hf", _relative_folder(Path(model), recipe_folder))
+        return NamedSource("hf", _folder_relative_to_recipe(Path(model), recipe_folder))
     if Path(model).is_file() and Path(model).suffix in _FILES:
-        return NamedSource(_FILES[Path(model).suffix], _relative_folder(Path(model), recipe_folder))
+        return NamedSource(_FILES[Path(model).suffix], _folder_relative_to_recipe(Path(model), recipe_folder))
     file, _, function = model.rpartition(":")
     if file.endswith(".py") and Path(file).is_file():
-        return NamedSource("module", f"{_relative_folder(Path(file), recipe_folder)}:{function}")
+        return NamedSource("module", f"{_folder_relative_to_recipe(Path(file), recipe_folder)}:{function}")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         return NamedSource("hf", model)
-    from ...driver.models import nowhere
+    from ...driver.models import unknown_location_diagnostic
 
-    raise nowhere(model).rejection()
+    raise unknown_location_diagnostic(model).rejection()
 
 
 @dataclass(frozen=True)
@@ -205,16 +205,16 @@ class Judge:
     train: str = ""
     by: str = ""
 
-    def read(self, line: str) -> str:
+    def adapt_line(self, line: str) -> str:
         """A step or a bound of `GOALS` for this model."""
         line = line.replace("text.calib", self.calib).replace("text.heldout", self.heldout)
         if self.metric == "similarity":
             line = re.sub(r"(perplexity\(\S+\) )<= [\d.]+ \* base", r"\1>= 0.80", line)
-        return re.sub(r"perplexity\((\w+(?:\.\w+)?)\)", lambda match: self.score(match[1]), line)
+        return re.sub(r"perplexity\((\w+(?:\.\w+)?)\)", lambda match: self.metric_on_rows(match[1]), line)
 
-    def score(self, rows: str) -> str:
+    def metric_on_rows(self, data_name: str) -> str:
         """The metric of a set of rows, as a recipe writes it."""
-        return f"{self.metric}({rows}{self.by})"
+        return f"{self.metric}({data_name}{self.by})"
 
 
 _TEXTS = ("# Texts that come with effc; text of your own domain says more.", "use std.text")
@@ -252,7 +252,7 @@ def display_name(model: str) -> str:
     return path.name if path.is_dir() else re.split("[/:]", model)[-1]
 
 
-def _relative_folder(folder: Path, recipe_path: Path) -> str:
+def _folder_relative_to_recipe(folder: Path, recipe_path: Path) -> str:
     """A folder as seen from a recipe: relative where both lie in the working folder, or close to it."""
     steps = Path(os.path.relpath(folder.resolve(), recipe_path.resolve())).as_posix()
     if steps.startswith("../../.."):
@@ -280,7 +280,7 @@ def make_checked_recipe(source: NamedSource, goal: str, model_name: str, path: P
         if not _check_errors(text, path, session) and not _plan_diagnostics(fixed, path, session):
             return format_source(Source(str(path), text))
     branches = max(1, (len(skeleton.branches) - len(skeleton.stays)) // 10)  # about a tenth of them
-    forms, bounds = (tuple(judge.read(line) for line in lines) for lines in GOALS[goal][1:3])
+    forms, bounds = (tuple(judge.adapt_line(line) for line in lines) for lines in GOALS[goal][1:3])
     steps = tuple(s.format(branches=branches) for s in forms)
     if not skeleton.facts.get("causal_lm"):
         bounds = tuple(b for b in bounds if not b.startswith("decode"))
@@ -290,7 +290,7 @@ def make_checked_recipe(source: NamedSource, goal: str, model_name: str, path: P
 
     reason: list[Diagnostic] = []
     for share in SHARES:
-        smaller, looser = (tuple(_scaled(line, share) for line in lines) for lines in (steps, bounds))
+        smaller, looser = (tuple(_scale_removed_share(line, share) for line in lines) for lines in (steps, bounds))
         fit: tuple[str, ...] = ()
         for step in smaller:
             fit += () if _check_errors(draft((*fit, step), ()), path, session) else (step,)
@@ -310,7 +310,7 @@ def make_checked_recipe(source: NamedSource, goal: str, model_name: str, path: P
     ).rejection()
 
 
-def _scaled(line: str, factor: float) -> str:
+def _scale_removed_share(line: str, factor: float) -> str:
     """A step that removes that share of what it removes, and a bound on parameters as much looser."""
     line = re.sub(r"(\d+)% of params", lambda match: f"{max(1, round(factor * int(match[1])))}% of params", line)
     return re.sub(
@@ -338,7 +338,10 @@ def _check_errors(text: str, path: Path, session: "Session") -> list[Diagnostic]
     parsed = parse(Source(str(path), text))
     assert not parsed.diagnostics, f"a recipe of ours does not parse: {parsed.diagnostics}"
     checked = check_recipe_file(
-        parsed.file, session.registry.vocabulary, skeleton=session.skeleton, library=session.read_library_module
+        parsed.file,
+        session.registry.vocabulary,
+        find_skeleton=session.skeleton,
+        read_module=session.read_library_module,
     )
     return [d for d in checked.diagnostics if d.severity == "error"]
 
@@ -362,9 +365,9 @@ def _render_recipe(
     lines += ["", f"pipeline {name}(base) {{", *(f"  {s}" for s in steps), "}", ""]
     if bounds:
         lines += [f"expect {name} {{", *(f"  {b}" for b in bounds), "}", ""]
-    emitted = target.format(path=f"{model_name}-{name}", knowledge=_knowledge(model_name))
+    emitted = target.format(path=f"{model_name}-{name}", knowledge=_knowledge_file_name(model_name))
     return "\n".join([*lines, f"emit {name} {{ {emitted} }}", ""])
 
 
-def _knowledge(model_name: str) -> str:
+def _knowledge_file_name(model_name: str) -> str:
     return f"{model_name}-knowledge.jsonl"

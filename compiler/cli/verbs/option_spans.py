@@ -26,10 +26,10 @@ class OptionText:
         length = len(self.text) + self.inserted
         if not self.start <= start <= end <= self.start + length:
             return None
-        low, high = (self._offset(position - self.start) for position in (start, end))
+        low, high = (self._offset_in_option(position - self.start) for position in (start, end))
         return Span(Source(self.option, self.text), low, max(high, min(low + 1, len(self.text))))
 
-    def _offset(self, position: int) -> int:
+    def _offset_in_option(self, position: int) -> int:
         if position <= self.insertion:
             return position
         return max(self.insertion, position - self.inserted)

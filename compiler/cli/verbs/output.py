@@ -13,7 +13,7 @@ from ....dsl.syntax.render import (
     diagnostics_as_json,
     printable,
     render,
-    visible,
+    sanitize_for_terminal,
     without_ci_commands,
     without_line_breaks,
 )
@@ -81,7 +81,7 @@ class Screen:
     def strip_control(self, text: str, stream) -> str:
         """A text whose control characters are our own colours alone."""
         if not self.colors(stream):
-            return visible(text)
+            return sanitize_for_terminal(text)
         return "".join(
             part if at % 2 else printable(part) for at, part in enumerate(_STYLE.split(without_ci_commands(text)))
         )
@@ -94,7 +94,7 @@ class Screen:
         if left_out > 0:
             diagnostics = sorted(diagnostics, key=lambda d: d.severity != "error")[:LISTED]
         if self.format == "json":
-            code = code_of(diagnostics)
+            code = exit_code_of(diagnostics)
             self.answer_json(
                 verb,
                 "error" if code else "ok",
@@ -141,7 +141,7 @@ def _escape(match: re.Match[str]) -> str:
     return "\\u0023" if sign == "#" else sign if sign.isprintable() else json.dumps(sign)[1:-1]
 
 
-def code_of(diagnostics: Iterable[Diagnostic]) -> int:
+def exit_code_of(diagnostics: Iterable[Diagnostic]) -> int:
     """The exit code: of the first error, else of an interruption, else 0."""
     all_diagnostics = list(diagnostics)
     errors = [d.exit for d in all_diagnostics if d.severity == "error"]

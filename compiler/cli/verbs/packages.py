@@ -57,7 +57,10 @@ def register(app: typer.Typer) -> None:
             return _print_packages("add", [_copy_and_pin_package(source, project, shared)], shared)
         return _print_packages(
             "add",
-            [_fetch_pinned_package(name, facts, project, shared) for name, facts in _locked_packages(project, "")],
+            [
+                _fetch_pinned_package(name, facts, project, shared)
+                for name, facts in _locked_packages_with_source(project, "")
+            ],
             shared,
         )
 
@@ -68,7 +71,10 @@ def register(app: typer.Typer) -> None:
         """Take what the sources of packages hold now, and pin that."""
         _print_packages(
             "update",
-            [_copy_and_pin_package(facts["source"], project, shared) for _, facts in _locked_packages(project, name)],
+            [
+                _copy_and_pin_package(facts["source"], project, shared)
+                for _, facts in _locked_packages_with_source(project, name)
+            ],
             shared,
         )
 
@@ -80,7 +86,7 @@ def register(app: typer.Typer) -> None:
         from ...plugin.recipe_packages import VENDORED, copy_package, read_recipe_package
 
         done = []
-        for called, facts in _locked_packages(project, name):
+        for called, facts in _locked_packages_with_source(project, name):
             package = read_recipe_package(_cached_or_vendored_folder(called, facts, project, shared.cache_folder))
             into = project / VENDORED / called
             into.parent.mkdir(parents=True, exist_ok=True)
@@ -101,16 +107,16 @@ def _cached_or_vendored_folder(name: str, facts: dict[str, str], project: Path, 
     return verified_package_folder(name, facts, project, cache)
 
 
-def _locked_packages(project: Path, name: str) -> list[tuple[str, dict[str, str]]]:
+def _locked_packages_with_source(project: Path, name_or_empty: str) -> list[tuple[str, dict[str, str]]]:
     from ....dsl.syntax.nearest import nearest_name_help
     from ...plugin import lockfile
 
     packages = lockfile.read_package_lock(project)["packages"]
-    if name and name not in packages:
+    if name_or_empty and name_or_empty not in packages:
         raise unknown_package(
-            f"the lock has no package `{name}`", help=nearest_name_help(name, packages, "it has")
+            f"the lock has no package `{name_or_empty}`", help=nearest_name_help(name_or_empty, packages, "it has")
         ).rejection()
-    chosen = [(n, facts) for n, facts in packages.items() if not name or n == name]
+    chosen = [(n, facts) for n, facts in packages.items() if not name_or_empty or n == name_or_empty]
     for called, facts in chosen:
         if not facts.get("source"):
             message = f"the lock says no source of `{called}`"
@@ -121,12 +127,17 @@ def _locked_packages(project: Path, name: str) -> list[tuple[str, dict[str, str]
 def _copy_and_pin_package(source: str, project: Path, shared: SharedFlags) -> "Package":
     """Copy a package into the cache and write it into the lock."""
     from ...plugin import lockfile
-    from ...plugin.recipe_packages import copy_package, installed, read_recipe_package, refuse_paths_outside_package
+    from ...plugin.recipe_packages import (
+        cached_package_folder,
+        copy_package,
+        read_recipe_package,
+        refuse_paths_outside_package,
+    )
 
     with _checked_out_source(source, shared) as (folder, commit):
         package = read_recipe_package(folder)
         refuse_paths_outside_package(package)
-        into = installed(shared.cache_folder, package.tree)
+        into = cached_package_folder(shared.cache_folder, package.tree)
         into.parent.mkdir(parents=True, exist_ok=True)
         copy_package(package, into)
     lock = lockfile.read_package_lock(project)
@@ -139,8 +150,8 @@ def _copy_and_pin_package(source: str, project: Path, shared: SharedFlags) -> "P
 def _fetch_pinned_package(name: str, facts: dict[str, str], project: Path, shared: SharedFlags) -> "Package":
     """A package as the lock pins it, fetched where this machine lacks it."""
     from ...plugin.recipe_packages import (
+        cached_package_folder,
         copy_package,
-        installed,
         package_edited,
         package_gone,
         read_recipe_package,
@@ -161,7 +172,7 @@ def _fetch_pinned_package(name: str, facts: dict[str, str], project: Path, share
             message = f"{source} does not hold the `{name}` that effspec.lock pins"
             raise package_edited(message, help=f"`effc update {name}` takes what it holds now").rejection()
         refuse_paths_outside_package(package)
-        into = installed(shared.cache_folder, package.tree)
+        into = cached_package_folder(shared.cache_folder, package.tree)
         into.parent.mkdir(parents=True, exist_ok=True)
         copy_package(package, into)
     return package
@@ -203,10 +214,10 @@ def _fetch_commit(source: str, destination: Path) -> str:
 def _refuse_large_tree(folder: Path, source: str) -> None:
     """Reject what was fetched where it has more files than a package may, before one is written: a dozen objects can
     stand for as many as one likes."""
-    from ...plugin.recipe_packages import MAX_BYTES, MAX_FILES, invalid_package, too_large
+    from ...plugin.recipe_packages import MAX_BYTES, MAX_FILES, invalid_package, too_large_diagnostic
 
     count, bytes = 0, 0
-    command = _command(folder, "ls-tree", "-r", "-l", "-z", "FETCH_HEAD")
+    command = _git_command(folder, "ls-tree", "-r", "-l", "-z", "FETCH_HEAD")
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as listing:
         assert listing.stdout is not None, "it is a pipe"
         partial = b""
@@ -220,7 +231,7 @@ def _refuse_large_tree(folder: Path, source: str) -> None:
             bytes += sum(int(size) for entry in entries if (size := entry.split(b"\t")[0].split()[-1]).isdigit())
             if count > MAX_FILES or bytes > MAX_BYTES or len(partial) > 1 << 16:
                 listing.kill()
-                raise too_large(source).rejection()
+                raise too_large_diagnostic(source).rejection()
 
 
 def _parse_mode_and_name(line: bytes) -> tuple[str, str]:
@@ -229,12 +240,12 @@ def _parse_mode_and_name(line: bytes) -> tuple[str, str]:
     return metadata.split(b" ")[0].decode(), name.decode(errors="replace")
 
 
-def _within(bytes: int, command: list[str]) -> list[str]:
+def _with_file_size_limit(max_bytes: int, command: list[str]) -> list[str]:
     """The command, none of whose files may be larger."""
-    return ["sh", "-c", f'ulimit -f {bytes // 512}; exec "$@"', "sh", *command] if os.name == "posix" else command
+    return ["sh", "-c", f'ulimit -f {max_bytes // 512}; exec "$@"', "sh", *command] if os.name == "posix" else command
 
 
-def _command(folder: Path, *args: str) -> list[str]:
+def _git_command(folder: Path, *args: str) -> list[str]:
     return ["git", *(word for setting in _TAME for word in ("-c", setting)), "-C", str(folder), *args]
 
 
@@ -242,7 +253,7 @@ def _run_git(folder: Path, *args: str) -> str:
     environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "GIT_LFS_SKIP_SMUDGE": "1"}
     try:
         done = subprocess.run(
-            _within(_LARGEST, _command(folder, *args)),
+            _with_file_size_limit(_LARGEST, _git_command(folder, *args)),
             env=environment,
             capture_output=True,
             text=True,

@@ -51,14 +51,14 @@ def register(app: typer.Typer) -> None:
             raise typer.BadParameter("say which point: --point NAME, or limits such as --params 1.6M")
         limits = limits_of(texts)
         from ...driver import pick as picking
-        from ...driver.point_times import undecided_points
+        from ...driver.point_times import undecided_reason_by_point
 
         where = output or artifact.with_name(f"{artifact.name}-picked")
         with shared.listening() as listener:
             name, manifest = picking.copy_point(
-                artifact, where, point=point, limits=limits, profile_name=on, force=force, on_event=listener
+                artifact, where, point_name=point, limits=limits, profile_name=on, force=force, on_event=listener
             )
-        notes = list(undecided_points(front, picking.measures_by_point(front), limits).values())
+        notes = list(undecided_reason_by_point(front, picking.measures_by_point(front), limits).values())
         if shared.format == "json":
             shared.screen.answer_json("pick", point=name, path=str(where), bytes=manifest.bytes, notes=notes)
         else:

@@ -12,7 +12,7 @@ class ReaderLeft(BrokenPipeError):
     """Raised by a verb whose work is its words, so that it ends where nobody hears them."""
 
 
-def outlive_readers() -> None:
+def make_streams_pipe_safe() -> None:
     """From here on both streams of this process may lose their readers. One that was closed at the start has none."""
     while (number := os.open(os.devnull, os.O_RDWR)) < 3:  # or a file that is opened later would be written into
         pass
@@ -20,22 +20,22 @@ def outlive_readers() -> None:
     sys.stdout, sys.stderr = _pipe_safe_stream(sys.stdout, 1), _pipe_safe_stream(sys.stderr, 2)
 
 
-def refuse_silence() -> None:
+def raise_if_reader_left() -> None:
     """Raises ReaderLeft where nobody reads stdout any more."""
-    raw = _raw()
+    raw = _raw_stdout()
     if isinstance(raw, PipeSafeStream) and raw.is_disconnected:
         raise ReaderLeft
 
 
-def refuse_full() -> None:
+def raise_if_stdout_was_full() -> None:
     """Raises the OSError for which stdout did not take all of an answer: a disk is full."""
     sys.stdout.flush()
-    raw = _raw()
+    raw = _raw_stdout()
     if isinstance(raw, PipeSafeStream) and raw.full is not None:
         raise raw.full
 
 
-def _raw() -> object:
+def _raw_stdout() -> object:
     buffer = getattr(sys.stdout, "buffer", None)
     return getattr(buffer, "raw", buffer)
 

@@ -9,7 +9,7 @@ import typer
 from ....dsl.syntax.diagnostics import EXITS
 from .flags import SharedFlags, make_verb, pipeline_option
 from .options import argument, option
-from .output import code_of
+from .output import exit_code_of
 
 _recipe = argument("RECIPE", "A recipe file.", readable=False)
 _output = option("Save the plan; `compile --plan` refuses drift.", "-o", "--output", metavar="FILE")
@@ -51,7 +51,7 @@ def register(app: typer.Typer) -> None:
             _print_plans(plans, shared)
             shared.screen.complain(unreachable, "plan")
         if unreachable:
-            return code_of(unreachable)
+            return exit_code_of(unreachable)
         if output:
             shared.screen.note(f"saved to {output}; compile with --plan {output} refuses anything else")
         work = any(p.has_work for p in plans)

@@ -34,9 +34,9 @@ def register(app: typer.Typer) -> None:
         from ...artifacts.pages.report_data import ReportData
         from ...artifacts.results_table import artifacts_in
         from ...core.cache import write_atomic
-        from ...core.quantity import size
+        from ...core.quantity import size_text
 
-        store = _run_store(mlflow) if mlflow is not None else None
+        store = _checked_store_folder(mlflow) if mlflow is not None else None
         paths = [path for folder in artifacts for path in artifacts_in(folder)]
         if store and any(store.resolve().is_relative_to(path.resolve()) for path in paths):
             raise typer.BadParameter(f"`--mlflow {mlflow}` lies in an artifact: name a folder outside")
@@ -46,7 +46,7 @@ def register(app: typer.Typer) -> None:
         printed = str(output) == "-"
         if printed and shared.format == "json":
             raise typer.BadParameter("`-o -` prints the page, and `--format json` prints JSON: leave one of them out")
-        runs = _record_runs(reports, store, shared) if store else []
+        runs = _add_mlflow_runs(reports, store, shared) if store else []
         first, *further = html_pages(reports, "" if printed else output.stem)
         if printed:
             return shared.screen.write(first)
@@ -63,22 +63,22 @@ def register(app: typer.Typer) -> None:
             )
         else:
             beside = f", with {len(further)} beside it" if further else ""
-            shared.screen.answer(f"{output}  {size(len(first.encode()))}, opens in any browser{beside}")
+            shared.screen.answer(f"{output}  {size_text(len(first.encode()))}, opens in any browser{beside}")
         return None
 
 
-def _run_store(folder: str) -> Path:
+def _checked_store_folder(folder: str) -> Path:
     """Folder of MLflow's file store. Raises BadParameter where it can't be one."""
-    from ...artifacts.mlflow_runs import store_problem
+    from ...artifacts.mlflow_runs import unusable_store_reason
     from ...core.environment import check_modules
 
     check_modules(["mlflow"], "mlflow", "`effc report --mlflow`")
-    if problem := store_problem(folder):
+    if problem := unusable_store_reason(folder):
         raise typer.BadParameter(f"`--mlflow {folder}` {problem}")
     return Path(folder)
 
 
-def _record_runs(reports: "list[ReportData]", store: Path, shared: SharedFlags) -> list[dict[str, Any]]:
+def _add_mlflow_runs(reports: "list[ReportData]", store: Path, shared: SharedFlags) -> list[dict[str, Any]]:
     """Add the runs and say which; as JSON."""
     from ...artifacts.mlflow_runs import StoreError, write_mlflow_runs
 

@@ -12,7 +12,7 @@ from ....dsl.syntax.diagnostics import Reject
 from ...driver.models import check_model_path
 from .flags import SharedFlags, finite_or_bad_parameter, knowledge_url, make_verb, mapped_weights, speculation_option
 from .options import argument, option
-from .pipe_streams import refuse_silence
+from .pipe_streams import raise_if_reader_left
 from .speech import SafeText
 
 _model = argument("MODEL", "An artifact, a model folder, zoo:NAME or hf:ORG/NAME.")
@@ -116,7 +116,7 @@ def answer_once(chat_session, prompt: str, shared: SharedFlags) -> None:
     """Answer one prompt: the text to stdout as it comes, or one JSON object."""
     if shared.format == "json":
         reply = chat_session.answer(prompt, lambda text: None)
-        _check_interrupt(reply)
+        _raise_if_reply_was_stopped(reply)
         return shared.screen.answer_json(
             "run",
             prompt=prompt,
@@ -128,27 +128,27 @@ def answer_once(chat_session, prompt: str, shared: SharedFlags) -> None:
             tokens_per_second=round(reply.tokens_per_second, 2),
         )
     speech = SafeText()
-    reply = chat_session.answer(prompt, lambda text: _write(speech.push(text)))
-    _write(f"{speech.end()}\n")
-    _check_interrupt(reply)
+    reply = chat_session.answer(prompt, lambda text: _write_to_stdout(speech.safe_part(text)))
+    _write_to_stdout(f"{speech.remaining_text()}\n")
+    _raise_if_reply_was_stopped(reply)
     if shared.verbose:
-        shared.screen.note(_speed(reply))
+        shared.screen.note(_speed_text(reply))
 
 
-def _check_interrupt(reply) -> None:
+def _raise_if_reply_was_stopped(reply) -> None:
     if reply.stop == "stopped":
         raise KeyboardInterrupt
 
 
 def run_chat_loop(chat_session, label: str, shared: SharedFlags) -> None:
     """A chat: Ctrl-C stops the answer, Ctrl-D ends."""
-    from .interrupt import without_forced_exit
+    from .interrupt import only_raise_on_interrupt
 
     screen = shared.screen
     kind = "answers" if chat_session.chats else "continues your text"
     screen.note(screen.styled(f"{label} {kind}; Ctrl-C stops it, Ctrl-D ends", "dim", stream=sys.stderr))
-    mark = _prompt_mark(screen.styled("> ", "cyan"))
-    with without_forced_exit():
+    mark = _prompt_for_readline(screen.styled("> ", "cyan"))
+    with only_raise_on_interrupt():
         while True:
             try:
                 line = input(mark)
@@ -162,7 +162,7 @@ def run_chat_loop(chat_session, label: str, shared: SharedFlags) -> None:
                 _answer_line(chat_session, line, shared)
 
 
-def _prompt_mark(styled: str) -> str:
+def _prompt_for_readline(styled: str) -> str:
     """A prompt with line editing and history, where Python has readline: it must know what takes no room."""
     try:
         import readline  # noqa: F401 (`input` uses it once it is imported)
@@ -174,24 +174,24 @@ def _prompt_mark(styled: str) -> str:
 def _answer_line(chat_session, line: str, shared: SharedFlags) -> None:
     speech = SafeText()
     try:
-        reply = chat_session.answer(line, lambda text: _write(speech.push(text)))
+        reply = chat_session.answer(line, lambda text: _write_to_stdout(speech.safe_part(text)))
     except Reject as rejection:
         return shared.screen.complain(rejection.diagnostics, "run")
     mark = " …" if reply.stop == "stopped" else ""
-    _write(f"{speech.end()}{mark}\n")
+    _write_to_stdout(f"{speech.remaining_text()}{mark}\n")
     if shared.verbose:
-        shared.screen.note(shared.screen.styled(_speed(reply), "dim", stream=sys.stderr))
+        shared.screen.note(shared.screen.styled(_speed_text(reply), "dim", stream=sys.stderr))
     return None
 
 
-def _speed(reply) -> str:
+def _speed_text(reply) -> str:
     from ...core.quantity import duration_text, significant_digits
 
     speed = significant_digits(reply.tokens_per_second, 3)
     return f"{reply.new_tokens} tokens in {duration_text(reply.seconds)}, {speed} per second, {reply.stop}"
 
 
-def _write(text: str) -> None:
+def _write_to_stdout(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
-    refuse_silence()
+    raise_if_reader_left()

@@ -171,14 +171,14 @@ def register(app: typer.Typer) -> None:
         smaller = parse_elastic_options(elastic, [source.name for source in sources])
         server.refuse_unusable_certificate(tls_cert, tls_key)
         listener = server.open_listener(host, port)
-        admission = server.make_admission_or_refuse(listener, host, _keys(api_key), allow_host, insecure)
+        admission = server.make_admission_or_refuse(listener, host, _read_api_keys(api_key), allow_host, insecure)
         bounded = replace(admission, rate=RateLimit(rate) if rate else None)
-        _warn(shared, host, insecure and not admission.keys)
+        _warn_if_open_to_everybody(shared, host, insecure and not admission.keys)
         limits = Limits(max_body or 4 * MIB, connections, timeout)
-        entrance = server.NetworkSettings(bounded, limits, _log_to(access_log, shared), tls_cert, tls_key, tuple(cors))
+        network = server.NetworkSettings(bounded, limits, _open_log(access_log, shared), tls_cert, tls_key, tuple(cors))
         options = ModelOptions(parallel, queue, mapped, speculation, smaller, _checked_collector_url(otlp))
         service = _make_service(sources, role, knowledge, engine, shared, options)
-        _serve_until_signal(service, listener, entrance, reload, shared)
+        _serve_until_signal(service, listener, network, reload, shared)
 
 
 def _parse_sources(models: Sequence[str], name: str | None, adapters: Sequence[str], reload: bool) -> list[ModelSource]:
@@ -210,7 +210,7 @@ def _serve_until_signal(
     from ...apps.serving import server
 
     app = server.with_guard(service.app, service.count, network)
-    on_hangup = _reload_of(service, network.log) if reload_on_sighup else None
+    on_hangup = _reload_function(service, network.log) if reload_on_sighup else None
     try:
         on_ready = partial(_print_address, shared, service.names, server.url_of(listener, network.cert is not None))
         server.run_until_signal(app, listener, network, on_ready, service.stop, on_hangup)
@@ -218,7 +218,7 @@ def _serve_until_signal(
         raise interrupted("the server has stopped; running answers were cancelled").rejection() from None
 
 
-def _reload_of(service: Service, log: "AccessLog") -> Callable[[], None]:
+def _reload_function(service: Service, log: "AccessLog") -> Callable[[], None]:
     if service.reloader is None:
         raise no_reload(
             f"`{service.names[0]}` keeps what it learns from requests", help="serve it without --reload"
@@ -226,7 +226,7 @@ def _reload_of(service: Service, log: "AccessLog") -> Callable[[], None]:
     return service.reloader(log).request
 
 
-def _keys(key_files: Sequence[str]) -> "Keys":
+def _read_api_keys(key_files: Sequence[str]) -> "Keys":
     """Keys of --api-key and of the environment."""
     from ...apps.serving.keys import Keys
 
@@ -234,14 +234,14 @@ def _keys(key_files: Sequence[str]) -> "Keys":
     return Keys([*key_files, *from_environment])
 
 
-def _log_to(destination: str, shared: SharedFlags) -> "AccessLog":
+def _open_log(destination: str, shared: SharedFlags) -> "AccessLog":
     from ...apps.serving.access_log import open_access_log
 
     return open_access_log("none" if shared.quiet and destination == "-" else destination)
 
 
-def _warn(shared: SharedFlags, host: str, everybody: bool) -> None:
-    if everybody:
+def _warn_if_open_to_everybody(shared: SharedFlags, host: str, is_open_to_everybody: bool) -> None:
+    if is_open_to_everybody:
         shared.screen.note(f"warning: everybody who reaches {host} may use the model")
 
 

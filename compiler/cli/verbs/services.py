@@ -72,7 +72,7 @@ def knowledge_service(location: str, name: str, shared: SharedFlags, engine: str
     folder, app = Path(location), read_app(Path(location))
     manifest = read_manifest(folder)
     for part in (NAME, KNOWLEDGE, EMBEDDER, REWARD):
-        verify_files(folder, manifest, prefix=part)
+        verify_files(folder, manifest, name_prefix=part)
     reward: Any = None
     if app.reward == "judge":
         reward = Judge(folder / REWARD)

@@ -17,7 +17,7 @@ class SafeText:
     def __init__(self) -> None:
         self._tail, self._is_prefix = "", True  # what is held back; whether it begins a line
 
-    def push(self, text: str) -> str:
+    def safe_part(self, text: str) -> str:
         """Text so far that can't be the beginning of a command."""
         text = self._tail + text
         opened = _OPEN.search(text if self._is_prefix else f"x{text}")
@@ -25,7 +25,7 @@ class SafeText:
         at = at if len(text) - at <= _MAX_VALUE else len(text)
         return self._escape_and_keep_tail(text, at)
 
-    def end(self) -> str:
+    def remaining_text(self) -> str:
         """The rest."""
         return self._escape_and_keep_tail(self._tail, len(self._tail))
 

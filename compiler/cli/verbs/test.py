@@ -11,9 +11,9 @@ import typer
 from ....dsl.checker.value_text import bound_text
 from ....dsl.syntax.render import diagnostics_as_json
 from .flags import SharedFlags, make_verb
-from .gate_report import at_worst, junit_report, markdown_report, results_json, verdict_value_text
+from .gate_report import drift_limit_text, junit_report, markdown_report, results_json, verdict_value_text
 from .options import argument, option
-from .output import SCHEMA, code_of, json_text
+from .output import SCHEMA, exit_code_of, json_text
 
 if TYPE_CHECKING:
     from ...driver.judging.retest import Tested
@@ -84,7 +84,7 @@ def register(app: typer.Typer) -> None:
             file.write_text(report_file_text(results, file.suffix), encoding="utf-8")
         if bless:
             shared.screen.note(f"wrote {baseline.baseline_path(path)}")
-        return code_of([d for r in results for d in r.diagnostics])
+        return exit_code_of([d for r in results for d in r.diagnostics])
 
 
 def print_test_results(results: "Sequence[Tested]", shared: SharedFlags) -> None:
@@ -138,7 +138,9 @@ def _drift_lines(result: "Tested", shared: SharedFlags) -> list[str]:
     if not result.drifts:
         return []
     screen, color = shared.screen, {"worse": "red", "undecided": "yellow", "better": "green"}
-    rows = [(d.metric, d.text(), f"at worst {at_worst(d)}" if d.limit is not None else "") for d in result.drifts]
+    rows = [
+        (d.metric, d.text(), f"at worst {drift_limit_text(d)}" if d.limit is not None else "") for d in result.drifts
+    ]
     lines = screen.table(rows, head=False).splitlines()
     return [
         "  baseline",

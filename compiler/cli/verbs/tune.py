@@ -13,13 +13,13 @@ from ....dsl.checker.value_text import quoted
 from ....dsl.checker.vocabulary import Vocabulary
 from ....dsl.syntax.diagnostics import Diagnostic, Reject
 from ....dsl.syntax.source import Source
-from ...core.quantity import duration_text, size
-from .compile import artifact_json, artifact_summary_text
+from ...core.quantity import duration_text, size_text
+from .compile import artifact_summary_text, manifest_summary_json
 from .flags import SharedFlags, make_verb, pipeline_option
 from .new import Judge, choose_evaluation, display_name, source_expression
 from .option_spans import OptionText, located_in_options
 from .options import argument, option
-from .output import code_of
+from .output import exit_code_of
 
 if TYPE_CHECKING:
     from ...driver.api import Session
@@ -98,16 +98,16 @@ def register(app: typer.Typer) -> None:
             else:
                 if pipeline:
                     raise typer.BadParameter("--pipeline is for a recipe, and this is a model")
-                refuse_more_or_less_than_one(target, optimize, within, *filter(None, [against]), *expect)
-                wish_recipe = wish_session(subject, options, shared, listener)
+                require_one_value_each(target, optimize, within, *filter(None, [against]), *expect)
+                wish_recipe = make_wish_recipe(subject, options, shared, listener)
             with wish_recipe.naming_options():
                 wish = read_wish(wish_recipe.session)
                 if explain:
                     return print_preview(wish, candidate, shared)
-                journal = Journal.of(wish, Cache(wish_recipe.session.settings.cache_dir))
+                journal = Journal.read_or_make(wish, Cache(wish_recipe.session.settings.cache_dir))
                 page = wish_recipe.result.with_suffix(".html")
                 if page.is_file():  # a page that can't be written at all is a note in the end
-                    refuse_output_path(page, force or journal.wrote(page), True)
+                    refuse_output_path(page, force or journal.has_recorded_file(page), True)
                 tuned = search_steps(wish, wish_recipe.result, output, force=force, name=candidate)
             tuned.unmet = wish_recipe.located(tuned.unmet)
             problem = _write_page(tuned, page, journal) if tuned.compiled else ""
@@ -119,10 +119,10 @@ def register(app: typer.Typer) -> None:
 
 def _write_page(tuned: "Tuned", page: Path, journal: "Journal") -> str:
     """Write the page of a search; a sentence where it can't be: the artifact is there, and worth its summary."""
-    from ...driver.tuning.page import write_page
+    from ...driver.tuning.page import write_html_page
 
     try:
-        write_page(tuned, page)
+        write_html_page(tuned, page)
         journal.note_written(page.read_text(encoding="utf-8"))
     except (Reject, OSError) as error:
         diagnostics = error.diagnostics if isinstance(error, Reject) else ()
@@ -138,7 +138,7 @@ def refuse_options_of_a_model(options: WishOptions) -> None:
         raise typer.BadParameter(f"{flags}: a recipe says that itself; write it there")
 
 
-def refuse_more_or_less_than_one(*texts: str) -> None:
+def require_one_value_each(*texts: str) -> None:
     """Refuse options that would be no, or more than one, metric, bound, time or target in a recipe."""
     for text in texts:
         if set(text) & set("{}"):
@@ -178,7 +178,7 @@ class WishRecipe:
             raise Reject(*self.located(rejection.diagnostics)) from rejection
 
 
-def wish_session(model: str, options: WishOptions, shared: SharedFlags, listener: Any) -> WishRecipe:
+def make_wish_recipe(model: str, options: WishOptions, shared: SharedFlags, listener: Any) -> WishRecipe:
     """Session of a recipe with open steps that stands in no file."""
     beside = Path()
     expression = source_expression(model, beside)
@@ -187,41 +187,46 @@ def wish_session(model: str, options: WishOptions, shared: SharedFlags, listener
     call = expression.call(session)
     judge = choose_evaluation(session.resolve_model_origin(call), session.skeleton(call))
     if options.data is not None:
-        judge = judge_on_text(options.data, judge, session.resolve_model_origin(call))
-    text = wish_text(expression.text, name, judge, options, session.registry.vocabulary)
-    texts = option_texts(text, options, judge, session.registry.vocabulary)
+        judge = split_text_into_data_sets(options.data, judge, session.resolve_model_origin(call))
+    text = wish_recipe_text(expression.text, name, judge, options, session.registry.vocabulary)
+    texts = locate_options_in_recipe(text, options, judge, session.registry.vocabulary)
     source = Source(str(COMMAND_LINE), text)
     return WishRecipe(replace(session, texts={COMMAND_LINE.resolve(): text}), Path(f"{name}.effspec"), source, texts)
 
 
-def wish_text(source: str, name: str, judge: Judge, options: WishOptions, vocabulary: Vocabulary) -> str:
+def wish_recipe_text(
+    model_expression: str, model_name: str, judge: Judge, options: WishOptions, vocabulary: Vocabulary
+) -> str:
     """Recipe of a wish."""
-    model, bounds = f"model base = {source}", [with_rows(b, judge.heldout, vocabulary) for b in options.expect]
-    optimize = f"optimize: {with_rows(options.optimize, judge.choose, vocabulary)}, "
+    model, bounds = (
+        f"model base = {model_expression}",
+        [with_data_argument(b, judge.heldout, vocabulary) for b in options.expect],
+    )
+    optimize = f"optimize: {with_data_argument(options.optimize, judge.choose, vocabulary)}, "
     if options.against:
-        optimize += f"against: {with_rows(options.against, judge.choose, vocabulary)}, "
+        optimize += f"against: {with_data_argument(options.against, judge.choose, vocabulary)}, "
     train = f"train: {judge.train}, " if judge.train else ""
     step = (
         f"best = search.steps({optimize}data: {judge.calib}, choose: {judge.choose}, {train}within: {options.within})"
     )
-    lines = ["effspec 1", f'"""The best of {name} for {options.target}, found by `effc tune`."""', ""]
+    lines = ["effspec 1", f'"""The best of {model_name} for {options.target}, found by `effc tune`."""', ""]
     read = " ".join([step, *bounds])
     used = [line for line in judge.lines if not line.startswith("data ") or re.search(rf"\b{line.split()[1]}\b", read)]
     lines += [*used, "", model] if used[-1].startswith("use") else [model, "", *used]
     lines += ["", f"pipeline {PIPELINE}(base) {{", f"  {step}", "}"]
     if bounds:
         lines += ["", f"expect {PIPELINE} {{", *bounds, "}"]
-    lines += ["", f'emit {PIPELINE} {{ {options.target}("{name}-{options.target}") }}', ""]
+    lines += ["", f'emit {PIPELINE} {{ {options.target}("{model_name}-{options.target}") }}', ""]
     return "\n".join(lines)
 
 
-def with_rows(text: str, data: str, vocabulary: Vocabulary) -> str:
+def with_data_argument(text: str, data_name: str, vocabulary: Vocabulary) -> str:
     """A metric or bound with rows to measure on, where its metric needs some and none are wish_recipe."""
-    at = end_of_dataless_metric(text, vocabulary)
-    return f"{text[:at]}({data}){text[at:]}" if at else text
+    at = end_offset_of_dataless_metric(text, vocabulary)
+    return f"{text[:at]}({data_name}){text[at:]}" if at else text
 
 
-def end_of_dataless_metric(text: str, vocabulary: Vocabulary) -> int:
+def end_offset_of_dataless_metric(text: str, vocabulary: Vocabulary) -> int:
     """Offset behind the name of a metric that needs rows and has none written; 0 of other texts."""
     match = re.match(r"\s*([A-Za-z_][\w.]*)", text)
     word = vocabulary.word("metric", match[1]) if match else None
@@ -230,16 +235,18 @@ def end_of_dataless_metric(text: str, vocabulary: Vocabulary) -> int:
     return match.end() if any(p.name == "data" and p.required for p in word.params) else 0
 
 
-def option_texts(recipe: str, options: WishOptions, judge: Judge, vocabulary: Vocabulary) -> list[OptionText]:
-    """Places of the options in the recipe that `wish_text` wrote from them."""
+def locate_options_in_recipe(
+    recipe_text: str, options: WishOptions, judge: Judge, vocabulary: Vocabulary
+) -> list[OptionText]:
+    """Places of the options in the recipe that `wish_recipe_text` wrote from them."""
     texts: list[OptionText] = []
 
     def add(option: str, text: str, rows: str, before: str) -> None:
-        with_data = with_rows(text, rows, vocabulary) if rows else text
+        with_data = with_data_argument(text, rows, vocabulary) if rows else text
         behind = texts[-1].start if texts else 0
-        start = recipe.index(before + with_data, behind) + len(before)
+        start = recipe_text.index(before + with_data, behind) + len(before)
         texts.append(
-            OptionText(option, text, start, end_of_dataless_metric(text, vocabulary), len(with_data) - len(text))
+            OptionText(option, text, start, end_offset_of_dataless_metric(text, vocabulary), len(with_data) - len(text))
         )
 
     add("--optimize", options.optimize, judge.choose, "search.steps(optimize: ")
@@ -252,7 +259,7 @@ def option_texts(recipe: str, options: WishOptions, judge: Judge, vocabulary: Vo
     return texts
 
 
-def judge_on_text(file: Path, judge: Judge, origin: "Origin") -> Judge:
+def split_text_into_data_sets(file: Path, judge: Judge, origin: "Origin") -> Judge:
     """Data sets of one text file, without a row in common; one to heal on if it is long enough.
 
     Raises Reject (too-short) for a text of fewer rows than three data sets have.
@@ -277,9 +284,9 @@ def judge_on_text(file: Path, judge: Judge, origin: "Origin") -> Judge:
 
 def print_preview(wish: "Wish", candidate: str, shared: SharedFlags) -> int:
     """Candidates of one change in the order in which they are tried, with their planned time and size."""
-    from ...driver.tuning.preview import planned_changes_and_combinations
+    from ...driver.tuning.preview import planned_changes_and_num_combinations
 
-    changes, combined = planned_changes_and_combinations(wish, candidate)
+    changes, combined = planned_changes_and_num_combinations(wish, candidate)
     if shared.format == "json":
         shared.screen.answer_json("tune", preview=[asdict(change) for change in changes], combinations=combined)
         return 0
@@ -289,7 +296,7 @@ def print_preview(wish: "Wish", candidate: str, shared: SharedFlags) -> int:
             (
                 c.name,
                 c.steps,
-                *(("refused", c.refused) if c.refused else (duration_text(c.seconds), size(c.disk_bytes))),
+                *(("refused", c.refused) if c.refused else (duration_text(c.seconds), size_text(c.disk_bytes))),
             )
             for c in changes
         ),
@@ -303,25 +310,25 @@ def print_preview(wish: "Wish", candidate: str, shared: SharedFlags) -> int:
 def print_tuned(tuned: "Tuned", shared: SharedFlags) -> int:
     """Table of the artifact, then of the candidates; the exit code."""
     from ...driver.tuning.summary import (
+        indistinguishable_finalists_text,
         measured_twice_text,
         metric_names,
-        neighbours,
-        others_text,
-        rows,
-        tied_text,
+        reason_of_unmeasured,
+        table_rows,
         to_json,
+        trade_off_sentences,
     )
 
     screen = shared.screen
     if screen.format == "json":
         artifacts = [
-            {"candidate": candidate.name, "path": str(a.path), **artifact_json(a.manifest)}
+            {"candidate": candidate.name, "path": str(a.path), **manifest_summary_json(a.manifest)}
             for candidate, compiled in tuned.chosen.items()
             for result in compiled.results
             for a in result.artifacts
         ]
         screen.complain(tuned.unmet, "tune", **to_json(tuned), artifacts=artifacts)
-        return code_of(tuned.unmet)
+        return exit_code_of(tuned.unmet)
     for compiled in tuned.chosen.values():
         for artifact in (a for result in compiled.results for a in result.artifacts):
             screen.answer(artifact_summary_text(artifact.path, artifact.manifest, screen) + "\n")
@@ -329,15 +336,15 @@ def print_tuned(tuned: "Tuned", shared: SharedFlags) -> int:
         screen.answer(sentence)
     head = ("candidate", *metric_names(tuned.search), "")
     width = len(head) - 2
-    table = [head, *((r.name, *(r.cells or ("",) * width), r.state) for r in rows(tuned))]
+    table = [head, *((r.name, *(r.cells or ("",) * width), r.state) for r in table_rows(tuned))]
     screen.answer(screen.table(table, right=tuple(range(1, width + 1)), indent="  "))
-    for sentence in filter(None, (*neighbours(tuned), tied_text(tuned))):
+    for sentence in filter(None, (*trade_off_sentences(tuned), indistinguishable_finalists_text(tuned))):
         screen.answer(sentence)
     screen.complain(tuned.unmet, "tune")
     if not tuned.unmet:
         search = tuned.search
         spent = f"{len(search.candidates)} candidates measured in {duration_text(search.seconds)}"
-        screen.note(f"{search.measured_count} of {spent}; {others_text(search)}")
+        screen.note(f"{search.measured_count} of {spent}; {reason_of_unmeasured(search)}")
         for compiled in tuned.chosen.values():
             screen.note(f"recipe: {compiled.recipe}")
-    return code_of(tuned.unmet)
+    return exit_code_of(tuned.unmet)

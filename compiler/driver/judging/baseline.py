@@ -122,8 +122,8 @@ def baseline_path(recipe: Path) -> Path:
 # -- writing -------------------------------------------------------------------------------------------------
 
 
-def write_baseline(recipe_path: Path, results: "Sequence[Tested]", make_context: "Any") -> Path:
-    """Write the baseline of a recipe; `make_context` makes the Context of a plan. Raises Reject where a bound is
+def write_baseline(recipe_path: Path, results: "Sequence[Tested]", context_of_plan: "Any") -> Path:
+    """Write the baseline of a recipe; `context_of_plan` makes the Context of a plan. Raises Reject where a bound is
     missed."""
     missed = [d for r in results for d in r.diagnostics if d.severity == "error" and d.fault not in BASELINE_FAULTS]
     if missed:
@@ -137,9 +137,11 @@ def write_baseline(recipe_path: Path, results: "Sequence[Tested]", make_context:
         "tolerance": TOLERANCE,
         "artifacts": [
             {
-                **named(r.plan, r.name),
-                "inputs": inputs(r.plan, make_context(r.plan)),
-                "measures": [_baseline_measure(m, r) for m in r.compared.measures if _is_compared(m.metric, r)],
+                **baseline_entry_key(r.plan, r.name),
+                "inputs": input_identities(r.plan, context_of_plan(r.plan)),
+                "measures": [
+                    _baseline_measure(m, r) for m in r.compared.measures if _is_compared_with_baseline(m.metric, r)
+                ],
             }
             for r in results
         ],
@@ -149,16 +151,16 @@ def write_baseline(recipe_path: Path, results: "Sequence[Tested]", make_context:
     return baseline_path(recipe_path)
 
 
-def _is_compared(metric: str, result: "Tested") -> bool:
+def _is_compared_with_baseline(metric_name: str, result: "Tested") -> bool:
     """Whether a measure is held: all but times that no bound reads, since those swing on a machine that others use.
 
     Nor is what a bound `with confidence` alone reads: which rows those are hangs on the model.
     """
-    expects, name = result.plan.pipeline.expects, metric.partition(" of ")[0]
+    expects, name = result.plan.pipeline.expects, metric_name.partition(" of ")[0]
     confident, plain = ({metric_label(b) for b in expects if (b.confidence is not None) == c} for c in (True, False))
     if name in confident - plain:
         return False
-    return metric not in result.compared.ratios or name in plain
+    return metric_name not in result.compared.ratios or name in plain
 
 
 def _baseline_measure(measure: Measure, result: "Tested") -> dict[str, Any]:
@@ -175,11 +177,11 @@ def _baseline_measure(measure: Measure, result: "Tested") -> dict[str, Any]:
     }
 
 
-def inputs(plan: "Plan", ctx: "Context") -> dict[str, str]:
+def input_identities(plan: "Plan", ctx: "Context") -> dict[str, str]:
     """Identities of a baseline's inputs: the model, and the data of every bound."""
-    named = {ref for bound in plan.pipeline.expects for ref in references_in(dict(bound.metric.args), DataRef)}
+    data_refs = {ref for bound in plan.pipeline.expects for ref in references_in(dict(bound.metric.args), DataRef)}
     return {"model": plan.identity} | {
-        f"data {ref.name}": keys.data_identity(ref, ctx) for ref in sorted(named, key=lambda ref: ref.name)
+        f"data {ref.name}": keys.data_identity(ref, ctx) for ref in sorted(data_refs, key=lambda ref: ref.name)
     }
 
 
@@ -211,24 +213,24 @@ def read_baseline(recipe_path: Path) -> dict[str, Any] | None:
 _REMEDY = "look at what it says, then write it again with `effc test RECIPE --bless`"
 
 
-def _check_baseline_form(body: Any) -> None:
+def _check_baseline_form(baseline: Any) -> None:
     """Raises ValueError, KeyError or TypeError where a part is of another form."""
-    if body["format"] != FORMAT:
-        raise ValueError(f"format {str(body['format'])[:20]}")
-    texts = [body["recipe"], *(a[n] for a in body["artifacts"] for n in ("pipeline", "variant", "artifact"))]
-    measures = [m for a in body["artifacts"] for m in a["measures"]]
+    if baseline["format"] != FORMAT:
+        raise ValueError(f"format {str(baseline['format'])[:20]}")
+    texts = [baseline["recipe"], *(a[n] for a in baseline["artifacts"] for n in ("pipeline", "variant", "artifact"))]
+    measures = [m for a in baseline["artifacts"] for m in a["measures"]]
     texts += [m[n] for m in measures for n in ("metric", "unit", "better")]
-    texts += [text for a in body["artifacts"] for pair in a["inputs"].items() for text in pair]
+    texts += [text for a in baseline["artifacts"] for pair in a["inputs"].items() for text in pair]
     if not all(isinstance(text, str) and text.isprintable() for text in texts):
         raise ValueError("a name is no text of one line")
-    tolerance = body["tolerance"]
+    tolerance = baseline["tolerance"]
     shares = [float(tolerance[name]) for name in TOLERANCE]
     values = [float(m["value"]) for m in measures]
     if not all(math.isfinite(x) for x in (*shares, *values)) or min(shares) < 0:
         raise ValueError("a number is none that a baseline has")
     if any(x < 0 for m, x in zip(measures, values, strict=True) if m["clocked"] or m["metric"] in COUNTS):
         raise ValueError("a count, or a ratio of times, is negative")
-    if not all(isinstance(m["clocked"], bool) for m in measures) or not isinstance(body["machine"], dict):
+    if not all(isinstance(m["clocked"], bool) for m in measures) or not isinstance(baseline["machine"], dict):
         raise ValueError("a field is of another form")
 
 
@@ -236,18 +238,18 @@ def _check_baseline_form(body: Any) -> None:
 
 
 def find_comparable_entry(
-    body: Mapping[str, Any], artifact_key: Mapping[str, str], plan: "Plan", ctx: "Context"
+    baseline: Mapping[str, Any], artifact_key: Mapping[str, str], plan: "Plan", ctx: "Context"
 ) -> Mapping[str, Any]:
     """Entry of an artifact in a baseline. Raises Reject (foreign-baseline), before anything is measured."""
-    entry = next((a for a in body["artifacts"] if {n: a[n] for n in artifact_key} == dict(artifact_key)), None)
+    entry = next((a for a in baseline["artifacts"] if {n: a[n] for n in artifact_key} == dict(artifact_key)), None)
     if entry is None:
         message = f"the baseline has no artifact `{artifact_key['artifact']}` of pipeline `{artifact_key['pipeline']}`"
         raise foreign_baseline(message, plan.pipeline.span, help=_REMEDY).rejection()
-    current = inputs(plan, ctx)
+    current = input_identities(plan, ctx)
     for name in sorted(current.keys() & entry["inputs"].keys()):
         if current[name] != entry["inputs"][name]:
             message = f"{name} is another than when the baseline was written"
-            raise foreign_baseline(message, _span(name, plan), help=_REMEDY).rejection()
+            raise foreign_baseline(message, _span_of_input(name, plan), help=_REMEDY).rejection()
     return entry
 
 
@@ -264,61 +266,67 @@ def widest_baseline_bound(recipe_path: Path, plan: "Plan", same_metric: Bound) -
         return None
     better, tolerance = measures[0]["better"], float(body["tolerance"]["quality"])
     exact = metric_label(same_metric) in EXACT
-    limits = [float(m["value"]) if exact else _changes(float(m["value"]), tolerance, better) for m in measures]
+    limits = [
+        float(m["value"]) if exact else _value_worsened_by_share(float(m["value"]), tolerance, better) for m in measures
+    ]
     op, limit = ("<=", max(limits)) if better == "lower" else (">=", min(limits))
     return Bound(same_metric.metric, op, limit)
 
 
-def named(plan: "Plan", artifact: str) -> dict[str, str]:
+def baseline_entry_key(plan: "Plan", artifact: str) -> dict[str, str]:
     """Key of an artifact in a baseline."""
     return {"pipeline": plan.pipeline.name, "variant": plan.recipe.variant, "artifact": artifact}
 
 
-def compare_to_baseline(body: Mapping[str, Any], entry: Mapping[str, Any], result: "Tested") -> tuple[Drift, ...]:
+def compare_to_baseline(baseline: Mapping[str, Any], entry: Mapping[str, Any], result: "Tested") -> tuple[Drift, ...]:
     """Compare every measure of an artifact with what the baseline has of it."""
     previous = {m["metric"]: m for m in entry["measures"]}
-    current = {m.metric: m for m in result.compared.measures if m.metric in previous or _is_compared(m.metric, result)}
+    current = {
+        m.metric: m
+        for m in result.compared.measures
+        if m.metric in previous or _is_compared_with_baseline(m.metric, result)
+    }
     return tuple(
-        _drift_of_measure(name, previous.get(name), current.get(name), result, body)
+        _drift_of_measure(name, previous.get(name), current.get(name), result, baseline)
         for name in dict.fromkeys([*current, *previous])
     )
 
 
-def _span(name: str, plan: "Plan") -> Span | None:
-    kind, _, data = name.partition(" ")
+def _span_of_input(input_name: str, plan: "Plan") -> Span | None:
+    kind, _, data = input_name.partition(" ")
     return (plan.recipe.data[data] if kind == "data" else plan.recipe.models[plan.pipeline.model]).span
 
 
 def _drift_of_measure(
-    name: str, previous: Any, current: Measure | None, result: "Tested", body: Mapping[str, Any]
+    metric_name: str, previous: Any, current: Measure | None, result: "Tested", baseline: Mapping[str, Any]
 ) -> Drift:
-    span = _bound_span(name, result)
+    span = _bound_span(metric_name, result)
     if current is None:
-        return Drift(name, previous["unit"], "gone", float(previous["value"]), None, None, span)
-    ratios = result.compared.ratios.get(name)
+        return Drift(metric_name, previous["unit"], "gone", float(previous["value"]), None, None, span)
+    ratios = result.compared.ratios.get(metric_name)
     value = current.ratio if ratios is not None else current.compiled
     unit = "" if ratios is not None else current.unit
     if previous is None or value is None or previous["clocked"] != (ratios is not None):
-        return Drift(name, unit, "new", None, value, None, span)
+        return Drift(metric_name, unit, "new", None, value, None, span)
     old, this_machine = float(previous["value"]), machine_facts()
     if ratios is not None:
-        if _differs(body, this_machine, CLOCKED):
-            return Drift(name, unit, "elsewhere", old, value, None, span)
-        limit = _changes(old, float(body["tolerance"]["time"]), current.better)
+        if _differing_machine_facts(baseline, this_machine, CLOCKED):
+            return Drift(metric_name, unit, "elsewhere", old, value, None, span)
+        limit = _value_worsened_by_share(old, float(baseline["tolerance"]["time"]), current.better)
         interval = median_interval(ratios) or (min(ratios), max(ratios))
         state = _timed_drift_state(value, interval, limit, old, current.better)
-        return Drift(name, unit, state, old, value, limit, span, clocked=True)
-    exact = not _differs(body, this_machine, SAME)
-    is_exact_count = name.partition(" of ")[0] in EXACT
-    tolerance = ROUNDING if exact else float(body["tolerance"]["quality"])
-    limit = old if is_exact_count else _changes(old, tolerance, current.better)
+        return Drift(metric_name, unit, state, old, value, limit, span, clocked=True)
+    exact = not _differing_machine_facts(baseline, this_machine, SAME)
+    is_exact_count = metric_name.partition(" of ")[0] in EXACT
+    tolerance = ROUNDING if exact else float(baseline["tolerance"]["quality"])
+    limit = old if is_exact_count else _value_worsened_by_share(old, tolerance, current.better)
     if value == old or (not is_exact_count and exact and abs(value - old) <= ROUNDING * abs(old)):
         state = "same"
-    elif _worse(value, limit, current.better):
+    elif _is_worse_than_limit(value, limit, current.better):
         state = "worse"
     else:
-        state = "moved" if _worse(value, old, current.better) else "better"
-    return Drift(name, unit, state, old, value, limit, span)
+        state = "moved" if _is_worse_than_limit(value, old, current.better) else "better"
+    return Drift(metric_name, unit, state, old, value, limit, span)
 
 
 def _timed_drift_state(
@@ -326,24 +334,26 @@ def _timed_drift_state(
 ) -> str:
     """Worse where all of the interval is; a median beyond the limit whose interval is not decides nothing."""
     nearest = interval[0] if better == "lower" else interval[1]
-    if _worse(nearest, limit, better):
+    if _is_worse_than_limit(nearest, limit, better):
         return "worse"
-    if _worse(value, limit, better):
+    if _is_worse_than_limit(value, limit, better):
         return "undecided"
-    return "moved" if _worse(value, baseline_value, better) else "better"
+    return "moved" if _is_worse_than_limit(value, baseline_value, better) else "better"
 
 
-def _worse(value: float, limit: float, better: str) -> bool:
+def _is_worse_than_limit(value: float, limit: float, better: str) -> bool:
     """Whether a value lies on the wrong side of a limit; one that is no number always does."""
     return not (value <= limit if better == "lower" else value >= limit)
 
 
-def _changes(value: float, share: float, better: str) -> float:
+def _value_worsened_by_share(value: float, share: float, better: str) -> float:
     return value + (abs(value) * share if better == "lower" else -abs(value) * share)
 
 
-def _differs(body: Mapping[str, Any], this_machine: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    return [name for name in names if body["machine"].get(name) != this_machine.get(name)]
+def _differing_machine_facts(
+    baseline: Mapping[str, Any], this_machine: Mapping[str, Any], fact_names: Sequence[str]
+) -> list[str]:
+    return [name for name in fact_names if baseline["machine"].get(name) != this_machine.get(name)]
 
 
 def _bound_span(name: str, result: "Tested") -> Span | None:
@@ -356,9 +366,11 @@ def _bound_span(name: str, result: "Tested") -> Span | None:
 BASELINE_FAULTS = (baseline_missed, baseline_undecided, baseline_open, baseline_gone)
 
 
-def drift_diagnostics(drifts: Sequence[Drift], body: Mapping[str, Any], undecided: str) -> Iterator[Diagnostic]:
+def drift_diagnostics(
+    drifts: Sequence[Drift], baseline: Mapping[str, Any], undecided_policy: str
+) -> Iterator[Diagnostic]:
     """A diagnostic for each measure that is worse than the baseline allows, or may be."""
-    differing = ", ".join(_differs(body, machine_facts(), SAME))
+    differing = ", ".join(_differing_machine_facts(baseline, machine_facts(), SAME))
     note = f"the baseline was written with another {differing}" if differing else ""
     for d in drifts:
         if d.state == "gone":
@@ -383,6 +395,6 @@ def drift_diagnostics(drifts: Sequence[Drift], body: Mapping[str, Any], undecide
         message = f"{prefix}`{d.metric}` was {previous} and is {current} ({difference}), at worst {limit}"
         fault, help = baseline_missed, "if that is meant, write a new baseline with `--bless`"
         if d.state == "undecided":
-            fault = baseline_undecided if undecided == "fail" else baseline_open
+            fault = baseline_undecided if undecided_policy == "fail" else baseline_open
             help = "test again where nothing else runs; `--undecided pass` lets it through"
         yield fault(message, d.span, note=note, help=help)

@@ -15,7 +15,7 @@ from ...analysis.planning import cost, keys
 from ...artifacts.manifest import Measure
 from ...core.cache import Cache
 from ...evaluation.timing import WARMUP, InterleavedTimes, measure_interleaved, measure_single, no_cache
-from ...plugin.clock import untimed_reason
+from ...plugin.clock import reason_not_timed
 from ...plugin.context import Context
 from ...runtimes.model import DecoderModel
 from .gate import BoundVerdict, Known, measure_and_judge_bounds, metric_label
@@ -44,21 +44,20 @@ def measure_beside_original(
     cache: Cache,
     ctx: Context,
     on_original: Callable[[Any], None] = lambda original: None,
-    scores: Sequence[MetricRef] | None = None,
+    extra_metrics: Sequence[MetricRef] | None = None,
 ) -> Comparison:
     """Measure a model beside the original, and judge every bound of the plan's pipeline on it.
 
     on_original  looks at the original, too
-    scores       what else is measured; by default what the steps were scored by, where no bound says how good it must
-                 be
+    extra_metrics   what else is measured; by default the scores of steps that no bound limits
     """
     started = time.time()
     original = ctx.origin.load().eval()
     on_original(original)
     known = cached_original_values(plan, cache, ctx)
     cached = dict(known)
-    scores = unjudged_scores(plan, ctx) if scores is None else scores
-    clocked = [metric for metric in scores if ctx.metric(metric).timed]
+    extra_metrics = metrics_without_bounds(plan, ctx) if extra_metrics is None else extra_metrics
+    clocked = [metric for metric in extra_metrics if ctx.metric(metric).timed]
     timings, untimed = time_interleaved(original, model, plan, ctx, clocked)
     pairs_timed = {metric: (t.values["original"], t.values["original"] * t.ratio) for metric, t in timings.items()}
     known |= {(plan.pipeline.model, metric): Score(pair[0]) for metric, pair in pairs_timed.items()}
@@ -66,10 +65,10 @@ def measure_beside_original(
         plan.pipeline, model, ctx, known, {metric: pair[1] for metric, pair in pairs_timed.items()}
     )
     outcomes = [mark_undecided(o, timings, plan.pipeline.model) for o in outcomes]
-    remember(known, cached, plan, cache, ctx)
+    store_original_values(known, cached, plan, cache, ctx)
     pairs = original_and_result_values(outcomes, pairs_timed)
     intervals = result_intervals(outcomes)
-    for metric in (*map(MetricRef, ALWAYS), *scores):
+    for metric in (*map(MetricRef, ALWAYS), *extra_metrics):
         if metric not in pairs and metric not in clocked:
             before, after = (measure_score(ctx.metric(metric), m, ctx) for m in (original, model))
             pairs[metric], intervals[metric] = (before.value, after.value), after.interval(before)
@@ -77,25 +76,25 @@ def measure_beside_original(
     spread = {metric: t.spread for metric, t in timings.items() if len(t.rounds) > 1}
     measures = (
         replace(
-            measured(m, named.get(m) or value_text(m), *pairs[m], ctx),
+            measure_row(m, named.get(m) or value_text(m), *pairs[m], ctx),
             spread=spread.get(m),
             interval=relative_interval(intervals.get(m), pairs[m][0]),
         )
-        for m in in_order(pairs)
+        for m in metrics_in_table_order(pairs)
     )
     blank = (_untimed_row(m, named.get(m) or value_text(m), reason, ctx) for m, reason in untimed.items())
     ratios = {named.get(m) or value_text(m): tuple(t.ratios) for m, t in timings.items()}
     run = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": {"measure": round(time.time() - started, 2)},
-        "timings": {named.get(m) or value_text(m): stored_rounds(t, ctx.metric(m).unit) for m, t in timings.items()},
+        "timings": {named.get(m) or value_text(m): round_times_json(t, ctx.metric(m).unit) for m, t in timings.items()},
     }
     return Comparison(tuple(outcomes), (*measures, *blank), run, ratios)
 
 
-def _untimed_row(metric: MetricRef, name: str, reason: str, ctx: Context) -> Measure:
+def _untimed_row(metric: MetricRef, metric_text: str, reason: str, ctx: Context) -> Measure:
     word = ctx.metric(metric)
-    return Measure(name, word.unit, None, None, better=word.better, untimed=reason)
+    return Measure(metric_text, word.unit, None, None, better=word.better, untimed=reason)
 
 
 def original_and_result_values(
@@ -126,16 +125,18 @@ def relative_interval(interval: tuple[float, float] | None, original: float | No
     return (interval[0] / original, interval[1] / original) if interval and original else interval
 
 
-def stored_rounds(timings: InterleavedTimes, unit: str) -> dict[str, Any]:
+def round_times_json(timings: InterleavedTimes, unit: str) -> dict[str, Any]:
     """Measurements of each round, to show their spread; of many rounds the first ones."""
     rounds = timings.rounds[:ROUNDS]
     return {"unit": unit} | {name: [float(f"{r[name]:.5g}") for r in rounds] for name in timings.values}
 
 
-def mark_undecided(verdict: BoundVerdict, timings: Mapping[MetricRef, InterleavedTimes], model: str) -> BoundVerdict:
+def mark_undecided(
+    verdict: BoundVerdict, timings: Mapping[MetricRef, InterleavedTimes], model_name: str
+) -> BoundVerdict:
     """The verdict, marked undecided where it was timed in turns that don't decide it."""
     bound = verdict.bound
-    if bound.metric not in timings or bound.profile or bound.baseline not in (None, model):
+    if bound.metric not in timings or bound.profile or bound.baseline not in (None, model_name):
         return verdict
     timing = timings[bound.metric]
     reason = undecided_reason(bound, timing, timing.values["original"], verdict.unit)
@@ -156,7 +157,11 @@ def time_interleaved(
     decodes = plan.skeleton.facts.get("causal_lm") and hasattr(model, "generate")  # a plain program doesn't
     itself = not plan.pipeline.steps and type(model) is type(original)
     times_decoding = any(metric.name == SPEED for metric in (*bounded, *timed_metrics))
-    usual = [default_speed_metric(_sequence_limit(model, ctx))] if decodes and not (itself or times_decoding) else []
+    usual = (
+        [default_speed_metric(_max_tokens_of_both_models(model, ctx))]
+        if decodes and not (itself or times_decoding)
+        else []
+    )
     result, untimed = {}, {}
     for metric in dict.fromkeys([*bounded, *timed_metrics, *usual]):
         try:
@@ -180,7 +185,7 @@ def time_interleaved(
                 max_seconds=math.inf if metric in bounded else cost.UNASKED,
             )
         except Reject as rejection:
-            if reason := untimed_reason(rejection):
+            if reason := reason_not_timed(rejection):
                 untimed[metric] = reason
                 continue
             if metric in bounded or not _does_not_decode(original, ctx.metric(metric)):
@@ -199,22 +204,22 @@ def _does_not_decode(original: Any, metric: Any) -> bool:
     return False
 
 
-def _sequence_limit(model: Any, ctx: Context) -> int | None:
+def _max_tokens_of_both_models(model: Any, ctx: Context) -> int | None:
     """Tokens that both models can continue; None where nothing limits them."""
     limits = (ctx.origin.positions, model.plan["context"] if isinstance(model, DecoderModel) else None)
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def default_speed_metric(positions: int | None) -> MetricRef:
+def default_speed_metric(max_positions: int | None) -> MetricRef:
     """Default metric of decoding speed for tables: by the metric's own prompt, or by one that fits its positions."""
     prompt, steps = 128, 32
-    if positions is None or positions >= prompt + steps + WARMUP:
+    if max_positions is None or max_positions >= prompt + steps + WARMUP:
         return MetricRef(SPEED)
-    steps = min(steps, max(1, positions // 4))
-    return MetricRef(SPEED, (("prompt", max(1, positions - steps - WARMUP)), ("steps", steps)))
+    steps = min(steps, max(1, max_positions // 4))
+    return MetricRef(SPEED, (("prompt", max(1, max_positions - steps - WARMUP)), ("steps", steps)))
 
 
-def unjudged_scores(plan: "Plan", ctx: Context) -> list[MetricRef]:
+def metrics_without_bounds(plan: "Plan", ctx: Context) -> list[MetricRef]:
     """Scores of the steps for which no bound states how good the result must be."""
     if any(bound.metric.args for bound in plan.pipeline.expects):
         return []
@@ -222,16 +227,18 @@ def unjudged_scores(plan: "Plan", ctx: Context) -> list[MetricRef]:
     return [metric for metric in dict.fromkeys(scores) if not ctx.metric(metric).timed]
 
 
-def in_order(pairs: dict[MetricRef, Any]) -> list[MetricRef]:
+def metrics_in_table_order(values_by_metric: dict[MetricRef, Any]) -> list[MetricRef]:
     """Sizes first, then quality, then speed."""
     rank = {name: i for i, name in enumerate(ALWAYS)}
-    return sorted(pairs, key=lambda m: rank.get(m.name, 2 + m.name.startswith(("decode", "prefill", "throughput"))))
+    return sorted(
+        values_by_metric, key=lambda m: rank.get(m.name, 2 + m.name.startswith(("decode", "prefill", "throughput")))
+    )
 
 
-def measured(metric: MetricRef, name: str, original: float | None, compiled: float, ctx: Context) -> Measure:
-    """A row of the table; `name` is what the recipe calls the metric, so that bounds find their row."""
+def measure_row(metric: MetricRef, metric_text: str, original: float | None, compiled: float, ctx: Context) -> Measure:
+    """A row of the table; `metric_text` is what the recipe calls the metric, so that bounds find their row."""
     word = ctx.metric(metric)
-    return Measure(name, word.unit, original, compiled, compiled / original if original else None, word.better)
+    return Measure(metric_text, word.unit, original, compiled, compiled / original if original else None, word.better)
 
 
 def cached_original_values(plan: "Plan", cache: Cache, ctx: Context) -> Known:
@@ -239,16 +246,16 @@ def cached_original_values(plan: "Plan", cache: Cache, ctx: Context) -> Known:
     result = {}
     for bound in plan.pipeline.expects:
         if bound.baseline == plan.pipeline.model and bound.profile is None and not ctx.metric(bound.metric).timed:
-            value = cache.value(keys.value_key_parts(bound.metric, ctx.origin.identity, ctx))
+            value = cache.read_value(keys.value_key_parts(bound.metric, ctx.origin.identity, ctx))
             score = None if value is None else Score.from_json(value, ctx.metric(bound.metric).rowwise)
             if score is not None:
                 result[bound.baseline, bound.metric] = score
     return result
 
 
-def remember(scores: Known, cached_scores: Known, plan: "Plan", cache: Cache, ctx: Context) -> None:
+def store_original_values(scores: Known, cached_scores: Known, plan: "Plan", cache: Cache, ctx: Context) -> None:
     ctx.origin.refuse_changed_files()
     for (name, metric), score in scores.items():
         plain = name == plan.pipeline.model and "on" not in dict(metric.args)
         if plain and (name, metric) not in cached_scores and not ctx.metric(metric).timed:
-            cache.keep(keys.value_key_parts(metric, ctx.origin.identity, ctx), score.to_json())
+            cache.store_value(keys.value_key_parts(metric, ctx.origin.identity, ctx), score.to_json())

@@ -16,8 +16,8 @@ from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ...analysis.planning.machine_profile import missing_isa_reason, with_profile_threads
 from ...core.error_location import diagnostics_located_at
 from ...core.quantity import BYTES_PER, SECONDS_PER, measurement_text, range_text
-from ...plugin.clock import untimed_reason
-from ..models import resolve_source
+from ...plugin.clock import reason_not_timed
+from ..models import resolve_recipe_model
 from .reading import read_until_decided
 from .scores import Score, measure_score
 
@@ -234,7 +234,7 @@ def measure_and_judge_bounds(
             try:
                 scores[key] = measure_score(metric, model, ctx) if value is None else Score(value), metric.unit
             except Reject as rejection:
-                untimed[key] = untimed_reason(rejection)
+                untimed[key] = reason_not_timed(rejection)
                 if not untimed[key]:
                     raise
                 continue
@@ -316,14 +316,14 @@ def baseline_origin(name: str, ctx: "Context") -> Any:
     """The origin of a model that the recipe declares."""
     call = ctx.recipe.models[name]
     with diagnostics_located_at(call.span):
-        origin = resolve_source(call, ctx.relative_to(call))
+        origin = resolve_recipe_model(call, ctx.relative_to(call))
     return origin.located_at(call.span, ctx.settings.device)
 
 
-def unmet_bound_diagnostics(verdicts: Sequence[BoundVerdict], undecided: str = "fail") -> list[Diagnostic]:
+def unmet_bound_diagnostics(verdicts: Sequence[BoundVerdict], undecided_policy: str = "fail") -> list[Diagnostic]:
     """A diagnostic at the recipe line of every bound that was missed or left open, a warning for every one skipped.
 
-    undecided   "fail", or "pass" for a warning
+    undecided_policy   "fail", or "pass" for a warning
     """
     diagnostics = []
     for o in verdicts:
@@ -331,7 +331,7 @@ def unmet_bound_diagnostics(verdicts: Sequence[BoundVerdict], undecided: str = "
             message = f"`{bound_text(o.bound)}` was not measured"
             diagnostics.append(bound_skipped(message, o.bound.span, note=o.skipped))
         elif o.undecided:
-            fault = bound_undecided if undecided == "fail" else bound_left_open
+            fault = bound_undecided if undecided_policy == "fail" else bound_left_open
             diagnostics.append(
                 fault(
                     f"`{bound_text(o.bound)}` is undecided {'by its rows' if o.rows else 'on this machine'}",

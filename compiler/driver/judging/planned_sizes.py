@@ -9,7 +9,7 @@ from ....dsl.checker.value_text import bound_text
 from ....dsl.syntax.diagnostics import Diagnostic, Reject
 from ...analysis.planning.cost import Emission
 from ...analysis.planning.plan import Plan, Size
-from ...artifacts.load import facts
+from ...artifacts.load import target_facts
 from ...core.quantity import measurement_text
 from .gate import is_decided, judge_bound
 
@@ -31,10 +31,10 @@ def unreachable_bounds(session: "Session", plan: Plan) -> Iterator[Diagnostic]:
     for bound in (b for b in plan.pipeline.expects if b.metric.name in UNITS):
         original = original_size(session, plan, bound)
         for emit, emission in zip(plan.pipeline.emits, plan.emissions, strict=True):
-            if not _speaks_of(bound, emit) or not _emits_a_model(session, plan, emit):
+            if not _bound_applies_to_target(bound, emit) or not _emits_a_model(session, plan, emit):
                 continue
             planned, unit = planned_size(plan, emit, emission, bound.metric.name), UNITS[bound.metric.name]
-            if is_missed(bound, original, planned, upper_bound=_hedge(plan, emit) == "at most"):
+            if is_missed(bound, original, planned, is_upper_bound=_size_qualifier(plan, emit) == "at most"):
                 limit = judge_bound(bound, original, planned, unit).limit
                 yield unreachable_bound(
                     f"`{bound_text(bound)}` asks for {limit}, and `{emit.call.word}` is planned at "
@@ -60,14 +60,17 @@ def planned_size(plan: Plan, emit: Emit, emission: Emission, metric: str) -> flo
     return next((s.after.params for s in plan.stages if s.name == emit.source), Size.of(plan.skeleton).params)
 
 
-def is_missed(bound: Bound, original: float | None, planned: float, upper_bound: bool = False) -> bool:
+def is_missed(bound: Bound, original: float | None, planned_value: float, is_upper_bound: bool = False) -> bool:
     """Whether all sizes that an artifact of a planned one may come to miss a bound."""
-    unit, interval = UNITS[bound.metric.name], (0.0 if upper_bound else TOLERANCE * planned, planned / TOLERANCE)
-    return is_decided(bound, original, interval, unit) and not judge_bound(bound, original, planned, unit).passed
+    unit, interval = (
+        UNITS[bound.metric.name],
+        (0.0 if is_upper_bound else TOLERANCE * planned_value, planned_value / TOLERANCE),
+    )
+    return is_decided(bound, original, interval, unit) and not judge_bound(bound, original, planned_value, unit).passed
 
 
-def _speaks_of(bound: Bound, emit: Emit) -> bool:
-    return bound.part in ("", emit.call.word) and not facts(emit.call.word).get("later", "")
+def _bound_applies_to_target(bound: Bound, emit: Emit) -> bool:
+    return bound.part in ("", emit.call.word) and not target_facts(emit.call.word).get("later", "")
 
 
 def _emits_a_model(session: "Session", plan: Plan, emit: Emit) -> bool:
@@ -78,5 +81,5 @@ def _emits_a_model(session: "Session", plan: Plan, emit: Emit) -> bool:
     return call is None or session.registry.make("pass", call).result_kind() == "model"
 
 
-def _hedge(plan: Plan, emit: Emit) -> str:
+def _size_qualifier(plan: Plan, emit: Emit) -> str:
     return next((stage.hedges[1] for stage in plan.stages if stage.name == emit.source), "")

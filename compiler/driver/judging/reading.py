@@ -40,11 +40,11 @@ class SequentialReading:
 
 
 def read_until_decided(
-    bound: Bound, limit: float, metric: Any, model: Any, original: Any, ctx: "Context"
+    bound: Bound, limit_value: float, metric: Any, model: Any, original: Any, ctx: "Context"
 ) -> SequentialReading:
     """Score rows of the result, and of the baseline where there is one, in random order until they decide a bound.
 
-    limit   of the value, or the factor where there is a baseline
+    limit_value   of the value, or the factor where there is a baseline
     """
     total, sign = metric.row_count(ctx), 1.0 if bound.op in ("<=", "<") else -1.0
     order, models = row_order(total, ctx.seed), [model] if original is None else [model, original]
@@ -57,14 +57,14 @@ def read_until_decided(
             scores.append(retry_with_smaller_batches_on_oom(batch, ctx.settings.device, ctx.emit_event))
         read += size
         latest = [scores[-1] for scores in parts]
-        test = test or _paired_bound(latest[0].form, limit, sign, bound, total)
-        test.add([sign * d for d in _row_differences(latest, limit)], latest[0].counts)
+        test = test or _paired_bound(latest[0].form, limit_value, sign, bound, total)
+        test.add([sign * d for d in _row_differences(latest, limit_value)], latest[0].counts)
     assert test.verdict is not None, f"{read} of {total} rows are no verdict"
-    score, *baselines = (Score(rows.value, rows) for rows in map(_joined, parts))
+    score, *baselines = (Score(rows.value, rows) for rows in map(_concatenated_row_scores, parts))
     baseline, interval = baselines[0] if baselines else None, test.interval()
     if interval is not None:
-        interval = _value_interval(
-            (min(sign * e for e in interval), max(sign * e for e in interval)), score, baseline, limit
+        interval = _interval_of_value(
+            (min(sign * e for e in interval), max(sign * e for e in interval)), score, baseline, limit_value
         )
     return SequentialReading(score, baseline, test.verdict, interval, total)
 
@@ -88,17 +88,19 @@ def _row_differences(scores: Sequence[RowScores], limit: float) -> list[float]:
     return [a - limit * b for a, b in zip(result.sums, reference_sums, strict=True)]
 
 
-def _joined(parts: Sequence[RowScores]) -> RowScores:
+def _concatenated_row_scores(parts: Sequence[RowScores]) -> RowScores:
     sums, counts = ([x for part in parts for x in getattr(part, name)] for name in ("sums", "counts"))
     return RowScores(sums, counts, parts[0].form, parts[0].noun)
 
 
-def _value_interval(
-    interval: tuple[float, float], score: Score, original: Score | None, limit: float
+def _interval_of_value(
+    mean_difference_interval: tuple[float, float], score: Score, original: Score | None, limit: float
 ) -> tuple[float, float]:
     """Interval of the value by that of the mean difference."""
     if score.rows is not None and score.rows.form == "exp":
         scale = 1.0 if original is None else original.value
-        return scale * math.exp(min(interval[0], 700.0)), scale * math.exp(min(interval[1], 700.0))
+        return scale * math.exp(min(mean_difference_interval[0], 700.0)), scale * math.exp(
+            min(mean_difference_interval[1], 700.0)
+        )
     offset = limit if original is None else limit * original.value
-    return interval[0] + offset, interval[1] + offset
+    return mean_difference_interval[0] + offset, mean_difference_interval[1] + offset

@@ -78,10 +78,12 @@ class Tested:
         return all(o.passed for o in self.outcomes)
 
 
-def remeasure_recipe(session: "Session", plans: "Sequence[Plan]", out: Path, bless: bool = False) -> list[Tested]:
-    """Measure every artifact below `out` that the recipe emits, against the bounds that it has now and its baseline.
+def remeasure_recipe(
+    session: "Session", plans: "Sequence[Plan]", out_folder: Path, write_baselines: bool = False
+) -> list[Tested]:
+    """Measure every artifact below a folder that the recipe emits, against the bounds that it has now and its baseline.
 
-    bless   write a baseline of what is measured instead
+    write_baselines   write a baseline of what is measured instead
     """
     from ...artifacts.manifest import NAME, read_manifest
     from . import baseline
@@ -90,24 +92,24 @@ def remeasure_recipe(session: "Session", plans: "Sequence[Plan]", out: Path, ble
     stale: list[Diagnostic] = []
     for plan in plans:
         for emit in plan.pipeline.emits:
-            path = plan.folder(out) / str(emit.call.args["path"])
-            if (path / NAME).is_file() and _measurable(read_manifest(path)):
+            path = plan.folder(out_folder) / str(emit.call.args["path"])
+            if (path / NAME).is_file() and _has_model(read_manifest(path)):
                 artifacts.append((path, plan))
-                stale += _stale_diagnostics(path, emit, plan)
+                stale += _stale_artifact_diagnostics(path, emit, plan)
     if not artifacts:
         raise not_compiled(
-            f"{out} holds no artifact of {session.path}",
+            f"{out_folder} holds no artifact of {session.path}",
             help=f"effc compile {quote(str(session.path))}, or name their folder with -o",
         ).rejection()
     if stale:
         raise Reject(*stale)
-    results = _remeasure_artifacts(artifacts, session, bless)
-    if bless:
+    results = _remeasure_artifacts(artifacts, session, write_baselines)
+    if write_baselines:
         baseline.write_baseline(session.path, results, lambda plan: session.context(plan.recipe, plan.pipeline))
     return results
 
 
-def _stale_diagnostics(path: Path, emit: Emit, plan: "Plan") -> Iterator[Diagnostic]:
+def _stale_artifact_diagnostics(path: Path, emit: Emit, plan: "Plan") -> Iterator[Diagnostic]:
     """A complaint where an artifact came of other steps than the recipe has, at the first that is another."""
     from ...analysis.planning.keys import to_jsonable
     from ...artifacts.manifest import read_manifest
@@ -130,7 +132,7 @@ def recipe_and_params(path: Path, recipe: Path | None) -> tuple[Path, dict[str, 
     from ...artifacts.manifest import read_manifest
 
     manifest = read_manifest(path)
-    if not _measurable(manifest):
+    if not _has_model(manifest):
         raise other_kind(
             f"{path} was written by the target `{manifest.kind}` and holds no model to measure",
             help="test the artifact of another target of the same recipe",
@@ -159,7 +161,9 @@ def remeasure_artifact(path: Path, session: "Session", plans: "Sequence[Plan]") 
     return _remeasure_artifacts([(path, matching[0])], session)
 
 
-def _remeasure_artifacts(artifacts: "list[tuple[Path, Plan]]", session: "Session", bless: bool = False) -> list[Tested]:
+def _remeasure_artifacts(
+    artifacts: "list[tuple[Path, Plan]]", session: "Session", write_baselines: bool = False
+) -> list[Tested]:
     if not any(plan.pipeline.expects for _, plan in artifacts):
         raise nothing_expected(
             f"{session.path} expects nothing", help="add `expect NAME { params <= 0.9 * base }`"
@@ -172,12 +176,15 @@ def _remeasure_artifacts(artifacts: "list[tuple[Path, Plan]]", session: "Session
         ).rejection()
     from . import baseline
 
-    body = None if bless else baseline.read_baseline(session.path)
+    body = None if write_baselines else baseline.read_baseline(session.path)
     if body is None:
         return [_remeasure_one(path, plan, session) for path, plan in spoken]
     entries = [
         baseline.find_comparable_entry(
-            body, baseline.named(plan, _artifact_name(path, plan)), plan, session.context(plan.recipe, plan.pipeline)
+            body,
+            baseline.baseline_entry_key(plan, _artifact_name(path, plan)),
+            plan,
+            session.context(plan.recipe, plan.pipeline),
         )
         for path, plan in spoken
     ]
@@ -224,7 +231,7 @@ def _artifact_name(path: Path, plan: "Plan") -> str:
     return next((name for name in emitted if tails[-len(Path(name).parts) :] == Path(name).parts), path.resolve().name)
 
 
-def _measurable(manifest: "Manifest") -> bool:
+def _has_model(manifest: "Manifest") -> bool:
     """Whether an artifact holds a model, or several."""
     from ...artifacts.load import has_checkpoint
 
@@ -233,7 +240,7 @@ def _measurable(manifest: "Manifest") -> bool:
 
 def _judge_artifact(path: Path, plan: "Plan", cache: "Cache", ctx: "Context") -> "Comparison":
     """The bounds that speak of an artifact, judged on what lies there."""
-    from ...artifacts.load import checkpoint_folder_by_point, facts, load_to_judge
+    from ...artifacts.load import checkpoint_folder_by_point, load_to_judge, target_facts
     from ...artifacts.manifest import read_manifest
     from .comparison import measure_beside_original
     from .verdicts import Verdicts
@@ -250,7 +257,7 @@ def _judge_artifact(path: Path, plan: "Plan", cache: "Cache", ctx: "Context") ->
     bounds = tuple(b for b in plan.pipeline.expects if b.part in ("", manifest.kind))
     if results is not None:
         bounds = tuple(replace(b, part="") for b in bounds)
-    elif facts(manifest.kind).get("later") and any(b.part for b in bounds):
+    elif target_facts(manifest.kind).get("later") and any(b.part for b in bounds):
         raise not_run(
             f"{path} has not run, and bounds speak of what it gives", help=f"effc run {quote(str(path))}, then test it"
         ).rejection()
@@ -265,15 +272,15 @@ def find_recipe_file(path: Path, manifest: "Manifest") -> Path | None:
     from ...plugin.recipe_library import library_files
 
     name, text = manifest.recipe.get("name"), manifest.recipe.get("text")
-    for folder in _around(path):
+    for folder in _folders_to_search(path):
         file = folder / str(name)
-        if name and _reads(file, str(text)):
+        if name and _has_text(file, str(text)):
             return file
     candidates = (recipe.path for recipe in library_files().values() if recipe.path.name == name)
-    return next((file for file in candidates if _reads(file, str(text))), None)
+    return next((file for file in candidates if _has_text(file, str(text))), None)
 
 
-def _reads(file: Path, text: str) -> bool:
+def _has_text(file: Path, text: str) -> bool:
     """Whether a file holds a text; the artifact that names it may come from anybody."""
     try:
         return file.is_file() and read_regular_file(file, RECIPE).decode(errors="replace") == text
@@ -281,7 +288,7 @@ def _reads(file: Path, text: str) -> bool:
         return False
 
 
-def _around(path: Path) -> Iterator[Path]:
+def _folders_to_search(path: Path) -> Iterator[Path]:
     yield from path.absolute().parents
     cwd = Path.cwd()
     yield cwd
@@ -290,9 +297,9 @@ def _around(path: Path) -> Iterator[Path]:
 
 def params_set_at_compile(manifest: "Manifest") -> dict[str, Any]:
     """The params that the artifact was compiled with, as `--set` would say them; not those of a matrix."""
-    from ....dsl.checker.value_text import plain
+    from ....dsl.checker.value_text import plain_value_text
     from ....dsl.checker.values import value_from_json
 
     swept = {pair.partition("=")[0].strip() for pair in str(manifest.recipe.get("variant", "")).split(",")}
     params = manifest.recipe.get("params", {})
-    return {name: plain(value_from_json(value)) for name, value in params.items() if name not in swept}
+    return {name: plain_value_text(value_from_json(value)) for name, value in params.items() if name not in swept}

@@ -86,11 +86,11 @@ UNCHANGED = Alternative("unchanged")
 def allowed_candidates(wish: Wish) -> list[Candidate]:
     """All combinations that the target can hold and `among` allows; the unchanged model first."""
     skeleton = wish.session.skeleton(wish.recipe.models[wish.pipeline.model])
-    zeros = [UNCHANGED, *(a for a in _sparsity_alternatives(wish) if wish.allows(a.words))]
-    shapes = [UNCHANGED, *(a for a in _pruning_alternatives(wish, skeleton) if wish.allows(a.words))]
+    zeros = [UNCHANGED, *(a for a in _sparsity_alternatives(wish) if wish.allows_all(a.words))]
+    shapes = [UNCHANGED, *(a for a in _pruning_alternatives(wish, skeleton) if wish.allows_all(a.words))]
     numbers = [
         UNCHANGED_NATIVE if wish.is_native else UNCHANGED,
-        *(a for a in _format_alternatives(wish, skeleton) if wish.allows(a.words)),
+        *(a for a in _format_alternatives(wish, skeleton) if wish.allows_all(a.words)),
     ]
     combinations = (Candidate(*axes) for axes in product(shapes, zeros, numbers))
     return [c for c in combinations if not c.zeros.steps or c.numbers.packs]
@@ -120,7 +120,7 @@ def candidate_named(name: str, candidates: Sequence[Candidate]) -> Candidate:
 UNCHANGED_NATIVE = Alternative("unchanged", packs="sparse_bf16")
 
 
-def score_text(wish: Wish) -> str:
+def search_score_text(wish: Wish) -> str:
     """Score of searches that prune: the metric of the first bound on quality, on rows that passes read."""
     metrics = [b.metric for b in wish.bounds if dict(b.metric.args).get("data") is not None]
     metric = metrics[0] if metrics else MetricRef("perplexity")
@@ -129,8 +129,8 @@ def score_text(wish: Wish) -> str:
 
 
 def _pruning_alternatives(wish: Wish, skeleton: Skeleton | None) -> Iterator[Alternative]:
-    score = score_text(wish)
-    for percent, word in product(REMOVED, _pruners(skeleton)):
+    score = search_score_text(wish)
+    for percent, word in product(REMOVED, _pruning_pass_names(skeleton)):
         step = f"slim = {word}(remove: {percent}% of params, group: 32, score: {score})"
         yield Alternative(f"{percent} % pruned", (step,), words=(word,))
         if wish.train is not None:
@@ -138,7 +138,7 @@ def _pruning_alternatives(wish: Wish, skeleton: Skeleton | None) -> Iterator[Alt
             yield Alternative(f"{percent} % pruned and healed", (step, healing), words=(word, "tune.heal"))
 
 
-def _pruners(skeleton: Skeleton | None) -> tuple[str, ...]:
+def _pruning_pass_names(skeleton: Skeleton | None) -> tuple[str, ...]:
     """Pass that cuts all kinds of parts that the model has; all such passes where it is not known."""
     if skeleton is None:
         return "prune.multi", "shed.multi"

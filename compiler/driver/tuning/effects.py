@@ -25,19 +25,19 @@ class Effects:
 
     def predict(self, candidate: Candidate, metric: str) -> float | None:
         """Value of a metric for a combination; None where a single change was not measured."""
-        total = self._weighted_sum(candidate, metric)
+        total = self._sum_of_single_effects(candidate, metric)
         if total is None:
             return None
         total += self._mean_prediction_error(candidate, metric)
         original = self.trials[self.unchanged].values[metric][1]
         return original + total if metric in self.adds else original * math.exp(total)
 
-    def _weighted_sum(self, candidate: Candidate, metric: str) -> float | None:
+    def _sum_of_single_effects(self, candidate: Candidate, metric: str) -> float | None:
         singles = self._single_change_candidates(candidate)
         if any(s not in self.trials or self.trials[s].refused for s in singles):
             return None
-        base = self._effect(self.unchanged, metric)
-        return base + sum(self._effect(s, metric) - base for s in singles)
+        base = self._log_ratio_or_difference(self.unchanged, metric)
+        return base + sum(self._log_ratio_or_difference(s, metric) - base for s in singles)
 
     def _single_change_candidates(self, candidate: Candidate) -> list[Candidate]:
         """Candidates with one change of this one each."""
@@ -48,7 +48,7 @@ class Effects:
             if a != base[axis]
         ]
 
-    def _effect(self, candidate: Candidate, metric: str) -> float:
+    def _log_ratio_or_difference(self, candidate: Candidate, metric: str) -> float:
         value, original = self.trials[candidate].values[metric]
         if metric in self.adds:
             return value - original
@@ -61,8 +61,8 @@ class Effects:
             if other.changes < 2 or trial.refused or other == candidate:
                 continue
             shared = sum(a == b for a, b in zip(other.axes, candidate.axes, strict=True))
-            total_of_other = self._weighted_sum(other, metric)
+            total_of_other = self._sum_of_single_effects(other, metric)
             if total_of_other is not None and shared >= 2:
-                total += (shared - 1) * (self._effect(other, metric) - total_of_other)
+                total += (shared - 1) * (self._log_ratio_or_difference(other, metric) - total_of_other)
                 weights += shared - 1
         return total / weights if weights else 0.0

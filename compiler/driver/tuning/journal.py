@@ -7,9 +7,9 @@ from typing import Any
 
 from ....dsl.checker.values import DataRef
 from ...analysis.planning import keys
-from ...core.cache import Cache, digest, write_atomic
+from ...core.cache import Cache, canonical_json_sha256, write_atomic
 from ...core.fingerprint import machine_facts
-from ...core.source_closure import fingerprint
+from ...core.source_closure import import_closure_sha256
 from .alternatives import Candidate
 from .trials import Trial
 from .wish import Wish
@@ -27,11 +27,11 @@ class Journal:
     rows: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, wish: Wish, cache: Cache) -> "Journal":
+    def read_or_make(cls, wish: Wish, cache: Cache) -> "Journal":
         ctx = wish.context
         arguments = {k: v for k, v in keys.to_jsonable(wish.step.call.args).items() if k != "within"}
         parts = {
-            "tune": wish.closed_text([], ""),
+            "tune": wish.text_with_step_replaced([], ""),
             "open": arguments,
             "model": ctx.origin.identity,
             "params": keys.to_jsonable(wish.recipe.params),
@@ -41,12 +41,12 @@ class Journal:
             "threads": ctx.settings.threads,
             "device": ctx.settings.device,
             "machine": machine_facts(),
-            "code": fingerprint(Path(__file__).with_name("trials.py")),
+            "code": import_closure_sha256(Path(__file__).with_name("trials.py")),
         }
-        return cls(cache, parts, dict(cache.value(parts) or {}))
+        return cls(cache, parts, dict(cache.read_value(parts) or {}))
 
-    def read(self, candidate: Candidate, rows: int) -> Trial | None:
-        record = self.rows.get(f"{candidate.name} on {rows}")
+    def read_trial(self, candidate: Candidate, num_rows: int) -> Trial | None:
+        record = self.rows.get(f"{candidate.name} on {num_rows}")
         if record is None:
             return None
         pairs = {name: {k: (v[0], v[1]) for k, v in record[name].items()} for name in ("values", "ranges")}
@@ -58,34 +58,34 @@ class Journal:
         write_atomic(path, text.encode())
 
     def note_written(self, text: str) -> None:
-        """Note a recipe or a page, so that `wrote` knows it again."""
-        self._read_others()
-        self._keep({RECIPES: sorted({*self.rows.get(RECIPES, ()), digest(text)})})
+        """Note a recipe or a page, so that `has_recorded_file` knows it again."""
+        self._merge_stored_records()
+        self._merge_and_store({RECIPES: sorted({*self.rows.get(RECIPES, ()), canonical_json_sha256(text)})})
 
-    def wrote(self, path: Path) -> bool:
+    def has_recorded_file(self, path: Path) -> bool:
         """Whether a file is a recipe or a page that this search wrote, unchanged."""
         if not path.is_file() or path.is_symlink():
             return False
-        return self.wrote_text(path.read_text(encoding="utf-8", errors="replace"))
+        return self.has_recorded_text(path.read_text(encoding="utf-8", errors="replace"))
 
-    def wrote_text(self, text: str) -> bool:
-        return digest(text) in self.rows.get(RECIPES, ())
+    def has_recorded_text(self, text: str) -> bool:
+        return canonical_json_sha256(text) in self.rows.get(RECIPES, ())
 
-    def planned_seconds(self, seconds: Mapping[Candidate, float]) -> dict[Candidate, float]:
+    def first_planned_seconds(self, seconds: Mapping[Candidate, float]) -> dict[Candidate, float]:
         """Seconds of candidates as they were planned first: a plan made later leaves out what is in the cache."""
-        self._read_others()
+        self._merge_stored_records()
         known = {candidate.name: planned for candidate, planned in seconds.items()} | self.rows.get(SECONDS, {})
-        self._keep({SECONDS: known})
+        self._merge_and_store({SECONDS: known})
         return {candidate: known[candidate.name] for candidate in seconds}
 
-    def add(self, trials: Mapping[Candidate, Trial], rows: int) -> None:
-        self._read_others()
-        self._keep({f"{candidate.name} on {rows}": asdict(trial) for candidate, trial in trials.items()})
+    def store_trials(self, trials: Mapping[Candidate, Trial], num_rows: int) -> None:
+        self._merge_stored_records()
+        self._merge_and_store({f"{candidate.name} on {num_rows}": asdict(trial) for candidate, trial in trials.items()})
 
-    def _read_others(self) -> None:
+    def _merge_stored_records(self) -> None:
         """Read what other searches of this wish kept meanwhile."""
-        self.rows |= self.cache.value(self.parts) or {}
+        self.rows |= self.cache.read_value(self.parts) or {}
 
-    def _keep(self, rows: Mapping[str, Any]) -> None:
+    def _merge_and_store(self, rows: Mapping[str, Any]) -> None:
         self.rows |= rows
-        self.cache.keep(self.parts, self.rows)
+        self.cache.store_value(self.parts, self.rows)

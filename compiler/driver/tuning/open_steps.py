@@ -35,15 +35,15 @@ def open_step_faults(session: "Session", recipe: Recipe) -> Iterator[Diagnostic]
         opened = [step for step in pipeline.steps if is_open(step)]
         if not opened:
             continue
-        faults = [*_not_one_search(session, pipeline)]
+        faults = [*_open_step_and_target_faults(session, pipeline)]
         yield from faults
         if not faults:
             wish = Wish(session, recipe, pipeline, opened[0], model_emits(session, pipeline)[0])
-            yield from _unmatched_patterns(wish)
-            yield from shared_rows(wish, lambda ref: (recipe.data[ref.name].folder, repr(recipe.data[ref.name])))
+            yield from _unmatched_pattern_faults(wish)
+            yield from shared_rows_faults(wish, lambda ref: (recipe.data[ref.name].folder, repr(recipe.data[ref.name])))
 
 
-def _not_one_search(session: "Session", pipeline: Pipeline) -> Iterator[Diagnostic]:
+def _open_step_and_target_faults(session: "Session", pipeline: Pipeline) -> Iterator[Diagnostic]:
     """Faults of a pipeline with several open steps, or without the one target that they are searched for."""
     opened, emits = [step for step in pipeline.steps if is_open(step)], model_emits(session, pipeline)
     if len(opened) > 1:
@@ -63,29 +63,29 @@ def _not_one_search(session: "Session", pipeline: Pipeline) -> Iterator[Diagnost
         yield not_open(message, other.call.span, help="leave the others out")
 
 
-def _unmatched_patterns(wish: Wish) -> Iterator[Diagnostic]:
+def _unmatched_pattern_faults(wish: Wish) -> Iterator[Diagnostic]:
     """Faults of patterns of `among` without which the search would be the same."""
     model = wish.recipe.models[wish.pipeline.model]
     alternatives = all_alternatives(wish, wish.session.stored_skeleton(model))
-    span, target = wish.step.call.where("among"), wish.emit.call.word
+    span, target = wish.step.call.argument_or_call_span("among"), wish.emit.call.word
     for pattern in wish.step.call.args["among"]:
         matching = [a for a in alternatives if any(fnmatch(word, pattern) for word in a.words)]
         if not matching:
             words = sorted({word for a in alternatives for word in a.words})
             message = f"`{pattern}` names nothing that `{target}` can be tuned by"
             yield unmatched_pattern(message, span, help=nearest_name_help(pattern, words, "there is"))
-        elif not any(wish.allows(a.words) for a in matching):
-            nearest = min(matching, key=lambda a: len(_unnamed_words(wish, a)))
-            unnamed = " and ".join(f'`"{word}"`' for word in _unnamed_words(wish, nearest))
+        elif not any(wish.allows_all(a.words) for a in matching):
+            nearest = min(matching, key=lambda a: len(_words_not_allowed(wish, a)))
+            unnamed = " and ".join(f'`"{word}"`' for word in _words_not_allowed(wish, nearest))
             message = f"`{pattern}` leads to no change: `{nearest.name}` needs {unnamed}, too"
             yield unmatched_pattern(message, span, help=f"add {unnamed} to `among`")
 
 
-def _unnamed_words(wish: Wish, alternative: Alternative) -> list[str]:
-    return [word for word in alternative.words if not wish.allows([word])]
+def _words_not_allowed(wish: Wish, alternative: Alternative) -> list[str]:
+    return [word for word in alternative.words if not wish.allows_all([word])]
 
 
-def shared_rows(wish: Wish, identity: Callable[[DataRef], object]) -> Iterator[Diagnostic]:
+def shared_rows_faults(wish: Wish, identity: Callable[[DataRef], object]) -> Iterator[Diagnostic]:
     """Faults of bounds on rows that the search reads; `identity` says which data sets are equal."""
     read = {identity(ref): ("data", wish.emit.call) for ref in references_in(wish.emit.call.args, DataRef)}
     rows = {name: wish.step.call.args[name] for name in ("train", "choose", "data")}
@@ -95,5 +95,5 @@ def shared_rows(wish: Wish, identity: Callable[[DataRef], object]) -> Iterator[D
             name, reader = read.get(identity(ref), ("", None))
             if reader is not None:
                 message = f"`{bound_text(bound)}` reads `{ref.name}`, the rows that the search reads by `{name}`"
-                related = ((span, f"`{name}`"),) if (span := reader.where(name)) else ()
+                related = ((span, f"`{name}`"),) if (span := reader.argument_or_call_span(name)) else ()
                 yield rows_read_before(message, bound.span, related=related, help="judge by other rows")

@@ -22,14 +22,16 @@ class PlannedChange:
     refused: str = ""
 
 
-def planned_changes_and_combinations(wish: Wish, name: str = "") -> tuple[list[PlannedChange], int]:
-    """Single changes, the quickest first and those that are refused last, and the number of combinations; with `name`
+def planned_changes_and_num_combinations(wish: Wish, candidate_name: str = "") -> tuple[list[PlannedChange], int]:
+    """Single changes, the quickest first and those that are refused last, and the number of combinations; with a name
     that candidate alone. Raises Reject (unknown-candidate)."""
     trials, rows = Trials(wish, Cache(wish.session.settings.cache_dir)), []
     refuse_impossible(wish, trials)
     candidates = allowed_candidates(wish)
-    for candidate in [candidate_named(name, candidates)] if name else [c for c in candidates if c.changes <= 1]:
-        text = _text(wish, candidate)
+    for candidate in (
+        [candidate_named(candidate_name, candidates)] if candidate_name else [c for c in candidates if c.changes <= 1]
+    ):
+        text = _steps_text(wish, candidate)
         try:
             plan = trials.plan(candidate)
         except Reject as rejection:
@@ -39,6 +41,6 @@ def planned_changes_and_combinations(wish: Wish, name: str = "") -> tuple[list[P
     return sorted(rows, key=lambda row: (bool(row.refused), row.seconds)), sum(c.changes > 1 for c in candidates)
 
 
-def _text(wish: Wish, candidate: Candidate) -> str:
+def _steps_text(wish: Wish, candidate: Candidate) -> str:
     passes = [step.partition(" = ")[2].partition("(")[0] for step in candidate.steps(wish.data.name)]
     return ", ".join([*passes, *([candidate.numbers.arguments] if candidate.numbers.arguments else [])])

@@ -31,7 +31,7 @@ def metric_names(search: Search) -> tuple[str, ...]:
     return (*search.objectives, *(name for name in search.trials.metrics if name not in search.objectives))
 
 
-def others_text(search: Search) -> str:
+def reason_of_unmeasured(search: Search) -> str:
     """Why the candidates that were not measured were not."""
     if search.is_named:
         return "this one was asked for by its name"
@@ -48,11 +48,14 @@ def measured_twice_text(tuned: Tuned) -> str:
     return sentence if tuned.compiled else ""
 
 
-def rows(tuned: Tuned) -> list[Row]:
+def table_rows(tuned: Tuned) -> list[Row]:
     """Candidates, best first; those that were refused come last."""
     search = tuned.search
     trials = {**search.quick_trials, **search.finals}
-    ranked = [*search.ranked(search.finals), *(c for c in search.ranked(search.quick_trials) if c not in search.finals)]
+    ranked = [
+        *search.rank_candidates(search.finals),
+        *(c for c in search.rank_candidates(search.quick_trials) if c not in search.finals),
+    ]
     rejected = [Row(c.name, (), f"refused: {t.refused}", t) for c, t in trials.items() if t.refused]
     return [_row(tuned, c, trials[c]) for c in ranked if c in trials and not trials[c].refused] + rejected
 
@@ -60,19 +63,27 @@ def rows(tuned: Tuned) -> list[Row]:
 def _row(tuned: Tuned, candidate: Candidate, trial: Trial) -> Row:
     search, names = tuned.search, metric_names(tuned.search)
     units = [search.wish.context.metric(search.trials.metrics[name]).unit for name in names]
-    cells = tuple(_cell(*trial.values[name], unit, trial.rows) for name, unit in zip(names, units, strict=True))
-    return Row(candidate.name, cells, _state(tuned, candidate, trial), trial, tuple(trial.ratio(n) for n in names))
+    cells = tuple(
+        _value_and_change_text(*trial.values[name], unit, trial.rows) for name, unit in zip(names, units, strict=True)
+    )
+    return Row(
+        candidate.name,
+        cells,
+        _candidate_state_text(tuned, candidate, trial),
+        trial,
+        tuple(trial.ratio_to_original(n) for n in names),
+    )
 
 
-def _cell(value: float, original: float, unit: str, rows: int) -> str:
+def _value_and_change_text(value: float, original: float, unit: str, num_quick_rows: int) -> str:
     """Value and change; of a first look the change alone, as its rows are fewer than those of others."""
     change = relative_change_text(original, value) if original else ""
-    if rows and change:
+    if num_quick_rows and change:
         return change
     return measurement_text(value, unit) + (f" ({change})" if change else "")
 
 
-def _state(tuned: Tuned, candidate: Candidate, trial: Trial) -> str:
+def _candidate_state_text(tuned: Tuned, candidate: Candidate, trial: Trial) -> str:
     compiled = tuned.compiled.get(candidate)
     if compiled:
         return f"compiled: {compiled.missed}" if compiled.missed else "chosen"
@@ -86,24 +97,24 @@ def _state(tuned: Tuned, candidate: Candidate, trial: Trial) -> str:
     return "" if tuned.search.is_named else f"no better at {tuned.search.objectives[0]}"
 
 
-def neighbours(tuned: Tuned) -> Iterator[str]:
+def trade_off_sentences(tuned: Tuned) -> Iterator[str]:
     """Sentences on what more of the objective, and of the first bound's quality, would cost; of a front none."""
     search, candidate = tuned.search, next(iter(tuned.chosen), None)
-    quality = next((n for n, ref in search.trials.metrics.items() if _reads_rows(ref)), None)
+    quality = next((n for n, ref in search.trials.metrics.items() if _has_data_argument(ref)), None)
     trials = {c: t for c, t in {**search.quick_trials, **search.finals}.items() if not t.refused}
     if candidate not in trials or quality is None or search.is_front:
         return
     chosen, (objective,) = trials[candidate], search.objectives
     for gain, price in ((objective, quality), (quality, objective)):
-        better = {c: t for c, t in trials.items() if _change(search, t, chosen, gain) < -BETTER}
-        cheapest = min(better, key=lambda c: _change(search, better[c], chosen, price), default=None)
+        better = {c: t for c, t in trials.items() if _signed_relative_change(search, t, chosen, gain) < -BETTER}
+        cheapest = min(better, key=lambda c: _signed_relative_change(search, better[c], chosen, price), default=None)
         if cheapest is not None:
-            won = relative_change_text(chosen.ratio(gain), better[cheapest].ratio(gain))
-            cost = relative_change_text(chosen.ratio(price), better[cheapest].ratio(price))
+            won = relative_change_text(chosen.ratio_to_original(gain), better[cheapest].ratio_to_original(gain))
+            cost = relative_change_text(chosen.ratio_to_original(price), better[cheapest].ratio_to_original(price))
             yield f"{gain} {won} costs {price} {cost}: {cheapest.name}"
 
 
-def tied_text(tuned: Tuned) -> str:
+def indistinguishable_finalists_text(tuned: Tuned) -> str:
     """Sentence on finalists that timing can't tell from the chosen one; "" where there is none, and of a front."""
     search, name = tuned.search, tuned.search.objectives[0]
     chosen = next((search.finals.get(c) for c in tuned.chosen), None)
@@ -113,7 +124,7 @@ def tied_text(tuned: Tuned) -> str:
     tied = [
         c.name
         for c, trial in search.finals.items()
-        if trial is not chosen and name in trial.ranges and not search.violation(trial)
+        if trial is not chosen and name in trial.ranges and not search.worst_bound_violation(trial)
         if trial.ranges[name][0] <= high and trial.ranges[name][1] >= low
     ]
     if not tied:
@@ -122,15 +133,15 @@ def tied_text(tuned: Tuned) -> str:
     return f"{name} can't be told from that of {', '.join(f'`{rival}`' for rival in tied)} on this machine ({interval})"
 
 
-def _reads_rows(ref: Any) -> bool:
+def _has_data_argument(ref: Any) -> bool:
     return any(isinstance(value, DataRef) for _, value in ref.args)
 
 
-def _change(search: Search, trial: Trial, reference: Trial, metric: str) -> float:
+def _signed_relative_change(search: Search, trial: Trial, reference: Trial, metric: str) -> float:
     """Relative change against another trial, so that less is better."""
     sign = 1.0 if search.wish.context.metric(search.trials.metrics[metric]).better == "lower" else -1.0
-    before = reference.ratio(metric)
-    return sign * (trial.ratio(metric) - before) / max(abs(before), 1e-12)
+    before = reference.ratio_to_original(metric)
+    return sign * (trial.ratio_to_original(metric) - before) / max(abs(before), 1e-12)
 
 
 def to_json(tuned: Tuned) -> dict[str, Any]:
@@ -144,11 +155,11 @@ def to_json(tuned: Tuned) -> dict[str, Any]:
         "chosen": points[0]["name"] if points else None,
         "front": points if tuned.search.is_front else [],
         "seconds": round(tuned.search.seconds, 1),
-        "candidates": [_row_json(row, metric_names(tuned.search)) for row in rows(tuned)],
+        "candidates": [_row_json(row, metric_names(tuned.search)) for row in table_rows(tuned)],
         "out_of_time": tuned.search.out_of_time,
         "not_measured": len(tuned.search.candidates) - tuned.search.measured_count,
-        "neighbours": list(neighbours(tuned)),
-        "tied": tied_text(tuned),
+        "neighbours": list(trade_off_sentences(tuned)),
+        "tied": indistinguishable_finalists_text(tuned),
     }
 
 
@@ -159,5 +170,5 @@ def _row_json(row: Row, names: Sequence[str]) -> dict[str, Any]:
         "state": row.state,
         "rows": row.trial.rows,
         "values": {name: list(row.trial.values[name]) for name in measured},
-        "ratios": {name: row.trial.ratio(name) for name in measured},
+        "ratios": {name: row.trial.ratio_to_original(name) for name in measured},
     }

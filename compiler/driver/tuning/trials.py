@@ -20,15 +20,15 @@ from ...core.cache import Cache
 from ...core.events import StageBegan
 from ...evaluation.confidence import median_interval
 from ...evaluation.timing import InterleavedTimes, measure_interleaved, measure_single
-from ...plugin.clock import untimed_reason
+from ...plugin.clock import reason_not_timed
 from ...plugin.context import Context
 from ...transforms.editing.rehearsed import load_or_discover_skeleton
-from ..judging.comparison import cached_original_values, remember
+from ..judging.comparison import cached_original_values, store_original_values
 from ..judging.gate import BoundVerdict, judge_bound
 from ..judging.scores import measure_score
 from ..pipeline import Build
 from .alternatives import Candidate
-from .wish import Wish, on_rows
+from .wish import Wish, metric_on_data
 
 QUICK_ROWS = 8  # rows of a first measurement
 ROUNDS = 6  # of timings at least; PRECISION is the width of a ratio's interval at which they end
@@ -56,7 +56,7 @@ class Trial:
     refused: str = ""
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
-    def ratio(self, metric: str) -> float:
+    def ratio_to_original(self, metric: str) -> float:
         """Result by original; the result where the original is 0."""
         value, original = self.values[metric]
         return value / original if original else value
@@ -78,11 +78,11 @@ class Trials:
     def metrics(self) -> dict[str, MetricRef]:
         """Metrics of the bounds and the objectives, by their text on the rows that candidates are measured on."""
         refs = (*(b.metric for b in self.wish.bounds), *self.wish.objectives)
-        return {self.wish.measured_name(ref): ref for ref in refs}
+        return {self.wish.metric_text_on_choose_rows(ref): ref for ref in refs}
 
     def plan(self, candidate: Candidate) -> Plan:
         """Plan of a candidate's recipe. Raises Reject for one that the model or the target refuses."""
-        session = self.wish.session_of(self.text(candidate))
+        session = self.wish.session_with_text(self.recipe_text(candidate))
         (recipe,) = session.recipes(resolve=True)
         pipeline = recipe.pipelines[self.wish.pipeline.name]
         ctx = session.context(recipe, pipeline)
@@ -95,11 +95,13 @@ class Trials:
         except Reject:
             return None
 
-    def text(self, candidate: Candidate, suffix: str = "") -> str:
-        return self.wish.closed_text(candidate.steps(self.wish.data.name), candidate.numbers.arguments, suffix)
+    def recipe_text(self, candidate: Candidate, suffix: str = "") -> str:
+        return self.wish.text_with_step_replaced(
+            candidate.steps(self.wish.data.name), candidate.numbers.arguments, suffix
+        )
 
-    def measure(self, plans: Mapping[Candidate, Plan], rows: int) -> dict[Candidate, Trial]:
-        """Measure candidates on `rows` rows of `choose`, 0 for all; what is timed takes turns, the original too.
+    def measure(self, plans: Mapping[Candidate, Plan], num_rows: int) -> dict[Candidate, Trial]:
+        """Measure candidates on `num_rows` rows of `choose`, 0 for all; what is timed takes turns, the original too.
 
         Of a candidate that can't be built or measured the trial says why.
         """
@@ -108,7 +110,7 @@ class Trials:
         for candidate, plan in plans.items():
             started = time.monotonic()
             try:
-                model = self._opened_artifact(candidate, self._plan_with_bound_on_each_metric(plan, rows))
+                model = self._write_and_load_artifact(candidate, self._plan_with_bound_on_each_metric(plan, num_rows))
             except Reject as rejection:
                 message = "; ".join(d.message for d in rejection.diagnostics)
                 trials[candidate] = Trial(seconds=time.monotonic() - started, refused=message)
@@ -116,19 +118,20 @@ class Trials:
                 opened[candidate] = model, time.monotonic() - started
         if opened:
             trials |= self._trials_beside_original(
-                opened, self._plan_with_bound_on_each_metric(next(iter(plans.values())), rows), rows
+                opened, self._plan_with_bound_on_each_metric(next(iter(plans.values())), num_rows), num_rows
             )
         return trials
 
-    def _plan_with_bound_on_each_metric(self, plan: Plan, rows: int) -> Plan:
+    def _plan_with_bound_on_each_metric(self, plan: Plan, num_rows: int) -> Plan:
         """The plan with a bound on each metric, on rows to choose by: what those metrics compare with is kept."""
-        recipe, short = _with_fewer_rows(self.wish, plan.recipe, rows)
+        recipe, short = _recipe_with_first_rows(self.wish, plan.recipe, num_rows)
         bounds = tuple(
-            Bound(on_rows(ref, short), "<=", math.inf, baseline=plan.pipeline.model) for ref in self.metrics.values()
+            Bound(metric_on_data(ref, short), "<=", math.inf, baseline=plan.pipeline.model)
+            for ref in self.metrics.values()
         )
         return replace(plan, recipe=recipe, pipeline=replace(plan.pipeline, expects=bounds))
 
-    def clock(self) -> float:
+    def clock_seconds(self) -> float:
         """Seconds by which the time of a search is counted."""
         return time.monotonic()
 
@@ -137,7 +140,7 @@ class Trials:
         for candidate in self.artifacts.keys() - set(candidates):
             shutil.rmtree(self.artifacts.pop(candidate)[0], ignore_errors=True)
 
-    def _opened_artifact(self, candidate: Candidate, plan: Plan) -> Any:
+    def _write_and_load_artifact(self, candidate: Candidate, plan: Plan) -> Any:
         """The artifact of a candidate, written unless it is there, and opened."""
         ctx = self.wish.session.context(plan.recipe, plan.pipeline)
         if candidate not in self.artifacts:
@@ -166,7 +169,7 @@ class Trials:
         return folder, forms[0]
 
     def _trials_beside_original(
-        self, opened: Mapping[Candidate, tuple[Any, float]], plan: Plan, rows: int
+        self, opened: Mapping[Candidate, tuple[Any, float]], plan: Plan, num_rows: int
     ) -> dict[Candidate, Trial]:
         """Trials of opened models beside the original."""
         ctx = self.wish.session.context(plan.recipe, plan.pipeline)
@@ -191,34 +194,34 @@ class Trials:
                 except Reject as rejection:  # logits that are no numbers
                     rejected[candidate] = "; ".join(d.message for d in rejection.diagnostics)
                 seconds[candidate] += time.monotonic() - started
-        remember(known, {}, plan, self.cache, ctx)
+        store_original_values(known, {}, plan, self.cache, ctx)
         for text, ref in refs.items():
             models = {c.name: model for c, (model, _) in opened.items() if c not in rejected}
             if ctx.metric(ref).timed and models:
                 started = time.monotonic()
-                limit = QUICK_SECONDS if rows else PRECISE_SECONDS
-                timed, untimed = times_or_refusals(original, models, ctx.metric(ref), limit)
+                limit = QUICK_SECONDS if num_rows else PRECISE_SECONDS
+                timed, untimed = relative_times_and_refusals(original, models, ctx.metric(ref), limit)
                 rejected |= {c: untimed[c.name] for c in opened if c.name in untimed}
                 for candidate in (c for c in opened if c.name in timed):
                     values[candidate][text], ranges[candidate][text] = timed[candidate.name]
                     seconds[candidate] += (time.monotonic() - started) / len(models)
         return {
-            c: Trial(rows=rows, seconds=seconds[c], refused=rejected[c])
+            c: Trial(rows=num_rows, seconds=seconds[c], refused=rejected[c])
             if c in rejected
-            else Trial(values[c], rows, seconds[c], ranges=ranges[c])
+            else Trial(values[c], num_rows, seconds[c], ranges=ranges[c])
             for c in opened
         }
 
 
-def times_or_refusals(
-    original: Any, models: Mapping[str, Any], metric: Any, seconds: float
+def relative_times_and_refusals(
+    original: Any, models: Mapping[str, Any], metric: Any, max_seconds: float
 ) -> tuple[dict[str, Times], dict[str, str]]:
     """Times beside the original's by model, and the reasons of models that can't be timed. Raises Reject where the
     original can't, or this machine has no runtime to time with."""
     try:
-        return times_beside_original(original, models, metric, seconds), {}
+        return relative_times(original, models, metric, max_seconds), {}
     except Reject as rejection:
-        if untimed_reason(rejection):
+        if reason_not_timed(rejection):
             raise
         measure_single(metric.clock(original), original)
     rejected = {}
@@ -228,10 +231,10 @@ def times_or_refusals(
         except Reject as rejection:
             rejected[name] = "; ".join(d.message for d in rejection.diagnostics)
     measurable = {name: model for name, model in models.items() if name not in rejected}
-    return times_beside_original(original, measurable, metric, seconds) if measurable else {}, rejected
+    return relative_times(original, measurable, metric, max_seconds) if measurable else {}, rejected
 
 
-def times_beside_original(original: Any, models: Mapping[str, Any], metric: Any, seconds: float) -> dict[str, Times]:
+def relative_times(original: Any, models: Mapping[str, Any], metric: Any, max_seconds: float) -> dict[str, Times]:
     """(result, original) of a timed metric for models that take turns with the original, and the ratio's interval.
 
     A result is the original's median times the median of the ratios within rounds. Rounds go on until every ratio is
@@ -250,7 +253,7 @@ def times_beside_original(original: Any, models: Mapping[str, Any], metric: Any,
         metric,
         rounds=ROUNDS,
         is_decided=precise,
-        min_seconds=seconds,
+        min_seconds=max_seconds,
         calls_per_round=ROUNDS,
     )
     middle = timing.values["original"]
@@ -261,17 +264,17 @@ def times_beside_original(original: Any, models: Mapping[str, Any], metric: Any,
     }
 
 
-def bound_verdicts(wish: Wish, trial: Trial, ctx: Context) -> list[BoundVerdict]:
+def judge_trial(wish: Wish, trial: Trial, ctx: Context) -> list[BoundVerdict]:
     """Bounds of the wish, judged by what a trial measured."""
     outcomes = []
     for bound in wish.bounds:
-        value, original = trial.values[wish.measured_name(bound.metric)]
+        value, original = trial.values[wish.metric_text_on_choose_rows(bound.metric)]
         unit = ctx.metric(bound.metric).unit
         outcomes.append(judge_bound(bound, original if bound.baseline else None, value, unit))
     return outcomes
 
 
-def excess(verdict: BoundVerdict) -> float:
+def relative_bound_miss(verdict: BoundVerdict) -> float:
     """Share of its limit by which a value misses a bound; 0 where it keeps it."""
     if verdict.passed:
         return 0.0
@@ -280,11 +283,11 @@ def excess(verdict: BoundVerdict) -> float:
     return max(1e-9, min((abs(value - x) / max(abs(x), 1e-12) for x in limits), default=1.0))
 
 
-def _with_fewer_rows(wish: Wish, recipe: Recipe, rows: int) -> tuple[Recipe, DataRef]:
+def _recipe_with_first_rows(wish: Wish, recipe: Recipe, num_rows: int) -> tuple[Recipe, DataRef]:
     """The recipe with a data set of the first rows of `choose`, and its name."""
     call = wish.recipe.data[wish.choose.name]
     count = next((name for name in ("samples", "count") if name in call.args), "")
-    if rows and count:
-        call = replace(call, args={**call.args, count: min(rows, call.args[count] or rows)})
-    name = f"the first {rows} rows of {wish.choose.name}" if rows else f"the rows of {wish.choose.name}"
+    if num_rows and count:
+        call = replace(call, args={**call.args, count: min(num_rows, call.args[count] or num_rows)})
+    name = f"the first {num_rows} rows of {wish.choose.name}" if num_rows else f"the rows of {wish.choose.name}"
     return replace(recipe, data={**recipe.data, name: call}), DataRef(name)

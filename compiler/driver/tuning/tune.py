@@ -21,8 +21,8 @@ from .alternatives import Candidate
 from .feasibility import refuse_impossible
 from .journal import Journal
 from .search import Search
-from .trials import Trial, Trials, bound_verdicts
-from .wish import Wish, on_rows
+from .trials import Trial, Trials, judge_trial
+from .wish import Wish, metric_on_data
 
 COMPILED = 3  # candidates that may be compiled, one after the other, until one keeps its bounds on unread rows
 
@@ -80,7 +80,7 @@ class Outputs:
     def check_replaceable(self, suffix: str) -> bool:
         """Whether something is to be replaced. Raises Reject where what is there was not written by this search."""
         recipe = self.recipe_path(suffix)
-        refuse_output_path(recipe, self.force or self.journal.wrote(recipe), True)
+        refuse_output_path(recipe, self.force or self.journal.has_recorded_file(recipe), True)
         outputs = [
             replace(o, call=replace(o.call, args={**o.call.args, "path": f"{o.call.args['path']}{suffix}"}))
             if o.call.word == self.wish.emit.call.word
@@ -88,7 +88,9 @@ class Outputs:
             for o in output_paths([self.wish.recipe], self.out, self.wish.session.registry.describes_artifacts)
             if o.call in [emit.call for emit in self.wish.pipeline.emits]
         ]
-        replaceable = [self.force or (self.journal.wrote(recipe) and self._is_replaceable(o)) for o in outputs]
+        replaceable = [
+            self.force or (self.journal.has_recorded_file(recipe) and self._is_replaceable(o)) for o in outputs
+        ]
         for output, may_replace in zip(outputs, replaceable, strict=True):
             check_outputs([output], may_replace)
         return self.force or all(replaceable)
@@ -96,9 +98,9 @@ class Outputs:
     def _is_replaceable(self, output: OutputPath) -> bool:
         """Whether a path is free, or holds what was compiled from a recipe that this search wrote."""
         if output.describes_artifacts or not os.path.lexists(output.path):
-            return self.journal.wrote(output.path) or not os.path.lexists(output.path)
+            return self.journal.has_recorded_file(output.path) or not os.path.lexists(output.path)
         try:
-            return self.journal.wrote_text(read_manifest(output.path).recipe.get("text", ""))
+            return self.journal.has_recorded_text(read_manifest(output.path).recipe.get("text", ""))
         except (Reject, OSError):
             return False
 
@@ -109,7 +111,7 @@ def tune(wish: Wish, recipe: Path, out: Path, *, force: bool = False, name: str 
     With `name`, no search: the candidate of that name, whether it keeps the bounds or not.
     """
     cache = Cache(wish.session.settings.cache_dir)
-    journal = Journal.of(wish, cache)
+    journal = Journal.read_or_make(wish, cache)
     outputs = Outputs(wish, journal, recipe, out, force)
     scratch = wish.session.settings.cache_dir / "work"
     scratch.mkdir(parents=True, exist_ok=True)
@@ -118,47 +120,49 @@ def tune(wish: Wish, recipe: Path, out: Path, *, force: bool = False, name: str 
         refuse_impossible(wish, trials)
         search = Search(wish, trials, journal)
         suffixes = {c.suffix for c in search.candidates} if search.is_front and not name else {""}
-        refuse_output_path(recipe, force or journal.wrote(recipe), True)  # what an interrupted search leaves
+        refuse_output_path(
+            recipe, force or journal.has_recorded_file(recipe), True
+        )  # what an interrupted search leaves
         for suffix in suffixes:
             outputs.check_replaceable(suffix)
         tuned = Tuned(wish, search)
-        with before_stopping(lambda: _keep_best(search, trials, recipe)):
+        with before_stopping(lambda: _write_best_recipe(search, trials, recipe)):
             ranked = [search.measure_named(name)] if name else search.run()
-        satisfying = [c for c in ranked if name or not search.violation(search.finals[c])]
+        satisfying = [c for c in ranked if name or not search.worst_bound_violation(search.finals[c])]
         if not satisfying:
             tuned.unmet = [_unmet_diagnostic(wish, search, ranked)]
         elif search.is_front and not name:
             _compile_front(tuned, outputs)
         else:
-            _compile_best(tuned, satisfying[: max_compiled(wish)], outputs)
+            _compile_best(tuned, satisfying[: max_num_compiled(wish)], outputs)
     return tuned
 
 
 def _compile_best(tuned: Tuned, candidates: Sequence[Candidate], outputs: Outputs) -> None:
     """Compile candidates one after the other, until one keeps all bounds."""
     for candidate in candidates:
-        tuned.unmet = _compile(tuned, candidate, outputs, "", replaces=bool(tuned.compiled))
+        tuned.unmet = _compile_candidate(tuned, candidate, outputs, "", may_replace=bool(tuned.compiled))
         if not tuned.unmet:
             return
 
 
 def _compile_front(tuned: Tuned, outputs: Outputs) -> None:
     """Compile all candidates of the front. What misses a bound leaves it."""
-    front = tuned.search.front(tuned.search.finals)
-    missed = [_compile(tuned, candidate, outputs, candidate.suffix) for candidate in front]
+    front = tuned.search.select_front(tuned.search.finals)
+    missed = [_compile_candidate(tuned, candidate, outputs, candidate.suffix) for candidate in front]
     if all(missed):
         tuned.unmet = missed[0]
 
 
-def _compile(
-    tuned: Tuned, candidate: Candidate, outputs: Outputs, suffix: str, replaces: bool = False
+def _compile_candidate(
+    tuned: Tuned, candidate: Candidate, outputs: Outputs, suffix: str, may_replace: bool = False
 ) -> list[Diagnostic]:
     """Write and compile the recipe of a candidate; the bounds that its artifact misses."""
-    replaces = replaces or outputs.check_replaceable(suffix)
-    path, text = outputs.recipe_path(suffix), tuned.search.trials.text(candidate, suffix)
+    may_replace = may_replace or outputs.check_replaceable(suffix)
+    path, text = outputs.recipe_path(suffix), tuned.search.trials.recipe_text(candidate, suffix)
     outputs.journal.write_recipe(path, text)
-    session = replace(tuned.wish.session_of(text, path), pipelines=(tuned.wish.pipeline.name,))
-    results = build(session, outputs.out, force=replaces)
+    session = replace(tuned.wish.session_with_text(text, path), pipelines=(tuned.wish.pipeline.name,))
+    results = build(session, outputs.out, force=may_replace)
     for page in (page for result in results for page in result.reports):
         outputs.journal.note_written(page.path.read_text(encoding="utf-8"))
     missed = [d for r in results for d in r.missed]
@@ -169,17 +173,17 @@ def _compile(
     return missed
 
 
-def max_compiled(wish: Wish) -> int:
+def max_num_compiled(wish: Wish) -> int:
     """Number of candidates that may be judged on the bounds' rows: one where a bound states its confidence, which a
     second look at its rows would lower."""
     return 1 if any(bound.confidence for bound in wish.bounds) else COMPILED
 
 
-def _keep_best(search: Search, trials: Trials, recipe: Path) -> None:
+def _write_best_recipe(search: Search, trials: Trials, recipe: Path) -> None:
     """Write the recipe of the best candidate so far; nothing where none keeps the bounds."""
     best = search.best
     if best is not None:
-        search.journal.write_recipe(recipe, trials.text(best))
+        search.journal.write_recipe(recipe, trials.recipe_text(best))
         message = f"best so far: {best.name}; its recipe is {recipe}, and the same command goes on"
         search.wish.session.settings.on_event(Said(message))
 
@@ -198,9 +202,9 @@ def _unmet_diagnostic(wish: Wish, search: Search, ranked: Sequence[Candidate]) -
 def missed_bounds_text(wish: Wish, trial: Trial) -> str:
     """Bounds that a trial misses on the rows that it was measured on, each with the value or its share of the
     original's."""
-    missed = [(o, o.value) for o in bound_verdicts(wish, trial, wish.context) if not o.passed and o.value is not None]
+    missed = [(o, o.value) for o in judge_trial(wish, trial, wish.context) if not o.passed and o.value is not None]
     return ", ".join(
-        f"`{bound_text(replace(o.bound, metric=on_rows(o.bound.metric, wish.choose), span=None))}`: "
+        f"`{bound_text(replace(o.bound, metric=metric_on_data(o.bound.metric, wish.choose), span=None))}`: "
         + (f"{value / o.original:.5g}" if o.original else measurement_text(value, o.unit))
         for o, value in missed
     )

@@ -86,40 +86,40 @@ class Wish:
         here = (b for b in self.pipeline.expects if b.part in ("", word) and b.profile is None)
         return tuple(b for b in here if b.baseline in (None, self.pipeline.model))
 
-    def measured_name(self, metric: MetricRef) -> str:
+    def metric_text_on_choose_rows(self, metric: MetricRef) -> str:
         """Text of a metric on the rows that candidates are measured on."""
-        return _text_on_rows(metric, self.choose)
+        return _metric_text_on_data(metric, self.choose)
 
     @cached_property
     def context(self) -> Context:
         return self.session.context(self.recipe, self.pipeline)
 
-    def allows(self, words: Sequence[str]) -> bool:
+    def allows_all(self, plugin_names: Sequence[str]) -> bool:
         """Whether `among` names all passes and formats of an alternative."""
         patterns = self.step.call.args["among"]
-        return not patterns or all(any(fnmatch(word, p) for p in patterns) for word in words)
+        return not patterns or all(any(fnmatch(word, p) for p in patterns) for word in plugin_names)
 
-    def closed_text(self, steps: Sequence[str], arguments: str, suffix: str = "") -> str:
+    def text_with_step_replaced(self, steps: Sequence[str], target_arguments: str, path_suffix: str = "") -> str:
         """Text of the recipe with steps in place of the open one, more arguments of the target, and a suffix of the
         path that it writes to. Other pipelines whose steps are open are left out: they would not compile."""
         source = self.recipe.source
         step, target = _spans_of_open_step_and_target(source, self.pipeline.name, self.step.name, self.emit.call)
         edits = [(step, "\n  ".join(steps))]
-        if arguments:
+        if target_arguments:
             last = max(
                 (span.end for span in self.emit.call.spans.values()),
                 default=target.start + len(self.emit.call.word) + 1,
             )
-            edits.append((Span(source, last, last), f", {arguments}"))
-        if suffix:
-            path = self.emit.call.where("path")
+            edits.append((Span(source, last, last), f", {target_arguments}"))
+        if path_suffix:
+            path = self.emit.call.argument_or_call_span("path")
             assert path is not None, "a target of a recipe has a written path"
-            edits.append((path, quoted(f"{self.emit.call.args['path']}{suffix}")))
+            edits.append((path, quoted(f"{self.emit.call.args['path']}{path_suffix}")))
         edits += [(span, "") for span in self._spans_of_other_open_pipelines()]
         text = source.text
         for span, new in sorted(edits, key=lambda edit: -edit[0].start):
             text = text[: span.start] + new + text[span.end :]
-        return format_source(self._without_unused(Source(source.name, text)))
+        return format_source(self._without_unused_declarations(Source(source.name, text)))
 
     def _spans_of_other_open_pipelines(self) -> list[Span]:
         statements = parse(self.recipe.source).file.statements
@@ -132,19 +132,21 @@ class Wish:
             or (isinstance(s, (ast.Expect, ast.Emit)) and s.pipeline.path in open_pipelines)
         ]
 
-    def _without_unused(self, source: Source) -> Source:
+    def _without_unused_declarations(self, source: Source) -> Source:
         """The text without declarations that only the open step used."""
         vocabulary, library = self.session.registry.vocabulary, self.session.read_library_module
         while True:
             parsed = parse(source)
-            faults = check_recipe_file(parsed.file, vocabulary, library=library, skeleton=lambda call: None).diagnostics
+            faults = check_recipe_file(
+                parsed.file, vocabulary, read_module=library, find_skeleton=lambda call: None
+            ).diagnostics
             spans = [d.span for d in faults if d.slug == "unused-name" and d.span is not None]
-            unused = next((s for s in parsed.file.statements if _declares(s, spans)), None)
+            unused = next((s for s in parsed.file.statements if _declares_name_at(s, spans)), None)
             if unused is None:
                 return source
             source = replace(source, text=source.text[: unused.span.start] + source.text[unused.span.end :])
 
-    def session_of(self, text: str, path: Path | None = None) -> "Session":
+    def session_with_text(self, text: str, path: Path | None = None) -> "Session":
         """Session of the wish's recipe, or of one at `path`, with another text."""
         path = path or self.session.path
         return replace(self.session, path=path, texts={**self.session.texts, path.resolve(): text})
@@ -159,14 +161,14 @@ def model_emits(session: "Session", pipeline: Pipeline) -> list[Emit]:
     return [emit for emit in pipeline.emits if not session.registry.describes_artifacts(emit.call.word)]
 
 
-def on_rows(metric: MetricRef, data: DataRef) -> MetricRef:
+def metric_on_data(metric: MetricRef, data: DataRef) -> MetricRef:
     """The metric on other rows; one that reads none as it is."""
     return replace(metric, args=tuple((n, data if isinstance(v, DataRef) else v) for n, v in metric.args))
 
 
 @lru_cache(256)
-def _text_on_rows(metric: MetricRef, data: DataRef) -> str:
-    return value_text(on_rows(metric, data))
+def _metric_text_on_data(metric: MetricRef, data: DataRef) -> str:
+    return value_text(metric_on_data(metric, data))
 
 
 def read_wish(session: "Session") -> Wish:
@@ -199,7 +201,7 @@ def _spans_of_open_step_and_target(source: Source, pipeline: str, step: str, tar
     return step_span, target.span
 
 
-def _declares(statement: ast.Statement, spans: Sequence[Span]) -> bool:
+def _declares_name_at(statement: ast.Statement, spans: Sequence[Span]) -> bool:
     return isinstance(statement, (ast.Declare, ast.Use, ast.Param, ast.Profile)) and any(
         statement.span.start <= span.start < statement.span.end for span in spans
     )

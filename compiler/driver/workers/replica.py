@@ -22,14 +22,14 @@ from ....dsl.syntax.diagnostics import Reject
 from ...analysis.planning.machine_profile import named, with_profile_threads
 from ...analysis.planning.plan import Plan, Stage
 from ...core.cache import Cache
-from ...core.memory import anonymous_memory_of_process, available
+from ...core.memory import anonymous_memory_bytes, available_memory_bytes
 from ...core.safe_read import read_json
 from ...core.settings import Settings
 from ...plugin.context import Context
 from ...plugin.remote_scorer import Task, TaskSource
 from ..api import Session, open_session, plan_all_pipelines
 from ..pipeline import Build
-from ..worker_team import TOKEN, facts
+from ..worker_team import TOKEN, worker_environment_facts
 
 
 class WorkerMismatch(Exception):
@@ -54,7 +54,7 @@ class Replica(TaskSource):
         """`reply` hears the answer, from another thread."""
         self.tasks.put((line, reply))
 
-    def answered(self, line: str) -> str:
+    def answer_line(self, line: str) -> str:
         """The answer, waited for."""
         answers: SimpleQueue[str] = SimpleQueue()
         self.submit(line, answers.put)
@@ -82,7 +82,7 @@ class Replica(TaskSource):
             line, self.reply = self.tasks.get()
             message = json.loads(line)
             if message.get("hello"):
-                self.reply(json.dumps({"facts": facts(), "pid": os.getpid()}))
+                self.reply(json.dumps({"facts": worker_environment_facts(), "pid": os.getpid()}))
             else:
                 self.message = {**message, "about": json.dumps(message["step"], sort_keys=True)}
         return self.message
@@ -114,8 +114,10 @@ def _run_pass_as_worker(step: Mapping[str, Any], task_source: TaskSource, stack:
     opened, plan, stage = _plan_and_find_stage(step)
     build = Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(opened.settings.cache_dir))
     outcome = build.load_outcome(stage.source)
-    settings = replace(opened.settings, max_memory=anonymous_memory_of_process() + available() // max(1, step["size"]))
-    workdir = _copy_scratch(Path(step["scratch"]), stack)
+    settings = replace(
+        opened.settings, max_memory=anonymous_memory_bytes() + available_memory_bytes() // max(1, step["size"])
+    )
+    workdir = _copy_journals_and_link_folders(Path(step["scratch"]), stack)
     ctx: Context = replace(build.step_context(stage), settings=settings, workdir=workdir, task_source=task_source)
     with with_profile_threads(named(stage.call), ctx):
         ctx.registry.make("pass", stage.call).result_of(outcome, ctx)
@@ -147,7 +149,7 @@ def _plan_and_find_stage(step: Mapping[str, Any]) -> tuple[Session, Plan, Stage]
     raise WorkerMismatch(f"step {step['name']} has another key here: recipe, data or effc itself are not the same")
 
 
-def _copy_scratch(coordinator_scratch: Path, stack: ExitStack) -> Path:
+def _copy_journals_and_link_folders(coordinator_scratch: Path, stack: ExitStack) -> Path:
     """A folder of our own with what the one who asks knows: journals are copied, since they write to them."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="effc-worker-")))
     for path in coordinator_scratch.iterdir():

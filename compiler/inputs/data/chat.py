@@ -7,7 +7,7 @@ from typing import Any
 from ....dsl.syntax.diagnostics import Fault
 from ...plugin.context import Context
 from ...plugin.interfaces import param
-from ..records import Record, invalid_record, text_of
+from ..records import Record, field_text, invalid_record
 from ..sampled_rows import SampledRows
 from ..windows import encode, require_tokenizer, token_windows
 
@@ -40,7 +40,7 @@ class Chat(SampledRows):
         ids: list[int] = []
         for messages in self._conversations(ctx):
             ids += encode(self._render_checked(messages, require_tokenizer(tokenizer, ctx)), tokenizer)
-            if _is_open(ids, tokenizer):
+            if _lacks_end_token(ids, tokenizer):
                 ids.append(tokenizer.eos_token_id)
         return self._cut_into_rows(ids, ctx)
 
@@ -60,7 +60,7 @@ class Chat(SampledRows):
             encoded = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
             ids += encoded["input_ids"]
             mask += [any(start < b and a < end for a, b in spans) for start, end in encoded["offset_mapping"]]
-            if _is_open(ids, tokenizer):
+            if _lacks_end_token(ids, tokenizer):
                 ids.append(tokenizer.eos_token_id)
                 mask.append(messages[-1]["role"] == "assistant")
         return self._cut_into_rows(mask, ctx)
@@ -124,7 +124,7 @@ class Chat(SampledRows):
         if self.prompt or self.response:
             fields = [("user", self.prompt), ("assistant", self.response)]
             return [
-                {"role": role, "content": text_of(record, name, line_number, path)} for role, name in fields if name
+                {"role": role, "content": field_text(record, name, line_number, path)} for role, name in fields if name
             ]
         messages = record[self.messages]
         if (
@@ -142,6 +142,6 @@ class Chat(SampledRows):
         return [{"role": t["role"], "content": t["content"]} for t in messages]
 
 
-def _is_open(ids: list[int], tokenizer: Any) -> bool:
+def _lacks_end_token(ids: list[int], tokenizer: Any) -> bool:
     """Whether a conversation still lacks the end token."""
     return tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from ...plugin.context import Context
 from ...plugin.interfaces import param
-from ..records import Record, invalid_record, parse_each, text_of
+from ..records import Record, field_text, invalid_record, parse_each
 from ..sampled_rows import SampledRows
-from ..windows import encode, require_tokenizer, start_token, token_windows
+from ..windows import encode, require_tokenizer, start_token_id, token_windows
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Choices(SampledRows):
     def tokenize_questions(self, tokenizer: Any, ctx: Context) -> list[Item]:
         """The questions for scoring: every option behind its question."""
         tokenizer = require_tokenizer(tokenizer, ctx)
-        start = start_token(tokenizer, "auto")
+        start = start_token_id(tokenizer, "auto")
         front = [] if start is None else [start]
         items = []
         for prompt, options, answer in self._read_and_sample_questions(ctx):
@@ -65,7 +65,7 @@ class Choices(SampledRows):
         text = "\n\n".join(
             f"{prompt} {options[answer]}" for prompt, options, answer in self._read_and_sample_questions(ctx)
         )
-        return token_windows(encode(text, tokenizer), self.length, start_token(tokenizer, "auto"), None, 0)
+        return token_windows(encode(text, tokenizer), self.length, start_token_id(tokenizer, "auto"), None, 0)
 
     def _read_and_sample_questions(self, ctx: Context) -> list[tuple[str, list[str], int]]:
         """(prompt, options, index of the right one) for the questions that `samples` leaves."""
@@ -88,14 +88,14 @@ class Choices(SampledRows):
                 f"the answer of record {line_number} of {path} is none of its {len(options)} options",
                 help="an answer is a number from 0, a label, a letter or an option's text",
             ).rejection()
-        question = text_of(record, self.question, line_number, path)
+        question = field_text(record, self.question, line_number, path)
         return (f"Question: {question}\nAnswer:" if self.layout == "qa" else question), options, answer
 
     def _parse_options(self, record: Record, line_number: int, path: Path) -> tuple[list[Any], list[str]]:
         if self.fixed:
             return list(self.fixed), []
         if not isinstance(self.options, str):
-            return [text_of(record, name, line_number, path) for name in self.options], list(self.options)
+            return [field_text(record, name, line_number, path) for name in self.options], list(self.options)
         options = record[self.options]
         if isinstance(options, dict) and isinstance(options.get("text"), list):
             return options["text"], [str(label) for label in options.get("label") or ()]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from ....dsl.syntax.diagnostics import Reject
 from ...analysis.planning.keys import versions
-from ...core.cache import Cache, digest
+from ...core.cache import Cache, canonical_json_sha256
 from ...core.deadline import DeadlineExceeded
 from ...ir.capture.failed_forward import model_failure_diagnostic
 from ...models.rows.forward import in_eval_mode, not_a_number
@@ -54,15 +54,17 @@ class Generated(Data):
             "device": ctx.settings.device,
             "threads": ctx.settings.threads,
         }
-        rows = cache.value(parts)
+        rows = cache.read_value(parts)
         if rows is None:
             rows = self._generate_rows(tokenizer, ctx).tolist()
             ctx.origin.refuse_changed_files()
-            cache.keep(parts, rows)
+            cache.store_value(parts, rows)
         return iter(torch.tensor(rows, dtype=torch.int64))
 
     def identity(self, ctx: Context) -> str:
-        return digest(["generated", self.count, self.length, self.temperature, self._seed(ctx), ctx.origin.identity])
+        return canonical_json_sha256(
+            ["generated", self.count, self.length, self.temperature, self._seed(ctx), ctx.origin.identity]
+        )
 
     def _seed(self, ctx: Context) -> int:
         return ctx.seed if self.seed is None else self.seed
@@ -77,7 +79,7 @@ class Generated(Data):
                 f"{ctx.origin.label} is a {type(model).__name__}, which writes no text of its own",
                 help='take rows from a text: `text("calib.txt")`, or of `sounds` where it hears',
             ).rejection()
-        with torch.random.fork_rng(devices=_devices(device_of(model))), in_eval_mode(model):
+        with torch.random.fork_rng(devices=_cuda_device_indices(device_of(model))), in_eval_mode(model):
             torch.manual_seed(self._seed(ctx))
             sizes = [min(AT_ONCE, self.count - n) for n in range(0, self.count, AT_ONCE)]
             steps = self.length * len(sizes)
@@ -144,5 +146,5 @@ def _draw_start_tokens(model: Any, tokenizer: Any, ctx: Context, count: int) -> 
     return torch.randint(vocabulary, (count, 1)).to(model.device)
 
 
-def _devices(device: "torch.device") -> list[int]:
+def _cuda_device_indices(device: "torch.device") -> list[int]:
     return [device.index or 0] if device.type == "cuda" else []

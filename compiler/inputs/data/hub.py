@@ -8,13 +8,13 @@ from typing import Any, ClassVar, Literal
 
 from ....dsl.syntax.diagnostics import Fault
 from ....dsl.syntax.nearest import nearest_name_help
-from ...core.cache import digest
+from ...core.cache import canonical_json_sha256
 from ...core.environment import check_modules
 from ...core.json_errors import first_line
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
 from ..records import invalid_record, no_field
-from ..windows import encode, find_files, require_tokenizer, start_token, token_windows
+from ..windows import encode, find_files, require_tokenizer, start_token_id, token_windows
 
 _LONGEST = 193  # characters of ORG/NAME, 96 each
 data_unreachable = Fault("data-unreachable", "A data set of the hub is needed and can't be had.", exit="network")
@@ -53,7 +53,7 @@ class Hub(Data):
         tokenizer = require_tokenizer(tokenizer, ctx)
         ids = encode("\n\n".join(self._read_texts(ctx)), tokenizer)
         seed = ctx.seed if self.seed is None else self.seed
-        return token_windows(ids, self.length, start_token(tokenizer, self.start), self.samples, seed)
+        return token_windows(ids, self.length, start_token_id(tokenizer, self.start), self.samples, seed)
 
     def identity(self, ctx: Context) -> str:
         import hashlib
@@ -62,7 +62,7 @@ class Hub(Data):
         for text in self._read_texts(ctx):
             content.update(hashlib.sha256(text.encode()).digest())
         seed = (ctx.seed if self.seed is None else self.seed) if self.samples else 0
-        return digest(
+        return canonical_json_sha256(
             ["hub", content.hexdigest(), self.length, self.samples, seed, self.start, ctx.origin.tokenizer_identity]
         )
 

@@ -8,9 +8,9 @@ from ....dsl.syntax.diagnostics import Fault
 from ....dsl.syntax.nearest import nearest_name_help
 from ...plugin.context import Context
 from ...plugin.interfaces import param
-from ..records import Record, drop_or_refuse_too_long, parse_each, text_of
+from ..records import Record, drop_or_refuse_too_long, field_text, parse_each
 from ..sampled_rows import SampledRows
-from ..windows import padding_id, require_tokenizer
+from ..windows import padding_token_id, require_tokenizer
 
 unknown_class = Fault("unknown-class", "A record's label is none of the classes that a recipe names.")
 text_too_long = Fault("text-too-long", "A text has more tokens than a row.")
@@ -39,24 +39,29 @@ class Labels(SampledRows):
     longer: Literal["refuse", "drop"] = param("What becomes of texts that fit into no row.", default="refuse")
 
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
-        fill = padding_id(tokenizer, ctx)
-        return self._choose(
+        fill = padding_token_id(tokenizer, ctx)
+        return self._sample_tensor_rows(
             [[*ids, *[fill] * (self.length - len(ids))] for ids, _ in self._tokenize_texts_and_classes(tokenizer, ctx)],
             ctx,
         )
 
     def prompts(self, tokenizer: Any, ctx: Context) -> Iterator[int]:
         return (
-            int(n) for n in self._choose([len(ids) for ids, _ in self._tokenize_texts_and_classes(tokenizer, ctx)], ctx)
+            int(n)
+            for n in self._sample_tensor_rows(
+                [len(ids) for ids, _ in self._tokenize_texts_and_classes(tokenizer, ctx)], ctx
+            )
         )
 
     def labels(self, tokenizer: Any, ctx: Context) -> Iterator[int]:
         return (
             int(n)
-            for n in self._choose([number for _, number in self._tokenize_texts_and_classes(tokenizer, ctx)], ctx)
+            for n in self._sample_tensor_rows(
+                [number for _, number in self._tokenize_texts_and_classes(tokenizer, ctx)], ctx
+            )
         )
 
-    def _choose(self, values: list, ctx: Context) -> Iterator[Any]:
+    def _sample_tensor_rows(self, values: list, ctx: Context) -> Iterator[Any]:
         import torch
 
         return self.sample(torch.tensor(values), ctx)
@@ -67,7 +72,7 @@ class Labels(SampledRows):
 
         def parse(entry: tuple[Record, int, Path]) -> tuple[list[int], int]:
             record, number, path = entry
-            ids = tokenizer(text_of(record, self.text, number, path), verbose=False)["input_ids"]
+            ids = tokenizer(field_text(record, self.text, number, path), verbose=False)["input_ids"]
             return ids, self._label_index(str(record[self.label]), number, path)
 
         items = parse_each(self.records((self.text, self.label), ctx), parse)

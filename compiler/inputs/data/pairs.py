@@ -8,9 +8,9 @@ from typing import Any, Literal
 from ....dsl.syntax.diagnostics import Fault
 from ...plugin.context import Context
 from ...plugin.interfaces import param
-from ..records import Record, drop_or_refuse_too_long, parse_each, text_of
+from ..records import Record, drop_or_refuse_too_long, field_text, parse_each
 from ..sampled_rows import SampledRows
-from ..windows import encode, padding_id, require_tokenizer, start_token
+from ..windows import encode, padding_token_id, require_tokenizer, start_token_id
 
 pair_too_long = Fault("pair-too-long", "A prompt with its answer has more tokens than a row.")
 empty_pair = Fault("empty-pair", "A prompt or an answer has no text, so that nothing can be learned from it.")
@@ -53,25 +53,29 @@ class Pairs(SampledRows):
     longer: Literal["refuse", "drop"] = param("What becomes of pairs that fit into no row.", default="refuse")
 
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
-        fill = padding_id(tokenizer, ctx)
-        if self._is_pair(ctx):
+        fill = padding_token_id(tokenizer, ctx)
+        if self._is_encoder_decoder(ctx):
             half = self.length // 2
-            return self._fill_rows(
+            return self._padded_sampled_rows(
                 tokenizer, ctx, lambda pair: (*pair.prompt, *(fill,) * (half - len(pair.prompt)), *pair.answer), fill
             )
-        return self._fill_rows(tokenizer, ctx, lambda pair: (*pair.prompt, *pair.answer), fill)
+        return self._padded_sampled_rows(tokenizer, ctx, lambda pair: (*pair.prompt, *pair.answer), fill)
 
     def assistant_masks(self, tokenizer: Any, ctx: Context) -> Iterator[Any] | None:
-        if self._is_pair(ctx):
+        if self._is_encoder_decoder(ctx):
             return None  # all of a target is learned, and nothing of a source
-        return self._fill_rows(tokenizer, ctx, lambda pair: (*(0,) * len(pair.prompt), *(1,) * len(pair.answer)), 0)
+        return self._padded_sampled_rows(
+            tokenizer, ctx, lambda pair: (*(0,) * len(pair.prompt), *(1,) * len(pair.answer)), 0
+        )
 
     def prompts(self, tokenizer: Any, ctx: Context) -> Iterator[int] | None:
-        if self._is_pair(ctx):
+        if self._is_encoder_decoder(ctx):
             return None
-        return (int(row.sum()) for row in self._fill_rows(tokenizer, ctx, lambda pair: (1,) * len(pair.prompt), 0))
+        return (
+            int(row.sum()) for row in self._padded_sampled_rows(tokenizer, ctx, lambda pair: (1,) * len(pair.prompt), 0)
+        )
 
-    def _fill_rows(self, tokenizer: Any, ctx: Context, row_values_of: Any, pad_id: int) -> Iterator[Any]:
+    def _padded_sampled_rows(self, tokenizer: Any, ctx: Context, row_values_of: Any, pad_id: int) -> Iterator[Any]:
         """A row of numbers for each pair that is chosen: what `row_values_of` says of its tokens, then `pad_id`."""
         import torch
 
@@ -81,7 +85,7 @@ class Pairs(SampledRows):
 
     def _read_pairs(self, tokenizer: Any, ctx: Context) -> list[_Pair]:
         tokenizer = require_tokenizer(tokenizer, ctx)
-        two_sided = self._is_pair(ctx)
+        two_sided = self._is_encoder_decoder(ctx)
         parse = self._parse_source_and_target if two_sided else self._parse_pair
         records = self.records((self.prompt, self.answer), ctx)
         pairs = parse_each(records, lambda entry: parse(*entry, tokenizer))
@@ -89,9 +93,9 @@ class Pairs(SampledRows):
         return drop_or_refuse_too_long(pairs, sizes, self.length, self.longer, pair_too_long, "pairs")
 
     def _parse_pair(self, record: Record, line_number: int, path: Path, tokenizer: Any) -> _Pair:
-        start = start_token(tokenizer, "auto")
-        prompt = encode(text_of(record, self.prompt, line_number, path), tokenizer)
-        answer = encode(self.join + text_of(record, self.answer, line_number, path), tokenizer)
+        start = start_token_id(tokenizer, "auto")
+        prompt = encode(field_text(record, self.prompt, line_number, path), tokenizer)
+        answer = encode(self.join + field_text(record, self.answer, line_number, path), tokenizer)
         if not prompt or not answer:
             which = "prompt" if answer else "answer"
             raise empty_pair(f"the {which} of record {line_number} of {path} is empty").rejection()
@@ -99,14 +103,14 @@ class Pairs(SampledRows):
         return _Pair((*([] if start is None else [start]), *prompt), (*answer, *end))
 
     def _parse_source_and_target(self, record: Record, line_number: int, path: Path, tokenizer: Any) -> _Pair:
-        source = tokenizer(text_of(record, self.prompt, line_number, path), verbose=False)["input_ids"]
-        target = tokenizer(text_target=text_of(record, self.answer, line_number, path), verbose=False)["input_ids"]
+        source = tokenizer(field_text(record, self.prompt, line_number, path), verbose=False)["input_ids"]
+        target = tokenizer(text_target=field_text(record, self.answer, line_number, path), verbose=False)["input_ids"]
         if not source or not target:
             which = "prompt" if target else "answer"
             raise empty_pair(f"the {which} of record {line_number} of {path} is empty").rejection()
         return _Pair(tuple(source), tuple(target))
 
-    def _is_pair(self, ctx: Context) -> bool:
+    def _is_encoder_decoder(self, ctx: Context) -> bool:
         from ...models.rows.inputs import is_encoder_decoder_config
 
         return is_encoder_decoder_config(ctx.origin.config)

@@ -10,9 +10,9 @@ from ....dsl.syntax.diagnostics import Fault
 from ...core.safe_read import DATA, read_regular_file
 from ...plugin.context import Context
 from ...plugin.interfaces import param
-from ..records import Record, drop_or_refuse_too_long, text_of
+from ..records import Record, drop_or_refuse_too_long, field_text
 from ..sampled_rows import SampledRows
-from ..windows import content_identity, padding_id, require_tokenizer
+from ..windows import content_identity, padding_token_id, require_tokenizer
 from .labels import text_too_long
 
 invalid_sound = Fault("bad-sound", "A recording can't be read, or is not such as the model hears.")
@@ -49,12 +49,12 @@ class Sounds(SampledRows):
 
         tokenizer, extract = require_tokenizer(tokenizer, ctx), _load_feature_extractor(ctx)
         recordings = [
-            (self._sound_path(*entry), self._speech(*entry, tokenizer))
+            (self._sound_path(*entry), self._tokenize_transcript(*entry, tokenizer))
             for entry in self.records((self.sound, self.text), ctx)
         ]
         sizes = [len(ids) for _, ids in recordings]
         recordings = drop_or_refuse_too_long(recordings, sizes, self.length, self.longer, text_too_long, "texts")
-        fill = padding_id(tokenizer, ctx)
+        fill = padding_token_id(tokenizer, ctx)
         rows = []
         for file, ids in recordings:
             features = _extract_features(file, extract, ctx)
@@ -69,13 +69,13 @@ class Sounds(SampledRows):
         return content_identity("sounds", files, self.identity_facts(ctx), ctx)
 
     def _sound_path(self, record: Record, line_number: int, path: Path) -> Path:
-        file = path.parent / text_of(record, self.sound, line_number, path)
+        file = path.parent / field_text(record, self.sound, line_number, path)
         if not file.is_file():
             raise invalid_sound(f"record {line_number} of {path} names {file}, which is not there").rejection()
         return file
 
-    def _speech(self, record: Record, line_number: int, path: Path, tokenizer: Any) -> tuple[int, ...]:
-        ids = tokenizer(text_target=text_of(record, self.text, line_number, path), verbose=False)["input_ids"]
+    def _tokenize_transcript(self, record: Record, line_number: int, path: Path, tokenizer: Any) -> tuple[int, ...]:
+        ids = tokenizer(text_target=field_text(record, self.text, line_number, path), verbose=False)["input_ids"]
         if not ids:
             raise invalid_sound(f"record {line_number} of {path} says nothing").rejection()
         return tuple(ids)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from ...core.cache import digest
+from ...core.cache import canonical_json_sha256
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
 from ...plugin.row_checks import invalid_rows, refuse_rows_beyond_model
@@ -49,7 +49,9 @@ class Synthetic(Data):
         words, ahead, model = self._layout(ctx)
         parts: Any = ahead if words is None else [ahead, words] if ahead else words
         placeholders = None if model is None else placeholders_of(model)
-        return digest(["synthetic", self.count, self.length, seed, [parts, placeholders] if placeholders else parts])
+        return canonical_json_sha256(
+            ["synthetic", self.count, self.length, seed, [parts, placeholders] if placeholders else parts]
+        )
 
     def _layout(self, ctx: Context) -> "Layout":
         """The shape of the numbers that a row begins with, and how many ids there are for what follows them."""

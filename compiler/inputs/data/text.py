@@ -7,7 +7,7 @@ from typing import Any, Literal
 from ...plugin.context import Context
 from ...plugin.interfaces import param
 from ..sampled_rows import SampledRows
-from ..windows import encode, read_text, require_tokenizer, start_token, token_windows
+from ..windows import encode, read_text, require_tokenizer, start_token_id, token_windows
 
 
 class Text(SampledRows):
@@ -38,6 +38,6 @@ class Text(SampledRows):
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         tokenizer = require_tokenizer(tokenizer, ctx)
         ids = [i for file in self.files(ctx) for i in encode(read_text(file), tokenizer)]
-        start = start_token(tokenizer, self.start)
+        start = start_token_id(tokenizer, self.start)
         upto = None if self.samples is None else self.skip + self.samples
         return islice(token_windows(ids, self.length, start, upto, self.sampling_seed(ctx)), self.skip, None)

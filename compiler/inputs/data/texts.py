@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from ...plugin.context import Context
 from ...plugin.interfaces import param
-from ..records import Record, check_fields, parse_each, read_records, text_of
+from ..records import Record, field_text, parse_each, read_records, require_fields
 from ..sampled_rows import SampledRows
 from ..windows import read_text, require_tokenizer
 from .labels import text_too_long
@@ -35,13 +35,13 @@ class Texts(SampledRows):
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         fill = tokenizer.pad_token_id if tokenizer is not None and tokenizer.pad_token_id is not None else 0
         ids_by_record = self._tokenize_and_sample_records(require_tokenizer(tokenizer, ctx), ctx)
-        return iter([self._filled(ids, fill) for field in zip(*ids_by_record, strict=True) for ids in field])
+        return iter([self._pad_to_length(ids, fill) for field in zip(*ids_by_record, strict=True) for ids in field])
 
     def prompts(self, tokenizer: Any, ctx: Context) -> Iterator[int]:
         ids_by_record = self._tokenize_and_sample_records(require_tokenizer(tokenizer, ctx), ctx)
         return iter([len(ids) for field in zip(*ids_by_record, strict=True) for ids in field])
 
-    def _filled(self, ids: list[int], pad_id: int) -> Any:
+    def _pad_to_length(self, ids: list[int], pad_id: int) -> Any:
         import torch
 
         return torch.tensor([*ids, *[pad_id] * (self.length - len(ids))])
@@ -72,7 +72,8 @@ class Texts(SampledRows):
         if path.suffix not in (".jsonl", ".json", ".csv"):
             return [(line,) * len(self.fields) for line in read_text(path).splitlines() if line.strip()]
         records: list[Record] = read_records(path)
-        check_fields(records, self.fields, path)
+        require_fields(records, self.fields, path)
         return parse_each(
-            enumerate(records, start=1), lambda entry: tuple(text_of(entry[1], n, entry[0], path) for n in self.fields)
+            enumerate(records, start=1),
+            lambda entry: tuple(field_text(entry[1], n, entry[0], path) for n in self.fields),
         )

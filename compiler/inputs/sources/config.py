@@ -4,7 +4,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ...core.cache import digest
+from ...core.cache import canonical_json_sha256
 from ...models.checkpoints.config_bounds import refuse_excessive_config_numbers
 from ...models.checkpoints.model_folder import (
     existing_tokenizer_files,
@@ -54,9 +54,9 @@ class Config(Source):
             label=label,
             config=config,
             folder=None,
-            identity=digest(["random", config, self.seed, dtype]),
-            build=partial(_build, config, dtype),
-            load=partial(_random, config, self.seed, dtype),
+            identity=canonical_json_sha256(["random", config, self.seed, dtype]),
+            build=partial(_build_empty_model, config, dtype),
+            load=partial(_build_random_model, config, self.seed, dtype),
             tokenizer=cache(partial(load_tokenizer, path.parent, label)) if tokenizers else no_tokenizer,
             dtype=dtype,
             tokenizer_identity=files.hash_all(tokenizers) if tokenizers else "",
@@ -70,13 +70,13 @@ class Config(Source):
         return declared if declared in ("float32", "bfloat16", "float16") else "float32"
 
 
-def _build(config: dict, dtype: str) -> "nn.Module":
+def _build_empty_model(config: dict, dtype: str) -> "nn.Module":
     from ...models.checkpoints.checkpoint import build_model_from_config
 
     return build_model_from_config(config, dtype)
 
 
-def _random(config: dict, seed: int, dtype: str) -> "nn.Module":
+def _build_random_model(config: dict, seed: int, dtype: str) -> "nn.Module":
     from ...models.checkpoints.checkpoint import model_with_random_weights
 
     return model_with_random_weights(config, seed, dtype)

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ....dsl.syntax.diagnostics import Fault
 from ....dsl.syntax.source_file import irregular_kind_of_path
-from ...core.cache import digest, write_atomic_if_permitted
+from ...core.cache import canonical_json_sha256, write_atomic_if_permitted
 from ...core.environment import check_modules
 from ...core.hashes import cached_file_hash
 from ...core.json_errors import first_line, is_out_of_memory
 from ...core.safe_read import refuse_irregular_file
-from ...core.sealed_json import cache_damaged, read_self_named_record, sealed
+from ...core.sealed_json import cache_damaged, read_self_named_record, sealed_json_bytes
 from ...models.checkpoints.config_bounds import refuse_excessive_config_numbers
 from ...models.checkpoints.gguf_header import check_gguf_header
 from ...models.checkpoints.model_folder import WIDTHS
@@ -73,21 +73,21 @@ class Gguf(Source):
             raise no_model(f"{label}: there is no file {path}", help="paths are relative to the recipe").rejection()
         files = SourceFiles(ctx.settings.cache_dir)
         content = files.hash(path)
-        key = digest([FORMAT, content, version("transformers"), version("gguf")])
+        key = canonical_json_sha256([FORMAT, content, version("transformers"), version("gguf")])
         folder = ctx.settings.cache_dir / "gguf" / key
         description = _config_and_weight_count(path, folder.with_name(f"{key}.json"), label, files)
         config = description["config"]
-        converted = partial(_convert_once, path, folder, config, label, files)
+        converted = partial(_converted_folder, path, folder, config, label, files)
         return Origin(
             label=label,
             config=config,
             folder=folder,
-            identity=digest(["gguf", content, self.dtype]),
-            build=partial(_build, config, self.dtype),
-            load=partial(_load, converted, config, self.dtype, label),
-            tokenizer=cache(partial(_tokenizer, converted, label)),
+            identity=canonical_json_sha256(["gguf", content, self.dtype]),
+            build=partial(_build_empty_model, config, self.dtype),
+            load=partial(_load_converted_model, converted, config, self.dtype, label),
+            tokenizer=cache(partial(_load_converted_tokenizer, converted, label)),
             dtype=self.dtype,
-            tokenizer_identity=digest(["gguf", content]),
+            tokenizer_identity=canonical_json_sha256(["gguf", content]),
             weight_bytes=description["weights"] * WIDTHS[self.dtype],
             files=files,
         )
@@ -120,7 +120,7 @@ def _config_and_weight_count(path: Path, cache_file: Path, label: str, files: So
     refuse_excessive_config_numbers(config, slots, label)
     description = {"key": cache_file.stem, "config": config, "weights": weights}
     files.refuse_changed_files()
-    write_atomic_if_permitted(cache_file, sealed(description))
+    write_atomic_if_permitted(cache_file, sealed_json_bytes(description))
     return description
 
 
@@ -149,7 +149,7 @@ def read_tensor_shapes(path: Path, label: str) -> dict[str, TensorSlot]:
         ).rejection() from error
 
 
-def _convert_once(path: Path, folder: Path, config: dict[str, Any], label: str, files: SourceFiles) -> Path:
+def _converted_folder(path: Path, folder: Path, config: dict[str, Any], label: str, files: SourceFiles) -> Path:
     """The folder of safetensors that the file became, made if it is not there; appears whole or not at all.
 
     Raises Reject (cache-damaged) where a file of it holds something else than was written.
@@ -157,7 +157,11 @@ def _convert_once(path: Path, folder: Path, config: dict[str, Any], label: str, 
     if folder.is_dir():
         read_weight_headers(folder, label)  # whole: a disk may have lost what was written last
         known = read_self_named_record(folder / f"{_FILES}.json", folder)
-        if known is None or known.get("of") != folder.name or known.get("files") != _hashes(folder, files.hash):
+        if (
+            known is None
+            or known.get("of") != folder.name
+            or known.get("files") != _hash_by_file_name(folder, files.hash)
+        ):
             raise cache_damaged(
                 f"{folder} does not hold what was written there", help="delete it, then compile again"
             ).rejection()
@@ -169,11 +173,11 @@ def _convert_once(path: Path, folder: Path, config: dict[str, Any], label: str, 
     try:
         _convert_to_safetensors(path, draft, label)
         (draft / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True))
-        seal = sealed(
+        seal = sealed_json_bytes(
             {
                 "key": _FILES,
                 "of": folder.name,
-                "files": _hashes(draft, partial(cached_file_hash, cache_dir=files.cache_dir)),
+                "files": _hash_by_file_name(draft, partial(cached_file_hash, cache_dir=files.cache_dir)),
             }
         )
         (draft / f"{_FILES}.json").write_bytes(seal)
@@ -184,10 +188,10 @@ def _convert_once(path: Path, folder: Path, config: dict[str, Any], label: str, 
             raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return _convert_once(path, folder, config, label, files)
+    return _converted_folder(path, folder, config, label, files)
 
 
-def _hashes(folder: Path, hash: Callable[[Path], str]) -> dict[str, str]:
+def _hash_by_file_name(folder: Path, hash: Callable[[Path], str]) -> dict[str, str]:
     """Hash of every file of a converted folder; a large one is read again only where it was written since."""
     files = (file for file in sorted(folder.iterdir()) if file.stem != _FILES)
     return {file.name: hash(file) for file in files}
@@ -225,20 +229,20 @@ def _convert_to_safetensors(path: Path, destination: Path, label: str) -> None:
     save_model(model, str(destination / "model.safetensors"), metadata={"format": "pt"})  # tied tensors once
 
 
-def _build(config: dict[str, Any], dtype: str) -> "nn.Module":
+def _build_empty_model(config: dict[str, Any], dtype: str) -> "nn.Module":
     from ...models.checkpoints.checkpoint import build_model_from_config
 
     return build_model_from_config(config, dtype)
 
 
-def _load(converted, config: dict[str, Any], dtype: str, label: str) -> "nn.Module":
+def _load_converted_model(convert_to_folder, config: dict[str, Any], dtype: str, label: str) -> "nn.Module":
     from ...models.checkpoints.checkpoint import load_checked_model
 
-    folder = converted()
+    folder = convert_to_folder()
     return load_checked_model(folder, config, dtype, label, read_weight_headers(folder, label))
 
 
-def _tokenizer(converted, label: str) -> Any:
+def _load_converted_tokenizer(convert_to_folder, label: str) -> Any:
     from ...models.checkpoints.tokenizer import load_checked_tokenizer
 
-    return load_checked_tokenizer(converted(), label)
+    return load_checked_tokenizer(convert_to_folder(), label)

@@ -69,7 +69,7 @@ class Hf(Source):
         from huggingface_hub import errors, snapshot_download
 
         patterns = [*HUB_PATTERNS, *(("*.py",) if settings.trust_remote_code else ())]
-        offline = settings.offline or _offline()
+        offline = settings.offline or _is_hub_offline()
         try:
             return Path(
                 snapshot_download(self.name, revision=self.revision, allow_patterns=patterns, local_files_only=offline)
@@ -89,7 +89,7 @@ class Hf(Source):
             raise _hub_unreachable_diagnostic(label, offline).rejection() from error
 
 
-def _offline() -> bool:
+def _is_hub_offline() -> bool:
     from huggingface_hub import constants
 
     return constants.is_offline_mode()

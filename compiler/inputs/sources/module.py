@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ....dsl.syntax.diagnostics import Fault
 from ....dsl.syntax.source_file import irregular_kind_of_path
-from ...core.cache import digest
-from ...core.json_errors import first_line, refusing
+from ...core.cache import canonical_json_sha256
+from ...core.json_errors import first_line, reject_on_error
 from ...core.safe_read import CONFIG, read_json
 from ...models.checkpoints.model_folder import no_tokenizer, remote_code
 from ...models.checkpoints.origin import Origin
@@ -66,9 +66,9 @@ class Module(Source):
             label=label,
             config={"model_type": "module", "function": function, **(config or {})},
             folder=None,
-            identity=digest(["module", code, function, config, self.seed]),
+            identity=canonical_json_sha256(["module", code, function, config, self.seed]),
             build=make,
-            load=partial(_load, make, label),
+            load=partial(_make_and_check_model, make, label),
             tokenizer=no_tokenizer,
             code=code,
             files=files,
@@ -76,7 +76,7 @@ class Module(Source):
 
 
 def _read_config(path: Path, label: str) -> dict[str, Any]:
-    with refusing(user_module, f"{label}: {path} can't be read as JSON"):
+    with reject_on_error(user_module, f"{label}: {path} can't be read as JSON"):
         config = read_json(path, CONFIG)
     if not isinstance(config, dict):
         raise user_module(f"{label}: {path} is not a JSON object").rejection()
@@ -105,7 +105,7 @@ def _run_user_function(file: Path, function: str, config: dict | None, seed: int
     return module.eval()
 
 
-def _load(make: "Callable[[], nn.Module]", label: str) -> "nn.Module":
+def _make_and_check_model(make: "Callable[[], nn.Module]", label: str) -> "nn.Module":
     from ...models.checkpoints.checkpoint import refuse_non_finite_parameters
 
     module = make()

@@ -28,7 +28,7 @@ class Zoo(Source):
     name: str = param("Name of the model.", positional=True)
 
     def resolve(self, ctx: Context) -> Origin:
-        known = zoo()
+        known = zoo_folders_by_name()
         if self.name not in known:
             raise unknown_model(
                 f"the zoo has no `{self.name}`", help=nearest_name_help(self.name, known, "it has")
@@ -36,7 +36,7 @@ class Zoo(Source):
         return origin_of_folder(known[self.name], f'zoo("{self.name}")', "auto", ctx.settings)
 
 
-def zoo() -> dict[str, Path]:
+def zoo_folders_by_name() -> dict[str, Path]:
     """The models of the installed package by name."""
     folders = [Path(root) / "recipes" / "zoo" for root in sys.modules[__package__.split(".")[0]].__path__]
     entries = [f for folder in folders if folder.is_dir() for f in sorted(folder.iterdir()) if f.is_dir()]

@@ -11,7 +11,7 @@ from ....dsl.syntax.diagnostics import Fault
 from ....kernels import packed as packing
 from ....kernels.native import KernelError
 from ....kernels.ops import LINEARS
-from ...core.json_errors import refusing
+from ...core.json_errors import reject_on_error
 
 packed_damaged = Fault(
     "packed-damaged",
@@ -132,7 +132,7 @@ def refuse_damaged_packed_weights(model: nn.Module, tensors: Mapping[str, Tensor
 
 
 def _checked_copy_or_reject(path: str, module: KernelLinear, packed: Tensor) -> Tensor:
-    with refusing(packed_damaged, f"{path}", "copy the files again, or compile again", kinds=KernelError):
+    with reject_on_error(packed_damaged, f"{path}", "copy the files again, or compile again", error_types=KernelError):
         return module.checked_copy(packed)
 
 

@@ -16,7 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ...core.events import follow
+from ...core.events import iterate_and_report
 from ...core.json_errors import first_line
 from ...core.quantity import count_text
 from .config_bounds import invalid_config
@@ -349,7 +349,7 @@ def refuse_non_finite_parameters(module: nn.Module, label: str) -> None:
     """Reject NaN or infinite weights; one pass without a temporary: the extremes of a tensor show them."""
     broken = [
         name
-        for name, p in follow(module.named_parameters(), "weights read", len(list(module.parameters())))
+        for name, p in iterate_and_report(module.named_parameters(), "weights read", len(list(module.parameters())))
         if p.is_floating_point() and p.numel() and not all(e.isfinite() for e in p.aminmax())
     ]
     if broken:

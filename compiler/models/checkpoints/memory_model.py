@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from ...core.cache import digest, tensor_hash
+from ...core.cache import canonical_json_sha256, tensor_hash
 from ...core.hashes import sha256_of_file
 from ...core.options import invalid_option
 from ...core.quantity import with_article
@@ -84,4 +84,6 @@ def _identity(model: "PreTrainedModel", tokenizer_folder: Path) -> str:
     files = {f.relative_to(tokenizer_folder).as_posix(): sha256_of_file(f) for f in paths}
     weights = {name: tensor_hash(tensor) for name, tensor in model.state_dict().items()}
     configs: list[Any] = [model.config, *([model.generation_config] if model.can_generate() else [])]
-    return digest([type(model).__name__, [c.to_json_string(use_diff=False) for c in configs], weights, files])
+    return canonical_json_sha256(
+        [type(model).__name__, [c.to_json_string(use_diff=False) for c in configs], weights, files]
+    )

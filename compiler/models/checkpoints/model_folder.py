@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ....dsl.syntax.diagnostics import Fault
 from ....dsl.syntax.source_file import irregular_kind_of_path
-from ...core.cache import digest
+from ...core.cache import canonical_json_sha256
 from ...core.json_errors import describe_json_error
 from ...core.safe_read import CONFIG, TOKENIZER, read_json, refuse_irregular_file
 from ...core.settings import Settings
@@ -88,7 +88,7 @@ def origin_of_folder(folder: Path, label: str, dtype: str, settings: Settings, h
         label=label,
         config=config,
         folder=folder,
-        identity=digest([files.hash_all(decides), chosen]),
+        identity=canonical_json_sha256([files.hash_all(decides), chosen]),
         build=partial(
             _build_within_weight_count, config, chosen, folder if trusted else None, None if trusted else weights.count
         ),

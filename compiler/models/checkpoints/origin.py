@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ....dsl.syntax.source import Span
 from ...core.device import out_of_device_memory_diagnostic
 from ...core.error_location import diagnostics_located_at
-from ...core.quantity import size
+from ...core.quantity import size_text
 from .source_files import SourceFiles
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ class Origin:
                 try:
                     return self.load().to(device)
                 except torch.OutOfMemoryError as error:
-                    size_text = f", whose weights take {size(self.weight_bytes)}," if self.weight_bytes else ""
-                    raise out_of_device_memory_diagnostic(device, f"the model{size_text}").rejection() from error
+                    weights = f", whose weights take {size_text(self.weight_bytes)}," if self.weight_bytes else ""
+                    raise out_of_device_memory_diagnostic(device, f"the model{weights}").rejection() from error
 
         def tokenizer() -> Any:
             with diagnostics_located_at(span):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ....dsl.syntax.diagnostics import Fault
-from ...core.cache import digest
+from ...core.cache import canonical_json_sha256
 from ...core.hashes import cached_file_hash, sha256_of_file
 
 model_changed = Fault(
@@ -43,7 +43,7 @@ class SourceFiles:
 
     def hash_all(self, files: Mapping[str, Path]) -> str:
         """One hash over several files: their names and contents, not where they lie."""
-        return digest({name: self.hash(path) for name, path in files.items()})
+        return canonical_json_sha256({name: self.hash(path) for name, path in files.items()})
 
     def is_touched(self) -> bool:
         """Whether a file may have changed."""

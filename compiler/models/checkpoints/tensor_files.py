@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ...core.events import follow
+from ...core.events import iterate_and_report
 from .weights import INDEX, SINGLE, Weights
 
 ALIGN = 64
@@ -102,7 +102,7 @@ def _write_safetensors_file(path: Path, pieces: list[LazyTensor]) -> None:
     text += b" " * (-(len(text) + 8) % ALIGN)
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for piece in follow(pieces, "tensors"):
+        for piece in iterate_and_report(pieces, "tensors"):
             file.write(_bytes(piece))
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ....dsl.syntax.diagnostics import Fault
-from ...core.events import follow
+from ...core.events import iterate_and_report
 from .batch_limit import rows_at_once
 from .inputs import forward_args_and_kwargs, targets_and_prediction_mask, vocabulary_size
 from .prompt_positions import prompts
@@ -193,7 +193,7 @@ def row_nll(
     """Nats over the predicted tokens of each row, and how many there are: see `total_nll`."""
     sums, counts, first = [], [], 0
     with evaluating(model):
-        for batch in follow(list(memory_batches(model, rows)), "batches of rows"):
+        for batch in iterate_and_report(list(memory_batches(model, rows)), "batches of rows"):
             lengths = None if prompt_lengths is None else prompt_lengths[first : first + len(batch)]
             with prompts(model, lengths, active):
                 values = logits(model, batch)  # [b, t, vocab]
@@ -230,7 +230,7 @@ def continuation_logprobs(model: nn.Module, requests: Sequence[tuple[Sequence[in
         sharing.setdefault((tuple(tokens[:-1]), begin), []).append(i)
     rows = sorted(sharing, key=lambda row: len(row[0]))
     with evaluating(model):
-        for batch in follow(list(_batches_within_logits_bytes(model, rows)), "batches of questions"):
+        for batch in iterate_and_report(list(_batches_within_logits_bytes(model, rows)), "batches of questions"):
             width = len(batch[-1][0])
             ids = torch.tensor([[*read, *[0] * (width - len(read))] for read, _ in batch])  # [b, t]
             with prompts(model, torch.tensor([begin for _, begin in batch])):

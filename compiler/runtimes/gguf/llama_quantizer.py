@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ...core.environment import check_modules, package_missing
-from ...core.quantity import size
+from ...core.quantity import size_text
 from .number_types import TYPES
 from .refusal import incompatible_type, quantizer_killed
 
@@ -65,7 +65,7 @@ class LlamaQuantizer:
             if status == -signal.SIGKILL:
                 raise quantizer_killed(
                     f"llama.cpp's quantiser was killed over {name} in `{type_name}`, most likely for want of memory: "
-                    f"it holds {size(3 * matrix.nbytes)} for this matrix",
+                    f"it holds {size_text(3 * matrix.nbytes)} for this matrix",
                     help="close other programs, or compile with fewer threads",
                 ).rejection()
             raise incompatible_type(

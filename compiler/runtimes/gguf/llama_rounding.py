@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ...core.events import follow
+from ...core.events import iterate_and_report
 from .llama_quantizer import LlamaQuantizer, llama_quantizer
 from .number_types import NEED_IMPORTANCE, Role, type_of_matrix
 from .refusal import incompatible_type, refuse_beyond_float16
@@ -80,7 +80,7 @@ def add_rounded_tensors(
 
     rounded = RoundedMatrices(file_type)
     with llama_quantizer() as quantizer:
-        for name, tensor in follow(tensors, "quantising", count):
+        for name, tensor in iterate_and_report(tensors, "quantising", count):
             array = tensor.detach().float().contiguous().cpu().numpy()
             if array.ndim == 1:
                 writer.add_tensor(name, array)

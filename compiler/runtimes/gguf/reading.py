@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...core.json_errors import FILE_ERRORS, refusing
+from ...core.json_errors import FILE_ERRORS, reject_on_error
 from ...core.safe_read import refuse_irregular_file
 from ...models.checkpoints.gguf_header import MAX_HEADER, Reader, read_gguf_header
 from .number_types import TYPES
@@ -49,7 +49,9 @@ class GgufFile:
 
 def read_gguf(path: Path) -> GgufFile:
     """Raises Reject (refused-gguf) unless the file is whole and has numbers that effc writes."""
-    with refusing(rejected_gguf, f"{path} is cut or of another form", _REMEDY, kinds=(struct.error, *FILE_ERRORS)):
+    with reject_on_error(
+        rejected_gguf, f"{path} is cut or of another form", _REMEDY, error_types=(struct.error, *FILE_ERRORS)
+    ):
         refuse_irregular_file(path)
         with path.open("rb") as file:
             header = file.read(MAX_HEADER)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ....dsl.syntax.render import without_line_breaks
-from ...core.quantity import count, size
+from ...core.quantity import si_count, size_text
 from .engine import FILE
 from .facts import GgufFacts, read_facts
 from .reading import read_gguf
@@ -31,8 +31,8 @@ class GgufSummary:
             for i, (h, k, w) in enumerate(zip(f.heads, f.kv_heads, f.widths, strict=True))
         ]
         architecture = without_line_breaks(f.architecture)
-        head = f"GGUF `{architecture}`, {count(self.params)} parameters, context of {f.context} tokens"
-        return "\n".join([head, f"weights: {size(self.bytes)}", *rows])
+        head = f"GGUF `{architecture}`, {si_count(self.params)} parameters, context of {f.context} tokens"
+        return "\n".join([head, f"weights: {size_text(self.bytes)}", *rows])
 
 
 def summarise_gguf(folder: Path) -> GgufSummary:

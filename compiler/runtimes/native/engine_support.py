@@ -7,7 +7,7 @@ from ....dsl.syntax.diagnostics import Reject
 from ....kernels.codes import GROUPS
 from ...analysis.planning.keys import versions
 from ...core.cache import Cache
-from ...core.source_closure import fingerprint
+from ...core.source_closure import import_closure_sha256
 from ...ir.capture.meta_capture import capture_on_meta
 from ...models.checkpoints.fake_weights import build_with_random_weights
 from ...models.checkpoints.origin import Origin
@@ -31,14 +31,14 @@ def refuse_unsupported_model(ctx: Context, formats: NumberFormats) -> None:
         "dtype": ctx.origin.dtype,
         "weights": formats.weights,
         "kv_cache": formats.kv_cache,
-        "source": fingerprint(Path(__file__)),
+        "source": import_closure_sha256(Path(__file__)),
         "libraries": versions(),
     }
-    known = store.value(parts)
+    known = store.read_value(parts)
     if known is None:
         rejection = engine_rejection(ctx.origin, NumberFormats(formats.weights, kv_cache=formats.kv_cache))
         known = [[d.message, d.help] for d in rejection.diagnostics] if rejection else []
-        store.keep(parts, known)
+        store.store_value(parts, known)
     if known:
         raise Reject(*(cannot_run_natively(message, help=help) for message, help in known))
 

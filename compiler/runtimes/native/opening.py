@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ....kernels.native import KernelError
-from ...core.json_errors import refusing
+from ...core.json_errors import reject_on_error
 from ...models.checkpoints.generation_config import read_generation_config
 from ..model import DecoderModel
 from ..seq2seq import Seq2SeqModel
@@ -55,7 +55,7 @@ def open_native(
     threads = threads or torch.get_num_threads()
     plan_file = read_plan(folder)
     weights = load_weights(folder, plan_file, mapped=mapped, threads=threads)
-    with refusing(native_damaged, f"{folder}", _REMEDY, kinds=KernelError):
+    with reject_on_error(native_damaged, f"{folder}", _REMEDY, error_types=KernelError):
         if not skip_checks:
             verify_weights(weights, plan_file.entries, threads)
         engine = Engine(plan_file.plan, weights, threads=threads, sequences=sequences, copy=False, steady=steady)
@@ -78,7 +78,7 @@ def verify_native_folder(folder: Path) -> None:
     from ....kernels.engine_plan import check_plan_and_weights
 
     plan_file = read_plan(folder)
-    with refusing(native_damaged, f"{folder}", _REMEDY, kinds=KernelError):
+    with reject_on_error(native_damaged, f"{folder}", _REMEDY, error_types=KernelError):
         weights = load_weights(folder, plan_file, mapped=True, threads=1)
         verify_weights(weights, plan_file.entries, 1)
         check_plan_and_weights(plan_file.plan, weights)

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ....dsl.syntax.json_types import from_json
 from ....kernels.native import KernelError
-from ...core.events import follow
-from ...core.json_errors import refusing
-from ...core.memory import is_large
+from ...core.events import iterate_and_report
+from ...core.json_errors import reject_on_error
+from ...core.memory import is_too_large_to_copy
 from ...core.safe_read import MANIFEST, read_json, refuse_irregular_file
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def write_plan(plan: "Plan", folder: Path, facts: Mapping[str, Any]) -> None:
     """Weights one at a time, the plan last: without it nothing loads."""
     entries, at = {}, ALIGN
     with open(folder / WEIGHTS, "wb") as file:
-        for name, entry in follow(plan.used().items(), "packed tensors"):
+        for name, entry in iterate_and_report(plan.used().items(), "packed tensors"):
             try:
                 raw = _bytes(entry.make())
             except KernelError as error:
@@ -89,7 +89,7 @@ def write_plan(plan: "Plan", folder: Path, facts: Mapping[str, Any]) -> None:
         file.truncate(size)
         file.seek(0)
         file.write(_HEADER.pack(_MAGIC, _ORDER, VERSION, size))
-        if is_large(size) and hasattr(os, "posix_fadvise"):
+        if is_too_large_to_copy(size) and hasattr(os, "posix_fadvise"):
             # It will be mapped. As it was written the system caches it in small pages, as it is read again in huge
             # ones, where it can: kernels then read it a third faster.
             os.fsync(file.fileno())
@@ -125,9 +125,9 @@ def _bytes(tensor: "Tensor") -> memoryview:
 def read_plan(folder: Path) -> NativePlanFile:
     """The plan and the table, with the sizes of the weights' file checked against it."""
     file = folder / PLAN
-    with refusing(native_damaged, f"{file} is no JSON that can be read", _REMEDY):
+    with reject_on_error(native_damaged, f"{file} is no JSON that can be read", _REMEDY):
         body = read_json(file, MANIFEST)
-    with refusing(native_damaged, f"{file} lacks a field or has one of another form", _REMEDY):
+    with reject_on_error(native_damaged, f"{file} lacks a field or has one of another form", _REMEDY):
         stored = from_json(body, NativePlanFile)
         version, order = stored.facts["version"], stored.facts["byte_order"]
     if version != VERSION:
@@ -162,7 +162,7 @@ def _isa_problem(isa: Any) -> str:
 
 def _checked_weights_size(file: Path) -> int:
     """The size of the weights' file, as it is and as its header says."""
-    with refusing(native_damaged, f"{file} can't be read", _REMEDY):
+    with reject_on_error(native_damaged, f"{file} can't be read", _REMEDY):
         refuse_irregular_file(file)
         size = file.stat().st_size
         with open(file, "rb") as stream:
@@ -219,7 +219,7 @@ def load_weights(
 
     file, size = folder / WEIGHTS, (folder / WEIGHTS).stat().st_size
     if mapped is None:
-        mapped = is_large(size)
+        mapped = is_too_large_to_copy(size)
     if mapped:
         blob = torch.frombuffer(_map_file(file, size), dtype=torch.uint8)
     else:

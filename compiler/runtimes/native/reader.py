@@ -7,7 +7,7 @@ The graph is walked once, with shapes of its sample batch. Values are `Rows` (nu
 from torch import fx, nn
 
 from ....kernels.engine_steps import KV_NUMBERS, MAX_BIDIRECTIONAL
-from ...core.events import follow
+from ...core.events import iterate_and_report
 from ...ir.program import Program
 from ...models.checkpoints.origin import POSITIONS
 from ...models.checkpoints.pretrained import pretrained
@@ -68,7 +68,7 @@ class Reader(PlanBuilder):
     def build_plan(self) -> Plan:
         if self._encoder is not None:
             self._encoder.build_plan()
-        for node in follow(self.side.nodes, "reading the graph", len(self.side.nodes)):
+        for node in iterate_and_report(self.side.nodes, "reading the graph", len(self.side.nodes)):
             self.current = node
             if node.op == "output":
                 self.plan.logits = self._lower_output(node)

@@ -10,8 +10,8 @@ from ....dsl.syntax.render import without_line_breaks
 from ....kernels import packed as packing
 from ....kernels.engine_steps import STEPS
 from ....kernels.native import KernelError
-from ...core.json_errors import FILE_ERRORS, refusing
-from ...core.quantity import count, count_text, size
+from ...core.json_errors import FILE_ERRORS, reject_on_error
+from ...core.quantity import count_text, si_count, size_text
 from .plan_files import load_weights, native_damaged, read_plan
 
 
@@ -59,7 +59,7 @@ class NativeSummary:
 
     def to_text(self) -> str:
         head = (
-            f"{without_line_breaks(self.facts['class'])}, {count(self.facts['params'])} parameters, "
+            f"{without_line_breaks(self.facts['class'])}, {si_count(self.facts['params'])} parameters, "
             f"context of {count_text(self.context, 'token')}"
         )
         kinds = {"a token": self.steps, "a source": self.source}
@@ -71,7 +71,7 @@ class NativeSummary:
                 w.form,
                 " x ".join(map(str, w.shape)) or "vectors",
                 f"{w.entries}",
-                size(w.bytes),
+                size_text(w.bytes),
                 f"{1 - w.density:.0%} zeros" if w.density < 1 else "",
             )
             for w in self.weights
@@ -81,7 +81,7 @@ class NativeSummary:
             f"  {form:<{wide[0]}}  {shape:>{wide[1]}}  {number:>{wide[2]}}  {bytes:>{wide[3]}}  {zeros}"
             for form, shape, number, bytes, zeros in rows
         ]
-        total = size(sum(w.bytes for w in self.weights))
+        total = size_text(sum(w.bytes for w in self.weights))
         return "\n".join([head, *steps, f"weights: {total}", *map(str.rstrip, lines)])
 
 
@@ -89,8 +89,11 @@ def summarise_native(folder: Path) -> NativeSummary:
     """Picture of a folder of the target `native`. Raises Reject (native-damaged)."""
     stored = read_plan(folder)
     groups: dict[tuple[str, tuple[int, ...]], list[tuple[int, float]]] = {}
-    with refusing(
-        native_damaged, f"{folder}", "copy the artifact again, or compile again", kinds=(KernelError, *FILE_ERRORS)
+    with reject_on_error(
+        native_damaged,
+        f"{folder}",
+        "copy the artifact again, or compile again",
+        error_types=(KernelError, *FILE_ERRORS),
     ):
         for name, tensor in load_weights(folder, stored, mapped=True, threads=1).items():
             form, shape = stored.entries[name]["kind"], tuple(stored.entries[name]["shape"])

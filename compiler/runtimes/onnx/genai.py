@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ...core.json_errors import refusing
+from ...core.json_errors import reject_on_error
 from ...core.safe_read import CONFIG, read_json
 from .checking import FILE, OnnxFile, read_checked_onnx
 from .refusal import rejected_onnx
@@ -72,7 +72,7 @@ def check_genai_config(folder: Path) -> None:
     file = folder / NAME
     if not file.is_file():
         return
-    with refusing(rejected_onnx, f"{file} is no JSON", _REMEDY):
+    with reject_on_error(rejected_onnx, f"{file} is no JSON", _REMEDY):
         unknown = next(_unknown_content(read_json(file, CONFIG, folder)), None)
     if unknown is not None:
         raise rejected_onnx(f"{file} has {unknown}, which effc does not write", help=_REMEDY).rejection()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ....dsl.syntax.render import without_line_breaks
-from ...core.quantity import count, size
+from ...core.quantity import si_count, size_text
 from .checking import graphs_in, load_initializers, read_checked_onnx
 
 _MAX_ITEMS = 12  # ops and shapes; the rest are counted
@@ -35,14 +35,14 @@ class OnnxSummary:
         plain = [name for name in self.inputs if not name.startswith("past_key_values.")]
         ops = [f"{n} {op}" for op, n in self.operators.items()]
         further = f" and {len(ops) - _MAX_ITEMS} more kinds" if len(ops) > _MAX_ITEMS else ""
-        rows = [(shape, str(n), size(b)) for shape, (n, b) in list(self.shapes.items())[:_MAX_ITEMS]]
+        rows = [(shape, str(n), size_text(b)) for shape, (n, b) in list(self.shapes.items())[:_MAX_ITEMS]]
         wide = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
         return "\n".join(
             [
-                f"{without_line_breaks(self.facts['class'])}, {count(self.facts['params'])} parameters",
+                f"{without_line_breaks(self.facts['class'])}, {si_count(self.facts['params'])} parameters",
                 f"takes {', '.join(plain)}" + (f" and {past} keys and values" if past else ""),
                 f"ops: {', '.join(ops[:_MAX_ITEMS])}{further}",
-                f"weights: {size(sum(b for _, b in self.shapes.values()))}",
+                f"weights: {size_text(sum(b for _, b in self.shapes.values()))}",
                 *(f"  {s:>{wide[0]}}  {n:>{wide[1]}}  {b:>{wide[2]}}" for s, n, b in rows),
             ]
         )

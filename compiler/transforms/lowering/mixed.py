@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ....kernels.grid import Grid
-from ...core.cache import digest
-from ...core.events import follow
+from ...core.cache import canonical_json_sha256
+from ...core.events import iterate_and_report
 from ...ir.layers.linear import KernelLinear, weight_of
 from ...ir.program import Program
 from ..search.layerwise import Grams, Layerwise, Stage
@@ -107,7 +107,7 @@ class Packer:
     ) -> None:
         """Run rows through the model, stage by stage, and keep what options need of the inputs of their modules."""
         layerwise = Layerwise(program, rows)
-        for stage in follow(list(stages), "four bits"):
+        for stage in iterate_and_report(list(stages), "four bits"):
             grams = Grams()
             layerwise.observe_inputs(stage, grams.accumulate)
             for path in stage.modules:
@@ -177,8 +177,10 @@ class Allocator:
 
     def measured_losses(self, round_index: int, allocation: Allocation | None = None) -> Losses:
         """Loss of every option, all other modules as the allocation has them, in a round of that number."""
-        paths = follow(list(self.options), f"losses of modules, round {round_index + 1}")
-        around = digest(repr(allocation)) if allocation else round_index  # times differ, and so may what they choose
+        paths = iterate_and_report(list(self.options), f"losses of modules, round {round_index + 1}")
+        around = (
+            canonical_json_sha256(repr(allocation)) if allocation else round_index
+        )  # times differ, and so may what they choose
         prefix = self.prefix()
         return {path: self.remember(f"{around} {path}", partial(self._losses_of, path, prefix)) for path in paths}
 

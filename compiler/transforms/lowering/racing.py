@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ...core.fingerprint import memory
+from ...core.fingerprint import total_memory_bytes
 
 COLD = 5  # how many times the last cache the copies of a weight exceed
 BURST = 0.05  # seconds of one burst
@@ -112,7 +112,7 @@ def cold_working_set_bytes() -> int:
     At most a 32nd of the memory, as up to eight race: a virtual machine sees the whole cache of its host, and where
     most of the memory is taken, large pages run out, without which every kernel reads at half the speed.
     """
-    return min(COLD * last_level_cache_bytes(), (memory() or _LARGE_MEMORY) // 32)
+    return min(COLD * last_level_cache_bytes(), (total_memory_bytes() or _LARGE_MEMORY) // 32)
 
 
 @cache

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Fault
 from ....kernels import levels
-from ...core.json_errors import refusing
+from ...core.json_errors import reject_on_error
 from ...core.safe_read import MANIFEST, read_json
 from ...ir.layers.number_formats import BY_KERNEL, NUMBER_FORMATS
 from .contenders import EAGER, kernel_contender, torch_contenders
@@ -121,7 +121,7 @@ def estimate_seconds(
 
 def read_recorded_seconds(file: Path, cases: Sequence[KernelCase]) -> dict[KernelCase, dict[str, float]]:
     """Seconds of every case from a file: a manifest of what was compiled there, or its timings alone."""
-    with refusing(
+    with reject_on_error(
         invalid_timings,
         f"{file} holds no timings that can be read",
         "give the manifest.json of what was lowered on that machine",

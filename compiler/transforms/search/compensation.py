@@ -8,7 +8,7 @@ import torch
 
 from ....dsl.checker.skeleton import Group
 from ....dsl.checker.values import DataRef, MetricRef
-from ...core.device import bytes_on
+from ...core.device import memory_budget_bytes_on
 from . import importance
 from .reconstruct import Moments, Reconstruction, has_moments, module_of, readers
 from .routing import router_weight_sums
@@ -56,7 +56,7 @@ class Fitting:
         modules = [module_of(m) for g in groups for m in readers(g) if has_moments(model, m)]
         if modules:
             settings = self.ctx.settings
-            max_bytes = bytes_on(settings.device, settings.max_memory)
+            max_bytes = memory_budget_bytes_on(settings.device, settings.max_memory)
             self.search.collect_moments(self.moments, modules, self.score, self.fit.data, max_bytes)
 
     def item_importance(self, group: Group) -> torch.Tensor:

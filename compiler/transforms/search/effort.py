@@ -8,7 +8,7 @@ from ....dsl.checker.skeleton import Group, Skeleton
 from ....dsl.checker.values import DataRef
 from ...analysis.planning.cost import token_count
 from ...analysis.planning.peak_memory import itemsize
-from ...core.memory import keep_in_memory_budget
+from ...core.memory import reuse_budget_bytes
 from ...inputs.data.generated import AT_ONCE, Generated
 from ...plugin.interfaces import Effort
 from .importance import parts
@@ -31,7 +31,7 @@ def estimate_fitting_effort(
     files = sum(map(bytes_on_disk, widths.values()))
     widest, moments = max(widths.values()), sum(4 * w * w for w in widths.values())
     solving, factored = _SOLVED * widest**2, sum(map(_factored, widths.values()))
-    collecting = min(moments, max(keep_in_memory_budget(ctx.settings.max_memory), 4 * widest**2))
+    collecting = min(moments, max(reuse_budget_bytes(ctx.settings.max_memory), 4 * widest**2))
     rounds, rows = math.ceil(moments / collecting), Generated.fitting(ctx.origin)
     tokens = rows.count * rows.length if data is None else token_count(ctx.rows(data))
     work = {"float64": factored, "float32": 2.0 * tokens * sum(w * w for w in widths.values())}

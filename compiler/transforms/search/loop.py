@@ -13,10 +13,10 @@ from ....dsl.checker.value_text import value_text
 from ....dsl.checker.values import DataRef, MetricRef, references_in
 from ....dsl.syntax.diagnostics import Reject
 from ...core.deadline import DeadlineExceeded, EarlyStop
-from ...core.device import bytes_on
+from ...core.device import memory_budget_bytes_on
 from ...core.events import Event, Listener, Pruned, Said, Ticked, Warned, listening_with
 from ...core.journal import Journal
-from ...core.quantity import count, count_text, size
+from ...core.quantity import count_text, si_count, size_text
 from ...core.warned import far_beyond
 from ...inputs.data.generated import Generated
 from ...models.rows.forward import evaluating, memory_batches, not_a_number, outputs
@@ -126,7 +126,7 @@ class Search:
         rows = unpadded_rows(self.ctx, data) if data else self._generated_rows()
         label = data.name if data else "what the model writes"
         run = partial(self._model_score, metric) if rows is None else partial(self._read, rows, label)
-        with self.ctx.run.searching():
+        with self.ctx.run.interruptible_search():
             runs = moments.collect_in_passes(self.program, modules, run, max_bytes)
         if rows is not None and data is None:
             runs += 1  # a token that is written goes through every layer once
@@ -171,9 +171,9 @@ class Search:
         share = self.layers_run / self.layers_naive if self.layers_naive else 0.0
         self.ctx.emit_event(
             Said(
-                f"search: {count_text(len(self.cuts), 'cut')}, {count(round(self.layers_run))} layer forwards, "
+                f"search: {count_text(len(self.cuts), 'cut')}, {si_count(round(self.layers_run))} layer forwards, "
                 f"{share:.0%} of "
-                f"{count(self.layers_naive)} for whole models; {size(peak_bytes)} of outputs kept"
+                f"{si_count(self.layers_naive)} for whole models; {size_text(peak_bytes)} of outputs kept"
             )
         )
 
@@ -189,7 +189,7 @@ class Search:
         """Reject what left the model larger than all cuts together should have."""
         promised, removed = self.saved.get("params", 0.0), self.size - _parameters(self.program)
         if removed < _HONEST * promised:
-            fact = f"the search counted on {count(round(promised))} parameters less, and {count(removed)} went"
+            fact = f"the search counted on {si_count(round(promised))} parameters less, and {si_count(removed)} went"
             remedy = "cut other kinds of parts, or leave out with `on:` what does not become smaller"
             raise saved_less(fact, help=remedy).rejection()
 
@@ -327,7 +327,7 @@ class Search:
         key, measure = key_of(cut_index, candidate), partial(self._score_or_nan, candidate, metric)
         with listening_with(partial(_within, tick, self.ctx.tick)):
             if self.ctx.remote_scorer:
-                with self.ctx.run.searching():
+                with self.ctx.run.interruptible_search():
                     task = task_of(self.cuts, candidate)
                     return self.ctx.remote_scorer.value_from_workers(self.journal, key, task, measure)
             return self.journal.get_or_compute(key, measure)
@@ -342,7 +342,7 @@ class Search:
     def _score_or_nan(self, candidate: Candidate | JointCandidate | None, metric: MetricRef) -> float:
         """A candidate without which the model gives no finite score is no candidate: NaN."""
         started = time.monotonic()
-        with self.ctx.run.searching():
+        with self.ctx.run.interruptible_search():
             value = self._score(candidate, metric)
         self.scored, self._spent = self.scored + 1, self._spent + time.monotonic() - started
         return value
@@ -383,7 +383,7 @@ class Search:
         """Stored outputs of the layers for a metric, shared by all its measurements."""
         if metric not in self.prefixes:
             settings = self.ctx.settings
-            self.prefixes[metric] = Prefix(self.program, bytes_on(settings.device, settings.max_memory))
+            self.prefixes[metric] = Prefix(self.program, memory_budget_bytes_on(settings.device, settings.max_memory))
         return self.prefixes[metric]
 
 

@@ -8,7 +8,7 @@ from ....dsl.checker.value_text import value_text
 from ....dsl.checker.values import DataRef, MetricRef, references_in
 from ....dsl.syntax.diagnostics import Fault
 from ...core.events import Warned
-from ...core.quantity import count, count_text, significant_digits
+from ...core.quantity import count_text, si_count, significant_digits
 from ...core.warned import few_rows, fitted_rows
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ def check_enough_rows(metric: MetricRef, removed_params: float, ctx: "Context") 
     least, tokens = min(LEAST, math.ceil(removed_params / PER_TOKEN)), tokens_of(metric, ctx)
     if tokens < least:
         raise too_few_rows(
-            f"{value_text(metric)} reads {count(tokens)} tokens, too few to choose {count(round(removed_params))} "
-            "parameters by",
-            help=f"give it {count(least)} or more, of more than one kind of text",
+            f"{value_text(metric)} reads {si_count(tokens)} tokens, too few to choose "
+            f"{si_count(round(removed_params))} parameters by",
+            help=f"give it {si_count(least)} or more, of more than one kind of text",
             argument="score",
         ).rejection()
 
@@ -77,9 +77,9 @@ class Rows:
             search.ctx.emit_event(
                 Warned(
                     few_rows(
-                        f"{value_text(self.metric)} reads {count(tokens)} tokens, which a search fits: other text will "
-                        "lose more than the score says",
-                        help=f"give it {count(ENOUGH)} or more, of more than one kind of text",
+                        f"{value_text(self.metric)} reads {si_count(tokens)} tokens, which a search fits: other text "
+                        "will lose more than the score says",
+                        help=f"give it {si_count(ENOUGH)} or more, of more than one kind of text",
                     )
                 )
             )

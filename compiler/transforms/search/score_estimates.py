@@ -97,7 +97,7 @@ def forecast_scores(
         if prefix.chain is None:  # the base came from the journal
             prefix.measure_from(lambda: search.ctx.metric(metric).measure(search.program.model, search.ctx))
         gradients = Gradients(prefix, search.ctx.seed)
-        with search.ctx.run.searching():
+        with search.ctx.run.interruptible_search():
             tracked = search.ctx.each(gradients.estimate_all(candidates), "estimating candidates", len(candidates))
             return [[c.location, e.first, e.second] for c, e in tracked]
 

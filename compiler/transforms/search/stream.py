@@ -11,7 +11,7 @@ from ....dsl.checker.skeleton import Group, Member
 from ....dsl.checker.values import DataRef
 from ...analysis.discovery.streams import stream_of_model
 from ...analysis.planning.stream_width import fixed_stream
-from ...core.device import bytes_on
+from ...core.device import memory_budget_bytes_on
 from ...ir.surgery import owners, tensor_at
 from ...models.rows.forward import evaluating, memory_batches, outputs
 from .reconstruct import Moments, Reconstruction, has_moments, module_of, readers
@@ -55,7 +55,7 @@ def observe(
                 outputs(program.model, batch)
 
     settings = ctx.settings
-    moments.collect_in_passes(program, modules, run, bytes_on(settings.device, settings.max_memory))
+    moments.collect_in_passes(program, modules, run, memory_budget_bytes_on(settings.device, settings.max_memory))
     return moments
 
 

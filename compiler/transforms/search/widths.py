@@ -16,7 +16,7 @@ from torch import Tensor
 from ....dsl.checker.skeleton import Group
 from ....dsl.syntax.diagnostics import Fault
 from ...analysis.discovery.discover import skeleton_of
-from ...core.events import follow
+from ...core.events import iterate_and_report
 from ...ir.surgery import attribute, replace_tensor_everywhere, tensor_at
 from ..editing.rewrite import Rewriter
 from .candidate import Candidate, Pool
@@ -199,7 +199,7 @@ def slice_all(
             removed.setdefault(member.tensor, {}).setdefault(member.axis, set()).update(
                 i for item in dead for i in member.indices(item)
             )
-    for tensor, axes in follow(removed.items(), "tensors made narrower"):
+    for tensor, axes in iterate_and_report(removed.items(), "tensors made narrower"):
         for axis, indices in axes.items():
             total = tensor_at(program.model, tensor).shape[axis]
             rewrite.narrow(tensor, axis, [i for i in range(total) if i not in indices])

@@ -12,7 +12,7 @@ from ....dsl.checker.value_text import value_text
 from ....dsl.checker.values import MetricRef, Ratio
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...analysis.planning import shrink
-from ...core.cache import digest
+from ...core.cache import canonical_json_sha256
 from ...core.deadline import EarlyStop
 from ...core.events import Said, Ticked
 from ...core.journal import Journal
@@ -143,13 +143,13 @@ class Explorer:
         key, task = self._key_and_task(objective, self.space.genome(choice))
         measure = partial(self._timely, objective, choice)
         if self.ctx.remote_scorer:
-            with nullcontext() if self.is_over else self.ctx.run.searching():
+            with nullcontext() if self.is_over else self.ctx.run.interruptible_search():
                 return self.ctx.remote_scorer.value_from_workers(self.journal, key, task, measure)
         return self.journal.get_or_compute(key, measure)
 
     def _timely(self, objective: Objective, choice: Mapping[str, int]) -> float:
         started = time.monotonic()
-        with nullcontext() if self.is_over else self.ctx.run.searching():
+        with nullcontext() if self.is_over else self.ctx.run.interruptible_search():
             value = self.measure_choice(objective, choice)
         self._spent += time.monotonic() - started
         return value
@@ -167,7 +167,7 @@ class Explorer:
 
     def _key_and_task(self, objective: Objective, genome: Genome) -> tuple[str, "Task"]:
         """Key of a value, and the task for a worker."""
-        key = digest([self.space.identity, value_text(objective.ref), list(genome)])
+        key = canonical_json_sha256([self.space.identity, value_text(objective.ref), list(genome)])
         return key, {"genome": list(genome), "metric": value_text(objective.ref)}
 
     def expect(self, genomes: Iterable[Genome]) -> None:

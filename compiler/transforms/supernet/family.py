@@ -14,7 +14,7 @@ from ....dsl.syntax.diagnostics import Reject
 from ....kernels.grid import Grid
 from ...analysis.discovery.discover import skeleton_of
 from ...core.cache import Cache
-from ...core.quantity import count, count_text
+from ...core.quantity import count_text, si_count
 from ...ir.layers.linear import weight_of
 from ...ir.outcome import Members, Outcome, Point
 from ...ir.program import Program
@@ -72,7 +72,7 @@ class Family(Outcome):
     def summary(self) -> str:
         trained = sum(t.numel() for t in self._learned.values())
         dims = count_text(len(self.space.dims), "elastic dimension")
-        return f"{dims}, {count(self.space.size)} choices, {count(trained)} trained"
+        return f"{dims}, {si_count(self.space.size)} choices, {si_count(trained)} trained"
 
     @property
     def _learned(self) -> dict[str, Tensor]:

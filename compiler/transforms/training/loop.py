@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Fault
-from ...core.cache import digest
+from ...core.cache import canonical_json_sha256
 from ...core.events import Ticked
-from ...core.quantity import size
+from ...core.quantity import size_text
 from ...evaluation.reference import no_space
 from ...models.rows.batch_limit import micro_batches
 from ...plugin.context import Context
@@ -101,7 +101,7 @@ class TrainingLoop:
 
     def __post_init__(self):
         shapes = {name: list(p.shape) for name, p in self.trained.parameters.items()}
-        self.saved = RunCheckpoints(self.ctx.workdir, digest([asdict(self.regime), self.rows, shapes]))
+        self.saved = RunCheckpoints(self.ctx.workdir, canonical_json_sha256([asdict(self.regime), self.rows, shapes]))
         self.order = RowOrder(self.rows, self.regime.seed)
         self.course, self.saved_step = TrainingState(), 0  # kept: the step of the last checkpoint
         self.optimizer = torch.optim.AdamW(
@@ -234,7 +234,8 @@ class TrainingLoop:
         free = shutil.disk_usage(self.ctx.workdir).free
         if needed > 0.9 * free:
             raise no_space(
-                f"the checkpoints of training take {size(needed)}, {size(free)} are free in {self.ctx.workdir}",
+                f"the checkpoints of training take {size_text(needed)}, {size_text(free)} are free in "
+                f"{self.ctx.workdir}",
                 help="train fewer parameters, or give another --cache-dir",
             ).rejection()
 

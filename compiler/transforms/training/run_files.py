@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...core.cache import canonical, fsync_path, write_atomic
+from ...core.cache import canonical_json, fsync_path, write_atomic
 from ...models.checkpoints.tensor_files import LazyTensor, iterate_mapped_tensors, write_safetensors_files
 from ...models.checkpoints.weights import read_weight_headers
 
@@ -59,7 +59,7 @@ class RunCheckpoints:
     def finish(self, run: Mapping[str, Any], folders: list[str]) -> None:
         """Let these folders count, and remove the others."""
         body = {"identity": self.identity, "folders": folders, "run": run}
-        write_atomic(self.folder / MANIFEST, canonical(body).encode())
+        write_atomic(self.folder / MANIFEST, canonical_json(body).encode())
         self._remove_unlisted(folders)
 
     def _remove_unlisted(self, folders: list[str]) -> None:

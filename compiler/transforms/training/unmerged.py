@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...core.cache import Cache
-from ...core.quantity import count, count_text
+from ...core.quantity import count_text, si_count
 from ...ir.outcome import Members, Outcome
 from ...ir.program import Program
 from ...models.checkpoints.origin import Origin
@@ -43,7 +43,7 @@ class UnmergedAdapters(Outcome):
     @property
     def summary(self) -> str:
         trained = sum(tensor.numel() for tensor in self.tensors.values())
-        return f"{count_text(len(self.paths), 'adapter')} of rank {self.shape.rank}, {count(trained)} parameters"
+        return f"{count_text(len(self.paths), 'adapter')} of rank {self.shape.rank}, {si_count(trained)} parameters"
 
     @property
     def paths(self) -> tuple[str, ...]:

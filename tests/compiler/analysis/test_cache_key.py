@@ -9,7 +9,7 @@ from effc.compiler.core.source_closure import (
     directly_imported_effc_files,
     effc_import_closure,
     executed_statements,
-    fingerprint,
+    import_closure_sha256,
 )
 from effc.compiler.plugin import interfaces
 from effc.compiler.plugin.registry import Registry
@@ -39,7 +39,7 @@ def test_a_change_in_discovery_keeps_a_measured_perplexity_and_one_in_the_forwar
 
 def test_a_measured_value_depends_on_how_weights_are_loaded(tmp_path):
     parts = value_key_parts(MetricRef("params"), "a model", context(tmp_path))
-    assert LOADING.name == "checkpoint.py" and parts["loading"] == fingerprint(LOADING)
+    assert LOADING.name == "checkpoint.py" and parts["loading"] == import_closure_sha256(LOADING)
 
 
 def test_a_pass_depends_on_discovery():
@@ -85,8 +85,8 @@ def test_a_change_in_a_file_that_runs_is_another_key_and_one_in_a_file_for_types
     )
 
     def key() -> str:
-        fingerprint.cache_clear()
-        return fingerprint(word)
+        import_closure_sha256.cache_clear()
+        return import_closure_sha256(word)
 
     runs.write_text("go = 1\n")
     typed.write_text("T = int\n")

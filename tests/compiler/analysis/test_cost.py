@@ -6,7 +6,7 @@ import pytest
 import torch
 from effc.compiler.analysis.planning.free_space import refuse_insufficient_space
 from effc.compiler.core import speed_cache as kept
-from effc.compiler.core.cache import Cache, digest
+from effc.compiler.core.cache import Cache, canonical_json_sha256
 from effc.compiler.core.speeds import Speeds, measure_machine_speeds
 from effc.compiler.driver import api
 from effc.compiler.transforms.lowering import racing
@@ -39,7 +39,7 @@ def told(tmp_path):
     """The plan of a step and a target on a machine of these speeds."""
     torch.set_num_threads(1)
     (tmp_path / "cache").mkdir()
-    kept.keep(tmp_path / "cache", SLOW)
+    kept.store_speeds(tmp_path / "cache", SLOW)
 
     def plan(step, target='hf("out")', layers=2):
         (tmp_path / "tiny.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": layers}))
@@ -109,15 +109,15 @@ def test_targets_are_part_of_what_a_plan_says(told, target):
 def test_speeds_are_kept_sealed_and_a_forged_file_is_refused(tmp_path):
     torch.set_num_threads(1)
     (tmp_path / "cache").mkdir()
-    kept.keep(tmp_path / "cache", SLOW)
+    kept.store_speeds(tmp_path / "cache", SLOW)
     assert kept.cached_or_measured_speeds(tmp_path / "cache") == SLOW
-    path = tmp_path / "cache" / "values" / f"{digest(kept.key_of(1))}.json"
+    path = tmp_path / "cache" / "values" / f"{canonical_json_sha256(kept.speed_key_fields(1))}.json"
     path.write_text(path.read_text().replace("1000000.0", "2000000.0", 1))
     kept.cached_or_measured_speeds.cache_clear()
     with pytest.raises(Reject) as refused:
         kept.cached_or_measured_speeds(tmp_path / "cache")
     assert refused.value.diagnostics[0].slug == "cache-damaged"
-    Cache(tmp_path / "cache").keep(kept.key_of(1), {"hash": -1.0})
+    Cache(tmp_path / "cache").store_value(kept.speed_key_fields(1), {"hash": -1.0})
     assert kept.cached_or_measured_speeds(tmp_path / "cache").hash > 0  # looked at instead
     kept.cached_or_measured_speeds.cache_clear()
 

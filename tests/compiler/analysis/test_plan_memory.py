@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from effc.compiler.core.memory import anonymous_memory_of_process, trim_heap
+from effc.compiler.core.memory import anonymous_memory_bytes, trim_heap
 from effc.compiler.driver import api
 
 CONFIG = {
@@ -88,10 +88,10 @@ def test_a_peak_follows_from_the_weights_and_from_what_is_scored(folder):
 def test_what_was_freed_between_what_is_held_goes_back_to_the_system():
     blocks = [bytearray(64 << 10) for _ in range(512)]  # small enough for the heap
     kept = blocks[::16]
-    full = anonymous_memory_of_process()
+    full = anonymous_memory_bytes()
     del blocks
     trim_heap()
-    assert full - anonymous_memory_of_process() > 16 << 20 and len(kept) == 32
+    assert full - anonymous_memory_bytes() > 16 << 20 and len(kept) == 32
 
 
 @pytest.mark.heavy

@@ -21,8 +21,8 @@ from effc.compiler.artifacts.manifest import (
     Expectation,
     Manifest,
     Measure,
-    dump,
     read_manifest,
+    readable_json_bytes,
     verify_files,
 )
 from effc.dsl.syntax.diagnostics import EXITS
@@ -122,7 +122,8 @@ def test_a_manifest_survives_json(recipe, edits, notes, files):
         expectations=(Expectation("params <= 2", 1.0, "2", "holds", 4),),
         checks=(Check("logits", 0.0, 1e-5),),
     )
-    data, measured = json.loads(dump(manifest.to_json())), json.loads(dump(manifest.measures_json()))
+    data = json.loads(readable_json_bytes(manifest.to_json()))
+    measured = json.loads(readable_json_bytes(manifest.measures_json()))
     assert Manifest.from_json(data, measured) == manifest
 
 

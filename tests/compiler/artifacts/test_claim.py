@@ -98,5 +98,5 @@ def test_a_folder_that_takes_nothing_whatever_its_rights_say_is_refused_before_a
     from effc.compiler.artifacts.artifact import refuse_output_path
 
     with pytest.raises(Reject) as rejection:
-        refuse_output_path(Path("/proc/out"), force=False)
+        refuse_output_path(Path("/proc/out"), overwrite=False)
     assert rejection.value.diagnostics[0].slug == "output-unwritable"

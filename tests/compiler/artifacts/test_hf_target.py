@@ -14,9 +14,9 @@ from effc.compiler.artifacts import openers, verify_child
 from effc.compiler.artifacts.compat import plan_padding_to_stock
 from effc.compiler.artifacts.output_comparison import compare_outputs
 from effc.compiler.artifacts.stock import stock_config
-from effc.compiler.artifacts.verify import attention_of
+from effc.compiler.artifacts.verify import attention_name_or_json
 from effc.compiler.artifacts.verify_child import inputs_for_config, probe_model
-from effc.compiler.inputs.sources.zoo import zoo
+from effc.compiler.inputs.sources.zoo import zoo_folders_by_name
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.program import Program
 from effc.compiler.models.checkpoints.origin import Origin
@@ -169,7 +169,7 @@ def artifacts(request, tmp_path_factory):
         save_file(inputs, folder / "inputs.safetensors")
         found[name, change] = folder, probe_model(program.model, inputs)
         jobs += [
-            ("effc" if form == "compact" else "plain", folder / form, attention_of(program.model))
+            ("effc" if form == "compact" else "plain", folder / form, attention_name_or_json(program.model))
             for form in ("model", "compat", "compact")
             if (folder / form).is_dir()
         ]
@@ -342,7 +342,7 @@ def test_tokenizer_and_generation_config_come_along_byte_for_byte(tmp_path):
     from effc.compiler.models.checkpoints.model_folder import origin_of_folder
 
     ctx = context(tmp_path)
-    ctx.origin = origin_of_folder(zoo()["tiny-llama"], "zoo", "auto", ctx.settings)
+    ctx.origin = origin_of_folder(zoo_folders_by_name()["tiny-llama"], "zoo", "auto", ctx.settings)
     program = capture(ctx.origin.load())
     drop(program, "mlp", 1)
     Hf(path="a").emit(program, tmp_path, ctx)

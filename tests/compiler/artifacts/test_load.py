@@ -121,9 +121,9 @@ def test_weights_are_mapped_not_read(tmp_path):
 
 
 def anonymous() -> int:
-    from effc.compiler.core.memory import anonymous_memory_of_process
+    from effc.compiler.core.memory import anonymous_memory_bytes
 
-    return anonymous_memory_of_process()
+    return anonymous_memory_bytes()
 
 
 # -- used as any model ---------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from effc.compiler.artifacts.lora_patterns import ModulePatterns, UnreadPattern, excluded
+from effc.compiler.artifacts.lora_patterns import ModulePatterns, UnreadPattern, excluding_config_field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +22,7 @@ KEYS = [
 @given(st.lists(st.sampled_from(KEYS), unique=True), st.sampled_from(PATHS))
 def test_the_value_of_a_path_is_that_of_the_key_that_peft_takes(keys, path):
     values = {key: order for order, key in enumerate(keys)}
-    assert ModulePatterns(values).value(path, -1) == values.get(get_pattern_key(values.keys(), path), -1)
+    assert ModulePatterns(values).value_for_path(path, -1) == values.get(get_pattern_key(values.keys(), path), -1)
 
 
 @pytest.mark.parametrize("key", ["(a+)+", "a+", ".*.*", "a{9}", "(?=q)", "[q", "q\\", "x" * 201 + "|", "a*", "[^q]"])
@@ -36,7 +36,7 @@ def test_many_expressions_are_not_tried_and_those_that_are_take_no_time():
         ModulePatterns({f"{n}|x": 1 for n in range(257)})
     begun = time.process_time()
     slow = ModulePatterns({"a|" * 90 + f".*{n}|b": n for n in range(256)})
-    assert slow.value("a." * 200 + "c", -1) == -1 and time.process_time() - begun < 2
+    assert slow.value_for_path("a." * 200 + "c", -1) == -1 and time.process_time() - begun < 2
 
 
 @pytest.mark.parametrize(
@@ -55,4 +55,4 @@ def test_many_expressions_are_not_tried_and_those_that_are_take_no_time():
     ],
 )
 def test_a_config_that_leaves_out_a_module_with_tensors_is_told(config, field):
-    assert excluded(PATHS, config) == field
+    assert excluding_config_field(PATHS, config) == field

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from effc.compiler.artifacts.fork_server import ForkServer, run_verify_child
-from effc.compiler.artifacts.verify import make_probe_inputs, opener_of, stage_and_progress
+from effc.compiler.artifacts.verify import make_probe_inputs, opener_script_path, probe_stage_and_progress
 from effc.compiler.plugin.target import Form
 from safetensors.torch import save_file
 
@@ -15,7 +15,7 @@ from tests.compiler.artifacts.test_hf_target import changed, emit
 
 pytestmark = pytest.mark.slow
 
-PLAIN = str(opener_of(Form("model", "plain")))
+PLAIN = str(opener_script_path(Form("model", "plain")))
 ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
@@ -67,12 +67,12 @@ def test_what_a_fresh_process_does_is_told_in_parts(tmp_path):
     program = changed("llama", "nothing")
     folder = emit(program, tmp_path / "a") / "model"
     outputs = tmp_path / "outputs"
-    assert stage_and_progress(False, outputs) == ("starting", "part 1 of 3")
-    assert stage_and_progress(True, outputs) == ("opening the folder", "part 2 of 3")
+    assert probe_stage_and_progress(False, outputs) == ("starting", "part 1 of 3")
+    assert probe_stage_and_progress(True, outputs) == ("opening the folder", "part 2 of 3")
     save_file(make_probe_inputs(program.model), tmp_path / "inputs")
     done = run_verify_child([PLAIN, str(folder), str(tmp_path / "inputs"), str(outputs), "", "1"], ENV, 290)
     assert (done.returncode, outputs.is_file()) == (0, True), done.stderr
-    assert stage_and_progress(True, outputs) == ("computing logits and tokens", "part 3 of 3")
+    assert probe_stage_and_progress(True, outputs) == ("computing logits and tokens", "part 3 of 3")
 
 
 def test_a_nursery_that_idled_out_with_a_job_unread_has_not_done_it():

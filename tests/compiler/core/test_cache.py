@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from effc.compiler.core.cache import Cache, digest, tensor_hash, write_atomic
+from effc.compiler.core.cache import Cache, canonical_json_sha256, tensor_hash, write_atomic
 from effc.dsl.syntax.diagnostics import Reject
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,7 +41,7 @@ def test_equal_tensors_are_kept_once_and_others_are_not_taken_for_them(tmp_path)
 
 def finished(cache, key, **parts):
     parts = {"step": {"word": "prune.blocks"}, **parts}
-    cache.finish(
+    cache.write_step_record(
         key, parts, {"tensors": {"w": cache.store_tensor(torch.ones(2))}, "borrowed": {}, "edits": {}, "notes": {}}
     )
     return parts
@@ -50,9 +50,9 @@ def finished(cache, key, **parts):
 def test_a_step_whose_tensor_is_gone_counts_as_unfinished(tmp_path):
     cache = Cache(tmp_path)
     finished(cache, "k", seed=0)
-    assert cache.has("k")
-    cache.blob(tensor_hash(torch.ones(2))).unlink()
-    assert not cache.has("k")
+    assert cache.is_step_complete("k")
+    cache.tensor_path(tensor_hash(torch.ones(2))).unlink()
+    assert not cache.is_step_complete("k")
 
 
 def test_why_names_the_first_part_that_differs(tmp_path):
@@ -94,11 +94,11 @@ def test_why_is_told_by_the_records_that_are_there_now(tmp_path):
 def test_damage_is_found_and_said(tmp_path):
     cache = Cache(tmp_path)
     name = cache.store_tensor(torch.ones(64))
-    blob = cache.blob(name)
+    blob = cache.tensor_path(name)
     data = bytearray(blob.read_bytes())
     data[-1] ^= 1
     blob.write_bytes(data)
-    assert [path for path, _ in cache.damaged_files()] == [blob]
+    assert [path for path, _ in cache.damaged_files_with_faults()] == [blob]
     blob.write_bytes(b"cut")
     with pytest.raises(Reject, match="cache-damaged"):
         cache.load_verified_tensor(name)
@@ -107,14 +107,14 @@ def test_damage_is_found_and_said(tmp_path):
 def test_collecting_drops_old_steps_and_the_tensors_that_no_step_names(tmp_path):
     cache = Cache(tmp_path)
     finished(cache, "k", seed=0)
-    assert cache.delete_unused(keep_seconds=3600) == 0
-    assert cache.has("k")
-    assert cache.delete_unused(keep_seconds=-1) > 0
+    assert cache.evict_unused_and_count_bytes(keep_seconds=3600) == 0
+    assert cache.is_step_complete("k")
+    assert cache.evict_unused_and_count_bytes(keep_seconds=-1) > 0
     assert not list((tmp_path / "blobs").glob("*/*"))
 
 
 def test_equal_values_have_one_digest_whatever_their_order():
-    assert digest({"a": 1, "b": [1.5, None]}) == digest({"b": [1.5, None], "a": 1})
+    assert canonical_json_sha256({"a": 1, "b": [1.5, None]}) == canonical_json_sha256({"b": [1.5, None], "a": 1})
 
 
 def test_a_draft_that_a_killed_run_left_goes_with_the_next_compile_and_one_being_written_stays(tmp_path):
@@ -125,7 +125,7 @@ def test_a_draft_that_a_killed_run_left_goes_with_the_next_compile_and_one_being
         write_atomic(path, b"64 characters, some day")
     for path in (old, whole):
         os.utime(path, (0, 0))
-    assert cache.delete_stale_drafts() == len(b"64 characters, some day")
+    assert cache.delete_stale_drafts_and_count_bytes() == len(b"64 characters, some day")
     assert sorted(p.name for p in old.parent.iterdir()) == [".abce.4712", "abcd"]
 
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from effc.compiler.core.json_errors import refusing
+from effc.compiler.core.json_errors import reject_on_error
 from effc.compiler.core.safe_read import MIB, parse_strict_json, read_json
 from effc.dsl.syntax.diagnostics import Fault, Reject
 from safetensors import safe_open
@@ -26,7 +26,7 @@ torn = Fault("torn-file", "A file is torn.")
 )
 def test_a_file_of_another_form_is_refused_with_the_reason_on_one_line(read, reason, tmp_path):
     (tmp_path / "torn").write_bytes(b"\x05" * 9)
-    with pytest.raises(Reject) as refused, refusing(torn, "x.json holds nothing", "fetch it again"):
+    with pytest.raises(Reject) as refused, reject_on_error(torn, "x.json holds nothing", "fetch it again"):
         read(tmp_path)
     (diagnostic,) = refused.value.diagnostics
     assert diagnostic.fault is torn and diagnostic.help == "fetch it again"
@@ -35,13 +35,13 @@ def test_a_file_of_another_form_is_refused_with_the_reason_on_one_line(read, rea
 
 @pytest.mark.parametrize("error", [AssertionError("ours"), KeyboardInterrupt(), Reject(torn("another"))])
 def test_mistakes_of_our_own_are_not_taken_for_a_files(error):
-    with pytest.raises(type(error)) as raised, refusing(torn, "x.json"):
+    with pytest.raises(type(error)) as raised, reject_on_error(torn, "x.json"):
         raise error
     assert raised.value is error
 
 
 def test_errors_of_a_library_are_named_where_it_is_called():
-    with pytest.raises(ZeroDivisionError), refusing(torn, "x.json", kinds=RuntimeError):
+    with pytest.raises(ZeroDivisionError), reject_on_error(torn, "x.json", error_types=RuntimeError):
         _ = 1 / 0
-    with pytest.raises(Reject), refusing(torn, "x.json", kinds=RuntimeError):
+    with pytest.raises(Reject), reject_on_error(torn, "x.json", error_types=RuntimeError):
         raise RuntimeError("sizes differ")

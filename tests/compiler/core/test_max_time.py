@@ -59,7 +59,7 @@ def test_a_search_that_had_no_more_time_emits_its_best_and_later_goes_on_to_the_
     (told,) = early.stopped
     assert told.slug == "out-of-time" and told.exit == 6 and "2 cuts" in told.message and told.span
     assert [s["name"] for s in early.artifacts[0].manifest.steps] == ["slim", "half"]
-    assert not Cache(recipe.parent / "own").has(whole.plan.key_of("slim"))
+    assert not Cache(recipe.parent / "own").is_step_complete(whole.plan.key_of("slim"))
     later, rest = compiled(recipe, "own")
     assert rest == cuts and not later.stopped
     first, second = (artifact_hash(r.artifacts[0].path) for r in (whole, later))
@@ -70,14 +70,14 @@ def test_a_search_that_had_no_more_time_emits_its_best_and_later_goes_on_to_the_
 def test_scores_of_a_search_that_was_stopped_are_not_asked_again(recipe):
     compiled(recipe, "own", "cut 2:", max_time=3600.0)
     (plan,) = api.plan(recipe, cache_dir=recipe.parent / "own", threads=1)
-    journal = Cache(recipe.parent / "own").work(plan.stages[0].key) / "scores.jsonl"
+    journal = Cache(recipe.parent / "own").scratch_folder(plan.stages[0].key) / "scores.jsonl"
     before = journal.read_bytes().splitlines()
     session = api.open_session(recipe, cache_dir=recipe.parent / "own", threads=1)
     (plan,) = api.plan_all_pipelines(session)
     build = Build(plan, session.context(plan.recipe, plan.pipeline), Cache(recipe.parent / "own"))
     kept = []
-    finish = build.cache.finish
-    build.cache.finish = lambda *args: kept.extend(journal.read_bytes().splitlines()) or finish(*args)
+    finish = build.cache.write_step_record
+    build.cache.write_step_record = lambda *args: kept.extend(journal.read_bytes().splitlines()) or finish(*args)
     build.run_step_unless_cached(plan.stages[0])
     assert kept[: len(before)] == before and len(kept) > len(before) > 4
 
@@ -118,6 +118,6 @@ def test_a_search_over_a_family_stops_at_the_front_so_far(recipe):
 def test_only_what_may_be_left_is_broken_off():
     deadline = Deadline(0.0)
     deadline.check()
-    with pytest.raises(DeadlineExceeded), deadline.checks_interrupt():
+    with pytest.raises(DeadlineExceeded), deadline.may_interrupt_search():
         pytest.fail("there was no time for this")
     deadline.check()

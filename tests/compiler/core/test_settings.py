@@ -4,7 +4,7 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
-from effc.compiler.core.device import with_threads_set_in_torch
+from effc.compiler.core.device import set_torch_threads_and_fill_settings
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 
@@ -26,7 +26,7 @@ def test_nobody_writes_into_settings(tmp_path):
 @pytest.mark.parametrize(("granted", "workers", "count"), [(2, "", 2), (None, "3", 1), (2, "3", 2)])
 def test_threads_are_decided_once_and_torch_has_as_many(tmp_path, granted, workers, count):
     settings = Settings(tmp_path, threads=granted, workers=workers)
-    assert with_threads_set_in_torch(settings).threads == count == torch.get_num_threads()
+    assert set_torch_threads_and_fill_settings(settings).threads == count == torch.get_num_threads()
     assert settings.threads == granted
 
 

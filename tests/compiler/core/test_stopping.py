@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from effc.compiler.core.stopping import before_stopping, forget_stop, request_stop, run_last_actions
+from effc.compiler.core.stopping import before_stopping, clear_stop_request, request_stop, run_last_actions
 
 
 def test_an_interrupt_runs_the_action_of_what_it_breaks_off_and_an_end_does_not():
@@ -43,5 +43,5 @@ def test_an_interrupt_that_a_library_turns_into_another_error_runs_it_too():
             request_stop()
             raise ImportError
     finally:
-        forget_stop()
+        clear_stop_request()
     assert done == ["stopped"]

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from effc.compiler.driver.judging.baseline import _is_compared
+from effc.compiler.driver.judging.baseline import _is_compared_with_baseline
 from effc.compiler.driver.judging.gate import measure_and_judge_bounds, unmet_bound_diagnostics
 from effc.compiler.driver.judging.reading import read_until_decided
 from effc.compiler.plugin.row_scores import RowScores
@@ -122,7 +122,7 @@ def test_what_all_rows_leave_open_is_undecided_with_its_own_sentence():
     assert outcome.undecided == "100 of 100 rows leave 6.7 to 8.5 with 95 % confidence, the limit is 7.493"
     (error,) = unmet_bound_diagnostics([outcome])
     assert (error.slug, error.exit) == ("bound-undecided", 4) and "undecided by its rows" in error.message
-    (warning,) = unmet_bound_diagnostics([outcome], undecided="pass")
+    (warning,) = unmet_bound_diagnostics([outcome], undecided_policy="pass")
     assert (warning.slug, warning.severity) == ("bound-left-open", "warning")
 
 
@@ -147,7 +147,9 @@ def test_a_bound_is_spelled_with_its_confidence():
 def test_a_baseline_holds_no_value_of_rows_that_hang_on_the_model():
     def compared(*bounds):
         plan = SimpleNamespace(pipeline=SimpleNamespace(expects=bounds))
-        return _is_compared("losses(text)", SimpleNamespace(plan=plan, compared=SimpleNamespace(ratios={})))
+        return _is_compared_with_baseline(
+            "losses(text)", SimpleNamespace(plan=plan, compared=SimpleNamespace(ratios={}))
+        )
 
     sure, plain = Bound(REF, "<=", 1.0, confidence=0.95), Bound(REF, "<=", 1.0)
     assert not compared(sure) and compared(plain) and compared(sure, plain)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from effc.compiler.artifacts.front_kinds import members_as_timed
+from effc.compiler.artifacts.front_kinds import members_with_interleaved_times
 from effc.compiler.artifacts.load import POINTS
 from effc.compiler.artifacts.manifest import Manifest, Measure
 from effc.compiler.driver.judging.comparison import Comparison
@@ -11,7 +11,7 @@ from effc.compiler.driver.judging.front_times import rebase_on_median_original
 from effc.compiler.driver.judging.gate import judge_bound
 from effc.compiler.driver.pick import _best_fitting_point, measures_by_point, point_folder_or_copy
 from effc.compiler.driver.point_limits import Limit
-from effc.compiler.driver.point_times import time_interval, undecided_points
+from effc.compiler.driver.point_times import point_time_interval, undecided_reason_by_point
 from effc.dsl.checker.recipe import Bound
 from effc.dsl.checker.values import Duration, MetricRef, Ratio
 from effc.dsl.syntax.diagnostics import Reject
@@ -87,21 +87,24 @@ NOISY = front({"small": [(47.0, 23.5)] * 8, "large": [(187.0, 149.6)] * 8})
 
 
 def test_times_of_the_report_are_those_of_the_points_and_what_a_table_added_up_stays():
-    assert [m["measures"][1][1] for m in members_as_timed(QUIET)] == [50.0, 80.0]
-    assert members_as_timed(QUIET)[0]["measures"][0] == ["loss", 9.0, "nats", "lower"]
+    assert [m["measures"][1][1] for m in members_with_interleaved_times(QUIET)] == [50.0, 80.0]
+    assert members_with_interleaved_times(QUIET)[0]["measures"][0] == ["loss", 9.0, "nats", "lower"]
     searched = replace(QUIET, steps=({"decisions": [{"latency_error": 0.1}]},))
-    assert [m["measures"][1][1] for m in members_as_timed(searched)] == [1.0, 1.0]
+    assert [m["measures"][1][1] for m in members_with_interleaved_times(searched)] == [1.0, 1.0]
 
 
 def test_a_quiet_machine_knows_which_points_keep_a_limit_and_a_noisy_one_says_that_it_does_not():
     limits = (Limit("decode.p50", "70ms"),)
-    assert undecided_points(QUIET, measures_by_point(QUIET), limits) == {}
-    said = undecided_points(NOISY, measures_by_point(NOISY), limits)
+    assert undecided_reason_by_point(QUIET, measures_by_point(QUIET), limits) == {}
+    said = undecided_reason_by_point(NOISY, measures_by_point(NOISY), limits)
     assert set(said) == {"small", "large"}  # 23.5 to 93.5 ms, and 37.6 to 149.6 ms
     assert (
         "the machine was too noisy to know whether `small` keeps decode.p50=70ms: 23.5 ms to 93.5 ms" in said["small"]
     )
-    assert undecided_points(NOISY, measures_by_point(NOISY), (Limit("decode.p50", "1s"), Limit("loss", "9"))) == {}
+    assert (
+        undecided_reason_by_point(NOISY, measures_by_point(NOISY), (Limit("decode.p50", "1s"), Limit("loss", "9")))
+        == {}
+    )
     assert _best_fitting_point(QUIET, limits) == "small"
 
 
@@ -117,7 +120,9 @@ def test_a_point_that_is_run_by_a_limit_on_a_time_comes_with_the_same_note(tmp_p
     notes = []
     folder = point_folder_or_copy(tmp_path / "front", "decode.p50=70ms", on_note=notes.append)
     assert folder == tmp_path / "front" / POINTS / "small"
-    assert notes == list(undecided_points(NOISY, measures_by_point(NOISY), (Limit("decode.p50", "70ms"),)).values())
+    assert notes == list(
+        undecided_reason_by_point(NOISY, measures_by_point(NOISY), (Limit("decode.p50", "70ms"),)).values()
+    )
 
 
 def test_where_no_point_keeps_a_limit_it_is_said_that_the_nearest_one_may():
@@ -141,5 +146,5 @@ def test_where_no_point_keeps_a_limit_it_is_said_that_the_nearest_one_may():
 )
 def test_a_record_of_rounds_that_is_none_says_nothing(timings):
     strange = replace(QUIET, run={"timings": timings})
-    assert time_interval(strange, "small", "decode.p50") is None
-    assert undecided_points(strange, measures_by_point(strange), (Limit("decode.p50", "70ms"),)) == {}
+    assert point_time_interval(strange, "small", "decode.p50") is None
+    assert undecided_reason_by_point(strange, measures_by_point(strange), (Limit("decode.p50", "70ms"),)) == {}

@@ -1,7 +1,7 @@
 """Limits of `effc pick` as users write them."""
 
 import pytest
-from effc.compiler.driver.point_limits import Limit, parse_limits, split_limits
+from effc.compiler.driver.point_limits import Limit, parse_limits, split_limit_texts
 from effc.dsl.syntax.diagnostics import Reject
 
 CLOCK = "decode.p50(prompt: 93, steps: 32)"
@@ -38,7 +38,7 @@ def test_of_several_measures_of_one_name_the_user_says_which():
 
 
 def test_commas_in_brackets_part_no_limits():
-    assert split_limits(f"{CLOCK}=1ms,params=1M") == [f"{CLOCK}=1ms", "params=1M"]
+    assert split_limit_texts(f"{CLOCK}=1ms,params=1M") == [f"{CLOCK}=1ms", "params=1M"]
 
 
 def test_pick_names_the_folder_that_is_no_artifact_before_limits(tmp_path, capsys):

@@ -251,5 +251,5 @@ def test_verbs_that_read_recipes_say_who_takes_a_model():
 def test_a_saved_model_goes_with_the_cache(options):
     effc.optimize(tiny.model("llama"), **options)
     assert any((options["cache_dir"] / "models").iterdir())
-    assert Cache(options["cache_dir"]).delete_unused(keep_seconds=0) > 0
+    assert Cache(options["cache_dir"]).evict_unused_and_count_bytes(keep_seconds=0) > 0
     assert not any((options["cache_dir"] / "models").iterdir())

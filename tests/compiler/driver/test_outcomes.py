@@ -9,7 +9,7 @@ import effc
 import pytest
 import torch
 from effc.compiler.artifacts.artifact import artifact_hash
-from effc.compiler.artifacts.front_kinds import members_as_timed
+from effc.compiler.artifacts.front_kinds import members_with_interleaved_times
 from effc.compiler.artifacts.manifest import read_manifest
 from effc.compiler.driver import api
 from effc.compiler.driver.pick import copy_point, refuse_profile_mismatch
@@ -117,7 +117,7 @@ def test_times_of_points_are_told_over_one_time_of_the_original(front):
     assert [m.metric for m in rows] == [f"{SPEED} of thin", f"{SPEED} of slim"]
     assert len({m.original for m in rows}) == 1
     assert all(m.compiled == pytest.approx(m.original * m.ratio) for m in rows)
-    assert [m["measures"][2][1] for m in members_as_timed(manifest)] == [m.compiled for m in rows]
+    assert [m["measures"][2][1] for m in members_with_interleaved_times(manifest)] == [m.compiled for m in rows]
 
 
 def test_every_point_was_reopened_in_a_process_of_its_own(front):
@@ -183,7 +183,7 @@ def test_an_edited_point_is_not_picked(front, tmp_path):
     weights = next((tmp_path / "front/points/slim").rglob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(Reject) as caught:
-        copy_point(tmp_path / "front", tmp_path / "small", point="slim")
+        copy_point(tmp_path / "front", tmp_path / "small", point_name="slim")
     assert caught.value.diagnostics[0].fault.slug == "artifact-edited"
 
 
@@ -341,7 +341,7 @@ def test_a_front_is_not_replaced_by_its_own_point(front):
     path = front.artifacts[0].path
     for into in (path, path / "points/new", path.parent):
         with pytest.raises(Reject) as caught:
-            copy_point(path, into, point="slim", force=True)
+            copy_point(path, into, point_name="slim", force=True)
         assert caught.value.diagnostics[0].fault.slug == "into-itself"
 
 

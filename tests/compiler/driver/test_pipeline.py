@@ -91,7 +91,7 @@ def test_killed_anywhere_and_often_a_compile_goes_on_to_the_same_bytes(recipe, t
 def test_a_killed_search_does_not_score_again_what_it_had_scored(recipe, monkeypatch):
     session = api.open_session(recipe, cache_dir=recipe.parent / "cache", threads=1)
     (plan,) = api.plan_all_pipelines(session)
-    work = Cache(session.settings.cache_dir).work(plan.stages[0].key)
+    work = Cache(session.settings.cache_dir).scratch_folder(plan.stages[0].key)
     computed, remember = [], Journal.get_or_compute
 
     def dying(self, key, compute):

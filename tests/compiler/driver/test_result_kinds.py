@@ -150,7 +150,7 @@ def test_an_entry_of_no_kind_or_of_two_is_refused(stored, keys):
     cache = Cache(stored / "cache")
     origin = origin_of_folder(stored / "m", "m", "auto", context(stored).settings)
     body = {"tensors": {}, "borrowed": {}, "edits": {}, "notes": {}}
-    cache.finish("k" * 64, {}, {**body, **{key: {} for key in keys}})
+    cache.write_step_record("k" * 64, {}, {**body, **{key: {} for key in keys}})
     with pytest.raises(Reject, match="cache-damaged"):
         StepResults(cache, origin).load_outcome("k" * 64)
     assert outcome_class_of_entry({**body, "family": {}}) is Family
@@ -202,7 +202,7 @@ def test_a_new_kind_of_result_is_one_class_and_a_target(tmp_path, monkeypatch):
     again = built(recipe, registry, second).artifacts[0]
     assert [e.stage for e in second if isinstance(e, StageEnded) and e.cached] == ["thin", "all"]
     assert again.manifest.files == artifact.manifest.files
-    copy_point(artifact.path, tmp_path / "picked", point="by_4")
+    copy_point(artifact.path, tmp_path / "picked", point_name="by_4")
     assert torch.equal(effc.load(tmp_path / "picked").state_dict()["lm_head.weight"], loaded[1]["lm_head.weight"])
 
 

@@ -10,7 +10,7 @@ import torch
 from effc.compiler.evaluation import reference
 from effc.compiler.inputs.sources.config import Config
 from effc.compiler.inputs.sources.hf import Hf
-from effc.compiler.inputs.sources.zoo import zoo
+from effc.compiler.inputs.sources.zoo import zoo_folders_by_name
 from effc.compiler.models.rows import forward as evaluate
 from effc.dsl.checker.values import DataRef
 from hypothesis import given, settings
@@ -377,11 +377,14 @@ def test_the_harness_scores_like_choice(tmp_path):
 
 
 def test_the_zoo_model_predicts_its_held_out_text(tmp_path):
-    if "tiny-llama" not in zoo() or not (zoo()["tiny-llama"] / "model.safetensors").is_file():
+    if (
+        "tiny-llama" not in zoo_folders_by_name()
+        or not (zoo_folders_by_name()["tiny-llama"] / "model.safetensors").is_file()
+    ):
         pytest.skip("tiny-llama is not there")
     from effc.compiler.inputs.sources.zoo import Zoo
 
     origin = Zoo(name="tiny-llama").resolve(worlds.context(tmp_path))
-    text = {"path": os.fspath(Path(zoo()["tiny-llama"]) / "heldout.txt"), "length": 128, "samples": 8}
+    text = {"path": os.fspath(Path(zoo_folders_by_name()["tiny-llama"]) / "heldout.txt"), "length": 128, "samples": 8}
     ctx = worlds.context(tmp_path, origin, {"held": ("text", text)})
     assert measure(ctx, "perplexity", origin.load(), data=DataRef("held")) < 100  # of 2048 words

@@ -11,7 +11,7 @@ import torch
 from effc.compiler.inputs.sources.config import Config
 from effc.compiler.inputs.sources.hf import Hf
 from effc.compiler.inputs.sources.module import Module
-from effc.compiler.inputs.sources.zoo import Zoo, zoo
+from effc.compiler.inputs.sources.zoo import Zoo, zoo_folders_by_name
 from safetensors.torch import load_file, save_file
 
 from tests import worlds
@@ -332,7 +332,7 @@ def test_the_zoo_names_the_nearest(tmp_path):
 
 
 def test_every_zoo_model_resolves(tmp_path):
-    for name in zoo():
+    for name in zoo_folders_by_name():
         found = Zoo(name=name).resolve(worlds.context(tmp_path))
         assert found.tokenizer() is not None and found.weight_bytes > 0
 

@@ -4,7 +4,12 @@ import json
 
 import pytest
 import torch
-from effc.compiler.artifacts.verify import attention_of, make_probe_inputs, opener_of, probe_in_fresh_process
+from effc.compiler.artifacts.verify import (
+    attention_name_or_json,
+    make_probe_inputs,
+    opener_script_path,
+    probe_in_fresh_process,
+)
 from effc.compiler.artifacts.verify_child import probe_model
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.capture.meta_capture import capture_on_meta
@@ -58,11 +63,11 @@ def test_a_part_without_fused_attention_runs_its_own_and_the_rest_the_fused_one(
 
 def test_a_check_opens_parts_with_the_attention_that_they_have_in_memory(opened):
     model = opened.load()
-    said = attention_of(model)
+    said = attention_name_or_json(model)
     assert json.loads(said) == {"": "sdpa", "backbone_config": "eager"}
     given = make_probe_inputs(model)
     found, wanted = (
-        probe_in_fresh_process(opened.folder, opener_of(Form("model", "plain")), given, said),
+        probe_in_fresh_process(opened.folder, opener_script_path(Form("model", "plain")), given, said),
         probe_model(model, given),
     )
     assert wanted.keys() <= found.keys()
@@ -73,7 +78,7 @@ def test_models_of_one_attention_say_it_in_a_word():
     config = LlamaConfig(
         vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4
     )
-    assert attention_of(LlamaForCausalLM(config)) == "sdpa"
+    assert attention_name_or_json(LlamaForCausalLM(config)) == "sdpa"
 
 
 def test_a_layer_that_asks_for_numbers_only_while_it_trains_is_captured(opened):

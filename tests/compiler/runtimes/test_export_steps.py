@@ -10,7 +10,7 @@ from pathlib import Path
 import effc
 import pytest
 import torch
-from effc.compiler.artifacts.exported import check, load_exported_model
+from effc.compiler.artifacts.exported import check_exported_folder, load_exported_model
 from effc.compiler.artifacts.exported_steps import StepFacts, Stepper
 from effc.compiler.artifacts.verify import verify_forms
 from effc.compiler.artifacts.verify_child import generate_greedy
@@ -152,11 +152,11 @@ def test_what_a_file_says_of_a_program_is_held_against_what_programs_have(llama,
     folder.mkdir()
     for name in ("model.pt2", "step.pt2", "step.json"):
         (folder / name).write_bytes((llama[0] / "program" / name).read_bytes())
-    check(folder)
+    check_exported_folder(folder)
     told = json.loads((folder / "step.json").read_text())
     (folder / "step.json").write_text(json.dumps(change(told)))
     with pytest.raises(Reject, match=words) as refused:
-        check(folder)
+        check_exported_folder(folder)
     assert refused.value.diagnostics[0].slug == "refused-program"
 
 

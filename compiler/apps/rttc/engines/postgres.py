@@ -9,7 +9,7 @@ import psycopg
 from psycopg import sql
 from torch import Tensor
 
-from ....core.json_errors import refusing
+from ....core.json_errors import reject_on_error
 from .index import Unreachable, no_engine
 
 _SECONDS = 10  # for a connection and for a statement
@@ -27,8 +27,8 @@ class Postgres:
         assert re.fullmatch(r"[0-9a-f]{8,64}", version), f"a version is a hash, not {version!r}"
         self._url, self._lock = url, threading.Lock()
         self._table = sql.Identifier(f"effc_{version}")
-        with refusing(
-            no_engine, "PostgreSQL can't be used", "see `effc explain no-vector-engine`", kinds=psycopg.Error
+        with reject_on_error(
+            no_engine, "PostgreSQL can't be used", "see `effc explain no-vector-engine`", error_types=psycopg.Error
         ):
             self._connection = self._connect()
             self._store_vectors_unless_stored(vectors, f"effc_{version}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 from effc.compiler.apps.federation.median import centered_gram, geometric_median_shares
 from effc.compiler.apps.federation.state import State, normalized_weights, weighted_sum
-from effc.compiler.core.cache import digest
+from effc.compiler.core.cache import canonical_json_sha256
 
 
 def state_hash(state: State) -> str:
@@ -15,7 +15,7 @@ def state_hash(state: State) -> str:
         name: [list(a.shape), str(a.dtype), hashlib.sha256(np.ascontiguousarray(a).tobytes()).hexdigest()]
         for name, a in state.items()
     }
-    return digest(body)
+    return canonical_json_sha256(body)
 
 
 def geometric_median(states: Mapping[int, State], weights: Mapping[int, float]) -> dict[str, np.ndarray]:

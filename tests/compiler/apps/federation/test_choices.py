@@ -17,7 +17,7 @@ from effc.compiler.apps.federation.sizes import cut_to_sub_network, largest_sub_
 from effc.compiler.artifacts import reft
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
-from effc.compiler.inputs.sources.zoo import zoo
+from effc.compiler.inputs.sources.zoo import zoo_folders_by_name
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.models.rows.forward import total_nll
 from effc.compiler.transforms.training.trainable import TrainedParameters
@@ -49,7 +49,7 @@ INSERT = 'edits = reft.insert(positions: "f2+l2", rank: 2, on: "model.layers.{0,
 
 
 def base():
-    return AutoModelForCausalLM.from_pretrained(zoo()["tiny-llama"])
+    return AutoModelForCausalLM.from_pretrained(zoo_folders_by_name()["tiny-llama"])
 
 
 def run(path, declared, tmp_path):

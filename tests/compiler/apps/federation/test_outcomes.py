@@ -13,7 +13,7 @@ from effc.compiler.apps.federation.simulation import simulate_federation
 from effc.compiler.apps.federation.table import round_line
 from effc.compiler.apps.federation.targets.flower import Flower
 from effc.compiler.artifacts.manifest import read_manifest
-from effc.compiler.core.quantity import size
+from effc.compiler.core.quantity import size_text
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 from effc.compiler.driver.judging import retest
@@ -116,7 +116,7 @@ def test_inspect_draws_the_clients_their_bytes_and_how_it_went(alone):
     path, _, _, run, declared = alone
     text = Flower.summary(path / declared.folder).to_text()
     rows = [line.split() for line in text.splitlines() if line.split()[:1] in (["0"], ["1"], ["2"])]
-    sent = size(run.course.rounds[-1].updates[0].bytes_up)
+    sent = size_text(run.course.rounds[-1].updates[0].bytes_up)
     assert [" ".join(row[1:3]) for row in rows[:3]] == [sent] * 3
     assert text.startswith("3 clients train LoRA adapters by alone, 2 rounds") and "ran 2 rounds" in text
     assert round_line(run.course.rounds[-1]) in text

@@ -10,7 +10,7 @@ import pytest
 import torch
 from effc.compiler.apps.federation.declaration import Declaration, read_declaration
 from effc.compiler.apps.federation.sizes import SubNetwork, cut_to_sub_network, cuttable_groups, largest_sub_networks
-from effc.compiler.inputs.sources.zoo import zoo
+from effc.compiler.inputs.sources.zoo import zoo_folders_by_name
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.surgery import tensor_at
 from effc.compiler.models.rows.forward import total_nll
@@ -79,7 +79,7 @@ def loss(model, ids, cuts) -> float:
 
 
 def test_heads_that_weigh_least_are_missed_less_than_some_by_chance_and_those_that_weigh_most():
-    path = zoo()["tiny-llama"]
+    path = zoo_folders_by_name()["tiny-llama"]
     model = AutoModelForCausalLM.from_pretrained(path)
     text = (path / "heldout.txt").read_text()[:900]  # which it has not seen
     ids = torch.tensor(AutoTokenizer.from_pretrained(path)(text)["input_ids"][:192]).view(4, 48)

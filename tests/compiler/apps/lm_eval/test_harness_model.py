@@ -8,7 +8,7 @@ import pytest
 from effc.compiler.artifacts.manifest import Manifest
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver.models import resolve_origin
-from effc.compiler.inputs.sources.zoo import zoo
+from effc.compiler.inputs.sources.zoo import zoo_folders_by_name
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.targets.gguf import Gguf
 from effc.compiler.targets.hf import Hf
@@ -24,7 +24,9 @@ from tests.worlds import context
 pytest.importorskip("lm_eval", reason='lm-eval is not installed: pip install "effc[eval]"')
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not (zoo()["tiny-llama"] / "model.safetensors").is_file(), reason="tiny-llama is not there"),
+    pytest.mark.skipif(
+        not (zoo_folders_by_name()["tiny-llama"] / "model.safetensors").is_file(), reason="tiny-llama is not there"
+    ),
 ]
 
 FLOAT32 = 1e-4  # share of a figure: sums in another order
@@ -52,7 +54,7 @@ TASKS = {
 def tasks(tmp_path_factory) -> Path:
     """A folder of tasks over words of the model's held-out text."""
     folder = tmp_path_factory.mktemp("tasks")
-    words = (zoo()["tiny-llama"] / "heldout.txt").read_text().split()
+    words = (zoo_folders_by_name()["tiny-llama"] / "heldout.txt").read_text().split()
     records = [
         {"q": " ".join(words[i : i + 12]), "n": words[i + 12], "o": [words[i + 12], words[i + 40]], "a": 0}
         for i in range(0, 4 * 60, 60)
@@ -90,7 +92,7 @@ def scores(model: str, model_args: dict, tasks: Path, names=tuple(TASKS)) -> tup
 def upstream(tasks):
     import effc.compiler.apps.lm_eval.model  # noqa: F401 (registers `effc`)
 
-    folder = str(zoo()["tiny-llama"])
+    folder = str(zoo_folders_by_name()["tiny-llama"])
     return scores("hf", {"pretrained": folder, "dtype": "float32", "device": "cpu"}, tasks)
 
 
@@ -98,7 +100,7 @@ def upstream(tasks):
 def artifacts(tmp_path_factory) -> Path:
     """A folder with an artifact of each target, less the verification."""
     work = tmp_path_factory.mktemp("artifacts")
-    origin = resolve_origin(str(zoo()["tiny-llama"]), Settings(cache_dir=work / "cache"))
+    origin = resolve_origin(str(zoo_folders_by_name()["tiny-llama"]), Settings(cache_dir=work / "cache"))
     program, ctx = capture(origin.load().eval()), context(work, origin)
     for name, (target, _) in TARGETS.items():
 
@@ -120,7 +122,7 @@ def test_figures_of_an_artifact_are_those_of_the_harness_for_the_original(artifa
 
 def test_a_server_is_scored_alike_through_the_client_of_the_harness(tasks, upstream):
     pytest.importorskip("tenacity")
-    folder = zoo()["tiny-llama"]
+    folder = zoo_folders_by_name()["tiny-llama"]
     with serving(folder) as server:
         args = {"base_url": f"{server.url}/v1/completions", "model": server.name, "tokenizer": str(folder)}
         args |= {"tokenizer_backend": "huggingface", "add_bos_token": True, "num_concurrent": 1, "max_retries": 1}

@@ -19,7 +19,7 @@ from effc.compiler.apps.rttc.knowledge import build_knowledge_base
 from effc.compiler.apps.rttc.policy import Policy
 from effc.compiler.apps.rttc.prompts import Prompts
 from effc.compiler.apps.rttc.retrieval import Local
-from effc.compiler.artifacts.manifest import dump, file_sha256
+from effc.compiler.artifacts.manifest import file_sha256, readable_json_bytes
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from tests import worlds
@@ -92,7 +92,7 @@ def copied(app: Path, folder: Path, **changes: Any) -> Path:
     (folder / NAME).write_text(json.dumps(own.to_json()))
     manifest = json.loads((folder / "manifest.json").read_bytes())
     manifest["files"][NAME] = [(folder / NAME).stat().st_size, file_sha256(folder / NAME)]
-    (folder / "manifest.json").write_bytes(dump(manifest))
+    (folder / "manifest.json").write_bytes(readable_json_bytes(manifest))
     return folder
 
 

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from effc.compiler.artifacts.manifest import Manifest
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver.models import resolve_origin
-from effc.compiler.inputs.sources.zoo import zoo
+from effc.compiler.inputs.sources.zoo import zoo_folders_by_name
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.targets.native import Native
 from prometheus_client.parser import text_string_to_metric_families
@@ -103,7 +103,7 @@ def serving(place, *flags: str, **environment: str):
 def chatty(tmp_path_factory) -> Path:
     """The tiny model with a chat template."""
     folder = tmp_path_factory.mktemp("serving") / "chatty"
-    shutil.copytree(zoo()["tiny-llama"], folder)
+    shutil.copytree(zoo_folders_by_name()["tiny-llama"], folder)
     (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
     return folder
 

@@ -2,7 +2,7 @@
 
 import pytest
 from effc.compiler.apps.serving.text import StopStrings, TextDecoder
-from effc.compiler.inputs.sources.zoo import zoo
+from effc.compiler.inputs.sources.zoo import zoo_folders_by_name
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return AutoTokenizer.from_pretrained(zoo()["tiny-llama"])
+    return AutoTokenizer.from_pretrained(zoo_folders_by_name()["tiny-llama"])
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 from effc.compiler.artifacts.manifest import Measure
-from effc.compiler.artifacts.pages.chart import ATTRIBUTES, TAGS, clean
+from effc.compiler.artifacts.pages.chart import ATTRIBUTES, TAGS, sanitize_svg
 from effc.compiler.artifacts.pages.page import render_html
 from effc.compiler.artifacts.pages.report_data import ReportData
 from effc.compiler.artifacts.pages.ways import accuracy_against_seconds_chart
@@ -226,7 +226,7 @@ def test_tables_of_another_form_are_left_out(run):
 
 
 def test_what_draws_charts_leaves_known_elements_alone():
-    drawn = clean(
+    drawn = sanitize_svg(
         '<svg xmlns="http://www.w3.org/2000/svg" onload="x()"><script>x()</script><style>a</style>'
         '<a href="javascript:x()"><rect/></a><g><path d="M0.123456,1" style="fill:red"/></g></svg>'
     )

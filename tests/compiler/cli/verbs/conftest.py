@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from effc.compiler.cli.main import main
-from effc.compiler.inputs.sources.zoo import zoo
+from effc.compiler.inputs.sources.zoo import zoo_folders_by_name
 
 from tests import worlds
 
@@ -75,7 +75,7 @@ def process(tmp_path):
 
 
 def recipe_text(steps: str, expect: str = "", model: str = 'zoo("tiny-llama")', name: str = "small") -> str:
-    texts = zoo()["tiny-llama"]
+    texts = zoo_folders_by_name()["tiny-llama"]
     sizes = {"calib": "samples: 2, length: 32", "heldout": "samples: 4, length: 64"}
     data = "\n".join(
         f'data {d} = text("{texts / d}.txt", {size}, seed: 7)' for d, size in sizes.items() if f"{d})" in steps + expect

@@ -12,9 +12,9 @@ import time
 import pytest
 import typer
 from effc.compiler.artifacts.output_lock import OutputPath, outputs_locked_until_finished
-from effc.compiler.cli.verbs.exit_codes import MEANINGS, diagnostics_of_exception, exit_table
+from effc.compiler.cli.verbs.exit_codes import MEANINGS, diagnostics_of_exception, exit_codes_help_text
 from effc.compiler.cli.verbs.flags import parse_duration
-from effc.compiler.cli.verbs.output import code_of
+from effc.compiler.cli.verbs.output import exit_code_of
 from effc.dsl.checker.recipe import Invocation
 from effc.dsl.syntax.diagnostics import EXITS, Fault, Reject
 
@@ -29,13 +29,13 @@ class OutOfMemoryError(RuntimeError):
 
 def ends_with(error: BaseException) -> tuple[str, int]:
     diagnostics = diagnostics_of_exception(error)
-    return diagnostics[0].slug, code_of(diagnostics)
+    return diagnostics[0].slug, exit_code_of(diagnostics)
 
 
 def test_the_help_lists_every_exit_code(effc):
     run = effc("--help")
     assert run.code == 0 and set(MEANINGS) == set(EXITS)
-    assert exit_table() in run.out
+    assert exit_codes_help_text() in run.out
     for code in EXITS.values():
         assert f"\n  {code:>3}  " in run.out
 
@@ -63,8 +63,8 @@ def test_an_exception_becomes_a_diagnostic_with_its_code(error, slug, code):
 def test_a_reject_ends_with_the_code_of_its_first_error(name):
     error = Fault(f"test-{name}", "A fault of this test.", exit=name)("it is so")
     later = Fault("test-later-warning", "A warning of this test.", severity="warning")("mind this")
-    assert code_of(Reject(error, later).diagnostics) == EXITS[name]
-    assert code_of([later]) == 0
+    assert exit_code_of(Reject(error, later).diagnostics) == EXITS[name]
+    assert exit_code_of([later]) == 0
 
 
 @pytest.mark.parametrize("verb", ["check", "compile", "new", "run", "serve", "pick", "report", "explain"])

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from effc.compiler.artifacts.artifact import artifact_hash
 from effc.compiler.cli.main import main
-from effc.compiler.core.sealed_json import canonical
-from effc.compiler.inputs.sources.zoo import zoo
+from effc.compiler.core.sealed_json import canonical_json
+from effc.compiler.inputs.sources.zoo import zoo_folders_by_name
 from effc.compiler.plugin import lockfile
 
 RECIPE = """effspec 1
@@ -27,7 +27,7 @@ emit small { pruning_config("cut") }
 def world(folder: Path) -> Path:
     """A recipe with a model and data of its own."""
     folder.mkdir(exist_ok=True)
-    model = zoo()["tiny-llama"]
+    model = zoo_folders_by_name()["tiny-llama"]
     (folder / "model").mkdir()
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"):
         shutil.copy(model / name, folder / "model" / name)
@@ -73,7 +73,7 @@ def test_a_lock_of_json_texts_as_effc_0_2_0_wrote_them_holds(effc, own):
     facts = lock["recipes"]["r.effspec"]
     arguments = [f"step small.thin {name}" for name in ("align", "data", "keep", "on", "reorder", "repair")]
     for name in (*arguments, "data calib length", "data calib path", "model base dtype"):
-        facts[name] = facts[name] if facts[name] == "null" else canonical(facts[name])
+        facts[name] = facts[name] if facts[name] == "null" else canonical_json(facts[name])
     lockfile.write_package_lock(own, lock)
     assert '\\"' in (own / "effspec.lock").read_text()
     assert effc("plan", "r.effspec", "--locked", "-q").code == 0

@@ -18,11 +18,13 @@ LOWER = 'cpu = lower.sparse_cpu(on: "*.mlp.*_proj", format: block, data: calib, 
 
 @pytest.fixture
 def recipe(tmp_path):
-    from effc.compiler.inputs.sources.zoo import zoo
+    from effc.compiler.inputs.sources.zoo import zoo_folders_by_name
 
     def written(*steps: str, target: str = 'hf("out")'):
         path = tmp_path / "lean.effspec"
-        path.write_text(RECIPE.format(texts=zoo()["tiny-llama"], steps="\n  ".join(steps), target=target))
+        path.write_text(
+            RECIPE.format(texts=zoo_folders_by_name()["tiny-llama"], steps="\n  ".join(steps), target=target)
+        )
         return path
 
     return written

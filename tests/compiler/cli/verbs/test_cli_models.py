@@ -8,7 +8,7 @@ import sys
 from xml.etree import ElementTree
 
 import pytest
-from effc.compiler.inputs.sources.zoo import zoo
+from effc.compiler.inputs.sources.zoo import zoo_folders_by_name
 
 
 @pytest.mark.slow
@@ -75,7 +75,7 @@ def test_plan_says_what_is_cached_and_whether_there_is_work(effc, compiled, tmp_
 
 
 def test_weights_that_do_not_fit_their_config_are_refused_by_the_plan(effc, write, tmp_path):
-    folder = shutil.copytree(zoo()["tiny-llama"], tmp_path / "m")
+    folder = shutil.copytree(zoo_folders_by_name()["tiny-llama"], tmp_path / "m")
     config = (folder / "config.json").read_text()
     (folder / "config.json").write_text(config.replace('"intermediate_size": 384', '"intermediate_size": 512'))
     run = effc("plan", write(model='hf("./m")'))
@@ -90,7 +90,7 @@ def test_weights_that_do_not_fit_their_config_are_refused_by_the_plan(effc, writ
 
 
 def test_a_model_seen_for_the_first_time_is_compared_with_the_recipe_before_work(effc, write, tmp_path):
-    shutil.copytree(zoo()["tiny-llama"], tmp_path / "m")
+    shutil.copytree(zoo_folders_by_name()["tiny-llama"], tmp_path / "m")
     (tmp_path / "m" / "skeleton.json").unlink()
     path = write('  thin = prune.channels(on: "layer.*.mlp", keep: 75% of channels)', model='hf("./m")')
     fresh = ("--cache-dir", tmp_path / "fresh")
@@ -104,7 +104,7 @@ def test_what_a_person_should_know_of_a_model_is_told_before_work(effc, write, t
     import torch
     from safetensors.torch import load_file, save_file
 
-    shutil.copytree(zoo()["tiny-llama"], tmp_path / "half")
+    shutil.copytree(zoo_folders_by_name()["tiny-llama"], tmp_path / "half")
     weights = {n: t.to(torch.float16) for n, t in load_file(tmp_path / "half" / "model.safetensors").items()}
     save_file(weights, tmp_path / "half" / "model.safetensors", {"format": "pt"})
     run = effc("plan", write(model='hf("./half")'))

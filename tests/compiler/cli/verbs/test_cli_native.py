@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from effc.compiler.artifacts.load import load
-from effc.compiler.inputs.sources.zoo import zoo
+from effc.compiler.inputs.sources.zoo import zoo_folders_by_name
 from effc.dsl.syntax.diagnostics import Reject
 
 from tests import tiny
@@ -40,7 +40,7 @@ emit lean {{ native("cpu") }}
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory):
     folder = tmp_path_factory.mktemp("native")
-    (folder / "r.effspec").write_text(RECIPE.format(texts=zoo()["tiny-llama"]), encoding="utf-8")
+    (folder / "r.effspec").write_text(RECIPE.format(texts=zoo_folders_by_name()["tiny-llama"]), encoding="utf-8")
     env = {**os.environ, "EFFC_CACHE_DIR": str(tmp_path_factory.getbasetemp() / "cli-cache")}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, "compile", "r.effspec", "--no-progress"],

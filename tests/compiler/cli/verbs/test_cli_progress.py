@@ -13,7 +13,7 @@ from effc.compiler.core.events import (
     Ticked,
     Warned,
     announcing_stage,
-    follow,
+    iterate_and_report,
     listening_with,
 )
 from effc.compiler.core.progress_bars import BarRenderer, ItemRate, JsonLines, PlainRenderer, listening_to_progress
@@ -57,11 +57,11 @@ def test_a_long_stage_has_a_heartbeat():
 
 def test_the_time_left_is_reckoned_from_the_work_at_hand_and_not_from_what_came_before():
     pace = ItemRate(Ticked("scoring", 10, 60, at=100.0))
-    assert pace.left(Ticked("scoring", 10, 60), 101.0) is None
-    assert pace.left(Ticked("scoring", 20, 60), 105.0) == 20.0
-    assert pace.fits(Ticked("scoring", 30, 60)) and not pace.fits(Ticked("refitting", 1, 60))
+    assert pace.seconds_left(Ticked("scoring", 10, 60), 101.0) is None
+    assert pace.seconds_left(Ticked("scoring", 20, 60), 105.0) == 20.0
+    assert pace.is_same_work(Ticked("scoring", 30, 60)) and not pace.is_same_work(Ticked("refitting", 1, 60))
     cuts = ItemRate(Ticked("cut 3, % of the budget", 30, 100))
-    assert cuts.fits(Ticked("cut 4, % of the budget", 40, 100))
+    assert cuts.is_same_work(Ticked("cut 4, % of the budget", 40, 100))
 
 
 def test_work_in_one_piece_says_what_comes_then():
@@ -81,7 +81,7 @@ def test_work_that_is_done_is_not_told_while_other_work_goes_on():
     out, label = io.StringIO(), "hashing model.safetensors, pieces of 16 MiB"
     with PlainRenderer(out, heartbeat=0.1) as listen, listening_with(listen):
         listen(StageBegan("capture", "", 1, 6))
-        assert list(follow(range(1), label)) == [0]
+        assert list(iterate_and_report(range(1), label)) == [0]
         deadline = time.monotonic() + 10
         while not out.getvalue() and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -91,9 +91,9 @@ def test_work_that_is_done_is_not_told_while_other_work_goes_on():
 def test_what_is_deep_below_a_stage_is_told_as_a_part_of_it():
     heard = []
     with listening_with(heard.append), announcing_stage("measuring"):
-        assert list(follow("ab", "batches")) == ["a", "b"]
+        assert list(iterate_and_report("ab", "batches")) == ["a", "b"]
     assert [e.label for e in heard] == ["measuring", *["measuring: batches"] * 2, "measuring"]
-    assert list(follow("ab", "batches")) == ["a", "b"] and len(heard) == 4
+    assert list(iterate_and_report("ab", "batches")) == ["a", "b"] and len(heard) == 4
 
 
 def test_values_are_told_only_to_those_who_want_more():
@@ -131,7 +131,7 @@ def test_every_event_is_a_line_of_json():
 
 
 def test_quiet_silences_people_but_not_the_file(tmp_path, capsys):
-    with listening_to_progress(quiet=True, events=tmp_path / "e.jsonl") as listen:
+    with listening_to_progress(quiet=True, events_path=tmp_path / "e.jsonl") as listen:
         stage(listen)
     assert capsys.readouterr().err == "" and len((tmp_path / "e.jsonl").read_text().splitlines()) == 3
 

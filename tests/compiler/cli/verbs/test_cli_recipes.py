@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from effc.compiler.inputs.sources.zoo import zoo
+from effc.compiler.inputs.sources.zoo import zoo_folders_by_name
 
 
 @pytest.fixture
@@ -334,7 +334,7 @@ def test_new_writes_a_recipe_that_checks(effc, tmp_path):
 
 @pytest.mark.slow
 def test_new_names_a_folder_as_the_recipe_sees_it(effc, tmp_path):
-    shutil.copytree(zoo()["tiny-llama"], tmp_path / "models" / "mine")
+    shutil.copytree(zoo_folders_by_name()["tiny-llama"], tmp_path / "models" / "mine")
     (tmp_path / "recipes").mkdir()
     for out, name in (
         ("a.effspec", "./models/mine"),
@@ -348,7 +348,7 @@ def test_new_names_a_folder_as_the_recipe_sees_it(effc, tmp_path):
 
 
 def test_a_folder_with_a_quote_in_its_name_is_named_in_a_new_recipe_as_it_is(effc, tmp_path):
-    shutil.copytree(zoo()["tiny-llama"], tmp_path / 'we"ird')
+    shutil.copytree(zoo_folders_by_name()["tiny-llama"], tmp_path / 'we"ird')
     assert effc("new", 'we"ird', "-o", "r.effspec").code == 0
     assert 'hf("./we\\"ird")' in (tmp_path / "r.effspec").read_text() and effc("check", "r.effspec").code == 0
     assert (

@@ -31,14 +31,16 @@ def test_recipes_lists_the_library_with_its_sentences(effc):
 
 def test_what_a_recipe_gave_is_told_with_its_machine_and_what_was_not_measured_says_so(effc):
     effects, named = Effects.read(), {name.removesuffix(".effspec"): r for name, r in library_files().items()}
-    known = next(r for r in named.values() if effects.of(r))
-    unknown = [r for r in named.values() if not r.is_module and not effects.of(r)]  # none once all were measured
+    known = next(r for r in named.values() if effects.effects_of_recipe(r))
+    unknown = [
+        r for r in named.values() if not r.is_module and not effects.effects_of_recipe(r)
+    ]  # none once all were measured
     listed = effc("recipes")
-    assert known.sentence + "\n  " + effects.of(known)[0].text() + "\n" in listed.out
+    assert known.sentence + "\n  " + effects.effects_of_recipe(known)[0].text() + "\n" in listed.out
     assert listed.out.count("\n  not measured\n") == len(unknown)
-    assert f"measured on {effects.measured_on(effects.of(known)[0])}" in listed.err
+    assert f"measured on {effects.machine_and_versions_text(effects.effects_of_recipe(known)[0])}" in listed.err
     shown = effc("recipes", "show", known.name)
-    assert shown.out == known.text and effects.of(known)[0].table() in shown.err
+    assert shown.out == known.text and effects.effects_of_recipe(known)[0].table() in shown.err
     assert all("not measured" in effc("recipes", "show", r.name).err for r in unknown[:1])
     rows = json.loads(effc("recipes", "--format", "json").out)["recipes"]
     told = {row["name"]: row.get("effects") for row in rows}

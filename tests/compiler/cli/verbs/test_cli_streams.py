@@ -115,7 +115,7 @@ with raise_or_exit_on_signal():
 def test_a_line_for_a_person_is_written_at_once(tmp_path, unbuffered):
     """However Python was told to hold words back."""
     script = (
-        "import sys; from effc.compiler.cli.verbs.pipe_streams import outlive_readers; outlive_readers();"
+        "import sys; from effc.compiler.cli.verbs.pipe_streams import make_streams_pipe_safe; make_streams_pipe_safe();"
         "print('hear', file=sys.stderr); print(open('said').read())"
     )
     with open(tmp_path / "said", "w") as said:

@@ -15,7 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from effc.compiler.artifacts.manifest import Manifest
 from effc.compiler.artifacts.sbom import cyclonedx_json
-from effc.compiler.artifacts.signature import sign_artifact, statement
+from effc.compiler.artifacts.signature import bytes_to_sign, sign_artifact
 from effc.compiler.artifacts.signing_keys import write_key_pair
 from effc.dsl.syntax.diagnostics import Reject
 
@@ -47,9 +47,9 @@ def test_a_signature_is_ed25519_of_the_hashes_as_another_library_user_would_chec
     (found,) = json.loads((signed / "signatures.json").read_bytes())["signatures"]
     raw = base64.b64decode(keys[1].removeprefix("ed25519:"))
     Ed25519PublicKey.from_public_bytes(raw).verify(
-        base64.b64decode(found["signature"]), statement(signed, "nightly", found["signed"], found["provenance"])
+        base64.b64decode(found["signature"]), bytes_to_sign(signed, "nightly", found["signed"], found["provenance"])
     )
-    lines = statement(signed).decode().splitlines()
+    lines = bytes_to_sign(signed).decode().splitlines()
     assert lines[0] == "effc artifact signature 1" and [line.split()[0] for line in lines[1:]] == [
         "manifest.json",
         "measures.json",

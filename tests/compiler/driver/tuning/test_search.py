@@ -13,7 +13,7 @@ from effc.compiler.driver.tuning.alternatives import allowed_candidates
 from effc.compiler.driver.tuning.effects import Effects
 from effc.compiler.driver.tuning.journal import Journal
 from effc.compiler.driver.tuning.search import FINALISTS, SLACK, Search
-from effc.compiler.driver.tuning.trials import Trial, Trials, times_or_refusals
+from effc.compiler.driver.tuning.trials import Trial, Trials, relative_times_and_refusals
 from effc.compiler.driver.tuning.wish import Wish, read_wish
 from effc.compiler.plugin.clock import Clock
 from effc.dsl.syntax.diagnostics import Fault, Reject
@@ -46,7 +46,7 @@ class SimulatedTrials(Trials):
     def plan(self, candidate):
         return SimpleNamespace(seconds=10.0 * (1 + candidate.changes), emissions=())
 
-    def clock(self):
+    def clock_seconds(self):
         return 0.0
 
     def measure(self, plans, rows):
@@ -71,7 +71,7 @@ class SimulatedTrials(Trials):
 def searched(folder: Path, name: str, **wish_options) -> Search:
     wish = wish_of(folder, **wish_options)
     cache = Cache(folder / f"cache-{name}")
-    search = Search(wish, SimulatedTrials(wish, cache, folder / name), Journal.of(wish, cache))
+    search = Search(wish, SimulatedTrials(wish, cache, folder / name), Journal.read_or_make(wish, cache))
     search.run()
     return search
 
@@ -81,10 +81,10 @@ def test_the_best_of_all_candidates_is_nearly_reached_by_looking_at_a_quarter_of
     for number in range(6):
         search = searched(tmp_path, f"model {number}")
         everything = {c: search.trials.simulate(c, 0) for c in search.candidates}
-        best = search.ranked(everything)[0]
-        chosen = search.ranked(search.finals)[0]
-        assert not search.violation(search.finals[chosen]), "a candidate that misses a bound was chosen"
-        losses.append(search.costs(everything[chosen])[0] / search.costs(everything[best])[0] - 1)
+        best = search.rank_candidates(everything)[0]
+        chosen = search.rank_candidates(search.finals)[0]
+        assert not search.worst_bound_violation(search.finals[chosen]), "a candidate that misses a bound was chosen"
+        losses.append(search.objective_costs(everything[chosen])[0] / search.objective_costs(everything[best])[0] - 1)
         shares.append(len(search.quick_trials) / len(search.candidates))
     assert sorted(losses)[len(losses) // 2] <= 0.03, losses
     assert max(shares) <= 0.3, shares
@@ -96,12 +96,12 @@ def test_a_front_is_nearly_that_of_all_candidates_by_looking_at_a_third_of_them(
     for number in range(6):
         search = searched(tmp_path, f"model {number}", limit=1.2, against=f"against: {QUALITY}, ")
         everything = {c: search.trials.simulate(c, 0) for c in search.candidates}
-        front = search.front(search.finals)
-        costs = [search.costs(search.finals[c]) for c in front]
+        front = search.select_front(search.finals)
+        costs = [search.objective_costs(search.finals[c]) for c in front]
         assert costs == sorted(costs) and [c[1] for c in costs] == sorted((c[1] for c in costs), reverse=True)
-        assert not any(search.violation(search.finals[c]) for c in front)
+        assert not any(search.worst_bound_violation(search.finals[c]) for c in front)
         points = [everything[c] for c in front]
-        gaps.append(max(search.gain(everything[c], points) for c in search.front(everything)))
+        gaps.append(max(search.epsilon_gain(everything[c], points) for c in search.select_front(everything)))
         shares.append(len(search.quick_trials) / len(search.candidates))
     assert sorted(gaps)[len(gaps) // 2] <= 0.03, gaps
     assert max(shares) <= 0.4, shares
@@ -109,18 +109,18 @@ def test_a_front_is_nearly_that_of_all_candidates_by_looking_at_a_third_of_them(
 
 def test_a_second_metric_that_is_alike_for_all_candidates_leaves_one_point(tmp_path):
     search = searched(tmp_path, "alike", limit=1.2, against="against: params, ")
-    assert len(search.front(search.finals)) == 1
+    assert len(search.select_front(search.finals)) == 1
 
 
 def test_two_searches_of_one_wish_at_once_keep_the_measurements_of_both(tmp_path):
     wish, cache = wish_of(tmp_path), Cache(tmp_path / "cache")
     first, second, *_ = allowed_candidates(wish)
-    searches = [Journal.of(wish, cache), Journal.of(wish, cache)]
+    searches = [Journal.read_or_make(wish, cache), Journal.read_or_make(wish, cache)]
     for journal, candidate in zip(searches, (first, second), strict=True):
-        journal.planned_seconds({candidate: 1.0})
-        journal.add({candidate: Trial({"params": (1.0, 2.0)}, 8)}, 8)
+        journal.first_planned_seconds({candidate: 1.0})
+        journal.store_trials({candidate: Trial({"params": (1.0, 2.0)}, 8)}, 8)
         journal.write_recipe(tmp_path / candidate.name, candidate.name)
-    after = Journal.of(wish, cache)
+    after = Journal.read_or_make(wish, cache)
     assert all(after.read(candidate, 8) and after.wrote(tmp_path / candidate.name) for candidate in (first, second))
     assert after.planned_seconds({first: 2.0, second: 2.0}) == {first: 1.0, second: 1.0}
 
@@ -139,11 +139,11 @@ class Halting:
 
 def test_a_candidate_that_cannot_be_timed_is_refused_and_the_others_are_timed():
     models = {"good": nn.Identity(), "bad": nn.Dropout()}
-    timed, refused = times_or_refusals(nn.Identity(), models, Halting(), 0.1)
+    timed, refused = relative_times_and_refusals(nn.Identity(), models, Halting(), 0.1)
     assert timed == {"good": ((1.0, 1.0), (1.0, 1.0))} and refused == {"bad": "logits are no numbers"}
-    assert times_or_refusals(nn.Identity(), {"bad": nn.Dropout()}, Halting(), 0.1)[0] == {}
+    assert relative_times_and_refusals(nn.Identity(), {"bad": nn.Dropout()}, Halting(), 0.1)[0] == {}
     with pytest.raises(Reject):
-        times_or_refusals(nn.Dropout(), {"good": nn.Identity()}, Halting(), 0.1)
+        relative_times_and_refusals(nn.Dropout(), {"good": nn.Identity()}, Halting(), 0.1)
 
 
 def test_a_search_that_was_killed_decides_the_same(tmp_path):
@@ -157,7 +157,7 @@ def test_a_search_that_was_killed_decides_the_same(tmp_path):
                 return super().measure(plans, rows)
 
         store = Cache(cache)
-        search = Search(wish, Stopping(wish, store, tmp_path / "m"), Journal.of(wish, store))
+        search = Search(wish, Stopping(wish, store, tmp_path / "m"), Journal.read_or_make(wish, store))
         search.run()
         return search
 
@@ -180,7 +180,7 @@ def test_plans_of_steps_that_are_in_the_cache_change_no_decision(tmp_path):
         result = []
         for kind in kinds:
             store = Cache(tmp_path / "cache")
-            search = Search(wish, kind(wish, store, tmp_path / "m"), Journal.of(wish, store))
+            search = Search(wish, kind(wish, store, tmp_path / "m"), Journal.read_or_make(wish, store))
             search.run()
             result.append([c.name for c in search.quick_trials])
         return result
@@ -193,14 +193,14 @@ def test_values_of_params_are_part_of_what_is_kept(tmp_path):
     wish = wish_of(tmp_path)
     other = replace(wish, recipe=replace(wish.recipe, params={"share": 0.2}))
     cache = Cache(tmp_path / "cache")
-    assert Journal.of(wish, cache).parts != Journal.of(other, cache).parts
+    assert Journal.read_or_make(wish, cache).parts != Journal.read_or_make(other, cache).parts
 
 
 def test_more_time_goes_on_with_what_was_measured(tmp_path):
     wish = wish_of(tmp_path, minutes=3)
-    parts = Journal.of(wish, Cache(tmp_path / "cache")).parts
-    assert Journal.of(wish_of(tmp_path, minutes=30), Cache(tmp_path / "cache")).parts == parts
-    assert Journal.of(wish_of(tmp_path, limit=1.2), Cache(tmp_path / "cache")).parts != parts
+    parts = Journal.read_or_make(wish, Cache(tmp_path / "cache")).parts
+    assert Journal.read_or_make(wish_of(tmp_path, minutes=30), Cache(tmp_path / "cache")).parts == parts
+    assert Journal.read_or_make(wish_of(tmp_path, limit=1.2), Cache(tmp_path / "cache")).parts != parts
 
 
 def test_less_time_than_two_measurements_is_refused_with_a_time_that_would_do(tmp_path):
@@ -212,7 +212,7 @@ def test_less_time_than_two_measurements_is_refused_with_a_time_that_would_do(tm
     wish = wish_of(tmp_path, minutes=5)
     cache = Cache(tmp_path / "cache")
     with pytest.raises(Reject, match="too-little-time") as caught:
-        Search(wish, Slow(wish, cache, tmp_path / "m"), Journal.of(wish, cache)).run()
+        Search(wish, Slow(wish, cache, tmp_path / "m"), Journal.read_or_make(wish, cache)).run()
     help = caught.value.diagnostics[0].help
     assert "`within: 28min`" in help and "`--within 28min`" in help
 
@@ -223,14 +223,14 @@ def test_a_search_out_of_time_has_measured_finalists(tmp_path):
 
 
 def test_of_a_candidate_that_time_ran_out_for_nobody_says_that_it_was_no_better(tmp_path):
-    from effc.compiler.driver.tuning.summary import rows
+    from effc.compiler.driver.tuning.summary import table_rows
     from effc.compiler.driver.tuning.tune import Tuned
 
     search = searched(tmp_path, "short", minutes=10)
-    best = search.ranked(search.quick_trials, SLACK)[:FINALISTS]
-    first, *others = (c for c in best if not search.violation(search.quick_trials[c]))
+    best = search.rank_candidates(search.quick_trials, SLACK)[:FINALISTS]
+    first, *others = (c for c in best if not search.worst_bound_violation(search.quick_trials[c]))
     search.finals, search.out_of_time = {first: search.finals[first]}, True
-    states = {row.name: row.state for row in rows(Tuned(search.wish, search))}
+    states = {row.name: row.state for row in table_rows(Tuned(search.wish, search))}
     assert {states[c.name] for c in others} == {"time ran out before it was measured on all rows"}
     assert others and "no better at decode.p50" in states.values()
 
@@ -241,7 +241,7 @@ def test_a_bound_far_from_the_original_is_refused_at_once_with_the_baseline_that
     file.write_text(RECIPE.format(limit="1.05", minutes=60, against="").replace(" * base", confidence))
     wish = read_wish(open_session(file, cache_dir=tmp_path / "cache"))
     cache = Cache(tmp_path / "cache")
-    search = Search(wish, SimulatedTrials(wish, cache, tmp_path / "m"), Journal.of(wish, cache))
+    search = Search(wish, SimulatedTrials(wish, cache, tmp_path / "m"), Journal.read_or_make(wish, cache))
     with pytest.raises(Reject, match="unreachable-bound") as caught:
         search.run()
     (diagnostic,) = caught.value.diagnostics
@@ -259,7 +259,7 @@ def test_the_mildest_quick_change_is_measured_first_and_then_the_smallest(tmp_pa
 
     wish = wish_of(tmp_path)
     cache = Cache(tmp_path / "cache")
-    search = Search(wish, Sized(wish, cache, tmp_path / "m"), Journal.of(wish, cache))
+    search = Search(wish, Sized(wish, cache, tmp_path / "m"), Journal.read_or_make(wish, cache))
     search.run()
     first = [c.name for c in search.quick_trials][:4]
     assert first == ["default format", "int8, inputs int16", "int4, group 64", "int4, group 32"]
@@ -267,8 +267,8 @@ def test_the_mildest_quick_change_is_measured_first_and_then_the_smallest(tmp_pa
 
 def test_where_nothing_keeps_the_bounds_the_nearest_come_first(tmp_path):
     search = searched(tmp_path, "strict", limit=0.9)
-    ranked = search.ranked(search.finals)
-    violations = [search.violation(search.finals[c]) for c in ranked]
+    ranked = search.rank_candidates(search.finals)
+    violations = [search.worst_bound_violation(search.finals[c]) for c in ranked]
     assert violations == sorted(violations) and violations[0] > 0 and search.best is None
 
 
@@ -300,7 +300,7 @@ def test_a_combination_of_a_change_that_was_not_measured_is_not_foretold():
 
 @pytest.mark.parametrize("distance, tied", [(0.02, True), (0.3, False)])
 def test_a_finalist_whose_time_can_t_be_told_from_the_winner_s_is_named(tmp_path, distance, tied):
-    from effc.compiler.driver.tuning.summary import tied_text
+    from effc.compiler.driver.tuning.summary import indistinguishable_finalists_text
     from effc.compiler.driver.tuning.tune import Compiled, Tuned
 
     search = searched(tmp_path, "ranges", minutes=10)
@@ -310,5 +310,5 @@ def test_a_finalist_whose_time_can_t_be_told_from_the_winner_s_is_named(tmp_path
         c: Trial({QUALITY: (10.0, 10.0), "decode.p50": (10.0, 20.0)}, ranges=r)
         for c, r in zip((first, second), ranges, strict=True)
     }
-    text = tied_text(Tuned(search.wish, search, {first: Compiled(tmp_path / "w.effspec", ())}))
+    text = indistinguishable_finalists_text(Tuned(search.wish, search, {first: Compiled(tmp_path / "w.effspec", ())}))
     assert (second.name in text and "0.48 to 0.52" in text) == tied and bool(text) == tied

@@ -19,7 +19,7 @@ class Clocked(SimulatedTrials):
 
     seconds, slowness, planning = 0.0, 1.0, 0.0
 
-    def clock(self):
+    def clock_seconds(self):
         return self.seconds
 
     def plan(self, candidate):
@@ -45,7 +45,7 @@ def test_a_search_ends_in_its_time_but_for_the_candidate_that_runs(tmp_path, clo
     clocked.slowness, clocked.planning = slowness, planning
     cache = Cache(tmp_path / "cache")
     wish = wish_of(tmp_path, limit=1.2, minutes=minutes)
-    search = Search(wish, clocked(wish, cache, tmp_path / "m"), Journal.of(wish, cache))
+    search = Search(wish, clocked(wish, cache, tmp_path / "m"), Journal.read_or_make(wish, cache))
     ranked = search.run()
     assert ranked and search.measured_count >= 2
     assert clocked.seconds <= 60 * minutes + slowness * PLANNED, (clocked.seconds, len(search.quick_trials))
@@ -64,7 +64,7 @@ def test_what_a_signal_broke_off_is_not_kept_as_a_refusal(tmp_path):
     wish = wish_of(tmp_path)
     try:
         with pytest.raises(KeyboardInterrupt):
-            Search(wish, Broken(wish, cache, tmp_path / "m"), Journal.of(wish, cache)).run()
+            Search(wish, Broken(wish, cache, tmp_path / "m"), Journal.read_or_make(wish, cache)).run()
     finally:
-        stopping.forget_stop()
-    assert not [name for name in Journal.of(wish, cache).rows if " on " in name]
+        stopping.clear_stop_request()
+    assert not [name for name in Journal.read_or_make(wish, cache).rows if " on " in name]

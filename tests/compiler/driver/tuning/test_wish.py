@@ -12,7 +12,7 @@ from effc.compiler.core.cache import Cache
 from effc.compiler.driver.api import open_session
 from effc.compiler.driver.tuning.alternatives import allowed_candidates
 from effc.compiler.driver.tuning.journal import Journal
-from effc.compiler.driver.tuning.tune import Outputs, max_compiled
+from effc.compiler.driver.tuning.tune import Outputs, max_num_compiled
 from effc.compiler.driver.tuning.wish import Wish, read_wish
 from effc.dsl.syntax.diagnostics import Reject
 
@@ -76,7 +76,7 @@ def test_rows_of_the_target_are_part_of_what_a_journal_is_of_and_no_bound_reads_
         file = written(tmp_path, target=target, optimize="bytes")
         (tmp_path / "calib.txt").write_text(text * 100)
         file.write_text(file.read_text().replace("data: dev)", "data: calib)").replace("data dev", CALIB + "data dev"))
-        journals.append(Journal.of(wish_of(file, tmp_path.parent / "texts"), Cache(tmp_path / "cache")).parts)
+        journals.append(Journal.read_or_make(wish_of(file, tmp_path.parent / "texts"), Cache(tmp_path / "cache")).parts)
     assert journals[0] != journals[1]
 
 
@@ -90,16 +90,16 @@ def test_a_recipe_with_open_steps_checks_and_is_planned_by_tune_alone(tmp_path, 
 def test_every_candidate_is_a_recipe_that_checks_and_reads_no_rows_of_the_search(tmp_path):
     wish = wish_of(written(tmp_path), tmp_path.parent / "texts")
     for candidate in allowed_candidates(wish):
-        text = wish.closed_text(candidate.steps("text.calib"), candidate.numbers.arguments)
+        text = wish.text_with_step_replaced(candidate.steps("text.calib"), candidate.numbers.arguments)
         assert "search.steps" not in text and "dev" not in text, text
-        checked = wish.session_of(text).check()
+        checked = wish.session_with_text(text).check()
         assert not [d for d in checked.diagnostics if d.severity == "error"], (candidate.name, checked.diagnostics)
 
 
 def test_the_unchanged_candidate_comes_first_and_changes_nothing_but_what_is_open(tmp_path):
     wish = wish_of(written(tmp_path), tmp_path.parent / "texts")
     unchanged = allowed_candidates(wish)[0]
-    text = wish.closed_text(unchanged.steps("text.calib"), unchanged.numbers.arguments)
+    text = wish.text_with_step_replaced(unchanged.steps("text.calib"), unchanged.numbers.arguments)
     assert "pipeline fast(base) {}" in text
     assert 'native("fast")' in text and "perplexity(text.heldout) <= 1.05 * base" in text
 
@@ -112,9 +112,9 @@ def test_arguments_of_the_target_that_are_written_stay(tmp_path):
 
 def test_a_comment_behind_the_last_argument_of_the_target_stays_one(tmp_path):
     wish = wish_of(written(tmp_path, target='native(\n  "fast",  # phone\n)'), tmp_path.parent / "texts")
-    text = wish.closed_text([], "weights: int8")
+    text = wish.text_with_step_replaced([], "weights: int8")
     assert "weights: int8" in text and "# phone" in text
-    assert not [d for d in wish.session_of(text).check().diagnostics if d.severity == "error"], text
+    assert not [d for d in wish.session_with_text(text).check().diagnostics if d.severity == "error"], text
 
 
 def test_among_narrows_what_is_tried(tmp_path):
@@ -217,12 +217,14 @@ def test_one_variant_is_searched_and_the_others_are_refused_with_a_remedy(tmp_pa
 @pytest.mark.parametrize("confidence, looks", [("", 3), (" with 95% confidence", 1)])
 def test_rows_that_give_a_confidence_are_looked_at_once(confidence, looks, tmp_path):
     bounds = f"perplexity(text.heldout) <= 1.05 * base{confidence}"
-    assert max_compiled(wish_of(written(tmp_path, bounds=bounds), tmp_path.parent / "texts")) == looks
+    assert max_num_compiled(wish_of(written(tmp_path, bounds=bounds), tmp_path.parent / "texts")) == looks
 
 
 def test_a_page_that_this_search_did_not_write_is_not_replaced(tmp_path):
     wish = wish_of(written(tmp_path, target='native("fast") report("page.html")'), tmp_path.parent / "texts")
-    outputs = Outputs(wish, Journal.of(wish, Cache(tmp_path / "cache")), tmp_path / "w-tuned.effspec", tmp_path, False)
+    outputs = Outputs(
+        wish, Journal.read_or_make(wish, Cache(tmp_path / "cache")), tmp_path / "w-tuned.effspec", tmp_path, False
+    )
     outputs.journal.write_recipe(outputs.recipe, "effspec 1\n")
     assert outputs.check_replaceable("")
     page = tmp_path / "page.html"
@@ -281,7 +283,9 @@ def test_of_several_open_pipelines_one_is_named(tmp_path, capsys):
     changes = {change["name"]: change for change in answer["preview"]}
     assert changes["int8"]["seconds"] > 0 and changes["int8"]["disk_bytes"] > 10**6 and answer["combinations"] > 100
     wish = read_wish(replace(open_session(file, cache_dir=tmp_path.parent / "texts", threads=1), pipelines=("small",)))
-    closed = wish.closed_text(["best = prune.blocks(remove: 1, score: perplexity(text.calib))"], "weights: int8")
+    closed = wish.text_with_step_replaced(
+        ["best = prune.blocks(remove: 1, score: perplexity(text.calib))"], "weights: int8"
+    )
     assert "search.steps" not in closed and "pipeline small" in closed and "fast" not in closed, closed
 
 

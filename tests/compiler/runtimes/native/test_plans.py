@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from effc.compiler.artifacts.verify_child import position_arguments
+from effc.compiler.artifacts.verify_child import position_ids_if_accepted
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.runtimes.native.reader import Reader
 from effc.dsl.syntax.diagnostics import Reject
@@ -55,7 +55,7 @@ def pair(request):
 
 def rows_of(model, ids, mask):
     with torch.no_grad():
-        return model(input_ids=ids, attention_mask=mask, **position_arguments(model, mask)).logits
+        return model(input_ids=ids, attention_mask=mask, **position_ids_if_accepted(model, mask)).logits
 
 
 def test_a_plan_computes_the_logits_of_its_model_for_sequences_of_different_lengths(pair):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from effc.compiler.artifacts.verify_child import first_position
+from effc.compiler.artifacts.verify_child import first_position_id
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.runtimes.native.emission import native_artifact_facts
 from effc.compiler.runtimes.native.opening import open_native
@@ -108,7 +108,7 @@ def test_a_plan_counts_positions_as_the_model_does(name):
     with torch.no_grad():
         wanted = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
     assert torch.allclose(engine.run(ids[0].tolist(), [0] * 14, [True] * 14), wanted, atol=ATOL, rtol=1e-4)
-    assert plan.context == 64 - first_position(model)
+    assert plan.context == 64 - first_position_id(model)
 
 
 @pytest.mark.parametrize("kind", ["roberta", "xmod"])
@@ -126,8 +126,8 @@ def test_a_row_that_holds_the_token_that_is_not_counted_is_refused_where_it_is_c
         native(ids)
     own = torch.arange(12).expand(2, 12)
     with torch.no_grad():  # counted as a text's own tokens they are the same
-        wanted = model(input_ids=ids, position_ids=own + first_position(model)).logits
-    found = native(ids, position_ids=own + first_position(model)).logits
+        wanted = model(input_ids=ids, position_ids=own + first_position_id(model)).logits
+    found = native(ids, position_ids=own + first_position_id(model)).logits
     assert float((found - wanted).norm()) <= 0.02 * float(wanted.norm())
     filled = ids.clone()
     filled[:, :3], filled[:, 4], filled[:, 7] = config.pad_token_id, 9, 9

@@ -85,7 +85,7 @@ def test_weights_of_more_than_a_quarter_of_the_memory_are_mapped_unless_said_oth
     folder = put(tmp_path, *whole)
     size = len(whole[1])
     for memory, mapped in ((3 * size, True), (5 * size, False), (None, False)):
-        monkeypatch.setattr("effc.compiler.core.memory.memory", lambda memory=memory: memory)
+        monkeypatch.setattr("effc.compiler.core.memory.total_memory_bytes", lambda memory=memory: memory)
         assert maps(folder, open_native(folder)) == mapped
         assert not maps(folder, open_native(folder, mapped=False))
 
