@@ -9,8 +9,8 @@ The embedded tiny-llama loses a fifth of its parameters by `prune.multi`, and is
 tokens (millions) a run of its own: 8 rows of 128 tokens a step, rate by the pass's schedule. "book" learns from the
 whole text, "139 KB" from calib.txt alone. Perplexities: "like" is heldout.txt, books that no training had; "unlike" are
 topics of Python's documentation. "regained" is the share of the nats a token that pruning lost on like text. Arms
-that end "dev" judge by 32 rows of calib.txt that healing does not train on, keep the best weights and may stop early;
-"tokens" are then those that were trained.
+that end "dev" judge by 20 rows of calib.txt that healing does not train on, keep the best weights and may stop early;
+"tokens" are then those that were trained, and a run that never got better than the pruned model is "refused".
 """
 
 import argparse
@@ -28,6 +28,7 @@ from effc.compiler.driver.pipeline import Build
 from effc.compiler.ir.program import Program
 from effc.compiler.models.rows.forward import total_nll
 from effc.dsl.checker.values import DataRef
+from effc.dsl.syntax.diagnostics import Reject
 
 from bench import smol
 from bench.json_table import add_json_option, write_table
@@ -41,7 +42,7 @@ RECIPE = """effspec 1
 model base = zoo("tiny-llama")
 data book   = text("book.txt", length: 128)
 data calib  = text("train.txt", length: 128)
-data dev    = text("dev.txt", samples: 32, length: 128)
+data dev    = text("dev.txt", samples: 20, length: 128)
 data score  = text("train.txt", samples: 8, length: 128, seed: 7)
 data like   = text("{zoo}/tiny-llama/heldout.txt", samples: 64, length: 256, seed: 1)
 data unlike = text("docs.txt", samples: 20, length: 256, seed: 1)
@@ -102,7 +103,12 @@ def perplexities(program: Program, ctx: Any) -> dict[str, float]:
 def measured_row(folder: Path, arm: Arm, millions: float, seed: int) -> dict[str, Any]:
     steps = round(millions * 1e6 / BATCH / LENGTH)
     heal = f"  fit = tune.heal(data: {arm.data}, steps: {steps}, batch: {BATCH}, {arm.settings})\n"
-    program, ctx, seconds = program_after(folder, CUT + heal, seed)
+    try:
+        program, ctx, seconds = program_after(folder, CUT + heal, seed)
+    except Reject as refusal:
+        if all(diagnostic.slug != "not-healed" for diagnostic in refusal.diagnostics):
+            raise
+        return {"refused": str(refusal)}
     taken = program.notes[-1]["steps"]
     return perplexities(program, ctx) | {"trained": taken * BATCH * LENGTH, "seconds": seconds}
 
@@ -116,6 +122,9 @@ def table_lines(original: dict[str, Any], pruned: dict[str, Any], rows: list[dic
     ]
     lost = math.log(pruned["like"] / original["like"])
     for row in rows:
+        if "refused" in row:
+            lines.append((row["arm"], f"{row['millions']:g}", "refused", "", "", ""))
+            continue
         regained = math.log(pruned["like"] / row["like"]) / lost
         values = f"{row['like']:.2f}", f"{regained:.0%}", f"{row['unlike']:.1f}", f"{row['seconds']:.0f}"
         lines.append((row["arm"], f"{row['trained'] / 1e6:.2f}", *values))

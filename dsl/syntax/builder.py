@@ -154,7 +154,7 @@ class Recipe:
         return format_file(self.file)
 
     def _file(self) -> ast.File:
-        nodes = [n for s in self.statements for n in (s.nodes() if isinstance(s, Pipeline) else [s])]
+        nodes = [n for s in self.statements for n in (s.statement_nodes() if isinstance(s, Pipeline) else [s])]
         doc = ast.Text(self.doc, span=_NOWHERE) if self.doc else None
         return ast.File(_NOWHERE.source, EDITION, doc, tuple(nodes))
 

@@ -36,9 +36,11 @@ def test_a_recipe_for_a_net_whose_last_states_become_narrower_compares_them(tmp_
     model.save_pretrained(tmp_path / "model")
     session = api.open_session(tmp_path / "r.effspec", cache_dir=tmp_path / "cache")
     call = NamedSource("hf", "./model").call(session)
-    score = choose_evaluation(session.resolve_model_origin(call), session.skeleton(call)).score("rows")
+    score = choose_evaluation(session.resolve_model_origin(call), session.skeleton(call)).metric_on_rows("rows")
     assert score == "similarity(rows, by: cka)"
-    bound = choose_evaluation(session.resolve_model_origin(call), session.skeleton(call)).read(GOALS["smaller"][2][1])
+    bound = choose_evaluation(session.resolve_model_origin(call), session.skeleton(call)).adapt_line(
+        GOALS["smaller"][2][1]
+    )
     assert bound == "similarity(heldout, by: cka) >= 0.80"
     (tmp_path / "r.effspec").write_text(
         'effspec 1\nmodel base = hf("./model")\ndata rows = synthetic(count: 4)\n'

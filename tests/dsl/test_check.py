@@ -230,9 +230,9 @@ def test_the_strongest_override_wins():
     environment = {"EFFC_PARAM_keep": "70%", "HOME": "x"}
     for sources, keep, origin in (
         ({}, 0.5, "recipe"),
-        ({"params": file}, 0.6, "params.json"),
-        ({"params": file, "environment": environment}, 0.7, "EFFC_PARAM_keep"),
-        ({"params": file, "environment": environment, "sets": ["keep=80%"]}, 0.8, "--set"),
+        ({"params_source": file}, 0.6, "params.json"),
+        ({"params_source": file, "environment": environment}, 0.7, "EFFC_PARAM_keep"),
+        ({"params_source": file, "environment": environment, "set_options": ["keep=80%"]}, 0.8, "--set"),
     ):
         made = recipe(steps, top=top, **sources)
         assert (made.params["keep"], made.origins["keep"]) == (Ratio(keep), origin)
@@ -242,14 +242,14 @@ def test_the_strongest_override_wins():
 @pytest.mark.parametrize(
     "given, slug",
     [
-        ({"sets": ["kep=1%"]}, "unknown-override"),
-        ({"sets": ["keep"]}, "bad-override"),
-        ({"sets": ["keep=1GiB"]}, "unfit-override"),
+        ({"set_options": ["kep=1%"]}, "unknown-override"),
+        ({"set_options": ["keep"]}, "bad-override"),
+        ({"set_options": ["keep=1GiB"]}, "unfit-override"),
         ({"environment": {"EFFC_PARAM_kee": "1%"}}, "unknown-override"),
-        ({"sets": ["keep=99%"]}, "unfit-override"),
-        ({"params": Source("p", "[1]")}, "bad-override"),
-        ({"params": Source("p", '{"keep": {}}')}, "bad-override"),
-        ({"params": Source("p", "{")}, "bad-override"),
+        ({"set_options": ["keep=99%"]}, "unfit-override"),
+        ({"params_source": Source("p", "[1]")}, "bad-override"),
+        ({"params_source": Source("p", '{"keep": {}}')}, "bad-override"),
+        ({"params_source": Source("p", "{")}, "bad-override"),
     ],
 )
 def test_a_mistake_of_the_command_line_ends_with_its_exit_code(given, slug):
@@ -262,7 +262,7 @@ def test_a_matrix_makes_a_recipe_of_each_combination_and_overrides_are_not_varie
     steps = "  a = cut(keep: keep of channels, align: n)"
     names = [r.variant for r in framed(steps, top=top).recipes]
     assert names == ["keep=80%,n=1", "keep=80%,n=2", "keep=90%,n=1", "keep=90%,n=2"]
-    fixed = framed(steps, top=top, sets=["keep=75%"]).recipes
+    fixed = framed(steps, top=top, set_options=["keep=75%"]).recipes
     assert [(r.variant, r.params["keep"]) for r in fixed] == [("n=1", Ratio(0.75)), ("n=2", Ratio(0.75))]
 
 

@@ -92,10 +92,10 @@ def test_shown_shares_read_back_from_recipe_command_line_and_params_file(shares)
     value = dict(shares.parts)
     for found in (
         checked(text),
-        checked("split", sets=[f"split={text}"]),
+        checked("split", set_options=[f"split={text}"]),
         checked("split", environment={"EFFC_PARAM_split": text}),
-        checked("split", params=Source("p.json", json.dumps({"split": value}))),
-        checked("split", params=Source("p.json", json.dumps({"split": text}))),
+        checked("split", params_source=Source("p.json", json.dumps({"split": value}))),
+        checked("split", params_source=Source("p.json", json.dumps({"split": text}))),
     ):
         assert close(split_of(found), shares)
 
@@ -111,25 +111,29 @@ def test_percentages_and_numbers_divide_alike():
 @pytest.mark.parametrize(
     "given, slug, message",
     [
-        ({"sets": ["split={blocks: -1}"]}, "unfit-override", "`blocks` is -1, the least is 0"),
-        ({"sets": ["split={blocks: 1, blocks: 2}"]}, "unfit-override", "`blocks` has two shares"),
-        ({"sets": ["split={blocks: 0}"]}, "unfit-override", "`split` sums to 0, which shares nothing out"),
-        ({"sets": ["split={q,k}"]}, "unfit-override", "`split` is a string, a set of shares is needed"),
-        ({"sets": ["split={neurons: 1}"]}, "unknown-share", "`split` has no share of `neurons`"),
-        ({"params": Source("p", '{"split": {"blocks": 1, "blocks": 2}}')}, "unfit-override", "`blocks` has two shares"),
+        ({"set_options": ["split={blocks: -1}"]}, "unfit-override", "`blocks` is -1, the least is 0"),
+        ({"set_options": ["split={blocks: 1, blocks: 2}"]}, "unfit-override", "`blocks` has two shares"),
+        ({"set_options": ["split={blocks: 0}"]}, "unfit-override", "`split` sums to 0, which shares nothing out"),
+        ({"set_options": ["split={q,k}"]}, "unfit-override", "`split` is a string, a set of shares is needed"),
+        ({"set_options": ["split={neurons: 1}"]}, "unknown-share", "`split` has no share of `neurons`"),
         (
-            {"params": Source("p", '{"split": {"a b": 1}}')},
+            {"params_source": Source("p", '{"split": {"blocks": 1, "blocks": 2}}')},
+            "unfit-override",
+            "`blocks` has two shares",
+        ),
+        (
+            {"params_source": Source("p", '{"split": {"a b": 1}}')},
             "bad-override",
             "`split` of the params file is no value of a param",
         ),
         (
-            {"params": Source("p", '{"split": {"a": null}}')},
+            {"params_source": Source("p", '{"split": {"a": null}}')},
             "bad-override",
             "`split` of the params file is no value of a param",
         ),
         *(
             (
-                {"params": Source("p", f'{{"split": {{"blocks": {number}}}}}')},
+                {"params_source": Source("p", f'{{"split": {{"blocks": {number}}}}}')},
                 "bad-override",
                 "`split` of the params file is no value of a param",
             )

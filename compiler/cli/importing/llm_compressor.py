@@ -40,7 +40,7 @@ SCHEMES = {
 }
 
 
-def is_llm_compressor_recipe(body: Any) -> bool:
+def recognizes(body: Any) -> bool:
     """Whether a file has modifiers anywhere a stage or a group may have them."""
     return any(True for _ in iterate_modifiers(body))
 

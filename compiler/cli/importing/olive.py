@@ -23,7 +23,7 @@ LORA = ("lora", "dora", "loha", "lokr")
 EXPORT = ("onnxconversion", "modelbuilder", "optimumconversion")
 
 
-def is_olive_config(body: Any) -> bool:
+def recognizes(body: Any) -> bool:
     return isinstance(body, dict) and isinstance(body.get("passes"), dict)
 
 

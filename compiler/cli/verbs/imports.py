@@ -43,7 +43,7 @@ def register(app: typer.Typer) -> None:
         from ..importing.reading import parse_json_or_yaml_file
 
         body, source = parse_json_or_yaml_file(file)
-        tool = next((t for t in (olive, llm_compressor) if t.is_one(body)), None)
+        tool = next((t for t in (olive, llm_compressor) if t.recognizes(body)), None)
         if tool is None:
             message = f"{file} is no recipe of llm-compressor or Olive"
             raise nothing_to_import(message, help="it has no modifiers and no `passes`").rejection()

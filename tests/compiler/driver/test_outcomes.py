@@ -141,8 +141,8 @@ def test_what_is_picked_is_the_point_itself_and_an_artifact_of_its_own(front, tm
 @pytest.mark.parametrize(
     "asked, slug",
     [
-        ({"point": "3"}, "no-such-point"),
-        ({"point": "fat"}, "no-such-point"),
+        ({"point_name": "3"}, "no-such-point"),
+        ({"point_name": "fat"}, "no-such-point"),
         ({"limits": (Limit("params", "12"),)}, "none-fits"),
         ({"limits": (Limit("bytes", "1KiB"),)}, "none-fits"),
         ({"limits": (Limit("throughput", "1"),)}, "unmeasured-limit"),

@@ -226,11 +226,12 @@ def test_a_prompt_longer_than_the_model_is_refused(effc):
 
 
 def test_the_cache_lists_explains_verifies_and_frees(effc, compiled):
-    listed = effc("cache", "ls")
+    cache = ("--cache-dir", compiled[0] / "cache")
+    listed = effc("cache", "ls", *cache)
     assert "prune.channels(keep: 75% of channels)" in listed.out
-    assert "kept" in effc("cache", "why", compiled[0] / "r.effspec").out
-    assert effc("cache", "verify").out.startswith("ok: ")
-    assert effc("cache", "gc", "--older-than", 1).out.startswith("freed ")
+    assert "kept" in effc("cache", "why", compiled[0] / "r.effspec", *cache).out
+    assert effc("cache", "verify", *cache).out.startswith("ok: ")
+    assert effc("cache", "gc", "--older-than", 1, *cache).out.startswith("freed ")
 
 
 @pytest.mark.slow

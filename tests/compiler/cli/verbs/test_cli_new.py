@@ -72,9 +72,9 @@ def test_a_gguf_file_is_named_as_one(tmp_path, monkeypatch):
 def test_what_writes_is_judged_by_perplexity_and_what_encodes_by_similarity():
     reads = SimpleNamespace(tokenizer_identity="x", config={}, positions=512)
     bound = "perplexity(text.heldout) <= 1.50 * base in light"
-    assert choose_evaluation(reads, SimpleNamespace(facts={"vocab": 9, "causal_lm": True})).read(bound) == bound
+    assert choose_evaluation(reads, SimpleNamespace(facts={"vocab": 9, "causal_lm": True})).adapt_line(bound) == bound
     encoder = choose_evaluation(reads, SimpleNamespace(facts={"vocab": 9, "causal_lm": False}))
-    assert encoder.read(bound) == "similarity(text.heldout) >= 0.80 in light"
+    assert encoder.adapt_line(bound) == "similarity(text.heldout) >= 0.80 in light"
 
 
 def read_by(config: dict) -> SimpleNamespace:

@@ -121,8 +121,11 @@ def test_two_searches_of_one_wish_at_once_keep_the_measurements_of_both(tmp_path
         journal.store_trials({candidate: Trial({"params": (1.0, 2.0)}, 8)}, 8)
         journal.write_recipe(tmp_path / candidate.name, candidate.name)
     after = Journal.read_or_make(wish, cache)
-    assert all(after.read(candidate, 8) and after.wrote(tmp_path / candidate.name) for candidate in (first, second))
-    assert after.planned_seconds({first: 2.0, second: 2.0}) == {first: 1.0, second: 1.0}
+    assert all(
+        after.read_trial(candidate, 8) and after.has_recorded_file(tmp_path / candidate.name)
+        for candidate in (first, second)
+    )
+    assert after.first_planned_seconds({first: 2.0, second: 2.0}) == {first: 1.0, second: 1.0}
 
 
 class Halting:
