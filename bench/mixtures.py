@@ -130,7 +130,9 @@ def main() -> None:
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3_moe", **CONFIG), dtype=torch.bfloat16).eval()
     count = sum(p.numel() for p in model.parameters())
     ids = torch.randint(0, CONFIG["vocab_size"], (1, own.prompt))
-    print(f"{count / 1e6:.0f}M parameters, {own.threads} threads, level {levels.level()}, torch {torch.__version__}")
+    print(
+        f"{count / 1e6:.0f}M parameters, {own.threads} threads, level {levels.active_level()}, torch {torch.__version__}"
+    )
     program, theirs = capture(model), Torch(model, ids)
     decode, prefill, bytes_of = {"torch bf16": theirs.decode}, {"torch bf16": theirs.read}, {}
     engines = []

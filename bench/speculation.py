@@ -242,8 +242,8 @@ def main() -> None:
     options.add_argument("--contenders", default=",".join(CONTENDERS))
     chosen = options.parse_args()
     torch.set_num_threads(chosen.threads)
-    result: dict = {"level": levels.level(), "threads": chosen.threads, "rounds": chosen.rounds, "models": {}}
-    print(f"{levels.active_level_reason()}; {chosen.threads} threads, {chosen.rounds} rounds")
+    result: dict = {"level": levels.active_level(), "threads": chosen.threads, "rounds": chosen.rounds, "models": {}}
+    print(f"{levels.active_level_and_reason()}; {chosen.threads} threads, {chosen.rounds} rounds")
     for name in chosen.models.split(","):
         models, texts = MODELS[name](chosen.threads, chosen.new, chosen.chat)
         models = {contender: models[contender] for contender in chosen.contenders.split(",")}

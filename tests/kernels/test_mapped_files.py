@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(levels.load_library() is None, reason="the kerne
 READ = """
 import mmap, os, sys
 from effc.kernels.native import watch_mapped_files
-watch_mapped_files()
+report_truncated_mapped_files()
 with open(sys.argv[1], "r+b") as file:
     data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 os.truncate(sys.argv[1], 100)
@@ -53,5 +53,5 @@ def test_who_listens_already_is_left_alone(file):
 
 
 def test_importing_effc_listens_to_nothing(file):
-    ended = run(READ.replace("watch_mapped_files()\nwith", "import effc\nwith"), file)
+    ended = run(READ.replace("report_truncated_mapped_files()\nwith", "import effc\nwith"), file)
     assert ended.returncode == -signal.SIGBUS

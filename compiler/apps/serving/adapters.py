@@ -82,7 +82,7 @@ def model_copies_with_adapters(model: Any, label: str, folders: Mapping[str, Pat
     Raises Reject where the model is another than an adapter was trained in.
     """
     from ...artifacts.reft import FILE
-    from ...ir.weights import base_hash
+    from ...ir.weights import model_weights_hash
     from ...runtimes.model import DecoderModel
     from ...runtimes.native.adapters import model_with_adapter
 
@@ -91,7 +91,7 @@ def model_copies_with_adapters(model: Any, label: str, folders: Mapping[str, Pat
     if isinstance(model, DecoderModel):
         adapters = engine_adapters(model, label, folders)
         return {name: model_with_adapter(model, name, adapter) for name, adapter in adapters.items()}
-    base_sha = cache(partial(base_hash, model))
+    base_sha = cache(partial(model_weights_hash, model))
     copies = {}
     for name, folder in folders.items():
         _check_files(folder)

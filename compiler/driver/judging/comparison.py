@@ -239,7 +239,7 @@ def cached_original_values(plan: "Plan", cache: Cache, ctx: Context) -> Known:
     result = {}
     for bound in plan.pipeline.expects:
         if bound.baseline == plan.pipeline.model and bound.profile is None and not ctx.metric(bound.metric).timed:
-            value = cache.value(keys.value_key_parts(bound.metric, ctx.origin.identity, ctx))
+            value = cache.value(keys.metric_value_key_parts(bound.metric, ctx.origin.identity, ctx))
             score = None if value is None else Score.from_json(value, ctx.metric(bound.metric).rowwise)
             if score is not None:
                 result[bound.baseline, bound.metric] = score
@@ -251,4 +251,4 @@ def remember(scores: Known, cached_scores: Known, plan: "Plan", cache: Cache, ct
     for (name, metric), score in scores.items():
         plain = name == plan.pipeline.model and "on" not in dict(metric.args)
         if plain and (name, metric) not in cached_scores and not ctx.metric(metric).timed:
-            cache.keep(keys.value_key_parts(metric, ctx.origin.identity, ctx), score.to_json())
+            cache.keep(keys.metric_value_key_parts(metric, ctx.origin.identity, ctx), score.to_json())

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from ....kernels.native import KernelError
-from ...ir.capture.sample import first_position, uncounted
+from ...ir.capture.sample import first_position_id, uncounted_token_id
 from ...ir.layers.linear import count_params
 from ...ir.program import Program
-from ...ir.weights import base_hash
+from ...ir.weights import model_weights_hash
 from ...models.checkpoints.sidecar_files import copy_sidecar_files
 from ...models.rows.inputs import decoder_start_id, is_encoder_decoder, pad_id_of
 from ...plugin.context import Context
@@ -38,14 +38,14 @@ def native_artifact_facts(model: Any, weights: str, output_form: Output = Output
     """Facts of an artifact about the model and the machines that may run it: packed weights are equal at every
     level."""
     known = _model_identity(model, weights)
-    if (skipped := uncounted(model)) is not None:
+    if (skipped := uncounted_token_id(model)) is not None:
         known["uncounted"] = skipped
     if is_encoder_decoder(model):
         return known | {"start": decoder_start_id(model), "pad": pad_id_of(model)}
     if output_form.speaks:
-        known[BASE_HASH] = base_hash(model)
+        known[BASE_HASH] = model_weights_hash(model)
         return known | ({READS_PADDING: True} if _reads_padding(model) else {})
-    return known | {"gives": asdict(output_form), "pad": pad_id_of(model), "position": first_position(model)}
+    return known | {"gives": asdict(output_form), "pad": pad_id_of(model), "position": first_position_id(model)}
 
 
 @torch.no_grad()

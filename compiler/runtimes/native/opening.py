@@ -58,7 +58,9 @@ def open_native(
     with refusing(native_damaged, f"{folder}", _REMEDY, kinds=KernelError):
         if not skip_checks:
             verify_weights(weights, plan_file.entries, threads)
-        engine = Engine(plan_file.plan, weights, threads=threads, sequences=sequences, copy=False, steady=steady)
+        engine = Engine(
+            plan_file.plan, weights, threads=threads, sequences=sequences, copy_weights=False, steady=steady
+        )
         _check_vocabulary_size(plan_file, engine)
     start = plan_file.facts.get("start")
     if engine.sources and (type(start) is not int or not 0 <= start < plan_file.plan["vocabulary"]):

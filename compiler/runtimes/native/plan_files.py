@@ -157,7 +157,7 @@ def _isa_problem(isa: Any) -> str:
 
     if not isinstance(isa, str) or isa not in levels.NAMES:
         return f"it asks for the instruction set {isa!r:.40}, which this effc does not know"
-    return levels.unavailable_reason(isa)
+    return levels.level_unavailability_reason(isa)
 
 
 def _checked_weights_size(file: Path) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ...ir.capture.sample import first_position
+from ...ir.capture.sample import first_position_id
 from .calls import operation
 from .layout import Layout
 from .values import CACHE, AllPositions, CachedRows, Rows, SourceTokens
@@ -34,7 +34,7 @@ class Positions:
         self.model, self.layout, self.shape, self.source = model, layout, shape, source
         self._values = values  # what the plan knows of nodes; tokens' numbers are not needed
         self._memory: dict[int, dict[fx.Node, Any]] = {}
-        self._first = first_position(model)
+        self._first = first_position_id(model)
 
     @torch.no_grad()
     def at(self, node: fx.Node, length: int) -> Any:

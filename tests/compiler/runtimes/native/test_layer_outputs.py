@@ -79,7 +79,7 @@ def test_an_update_behind_a_layer_is_what_a_hook_behind_it_gives(name):
         wanted = model(row).logits[0].float()
         handle.remove()
         engine.forget(0)
-        error = size(engine.run(IDS, [0] * len(IDS), adapters=[number] * len(IDS)) - wanted) / size(wanted)
+        error = size(engine.run(IDS, [0] * len(IDS), adapter_of_token=[number] * len(IDS)) - wanted) / size(wanted)
         effect, n_layers = size(bare - wanted) / size(wanted), n_layers + 1
         assert error < max(0.03, 3 * rounding) and error < effect / 3, (path, error, effect, rounding)
     assert n_layers >= 2

@@ -259,7 +259,7 @@ def test_a_mask_that_disagrees_with_its_values_is_refused_though_the_checksum_is
 @pytest.mark.slow
 def test_a_level_that_is_not_here_is_one_sentence_and_its_exit_code(whole, tmp_path):
     put(tmp_path, *whole)
-    missing = next((name for name in levels.NAMES if name not in levels.available()), None)
+    missing = next((name for name in levels.NAMES if name not in levels.available_levels()), None)
     if missing is None:
         pytest.skip("this machine has every level")
     code = (
