@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.runtimes.native.plan import weights as weights_of
+from effc.compiler.runtimes.native.plan import weights_read_by_step as weights_of
 from effc.compiler.runtimes.native.reader import Reader
 from effc.compiler.transforms.lowering.contenders import memory_read_contender
 from effc.kernels import levels
@@ -138,7 +138,7 @@ def main() -> None:
     engines = []
     for weights in own.weights:
         made = Reader(program, weights).build_plan()
-        tensors = {name: entry.make() for name, entry in made.used().items()}
+        tensors = {name: entry.make() for name, entry in made.live_weight_entries().items()}
         plan = made.to_json()
         engine = Engine(plan, tensors, own.threads)
         engine.run(ids[0].tolist(), [0] * own.prompt, [])

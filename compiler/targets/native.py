@@ -138,11 +138,11 @@ class Native(Target):
         }
 
     def emit(self, program: "Program", destination: Path, ctx: Context) -> None:
-        from ..runtimes.native.emission import emit_native
+        from ..runtimes.native.emission import write_native_artifact
 
         folder = destination / FOLDER
         folder.mkdir()
-        emit_native(program, folder, ctx, self._formats())
+        write_native_artifact(program, folder, ctx, self._formats())
 
     def foresee(self, ctx: Context) -> None:
         from ..runtimes.native.engine_support import refuse_unsupported_model
@@ -152,7 +152,7 @@ class Native(Target):
     def _formats(self) -> "NumberFormats":
         from ..runtimes.native.linears import NumberFormats
 
-        return NumberFormats.of_words(self.weights, self.inputs, self.group, self.head, self.kv_cache)
+        return NumberFormats.from_target_arguments(self.weights, self.inputs, self.group, self.head, self.kv_cache)
 
     def files(self, weights: Weights) -> tuple[int, dict[str, float]]:
         """Large entries begin at pages, and the plan has a record of each."""

@@ -12,7 +12,7 @@ from effc.compiler.artifacts.stock import stock_config
 from effc.compiler.driver import api
 from effc.compiler.evaluation import equivalence
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.runtimes.gguf.shapes import gguf_shape, shape_metadata
+from effc.compiler.runtimes.gguf.shapes import gguf_shape_of, shape_metadata
 from effc.compiler.transforms.editing.rewrite import Rewriter
 from effc.compiler.transforms.search.widths import slice_out
 from effc.dsl.checker.values import DataRef, Ratio
@@ -198,7 +198,7 @@ def test_refitted_readers_are_nearer_to_the_original(tmp_path):
 
 def test_gguf_states_the_width_that_is_left(tmp_path):
     model = hidden(tmp_path, tiny.model("llama")).model
-    assert shape_metadata(model, gguf_shape(model))["embedding_length"] == 48
+    assert shape_metadata(model, gguf_shape_of(model))["embedding_length"] == 48
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_gguf_states_the_width_that_is_left(tmp_path):
 def test_gguf_refuses_what_llama_cpp_would_compute_otherwise(tmp_path, name, reason):
     model = hidden(tmp_path, tiny.model(name)).model
     with pytest.raises(Reject, match=reason):
-        gguf_shape(model)
+        gguf_shape_of(model)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from ...ir.unit import positional_argument_names
 from . import recurrences
 
 
-def inline_mixers(program: Program) -> fx.Graph:
+def copy_with_inlined_mixers(program: Program) -> fx.Graph:
     """A copy of the flat graph; mixers that could not be opened stay the node that they were."""
     opened = mixer_graphs(program) if program.opaque else {}
     graph = fx.Graph()

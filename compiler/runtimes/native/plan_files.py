@@ -69,7 +69,7 @@ def write_plan(plan: "Plan", folder: Path, facts: Mapping[str, Any]) -> None:
     """Weights one at a time, the plan last: without it nothing loads."""
     entries, at = {}, ALIGN
     with open(folder / WEIGHTS, "wb") as file:
-        for name, entry in follow(plan.used().items(), "packed tensors"):
+        for name, entry in follow(plan.live_weight_entries().items(), "packed tensors"):
             try:
                 raw = _bytes(entry.make())
             except KernelError as error:
