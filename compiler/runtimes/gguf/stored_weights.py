@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .engine import FILE
-from .facts import unsupported_gguf_rejection
+from .facts import gguf_rejection
 from .reading import GgufFile, read_gguf
 from .shapes import gguf_shape_of, is_rotary, names_with_gguf_names, separate_rotary_rows
 
@@ -42,4 +42,4 @@ def with_weights_of_gguf(model: Any, folder: Path) -> Iterator[None]:
 
 def _refuse_unlike(stored_matrix: Tensor, original: Tensor, name: str, file: GgufFile) -> None:
     if original.any() and not (stored_matrix - original).norm() < original.norm():
-        raise unsupported_gguf_rejection(file, f"holds other numbers as `{name}` than those that it was written of")
+        raise gguf_rejection(file, f"holds other numbers as `{name}` than those that it was written of")
