@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from effc.compiler.runtimes.native.adapters import Factors, linear_updates
+from effc.compiler.runtimes.native.adapters import Factors, low_rank_updates_of_linears
 from effc.compiler.runtimes.native.opening import open_native
 from effc.kernels.engine import Engine
 
@@ -52,7 +52,8 @@ def engine_calls(folder: Path, rank: int, count: int, threads: int) -> dict[str,
     engine, start = model.engine, time.perf_counter()
     assert isinstance(engine, Engine)
     numbers = [
-        engine.add_adapter(linear_updates(model.plan, random_lora(model.plan, rank, seed))) for seed in range(count)
+        engine.add_adapter(low_rank_updates_of_linears(model.plan, random_lora(model.plan, rank, seed)))
+        for seed in range(count)
     ]
     print(f"{count} adapters of rank {rank}: {(time.perf_counter() - start) / count:.3f} s each to draw and to add")
     every = list(range(count))

@@ -146,7 +146,9 @@ class Comparison:
                 skeleton = family.smaller(choice)
                 with family.applied(choice):
                     macs = shrink.flops_per_token(skeleton, 0) / 2
-                    self.add_row("super-network", size, 3 * steps, family.program.model, macs, shrink.params(skeleton))
+                    self.add_row(
+                        "super-network", size, 3 * steps, family.program.model, macs, shrink.param_count(skeleton)
+                    )
         sizes = [size for size in choices if size not in ("whole", "the smallest")]
         cut, fresh = ("cut, trained alone", steps), ("random weights, trained alone", self.options.base + steps)
         arms = [(size, *arm) for arm in (cut, fresh) for size in reversed(sizes)] + [("whole", *cut)]

@@ -39,7 +39,7 @@ def main() -> None:
     whole = memoryview(plain.view(torch.uint8).numpy())
     entries = {"w": {"sha256": [hashlib.sha256(piece).hexdigest() for piece in plan_files.pieces(whole)]}}
     rows = {"read": (lambda: plain.view(torch.int64).sum(), count)}
-    rows["plain"] = (lambda: opening.verify_weights({"w": plain}, entries, given.threads), count)
+    rows["plain"] = (lambda: opening.verify_weight_contents({"w": plain}, entries, given.threads), count)
     for kernel in ("dense_linear", "sparse_linear"):
         weight = torch.randn(2048, count // 4 // 2048)
         weight *= torch.rand_like(weight) < 0.5

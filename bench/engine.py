@@ -239,14 +239,14 @@ def print_profile(name: str, engine: Engine, call, calls: int = 40) -> None:
             set_real_time_priority(False)
             time.sleep(0.03)
             set_real_time_priority(True)
-        engine.spent()
+        engine.thread_seconds_by_work()
         before = involuntary_switches()
         call()
         if involuntary_switches() == before:
             kept += 1
-            sums = {k: sums.get(k, 0) + v for k, v in engine.spent().items()}
+            sums = {k: sums.get(k, 0) + v for k, v in engine.thread_seconds_by_work().items()}
     set_real_time_priority(False)
-    engine.spent(False)
+    engine.thread_seconds_by_work(False)
     whole = sum(sums.values()) or 1
     parts = "  ".join(f"{k} {v / max(1, kept) * 1e3:.3f} ({v / whole:.0%})" for k, v in sums.items())
     print(f"  {name:<10} thread-ms of a token: {parts}")
@@ -264,7 +264,7 @@ def main() -> None:
         options.add_argument(f"--{name}", type=kind, default=default)
     chosen = options.parse_args()
     names = [n for n in FORMATS if not chosen.only or n in chosen.only.split(",")]
-    print(f"{levels.active_level_reason()}; {chosen.threads} threads; context {chosen.context}")
+    print(f"{levels.active_level_and_reason()}; {chosen.threads} threads; context {chosen.context}")
     shapes, engines = {}, {}
     for name in names:
         shapes[name] = Shape(*FORMATS[name]).whole()

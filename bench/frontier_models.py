@@ -72,14 +72,14 @@ def write_native(folder: Path, name: str, steps: int) -> None:
 def write_llama_cpp_quant(folder: Path, name: str) -> None:
     """A file of one of llama.cpp's forms, by its own quantiser from float16."""
     import llama_cpp as api
-    from effc.compiler.runtimes.gguf.writing import write_gguf
+    from effc.compiler.runtimes.gguf.writing import write_gguf_and_notes
 
     from bench.decoders import silent_llama
 
     whole = folder / "frontier" / "model.gguf"
     if not whole.exists():
         build = smol.build_of(folder, "frontier", "", model=smol.base(folder))
-        write_gguf(build.ctx.origin.load(), whole.parent, "f16", build.ctx.tokenizer)
+        write_gguf_and_notes(build.ctx.origin.load(), whole.parent, "f16", build.ctx.tokenizer)
     target = files_of(folder, name)
     target.mkdir()
     options = api.llama_model_quantize_default_params()
@@ -93,16 +93,16 @@ def write_llama_cpp_quant(folder: Path, name: str) -> None:
 def write_gguf_by_importance(folder: Path, name: str) -> None:
     """A file by llama.cpp's quantiser with an importance matrix of the rows that effc's points are calibrated on."""
     from effc.compiler.ir.capture.capture import capture
-    from effc.compiler.runtimes.gguf.importance import importance_matrix
-    from effc.compiler.runtimes.gguf.writing import write_gguf
+    from effc.compiler.runtimes.gguf.importance import input_importance_by_gguf_name
+    from effc.compiler.runtimes.gguf.writing import write_gguf_and_notes
     from effc.dsl.checker.values import DataRef
 
     ctx = smol.build_of(folder, "importance", "", model=smol.base(folder)).ctx
     program = capture(ctx.origin.load())
     target = files_of(folder, name)
     target.mkdir()
-    importance = importance_matrix(program, ctx.rows(DataRef("calib")))
-    write_gguf(program.model, target, IMATRIX[name], ctx.tokenizer, importance)
+    importance = input_importance_by_gguf_name(program, ctx.rows(DataRef("calib")))
+    write_gguf_and_notes(program.model, target, IMATRIX[name], ctx.tokenizer, importance)
 
 
 def write_rival(folder: Path, name: str) -> None:

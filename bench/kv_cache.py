@@ -12,16 +12,16 @@ from effc.compiler.transforms.lowering.racing import Contender
 from effc.kernels import levels
 from effc.kernels.engine import Engine
 from effc.kernels.engine_steps import KV_NUMBERS
-from effc.kernels.packed_sizes import kv_bytes
+from effc.kernels.packed_sizes import kv_bytes_per_token
 
 from bench.engine import FORMATS, Shape, decode_step, run_burst
 
 
 def attend_seconds(engine: Engine, call, calls: int = 20) -> float:
-    engine.spent()
+    engine.thread_seconds_by_work()
     for _ in range(calls):
         call()
-    return engine.spent(False)["attend"] / calls
+    return engine.thread_seconds_by_work(False)["attend"] / calls
 
 
 def main() -> None:
@@ -30,13 +30,13 @@ def main() -> None:
         options.add_argument(f"--{name}", type=kind, default=default)
     options.add_argument("--weights", choices=FORMATS, default="int8")
     chosen = options.parse_args()
-    print(f"{levels.active_level_reason()}; {chosen.threads} threads; weights {chosen.weights}")
+    print(f"{levels.active_level_and_reason()}; {chosen.threads} threads; weights {chosen.weights}")
     shape = Shape(*FORMATS[chosen.weights]).whole()
     engines, calls = {}, {}
     for numbers in KV_NUMBERS:
         slots = [{**slot, "numbers": numbers} for slot in shape.plan["slots"]]
         engines[numbers] = Engine({**shape.plan, "slots": slots}, shape.weights, chosen.threads)
-        print(f"  {numbers}: {sum(map(kv_bytes, slots))} bytes of a token")
+        print(f"  {numbers}: {sum(map(kv_bytes_per_token, slots))} bytes of a token")
     for context in map(int, chosen.contexts.split(",")):
         calls = {n: decode_step(engine, context) for n, engine in engines.items()}
         contenders = [Contender(n, [call]) for n, call in calls.items()]

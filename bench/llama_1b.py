@@ -86,7 +86,7 @@ def write_own(folder: Path, name: str) -> None:
 def write_gguf_file(folder: Path, name: str) -> None:
     import llama_cpp as api
     from effc.compiler.inputs.sources.zoo import zoo_folders_by_name
-    from effc.compiler.runtimes.gguf.writing import write_gguf
+    from effc.compiler.runtimes.gguf.writing import write_gguf_and_notes
     from transformers import AutoTokenizer
 
     from bench.decoders import silent_llama
@@ -94,7 +94,9 @@ def write_gguf_file(folder: Path, name: str) -> None:
     whole, target = files_of(folder, "llama.cpp f16"), files_of(folder, name)
     target.mkdir()
     if name == "llama.cpp f16":  # of any tokenizer: no text is read
-        write_gguf(load(folder), whole, "f16", AutoTokenizer.from_pretrained(zoo_folders_by_name()["tiny-llama"]))
+        write_gguf_and_notes(
+            load(folder), whole, "f16", AutoTokenizer.from_pretrained(zoo_folders_by_name()["tiny-llama"])
+        )
         return
     options = api.llama_model_quantize_default_params()
     options.ftype = getattr(api, f"LLAMA_FTYPE_MOSTLY_{LLAMA[name]}")

@@ -139,16 +139,16 @@ def burst(engine: Engine, call: Callable[[], None]) -> list[Sample]:
     """Steps one after another; the first finds threads asleep and counts as none."""
     samples: list[Sample] = []
     set_real_time_priority(True)
-    engine.spent()
+    engine.thread_seconds_by_work()
     call()
     until = time.perf_counter() + BURST
     while not samples or time.perf_counter() < until:
-        engine.spent()
+        engine.thread_seconds_by_work()
         before, start = involuntary_switches(), time.perf_counter()
         call()
         seconds = time.perf_counter() - start
-        samples.append(Sample(seconds, engine.spent(), involuntary_switches() == before))
-    engine.spent(False)
+        samples.append(Sample(seconds, engine.thread_seconds_by_work(), involuntary_switches() == before))
+    engine.thread_seconds_by_work(False)
     set_real_time_priority(False)
     return samples
 
@@ -160,7 +160,7 @@ class Steps:
         self.shape = Shape(kernel, 1.0, sizes).whole()
         self.shape.weights = in_one_block(self.shape.weights)
         self.schedules, self.rounds = Schedules(self.shape, library), rounds
-        self.engines = {n: Engine(self.shape.plan, self.shape.weights, n, copy=False) for n in (1, 2)}
+        self.engines = {n: Engine(self.shape.plan, self.shape.weights, n, copy_weights=False) for n in (1, 2)}
         self.calls = {"token": Call(1, context), "prompt": Call(PROMPT, 0)}
         self.context = context
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.runtimes.native.plan import weights as weights_of
+from effc.compiler.runtimes.native.plan import weights_read_by_step as weights_of
 from effc.compiler.runtimes.native.reader import Reader
 from effc.compiler.transforms.lowering.contenders import memory_read_contender
 from effc.kernels import levels
@@ -130,13 +130,15 @@ def main() -> None:
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3_moe", **CONFIG), dtype=torch.bfloat16).eval()
     count = sum(p.numel() for p in model.parameters())
     ids = torch.randint(0, CONFIG["vocab_size"], (1, own.prompt))
-    print(f"{count / 1e6:.0f}M parameters, {own.threads} threads, level {levels.level()}, torch {torch.__version__}")
+    print(
+        f"{count / 1e6:.0f}M parameters, {own.threads} threads, level {levels.active_level()}, torch {torch.__version__}"
+    )
     program, theirs = capture(model), Torch(model, ids)
     decode, prefill, bytes_of = {"torch bf16": theirs.decode}, {"torch bf16": theirs.read}, {}
     engines = []
     for weights in own.weights:
         made = Reader(program, weights).build_plan()
-        tensors = {name: entry.make() for name, entry in made.used().items()}
+        tensors = {name: entry.make() for name, entry in made.live_weight_entries().items()}
         plan = made.to_json()
         engine = Engine(plan, tensors, own.threads)
         engine.run(ids[0].tolist(), [0] * own.prompt, [])

@@ -34,7 +34,7 @@ from statistics import mean, stdev
 import effc
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from effc.compiler.analysis.planning.shrink import params
+from effc.compiler.analysis.planning.shrink import param_count
 from effc.compiler.core.cache import Cache
 from effc.compiler.core.events import Recorded
 from effc.compiler.core.fingerprint import machine_facts
@@ -152,9 +152,9 @@ def drop_similar_layers(build: Build, removed_share: float) -> torch.nn.Module:
         program.model(rows)
     for handle in handles:
         handle.remove()
-    total, order = params(skeleton_of(program)), sorted(sums, key=sums.get)
+    total, order = param_count(skeleton_of(program)), sorted(sums, key=sums.get)
     gone = []
-    while params(skeleton_of(program)) > (1 - removed_share) * total:
+    while param_count(skeleton_of(program)) > (1 - removed_share) * total:
         path = order.pop(0)
         gone.append(path)
         number = int(path.rpartition(".")[2]) - sum(
@@ -182,7 +182,7 @@ def prune_at_random(build: Build, removed_share: float, seed: int, group: int) -
         Widths(program, by_kind["channels"], group, savings_table, lambda g: l1_importance(program, g)),
         Widths(program, by_kind["kv_heads"], 1, savings_table, lambda g: l1_importance(program, g)),
     ]
-    while saved < removed_share * params(skeleton):
+    while saved < removed_share * param_count(skeleton):
         options = [c for pool in pools for c in pool.candidates()]
         chosen = options[int(torch.randint(len(options), (1,), generator=random))]
         saved += chosen.saves("params")

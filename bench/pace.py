@@ -37,7 +37,7 @@ def seconds(kernel: str, n: int, k: int, rows: int, zeros: float) -> float:
 
 def main() -> None:
     torch.set_num_threads(1)
-    print(f"level {levels.level()}, one thread; ns for 32 weights, by rows of x: {', '.join(map(str, ROWS))}")
+    print(f"level {levels.active_level()}, one thread; ns for 32 weights, by rows of x: {', '.join(map(str, ROWS))}")
     for kernel in LINEAR:
         for zeros in (0.5, 0.9) if kernel.startswith("block") else (0.5,):
             each = [(seconds(kernel, N, K, r, zeros) - seconds(kernel, 16, 64, r, zeros)) / (N * K / 32) for r in ROWS]

@@ -25,7 +25,7 @@ HEAL = "fit = tune.heal(data: train, method: full, steps: {0}, batch: 4, lr: 5e-
 
 
 def main() -> None:
-    from effc.compiler.analysis.planning.shrink import params
+    from effc.compiler.analysis.planning.shrink import param_count
     from effc.compiler.core.fingerprint import machine_facts
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -48,7 +48,7 @@ def main() -> None:
             more = {"model": model, "samples": options.samples, "seed": 7 + seed, "chance": seed}
             build = smol.build_of(folder, f"pruned{os.getpid()}", words, **more)
             program, before, after = smol.perplexities_around_healing(build, True)
-            row = [params(skeleton_of(program)) / 1e6, *before, *after]
+            row = [param_count(skeleton_of(program)) / 1e6, *before, *after]
             found.setdefault(share, []).append(row)
             lines.append([f"{share}%", str(seed), f"{row[0]:.1f}", *(f"{value:.2f}" for value in row[1:])])
             write_table(options.json, columns, lines)

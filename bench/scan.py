@@ -190,7 +190,7 @@ def main() -> None:
     transformers.utils.logging.set_verbosity_error()
     print(
         f"{cpu_model_name()}, {len(os.sched_getaffinity(0))} cores, {platform.system()} {platform.release()}; torch "
-        f"{torch.__version__}, transformers {transformers.__version__}; kernels {levels.active_level_reason()}; {chosen.threads} "
+        f"{torch.__version__}, transformers {transformers.__version__}; kernels {levels.active_level_and_reason()}; {chosen.threads} "
         f"threads; {chosen.clock} clock; {chosen.dtype}; "
         f"width {WIDTH}, {LAYERS} layers, seed {SEED}; load {os.getloadavg()[0]:.1f}"
     )

@@ -84,7 +84,9 @@ class Schedules:
                 (Step, layout.steps), (ctypes.c_int32, layout.widths), (Weight, layout.weights), (Slot, layout.slots)
             )
         ]  # fmt: skip
-        plan = Plan(*rows, *map(len, rows), layout.logits, levels.code(), threads, 1, 0, 0, layout.context, None)
+        plan = Plan(
+            *rows, *map(len, rows), layout.logits, levels.active_level_code(), threads, 1, 0, 0, layout.context, None
+        )
         count = self.library.schedule_tasks(ctypes.byref(plan), int(mirrored), 0, None)
         numbers = (ctypes.c_int32 * 4 * count)()
         self.library.schedule_tasks(ctypes.byref(plan), int(mirrored), count, numbers)

@@ -31,7 +31,7 @@ from statistics import mean, stdev
 
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from effc.compiler.analysis.planning.shrink import params
+from effc.compiler.analysis.planning.shrink import param_count
 from effc.compiler.core.cache import Cache
 from effc.compiler.core.events import Recorded
 from effc.compiler.core.fingerprint import machine_facts
@@ -134,7 +134,7 @@ def _result_row(program, build: Build, recorded: dict, seconds: float, tokens: i
         "peak": run * tokens * flops / layers / seconds / matmul_flops(next(program.model.parameters()).dtype),
         "like": values[0],
         "unlike": values[1],
-        "params": params(skeleton_of(program)) / params(original),
+        "params": param_count(skeleton_of(program)) / param_count(original),
     }
 
 

@@ -105,7 +105,7 @@ class Shedding:
         row = {"seconds": time.process_time() - began, "naive": counts.get("layer forwards", 0) / counts.get(NAIVE, 1)}
         program = build.load_outcome(build.plan.stages[0].key).program
         use_mixer_kernels(program.model)
-        row["params"] = shrink.params(skeleton_of(program)) / shrink.params(skeleton_of(original))
+        row["params"] = shrink.param_count(skeleton_of(program)) / shrink.param_count(skeleton_of(original))
         for name, metric in (
             ("prefill", MetricRef("prefill.p50", (("prompt", 256),))),
             ("decode", MetricRef("decode.p50")),

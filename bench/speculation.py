@@ -136,7 +136,7 @@ def engines(plan: dict, weights: dict[str, torch.Tensor], threads: int) -> dict[
             weights,
             {},
             sequences=1,
-            remembers=1 << 16,
+            prefix_tokens=1 << 16,
         )
         for steady in (False, True)
     }
@@ -206,7 +206,7 @@ def tiny(threads: int, new: int, chat: Path | None) -> tuple[dict[str, DecoderMo
     folder = zoo_folders_by_name()["tiny-llama"]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     plan = Reader(capture(LlamaForCausalLM.from_pretrained(folder).eval()), "bf16").build_plan()
-    weights = {name: entry.make() for name, entry in plan.used().items()}
+    weights = {name: entry.make() for name, entry in plan.live_weight_entries().items()}
     paragraphs = (folder / "heldout.txt").read_text().splitlines()
     rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in paragraphs]
     rows = [row for row in rows if len(row) > 160 + new // 2][:8]
@@ -242,8 +242,8 @@ def main() -> None:
     options.add_argument("--contenders", default=",".join(CONTENDERS))
     chosen = options.parse_args()
     torch.set_num_threads(chosen.threads)
-    result: dict = {"level": levels.level(), "threads": chosen.threads, "rounds": chosen.rounds, "models": {}}
-    print(f"{levels.active_level_reason()}; {chosen.threads} threads, {chosen.rounds} rounds")
+    result: dict = {"level": levels.active_level(), "threads": chosen.threads, "rounds": chosen.rounds, "models": {}}
+    print(f"{levels.active_level_and_reason()}; {chosen.threads} threads, {chosen.rounds} rounds")
     for name in chosen.models.split(","):
         models, texts = MODELS[name](chosen.threads, chosen.new, chosen.chat)
         models = {contender: models[contender] for contender in chosen.contenders.split(",")}

@@ -15,7 +15,7 @@ class BlockSparseLinear(PackedLinear):
     name = "block_sparse_linear"
 
     @classmethod
-    def accepts(cls, n, k, dtype=torch.bfloat16) -> str:
+    def unsupported_reason(cls, n, k, dtype=torch.bfloat16) -> str:
         if k > 65536:
             return f"it has {k} inputs, and group numbers reach 65536"
-        return super().accepts(n, k, dtype)
+        return super().unsupported_reason(n, k, dtype)

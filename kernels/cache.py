@@ -83,23 +83,31 @@ class Cache:
         self.keys[:, : self.recent] = keys[:, full * TOKENS :]
         self.values[:, : self.recent] = values[:, full * TOKENS :]
 
-    def _pack_oldest_blocks(self, keys: Tensor, values: Tensor, count: int) -> None:
-        keys = self._zero_small_numbers(keys, self.keep[0], count)
-        values = self._zero_small_numbers(values, self.keep[1], count)
+    def _pack_oldest_blocks(self, keys: Tensor, values: Tensor, num_blocks: int) -> None:
+        keys = self._zero_all_but_largest(keys, self.keep[0], num_blocks)
+        values = self._zero_all_but_largest(values, self.keep[1], num_blocks)
         tokens = keys.data_ptr(), values.data_ptr(), len(keys), self.d, keys.stride(0)
         blocks = self.stream.data_ptr(), self._capacity, self.offsets.data_ptr(), self.offsets.stride(0)
-        arguments = levels.code(), *tokens, self.blocks, count, *blocks, self.sparse, torch.get_num_threads()
-        native.call("pack_tokens", *arguments, label="the cache")
-        self.blocks += count
+        arguments = (
+            levels.active_level_code(),
+            *tokens,
+            self.blocks,
+            num_blocks,
+            *blocks,
+            self.sparse,
+            torch.get_num_threads(),
+        )
+        native.call_or_raise("pack_tokens", *arguments, label="the cache")
+        self.blocks += num_blocks
 
-    def _zero_small_numbers(self, tokens: Tensor, keep_share: float, n_blocks: int) -> Tensor:
-        """Zeros for all but the largest `keep_share` of every head's numbers in every block past the sinks."""
-        if keep_share >= 1:
+    def _zero_all_but_largest(self, tokens: Tensor, remaining_share: float, n_blocks: int) -> Tensor:
+        """Zeros for all but the largest `remaining_share` of every head's numbers in every block past the sinks."""
+        if remaining_share >= 1:
             return tokens.contiguous()
         blocks = tokens.reshape(len(tokens), n_blocks, -1).clone()
         spared = max(0, -(-self.sinks // TOKENS) - self.blocks)
         size = blocks.shape[2]
-        dropped = size - max(1, round(keep_share * size))
+        dropped = size - max(1, round(remaining_share * size))
         if dropped and spared < n_blocks:
             magnitude = blocks[:, spared:].abs().float()
             bound = magnitude.kthvalue(dropped, dim=2, keepdim=True).values

@@ -7,11 +7,11 @@ from torch.nn import functional
 from .kernel import Kernel
 from .sequences import (
     FLOATS,
-    address,
     as_float32,
-    call_at_level,
+    call_kernel_at_active_level,
     check_shape,
     checked_live_ranges,
+    data_pointer,
     live_mask,
     pointer_and_strides,
     with_common_dtype,
@@ -32,7 +32,7 @@ class CausalConv(Kernel):
     schema = "(Tensor x, Tensor weight, Tensor? bias, Tensor? before, Tensor? bounds, bool silu) -> Tensor"
 
     @staticmethod
-    def keep(ctx, inputs, output) -> None:
+    def setup_context(ctx, inputs, output) -> None:
         *tensors, bounds, silu = inputs
         ctx.save_for_backward(*tensors)
         ctx.options = bounds, silu
@@ -68,9 +68,9 @@ class CausalConv(Kernel):
         y = torch.empty(b, t, c, dtype=x_rows.dtype)
         filters, bias = as_float32(weight.mT), as_float32(bias)  # [k, c]
         initial_state = None if initial_state is None or k == 1 else initial_state.mT.to(x_rows.dtype).contiguous()
-        pointers = map(address, (filters, bias, initial_state, y, live_ranges))
+        pointers = map(data_pointer, (filters, bias, initial_state, y, live_ranges))
         is_float = x_rows.dtype is torch.float32
-        call_at_level(
+        call_kernel_at_active_level(
             "causal_conv", *pointer_and_strides(x_rows), *pointers, b, t, c, k, is_float, silu, torch.get_num_threads()
         )
         return y.mT.to(x.dtype)
@@ -91,7 +91,7 @@ class CausalConv(Kernel):
         )
 
     @staticmethod
-    def accepts(weight: Tensor, activation: str | None = None) -> str:
+    def unsupported_reason(weight: Tensor, activation: str | None = None) -> str:
         if weight.dim() != 2:
             return f"its filters are {weight.dim() - 1}-dimensional"
         if weight.dtype not in FLOATS:

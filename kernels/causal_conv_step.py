@@ -5,10 +5,10 @@ import torch
 from .causal_conv import CausalConv
 from .kernel import Kernel
 from .sequences import (
-    address,
     as_float32,
-    call_at_level,
+    call_kernel_at_active_level,
     check_shape,
+    data_pointer,
     fake_like_x,
     pointer_and_stride,
     with_contiguous_rows,
@@ -46,10 +46,10 @@ class CausalConvStep(Kernel):
             as_float32(bias),
             torch.empty(b, c, dtype=x.dtype),
         )
-        call_at_level(
+        call_kernel_at_active_level(
             cls.name,
             *pointer_and_stride(x),
-            *map(address, (state, weight, bias, y)),
+            *map(data_pointer, (state, weight, bias, y)),
             b,
             c,
             s,
@@ -59,5 +59,5 @@ class CausalConvStep(Kernel):
         )
         return y
 
-    accepts = CausalConv.accepts
+    unsupported_reason = CausalConv.unsupported_reason
     cases = CausalConv.cases

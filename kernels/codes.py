@@ -49,19 +49,19 @@ class _Range:
         middle = self.middle
         return (middle, middle - 1, *range(middle + 1, self.max_code + 1), *range(middle - 2, 0, -1))
 
-    def holds(self, low: Tensor, high: Tensor) -> Tensor:
-        """Whether steps from zero, `low` <= 0 and `high` >= 0, have codes."""
+    def can_encode(self, min_step: Tensor, max_step: Tensor) -> Tensor:
+        """Whether steps from zero, `min_step` <= 0 and `max_step` >= 0, have codes."""
         if self.symmetric:
-            return (low >= -self.middle) & (high < self.middle)
-        return high - low <= self.max_code
+            return (min_step >= -self.middle) & (max_step < self.middle)
+        return max_step - min_step <= self.max_code
 
-    def zero(self, low: Tensor, high: Tensor) -> Tensor:
+    def code_of_zero(self, min_step: Tensor, max_step: Tensor) -> Tensor:
         """Code of zero: the middle one wherever the steps leave it there."""
-        above = torch.where(high >= self.middle, self.max_code - high, float(self.middle))
-        return torch.where(low < -self.middle, -low, above)
+        above = torch.where(max_step >= self.middle, self.max_code - max_step, float(self.middle))
+        return torch.where(min_step < -self.middle, -min_step, above)
 
 
-def codes_of_weight(weight: Tensor, group_size: int) -> Codes:
+def quantize_to_codes(weight: Tensor, group_size: int) -> Codes:
     """Codes of a weight [n, k]: exactly those of its grid if it is on one, of whatever group; else the nearest on
     grids of `group_size` inputs whose squared error is least.
     """
@@ -69,9 +69,9 @@ def codes_of_weight(weight: Tensor, group_size: int) -> Codes:
         exact = codes_if_on_grid(weight, candidate)
         if exact is not None:
             return exact
-    padded = _padded(weight.float(), group_size)
+    padded = _pad_inputs_to_groups(weight.float(), group_size)
     scales = Grid(BITS, group_size, symmetric=False, search=True).fit_scales(padded)
-    return Codes(group_size, scales.codes(padded), scales.scale, scales.zero)
+    return Codes(group_size, scales.nearest_codes(padded), scales.scale, scales.zero)
 
 
 def codes_if_on_grid(weight: Tensor, group_size: int, bits: int = BITS, symmetric: bool = False) -> Codes | None:
@@ -86,12 +86,16 @@ def codes_if_on_grid(weight: Tensor, group_size: int, bits: int = BITS, symmetri
     """
     codes, group_size = _Range(bits, symmetric), group_size or weight.shape[1]
     few_rows = weight[:_MAX_TRIALS]
-    return _recover_codes(weight, group_size, codes) if _recover_codes(few_rows, group_size, codes) else None
+    return (
+        _codes_if_all_groups_on_grid(weight, group_size, codes)
+        if _codes_if_all_groups_on_grid(few_rows, group_size, codes)
+        else None
+    )
 
 
-def _recover_codes(weight: Tensor, group_size: int, codes: _Range) -> Codes | None:
+def _codes_if_all_groups_on_grid(weight: Tensor, group_size: int, code_range: _Range) -> Codes | None:
     n = len(weight)
-    groups = _padded(weight, group_size).reshape(-1, group_size)
+    groups = _pad_inputs_to_groups(weight, group_size).reshape(-1, group_size)
     steps, scale = torch.zeros_like(groups, dtype=torch.int16), torch.ones(len(groups))
     size = groups.float().abs()
     left, largest, least = (
@@ -100,29 +104,29 @@ def _recover_codes(weight: Tensor, group_size: int, codes: _Range) -> Codes | No
         torch.where(size > 0, size, torch.inf).amin(1),
     )
     sample = groups[:, :: max(1, group_size // _MIN_ROWS)].contiguous()
-    for extremes, multiple, nearby in ((least, 1, 0), *product((largest,), codes.multiples, range(3))):
+    for extremes, multiple, nearby in ((least, 1, 0), *product((largest,), code_range.multiples, range(3))):
         if not len(left):
             break
         scales = _neighbouring_bfloat16(extremes[left] / multiple, nearby)
-        likely = _count(sample[left], scales, codes)[1].nonzero().flatten()
+        likely = _steps_and_groups_on_grid(sample[left], scales, code_range)[1].nonzero().flatten()
         some, scales = left[likely], scales[likely]
-        count, fits = _count(groups[some], scales, codes)
+        count, fits = _steps_and_groups_on_grid(groups[some], scales, code_range)
         done = some[fits]
         steps[done], scale[done] = count[fits].to(torch.int16), scales[fits]
         left = left[~torch.isin(left, done)] if len(done) else left
     if len(left):
         return None
     low, high = steps.amin(1).clamp(max=0).float(), steps.amax(1).clamp(min=0).float()
-    zero = codes.zero(low, high)
+    zero = code_range.code_of_zero(low, high)
     code = (steps + zero[:, None]).to(torch.uint8)
     return Codes(group_size, code.reshape(n, -1), scale.reshape(n, -1), zero.reshape(n, -1))
 
 
-def _count(groups: Tensor, scale: Tensor, codes: _Range) -> tuple[Tensor, Tensor]:
+def _steps_and_groups_on_grid(groups: Tensor, scale: Tensor, code_range: _Range) -> tuple[Tensor, Tensor]:
     """Steps of each weight for a scale, and whether all weights of a group [groups] are on that scale's grid."""
-    count = (groups.float() / scale[:, None]).round_().clamp_(-codes.max_code, codes.max_code)
+    count = (groups.float() / scale[:, None]).round_().clamp_(-code_range.max_code, code_range.max_code)
     low, high = count.amin(1).clamp(max=0), count.amax(1).clamp(min=0)
-    return count, ((count * scale[:, None]).to(groups.dtype) == groups).all(1) & codes.holds(low, high)
+    return count, ((count * scale[:, None]).to(groups.dtype) == groups).all(1) & code_range.can_encode(low, high)
 
 
 def _neighbouring_bfloat16(value: Tensor, neighbour: int) -> Tensor:
@@ -131,6 +135,6 @@ def _neighbouring_bfloat16(value: Tensor, neighbour: int) -> Tensor:
     return nearest.clamp(min=1).view(torch.bfloat16).float()
 
 
-def _padded(weight: Tensor, group_size: int) -> Tensor:
+def _pad_inputs_to_groups(weight: Tensor, group_size: int) -> Tensor:
     padding = -weight.shape[1] % group_size
     return torch.nn.functional.pad(weight, (0, padding)) if padding else weight.contiguous()

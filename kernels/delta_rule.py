@@ -3,7 +3,14 @@
 import torch
 
 from .kernel import Kernel
-from .sequences import address, as_float32, call_at_level, check_shape, pointer_and_strides, with_contiguous_rows
+from .sequences import (
+    as_float32,
+    call_kernel_at_active_level,
+    check_shape,
+    data_pointer,
+    pointer_and_strides,
+    with_contiguous_rows,
+)
 
 
 class DeltaRule(Kernel):
@@ -51,11 +58,13 @@ class DeltaRule(Kernel):
         y = torch.empty(batches, length, heads, p)
         sizes = batches, length, heads, groups, n, p
         layouts = (part for x in operands for part in pointer_and_strides(x))
-        call_at_level(cls.name, *layouts, address(y), address(s), *sizes, by_channel, torch.get_num_threads())
+        call_kernel_at_active_level(
+            cls.name, *layouts, data_pointer(y), data_pointer(s), *sizes, by_channel, torch.get_num_threads()
+        )
         return y.to(v.dtype), s
 
     @staticmethod
-    def accepts(heads: int, groups: int) -> str:
+    def unsupported_reason(heads: int, groups: int) -> str:
         return f"{heads} heads are not a multiple of {groups} groups" if heads % groups else ""
 
     @staticmethod

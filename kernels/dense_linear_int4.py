@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import native
 from . import packed as packing
-from .codes import GROUPS, codes_of_weight
+from .codes import GROUPS, quantize_to_codes
 from .packed_linear import PackedLinear, matmul_with_rounded_inputs
 
 ZEROS = 1 << 16  # in a header's `group`: zeros are stored
@@ -35,10 +35,10 @@ class DenseLinearInt4(PackedLinear):
         (n, k), label = weight.shape, packing.weight_label(weight)
         if not weight.isfinite().all():
             raise native.KernelError(f"{label} can't be used: {native.SENTENCES['not_finite']}")
-        grid_codes = codes_of_weight(weight, group_size)
+        grid_codes = quantize_to_codes(weight, group_size)
         zeros = bool((grid_codes.zero != 8).any())
         head = packing.Header(kind=packing.KINDS[cls.name], n=n, k=k, group=grid_codes.group | (ZEROS if zeros else 0))
-        native.call("pack_begin", ctypes.byref(head), label=label)
+        native.call_or_raise("pack_begin", ctypes.byref(head), label=label)
         stream = torch.cat(_int4_sections_of_blocks(grid_codes, zeros, head.blocks), 1)
         head.bytes = head.stream_at + stream.numel() + 64
         packed = packing.allocate_zero_bytes(head.bytes)
@@ -46,13 +46,13 @@ class DenseLinearInt4(PackedLinear):
         offsets = torch.arange(head.blocks + 1) * stream.shape[1]
         packed[head.offsets_at : head.scales_at] = offsets.view(torch.uint8)
         packed[head.stream_at : head.bytes - 64] = stream.flatten()
-        native.call("pack_end", packed.data_ptr(), packed.numel(), head.kind, label=label)
-        packing.trust(cls.name, packed)
+        native.call_or_raise("pack_end", packed.data_ptr(), packed.numel(), head.kind, label=label)
+        packing.mark_as_checked(cls.name, packed)
         return packed
 
     @classmethod
     def reference(cls, x, packed, bias, n) -> Tensor:
-        weight, group = cls.unpack(packed), packing.facts(packed).group
+        weight, group = cls.unpack(packed), packing.packed_facts(packed).group
         padding = -weight.shape[1] % group
         by_groups = torch.nn.functional.pad(x, (0, padding)).unflatten(-1, (-1, group))
         wide = torch.nn.functional.pad(weight, (0, padding)).unflatten(-1, (-1, group))

@@ -42,8 +42,8 @@ class Engine:
     threads     of its own; at most as many as there are cores for
     sequences   that it remembers at once
     context     tokens of a sequence; at most, and by default, the model's limit
-    copy        move the weights to huge pages of their own, which are read a quarter faster than a file's
-    deep        compare the checksums of packed weights, which reads them whole
+    copy_weights   move the weights to huge pages of their own, which are read a quarter faster than a file's
+    compares_checksums   compare the checksums of packed weights, which reads them whole
     steady      a sequence's logits depend, to the bit, neither on what else a call computes nor on threads
     """
 
@@ -54,8 +54,8 @@ class Engine:
         threads: int,
         sequences: int = 1,
         context: int | None = None,
-        copy: bool = True,
-        deep: bool = False,
+        copy_weights: bool = True,
+        compares_checksums: bool = False,
         steady: bool = False,
     ):
         self._handle, self._users, self._free = ctypes.c_void_p(), 0, threading.Condition()
@@ -65,7 +65,7 @@ class Engine:
         _refuse_stale_kernels()
         if sequences > MAX_SEQUENCES:
             raise KernelError(f"an engine remembers at most {MAX_SEQUENCES} sequences, not {sequences}")
-        layout = check_plan_and_weights(plan, weights, deep)
+        layout = check_plan_and_weights(plan, weights, compares_checksums)
         if context is not None and context > layout.context:
             raise KernelError(
                 f"the model's limit is {layout.context} tokens of a sequence, and {context} are asked for"
@@ -80,9 +80,9 @@ class Engine:
         self._steps, self._widths = layout.steps, layout.widths
         self._adapters: dict[int, AdapterLayout] = {}
         self._adapters_change = threading.Lock()  # numbers here and in C++ change together
-        self._weights = self._copy_into_one_block(layout.weights) if copy else weights
+        self._weights = self._copy_into_one_block(layout.weights) if copy_weights else weights
         c_plan = self._ctypes_plan(layout, self.context, int(steady))
-        native.call("engine_create", ctypes.byref(c_plan), ctypes.byref(self._handle), label="the engine")
+        native.call_or_raise("engine_create", ctypes.byref(c_plan), ctypes.byref(self._handle), label="the engine")
 
     def _ctypes_plan(self, layout: Layout, context: int, steady: int) -> Plan:
         """A plan as C++ reads it, with that of its encoder, if it has one; it keeps what it points to."""
@@ -90,7 +90,7 @@ class Engine:
         weights, slots = _array(Weight, layout.weights), _array(Slot, layout.slots)
         inner = layout.encoder and ctypes.pointer(self._ctypes_plan(layout.encoder, layout.encoder.context, steady))
         counts = (len(part) for part in (steps, widths, weights, slots))
-        constants = (layout.logits, levels.code(), self.threads, self.sequences, steady, 0, context)
+        constants = (layout.logits, levels.active_level_code(), self.threads, self.sequences, steady, 0, context)
         return Plan(steps, widths, weights, slots, *counts, *constants, inner)
 
     def _copy_into_one_block(self, weights: list[Weight]) -> Tensor:
@@ -120,28 +120,32 @@ class Engine:
 
     def run(
         self,
-        ids: Sequence[int] | Tensor,
-        sequences: Sequence[int] | Tensor,
-        outputs: Sequence[int] | Tensor | None = None,
-        adapters: Sequence[int] | None = None,
+        token_ids: Sequence[int] | Tensor,
+        sequence_of_token: Sequence[int] | Tensor,
+        output_positions: Sequence[int] | Tensor | None = None,
+        adapter_of_token: Sequence[int] | None = None,
     ) -> Tensor:
         """Append tokens to their sequences; the logits [wanted, vocabulary] float32 of some of them.
 
-        ids         [n] tokens
-        sequences   [n] the sequence of each
-        outputs      increasing positions in `ids` whose logits are computed, or [n] bool; None for all
-        adapters    [n] the adapter of each, -1 for none; None: none has any. Tokens before it are not computed again
+        token_ids           [n] tokens
+        sequence_of_token   [n] the sequence of each
+        output_positions    increasing positions in `token_ids` whose logits are computed, or [n] bool; None for all
+        adapter_of_token    [n] the adapter of each, -1 for none; None: none has any. Tokens before stay as they are
         """
-        ids, owners = _to_int_array("tokens", ids), _to_int_array("sequences", sequences)
-        rows = _to_int_array("wanted positions", range(len(ids)) if outputs is None else outputs)
-        self._refuse_invalid_batch(ids, owners, rows)
-        adapters_of_tokens = None if adapters is None else self._checked_adapters(adapters, len(ids))
+        token_ids, owners = _to_int_array("tokens", token_ids), _to_int_array("sequences", sequence_of_token)
+        rows = _to_int_array(
+            "wanted positions", range(len(token_ids)) if output_positions is None else output_positions
+        )
+        self._refuse_invalid_batch(token_ids, owners, rows)
+        adapters_of_tokens = (
+            None if adapter_of_token is None else self._checked_adapters(adapter_of_token, len(token_ids))
+        )
         logits = torch.empty(len(rows), self.width)
         with self._handle_in_use() as handle:
             status = native.library_function("engine_run")(
                 handle,
-                len(ids),
-                *(_address(n) for n in (ids, owners)),
+                len(token_ids),
+                *(_address(n) for n in (token_ids, owners)),
                 len(rows),
                 _address(rows),
                 None if adapters_of_tokens is None else _address(adapters_of_tokens),
@@ -150,7 +154,7 @@ class Engine:
         if status == 17:
             raise Cancelled("the call was cancelled; its sequences are as before")
         if status:
-            raise native.error_of(status, "the engine")
+            raise native.error_of_status(status, "the engine")
         return logits
 
     def add_adapter(self, updates: Sequence[LowRankUpdate]) -> int:
@@ -159,7 +163,7 @@ class Engine:
         layout, number = AdapterLayout(self._steps, self._widths, updates), ctypes.c_int32()
         with self._adapters_change, self._handle_in_use() as handle:
             arguments = (handle, len(layout.updates), layout.updates, ctypes.byref(number))
-            native.call("engine_add_adapter", *arguments, label="the engine")
+            native.call_or_raise("engine_add_adapter", *arguments, label="the engine")
             self._adapters[number.value] = layout
         return number.value
 
@@ -169,39 +173,41 @@ class Engine:
         with self._adapters_change, self._handle_in_use() as handle:
             if number not in self._adapters:
                 raise KernelError(f"the engine has no adapter {number}")
-            native.call("engine_remove_adapter", handle, number, label=f"adapter {number}")
+            native.call_or_raise("engine_remove_adapter", handle, number, label=f"adapter {number}")
             del self._adapters[number]
 
-    def _checked_adapters(self, adapters: Sequence[int], count: int) -> array:
-        numbers = _to_int_array("adapters", adapters)
-        if len(numbers) != count:
-            raise KernelError(f"{count} tokens need as many adapters, not {len(numbers)}")
+    def _checked_adapters(self, adapter_of_token: Sequence[int], num_tokens: int) -> array:
+        numbers = _to_int_array("adapters", adapter_of_token)
+        if len(numbers) != num_tokens:
+            raise KernelError(f"{num_tokens} tokens need as many adapters, not {len(numbers)}")
         if unknown := set(numbers) - self._adapters.keys() - {-1}:
             raise KernelError(f"the engine has no adapter {min(unknown)}")
         return array("i", numbers)
 
-    def encode(self, ids: Sequence[int] | Tensor, sequences: Sequence[int] | Tensor) -> None:
+    def encode(self, token_ids: Sequence[int] | Tensor, sequence_of_token: Sequence[int] | Tensor) -> None:
         """Read sources, each whole into a sequence that has none; what `run` appends there recalls them.
 
-        ids         [n] tokens
-        sequences   [n] the sequence of each
+        token_ids           [n] tokens
+        sequence_of_token   [n] the sequence of each
         """
-        ids, owners = _to_int_array("tokens", ids), _to_int_array("sequences", sequences)
+        token_ids, owners = _to_int_array("tokens", token_ids), _to_int_array("sequences", sequence_of_token)
         if not self.sources:
             raise KernelError("the plan has no encoder, so it reads no sources")
-        self._refuse_invalid_tokens(ids, owners, self.source_vocabulary)
-        if not len(ids):
+        self._refuse_invalid_tokens(token_ids, owners, self.source_vocabulary)
+        if not len(token_ids):
             return
         self._refuse_split_or_continued_texts(owners, self.source)
         longest = max(Counter(owners).values())
         if longest > self.sources:
             raise KernelError(f"a source of {longest} tokens exceeds the {self.sources} that the encoder reads")
         with self._handle_in_use() as handle:
-            status = native.library_function("engine_encode")(handle, len(ids), *(_address(n) for n in (ids, owners)))
+            status = native.library_function("engine_encode")(
+                handle, len(token_ids), *(_address(n) for n in (token_ids, owners))
+            )
         if status == 17:
             raise Cancelled("the call was cancelled; its sequences are as before")
         if status:
-            raise native.error_of(status, "the engine")
+            raise native.error_of_status(status, "the engine")
 
     def _refuse_invalid_tokens(self, ids: array, owners: array, vocabulary: int) -> None:
         if len(ids) != len(owners):
@@ -248,32 +254,32 @@ class Engine:
         """Tokens that a sequence has."""
         count = ctypes.c_int64()
         with self._handle_in_use() as handle:
-            native.call("engine_length", handle, sequence, ctypes.byref(count), label=f"sequence {sequence}")
+            native.call_or_raise("engine_length", handle, sequence, ctypes.byref(count), label=f"sequence {sequence}")
         return count.value
 
     def source(self, sequence: int) -> int:
         """Tokens of a sequence's source."""
         count = ctypes.c_int64()
         with self._handle_in_use() as handle:
-            native.call("engine_source", handle, sequence, ctypes.byref(count), label=f"sequence {sequence}")
+            native.call_or_raise("engine_source", handle, sequence, ctypes.byref(count), label=f"sequence {sequence}")
         return count.value
 
-    def forget(self, sequence: int, length: int = 0) -> None:
-        """Cut a sequence back to its first `length` tokens; the memory of the others is free. Without any of them its
+    def forget(self, sequence: int, num_remaining: int = 0) -> None:
+        """Cut a sequence back to its first `num_remaining` tokens; the others' memory is free. Without any its
         source goes too."""
         with self._handle_in_use() as handle:
-            native.call("engine_forget", handle, sequence, length, label=f"sequence {sequence}")
+            native.call_or_raise("engine_forget", handle, sequence, num_remaining, label=f"sequence {sequence}")
 
     def cancel(self) -> None:
         """From any thread: the call that runs now raises `Cancelled`."""
         with self._handle_in_use() as handle:
-            native.call("engine_cancel", handle, label="the engine")
+            native.call_or_raise("engine_cancel", handle, label="the engine")
 
-    def spent(self, go_on: bool = True) -> dict[str, float]:
+    def thread_seconds_by_work(self, continue_measuring: bool = True) -> dict[str, float]:
         """Seconds of all threads by kind of work since the last call of this; the first begins to measure."""
         sums = (ctypes.c_int64 * len(SPENT))()
         with self._handle_in_use() as handle:
-            native.call("engine_profile", handle, sums, int(go_on), label="the engine")
+            native.call_or_raise("engine_profile", handle, sums, int(continue_measuring), label="the engine")
         return {name: nanoseconds / 1e9 for name, nanoseconds in zip(SPENT, sums, strict=True)}
 
     def close(self) -> None:
@@ -281,10 +287,10 @@ class Engine:
         with self._free:
             handle, self._handle = self._handle, ctypes.c_void_p()
             while handle and self._users:
-                native.call("engine_cancel", handle, label="the engine")
+                native.call_or_raise("engine_cancel", handle, label="the engine")
                 self._free.wait(0.01)  # a call that had not begun yet when it was cancelled is cancelled again
         if handle:
-            native.call("engine_free", handle, label="the engine")
+            native.call_or_raise("engine_free", handle, label="the engine")
 
     @contextmanager
     def _handle_in_use(self) -> Iterator[ctypes.c_void_p]:

@@ -94,20 +94,24 @@ def _checked_factors(widths: Sequence[int], update: LowRankUpdate) -> tuple[Tens
             )
     if bias is not None and tuple(bias.shape) != (rank,):
         raise KernelError(f"`bias` of an adapter is {list(bias.shape)}, and its rank is {rank}")
-    packed = _lines(down), _lines(up), None if bias is None else _padded(bias.float())
+    packed = (
+        _interleave_bfloat16_pairs(down),
+        _interleave_bfloat16_pairs(up),
+        None if bias is None else _pad_axes_to_16(bias.float()),
+    )
     if not all(bool(t.isfinite().all()) for t in packed if t is not None):
         raise KernelError("an adapter has a number that is NaN or infinite")
     return packed
 
 
-def _padded(tensor: Tensor) -> Tensor:
+def _pad_axes_to_16(tensor: Tensor) -> Tensor:
     """The tensor with zeros behind it, to multiples of 16 along every axis."""
     padded = torch.zeros([-(-size // _LANE) * _LANE for size in tensor.shape], dtype=tensor.dtype)
     padded[tuple(slice(size) for size in tensor.shape)] = tensor.detach()
     return padded
 
 
-def _lines(matrix: Tensor) -> Tensor:
+def _interleave_bfloat16_pairs(matrix: Tensor) -> Tensor:
     """A matrix [outputs, inputs] in bfloat16 as [blocks of 16 outputs, pairs of inputs, 16, 2]."""
-    padded = _padded(matrix.bfloat16())
+    padded = _pad_axes_to_16(matrix.bfloat16())
     return padded.view(-1, _LANE, padded.shape[1] // 2, 2).transpose(1, 2).contiguous()

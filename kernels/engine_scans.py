@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 def emit_step_with_state(self: _Reader, op: str, destination: int, step: Mapping, **fields) -> None:
-    self.emit(op, destination, x=step["x"], state=self.states, **fields)
+    self.append_step(op, destination, x=step["x"], state=self.states, **fields)
     self.states += 1
 
 
 def read_convolution_step(self: _Reader, step: Mapping, destination: int, width: int) -> None:
-    self.need(self.width(step["x"]) == width, f"registers {[step['x'], destination]} have different widths")
+    self.require(self.width(step["x"]) == width, f"registers {[step['x'], destination]} have different widths")
     filters = self.retained.matrix_index(step["filters"], None, width)
     weights = {"weight": filters, "bias": self.retained.vector_index(step["bias"], width)}
     emit_step_with_state(
@@ -28,13 +28,13 @@ def read_convolution_step(self: _Reader, step: Mapping, destination: int, width:
 
 def read_ssd_step(self: _Reader, step: Mapping, destination: int, width: int) -> None:
     heads, groups, states = (step[name] for name in ("heads", "groups", "states"))
-    self.need(
+    self.require(
         self.width(step["x"]) == width == heads * step["head_dim"] and heads % groups == 0,
         f"{heads} heads of {step['head_dim']} in {groups} groups are not {width} columns",
     )
     check_scan_operands(self, step, {"dt": heads, "b": groups * states, "c": groups * states})
     upper = math.inf if step["most"] is None else step["most"]
-    self.need(0 <= step["least"] <= upper, f"its time steps are to be {step['least']} to {upper}")
+    self.require(0 <= step["least"] <= upper, f"its time steps are to be {step['least']} to {upper}")
     rates, skip, bias = (self.retained.vector_index(step[name], heads) for name in ("rates", "skip", "bias"))
     fields = {"y": step["dt"], "z": step["b"], "c": step["c"], "weight": rates, "skip": skip, "bias": bias}
     fields |= {"kind": step["softplus"], "number": step["least"], "most": upper}
@@ -53,22 +53,22 @@ def read_selective_scan_step(self: _Reader, step: Mapping, destination: int, wid
 
 
 def check_scan_operands(self: _Reader, step: Mapping, widths: Mapping[str, int]) -> None:
-    self.need(step["states"] <= MAX_STATES, f"a channel has {step['states']} states")
+    self.require(step["states"] <= MAX_STATES, f"a channel has {step['states']} states")
     check_register_widths(self, step, widths)
 
 
 def check_register_widths(self: _Reader, step: Mapping, widths: Mapping[str, int]) -> None:
     for name, width in widths.items():
-        self.need(self.width(step[name]) == width, f"its `{name}` has {self.width(step[name])} columns, not {width}")
+        self.require(self.width(step[name]) == width, f"its `{name}` has {self.width(step[name])} columns, not {width}")
 
 
 def read_delta_rule_step(self: _Reader, step: Mapping, destination: int, width: int) -> None:
     heads, groups, n, p = (step[name] for name in ("heads", "groups", "head_dim", "value_dim"))
-    self.need(
+    self.require(
         self.width(step["x"]) == width == heads * p and heads % groups == 0,
         f"{heads} heads of {p} in {groups} groups are not {width} columns",
     )
-    self.need(n <= MAX_STATES, f"a key has {n} numbers")
+    self.require(n <= MAX_STATES, f"a key has {n} numbers")
     decays = heads * n if step["by_channel"] else heads
     check_register_widths(self, step, {"k": groups * n, "q": groups * n, "decay": decays, "beta": heads})
     operands = {"y": step["decay"], "z": step["k"], "c": step["q"], "gate": step["beta"], "kind": step["by_channel"]}

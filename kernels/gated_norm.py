@@ -7,10 +7,10 @@ from .kernel import Kernel
 from .native import KernelError
 from .sequences import (
     FLOATS,
-    address,
     as_float32,
-    call_at_level,
+    call_kernel_at_active_level,
     check_shape,
+    data_pointer,
     fake_like_x,
     pointer_and_stride,
     with_common_dtype,
@@ -49,14 +49,16 @@ class GatedNorm(Kernel):
         )
         y = torch.empty(m, width, dtype=x_rows.dtype)
         operands, sizes = (
-            (*pointer_and_stride(x_rows), *pointer_and_stride(gate), address(weight), address(y)),
+            (*pointer_and_stride(x_rows), *pointer_and_stride(gate), data_pointer(weight), data_pointer(y)),
             (m, groups, width // groups),
         )
-        call_at_level(cls.name, *operands, *sizes, eps, x_rows.dtype is torch.float32, torch.get_num_threads())
+        call_kernel_at_active_level(
+            cls.name, *operands, *sizes, eps, x_rows.dtype is torch.float32, torch.get_num_threads()
+        )
         return y.to(x.dtype)
 
     @staticmethod
-    def accepts(width: int, groups: int) -> str:
+    def unsupported_reason(width: int, groups: int) -> str:
         return f"{width} channels are not a multiple of {groups} groups" if width % groups else ""
 
     @staticmethod

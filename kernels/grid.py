@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .levels import load_library
-from .sequences import address, as_float32, call_at_level
+from .sequences import as_float32, call_kernel_at_active_level, data_pointer
 
 SHARES = tuple(1 - step / 80 for step in range(40))  # of the whole range, that are tried
 CACHED = 1 << 17  # weights whose scales are searched at a time
@@ -48,7 +48,7 @@ class Grid:
         groups = weight.reshape(weight.shape[0], -1, self.width(weight.shape[1]))  # [out, groups, group]
         worth = None if input_squares is None else input_squares.reshape(groups.shape[1:])
         if self.search and weight.device.type == "cpu" and weight.dtype is torch.float32 and load_library() is not None:
-            return self._fit_by_kernel(groups.contiguous(), None if worth is None else as_float32(worth))
+            return self._fit_scales_by_kernel(groups.contiguous(), None if worth is None else as_float32(worth))
         low, high = groups.amin(2).clamp(max=0), groups.amax(2).clamp(min=0)
         if not self.search:
             return self._scales_covering_range(low, high)
@@ -58,13 +58,15 @@ class Grid:
         scale, zero = (torch.cat(parts) for parts in zip(*fits, strict=True))
         return Scales(self.max_code, scale, zero)
 
-    def _fit_by_kernel(self, groups: Tensor, worth: Tensor | None) -> "Scales":
+    def _fit_scales_by_kernel(self, groups: Tensor, column_weights: Tensor | None) -> "Scales":
         """Scales of contiguous groups [out, groups, group] on a CPU, at the speed of its vectors."""
         scale, zero = torch.empty(groups.shape[:2]), torch.empty(groups.shape[:2])
         shares, (_, period, width) = torch.tensor(SHARES, dtype=torch.float32), groups.shape
-        pointers = map(address, (groups, worth, shares, scale, zero))
+        pointers = map(data_pointer, (groups, column_weights, shares, scale, zero))
         counts = scale.numel(), width, period, len(SHARES)
-        call_at_level("fit_grids", *pointers, *counts, float(self.max_code), self.symmetric, torch.get_num_threads())
+        call_kernel_at_active_level(
+            "fit_grids", *pointers, *counts, float(self.max_code), self.symmetric, torch.get_num_threads()
+        )
         return Scales(self.max_code, scale, zero)
 
     def _search_scales(
@@ -104,7 +106,7 @@ class Grid:
             low = -high
         empty = low == high
         low, high = torch.where(empty, -1.0, low), torch.where(empty, 1.0, high)
-        scale = no_less((high - low) / self.max_code)
+        scale = round_up_to_bfloat16((high - low) / self.max_code)
         zero = torch.full_like(scale, (self.max_code + 1) // 2) if self.symmetric else (-low / scale).round()
         return Scales(self.max_code, scale, zero)
 
@@ -117,11 +119,11 @@ class Scales:
     scale: Tensor
     zero: Tensor
 
-    def round_groups(self, groups: Tensor) -> Tensor:
+    def round_groups_to_grid(self, groups: Tensor) -> Tensor:
         """[out, groups, group] -> the nearest values of each group's grid."""
         return self._nearest(groups, self.scale[:, :, None], self.zero[:, :, None])
 
-    def codes(self, weight: Tensor) -> Tensor:
+    def nearest_codes(self, weight: Tensor) -> Tensor:
         """[out, in] -> the codes [out, in] uint8 of the nearest values."""
         groups = weight.reshape(weight.shape[0], self.scale.shape[1], -1)
         coded = torch.div(groups, self.scale[:, :, None]).round_().add_(self.zero[:, :, None])
@@ -130,7 +132,7 @@ class Scales:
     def round(self, weight: Tensor) -> Tensor:
         """[out, in] -> the nearest values."""
         groups = weight.reshape(weight.shape[0], self.scale.shape[1], -1)
-        return self.round_groups(groups).reshape(weight.shape)
+        return self.round_groups_to_grid(groups).reshape(weight.shape)
 
     def round_column(self, w: Tensor, group_index: int) -> Tensor:
         """[out] -> the nearest values of one group's grids."""
@@ -143,13 +145,13 @@ class Scales:
         return scale * (self._code(w, scale, zero) - zero)
 
 
-def joined(pieces: Sequence[Scales]) -> Scales:
+def concatenate_scales(pieces: Sequence[Scales]) -> Scales:
     """Scales of neighbouring groups, as one."""
     scale, zero = (torch.cat([getattr(part, name) for part in pieces], 1) for name in ("scale", "zero"))
     return Scales(pieces[0].max_code, scale, zero)
 
 
-def no_less(value: Tensor) -> Tensor:
+def round_up_to_bfloat16(value: Tensor) -> Tensor:
     """The least bfloat16 numbers that are not below positive float32 ones, as float32."""
     bits = value.contiguous().view(torch.int32)
     return ((bits + 0xFFFF) & ~0xFFFF).view(torch.float32)

@@ -44,7 +44,7 @@ class Kernel(ABC):
 
     name: str = ""
     schema: str = ""
-    keep: Callable[..., None] | None = None  # what the gradient needs, and the gradient,
+    setup_context: Callable[..., None] | None = None  # what the gradient needs, and the gradient,
     backward: Callable[..., Any] | None = None  # where training may meet this op
 
     def __init_subclass__(cls) -> None:
@@ -54,7 +54,7 @@ class Kernel(ABC):
         OPS.impl(cls.name, cls.native, "CPU")
         torch.library.register_fake(f"effc::{cls.name}", cls.fake, lib=OPS)
         if cls.backward:
-            torch.library.register_autograd(f"effc::{cls.name}", cls.backward, setup_context=cls.keep, lib=OPS)
+            torch.library.register_autograd(f"effc::{cls.name}", cls.backward, setup_context=cls.setup_context, lib=OPS)
         KERNELS[cls.name] = cls
 
     @staticmethod
@@ -74,7 +74,7 @@ class Kernel(ABC):
 
     @staticmethod
     @abstractmethod
-    def accepts(*arguments) -> str:
+    def unsupported_reason(*arguments) -> str:
         """Why this kernel can't take a layer, as a sentence; "" where it can."""
 
     @staticmethod

@@ -41,29 +41,33 @@ def load_library() -> ctypes.CDLL | None:
     return next((lib for lib in loaded if hasattr(lib, "effc_built")), None)
 
 
-def covers(level: str, other: str) -> bool:
-    """Whether a processor of one level runs the kernels of another."""
-    return any(other in family[: family.index(level) + 1] for family in FAMILIES.values() if level in family)
+def runs_kernels_of_level(machine_level: str, kernel_level: str) -> bool:
+    """Whether a processor of `machine_level` runs the kernels of `kernel_level`."""
+    return any(
+        kernel_level in family[: family.index(machine_level) + 1]
+        for family in FAMILIES.values()
+        if machine_level in family
+    )
 
 
-def level() -> str:
+def active_level() -> str:
     """The level that kernels run at now, one of `NAMES`."""
     if _forced:
         return _forced[-1]
     return resolve_level(os.environ.get("EFFC_ISA", ""))
 
 
-def code() -> int:
+def active_level_code() -> int:
     """`level` as the library counts."""
-    return CODES[level()]
+    return CODES[active_level()]
 
 
-def available() -> tuple[str, ...]:
+def available_levels() -> tuple[str, ...]:
     """The levels that can run here, lowest first."""
-    return tuple(name for name in NAMES if not unavailable_reason(name))
+    return tuple(name for name in NAMES if not level_unavailability_reason(name))
 
 
-def unavailable_reason(name: str) -> str:
+def level_unavailability_reason(name: str) -> str:
     """Why a level can't run here, as a sentence; "" where it can."""
     lib = load_library()
     if lib is None:
@@ -71,7 +75,7 @@ def unavailable_reason(name: str) -> str:
         return "" if name == "portable" else reason
     if name == MODEL:
         return "" if lib.effc_built(CODES[name]) else "this build has no model of AMX"
-    if not covers([*CODES][lib.effc_machine_level()], name):
+    if not runs_kernels_of_level([*CODES][lib.effc_machine_level()], name):
         return f"this machine lacks {NEEDS[name]}"
     if not lib.effc_built(CODES[name]):
         return f"the compiler of this build did not know {NEEDS[name]}"
@@ -82,23 +86,25 @@ def unavailable_reason(name: str) -> str:
 def resolve_level(name: str) -> str:
     """The level for a value of `EFFC_ISA`; the highest for "" and "native"."""
     if name in ("", "native"):
-        return available()[-1]
+        return available_levels()[-1]
     if name not in NAMES:
         raise NoSuchLevel(f"EFFC_ISA is {name}, and the levels are {', '.join(NAMES)}")
-    reason = unavailable_reason(name)
+    reason = level_unavailability_reason(name)
     if reason:
-        raise NoSuchLevel(f"EFFC_ISA is {name}: {reason}; the levels here are {', '.join(available())}")
+        raise NoSuchLevel(f"EFFC_ISA is {name}: {reason}; the levels here are {', '.join(available_levels())}")
     return name
 
 
-def active_level_reason() -> str:
+def active_level_and_reason() -> str:
     """Active level and its reason, for people."""
-    current = level()
+    current = active_level()
     if os.environ.get("EFFC_ISA", "") not in ("", "native"):
-        return f"level {current}, as EFFC_ISA says; the highest here is {available()[-1]}"
+        return f"level {current}, as EFFC_ISA says; the highest here is {available_levels()[-1]}"
     family = FAMILIES["ARM" if platform.machine() in ("aarch64", "arm64") else "x86-64"]
     above = family[family.index(current) + 1 :] if current in family else ()
-    return f"level {current}" + (f"; not {above[0]}: {unavailable_reason(above[0])}" if above else ", the highest")
+    return f"level {current}" + (
+        f"; not {above[0]}: {level_unavailability_reason(above[0])}" if above else ", the highest"
+    )
 
 
 _forced: list[str] = []
@@ -107,7 +113,7 @@ _forced: list[str] = []
 @contextmanager
 def at_forced_level(name: str) -> Iterator[None]:
     """Run kernels at a level that is available, or at `MODEL`, within a block: for tests and comparisons."""
-    assert not unavailable_reason(name), f"{name}: {unavailable_reason(name)}"
+    assert not level_unavailability_reason(name), f"{name}: {level_unavailability_reason(name)}"
     _forced.append(name)
     try:
         yield

@@ -99,24 +99,24 @@ def library_function(name: str) -> Callable[..., int]:
     return c_function
 
 
-def sentence(status: int) -> str:
+def message_of_status(status: int) -> str:
     """Message of a status other than 0."""
     return tuple(SENTENCES.values())[status - 1]
 
 
-def error_of(status: int, label: str = "the packed weight") -> KernelError:
+def error_of_status(status: int, label: str = "the packed weight") -> KernelError:
     """The error that a status other than 0 is raised as."""
-    return KernelError(f"{label} can't be used: {sentence(status)}")
+    return KernelError(f"{label} can't be used: {message_of_status(status)}")
 
 
-def call(name: str, *arguments, label: str = "the packed weight") -> None:
+def call_or_raise(name: str, *arguments, label: str = "the packed weight") -> None:
     """Call an exported function; raise what it answers, unless that is 0."""
     status = library_function(name)(*arguments)
     if status:
-        raise error_of(status, label)
+        raise error_of_status(status, label)
 
 
-def watch_mapped_files() -> None:
+def report_truncated_mapped_files() -> None:
     """Have this process say why it ends where a mapped file is cut; for processes that are ours alone."""
     if hasattr(levels.load_library(), "effc_watch_mapped_files"):  # a build of one's own may be older
-        call("watch_mapped_files")
+        call_or_raise("watch_mapped_files")

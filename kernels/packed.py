@@ -71,7 +71,7 @@ def pack(kernel: str, weight: Tensor, threads: int | None = None) -> Tensor:
     weight = to_packable_weight(weight)
     (n, k), label = weight.shape, weight_label(weight)
     head = Header(kind=KINDS[kernel], n=n, k=k)
-    native.call("pack_begin", ctypes.byref(head), label=label)
+    native.call_or_raise("pack_begin", ctypes.byref(head), label=label)
     offsets = torch.zeros(head.blocks + 1, dtype=torch.int64)
     scales = torch.zeros(16 * head.blocks)
     fixed = (
@@ -82,10 +82,12 @@ def pack(kernel: str, weight: Tensor, threads: int | None = None) -> Tensor:
         scales.data_ptr(),
     )
     threads = torch.get_num_threads() if threads is None else threads
-    native.call("pack", levels.code(), ctypes.byref(head), *fixed, None, threads, label=label)
+    native.call_or_raise("pack", levels.active_level_code(), ctypes.byref(head), *fixed, None, threads, label=label)
     packed = allocate_zero_bytes(head.bytes)
-    native.call("pack", levels.code(), ctypes.byref(head), *fixed, packed.data_ptr(), threads, label=label)
-    trust(kernel, packed)
+    native.call_or_raise(
+        "pack", levels.active_level_code(), ctypes.byref(head), *fixed, packed.data_ptr(), threads, label=label
+    )
+    mark_as_checked(kernel, packed)
     return packed
 
 
@@ -107,19 +109,19 @@ def weight_label(weight: Tensor) -> str:
     return f"a weight of {weight.shape[0]} outputs and {weight.shape[1]} inputs"
 
 
-def trust(kernel: str, packed: Tensor) -> None:
+def mark_as_checked(kernel: str, packed: Tensor) -> None:
     """Remember that a buffer was made or checked here."""
-    setattr(packed, _CHECKED, (KINDS[kernel], _version(packed)))
+    setattr(packed, _CHECKED, (KINDS[kernel], _tensor_version_counter(packed)))
 
 
-def checked_aligned_copy(kernel: str, packed: Tensor, n: int) -> Tensor:
+def checked_aligned_copy(kernel: str, packed: Tensor, out_features: int) -> Tensor:
     """A buffer that came from outside, checked deeply and copied to where a kernel reads it fastest."""
     packed = packed.detach().to("cpu")
     if packed.dtype != torch.uint8 or packed.dim() != 1:
         raise native.KernelError("the packed weight can't be used: it is not a row of bytes")
     aligned = allocate_zero_bytes(packed.numel())
     aligned.copy_(packed)
-    check_packed_weight(kernel, aligned, n)
+    check_packed_weight(kernel, aligned, out_features)
     return aligned
 
 
@@ -131,27 +133,27 @@ def kernel_of(packed: Tensor) -> str:
     return next((name for name, code in KINDS.items() if code == kind), "")
 
 
-def check_packed_weight(kernel: str, packed: Tensor, n: int = -1, deep: bool = True) -> None:
+def check_packed_weight(kernel: str, packed: Tensor, out_features: int = -1, reads_all_bytes: bool = True) -> None:
     """Raise where a buffer is not a sound packed weight for this kernel; remember where it is.
 
-    deep   read it whole; else its header and sizes alone, which is not remembered
+    reads_all_bytes   read it whole; else its header and sizes alone, which is not remembered
     """
     kind = KINDS[kernel]
-    if getattr(packed, _CHECKED, None) == (kind, _version(packed)):
+    if getattr(packed, _CHECKED, None) == (kind, _tensor_version_counter(packed)):
         return
     if packed.dtype != torch.uint8 or packed.dim() != 1 or not packed.is_contiguous():
         raise native.KernelError("the packed weight can't be used: it is not a row of bytes")
-    native.call("check", packed.data_ptr(), packed.numel(), kind, n, int(deep))
-    if deep:
-        trust(kernel, packed)
+    native.call_or_raise("check", packed.data_ptr(), packed.numel(), kind, out_features, int(reads_all_bytes))
+    if reads_all_bytes:
+        mark_as_checked(kernel, packed)
 
 
-def _version(packed: Tensor) -> int:
+def _tensor_version_counter(packed: Tensor) -> int:
     """Version counter of a tensor, as far as torch counts."""
     return 0 if packed.is_inference() else packed._version
 
 
-def facts(packed: Tensor) -> PackedFacts:
+def packed_facts(packed: Tensor) -> PackedFacts:
     """Kernel, sizes and density of a checked buffer."""
     head = Header.from_buffer_copy(bytes(packed[:128].numpy()))
     return PackedFacts(kernel_of(packed), head.n, head.k, head.kept, head.bytes, head.group & 0xFFFF)

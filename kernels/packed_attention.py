@@ -45,14 +45,16 @@ class PackedAttention(Kernel):
         group, strides = q.shape[0] * q.shape[1] // heads, (stream.stride(0), offsets.stride(0), keys.shape[1])
         sizes = heads, group, q.shape[2], n_blocks, n_recent, *strides
         is_float, threads = q.dtype == torch.float32, torch.get_num_threads()
-        native.call(cls.name, levels.code(), *at, *sizes, scale, is_float, threads, label="the cache")
+        native.call_or_raise(
+            cls.name, levels.active_level_code(), *at, *sizes, scale, is_float, threads, label="the cache"
+        )
         return out
 
     @staticmethod
-    def accepts(heads: int, key_heads: int, d: int) -> str:
+    def unsupported_reason(heads: int, key_heads: int, head_dim: int) -> str:
         if heads % key_heads:
             return f"{heads} query heads are not a multiple of {key_heads} key heads"
-        return f"a head has {d} dimensions, and the kernel takes 1024" if d > 1024 else ""
+        return f"a head has {head_dim} dimensions, and the kernel takes 1024" if head_dim > 1024 else ""
 
     @staticmethod
     def cases() -> list[tuple[int, int, int, int]]:

@@ -71,20 +71,20 @@ class PackedLinear(Kernel):
             if step != 1:
                 x, stride = x.contiguous(), k
         if bias is not None:
-            bias = _fit(bias, n)
+            bias = _checked_contiguous_bias(bias, n)
         y = torch.empty((*shape[:-1], n), dtype=dtype)
         weight = packed.data_ptr(), packed.numel(), n, k
         rows = x.data_ptr(), x.numel() // (k or 1), stride, dtype is torch.float32
         shift = None if bias is None else bias.data_ptr(), bias is not None and bias.dtype is torch.float32
         status = native.library_function(cls.name)(
-            levels.code(), *weight, *rows, *shift, y.data_ptr(), torch.get_num_threads()
+            levels.active_level_code(), *weight, *rows, *shift, y.data_ptr(), torch.get_num_threads()
         )
         if status:
-            raise native.error_of(status)
+            raise native.error_of_status(status)
         return y
 
     @staticmethod
-    def keep(ctx, inputs, output) -> None:
+    def setup_context(ctx, inputs, output) -> None:
         x, packed, bias, _n = inputs
         ctx.save_for_backward(packed)
         ctx.inputs = x.shape[-1]
@@ -102,7 +102,7 @@ class PackedLinear(Kernel):
         return x_grad, None, bias_grad, None
 
     @classmethod
-    def accepts(cls, n: int, k: int, dtype: torch.dtype = torch.bfloat16) -> str:
+    def unsupported_reason(cls, n: int, k: int, dtype: torch.dtype = torch.bfloat16) -> str:
         if min(n, k) < 1:
             return "it has no outputs or no inputs"
         if not dtype.is_floating_point:
@@ -119,17 +119,17 @@ class PackedLinearInt8(PackedLinear):
     """Packed linear with int8 weights, a scale per output, and x rounded row by row; sums are exact int32."""
 
     @classmethod
-    def accepts(cls, n, k, dtype=torch.bfloat16) -> str:
+    def unsupported_reason(cls, n, k, dtype=torch.bfloat16) -> str:
         if k > MAX_INPUTS:
             return f"it has {k} inputs, and int32 sums hold {MAX_INPUTS}"
-        return super().accepts(n, k, dtype)
+        return super().unsupported_reason(n, k, dtype)
 
     @classmethod
     def reference(cls, x, packed, bias, n) -> Tensor:
         return matmul_with_rounded_inputs(x, cls.unpack(packed), bias)
 
 
-def _fit(bias: Tensor, n: int) -> Tensor:
+def _checked_contiguous_bias(bias: Tensor, n: int) -> Tensor:
     if bias.shape != (n,):
         raise native.KernelError(f"a bias of shape {list(bias.shape)} does not fit {n} outputs")
     if not bias.is_cpu:
@@ -138,16 +138,16 @@ def _fit(bias: Tensor, n: int) -> Tensor:
 
 
 def matmul_with_rounded_inputs(
-    x: Tensor, weight: Tensor, bias: Tensor | None, full_scale: Tensor | None = None
+    x: Tensor, weight: Tensor, bias: Tensor | None, max_magnitude: Tensor | None = None
 ) -> Tensor:
-    """x @ weight.T + bias with every row of x rounded to steps of a 127th of `full_scale` [..., 1] or its largest."""
+    """x @ weight.T + bias with every row of x rounded to 127ths of `max_magnitude` [..., 1] or of its largest."""
     rows = x.float()
     largest = rows.abs().amax(-1, keepdim=True) if x.shape[-1] else rows
-    full_scale = largest if full_scale is None else full_scale
+    max_magnitude = largest if max_magnitude is None else max_magnitude
     inverse = torch.where(
-        largest > 1e-30, torch.full_like(full_scale, 127) / full_scale, 0.0
-    )  # 127 / full_scale is rounded twice
-    y = linear(((rows * inverse).round() * (full_scale / 127)).double(), weight.double())
+        largest > 1e-30, torch.full_like(max_magnitude, 127) / max_magnitude, 0.0
+    )  # 127 / max_magnitude is rounded twice
+    y = linear(((rows * inverse).round() * (max_magnitude / 127)).double(), weight.double())
     return (y + (0 if bias is None else bias.double())).to(x.dtype)
 
 
@@ -155,7 +155,7 @@ def unpack_packed_weight(packed: Tensor) -> Tensor:
     """The weight [n, k] float32 of a checked buffer, written from the format's description alone."""
     raw = packed.numpy()
     head = packing.Header.from_buffer_copy(raw[:128].tobytes())
-    kernel = packing.facts(packed).kernel
+    kernel = packing.packed_facts(packed).kernel
     if "int4" in kernel:
         return _unpack_int4(raw, head)
     offsets = raw[head.offsets_at : head.offsets_at + 8 * head.blocks + 8].view(np.int64)
@@ -192,9 +192,9 @@ def unpack_block_vectors(stream: np.ndarray, kernel: str, tiles: int) -> np.ndar
     """The weights of a block as [groups, one vector] of numbers."""
     element = np.int8 if "int8" in kernel else np.uint16
     if kernel.startswith("dense"):
-        return _numbers(stream[: 1024 * tiles].view(element))
+        return _to_float32(stream[: 1024 * tiles].view(element))
     if kernel == "block_sparse_linear":
-        return _numbers(_unpack_block_sparse(stream, tiles))
+        return _to_float32(_unpack_block_sparse(stream, tiles))
     mask_bytes = 128 if element is np.int8 else 64
     dense, at = np.zeros((tiles, 1024 // element().itemsize), element), 0
     for tile in range(tiles):
@@ -203,7 +203,7 @@ def unpack_block_vectors(stream: np.ndarray, kernel: str, tiles: int) -> np.ndar
         count = int(bits.sum()) * element().itemsize
         dense[tile][bits] = stream[at : at + count].copy().view(element)
         at += count
-    return _numbers(dense)
+    return _to_float32(dense)
 
 
 def _unpack_block_sparse(stream: np.ndarray, tiles: int) -> np.ndarray:
@@ -215,7 +215,7 @@ def _unpack_block_sparse(stream: np.ndarray, tiles: int) -> np.ndarray:
     return dense
 
 
-def _numbers(values: np.ndarray) -> np.ndarray:
+def _to_float32(values: np.ndarray) -> np.ndarray:
     if values.dtype == np.int8:
         return values.astype(np.float32)
     return (values.astype(np.uint32) << 16).view(np.float32)

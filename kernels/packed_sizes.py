@@ -9,7 +9,7 @@ HEADER, TAIL, LINE, OUTPUTS = 128, 64, 64, 16
 TILE_INPUTS = {"bf16": 32, "int8": 64}
 
 
-def packed_bytes(
+def packed_weight_bytes(
     kernel: str, n: int, k: int, zero_share: float = 0.0, group_size: int = 64, has_zero_codes: bool = True
 ) -> int:
     """Size of the buffer into which a kernel packs a weight [n, k].
@@ -40,7 +40,7 @@ def packed_bytes(
     return _round_up_to_cache_line(HEADER + 8 * (blocks + 1) + lanes) + stream + TAIL
 
 
-def kv_bytes(slot: Mapping[str, Any]) -> int:
+def kv_bytes_per_token(slot: Mapping[str, Any]) -> int:
     """Bytes of a token's keys and values in a slot of a native plan."""
     key, value = slot["head_dim"], slot.get("value_dim", slot["head_dim"])
     if slot.get("numbers") != "int8":

@@ -5,7 +5,15 @@ from torch.nn.functional import linear
 
 from .kernel import Kernel
 from .native import KernelError
-from .sequences import FLOATS, address, as_float32, call_at_level, check_shape, pointer_and_stride, with_contiguous_rows
+from .sequences import (
+    FLOATS,
+    as_float32,
+    call_kernel_at_active_level,
+    check_shape,
+    data_pointer,
+    pointer_and_stride,
+    with_contiguous_rows,
+)
 
 MAX_ROWS = 8  # from there on torch's own product is as fast
 
@@ -32,10 +40,10 @@ class RowProduct(Kernel):
         if x.dtype is not w.dtype or x.dtype not in FLOATS:
             raise KernelError(f"rows of {x.dtype} do not fit a weight of {w.dtype}")
         x, w, bias, y = with_contiguous_rows(x), w.contiguous(), as_float32(bias), torch.empty(m, n, dtype=x.dtype)
-        call_at_level(
+        call_kernel_at_active_level(
             cls.name,
             *pointer_and_stride(x),
-            *map(address, (w, bias, y)),
+            *map(data_pointer, (w, bias, y)),
             m,
             n,
             k,
@@ -45,10 +53,10 @@ class RowProduct(Kernel):
         return y
 
     @staticmethod
-    def accepts(m: int, w: torch.Tensor) -> str:
-        if m > MAX_ROWS:
-            return f"it has {m} rows, and torch's product is as fast from {MAX_ROWS} on"
-        return "" if w.dtype in FLOATS else f"its weights are {w.dtype}"
+    def unsupported_reason(num_rows: int, weight: torch.Tensor) -> str:
+        if num_rows > MAX_ROWS:
+            return f"it has {num_rows} rows, and torch's product is as fast from {MAX_ROWS} on"
+        return "" if weight.dtype in FLOATS else f"its weights are {weight.dtype}"
 
     @staticmethod
     def cases() -> list[tuple[int, int, int]]:

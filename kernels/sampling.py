@@ -42,22 +42,22 @@ class Sampler:
                 raise KernelError(f"sampling with `{name}` {getattr(self, name)} has no meaning")
         self._state = ctypes.c_uint64(self.seed)
 
-    def sample_next_token(self, logits: Tensor, tokens: Tensor | Sequence[int] | None = None) -> int:
+    def sample_next_token(self, logits: Tensor, previous_tokens: Tensor | Sequence[int] | None = None) -> int:
         """The next token.
 
         logits   [vocabulary] float32
-        tokens   [n]: the sequence so far; only the penalty looks at it
+        previous_tokens   [n]: the sequence so far; only the penalty looks at it
         """
         logits = logits.detach().to(torch.float32).contiguous()
-        penalised = tokens is not None and self.repetition_penalty != 1
-        penalised_ids = torch.as_tensor(tokens if penalised else [], dtype=torch.int64).contiguous()
+        penalised = previous_tokens is not None and self.repetition_penalty != 1
+        penalised_ids = torch.as_tensor(previous_tokens if penalised else [], dtype=torch.int64).contiguous()
         token = ctypes.c_int64()
         values = logits.data_ptr(), logits.numel(), penalised_ids.data_ptr(), penalised_ids.numel()
         rules = self.temperature, self.top_k, self.top_p, self.repetition_penalty
         results = ctypes.byref(self._state), ctypes.byref(token)
-        status = native.library_function("sample")(levels.code(), *values, *rules, *results)
+        status = native.library_function("sample")(levels.active_level_code(), *values, *rules, *results)
         if status == _NOT_FINITE:
             raise KernelError("no token can be chosen: a logit is NaN or infinite")
         if status:
-            raise native.error_of(status, "the logits")
+            raise native.error_of_status(status, "the logits")
         return token.value

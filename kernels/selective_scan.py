@@ -6,11 +6,11 @@ from torch.nn import functional
 
 from .kernel import Kernel
 from .sequences import (
-    address,
     as_float32,
-    call_at_level,
+    call_kernel_at_active_level,
     check_shape,
     checked_live_ranges,
+    data_pointer,
     live_mask,
     pointer_and_strides,
     with_common_dtype,
@@ -18,7 +18,7 @@ from .sequences import (
 )
 
 
-def keep(ctx, inputs, output) -> None:
+def setup_context(ctx, inputs, output) -> None:
     tensors = [x for x in inputs if x is None or isinstance(x, Tensor)]
     ctx.save_for_backward(*tensors)
     ctx.options = [x for x in inputs if not (x is None or isinstance(x, Tensor))]
@@ -41,12 +41,14 @@ def backward(ctx, grad, grad_state) -> tuple:
     of_d, of_bias = (torch.zeros(batches, channels) for _ in range(2))
     outputs = (of_x, of_dt, of_z, of_b, of_c, of_a, of_state, of_d, of_bias)
     pointers = (
-        *map(address, wide),
-        *map(address, inputs),
-        *map(address, outputs),
-        address(checked_live_ranges(bounds, batches, length)),
+        *map(data_pointer, wide),
+        *map(data_pointer, inputs),
+        *map(data_pointer, outputs),
+        data_pointer(checked_live_ranges(bounds, batches, length)),
     )
-    call_at_level("selective_scan_backward", *pointers, batches, length, channels, n, softplus, torch.get_num_threads())
+    call_kernel_at_active_level(
+        "selective_scan_backward", *pointers, batches, length, channels, n, softplus, torch.get_num_threads()
+    )
     last_axis_first = of_x.mT, of_dt.mT, of_a.sum(0), of_b.sum(1).mT, of_c.sum(1).mT
     grads = *last_axis_first, of_d.sum(0), of_z.mT, of_bias.sum(0), of_state
     x_, dt_, a_, b_, c_, d_, z_, bias_, state_ = (
@@ -71,7 +73,7 @@ class SelectiveScan(Kernel):
         "bool softplus, Tensor? state, Tensor? bounds) -> (Tensor, Tensor)"
     )
 
-    keep, backward = staticmethod(keep), staticmethod(backward)
+    setup_context, backward = staticmethod(setup_context), staticmethod(backward)
 
     @staticmethod
     def fake(x, dt, a, b, c, d, z, bias, softplus, state, live_ranges) -> tuple[Tensor, Tensor]:
@@ -122,14 +124,14 @@ class SelectiveScan(Kernel):
             *pointer_and_strides(b),
             *pointer_and_strides(c),
         )
-        pointers, sizes = map(address, (a, d, bias, y, h, live_ranges)), (batches, length, channels, n)
+        pointers, sizes = map(data_pointer, (a, d, bias, y, h, live_ranges)), (batches, length, channels, n)
         is_float = x_rows.dtype is torch.float32
-        call_at_level(cls.name, *layouts, *pointers, *sizes, is_float, softplus, torch.get_num_threads())
+        call_kernel_at_active_level(cls.name, *layouts, *pointers, *sizes, is_float, softplus, torch.get_num_threads())
         return y.mT.to(x.dtype), h
 
     @staticmethod
-    def accepts(n: int) -> str:
-        return "" if 0 < n <= 4096 else f"a channel has {n} states"
+    def unsupported_reason(num_states: int) -> str:
+        return "" if 0 < num_states <= 4096 else f"a channel has {num_states} states"
 
     @staticmethod
     def cases() -> list[tuple[int, int, int, int]]:

@@ -5,10 +5,10 @@ import torch
 from .kernel import Kernel
 from .selective_scan import SelectiveScan
 from .sequences import (
-    address,
     as_float32,
-    call_at_level,
+    call_kernel_at_active_level,
     check_shape,
+    data_pointer,
     fake_like_state,
     pointer_and_stride,
     with_common_dtype,
@@ -65,13 +65,13 @@ class SelectiveStep(Kernel):
             *pointer_and_stride(b),
             *pointer_and_stride(c),
         )
-        pointers, is_float = map(address, (a, d, bias, y, h)), x_rows.dtype is torch.float32
-        call_at_level(
+        pointers, is_float = map(data_pointer, (a, d, bias, y, h)), x_rows.dtype is torch.float32
+        call_kernel_at_active_level(
             cls.name, *operands, *pointers, batches, channels, n, is_float, softplus, a_is_log, torch.get_num_threads()
         )
         if h is not state:
             state.copy_(h)
         return y.to(x.dtype)
 
-    accepts = SelectiveScan.accepts
+    unsupported_reason = SelectiveScan.unsupported_reason
     cases = SelectiveScan.cases

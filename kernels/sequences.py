@@ -10,11 +10,11 @@ from . import levels, native
 FLOATS = (torch.float32, torch.bfloat16)
 
 
-def call_at_level(name: str, *arguments) -> None:
+def call_kernel_at_active_level(name: str, *arguments) -> None:
     """Call a compiled kernel at the instruction set in use. Raises KernelError where it refuses its arguments."""
-    status = native.library_function(name)(levels.code(), *arguments)
+    status = native.library_function(name)(levels.active_level_code(), *arguments)
     if status:
-        raise native.error_of(status, "the sequence")
+        raise native.error_of_status(status, "the sequence")
 
 
 def with_contiguous_rows(x: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ def with_contiguous_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def address(x: Tensor | None) -> int | None:
+def data_pointer(x: Tensor | None) -> int | None:
     """Address of a tensor's first number; None, a null pointer, without one."""
     return None if x is None else x.data_ptr()
 
@@ -76,10 +76,10 @@ def fake_like_state(state: Tensor, x: Tensor, *_) -> Tensor:
     return fake_like_x(x)
 
 
-def check_shape(label: str, x: Tensor | None, *shape: int) -> None:
+def check_shape(label: str, x: Tensor | None, *expected_shape: int) -> None:
     """Raises KernelError where a tensor has another shape; None always fits."""
-    if x is not None and x.shape != shape:
-        raise native.KernelError(f"{label} of shape {list(x.shape)} does not fit: {list(shape)} is wanted")
+    if x is not None and x.shape != expected_shape:
+        raise native.KernelError(f"{label} of shape {list(x.shape)} does not fit: {list(expected_shape)} is wanted")
 
 
 def pointer_and_strides(x: Tensor | None) -> tuple:

@@ -4,13 +4,13 @@ import torch
 from torch.nn import functional
 
 from .kernel import Kernel
-from .selective_scan import keep
+from .selective_scan import setup_context
 from .sequences import (
-    address,
     as_float32,
-    call_at_level,
+    call_kernel_at_active_level,
     check_shape,
     checked_live_ranges,
+    data_pointer,
     fake_like_x,
     live_mask,
     pointer_and_strides,
@@ -32,9 +32,13 @@ def backward(ctx, grad, grad_state) -> tuple:
     of_a, of_d, of_bias = (torch.zeros(batches, heads) for _ in range(3))
     outputs = (of_x, of_dt, of_b, of_c, of_state, of_a, of_d, of_bias)
     softplus, least, upper = ctx.options
-    pointers = *map(address, inputs), *map(address, outputs), address(checked_live_ranges(bounds, batches, length))
+    pointers = (
+        *map(data_pointer, inputs),
+        *map(data_pointer, outputs),
+        data_pointer(checked_live_ranges(bounds, batches, length)),
+    )
     sizes = batches, length, heads, p, groups, n
-    call_at_level("ssd_scan_backward", *pointers, *sizes, least, upper, softplus, torch.get_num_threads())
+    call_kernel_at_active_level("ssd_scan_backward", *pointers, *sizes, least, upper, softplus, torch.get_num_threads())
     of_b, of_c = (t.unflatten(2, (groups, -1)).sum(3) for t in (of_b, of_c))
     grads = (of_x, of_dt, of_a.sum(0), of_b, of_c, of_d.sum(0), of_bias.sum(0), of_state)
     *before, last = (None if t is None else g.to(t.dtype) for t, g in zip(saved[:8], grads, strict=True))
@@ -58,22 +62,24 @@ class SsdScan(Kernel):
         "float least, float most, Tensor? state, Tensor? bounds) -> (Tensor, Tensor)"
     )
 
-    keep, backward = staticmethod(keep), staticmethod(backward)
+    setup_context, backward = staticmethod(setup_context), staticmethod(backward)
 
     @staticmethod
-    def fake(x, dt, a, b, c, d, bias, softplus, min_dt, upper, state, live_ranges) -> tuple[torch.Tensor, torch.Tensor]:
+    def fake(
+        x, dt, a, b, c, d, bias, softplus, min_dt, max_dt, state, live_ranges
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         shape = x.shape[0], *x.shape[2:], b.shape[3]
         return fake_like_x(x), x.new_empty(shape, dtype=torch.float32)
 
     @staticmethod
     def reference(
-        x, dt, a, b, c, d, bias, softplus, min_dt, upper, state, live_ranges
+        x, dt, a, b, c, d, bias, softplus, min_dt, max_dt, state, live_ranges
     ) -> tuple[torch.Tensor, torch.Tensor]:
         wide = torch.float64 if x.dtype is torch.float64 else torch.float32
         wide_x, dt, a, b, c = (t.to(wide) for t in (x, dt, a, b, c))
         b, c = (t.repeat_interleave(x.shape[2] // t.shape[2], 2) for t in (b, c))
         dt = dt if bias is None else dt + bias.to(wide)
-        dt = (functional.softplus(dt) if softplus else dt).clamp(min_dt, upper)
+        dt = (functional.softplus(dt) if softplus else dt).clamp(min_dt, max_dt)
         mask = live_mask(live_ranges, *x.shape[:2])
         shape = x.shape[0], *x.shape[2:], b.shape[3]
         h = torch.zeros(shape, dtype=wide) if state is None else state.to(wide)
@@ -89,14 +95,14 @@ class SsdScan(Kernel):
 
     @classmethod
     def native(
-        cls, x, dt, a, b, c, d, bias, softplus, min_dt, upper, state, live_ranges
+        cls, x, dt, a, b, c, d, bias, softplus, min_dt, max_dt, state, live_ranges
     ) -> tuple[torch.Tensor, torch.Tensor]:
         batches, length, heads, p = x.shape
         groups, n = b.shape[2:]
         _refuse_mismatched_shapes(x, dt, a, b, c, d, bias, state)
         live_ranges = checked_live_ranges(live_ranges, batches, length)
         x_rows, dt, b, c = with_common_dtype(x, dt, b, c)
-        x_rows, b, c = (flat(t) for t in (x_rows, b, c))  # [b, t, h * p] and [b, t, g * n]
+        x_rows, b, c = (flatten_heads(t) for t in (x_rows, b, c))  # [b, t, h * p] and [b, t, g * n]
         dt = with_contiguous_rows(dt)
         y = torch.empty(batches, length, heads, p, dtype=x_rows.dtype)
         h = torch.zeros(batches, heads, p, n) if state is None else state.float().contiguous().clone()
@@ -107,13 +113,15 @@ class SsdScan(Kernel):
             *pointer_and_strides(b),
             *pointer_and_strides(c),
         )
-        pointers, sizes = map(address, (a, d, bias, y, h, live_ranges)), (batches, length, heads, p, groups, n)
+        pointers, sizes = map(data_pointer, (a, d, bias, y, h, live_ranges)), (batches, length, heads, p, groups, n)
         is_float = x_rows.dtype is torch.float32
-        call_at_level(cls.name, *layouts, *pointers, *sizes, min_dt, upper, is_float, softplus, torch.get_num_threads())
+        call_kernel_at_active_level(
+            cls.name, *layouts, *pointers, *sizes, min_dt, max_dt, is_float, softplus, torch.get_num_threads()
+        )
         return y.to(x.dtype), h
 
     @staticmethod
-    def accepts(heads: int, groups: int) -> str:
+    def unsupported_reason(heads: int, groups: int) -> str:
         return f"{heads} heads are not a multiple of {groups} groups" if heads % groups else ""
 
     @staticmethod
@@ -129,7 +137,7 @@ class SsdScan(Kernel):
         ]
 
 
-def flat(x: torch.Tensor) -> torch.Tensor:
+def flatten_heads(x: torch.Tensor) -> torch.Tensor:
     """[b, t, h, w] as [b, t, h * w], a copy only where that is no view with a contiguous last axis."""
     return with_contiguous_rows(x.flatten(2))
 

@@ -4,10 +4,10 @@ import torch
 
 from .kernel import Kernel
 from .sequences import (
-    address,
     as_float32,
-    call_at_level,
+    call_kernel_at_active_level,
     check_shape,
+    data_pointer,
     fake_like_state,
     pointer_and_stride,
     with_common_dtype,
@@ -58,12 +58,14 @@ class SsdStep(Kernel):
             torch.empty(batches, heads, p, dtype=x_rows.dtype),
         )
         operands = *pointer_and_stride(x_rows), *pointer_and_stride(dt), *pointer_and_stride(b), *pointer_and_stride(c)
-        pointers, sizes = map(address, (a, d, bias, y, h)), (batches, heads, p, groups, n)
+        pointers, sizes = map(data_pointer, (a, d, bias, y, h)), (batches, heads, p, groups, n)
         is_float = x_rows.dtype is torch.float32
-        call_at_level(cls.name, *operands, *pointers, *sizes, is_float, softplus, a_is_log, torch.get_num_threads())
+        call_kernel_at_active_level(
+            cls.name, *operands, *pointers, *sizes, is_float, softplus, a_is_log, torch.get_num_threads()
+        )
         if h is not state:
             state.copy_(h)
         return y.to(x.dtype)
 
-    accepts = SsdScan.accepts
+    unsupported_reason = SsdScan.unsupported_reason
     cases = SsdScan.cases

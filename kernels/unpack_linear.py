@@ -27,12 +27,20 @@ class UnpackLinear(Kernel):
         kernel = packing.kernel_of(packed)
         packing.check_packed_weight(kernel or "dense_linear", packed, n)
         weight = torch.empty((n, k))
-        arguments = levels.code(), packed.data_ptr(), packed.numel(), n, k, weight.data_ptr(), torch.get_num_threads()
-        native.call("unpack_linear", *arguments)
+        arguments = (
+            levels.active_level_code(),
+            packed.data_ptr(),
+            packed.numel(),
+            n,
+            k,
+            weight.data_ptr(),
+            torch.get_num_threads(),
+        )
+        native.call_or_raise("unpack_linear", *arguments)
         return weight
 
     @staticmethod
-    def accepts(n, k) -> str:
+    def unsupported_reason(n, k) -> str:
         return ""
 
     cases = PackedLinear.cases

@@ -52,7 +52,7 @@ def main(effc: str) -> None:
             "print(m(input_ids=torch.arange(8)[None]).logits.shape[1])"
         )
         assert run(python, "-c", code).strip() == "8"
-        levels = run(python, "-c", "from effc.kernels import levels; print(*levels.available())").split()
+        levels = run(python, "-c", "from effc.kernels import levels; print(*levels.available_levels())").split()
         assert len(levels) > 0 and levels[0] == "portable"
     print(f"the wheel works: {where.parent}, kernels at {levels[-1]}")
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from effc.compiler.analysis.discovery.structure import find_skeleton
+from effc.compiler.analysis.discovery.structure import discover_skeleton_without_weights
 from effc.compiler.driver import api
 from effc.compiler.driver.models import resolve_origin
 from effc.compiler.inputs.sources.zoo import zoo_folders_by_name
@@ -20,7 +20,7 @@ from tests.worlds import context
 @pytest.mark.parametrize("name", sorted(zoo_folders_by_name()))
 def test_the_shipped_skeleton_is_the_one_that_is_discovered(tmp_path, name):
     shipped = json.loads((zoo_folders_by_name()[name] / "skeleton.json").read_text())
-    found = find_skeleton(resolve_origin(f"zoo:{name}", context(tmp_path).settings))
+    found = discover_skeleton_without_weights(resolve_origin(f"zoo:{name}", context(tmp_path).settings))
     assert Skeleton.from_json(shipped) == found
 
 

@@ -29,11 +29,11 @@ from torch import nn
 
 from ...dsl.checker.skeleton import Branch, Group, Scan, Skeleton, is_submodule
 from ...dsl.syntax.diagnostics import Reject
-from ..analysis.discovery.bypass import staying
+from ..analysis.discovery.bypass import other_operand_of_join
 from ..analysis.discovery.discover import skeleton_of
-from ..analysis.discovery.experts import expert_width_mismatch
+from ..analysis.discovery.experts import expert_width_problems
 from ..analysis.discovery.mixers.graphs import mixer_graphs
-from ..analysis.discovery.mixers.scanless import graph_without_scan, skip_of
+from ..analysis.discovery.mixers.scanless import graph_without_scan, skip_parameter_path
 from ..analysis.planning import shrink
 from ..ir.capture.meta_capture import capture_without_weights
 from ..ir.graphs import ancestors
@@ -172,7 +172,7 @@ def _padding_to_config(program: Program, config: Any, max_numbers: int | None = 
     shapes = {name: tuple(t.shape) for name, t in distinct_tensors(stock_module)}
     old_shapes = {name: tuple(t.shape) for name, t in model.state_dict(keep_vars=True).items()}
     plan = Padding(config, shapes)
-    plan.reasons += expert_width_mismatch(skeleton_of(program), shapes)
+    plan.reasons += expert_width_problems(skeleton_of(program), shapes)
     plan.reasons += [f"{name} is new" for name in old_shapes if name not in stock_module.state_dict()]
     plan.reasons += [*_config_dependent_numbers(model, stock_module), *modules_reading_stream_width(model, config)]
     plan.reasons += _head_width_conflict_texts(skeleton_of(program), skeleton_of(stock))
@@ -362,7 +362,7 @@ def _removed_scans(current: Skeleton, stock: Skeleton) -> list[Scan]:
 def _set_scanless_positions(padding: Padding, stock: Program, scan: Scan, shrunk_shapes: Shapes) -> None:
     """Positions of a scanless mixer's rows in a full one, and the values that fill the rest."""
     mixer_graph, mixer = mixer_graphs(stock)[scan.site], stock.model.get_submodule(scan.site)
-    skip, less = skip_of(mixer_graph), graph_without_scan(mixer_graph, mixer)
+    skip, less = skip_parameter_path(mixer_graph), graph_without_scan(mixer_graph, mixer)
     if skip is None:
         padding.reasons.append(f"{scan.site} has no skip that could hand its input on")
         return
@@ -384,7 +384,7 @@ def _differing_graphs(
     for branch in missing_branches:
         if program.units[branch.unit].edited:
             graph = stock.units[branch.unit].graph
-            rewriter.drop_branch(branch.unit, branch.join, staying(graph, branch))
+            rewriter.drop_branch(branch.unit, branch.join, other_operand_of_join(graph, branch))
     for path, unit in program.units.items():
         if unit.edited and _call_descriptions(unit) != _call_descriptions(stock.units[path]):
             yield f"{path} runs another graph than its class, and not for a dropped part alone"

@@ -99,7 +99,7 @@ def _load_checked(
     base: Any,
     **engine_options: Any,
 ) -> "PreTrainedModel":
-    from ..ir.layers.linear import refuse_device
+    from ..ir.layers.linear import refuse_non_cpu_device_of_kernels
 
     if signed_by:
         verify_signature_and_files(path, signed_by)
@@ -116,7 +116,7 @@ def _load_checked(
         on_event(Warned(other_versions(sentence)))
     if device is None:
         return model
-    refuse_device(model, device)
+    refuse_non_cpu_device_of_kernels(model, device)
     refuse_unusable_device(device)
     return model.to(device)
 

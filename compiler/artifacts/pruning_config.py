@@ -16,8 +16,8 @@ from typing import Any
 
 from ...dsl.checker.skeleton import Branch, Group, Skeleton
 from ...dsl.syntax.diagnostics import Fault, Reject
-from ..analysis.planning.layer_profile import layer_group_counts, original
-from ..analysis.planning.selection import is_inside
+from ..analysis.planning.layer_profile import layer_group_counts, original_unit_path
+from ..analysis.planning.selection import is_group_inside_branch
 from ..core.json_errors import reject_on_error
 from ..core.safe_read import MANIFEST, read_json
 from ..ir.edits import renamed_path
@@ -68,7 +68,7 @@ def layers_by_number(skeleton: Skeleton) -> list[Layer]:
                 [
                     (g.kind, g)
                     for g in skeleton.groups
-                    if role in branches and g.kind in kinds and is_inside(g, branches[role])
+                    if role in branches and g.kind in kinds and is_group_inside_branch(g, branches[role])
                 ],
                 number,
                 kinds,
@@ -171,7 +171,7 @@ def to_published_config(
     remaining      of a module list whose layers were dropped, the first numbers of those that are left
     """
     config: dict[str, Any] = {name: kind() for name, kind in _FIELDS.items()}
-    original_paths = {unit: original(unit, shapes_after) for unit in after.units}
+    original_paths = {unit: original_unit_path(unit, shapes_after) for unit in after.units}
     layers, removed_branches = layers_by_number(before), _removed_branch_numbers(before, after, original_paths)
     for kind, number in _order_removed(
         removed_branches, before, set(before.units) - set(original_paths.values()), removed_paths

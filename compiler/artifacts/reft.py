@@ -57,7 +57,7 @@ def write_reft_folder(program: "Program", folder: Path, base_model: BaseModelInf
     from ..core.cache import canonical_json
     from ..ir.edits import Edits
     from ..ir.layers.reft import interventions
-    from ..ir.weights import base_hash, distinct_tensors
+    from ..ir.weights import distinct_tensors, model_weights_hash
     from ..models.checkpoints.tensor_files import LazyTensor, write_safetensors_files
 
     paths = [path for path, _ in interventions(program.model)]
@@ -76,7 +76,7 @@ def write_reft_folder(program: "Program", folder: Path, base_model: BaseModelInf
     edits_json["graphs"] = {unit: graphs.index(graph) for unit, graph in edits_json["graphs"].items()}
     body = {
         "format": FORMAT,
-        "base": {**base_model, "sha256": base_hash(program.model)},
+        "base": {**base_model, "sha256": model_weights_hash(program.model)},
         "edits": edits_json,
         "graphs": graphs,
     }
@@ -211,14 +211,14 @@ def attach_interventions(model: Any, folder: Path, *, check_base_hash: bool = Tr
     check_base   whether the model's tensors are compared with those that the interventions were trained in
     """
     from ..ir.edits import replay_edits
-    from ..ir.weights import assign_tensors, base_hash
+    from ..ir.weights import assign_tensors, model_weights_hash
     from ..models.checkpoints.tensor_files import iterate_mapped_tensors
     from ..models.checkpoints.weights import read_weight_headers
 
     base, edits = read_reft_base_and_edits(folder)
     if any(_is_reft_tensor_name(name) for name, _ in model.named_parameters()):
         raise other_base("the model has interventions already", help="attach them to the base as it was").rejection()
-    if check_base_hash and base_hash(model) != base["sha256"]:
+    if check_base_hash and model_weights_hash(model) != base["sha256"]:
         owner = base["place"] or "the model beside it"
         raise other_base(
             f"{folder} belongs to {owner}, and this {type(model).__name__} has other tensors",

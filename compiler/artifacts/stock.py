@@ -16,8 +16,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
-from ..ir.layers.fast_mixers import is_quick
-from ..ir.layers.linear import lowered
+from ..ir.layers.fast_mixers import runs_on_kernels
+from ..ir.layers.linear import kernel_linears
 from ..models.checkpoints.pretrained import pretrained
 
 if TYPE_CHECKING:
@@ -52,10 +52,12 @@ def stock_config(model: nn.Module) -> StockConfig:
 
 
 def _infer_stock_config(model: nn.Module) -> StockConfig:
-    bound = [path for path, module in model.named_modules() if "forward" in vars(module) and not is_quick(module)]
+    bound = [
+        path for path, module in model.named_modules() if "forward" in vars(module) and not runs_on_kernels(module)
+    ]
     if bound:
         return StockConfig(model.config, [f"{path} runs another graph than its class" for path in bound])
-    packed = [f"{path} is a KernelLinear, which transformers doesn't have" for path, _ in lowered(model)]
+    packed = [f"{path} is a KernelLinear, which transformers doesn't have" for path, _ in kernel_linears(model)]
     if packed:
         return StockConfig(model.config, packed)
     config = copy.deepcopy(model.config)

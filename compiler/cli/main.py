@@ -95,9 +95,9 @@ def main(argv: list[str] | None = None) -> int:
         make_streams_pipe_safe()
         confine_verb(sys.argv[1:])  # before a thread begins, and never a process that only calls this
     if argv is None and len(sys.argv) > 1 and sys.argv[1] in MAPPING:
-        from ...kernels.native import watch_mapped_files
+        from ...kernels.native import report_truncated_mapped_files
 
-        watch_mapped_files()  # in a process of our own alone: a signal's handler is everybody's
+        report_truncated_mapped_files()  # in a process of our own alone: a signal's handler is everybody's
     code = _run_until_stdout_is_full(sys.argv[1:] if argv is None else argv)
     if argv is None and code == EXITS["interrupted"]:
         for stream in (sys.stdout, sys.stderr):

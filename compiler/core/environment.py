@@ -149,14 +149,14 @@ def installed_version(distribution_name: str) -> str:
 @cache
 def cpu_flags() -> frozenset[str]:
     """Instruction sets as Linux names them: `avx2`, `amx_bf16`; the kernels' level elsewhere."""
-    from ...kernels.levels import NAMES, covers, level
+    from ...kernels.levels import NAMES, active_level, runs_kernels_of_level
 
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(errors="replace").splitlines():
             if line.startswith(("flags", "Features")):
                 return frozenset(line.partition(":")[2].split())
-    return frozenset(name for name in NAMES if covers(level(), name))
+    return frozenset(name for name in NAMES if runs_kernels_of_level(active_level(), name))
 
 
 def cpu_model_name() -> str:

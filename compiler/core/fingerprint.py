@@ -44,9 +44,9 @@ def library_versions() -> dict[str, str]:
 
 
 def _cpu_instruction_level() -> str:
-    from ...kernels.levels import level
+    from ...kernels.levels import active_level
 
-    return level()
+    return active_level()
 
 
 def usable_cpu_count() -> int:

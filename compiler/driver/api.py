@@ -13,7 +13,7 @@ from ...dsl.syntax.nearest import nearest_name_help
 from ...dsl.syntax.overlap import hides_checker_error, is_at_or_around
 from ...dsl.syntax.parse import parse, read_source, unknown_edition
 from ...dsl.syntax.source import Source
-from ..analysis.discovery.structure import cached_skeleton, refuse_other_tensors, shipped_skeleton
+from ..analysis.discovery.structure import cached_skeleton, refuse_weights_unlike_skeleton, shipped_skeleton
 from ..core.cache import default_cache_folder
 from ..core.device import refuse_unusable_device, set_torch_threads_and_fill_settings
 from ..core.error_location import diagnostics_located_at
@@ -299,7 +299,7 @@ def plan_all_pipelines(session: Session) -> "list[Plan]":
             with announcing_stage("finding the model's structure"):
                 skeleton = load_or_discover_skeleton(ctx.origin, session.settings)
             with diagnostics_located_at(recipe.models[pipeline.model].span):
-                refuse_other_tensors(ctx.origin, skeleton)
+                refuse_weights_unlike_skeleton(ctx.origin, skeleton)
             with announcing_stage("estimating time and memory"):
                 result.append(plan_pipeline(recipe, pipeline, ctx, skeleton))
     if session.settings.locked:
@@ -315,7 +315,7 @@ def lock(session: Session) -> tuple[Path, dict[str, str]]:
     from ..analysis.planning import lock
 
     known = _lock_facts(session, plan_all_pipelines(session))
-    return lock.write(session.path, known), {name: fact.text for name, fact in known.items()}
+    return lock.write_lock(session.path, known), {name: fact.text for name, fact in known.items()}
 
 
 def _lock_facts(session: Session, plans: "Sequence[Plan]") -> "dict[str, Fact]":
@@ -350,7 +350,7 @@ def build(
         parse_workers_option(session.settings.workers)
     outputs = output_paths(session.recipes(), out, session.registry.describes_artifacts)
     check_outputs(outputs, force)  # all of it before torch is imported, which takes seconds
-    from ..analysis.planning.free_space import refuse_insufficient_space
+    from ..analysis.planning.free_space import refuse_insufficient_space_or_memory
     from ..analysis.planning.plan import refuse_plan_drift
     from ..core.cache import Cache
     from ..core.deadline import Deadline
@@ -366,7 +366,7 @@ def build(
         refuse_plan_drift(saved_plans, compiled)
     results: list[Result] = []
     with outputs_locked_until_finished(outputs, force):
-        refuse_insufficient_space(compiled, out, session.settings.cache_dir)
+        refuse_insufficient_space_or_memory(compiled, out, session.settings.cache_dir)
         cache = Cache(session.settings.cache_dir)
         cache.delete_stale_drafts_and_count_bytes()
         with worker_team(session, transport) as team:

@@ -184,7 +184,7 @@ def reproducible_manifest(outcome: Outcome, target: Emit, plan: Plan, cache: Cac
         },
         lock={
             "inputs": inputs(plan, ctx),
-            "versions": keys.versions(),
+            "versions": keys.library_versions(),
             "seed": ctx.seed,
             "threads": ctx.settings.threads,
             "device": ctx.settings.device,

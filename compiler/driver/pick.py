@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...dsl.syntax.diagnostics import Fault
-from ...kernels.levels import NAMES, covers
+from ...kernels.levels import NAMES, runs_kernels_of_level
 from ..artifacts.artifact import artifact_draft, refuse_output_path
 from ..artifacts.front_kinds import members_with_interleaved_times, read_front_manifest
 from ..artifacts.load import POINTS, load
@@ -142,7 +142,7 @@ def refuse_profile_mismatch(front: Manifest, profile_name: str) -> None:
     if isa not in NAMES or had not in NAMES:
         is_supported = measured_on.get("cpu") == machine_facts().get("cpu") and isa in cpu_flags()
         reason = "" if is_supported else f"nothing says whether {measured_on.get('cpu', 'the machine')} has {isa}"
-    elif not covers(had, isa):
+    elif not runs_kernels_of_level(had, isa):
         reason = f"{profile_name} asks for {isa}, and {measured_on.get('cpu', 'the machine')} has {had}"
     elif threads and threads != measured_on.get("threads"):
         reason = f"{profile_name} asks for {threads} threads, and {measured_on.get('threads')} were used"

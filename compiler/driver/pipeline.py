@@ -12,7 +12,11 @@ from ...dsl.checker.recipe import Emit
 from ...dsl.checker.values import DataRef, MetricRef, StepRef, references_in
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ..analysis.discovery.discover import skeleton_of
-from ..analysis.planning.machine_profile import named, refuse_other_machine_profiles, with_profile_threads
+from ..analysis.planning.machine_profile import (
+    profile_named_by,
+    refuse_other_machine_profiles,
+    torch_threads_of_profile,
+)
 from ..analysis.planning.plan import Plan, Stage
 from ..analysis.planning.shape_change import describe_change
 from ..core import warned
@@ -189,14 +193,14 @@ class Build:
         """Result of a pass, and its notes for the manifest."""
         program = outcome.program
         if not outcome.in_place or program is None:
-            with with_profile_threads(named(stage.call), ctx):
+            with torch_threads_of_profile(profile_named_by(stage.call), ctx):
                 result = pass_.result_of(outcome, ctx)
             notes = result.notes or outcome.notes  # a search says of its family what it did
             return result, {"program": notes, "step": notes[-1:], "changes": [], "summary": result.summary, "dump": ""}
         before, version, noted = skeleton_of(program), program.version, len(program.notes)
         keeps = pass_.keeps
         promise = OutputPromise.of(program) if isinstance(keeps, Close) else None
-        with with_profile_threads(named(stage.call), ctx):
+        with torch_threads_of_profile(profile_named_by(stage.call), ctx):
             result = pass_.result_of(outcome, ctx)
         if result is outcome and program.version == version:
             raise no_change(

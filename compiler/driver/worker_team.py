@@ -12,7 +12,7 @@ from typing import Any
 
 from ...dsl.checker.overrides import PREFIX
 from ...dsl.syntax.diagnostics import Fault
-from ..analysis.planning.keys import versions
+from ..analysis.planning.keys import library_versions
 from ..core.events import Said, Warned
 from ..core.journal import Journal
 from ..core.quantity import count_text, duration_text
@@ -39,7 +39,7 @@ def worker_environment_facts() -> dict[str, str]:
     """Facts that the bits of a result depend on besides the step's key, and the libraries that the key reads."""
     import torch
 
-    return {**versions(), "processor": torch.backends.cpu.get_cpu_capability(), "node": platform.node()}
+    return {**library_versions(), "processor": torch.backends.cpu.get_cpu_capability(), "node": platform.node()}
 
 
 @dataclass

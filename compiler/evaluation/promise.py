@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...dsl.syntax.diagnostics import Fault
-from ..ir.capture.sample import knows_inputs
+from ..ir.capture.sample import can_make_sample_inputs
 from ..models.rows.forward import in_eval_mode, main_tensor_of_output
 from ..plugin.interfaces import Close
 from .equivalence import max_difference, record_logits_of_sample_calls
@@ -46,7 +46,7 @@ class OutputPromise:
 
 def observed(program: "Program") -> list[torch.Tensor]:
     """Outputs in all situations that `equivalence` looks at; of modules of other kinds, on the capture's batch."""
-    if knows_inputs(program.model):
+    if can_make_sample_inputs(program.model):
         return record_logits_of_sample_calls(program.model)
     return [outputs(program)]
 

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...dsl.syntax.diagnostics import Fault
-from ..ir.capture.sample import first_position
+from ..ir.capture.sample import first_position_id
 from ..ir.program import Program
 from ..models.rows.forward import main_tensor_of_output
 from ..models.rows.inputs import is_encoder_decoder, use_cache_false_kwargs
@@ -17,7 +17,7 @@ from ..models.rows.inputs import is_encoder_decoder, use_cache_false_kwargs
 def tensors_of(program: Program) -> dict[str, Any]:
     """Example inputs for tracing a program: no cache, which a plain program can't hand back, and no positions where
     those of a model do not begin at 0, as whoever calls it would think: it counts them itself."""
-    excluded = {"position_ids"} if first_position(program.model) else set()
+    excluded = {"position_ids"} if first_position_id(program.model) else set()
     return {name: x for name, x in program.inputs.items() if isinstance(x, torch.Tensor) and name not in excluded}
 
 
@@ -31,7 +31,7 @@ class MainOutput(nn.Module):
         super().__init__()
         self.model = model
         has_positions = "position_ids" in inspect.signature(model.forward).parameters
-        self.first = first_position(model) if has_positions else 0
+        self.first = first_position_id(model) if has_positions else 0
 
     def forward(
         self,

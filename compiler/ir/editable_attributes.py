@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 
 from ..core.safe_read import Unlisted
 from .layers.fast_mixers import MARK
-from .surgery import module_at, split
+from .surgery import module_at, split_parent_and_name
 from .traced_integers import LAYER_INDICES
 
 _PER_LAYER = ("layer", "block", "pattern")
@@ -22,7 +22,7 @@ _MISSING = object()
 
 def refuse_unlisted_attribute(model: nn.Module, path: str, value: Any) -> None:
     """Raises Unlisted unless an attribute is there and the value is one that a pass could have left in it."""
-    owner, name = split(path)
+    owner, name = split_parent_and_name(path)
     if name == MARK and isinstance(value, bool):
         module_at(model, owner)
         return
@@ -48,19 +48,21 @@ def value_or_missing(model: nn.Module, path: str) -> Any:
     return vars(holder).get(name, _MISSING)
 
 
-def _is_allowed_value(current: Any, value: Any, name: str) -> bool:
+def _is_allowed_value(current: Any, new: Any, name: str) -> bool:
     if isinstance(current, str):
-        return any(word in name for word in _PER_LAYER) and isinstance(value, str) and _is_part(current, value)
+        return (
+            any(word in name for word in _PER_LAYER) and isinstance(new, str) and _shortens_or_renumbers(current, new)
+        )
     if isinstance(current, (list, tuple)):
-        return isinstance(value, (list, tuple)) and _is_part(current, value)
+        return isinstance(new, (list, tuple)) and _shortens_or_renumbers(current, new)
     if isinstance(current, float):
-        return type(value) in (int, float) and math.isfinite(value)
-    return type(current) in (bool, int) and type(value) is type(current) and 0 <= value <= current
+        return type(new) in (int, float) and math.isfinite(new)
+    return type(current) in (bool, int) and type(new) is type(current) and 0 <= new <= current
 
 
-def _is_part(current: Any, value: Any) -> bool:
+def _shortens_or_renumbers(current: Any, new: Any) -> bool:
     """Whether a list, or a pattern of letters, is no longer than the one before and holds nothing new but numbers."""
     largest = max((item for item in current if type(item) is int), default=-1)
-    return len(value) <= len(current) and all(
-        item in current or (type(item) is int and 0 <= item <= largest) for item in value
+    return len(new) <= len(current) and all(
+        item in current or (type(item) is int and 0 <= item <= largest) for item in new
     )

@@ -13,7 +13,7 @@ from ..core.json_errors import first_line
 from ..core.safe_read import Unlisted
 from . import editable_attributes, graph_json, surgery, targets
 from .layers import fast_mixers, reft, swap_table
-from .operations import check_path
+from .operations import checked_path
 
 rejected_edits = Fault("refused-edits", "Stored edits don't fit the model they are replayed on.", exit="environment")
 
@@ -64,22 +64,22 @@ class Edits:
     def from_json(data: Any) -> "Edits":
         """Raises Reject (refused-edits) on data of another form; graphs are checked when replayed."""
         if not isinstance(data, dict) or data.get("format") != FORMAT or data.keys() != {"format", *_KINDS}:
-            raise _refusal("other fields than these: " + ", ".join(_KINDS))
+            raise _damaged_edits_rejection("other fields than these: " + ", ".join(_KINDS))
         try:
             edits = Edits(**{name: from_json(data[name], kind, name) for name, kind in _KINDS.items()})
         except ValueError as error:
-            raise _refusal(f"data of another form: {error}") from error
+            raise _damaged_edits_rejection(f"data of another form: {error}") from error
         for entry in edits.swapped.values():
-            entry["class"] = swap_table.name_of(swap_table.CLASSES[entry["class"]])
+            entry["class"] = swap_table.registered_name(swap_table.CLASSES[entry["class"]])
         return edits
 
-    def rename(self, new_paths: dict[str, str]) -> None:
+    def rename_paths(self, new_paths: dict[str, str]) -> None:
         """Follow layers that moved: old path -> new path."""
         for name in ("swapped", "shapes", "attributes", "slots", "kinds", "graphs"):
             setattr(self, name, {renamed_path(path, new_paths): value for path, value in getattr(self, name).items()})
         self.deleted = [renamed_path(path, new_paths) for path in self.deleted]
 
-    def forget(self, path: str) -> None:
+    def remove_subtree(self, path: str) -> None:
         """Drop what is said of a module and of everything below it."""
         for name in ("swapped", "shapes", "attributes", "slots", "kinds", "graphs"):
             remaining = {p: value for p, value in getattr(self, name).items() if not is_submodule(p, path)}
@@ -108,9 +108,9 @@ def replay_edits(model: nn.Module, edits: Edits) -> None:
     try:
         _replay_unguarded(model, edits)
     except Unlisted as error:
-        raise _refusal(str(error)) from error
+        raise _damaged_edits_rejection(str(error)) from error
     except (AttributeError, AssertionError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        raise _refusal(f"what the skeleton doesn't have: {first_line(error)}") from error
+        raise _damaged_edits_rejection(f"what the skeleton doesn't have: {first_line(error)}") from error
 
 
 def _replay_unguarded(model: nn.Module, edits: Edits) -> None:
@@ -123,12 +123,14 @@ def _replay_unguarded(model: nn.Module, edits: Edits) -> None:
                 surgery.drop_layer(model, f"{owner}.{index}")
     units = sum(len(m) for m in model.modules() if isinstance(m, nn.ModuleList))
     assert all(slot < units for slot in edits.slots.values()), "a cache slot beyond the last layer"
-    slots = _positions(model, edits) | edits.slots
+    slots = _layer_positions(model, edits) | edits.slots
     layers_by_path = {path: model.get_submodule(path) for path in slots}
     for path in edits.deleted:
-        surgery.delete(model, path)
+        surgery.delete_module_or_parameter(model, path)
     remaining = set(model.modules())  # an attention that is gone has no slot
-    surgery.number_layers(model, {path: slots[path] for path, layer in layers_by_path.items() if layer in remaining})
+    surgery.write_cache_slots(
+        model, {path: slots[path] for path, layer in layers_by_path.items() if layer in remaining}
+    )
     for path, entry in edits.swapped.items():
         _swap_or_add_module(model, path, swap_table.CLASSES[entry["class"]], entry["spec"])
     reft.share_prompt_positions(model)
@@ -141,21 +143,21 @@ def _replay_unguarded(model: nn.Module, edits: Edits) -> None:
         within = any(is_submodule(other, path) for other in edits.graphs if other != path)
         assert not within, f"graphs within that of {path}"
         _bind_stored_graph(model, path, entry)
-    if any(surgery.split(path)[1] == fast_mixers.MARK for path in edits.attributes):
+    if any(surgery.split_parent_and_name(path)[1] == fast_mixers.MARK for path in edits.attributes):
         fast_mixers.use_mixer_kernels(model, only_marked=True)
 
 
-def _positions(model: nn.Module, edits: Edits) -> dict[str, int]:
+def _layer_positions(model: nn.Module, edits: Edits) -> dict[str, int]:
     return {f"{owner}.{i}": i for owner in edits.layers for i in range(len(surgery.layers_at(model, owner)))}
 
 
 def _swap_or_add_module(model: nn.Module, path: str, kind: Any, spec: dict[str, Any]) -> None:
     """Build a module from its spec and put it in a module's place, or add it as a new module of its owner."""
-    owner = surgery.module_at(model, surgery.split(path)[0])
-    if surgery.split(path)[1] in owner._modules:
-        surgery.swap(model, path, kind.from_spec(surgery.module_at(model, path), spec))
+    owner = surgery.module_at(model, surgery.split_parent_and_name(path)[0])
+    if surgery.split_parent_and_name(path)[1] in owner._modules:
+        surgery.replace_module(model, path, kind.from_spec(surgery.module_at(model, path), spec))
     else:
-        surgery.add(model, path, kind.from_spec(owner, spec))
+        surgery.add_module(model, path, kind.from_spec(owner, spec))
 
 
 def _resize_tensor(model: nn.Module, path: str, shape: list[int]) -> None:
@@ -168,50 +170,52 @@ def _resize_tensor(model: nn.Module, path: str, shape: list[int]) -> None:
 
 
 def _bind_stored_graph(model: nn.Module, path: str, entry: dict[str, Any]) -> None:
-    from .unit import Unit, code_key  # program.py holds an Edits, so it imports this file first
+    from .unit import Unit, graph_code_hash  # program.py holds an Edits, so it imports this file first
 
     graph = graph_json.graph_from_json(entry["graph"])
     targets.check_graph_targets(graph, surgery.module_at(model, path), type(model).__module__)
     names = [node.target for node in graph.nodes if node.op == "placeholder"]
     assert names == entry["placeholders"], f"other arguments than the graph of {path} has"
-    unit = Unit(path, graph, tuple(entry["placeholders"]), entry["statics"], code_key(graph), edited=True)
+    unit = Unit(path, graph, tuple(entry["placeholders"]), entry["statics"], graph_code_hash(graph), edited=True)
     unit.bind(model)
 
 
 # -- reading -------------------------------------------------------------------------------------------------
 
 
-def _refusal(content: str) -> Reject:
+def _damaged_edits_rejection(content: str) -> Reject:
     return rejected_edits(f"stored edits hold {content}").rejection()
 
 
-def _is_plain(value: Any, depth: int = 0) -> bool:
+def _is_json_value(value: Any, depth: int = 0) -> bool:
     if isinstance(value, (list, dict)):
         items = value.values() if isinstance(value, dict) else value
-        return depth < _DEEPEST and all(_is_plain(item, depth + 1) for item in items)
+        return depth < _DEEPEST and all(_is_json_value(item, depth + 1) for item in items)
     return value is None or isinstance(value, (bool, int, float, str))
 
 
-def _is_swap(entry: dict[str, Any]) -> bool:
+def _is_well_formed_swap(entry: dict[str, Any]) -> bool:
     fits = entry.keys() == {"class", "spec"} and entry["class"] in list(swap_table.CLASSES)
-    return fits and isinstance(entry["spec"], dict) and _is_plain(entry["spec"])
+    return fits and isinstance(entry["spec"], dict) and _is_json_value(entry["spec"])
 
 
-def _is_graph(entry: dict[str, Any]) -> bool:
+def _is_well_formed_graph(entry: dict[str, Any]) -> bool:
     fits = entry.keys() == {"graph", "placeholders", "statics"} and isinstance(entry["statics"], dict)
-    return fits and isinstance(entry["placeholders"], list) and _is_plain([entry["placeholders"], entry["statics"]])
+    return (
+        fits and isinstance(entry["placeholders"], list) and _is_json_value([entry["placeholders"], entry["statics"]])
+    )
 
 
-_Path = Annotated[str, lambda path: check_path(path) == path]
+_Path = Annotated[str, lambda path: checked_path(path) == path]
 _Text = Annotated[str, lambda text: len(text) < 200]
 _Number = Annotated[int, make_range_predicate(0, 2**40 - 1)]
 _KINDS = {
     "layers": dict[_Path, list[_Number]],
     "deleted": list[_Path],
-    "swapped": dict[_Path, Annotated[dict[str, Any], _is_swap]],
+    "swapped": dict[_Path, Annotated[dict[str, Any], _is_well_formed_swap]],
     "shapes": dict[_Path, list[_Number]],
-    "attributes": dict[_Path, Annotated[Any, _is_plain]],
+    "attributes": dict[_Path, Annotated[Any, _is_json_value]],
     "slots": dict[_Path, _Number],
     "kinds": dict[_Path, _Text],
-    "graphs": dict[_Path, Annotated[dict[str, Any], _is_graph]],
+    "graphs": dict[_Path, Annotated[dict[str, Any], _is_well_formed_graph]],
 }

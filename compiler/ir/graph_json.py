@@ -15,11 +15,11 @@ from ...dsl.syntax.diagnostics import Fault, Reject
 from ..core.safe_read import Unlisted, require_or_unlisted
 from .operations import (
     DTYPES,
-    allowlisted_function_name,
+    allowlisted_function,
     check_attribute,
-    check_method,
-    check_path,
-    listed_function_by_name,
+    checked_method_name,
+    checked_path,
+    name_of_allowlisted_function,
     operand_count,
 )
 from .size_bounds import UnboundedSize, check_growth
@@ -53,10 +53,10 @@ def graph_from_json(data: Any) -> fx.Graph:
         check_growth(graph)
         return graph
     except (Unlisted, UnboundedSize) as error:
-        raise _refusal(str(error)) from error
+        raise _damaged_graph_rejection(str(error)) from error
 
 
-def _refusal(content: str) -> Reject:
+def _damaged_graph_rejection(content: str) -> Reject:
     return rejected_graph(f"a stored graph holds {content}", help="compile again with this effc").rejection()
 
 
@@ -71,18 +71,18 @@ def _node_to_json(node: fx.Node) -> dict[str, Any]:
         "args": [_value_to_json(a) for a in node.args],
         "kwargs": {k: _value_to_json(a) for k, a in node.kwargs.items()},
     }
-    meta = {key: _listed(node.meta[key]) for key in _META if key in node.meta}
+    meta = {key: _tuples_to_lists(node.meta[key]) for key in _META if key in node.meta}
     return {key: value for key, value in (entry | {"meta": meta}).items() if value != [] and value != {}}
 
 
 def _allowlisted_target(node: fx.Node) -> str:
     if node.op == "call_function":
-        name = allowlisted_function_name(node.target)
+        name = name_of_allowlisted_function(node.target)
         if name == "getattr":
             check_attribute(node.args[1])
         return name
     target = str(node.target)
-    return check_method(target) if node.op == "call_method" else target
+    return checked_method_name(target) if node.op == "call_method" else target
 
 
 def _value_to_json(value: Any) -> Any:
@@ -107,8 +107,8 @@ def _value_to_json(value: Any) -> Any:
     raise Unlisted(f"a {type(value).__name__} as an argument")
 
 
-def _listed(meta: Any) -> Any:
-    return [_listed(item) for item in meta] if isinstance(meta, (tuple, list)) else meta
+def _tuples_to_lists(meta: Any) -> Any:
+    return [_tuples_to_lists(item) for item in meta] if isinstance(meta, (tuple, list)) else meta
 
 
 # -- reading -------------------------------------------------------------------------------------------------
@@ -165,13 +165,13 @@ class _Reader:
         target = self.read_target(op, entry.get("target"), args, kwargs)
         node = self.graph.create_node(op, target, args, kwargs, name=name)
         require_or_unlisted(node.name == name, f"the name {name!r}, which Python or fx reserves")
-        node.meta.update(_meta(entry.get("meta", {})))
+        node.meta.update(_node_meta_from_json(entry.get("meta", {})))
         self.known[name] = node
 
     def read_target(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = _checked_text(target)
         if op == "call_function":
-            function = listed_function_by_name(name)
+            function = allowlisted_function(name)
             if name.startswith("operator."):
                 require_or_unlisted(len(args) == operand_count(function) and not kwargs, f"{name} with other operands")
             if function is getattr:
@@ -183,7 +183,7 @@ class _Reader:
             return function
         if op == "call_method":
             require_or_unlisted(bool(args) and isinstance(args[0], fx.Node), "a method of nothing")
-            return check_method(name)
+            return checked_method_name(name)
         if op == "placeholder":
             require_or_unlisted(args in ((), (None,)) and not kwargs, "a placeholder with a default other than None")
             before = self.known.values()
@@ -193,7 +193,7 @@ class _Reader:
             )
             return _checked_identifier(name)
         require_or_unlisted(op == "call_module" or (not args and not kwargs), "a read with arguments")
-        return check_path(name)
+        return checked_path(name)
 
     def read_value(self, value: Any, depth: int) -> Any:
         require_or_unlisted(depth < _DEEPEST, "arguments nested too deep")
@@ -232,14 +232,14 @@ class _Reader:
         raise Unlisted(f"an argument of kind {kind[:80]!r}")
 
 
-def _meta(data: Any) -> dict[str, Any]:
+def _node_meta_from_json(data: Any) -> dict[str, Any]:
     require_or_unlisted(isinstance(data, dict) and set(data) <= set(_META), "notes of another form")
-    return {key: _tupled(value, 0) for key, value in data.items()}
+    return {key: _lists_to_tuples(value, 0) for key, value in data.items()}
 
 
-def _tupled(value: Any, depth: int) -> Any:
+def _lists_to_tuples(value: Any, depth: int) -> Any:
     require_or_unlisted(depth < _DEEPEST, "notes nested too deep")
     if isinstance(value, list):
-        return tuple(_tupled(item, depth + 1) for item in value)
+        return tuple(_lists_to_tuples(item, depth + 1) for item in value)
     require_or_unlisted(value is None or isinstance(value, (bool, int, str)), "notes of another form")
     return value

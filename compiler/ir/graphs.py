@@ -10,7 +10,7 @@ from transformers.cache_utils import Cache
 from .layers import leaves
 
 
-def name_of(node: fx.Node) -> str:
+def target_name(node: fx.Node) -> str:
     """Name of a node's call: `view`, `add`, `attention`."""
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
@@ -37,36 +37,36 @@ def uses_self_attention_cache(graph: fx.Graph) -> bool:
     )
 
 
-def attends(graph: fx.Graph) -> bool:
+def caches_kv(graph: fx.Graph) -> bool:
     """Whether a unit's graph keeps keys and values."""
     return any(node.target in (leaves.cache_update, leaves.packed_attention) for node in graph.nodes)
 
 
-def is_masked(graph: fx.Graph) -> bool:
+def contains_attention(graph: fx.Graph) -> bool:
     """Whether a unit's graph attends at all: to keys of its own, or to those that a layer before it keeps."""
-    return attends(graph) or any(node.target is leaves.attention for node in graph.nodes)
+    return caches_kv(graph) or any(node.target is leaves.attention for node in graph.nodes)
 
 
-def referenced(graph: fx.Graph) -> set[str]:
+def referenced_paths(graph: fx.Graph) -> set[str]:
     """Paths of modules and attributes that a graph calls or reads."""
     return {node.target for node in graph.nodes if node.op in ("call_module", "get_attr")}
 
 
-def shape_and_dtype(value: Any) -> tuple[Any, Any]:
+def plain_shape_and_dtype(value: Any) -> tuple[Any, Any]:
     """(shape, dtype) as plain data: of a tuple, tuples of both; of what is no tensor, (None, a word)."""
     if isinstance(value, torch.Tensor):
         return tuple(value.shape), str(value.dtype).removeprefix("torch.")
     if isinstance(value, torch.Size):
         return None, "size"
     if isinstance(value, (tuple, list)):
-        parts = [shape_and_dtype(item) for item in value]
+        parts = [plain_shape_and_dtype(item) for item in value]
         return tuple(shape for shape, _ in parts), tuple(dtype for _, dtype in parts)
     if isinstance(value, Cache):
         return None, "cache"
     return None, type(value).__name__
 
 
-def is_impure(node: fx.Node) -> bool:
+def has_side_effects(node: fx.Node) -> bool:
     """Whether a node must stay though nobody uses its result."""
     if node.op in ("placeholder", "output") or node.target is operator.setitem:
         return True

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import fx
 
-from .graphs import is_impure
+from .graphs import has_side_effects
 
 _STATEFUL = ("cache_update", "ssm_scan", "ssm_conv")
 _WRITERS = (operator.setitem, operator.iadd, operator.isub, operator.imul, operator.itruediv)
@@ -27,7 +27,7 @@ _OF_TENSORS = (torch.dtype, torch.device, torch.layout, torch.memory_format)
 _FIXED = frozenset(("size", *(kind.__name__ for kind in (*_PLAIN, *_OF_TENSORS))))
 
 
-def writes(node: fx.Node) -> bool:
+def mutates_first_operand(node: fx.Node) -> bool:
     """Whether a node changes its first operand."""
     if node.op == "call_method":
         return node.target.endswith("_") and not node.target.endswith("__")
@@ -36,7 +36,7 @@ def writes(node: fx.Node) -> bool:
 
 def mutating_users(node: fx.Node) -> Iterator[fx.Node]:
     """The nodes that change a node's value in place."""
-    return (user for user in node.users if writes(user) and user.args and user.args[0] is node)
+    return (user for user in node.users if mutates_first_operand(user) and user.args and user.args[0] is node)
 
 
 def eliminate_dead_code(graph: fx.Graph) -> None:
@@ -45,13 +45,13 @@ def eliminate_dead_code(graph: fx.Graph) -> None:
     A write into memory that came from outside of the graph stays, and so does one into memory that may be read.
     """
     nodes = list(graph.nodes)
-    memory = _alias_classes(nodes)
+    memory = _alias_class_by_node(nodes)
     outside = {memory[n] for n in nodes if n.op in ("placeholder", "get_attr")}
     writers: dict[int, list[fx.Node]] = {}
-    for node in filter(writes, nodes):
+    for node in filter(mutates_first_operand, nodes):
         writers.setdefault(memory[node], []).append(node)
     needed: set[fx.Node] = set()
-    queue = [n for n in nodes if _is_live_unread(n) or (writes(n) and memory[n] in outside)]
+    queue = [n for n in nodes if _is_live_unread(n) or (mutates_first_operand(n) and memory[n] in outside)]
     while queue:
         node = queue.pop()
         if node not in needed:
@@ -63,7 +63,7 @@ def eliminate_dead_code(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def detach(add: fx.Node, operand: fx.Node) -> None:
+def bypass_addition(add: fx.Node, operand: fx.Node) -> None:
     """Make users of an addition read one operand. The addition stays, unread, until `eliminate_dead_code`."""
     add.replace_all_uses_with(operand)
     add.target = operator.add  # `iadd` would be a write into memory that is read
@@ -75,19 +75,25 @@ def _is_live_unread(node: fx.Node) -> bool:
     A module or method that is handed the cache is live by itself where no node ever read its result. Where the nodes
     that read it are dead, its branch is gone, and the state that it keeps was for that branch.
     """
-    if not is_impure(node) or writes(node) or node.meta.get("role") in _STATEFUL:
+    if not has_side_effects(node) or mutates_first_operand(node) or node.meta.get("role") in _STATEFUL:
         return False
     return node.op not in ("call_method", "call_module") or not node.users
 
 
-def _alias_classes(nodes: list[fx.Node]) -> dict[fx.Node, int]:
+def _alias_class_by_node(nodes: list[fx.Node]) -> dict[fx.Node, int]:
     """Nodes that may share memory have the same number."""
     number: dict[fx.Node, int] = {}
     members: dict[int, list[fx.Node]] = {}
     for index, node in enumerate(nodes):
         number[node], members[index] = index, [node]
-        shared = [_first(node)] if writes(node) else [] if _is_new(node) else node.all_input_nodes
-        for other in {number[x] for x in shared if not _is_no_memory(x)} - {number[node]}:
+        shared = (
+            [_first_operand(node)]
+            if mutates_first_operand(node)
+            else []
+            if _returns_new_memory(node)
+            else node.all_input_nodes
+        )
+        for other in {number[x] for x in shared if not _is_value_without_memory(x)} - {number[node]}:
             mine = number[node]
             for member in members.pop(other):
                 number[member] = mine
@@ -95,19 +101,21 @@ def _alias_classes(nodes: list[fx.Node]) -> dict[fx.Node, int]:
     return number
 
 
-def _first(node: fx.Node) -> fx.Node:
+def _first_operand(node: fx.Node) -> fx.Node:
     assert isinstance(node.args[0], fx.Node), f"{node.name} changes no value"
     return node.args[0]
 
 
-def _is_new(node: fx.Node) -> bool:
+def _returns_new_memory(node: fx.Node) -> bool:
     if node.op == "call_module":
         return node.meta.get("role") in _NEW_ROLES
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return node.op in ("call_function", "call_method") and (name in _NEW or name in _NUMBERS or _is_no_memory(node))
+    return node.op in ("call_function", "call_method") and (
+        name in _NEW or name in _NUMBERS or _is_value_without_memory(node)
+    )
 
 
-def _is_no_memory(node: fx.Node) -> bool:
+def _is_value_without_memory(node: fx.Node) -> bool:
     """Whether a node's value is no memory: an integer, a size, a dtype, a module that is handed on."""
     if node.meta.get("shape") is not None or not isinstance(kind := node.meta.get("dtype"), str):
         return False

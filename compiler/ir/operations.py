@@ -85,7 +85,7 @@ _PARTS = re.compile(r"(?!_*$)[A-Za-z0-9]\w*|_\w*[A-Za-z0-9]\w*")
 DTYPES = {str(value).removeprefix("torch."): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 
 
-def allowlisted_function_name(function: Any) -> str:
+def name_of_allowlisted_function(function: Any) -> str:
     """The spelling of a call's target. Raises Unlisted."""
     if leaves.LEAF_FUNCTIONS.get(getattr(function, "__name__", "")) is function:
         return f"leaf.{function.__name__}"
@@ -102,7 +102,7 @@ def allowlisted_function_name(function: Any) -> str:
     raise Unlisted(f"the function {full}")
 
 
-def listed_function_by_name(name: str) -> Any:
+def allowlisted_function(name: str) -> Any:
     """The target of a call by its spelling. Raises Unlisted."""
     if name == "getattr":
         return getattr
@@ -136,7 +136,7 @@ def operand_count(function: Any) -> int:
     return {operator.setitem: 3}.get(function, 1 if function.__name__ in _UNARY else 2)
 
 
-def check_method(name: str) -> str:
+def checked_method_name(name: str) -> str:
     """The name of a method, if it is on the list. Raises Unlisted."""
     if name not in _METHOD:
         raise Unlisted(f"the method {name[:80]}")
@@ -149,7 +149,7 @@ def check_attribute(name: object) -> None:
         raise Unlisted(f"the property {str(name)[:80]}")
 
 
-def check_path(path: str) -> str:
+def checked_path(path: str) -> str:
     """A dotted path below a module: identifiers and list positions, nothing private to Python."""
     parts = path.split(".")
     if len(path) > 400 or any(not _PARTS.fullmatch(part) or part.startswith("__") for part in parts):

@@ -1,7 +1,7 @@
 """The intermediate representation: the model's own module tree, and fx graphs over it.
 
 The tree owns parameters and leaf modules under their original names. There is one graph per repeated layer
-(`Unit`; equal layers share one); `capture.flat` gives one flat graph of the whole model.
+(`Unit`; equal layers share one); `capture.full_model_unit` gives one flat graph of the whole model.
 """
 
 from collections.abc import Callable

@@ -93,16 +93,16 @@ class _SizeBounds:
         source, index = node.args
         if isinstance(source, fx.Node) and source in self.tensors:
             self.tensors.add(node)
-        elif not isinstance(index, slice) and (self.tuple(source) or self.number(source)):
+        elif not isinstance(index, slice) and (self.is_tuple(source) or self.is_number(source)):
             self.numbers.add(node)
-        if isinstance(index, slice) and self.tuple(source):
+        if isinstance(index, slice) and self.is_tuple(source):
             self.tuples.add(node)
             self.sizes[node] = self.size_bound(source)
 
-    def number(self, value: Any) -> bool:
+    def is_number(self, value: Any) -> bool:
         return value in self.numbers if isinstance(value, fx.Node) else isinstance(value, int)
 
-    def tuple(self, value: Any) -> bool:
+    def is_tuple(self, value: Any) -> bool:
         return value in self.tuples if isinstance(value, fx.Node) else isinstance(value, (tuple, list))
 
     def size_bound(self, value: Any) -> int:
@@ -116,12 +116,12 @@ class _SizeBounds:
 
     def bound_operator(self, node: fx.Node) -> None:
         sizes = [self.size_bound(value) for value in node.args]
-        if node.target in _JOINS and all(map(self.tuple, node.args)):
+        if node.target in _JOINS and all(map(self.is_tuple, node.args)):
             self.tuples.add(node)
             self.sizes[node] = sum(sizes)
         if node.target in _REPEATS:
             self.bound_repetition(node)
-        if node.target in _FRACTIONS or not all(map(self.number, node.args)):
+        if node.target in _FRACTIONS or not all(map(self.is_number, node.args)):
             return
         self.numbers.add(node)
         bits = max(sizes) + 1
@@ -138,7 +138,7 @@ class _SizeBounds:
     def bound_repetition(self, node: fx.Node) -> None:
         """A tuple as many times as a number says."""
         for items, times in (node.args, reversed(node.args)):
-            if self.tuple(items) and (isinstance(times, int) or self.number(times)):
+            if self.is_tuple(items) and (isinstance(times, int) or self.is_number(times)):
                 if not isinstance(times, int):
                     raise UnboundedSize(f"a tuple without end at {node.name}")
                 self.tuples.add(node)

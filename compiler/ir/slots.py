@@ -26,12 +26,12 @@ def assign_cache_slots(
     cache_kinds: tuple[str, ...],
     uses_cache: tuple[bool, ...],
     is_attention: tuple[bool, ...] = (),
-    masked: tuple[bool, ...] = (),
+    reads_keys: tuple[bool, ...] = (),
 ) -> Slots:
     """Slots for the layers that use the cache (`uses_cache`), given what kind of cache each layer has.
 
     `is_attention` says which of them keep keys and values: a slot that has both may have lost its attention alone.
-    `masked` says which read keys, those of a layer before them perhaps: they keep their kind as live ones do.
+    `reads_keys` says which read keys, those of a layer before them perhaps: they keep their kind as live ones do.
 
     A live layer keeps its position's kind, because the model's own forward picks masks by position. The kind
     at a dead position is free, and so is its slot: the first live layer moves to slot 0, and every other dead
@@ -47,7 +47,7 @@ def assign_cache_slots(
         mover = next((i for i in alive if cache_kinds[i] == _PREFERRED), alive[0])
         slots[0], slots[mover] = mover, 0
         cache_kinds = (cache_kinds[mover], *cache_kinds[1:])
-    bound = [used or (bool(masked) and masked[i]) for i, used in enumerate(uses_cache)]
+    bound = [used or (bool(reads_keys) and reads_keys[i]) for i, used in enumerate(uses_cache)]
     return Slots(
         tuple(slots), tuple(kind if bound[i] or i == 0 else cache_kinds[0] for i, kind in enumerate(cache_kinds))
     )
@@ -70,12 +70,12 @@ def _assign_within_kinds(
     return tuple(slots)
 
 
-def per_layer_values(config: Any, layers: int) -> dict[str, Any]:
+def per_layer_values(config: Any, num_layers: int) -> dict[str, Any]:
     """The config's attributes with one entry per layer: `layer_types`, `no_rope_layers`, pattern strings."""
     values = {}
     for name in sorted(vars(config)):
         value = vars(config)[name]  # what differs between layers is no attribute of the whole
-        listed = isinstance(value, (list, tuple, str)) and len(value) == layers
+        listed = isinstance(value, (list, tuple, str)) and len(value) == num_layers
         if listed and any(word in name for word in _PER_LAYER):
             values[name] = value
     return values
@@ -86,21 +86,21 @@ def without_entry(value: Any, index: int) -> Any:
     return value[:index] + value[index + 1 :]
 
 
-def layer_index_lists(config: Any, layers: int) -> dict[str, list[int]]:
+def layer_index_lists(config: Any, num_layers: int) -> dict[str, list[int]]:
     """The config's attributes that list layers by number: `mlp_only_layers`, `full_attn_idxs`."""
     lists = {}
     for name in sorted(vars(config)):
         value = vars(config)[name]
         if (
             isinstance(value, list)
-            and len(value) != layers
+            and len(value) != num_layers
             and name.endswith(("_layers", "_idxs", "_indices"))
-            and all(type(i) is int and 0 <= i < layers for i in value)
+            and all(type(i) is int and 0 <= i < num_layers for i in value)
         ):
             lists[name] = value
     return lists
 
 
-def renumbered(indices: list[int], removed_index: int) -> list[int]:
+def renumber_after_removal(layer_indices: list[int], removed_index: int) -> list[int]:
     """Layer numbers after one layer is gone."""
-    return [i - (i > removed_index) for i in indices if i != removed_index]
+    return [i - (i > removed_index) for i in layer_indices if i != removed_index]

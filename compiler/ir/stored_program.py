@@ -13,7 +13,7 @@ from .capture.capture import retrace_units
 from .capture.sample import sample_inputs
 from .edits import Edits, replay_edits
 from .program import Program
-from .unit import Unit, code_key
+from .unit import Unit, graph_code_hash
 from .weights import assign_tensors, distinct_tensors
 
 
@@ -22,7 +22,7 @@ def store_and_map_parameters(program: Program, cache: Cache, origin: Origin) -> 
 
     Tensors that the original has under any name are not stored again.
     """
-    known = names_by_content_hash(origin, cache)
+    known = tensor_names_by_content_hash(origin, cache)
     tensors, borrowed = {}, {}
     for name, tensor in iterate_and_report(distinct_tensors(program.model), "tensors", len(program.model.state_dict())):
         content_hash = tensor_hash(tensor)
@@ -66,18 +66,18 @@ def restore_program(body: Mapping[str, Any], cache: Cache, origin: Origin) -> Pr
         assert value.shape == current[name].shape, f"{name} is of another shape"
     assign_tensors(model, {name: value.to(device) for name, value in values.items()})
     program = Program(model, sample_inputs(model), edits=edits, notes=list(body["notes"].get("program", ())))
-    program.units = {path: edited_unit(path, entry) for path, entry in edits.graphs.items()}
+    program.units = {path: edited_unit_from_entry(path, entry) for path, entry in edits.graphs.items()}
     retrace_units(program)
     return program
 
 
-def edited_unit(path: str, entry: Mapping[str, Any]) -> Unit:
+def edited_unit_from_entry(path: str, entry: Mapping[str, Any]) -> Unit:
     """A unit whose graph was edited, from what `Edits.graphs` says of it."""
     graph = graph_json.graph_from_json(entry["graph"])
-    return Unit(path, graph, tuple(entry["placeholders"]), dict(entry["statics"]), code_key(graph), edited=True)
+    return Unit(path, graph, tuple(entry["placeholders"]), dict(entry["statics"]), graph_code_hash(graph), edited=True)
 
 
-def names_by_content_hash(origin: Origin, cache: Cache) -> dict[str, str]:
+def tensor_names_by_content_hash(origin: Origin, cache: Cache) -> dict[str, str]:
     """Names of the original model's tensors by the hash of their content; made once per model."""
     parts = {"tensors of": origin.identity, "dtype": origin.dtype}
     known = cache.read_value(parts)

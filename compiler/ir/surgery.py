@@ -20,7 +20,7 @@ _STATISTICS = frozenset({"running_mean", "running_var"})
 _OF_TORCH = frozenset(vars(nn.Module()))  # tables of parameters and hooks, which torch keeps
 
 
-def split(path: str) -> tuple[str, str]:
+def split_parent_and_name(path: str) -> tuple[str, str]:
     """(path of the owner, last name)."""
     owner, _, name = path.rpartition(".")
     return owner, name
@@ -48,14 +48,14 @@ def layers_at(model: nn.Module, path: str) -> nn.ModuleList:
 
 def tensor_at(model: nn.Module, path: str) -> torch.Tensor:
     """A parameter or buffer by path. Asserts that there is one."""
-    owner, name = split(path)
+    owner, name = split_parent_and_name(path)
     module = module_at(model, owner)
     tensor = module._parameters.get(name, module._buffers.get(name))
     assert tensor is not None, f"{path} is no parameter or buffer"
     return tensor
 
 
-def owners(model: nn.Module, tensor: torch.Tensor) -> Iterator[tuple[str, nn.Module, str]]:
+def modules_holding_tensor(model: nn.Module, tensor: torch.Tensor) -> Iterator[tuple[str, nn.Module, str]]:
     """(module path, module, name) of every place that holds this very tensor: several if it is tied."""
     for path, module in model.named_modules():
         for name, value in (*module._parameters.items(), *module._buffers.items()):
@@ -68,18 +68,18 @@ def replace_tensor_everywhere(model: nn.Module, path: str, tensor: torch.Tensor)
     old = tensor_at(model, path)
     if isinstance(old, nn.Parameter):
         tensor = nn.Parameter(tensor.detach(), requires_grad=old.requires_grad)
-    holders = list(owners(model, old))
+    holders = list(modules_holding_tensor(model, old))
     for _, module, name in holders:
         table: dict[str, Any] = module._parameters if name in module._parameters else module._buffers
         table[name] = tensor
         module._non_persistent_buffers_set.discard(name)  # a constructor makes it in its old size
         _clear_cached_tensors(module)
         if name == "weight":
-            sync_stated_sizes(module)
+            set_sizes_from_weight(module)
     return [f"{owner}.{name}" if owner else name for owner, _, name in holders]
 
 
-def plain_dicts(module: nn.Module) -> Iterator[dict[Any, Any]]:
+def dict_attributes(module: nn.Module) -> Iterator[dict[Any, Any]]:
     """Dicts that a module's class keeps, without those of torch: LeViT's have the biases of its attention by device."""
     members = (member for name, member in vars(module).items() if name not in _OF_TORCH)
     return (member for member in members if type(member) is dict)
@@ -90,19 +90,19 @@ def _clear_cached_tensors(module: nn.Module) -> None:
 
     Other dicts are the module's own: `dummy_inputs`, or numbers that no forward computes again.
     """
-    for table in plain_dicts(module):
-        for key in [key for key, value in table.items() if isinstance(value, torch.Tensor) and _is_device(key)]:
+    for table in dict_attributes(module):
+        for key in [key for key, value in table.items() if isinstance(value, torch.Tensor) and _is_device_name(key)]:
             del table[key]
 
 
-def _is_device(key: Any) -> bool:
+def _is_device_name(key: Any) -> bool:
     try:
         return isinstance(torch.device(key), torch.device) and not isinstance(key, int)
     except (RuntimeError, TypeError):
         return False
 
 
-def sync_stated_sizes(module: nn.Module) -> None:
+def set_sizes_from_weight(module: nn.Module) -> None:
     """Make the sizes that a module states follow its weight."""
     shape = tuple(tensor_at(module, "weight").shape)
     if isinstance(module, nn.Linear):
@@ -117,7 +117,7 @@ def sync_stated_sizes(module: nn.Module) -> None:
         module.num_features = shape[0]
     elif isinstance(module, nn.GroupNorm):
         # What is taken out are whole groups of channels.
-        module.num_groups = _groups_left(module.num_groups, module.num_channels, shape[0])
+        module.num_groups = _remaining_group_count(module.num_groups, module.num_channels, shape[0])
         module.num_channels = shape[0]
     elif isinstance(module, _ConvNd):
         _fit_convolution(module, shape)
@@ -125,38 +125,44 @@ def sync_stated_sizes(module: nn.Module) -> None:
 
 def _fit_convolution(module: _ConvNd, shape: tuple[int, ...]) -> None:
     if module.groups > 1 and shape[1] == module.in_channels // module.groups:
-        module.groups = _groups_left(module.groups, module.out_channels, shape[0])
+        module.groups = _remaining_group_count(module.groups, module.out_channels, shape[0])
     assert shape[0] % module.groups == 0, f"{shape[0]} channels don't divide into {module.groups} groups"
     module.out_channels, module.in_channels = shape[0], shape[1] * module.groups
     module.kernel_size = shape[2:]
 
 
-def _groups_left(n_groups: int, n_channels: int, n_remaining: int) -> int:
+def _remaining_group_count(n_groups: int, n_channels: int, n_remaining: int) -> int:
     """Number of groups that `n_remaining` channels form, if whole groups were removed; else as before."""
     each = n_channels // n_groups
     return n_remaining // each if n_remaining % each == 0 else n_groups
 
 
-def narrow_tensor(model: nn.Module, path: str, axis: int, keep: torch.Tensor) -> list[str]:
+def narrow_tensor(model: nn.Module, path: str, axis: int, remaining_indices: torch.Tensor) -> list[str]:
     """Keep some indices along one axis of a tensor, wherever it is tied; returns the paths that changed.
 
-    keep   [n] int64, distinct, in the order in which they shall lie afterwards
+    remaining_indices   [n] int64, distinct, in the order in which they shall lie afterwards
     A batch norm's statistics follow its weight.
     """
-    paths = _cut(model, path, axis, keep)
-    owner, name = split(path)
+    paths = _narrow_tensor_alone(model, path, axis, remaining_indices)
+    owner, name = split_parent_and_name(path)
     if name == "weight" and isinstance(model.get_submodule(owner), _BatchNorm):
         for statistic in _STATISTICS & {n for n, t in model.get_submodule(owner)._buffers.items() if t is not None}:
-            paths += _cut(model, f"{owner}.{statistic}", 0, keep)
+            paths += _narrow_tensor_alone(model, f"{owner}.{statistic}", 0, remaining_indices)
     return paths
 
 
-def _cut(model: nn.Module, path: str, axis: int, keep: torch.Tensor) -> list[str]:
+def _narrow_tensor_alone(model: nn.Module, path: str, axis: int, remaining_indices: torch.Tensor) -> list[str]:
     tensor = tensor_at(model, path)
-    assert keep.numel() and keep.unique().numel() == keep.numel(), f"{path}: indices repeat, or are none"
-    assert int(keep.min()) >= 0 and int(keep.max()) < tensor.shape[axis], f"{path}: an index is out of range"
+    assert remaining_indices.numel() and remaining_indices.unique().numel() == remaining_indices.numel(), (
+        f"{path}: indices repeat, or are none"
+    )
+    assert int(remaining_indices.min()) >= 0 and int(remaining_indices.max()) < tensor.shape[axis], (
+        f"{path}: an index is out of range"
+    )
     with torch.no_grad():
-        return replace_tensor_everywhere(model, path, tensor.detach().index_select(axis, keep.to(tensor.device)))
+        return replace_tensor_everywhere(
+            model, path, tensor.detach().index_select(axis, remaining_indices.to(tensor.device))
+        )
 
 
 def set_attribute(model: nn.Module, path: str, value: Any) -> None:
@@ -165,9 +171,9 @@ def set_attribute(model: nn.Module, path: str, value: Any) -> None:
     What starts with `config.` is the root's config, one for all; a module below gets a copy of its own first,
     so that its neighbours keep theirs.
     """
-    owner, name = split(path)
+    owner, name = split_parent_and_name(path)
     if owner == "config" or owner.startswith("config."):
-        setattr(attribute(model, owner), name, value)
+        setattr(attribute_at(model, owner), name, value)
         return
     if not owner.endswith(".config"):
         setattr(model.get_submodule(owner), name, value)
@@ -187,18 +193,18 @@ def unshare_config(model: nn.Module) -> None:
             module.config = copy.deepcopy(config, copies)  # what is shared within the model stays shared
 
 
-def config_path(model: nn.Module, path: str) -> str:
+def path_of_governing_config(model: nn.Module, path: str) -> str:
     """Path of the config that governs a module, from the root: `config` or `config.text_config`."""
-    config_name = saved_config_path(model, path)
+    config_name = path_of_saved_config(model, path)
     assert config_name is not None, "the layers' config is neither the model's nor a part of it"
     return config_name
 
 
-def saved_config_path(model: nn.Module, path: str) -> str | None:
+def path_of_saved_config(model: nn.Module, path: str) -> str | None:
     """`config_path` of the config that a module reads; None where it is a copy, as each stack of a T5 has, that is not
     saved with the model."""
     while True:
-        path = split(path)[0]
+        path = split_parent_and_name(path)[0]
         config = vars(model.get_submodule(path)).get("config")
         if config is not None or not path:
             break
@@ -208,7 +214,7 @@ def saved_config_path(model: nn.Module, path: str) -> str | None:
     return None if name is None else f"config.{name}"
 
 
-def attribute(module: nn.Module, path: str) -> Any:
+def attribute_at(module: nn.Module, path: str) -> Any:
     """An attribute by a path below a module, configs included."""
     for name in path.split("."):
         module = getattr(module, name)
@@ -217,20 +223,20 @@ def attribute(module: nn.Module, path: str) -> Any:
 
 def drop_layer(model: nn.Module, path: str) -> dict[str, str]:
     """Take a layer out of its module list; returns old path -> new path of the layers behind it."""
-    owner, name = split(path)
+    owner, name = split_parent_and_name(path)
     layers = model.get_submodule(owner)
     assert type(layers) is nn.ModuleList, f"{path} is no element of a module list"
     del layers[int(name)]
     return {f"{owner}.{i + 1}": f"{owner}.{i}" for i in range(int(name), len(layers))}
 
 
-def number_layers(model: nn.Module, slots: dict[str, int]) -> None:
+def write_cache_slots(model: nn.Module, slot_by_unit: dict[str, int]) -> None:
     """Write every unit's cache slot into the layer indices below it. Where a unit has several slots, as LongCat's two
     attentions of a layer have, all are counted, unit by unit."""
-    indices = {path: _layer_indices_inside(model.get_submodule(path)) for path in slots}
-    are_several = any(len(inside) > 1 and inside[0] >= 0 and _is_run(inside) for inside in indices.values())
+    indices = {path: _layer_indices_inside(model.get_submodule(path)) for path in slot_by_unit}
+    are_several = any(len(inside) > 1 and inside[0] >= 0 and _is_consecutive(inside) for inside in indices.values())
     count = 0
-    for path, slot in sorted(slots.items(), key=lambda entry: entry[1]):
+    for path, slot in sorted(slot_by_unit.items(), key=lambda entry: entry[1]):
         unit = model.get_submodule(path)
         slot_of = {index: count + rank for rank, index in enumerate(indices[path])} if are_several else {}
         for module in unit.modules():
@@ -246,29 +252,29 @@ def _layer_indices_inside(unit: nn.Module) -> list[int]:
     return sorted(index for index in indices if index is not None)
 
 
-def _is_run(indices: list[int]) -> bool:
+def _is_consecutive(indices: list[int]) -> bool:
     return indices == list(range(indices[0], indices[0] + len(indices)))
 
 
-def delete(model: nn.Module, path: str) -> None:
+def delete_module_or_parameter(model: nn.Module, path: str) -> None:
     """Remove a module, or a parameter, that nothing calls any more."""
-    owner, name = split(path)
+    owner, name = split_parent_and_name(path)
     module = module_at(model, owner)
     assert name in module._modules or name in module._parameters, f"{path} is no module and no parameter"
     delattr(module, name)
 
 
-def swap(model: nn.Module, path: str, new: nn.Module) -> None:
+def replace_module(model: nn.Module, path: str, new: nn.Module) -> None:
     """Put another module in a module's place."""
-    owner, name = split(path)
+    owner, name = split_parent_and_name(path)
     module = module_at(model, owner)
     assert name in module._modules, f"{path} is no module"
     module._modules[name] = new
 
 
-def add(model: nn.Module, path: str, new: nn.Module) -> None:
+def add_module(model: nn.Module, path: str, new: nn.Module) -> None:
     """Put a new module into one that has nothing of its name."""
-    owner, name = split(path)
+    owner, name = split_parent_and_name(path)
     module = module_at(model, owner)
     assert name.isidentifier() and name not in dir(module), f"{path} is taken"
     module._modules[name] = new

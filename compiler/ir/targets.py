@@ -17,21 +17,21 @@ from transformers import PreTrainedConfig
 from ..core.safe_read import Unlisted, require_or_unlisted
 from .layers import leaves
 from .operations import is_whole_library_function
-from .surgery import module_at, split
+from .surgery import module_at, split_parent_and_name
 
 _TEXT = re.compile(r"[\w ,.>()\-]{0,64}")  # `einsum`'s equations are the longest
 _MAX_LAYERS = 4096  # a cache makes a slot for every number below the one it is asked for
 _CACHE = ("cache_update", "cross_update", "cache_length", "packed_attention", "causal_conv")
 
 
-def check_graph_targets(graph: fx.Graph, layer: nn.Module, family: str) -> None:
+def check_graph_targets(graph: fx.Graph, layer: nn.Module, model_package: str) -> None:
     """Raises Unlisted where a node calls or reads what a layer doesn't have, or hands it to what doesn't take it.
 
-    family   the package of the model's own source, which decides what is a leaf
+    model_package   the package of the model's own source, which decides what is a leaf
     """
     for node in graph.nodes:
         if node.op == "call_module":
-            _refuse_non_module_call(node, layer, family)
+            _refuse_non_module_call(node, layer, model_package)
         elif node.op == "get_attr":
             _refuse_misused_read(node, layer)
         elif node.op == "call_function":
@@ -41,12 +41,12 @@ def check_graph_targets(graph: fx.Graph, layer: nn.Module, family: str) -> None:
                 _is_tensor(layer, node.args[0].target), f"the method {node.target} of {node.args[0].target}"
             )
         if node.op in ("call_function", "call_method", "call_module"):
-            fx.node.map_aggregate((node.args, node.kwargs), _check_argument)
+            fx.node.map_aggregate((node.args, node.kwargs), _checked_argument)
 
 
-def resolve_layer_path(layer: nn.Module, path: str) -> Any:
+def value_at_layer_path(layer: nn.Module, path: str) -> Any:
     """The module, tensor, number or config at a path below a layer. Raises Unlisted where there is no such thing."""
-    owner, name = split(path)
+    owner, name = split_parent_and_name(path)
     try:
         module = module_at(layer, owner)
     except LookupError as error:
@@ -63,11 +63,11 @@ def resolve_layer_path(layer: nn.Module, path: str) -> Any:
 
 
 def _is_tensor(layer: nn.Module, path: str) -> bool:
-    return isinstance(resolve_layer_path(layer, path), torch.Tensor)
+    return isinstance(value_at_layer_path(layer, path), torch.Tensor)
 
 
 def _refuse_non_module_call(node: fx.Node, layer: nn.Module, family: str) -> None:
-    module = resolve_layer_path(layer, str(node.target))
+    module = value_at_layer_path(layer, str(node.target))
     runs = (
         isinstance(module, nn.Module)
         and not leaves.is_container(module)
@@ -78,7 +78,7 @@ def _refuse_non_module_call(node: fx.Node, layer: nn.Module, family: str) -> Non
 
 def _refuse_misused_read(node: fx.Node, layer: nn.Module) -> None:
     """Modules and configs may be read only for the functions that take one; tensors and numbers for any."""
-    value = resolve_layer_path(layer, str(node.target))
+    value = value_at_layer_path(layer, str(node.target))
     if isinstance(value, nn.Module):
         misuses = [user for user in node.users if not _is_module_argument_of(user, node)]
     elif isinstance(value, PreTrainedConfig):
@@ -134,7 +134,7 @@ def _check_arguments_of_leaf_call(node: fx.Node) -> None:
         )
 
 
-def _check_argument(value: Any) -> Any:
+def _checked_argument(value: Any) -> Any:
     short = not isinstance(value, str) or _TEXT.fullmatch(value) is not None
     require_or_unlisted(short, f"the text {str(value)[:40]!r} as an argument")
     return value

@@ -53,12 +53,12 @@ def _define_arithmetic(name: str, symbol: str) -> None:
     def forward(self, other) -> Any:
         if type(other) not in (int, TracedInt):
             return getattr(int, f"__{name}__")(self, other)
-        return TracedInt(apply(int(self), int(other)), f"({self.source} {symbol} {source_of(other)})")
+        return TracedInt(apply(int(self), int(other)), f"({self.source} {symbol} {source_expression_of(other)})")
 
     def backward(self, other) -> Any:
         if type(other) not in (int, TracedInt):
             return getattr(int, f"__r{name}__")(self, other)
-        return TracedInt(apply(int(other), int(self)), f"({source_of(other)} {symbol} {self.source})")
+        return TracedInt(apply(int(other), int(self)), f"({source_expression_of(other)} {symbol} {self.source})")
 
     setattr(TracedInt, f"__{name}__", forward)
     setattr(TracedInt, f"__r{name}__", backward)
@@ -68,7 +68,7 @@ for _name, _symbol in (("add", "+"), ("sub", "-"), ("mul", "*"), ("floordiv", "/
     _define_arithmetic(_name, _symbol)
 
 
-def source_of(value: int) -> str:
+def source_expression_of(value: int) -> str:
     """The source expression of an int; a plain one is its own."""
     if isinstance(value, TracedInt):
         return value.source

@@ -67,7 +67,7 @@ class Unit:
     def bind(self, model: nn.Module) -> None:
         """Let the layer run its graph: class, hooks, recording and gradient checkpointing stay."""
         layer = self.module(model)
-        names = argument_names(type(layer))
+        names = positional_argument_names(type(layer))
         run = make_forward(self.function(), names, self.placeholders, self.statics, self.path)
         vars(run)["__signature__"] = inspect.signature(inspect.unwrap(type(layer).forward))  # what exporters ask for
         layer.forward = types.MethodType(run, layer)
@@ -77,7 +77,7 @@ class Unit:
         vars(self.module(model)).pop("forward", None)
 
 
-def argument_names(layer_class: type[nn.Module]) -> tuple[str, ...]:
+def positional_argument_names(layer_class: type[nn.Module]) -> tuple[str, ...]:
     """Names of the parameters that a layer's forward takes by position, without `self`."""
     signature = inspect.signature(inspect.unwrap(layer_class.forward))
     return tuple(name for name, p in signature.parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD)[1:]
@@ -93,7 +93,7 @@ def compile_to_forward(graph: fx.Graph, key: str) -> Callable[..., Any]:
     return names["forward"]
 
 
-def code_key(graph: fx.Graph) -> str:
+def graph_code_hash(graph: fx.Graph) -> str:
     """sha256 of the generated code, which is equal for equal layers."""
     return hashlib.sha256(graph.python_code("self").src.encode()).hexdigest()
 
@@ -115,7 +115,7 @@ def make_forward(
         arguments = dict(zip(parameter_names[: len(args)], args[: len(parameter_names)], strict=True)) | kwargs
         values = [arguments.pop(name, None) for name in placeholders]
         for name, value in arguments.items():
-            if not _is_baked(name, value, constants):
+            if not _equals_baked_constant(name, value, constants):
                 raise unsupported_argument(
                     f"{path} was compiled without `{name}`, so it can't follow it",
                     help="call the model without it, or with rows without padding where the model adds it itself",
@@ -139,7 +139,7 @@ def make_forward(
     return forward
 
 
-def _is_baked(name: str, value: Any, constants: Mapping[str, Any]) -> bool:
+def _equals_baked_constant(name: str, value: Any, constants: Mapping[str, Any]) -> bool:
     baked, value = _as_tuple(constants.get(name)), _as_tuple(value)
     return name in _FREE or value is None or value is False or (type(value) is type(baked) and value == baked)
 

@@ -32,7 +32,7 @@ def distinct_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             yield name, tensor
 
 
-def base_hash(model: nn.Module) -> str:
+def model_weights_hash(model: nn.Module) -> str:
     """sha256 over all tensors of a model by name, interventions left out."""
     inside = tuple(f"{path}." for path, _ in interventions(model))
     return canonical_json_sha256(
@@ -43,7 +43,7 @@ def base_hash(model: nn.Module) -> str:
 def assign_tensors(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
     """Put tensors in place of parameters and buffers by name, and of everything that is tied to them."""
     old = dict(model.state_dict(keep_vars=True))
-    new = {id(old[name]): _like(old[name], value) for name, value in values.items()}
+    new = {id(old[name]): _as_parameter_like(old[name], value) for name, value in values.items()}
     for module in model.modules():
         tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
         for store in tables:
@@ -53,5 +53,5 @@ def assign_tensors(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None
     check_and_copy_packed_weights(model)
 
 
-def _like(old: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def _as_parameter_like(old: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     return nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value

@@ -27,14 +27,14 @@ class SequenceCache:
         self.sequences: list[int] = []
         self.tokens: list[list[int]] = []
 
-    def open(self, rows: int) -> bool:
+    def open_if_closed(self, rows: int) -> bool:
         """Open a sequence for each row; False where they are open."""
         if self.sequences:
             return False
-        self.sequences, self.tokens = self._model.take(rows), [[] for _ in range(rows)]
+        self.sequences, self.tokens = self._model.acquire_sequences(rows), [[] for _ in range(rows)]
         return True
 
-    def append(self, ids: Tensor, mask: Tensor) -> None:
+    def append_visible_tokens(self, ids: Tensor, mask: Tensor) -> None:
         """Note the tokens [b, t] that the sequences got, those that the mask shows."""
         self._width += ids.shape[1]
         for tokens, row, is_token in zip(self.tokens, ids, mask.bool(), strict=True):

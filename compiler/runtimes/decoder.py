@@ -24,18 +24,20 @@ class Decoder(Protocol):
     def backward(self) -> bool:
         """Whether a sequence can be cut to any length; one with states of all that came before is forgotten whole."""
 
-    def run(self, ids: Sequence[int], sequences: Sequence[int], outputs: Sequence[int]) -> Tensor:
+    def run(
+        self, token_ids: Sequence[int], sequence_of_token: Sequence[int], output_positions: Sequence[int]
+    ) -> Tensor:
         """Extend sequences by tokens, each by those of its number.
 
-        ids, sequences   [n] tokens, and the sequence of each
-        outputs          positions in `ids`, or [n] bool, of which logits are computed
+        token_ids, sequence_of_token   [n] tokens, and the sequence of each
+        output_positions   positions in `token_ids`, or [n] bool, of which logits are computed
         return           [outputs, vocabulary] float32
         """
 
     def length(self, sequence: int) -> int:
         """Tokens that a sequence has."""
 
-    def forget(self, sequence: int, length: int = 0) -> None:
+    def forget(self, sequence: int, num_remaining: int = 0) -> None:
         """Cut a sequence back to its first tokens."""
 
     def cancel(self) -> None:
@@ -61,7 +63,7 @@ class SourceDecoder(Decoder, Protocol):
     sources: int
     source_vocabulary: int
 
-    def encode(self, ids: Sequence[int], sequences: Sequence[int]) -> None:
+    def encode(self, token_ids: Sequence[int], sequence_of_token: Sequence[int]) -> None:
         """Read sources, each into an open sequence that has none."""
 
 
@@ -83,7 +85,7 @@ class BatchedRun(ABC):
         """Tokens that a sequence has."""
 
     @abstractmethod
-    def forget(self, sequence: int, length: int = 0) -> None:
+    def forget(self, sequence: int, num_remaining: int = 0) -> None:
         """Cut a sequence back to its first tokens."""
 
     @abstractmethod
@@ -93,19 +95,28 @@ class BatchedRun(ABC):
     def cancel(self) -> None:  # noqa: B027 (an engine that can break off says how)
         """A call goes on to its end: nothing breaks it off."""
 
-    def run(self, ids: Sequence[int], sequences: Sequence[int], outputs: Sequence[int] | Sequence[bool]) -> Tensor:
+    def run(
+        self,
+        token_ids: Sequence[int],
+        sequence_of_token: Sequence[int],
+        output_positions: Sequence[int] | Sequence[bool],
+    ) -> Tensor:
         """Append tokens to their sequences; logits [wanted, vocabulary] of some, given by place or one by one."""
-        by_position = not all(isinstance(flag, bool) for flag in outputs)
-        positions = list(outputs) if by_position else [position for position, flag in enumerate(outputs) if flag]
+        by_position = not all(isinstance(flag, bool) for flag in output_positions)
+        positions = (
+            list(output_positions)
+            if by_position
+            else [position for position, flag in enumerate(output_positions) if flag]
+        )
         rows: dict[int, list[int]] = {}
-        for position, sequence in enumerate(sequences):
+        for position, sequence in enumerate(sequence_of_token):
             rows.setdefault(sequence, []).append(position)
         groups: dict[int, list[int]] = {}
         for sequence, row_positions in rows.items():
             groups.setdefault(len(row_positions), []).append(sequence)
         logits_at: dict[int, Tensor] = {}
         for group in groups.values():
-            logits = self.extend(group, torch.tensor([[ids[p] for p in rows[n]] for n in group]))
+            logits = self.extend(group, torch.tensor([[token_ids[p] for p in rows[n]] for n in group]))
             for row, sequence in zip(logits, group, strict=True):
                 logits_at |= dict(zip(rows[sequence], row, strict=True))
         return torch.stack([logits_at[position] for position in positions])

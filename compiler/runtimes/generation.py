@@ -35,37 +35,42 @@ class Generation:
     def __init__(
         self,
         model: "DecoderModel",
-        processors: Sequence[Callable[[Tensor, Tensor], Tensor]],
-        criteria: Any,
-        config: Any,
+        logits_processors: Sequence[Callable[[Tensor, Tensor], Tensor]],
+        stopping_criteria: Any,
+        generation_config: Any,
         streamer: Any = None,
         seed: int | None = None,
     ):
-        self.model, self.config, self.streamer = model, config, streamer
-        self.processors, self.criteria = processors, criteria
+        self.model, self.config, self.streamer = model, generation_config, streamer
+        self.processors, self.criteria = logits_processors, stopping_criteria
         self.generator = None if seed is None else torch.Generator().manual_seed(seed)
         self.logits: tuple[Tensor, ...] = ()
         self.scores: tuple[Tensor, ...] = ()
-        pad = config._pad_token_tensor
+        pad = generation_config._pad_token_tensor
         self._pad = 0 if pad is None else int(pad)
-        self._ends = any(hasattr(one, "eos_token_id") for one in criteria)
+        self._ends = any(hasattr(one, "eos_token_id") for one in stopping_criteria)
 
-    def __call__(self, ids: Tensor, mask: Tensor, begin: Callable[[Sequence[int]], None] = lambda _: None) -> Tensor:
-        """The sequences [b, t + new] of prompts [b, t]; `begin` is called with the open sequences."""
-        prompts = [row[is_token.bool()] for row, is_token in zip(ids, mask, strict=True)]
+    def __call__(
+        self,
+        prompt_ids: Tensor,
+        attention_mask: Tensor,
+        on_sequences_open: Callable[[Sequence[int]], None] = lambda _: None,
+    ) -> Tensor:
+        """The sequences [b, t + new] of prompts [b, t]; `on_sequences_open` is called with the open sequences."""
+        prompts = [row[is_token.bool()] for row, is_token in zip(prompt_ids, attention_mask, strict=True)]
         if not all(len(prompt) for prompt in prompts):
             raise invalid_sampling(
                 "a prompt has no token", help="begin it with the tokenizer's first token"
             ).rejection()
         slots = self.model.start_sequences([prompt.tolist() for prompt in prompts])
-        sequences, self._sequences = [sequence for sequence, _ in slots], ids
-        self._start_lookup(prompts)
+        sequences, self._sequences = [sequence for sequence, _ in slots], prompt_ids
+        self._index_prompt_for_lookup(prompts)
         try:
-            begin(sequences)
+            on_sequences_open(sequences)
             fresh = {sequence: prompt[known:] for (sequence, known), prompt in zip(slots, prompts, strict=True)}
             self._generate_until_done(sequences, fresh, [len(prompt) for prompt in prompts])
         finally:
-            new_ids = self._sequences[:, ids.shape[1] :]
+            new_ids = self._sequences[:, prompt_ids.shape[1] :]
             rows = [torch.cat(pair).tolist() for pair in zip(prompts, new_ids, strict=True)]
             lengths = map(self.model.engine.length, sequences)
             self.model.release(sequences, [row[:length] for row, length in zip(rows, lengths, strict=True)])
@@ -73,7 +78,7 @@ class Generation:
             self.streamer.end()
         return self._sequences
 
-    def _start_lookup(self, prompts: Sequence[Tensor]) -> None:
+    def _index_prompt_for_lookup(self, prompts: Sequence[Tensor]) -> None:
         """Index the prompt where drafts are asked for. Rows of a batch would accept different numbers of tokens."""
         config = self.config
         self._text: list[int] = []
@@ -93,7 +98,7 @@ class Generation:
         live, self._n_new = list(range(len(sequences))), 0
         self._positions = [self.model.plan["context"] - length for length in lengths]
         while live:
-            draft = self._draft()
+            draft = self._draft_tokens()
             start, n_before = time.thread_time(), self._n_new
             logits = self._logits_of(new_tokens, draft)
             seconds = time.thread_time() - start
@@ -128,7 +133,7 @@ class Generation:
                 break
         return live_rows
 
-    def _draft(self) -> list[int]:
+    def _draft_tokens(self) -> list[int]:
         """Tokens that may follow the only row's last one; none behind its prompt, which is read alone."""
         if self._lookup is None or not self._n_new:
             return []

@@ -31,27 +31,27 @@ _RULES = {
 }
 
 
-def check_ids(ids: Any, name: str = "input_ids") -> None:
+def check_token_id_tensor(ids: Any, argument: str = "input_ids") -> None:
     """Raises Reject (unfit-inputs) unless these are whole numbers [batch, tokens]."""
     if isinstance(ids, Tensor) and ids.dim() == 2 and not ids.is_floating_point() and not ids.is_complex():
         return
-    fact = f"`{name}` is {_kind(ids)}, and the model takes whole numbers [batch, tokens]"
+    fact = f"`{argument}` is {_shape_and_dtype_or_type(ids)}, and the model takes whole numbers [batch, tokens]"
     raise invalid_inputs(fact, help='tokenize with `return_tensors="pt"`, or write torch.tensor([[5, 9]])').rejection()
 
 
-def check_mask(mask: Any, ids: Tensor, past_length: int = 0, name: str = "attention_mask") -> None:
+def check_mask(mask: Any, ids: Tensor, past_length: int = 0, argument: str = "attention_mask") -> None:
     """Raises Reject (unfit-inputs) unless a mask is of ids [b, t], or of them and the tokens `past_length` them."""
     shape = tuple(ids.shape[:2])
     if mask is None or (isinstance(mask, Tensor) and tuple(mask.shape) in (shape, (shape[0], past_length + shape[1]))):
         return
-    tokens = f"`{name}` is {_kind(mask)}, and the tokens are {list(shape)}"
+    tokens = f"`{argument}` is {_shape_and_dtype_or_type(mask)}, and the tokens are {list(shape)}"
     fact = f"{tokens} behind {past_length} of the cache" if past_length else tokens
     raise invalid_inputs(
         fact, help="give the mask that the tokenizer gave with the tokens, or leave it out"
     ).rejection()
 
 
-def validate_sampling_options(config: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+def checked_sampling_options(config: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of `generate` with whole numbers as such, those of a config too. Raises Reject (bad-sampling)."""
     numbers = dict[str, Any]()
     for options in (getattr(config, "__dict__", {}), values):
@@ -60,7 +60,7 @@ def validate_sampling_options(config: Any, values: Mapping[str, Any]) -> dict[st
     return {**values, **numbers}
 
 
-def token_loss(logits: Tensor, labels: Any, mask: Tensor) -> Tensor:
+def next_token_loss(logits: Tensor, labels: Any, mask: Tensor) -> Tensor:
     """Mean cross-entropy of each token by the logits [b, t, vocabulary] of the one before it.
 
     labels   [b, t], as `input_ids`; one counts where the mask shows its token and the one before
@@ -82,10 +82,10 @@ def classification_loss(logits: Tensor, labels: Any, mask: Tensor) -> Tensor:
     return ForSequenceClassificationLoss(labels, logits, config)
 
 
-def check_labels(labels: Any, logits: Tensor, shape: torch.Size) -> None:
+def check_labels(labels: Any, logits: Tensor, expected_shape: torch.Size) -> None:
     """Raises Reject (unfit-inputs) unless labels have that shape, and are classes of the logits or ignored."""
-    problem = f"`labels` is {_kind(labels)}, and labels of these inputs are {list(shape)}"
-    if isinstance(labels, Tensor) and labels.shape == shape:
+    problem = f"`labels` is {_shape_and_dtype_or_type(labels)}, and labels of these inputs are {list(expected_shape)}"
+    if isinstance(labels, Tensor) and labels.shape == expected_shape:
         counted = labels[labels != IGNORED]
         if labels.is_floating_point() or not counted.numel() or 0 <= counted.min() <= counted.max() < logits.shape[-1]:
             return
@@ -93,7 +93,7 @@ def check_labels(labels: Any, logits: Tensor, shape: torch.Size) -> None:
     raise invalid_inputs(problem, help=f"give one label a token or text, {IGNORED} where none counts").rejection()
 
 
-def _kind(value: Any) -> str:
+def _shape_and_dtype_or_type(value: Any) -> str:
     """`[2, 5] float32` of a tensor, else the type's name."""
     if isinstance(value, Tensor):
         return f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')}"

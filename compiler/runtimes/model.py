@@ -17,7 +17,7 @@ from ..plugin.clock import Runtime
 from .cache import SequenceCache
 from .decoder import Decoder
 from .generation import Generation, invalid_sampling, parse_generation_config
-from .inputs import check_ids, check_mask, token_loss, validate_sampling_options
+from .inputs import check_mask, check_token_id_tensor, checked_sampling_options, next_token_loss
 from .position_offsets import refuse_visible_padding
 from .process_lock import ProcessLock
 from .sequence_pool import AcquiredSlot, SequencePool
@@ -64,7 +64,7 @@ class Output(dict):
         raise AttributeError(f"the engine gives {keys_text}, and no `{name}`: the target `hf` writes a model that may")
 
 
-def check_token_ids(ids: Tensor, vocab_size: int) -> None:
+def check_token_ids_in_vocabulary(ids: Tensor, vocab_size: int) -> None:
     """Raises Reject where a token is none of so many."""
     if int(ids.min()) < 0 or int(ids.max()) >= vocab_size:
         raise unknown_token(
@@ -81,7 +81,7 @@ class DecoderModel(GenerationMixin, nn.Module):
     weights     the tensors that it reads; buffers, so that their bytes are counted
     facts       what the artifact says of the model that it was
     generation  values of generation_config.json
-    remembers   tokens of earlier prompts that free sequences hold, for prompts that begin alike
+    prefix_tokens   tokens of earlier prompts that free sequences hold, for prompts that begin alike
     draft_tokens  of a draft at most, by which callers may speculate; 0 where logits depend on a call's rows
     stored_bytes  bytes of the weights in their file; None where they are those of its buffers
     owner       of what sequences hold: another name where weights change
@@ -110,7 +110,7 @@ class DecoderModel(GenerationMixin, nn.Module):
         facts: Mapping[str, Any],
         sequences: int,
         generation: Mapping[str, Any] | None = None,
-        remembers: int = 0,
+        prefix_tokens: int = 0,
     ):
         super().__init__()
         self.engine, self.plan, self.facts = engine, plan, facts
@@ -126,7 +126,7 @@ class DecoderModel(GenerationMixin, nn.Module):
         self.name_or_path = ""
         self.n_params: int | None = facts.get("params")
         self.call_costs = CallCosts()
-        self._pool = SequencePool(engine, sequences, remembers)
+        self._pool = SequencePool(engine, sequences, prefix_tokens)
         self._lock = ProcessLock()
 
     def can_generate(self) -> bool:
@@ -146,7 +146,7 @@ class DecoderModel(GenerationMixin, nn.Module):
 
     def check_inputs(self, inputs: Any, mask: Any) -> None:
         """Raises Reject (unfit-inputs) for inputs of `generate` that the model does not take."""
-        check_ids(inputs)
+        check_token_id_tensor(inputs)
         check_mask(mask, inputs)
 
     # -- sequences -------------------------------------------------------------------------------------------
@@ -155,16 +155,16 @@ class DecoderModel(GenerationMixin, nn.Module):
         """One thread at a time: an engine runs one call."""
         return self._lock.of_this_process()
 
-    def take(self, count: int) -> list[int]:
+    def acquire_sequences(self, num_sequences: int) -> list[int]:
         """Numbers of sequences that are free; Reject where the engine has no more."""
-        return [number for number, _ in self.start_sequences([()] * count)]
+        return [number for number, _ in self.start_sequences([()] * num_sequences)]
 
     def start_sequences(self, prompts: Sequence[Sequence[int]]) -> list[AcquiredSlot]:
         """A sequence for each prompt, and how many of its first tokens it holds already."""
         with self.exclusive():
-            if len(prompts) > self.spare:
+            if len(prompts) > self.num_free_sequences:
                 raise too_many_sequences(
-                    f"{len(prompts)} more sequences are asked for, and {self.spare} are free",
+                    f"{len(prompts)} more sequences are asked for, and {self.num_free_sequences} are free",
                     help="load the artifact with a larger `sequences=`, or close what is open",
                 ).rejection()
             return [self._pool.acquire_slot(prompt if self.reuses_prompts else (), self.owner) for prompt in prompts]
@@ -175,50 +175,48 @@ class DecoderModel(GenerationMixin, nn.Module):
             for sequence, ids in zip(sequences, token_ids or [()] * len(sequences), strict=True):
                 self._pool.release(sequence, ids if self.reuses_prompts else (), self.owner)
 
-    def forget(self, sequence: int, length: int = 0) -> None:
+    def forget(self, sequence: int, num_remaining: int = 0) -> None:
         """Cut an open sequence back to its first tokens."""
         with self.exclusive():
-            self.engine.forget(sequence, length)
+            self.engine.forget(sequence, num_remaining)
 
     @contextmanager
-    def sequences_of(self, count: int) -> Iterator[list[int]]:
-        sequences = self.take(count)
+    def temporary_sequences(self, count: int) -> Iterator[list[int]]:
+        sequences = self.acquire_sequences(count)
         try:
             yield sequences
         finally:
             self.release(sequences)
 
     @property
-    def spare(self) -> int:
+    def num_free_sequences(self) -> int:
         """Number of sequences that can still be opened."""
         return len(self._pool)
 
-    def append_tokens(self, rows: Mapping[int, Tensor], positions_to_return: str | int) -> Tensor:
+    def append_tokens(self, tokens_by_sequence: Mapping[int, Tensor], logit_positions: str | int) -> Tensor:
         """Extend sequences by tokens; logits of the last or the first of each row, of so many of its last, or of "all",
         row by row."""
-        for sequence, ids in rows.items():
+        for sequence, ids in tokens_by_sequence.items():
             length = self.engine.length(sequence) + len(ids)
             if length > self.plan["context"]:
                 raise context_full(
                     f"a sequence of {length} tokens is longer than the model's context of {self.plan['context']}",
                     help="give it fewer tokens, or ask for fewer new ones",
                 ).rejection()
-        ids = torch.cat(list(rows.values()))
-        check_token_ids(ids, self.plan["vocabulary"])
-        sequences = [sequence for sequence, ids in rows.items() for _ in range(len(ids))]
-        if positions_to_return == "first":
-            mask = [i == 0 for ids in rows.values() for i in range(len(ids))]
+        ids = torch.cat(list(tokens_by_sequence.values()))
+        check_token_ids_in_vocabulary(ids, self.plan["vocabulary"])
+        sequences = [sequence for sequence, ids in tokens_by_sequence.items() for _ in range(len(ids))]
+        if logit_positions == "first":
+            mask = [i == 0 for ids in tokens_by_sequence.values() for i in range(len(ids))]
         else:
             count = (
-                positions_to_return
-                if isinstance(positions_to_return, int)
-                else {"all": len(ids), "last": 1}[positions_to_return]
+                logit_positions if isinstance(logit_positions, int) else {"all": len(ids), "last": 1}[logit_positions]
             )
-            mask = [i >= len(ids) - count for ids in rows.values() for i in range(len(ids))]
+            mask = [i >= len(ids) - count for ids in tokens_by_sequence.values() for i in range(len(ids))]
         with self.exclusive():
             return self.engine.run(ids.tolist(), sequences, mask)
 
-    def _text(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+    def _text_mask(self, ids: Tensor, mask: Tensor | None) -> Tensor:
         """Mask of text tokens; all where the original model treats padding as text."""
         return torch.ones_like(ids) if mask is None or self.facts.get(READS_PADDING) is True else mask
 
@@ -242,22 +240,22 @@ class DecoderModel(GenerationMixin, nn.Module):
         labels   [b, t], as `input_ids`: `loss` is then the mean cross-entropy of each token after those before it
         """
         self.refuse_states(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
-        check_ids(input_ids)
+        check_token_id_tensor(input_ids)
         check_mask(attention_mask, input_ids, 0 if cache is None else cache.get_seq_length())
         if labels is not None:
-            text_mask = self._text(input_ids, attention_mask)[:, -input_ids.shape[1] :]
+            text_mask = self._text_mask(input_ids, attention_mask)[:, -input_ids.shape[1] :]
             output = self.forward(input_ids, attention_mask, position_ids, cache, use_cache)
-            return Output({"loss": token_loss(output.logits, labels, text_mask), **output})
-        mask = self._text(input_ids, attention_mask)[:, -input_ids.shape[1] :]
+            return Output({"loss": next_token_loss(output.logits, labels, text_mask), **output})
+        mask = self._text_mask(input_ids, attention_mask)[:, -input_ids.shape[1] :]
         if position_ids is None and cache is None:  # what goes on from a cache is counted as `generate` does
             refuse_visible_padding(input_ids, mask, self.uncounted)
         keep = min(logits_to_keep or input_ids.shape[1], input_ids.shape[1])
         if cache is None and use_cache:
             cache = SequenceCache(self)
         if cache is not None:
-            cache.open(len(input_ids))
+            cache.open_if_closed(len(input_ids))
             logits = self._last_logits(cache.sequences, input_ids, mask, keep)
-            cache.append(input_ids, mask)
+            cache.append_visible_tokens(input_ids, mask)
             return Output(logits=logits, cache=cache)
         logits = torch.zeros((len(input_ids), keep, self.plan["vocabulary"]))
         for row in range(len(input_ids)):  # row by row: the logits of one fit in memory
@@ -298,7 +296,7 @@ class DecoderModel(GenerationMixin, nn.Module):
         inputs = next((x for x in candidates if x is not None), None)
         if inputs is not None:
             self.check_inputs(inputs, kwargs.get("attention_mask"))
-        kwargs = validate_sampling_options(args[1] if len(args) > 1 else kwargs.get("generation_config"), kwargs)
+        kwargs = checked_sampling_options(args[1] if len(args) > 1 else kwargs.get("generation_config"), kwargs)
         cache, earlier = SequenceCache(self), kwargs.get("cache")
         try:
             return super().generate(*args, **{**kwargs, "cache": cache if earlier is None else earlier})
@@ -325,7 +323,7 @@ class DecoderModel(GenerationMixin, nn.Module):
             return super()._sample(*steps, **kwargs)  # type: ignore[misc, arg-type]  # it names PreTrainedModel
         self.refuse_states(**{n: getattr(generation_config, n) for n in ("output_hidden_states", "output_attentions")})
         run = Generation(self, logits_processor, stopping_criteria, generation_config, streamer, kwargs.get("seed"))
-        sequences = self._grow(run, input_ids, kwargs)
+        sequences = self._run_generation(run, input_ids, kwargs)
         if not generation_config.return_dict_in_generate:
             return sequences
         return self._generated(sequences=sequences, logits=run.logits or None, scores=run.scores or None)
@@ -352,8 +350,8 @@ class DecoderModel(GenerationMixin, nn.Module):
 
     _generated: Any = GenerateDecoderOnlyOutput  # class of what `generate` returns where a dict is asked for
 
-    def _grow(self, run: Generation, input_ids: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
-        return run(input_ids, self._text(input_ids, kwargs.get("attention_mask")))
+    def _run_generation(self, run: Generation, input_ids: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+        return run(input_ids, self._text_mask(input_ids, kwargs.get("attention_mask")))
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, seed: int | None = None, **kwargs: Any) -> Any:
         """Arguments of `forward` for a step of transformers' loops."""

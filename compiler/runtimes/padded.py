@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .decoder import BatchedRun
-from .inputs import check_ids, check_mask
-from .model import DecoderModel, Output, check_token_ids
+from .inputs import check_mask, check_token_id_tensor
+from .model import DecoderModel, Output, check_token_ids_in_vocabulary
 
 SEQUENCES = 64  # open at once: each takes what its keys and values take
 
@@ -41,11 +41,11 @@ class PaddedRows(BatchedRun):
     def length(self, sequence: int) -> int:
         return self._history[sequence][0].shape[1] if sequence in self._history else 0
 
-    def forget(self, sequence: int, length: int = 0) -> None:
-        if not length:
+    def forget(self, sequence: int, num_remaining: int = 0) -> None:
+        if not num_remaining:
             self._history.pop(sequence, None)
         elif sequence in self._history:
-            self._history[sequence] = [part[:, :length] for part in self._history[sequence]]
+            self._history[sequence] = [part[:, :num_remaining] for part in self._history[sequence]]
 
     def extend(self, group: list[int], ids: Tensor) -> Tensor:
         """Sequences of any lengths in one call, the shorter ones padded at the left."""
@@ -98,9 +98,9 @@ class PaddedModel(DecoderModel):
             return super().forward(
                 input_ids, attention_mask, position_ids, cache, use_cache, logits_to_keep, labels=labels
             )
-        check_ids(input_ids)
+        check_token_id_tensor(input_ids)
         check_mask(attention_mask, input_ids)
-        check_token_ids(input_ids, self.plan["vocabulary"])
+        check_token_ids_in_vocabulary(input_ids, self.plan["vocabulary"])
         logits = self.batch_logits(input_ids, attention_mask, position_ids)
         return Output(logits=logits[:, -logits_to_keep:])
 

@@ -11,8 +11,8 @@ from ...dsl.syntax.diagnostics import Fault
 from .cache import SequenceCache
 from .decoder import SourceDecoder
 from .generation import Generation, invalid_sampling
-from .inputs import IGNORED, check_ids, check_mask, classification_loss
-from .model import DecoderModel, Output, check_token_ids, context_full
+from .inputs import IGNORED, check_mask, check_token_id_tensor, classification_loss
+from .model import DecoderModel, Output, check_token_ids_in_vocabulary, context_full
 from .position_offsets import refuse_visible_padding
 
 no_target = Fault("no-target", "An encoder with a decoder is called without what its decoder has said.", exit="usage")
@@ -29,7 +29,7 @@ class Seq2SeqModel(DecoderModel):
     _generated = GenerateEncoderDecoderOutput
 
     def __init__(self, *args: Any, **options: Any):
-        super().__init__(*args, **{**options, "remembers": 0})  # targets that begin alike have other sources
+        super().__init__(*args, **{**options, "prefix_tokens": 0})  # targets that begin alike have other sources
         start, pad = self.facts["start"], self.facts.get("pad")
         self.config.is_encoder_decoder, self.config.decoder_start_token_id = True, start
         self.config.pad_token_id = pad if type(pad) is int else None
@@ -56,7 +56,7 @@ class Seq2SeqModel(DecoderModel):
         if not min(len(ids) for ids in sources):
             raise invalid_sampling("a source has no token", help="end it with the tokenizer's last token").rejection()
         ids = torch.cat(list(sources))
-        check_token_ids(ids, self.engine.source_vocabulary)
+        check_token_ids_in_vocabulary(ids, self.engine.source_vocabulary)
         with self.exclusive():
             owners = [sequence for sequence, ids in zip(sequences, sources, strict=True) for _ in range(len(ids))]
             self.engine.encode(ids.tolist(), owners)
@@ -103,7 +103,7 @@ class Seq2SeqModel(DecoderModel):
         ids = decoder_input_ids
         if ids is None or (input_ids is None and encoder_outputs is None and (cache is None or not cache.sequences)):
             raise no_target("a source and `decoder_input_ids` are what it computes logits of").rejection()
-        check_ids(ids, "decoder_input_ids")
+        check_token_id_tensor(ids, "decoder_input_ids")
         before = 0 if cache is None else cache.get_seq_length()
         check_mask(decoder_attention_mask, ids, before, "decoder_attention_mask")
         mask = torch.ones_like(ids) if decoder_attention_mask is None else decoder_attention_mask[:, -ids.shape[1] :]
@@ -112,27 +112,27 @@ class Seq2SeqModel(DecoderModel):
             encoder_outputs = Output(sources=input_ids, attention_mask=attention_mask)
         if use_cache or cache is not None:
             cache = SequenceCache(self) if cache is None else cache
-            if cache.open(len(ids)):
+            if cache.open_if_closed(len(ids)):
                 self._read(cache.sequences, encoder_outputs)
             logits = self._last_logits(cache.sequences, ids, mask, ids.shape[1])
-            cache.append(ids, mask)
+            cache.append_visible_tokens(ids, mask)
             return Output(logits=logits, cache=cache)
-        logits, step = torch.zeros((*ids.shape, self.plan["vocabulary"])), max(1, self.spare)
+        logits, step = torch.zeros((*ids.shape, self.plan["vocabulary"])), max(1, self.num_free_sequences)
         for start in range(0, len(ids), step):
             part = slice(start, start + step)
-            with self.sequences_of(len(ids[part])) as numbers:
+            with self.temporary_sequences(len(ids[part])) as numbers:
                 self._read(numbers, {n: None if x is None else x[part] for n, x in encoder_outputs.items()})
                 logits[part] = self._last_logits(numbers, ids[part], mask[part], ids.shape[1])
         return Output(logits=logits)
 
     def _behind_start(self, labels: Tensor) -> Tensor:
         """Ids [b, t] that a decoder reads to say labels: its first token, then all labels but the last."""
-        check_ids(labels, "labels")
+        check_token_id_tensor(labels, "labels")
         pad = self.config.pad_token_id or 0
         start = labels.new_full((len(labels), 1), self.facts["start"])
         return torch.cat([start, labels[:, :-1].masked_fill(labels[:, :-1] == IGNORED, pad)], 1)
 
-    def _grow(self, run: Generation, input_ids: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+    def _run_generation(self, run: Generation, input_ids: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
         mask = kwargs.get("decoder_attention_mask")
         mask = torch.ones_like(input_ids) if mask is None else mask
         return run(input_ids, mask, lambda numbers: self._read(numbers, kwargs["encoder_outputs"]))

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ...kernels.packed_sizes import kv_bytes
+from ...kernels.packed_sizes import kv_bytes_per_token
 from .decoder import Decoder
 
 LEAST = 8  # tokens in common from which a place is gone on with: fewer are computed as quickly
@@ -17,7 +17,7 @@ LEAST = 8  # tokens in common from which a place is gone on with: fewer are comp
 
 def tokens_in(max_bytes: int, plan: Mapping[str, Any]) -> int:
     """Number of tokens whose keys and values fit into so many bytes; 0 where a plan does not state the size of one."""
-    one = sum(map(kv_bytes, plan.get("slots", ())))
+    one = sum(map(kv_bytes_per_token, plan.get("slots", ())))
     return max_bytes // one if one else 0
 
 

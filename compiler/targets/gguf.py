@@ -154,25 +154,25 @@ class Gguf(Target):
         return refused
 
     def emit(self, program: Program, destination: Path, ctx: Context) -> None:
-        from ..runtimes.gguf.writing import write_gguf
+        from ..runtimes.gguf.writing import write_gguf_and_notes
 
         check_modules(self.requires, self.extra, "the target `gguf`")
         refuse_gguf_unwritable_config(program.model)
         folder = destination / FOLDER
         folder.mkdir()
         importance = self._importance(program, ctx)
-        notes = write_gguf(program.model, folder, self.type, ctx.origin.tokenizer(), importance)
+        notes = write_gguf_and_notes(program.model, folder, self.type, ctx.origin.tokenizer(), importance)
         copy_sidecar_files(program.model, ctx.origin, folder)
         if notes:
             (destination / NOTES).write_text(json.dumps(notes), encoding="utf-8")
 
     def _importance(self, program: Program, ctx: Context) -> "Importance | None":
-        from ..runtimes.gguf.importance import importance_matrix
+        from ..runtimes.gguf.importance import input_importance_by_gguf_name
 
         if self.data is None:
             return None
         with announcing_stage("importance matrix", "then writing"):
-            return importance_matrix(program, ctx.rows(self.data))
+            return input_importance_by_gguf_name(program, ctx.rows(self.data))
 
     def weight_bytes(self, weights: Weights) -> int:
         """Vectors are float32."""
@@ -207,24 +207,28 @@ class Gguf(Target):
     def foresee_shapes(self, skeleton: Skeleton, ctx: Context) -> None:
         from ..models.checkpoints.meta_init import without_storage
         from ..runtimes.gguf.families import FAMILIES
-        from ..runtimes.gguf.shapes import embedding_scale, refuse_forecast
+        from ..runtimes.gguf.shapes import embedding_scale, refuse_unsupported_forecast
 
         family = FAMILIES.get(skeleton.model_type)
         if family is None or not (family.of.square or family.of.scaled):
             return
         with without_storage():
             scale = embedding_scale(ctx.origin.build()) if family.of.scaled else None
-        refuse_forecast(skeleton, scale)
+        refuse_unsupported_forecast(skeleton, scale)
 
     def lacks(self, earlier_passes: Sequence[Pass]) -> Diagnostic | None:
-        from ..runtimes.gguf.four_bits import KINDS, makes_codes, no_codes
+        from ..runtimes.gguf.four_bits import KINDS, no_matrix_on_grid_diagnostic, quantizes_to_block_grid
 
-        return None if self.type not in KINDS or any(map(makes_codes, earlier_passes)) else no_codes(self.type)
+        return (
+            None
+            if self.type not in KINDS or any(map(quantizes_to_block_grid, earlier_passes))
+            else no_matrix_on_grid_diagnostic(self.type)
+        )
 
     def forms(self) -> tuple[Form, ...]:
-        from ..runtimes.gguf.stored_weights import stored_weights
+        from ..runtimes.gguf.stored_weights import with_weights_of_gguf
 
-        as_stored, reason = (stored_weights, _REASON_OF_STORED) if self.type in FILE_TYPES else (None, _REASON)
+        as_stored, reason = (with_weights_of_gguf, _REASON_OF_STORED) if self.type in FILE_TYPES else (None, _REASON)
         rounds = partial(rounding_tolerance, self.type)
         native_form = Form(FOLDER, "engine", rounds=rounds, as_stored=as_stored, reason=reason, steps=32)
         if find_spec("llama_cpp") is None:
@@ -275,12 +279,12 @@ class Gguf(Target):
 
 def refuse_gguf_unwritable_config(model: "nn.Module") -> None:
     """Raise Reject of a model whose config alone says that no GGUF is written of it."""
-    from ..runtimes.gguf.families import refuse_config
+    from ..runtimes.gguf.families import refuse_unsupported_config
     from ..runtimes.gguf.refusal import INSTEAD, cannot_write_gguf
-    from ..runtimes.gguf.shapes import refuse_names
+    from ..runtimes.gguf.shapes import refuse_weights_without_gguf_name
 
     if not hasattr(model, "config") or not hasattr(model, "lm_head"):
         kind = type(model).__name__
         raise cannot_write_gguf(f"{kind} is no causal language model with a head", help=INSTEAD).rejection()
-    refuse_config(model.config)
-    refuse_names(model)
+    refuse_unsupported_config(model.config)
+    refuse_weights_without_gguf_name(model)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...dsl.checker.rules import Conflict, Problem
-from ...kernels.packed_sizes import packed_bytes
+from ...kernels.packed_sizes import packed_weight_bytes
 from ..artifacts.load import other_kind
 from ..ir.layers.number_formats import BY_KERNEL, DENSE, DenseNumbers
 from ..plugin.context import Context
@@ -39,9 +39,9 @@ def native_logit_tolerance(packed_formats: frozenset[str], model: "nn.Module") -
     """For int8 and int4 wherever they are: as the target's weights or its head's, or in layers that a pass lowered."""
     import torch
 
-    from ..ir.layers.linear import lowered
+    from ..ir.layers.linear import kernel_linears
 
-    kernels = {module.kernel for _, module in lowered(model)}
+    kernels = {module.kernel for _, module in kernel_linears(model)}
     numbers = {name for name in packed_formats if name} | {BY_KERNEL[kernel].numbers for kernel in kernels}
     coarsest = max((DENSE[name] for name in numbers), key=lambda format: format.tolerance)
     if coarsest.grid:
@@ -138,11 +138,11 @@ class Native(Target):
         }
 
     def emit(self, program: "Program", destination: Path, ctx: Context) -> None:
-        from ..runtimes.native.emission import emit_native
+        from ..runtimes.native.emission import write_native_artifact
 
         folder = destination / FOLDER
         folder.mkdir()
-        emit_native(program, folder, ctx, self._number_formats())
+        write_native_artifact(program, folder, ctx, self._number_formats())
 
     def foresee(self, ctx: Context) -> None:
         from ..runtimes.native.engine_support import refuse_unsupported_model
@@ -152,7 +152,7 @@ class Native(Target):
     def _number_formats(self) -> "NumberFormats":
         from ..runtimes.native.linears import NumberFormats
 
-        return NumberFormats.of_words(self.weights, self.inputs, self.group, self.head, self.kv_cache)
+        return NumberFormats.from_target_arguments(self.weights, self.inputs, self.group, self.head, self.kv_cache)
 
     def files(self, weights: Weights) -> tuple[int, dict[str, float]]:
         """Large entries begin at pages, and the plan has a record of each."""
@@ -187,7 +187,7 @@ class Native(Target):
             group = self.group if size % self.group == 0 else next((g for g in (128, 64, 32) if size % g == 0), group)
             zero_codes = not middle
         *experts, n, k = weight.shape
-        return prod(experts) * packed_bytes(format.kernel, n, k, group_size=group, has_zero_codes=zero_codes)
+        return prod(experts) * packed_weight_bytes(format.kernel, n, k, group_size=group, has_zero_codes=zero_codes)
 
     def forms(self) -> tuple[Form, ...]:
         formats = self._number_formats()

@@ -17,7 +17,7 @@ from ..artifacts.model_loading import load_stock_model
 from ..ir.layers.fast_mixers import use_mixer_kernels
 from ..ir.layers.reft import interventions
 from ..ir.program import Program
-from ..ir.weights import base_hash
+from ..ir.weights import model_weights_hash
 from ..models.checkpoints.model_folder import read_model_config
 from ..plugin.context import Context
 from ..plugin.interfaces import param
@@ -110,7 +110,7 @@ class Reft(Target):
 def public_base_location(program: Program, ctx: Context) -> str:
     """Public location of the base; "" where it is not the recipe's model, or has none."""
     origin = ctx.origin
-    if origin.folder is None or base_hash(origin.load()) != base_hash(program.model):
+    if origin.folder is None or model_weights_hash(origin.load()) != model_weights_hash(program.model):
         return ""
     word, _, arguments = origin.label.partition("(")
     name = arguments.rstrip(")").strip('"')

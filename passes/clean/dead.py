@@ -6,13 +6,13 @@ import torch
 from torch import fx, nn
 from transformers.pytorch_utils import Conv1D
 
-from ...compiler.analysis.discovery.bypass import node_named, staying
+from ...compiler.analysis.discovery.bypass import node_named, other_operand_of_join
 from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.analysis.discovery.labelling import MOVES
 from ...compiler.analysis.discovery.mixers.graphs import mixer_graphs
 from ...compiler.analysis.discovery.residual import unwrap_identity
 from ...compiler.evaluation.promise import outputs
-from ...compiler.ir.graphs import name_of
+from ...compiler.ir.graphs import target_name
 from ...compiler.ir.layers.leaves import module_role
 from ...compiler.ir.program import Program
 from ...compiler.ir.surgery import tensor_at
@@ -184,7 +184,7 @@ def _drop_zero_branches(program: Program) -> None:
             same = torch.equal(outputs(program), before)
         if same and len(skeleton_of(program).branches) > 1:
             with Rewriter(program) as rewrite:
-                keep = staying(program.units[branch.unit].graph, branch)
+                keep = other_operand_of_join(program.units[branch.unit].graph, branch)
                 rewrite.drop_branch(branch.unit, branch.join, keep)
             program.note(cut=site, why="its output projection is zero")
 
@@ -222,7 +222,7 @@ def _input_of_zero_preserving_node(node: fx.Node, root: nn.Module) -> fx.Node | 
         module = root.get_submodule(str(node.target))
         bias = getattr(module, "bias", None)
         return inputs[0] if module_role(module) == "norm" and (bias is None or not bias.any()) else None
-    return inputs[0] if node.op != "placeholder" and name_of(node) in MOVES | {"mul"} else None
+    return inputs[0] if node.op != "placeholder" and target_name(node) in MOVES | {"mul"} else None
 
 
 def _tensors(node: fx.Node) -> Iterator[fx.Node]:

@@ -56,16 +56,18 @@ class CpuScan(Pass):
                 "effc is here without its compiled kernels", help="install a wheel for this platform"
             ).rejection()
         model = program.model
-        if not fast_mixers.scans(model):
+        if not fast_mixers.scan_paths(model):
             raise _none_in(skeleton_of(program)).rejection()
-        paths = [path for path in fast_mixers.mixers_in(model) if not fast_mixers.is_marked(model, path)]
+        paths = [
+            path for path in fast_mixers.kernel_mixer_paths(model) if not fast_mixers.is_marked_for_kernels(model, path)
+        ]
         if not paths:
             raise already("all scans run on the kernels already", help="leave the step out").rejection()
         with Rewriter(program) as rewrite:
             for path in paths:
                 rewrite.set_attr(f"{path}.{fast_mixers.MARK}", True)
         fast_mixers.use_mixer_kernels(model, only_marked=True)
-        program.note(lowered_scans=paths, level=levels.level())
+        program.note(lowered_scans=paths, level=levels.active_level())
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         if not skeleton.scans and not any(branch.role == "ssm" for branch in skeleton.branches):

@@ -9,7 +9,7 @@ import torch
 
 from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.analysis.planning import shrink
-from ...compiler.analysis.planning.cost import token_count
+from ...compiler.analysis.planning.cost import token_or_image_count
 from ...compiler.analysis.planning.selection import inner_parts
 from ...compiler.core.device import memory_budget_bytes_on
 from ...compiler.core.events import Said
@@ -186,7 +186,7 @@ class Mixed(Pass):
         share = self.keep.value * width if self.keep.of == "bytes" else 1.0
         chosen = self._parts(skeleton)
         numbers = {p.path: prod(shape) for p in chosen for name, shape in p.tensors if name == "weight"}
-        return shrink.lowered(skeleton, {path: round(share * count) for path, count in numbers.items()})
+        return shrink.with_packed_modules(skeleton, {path: round(share * count) for path, count in numbers.items()})
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
         """A forward for each option of each module, twice: around the model and around the solution; and all rows once,
@@ -196,7 +196,7 @@ class Mixed(Pass):
         formats = [BY_NAME[name] for name in self.formats]
         options = sum(len(self.zeros) if f.skips else len(GROUPS) if f.grouped else 1 for f in formats)
         numbers = sum(prod(shape) for part in chosen for name, shape in part.tensors if name == "weight")
-        tokens = observed.tokens + 2 * options * len(chosen) * token_count(rows[:ROWS])
+        tokens = observed.tokens + 2 * options * len(chosen) * token_or_image_count(rows[:ROWS])
         return replace(observed, tokens=tokens, work={"pack": 3.0 * options * numbers})
 
     def reads_clock(self) -> bool:

@@ -7,9 +7,9 @@ from typing import ClassVar, Literal
 
 from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.analysis.planning import shrink
-from ...compiler.analysis.planning.cost import token_count
+from ...compiler.analysis.planning.cost import token_or_image_count
 from ...compiler.analysis.planning.machine_profile import missing_isa_reason
-from ...compiler.analysis.planning.selection import in_layers, parts
+from ...compiler.analysis.planning.selection import is_inside_layers, linear_parts
 from ...compiler.core.events import Said
 from ...compiler.core.fingerprint import usable_cpu_count
 from ...compiler.core.journal import Journal
@@ -36,7 +36,7 @@ from ...compiler.transforms.search.sparsity import no_linear
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import DataRef, ProfileRef, Selector
 from ...kernels import levels
-from ...kernels.packed_sizes import packed_bytes
+from ...kernels.packed_sizes import packed_weight_bytes
 
 
 class SparseCpu(Pass):
@@ -96,7 +96,7 @@ class SparseCpu(Pass):
             raise cpu_only(
                 f"kernels run on the CPU, this compile is on {ctx.settings.device}", help="compile with --device cpu"
             ).rejection()
-        paths = [part.path for part in parts(skeleton_of(program), self.on)]
+        paths = [part.path for part in linear_parts(skeleton_of(program), self.on)]
         if not paths:
             raise no_linear(
                 f"{skeleton_of(program).model_type} has no linear module to lower", help="packed ones stay as they are"
@@ -228,7 +228,9 @@ class SparseCpu(Pass):
     def _has_timings(self, ctx: Context) -> bool:
         """Whether this machine can tell how fast the kernels will be."""
         isa = self._isa(ctx)
-        is_local = (isa == "native" or not levels.unavailable_reason(isa)) and self._threads(ctx) <= usable_cpu_count()
+        is_local = (isa == "native" or not levels.level_unavailability_reason(isa)) and self._threads(
+            ctx
+        ) <= usable_cpu_count()
         return is_local and not missing_isa_reason(self.machine.name if self.machine else None, ctx)
 
     def _source(self, ctx: Context) -> str:
@@ -238,28 +240,28 @@ class SparseCpu(Pass):
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         """Unchanged shapes, of packed weights."""
-        return shrink.lowered(skeleton, self._packed_sizes(skeleton))
+        return shrink.with_packed_modules(skeleton, self._packed_sizes(skeleton))
 
     def _packed_sizes(self, skeleton: Skeleton) -> dict[str, int]:
         """Bytes of each module; where kernels race, those of int8."""
         sizes = {}
-        for part in parts(skeleton, self.on):
-            zeros = (skeleton.facts.get("zeros") or 0.0) if in_layers(skeleton, part.path) else 0.0
+        for part in linear_parts(skeleton, self.on):
+            zeros = (skeleton.facts.get("zeros") or 0.0) if is_inside_layers(skeleton, part.path) else 0.0
             raced = "sparse_int8" if zeros > 1 / 8 else "dense_int8"
             kernel = BY_NAME[raced if self.format == "auto" else self.format].kernel
             for shape in (shape for name, shape in part.tensors if name == "weight"):
-                sizes[part.path] = packed_bytes(kernel, shape[0], prod(shape[1:]), zeros)
+                sizes[part.path] = packed_weight_bytes(kernel, shape[0], prod(shape[1:]), zeros)
         return sizes
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
         """Predictions before and after, twice each; a race for each shape; weights packed for errors, and once."""
-        chosen = parts(skeleton, self.on)
+        chosen = linear_parts(skeleton, self.on)
         shapes = [shape for part in chosen for name, shape in part.tensors if name == "weight"]
         races = self.format == "auto" and self.timings is None
         contenders = len(choice.FORMATS) + 3 if races else 0  # and torch's
         race_bytes = contenders * max((bytes_of_copies(4 * prod(s)) for s in shapes), default=0)
         rows = Generated.fitting(ctx.origin)
-        read = rows.count * rows.length if self.data is None else token_count(ctx.rows(self.data))
+        read = rows.count * rows.length if self.data is None else token_or_image_count(ctx.rows(self.data))
         tokens = (4 if self.data is not None else 6) * read
         numbers = float(sum(map(prod, shapes)))
         work = {"seconds": SECONDS * contenders * len(set(shapes)), "pack": 2 * numbers}
@@ -277,4 +279,4 @@ class SparseCpu(Pass):
 def _packed_size(kernel: str, site: Site) -> int:
     """Bytes of a packed weight, from its shares of zeros."""
     zeros = site.case.blocks if BY_KERNEL[kernel].skips == "blocks" else site.zeros
-    return packed_bytes(kernel, site.case.n, site.case.k, zeros)
+    return packed_weight_bytes(kernel, site.case.n, site.case.k, zeros)

@@ -126,7 +126,7 @@ def _packed_cache_unsupported_reason(node: fx.Node) -> str:
         return "it attends to something else than its cache"
     if node.args[3].meta["shape"][-1] != d:
         return f"its keys have {d} dimensions and its values {node.args[3].meta['shape'][-1]}"
-    return KERNELS["sparse_attention"].accepts(queries, keys, d)
+    return KERNELS["sparse_attention"].unsupported_reason(queries, keys, d)
 
 
 def _replace_by_packed_attention(graph: fx.Graph, node: fx.Node, facts: dict[str, float | int]) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from ...compiler.analysis.discovery.bypass import staying
+from ...compiler.analysis.discovery.bypass import other_operand_of_join
 from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.artifacts.pruning_config import Layer, layers_by_number, read_pruning_config
 from ...compiler.ir.program import Program
@@ -65,5 +65,5 @@ class Apply(Pass):
         current = next(b for b in skeleton_of(program).branches if b.site == branch.site)
         with Rewriter(program) as rewrite:
             graph = program.units[current.unit].graph
-            rewrite.drop_branch(current.unit, current.join, keep=staying(graph, current))
+            rewrite.drop_branch(current.unit, current.join, keep=other_operand_of_join(graph, current))
         program.note(cut=branch.site, kind="blocks", by="pruning_config")

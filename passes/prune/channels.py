@@ -1,7 +1,7 @@
 """Make MLPs narrower."""
 
 from ...compiler.analysis.planning.amount import Amount
-from ...compiler.analysis.planning.selection import groups, require_groups
+from ...compiler.analysis.planning.selection import groups, reject_if_model_has_none
 from ...compiler.plugin.interfaces import param
 from ...compiler.transforms.search.greedy import Greedy, items
 from ...compiler.transforms.search.parts import WidthParts
@@ -35,7 +35,7 @@ class Channels(RefittingPruner):
     )
 
     def greedy(self, skeleton: Skeleton) -> Greedy:
-        chosen = require_groups(skeleton, "channels", groups(skeleton, "channels", self.on))
+        chosen = reject_if_model_has_none(skeleton, "channels", groups(skeleton, "channels", self.on))
         return Greedy(
             Amount(self.keep),
             "channels",

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.analysis.planning.amount import Amount
-from ...compiler.analysis.planning.cost import token_count
-from ...compiler.analysis.planning.selection import groups, require_groups
+from ...compiler.analysis.planning.cost import token_or_image_count
+from ...compiler.analysis.planning.selection import groups, reject_if_model_has_none
 from ...compiler.ir.program import Program
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, Lossy, Pass, param
@@ -70,11 +70,11 @@ class Experts(Pass):
         return forecast_even_widths(skeleton, self._expert_groups_or_reject(skeleton), Amount(self.keep), 1)
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
-        return Effort(token_count(ctx.rows(self.data)) if self.data else 0)
+        return Effort(token_or_image_count(ctx.rows(self.data)) if self.data else 0)
 
     def _expert_groups_or_reject(self, skeleton: Skeleton) -> tuple[Group, ...]:
         """The layers of experts; Reject where one would be left with fewer than are chosen for a token."""
-        expert_groups = require_groups(skeleton, "experts", groups(skeleton, "experts", self.on))
+        expert_groups = reject_if_model_has_none(skeleton, "experts", groups(skeleton, "experts", self.on))
         for group in expert_groups:
             remaining = Amount(self.keep).remaining_count(steps(group)) * group.count // steps(group)
             routing.check_expert_count(skeleton, group, remaining, "keep")

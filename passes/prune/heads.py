@@ -1,7 +1,7 @@
 """Remove attention heads."""
 
 from ...compiler.analysis.planning.amount import Amount
-from ...compiler.analysis.planning.selection import groups, require_groups
+from ...compiler.analysis.planning.selection import groups, reject_if_model_has_none
 from ...compiler.plugin.interfaces import param
 from ...compiler.transforms.search.greedy import Greedy, items
 from ...compiler.transforms.search.parts import WidthParts
@@ -48,4 +48,4 @@ class Heads(RefittingPruner):
         """Groups of the kind that `keep` counts; where every query head has its own KV head, both are one."""
         kind = "kv_heads" if self.keep.of == "kv_heads" else "heads"
         of_kind = groups(skeleton, kind, self.on)
-        return require_groups(skeleton, kind, of_kind or groups(skeleton, "heads", self.on))
+        return reject_if_model_has_none(skeleton, kind, of_kind or groups(skeleton, "heads", self.on))

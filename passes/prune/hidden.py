@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
-from ...compiler.analysis.discovery.streams import with_stream
+from ...compiler.analysis.discovery.streams import skeleton_with_stream
 from ...compiler.analysis.planning.stream_width import remaining_width, require_stream, with_stream_width
 from ...compiler.ir.program import Program
 from ...compiler.plugin.context import Context
@@ -70,7 +70,7 @@ class Hidden(Pass):
 
     def run(self, program: Program, ctx: Context) -> None:
         stream = streams.require_stream_of_model(program)
-        count = remaining_width(with_stream(program), self.keep, self.align)
+        count = remaining_width(skeleton_with_stream(program), self.keep, self.align)
         moments = None
         if self.data and (self.repair or self.reorder in (None, "wanda")):
             modules = [path for path, _ in streams.observed_readers(program, stream)]

@@ -1,6 +1,6 @@
 """Remove whole state-space blocks, the least missed first."""
 
-from ...compiler.analysis.planning.selection import mixers
+from ...compiler.analysis.planning.selection import state_space_branches
 from ...compiler.plugin.interfaces import param
 from ...compiler.transforms.search.block_pruner import BlockPruner
 from ...compiler.transforms.search.greedy import Greedy
@@ -35,5 +35,7 @@ class Blocks(BlockPruner):
     on: Selector | None = param("Which mixers may go.", default=None)
 
     def greedy(self, skeleton: Skeleton) -> Greedy:
-        parts = MixerParts("blocks", all=len(mixers(skeleton, None)), branches=mixers(skeleton, self.on))
+        parts = MixerParts(
+            "blocks", all=len(state_space_branches(skeleton, None)), branches=state_space_branches(skeleton, self.on)
+        )
         return self.removing(self.remove, "blocks", parts)

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from ...compiler.analysis.discovery.discover import skeleton_of
-from ...compiler.analysis.planning.peak_memory import itemsize
+from ...compiler.analysis.planning.peak_memory import bytes_per_parameter
 from ...compiler.ir.program import Program
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, param
@@ -53,6 +53,6 @@ class Magnitude(Sparsifier):
         """Of a module what is ordered, a mask, the result and its bytes are held; of blocks and groups sums and
         places, too."""
         chosen = chosen_parts(skeleton, self.on)
-        bytes_per_weight = 3 * itemsize(skeleton) + 1 if self.pattern == "any" else 32
+        bytes_per_weight = 3 * bytes_per_parameter(skeleton) + 1 if self.pattern == "any" else 32
         work = looking(chosen, self.pattern, self.each)
         return Effort(n_separate=bytes_per_weight * max(sizes(chosen).values(), default=0), work=work)

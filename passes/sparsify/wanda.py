@@ -6,7 +6,7 @@ from typing import Literal
 from torch import Tensor
 
 from ...compiler.analysis.discovery.discover import skeleton_of
-from ...compiler.analysis.planning.cost import token_count
+from ...compiler.analysis.planning.cost import token_or_image_count
 from ...compiler.analysis.planning.peak_memory import estimate_batch_bytes
 from ...compiler.core.journal import Journal
 from ...compiler.ir.program import Program
@@ -72,7 +72,7 @@ class Wanda(Sparsifier):
         """Estimate the effort: every layer runs twice, once for the look at it, once masked."""
         rows: Tensor = ctx.rows(self.data)
         chosen = chosen_parts(skeleton, self.on)
-        tokens = 2 * token_count(rows) + allocation_effort(self.allocation, len(skeleton.units), rows)
+        tokens = 2 * token_or_image_count(rows) + allocation_effort(self.allocation, len(skeleton.units), rows)
         buffer_bytes = MAX_SHARDS * max(sizes(chosen).values(), default=0) + estimate_batch_bytes(skeleton, rows)
         return Effort(tokens, n_separate=buffer_bytes, work=looking(chosen, self.pattern, "row"))
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.analysis.planning import shrink
-from ...compiler.analysis.planning.selection import parts
+from ...compiler.analysis.planning.selection import linear_parts
 from ...compiler.core.environment import check_modules
 from ...compiler.core.journal import Journal
 from ...compiler.ir.outcome import Model, Outcome
@@ -192,7 +192,7 @@ class Elastic(Learner):
         if self.train == "adapters" and self.steps:
             check_modules(("peft",), self.extra, "`supernet.elastic` with `train: adapters`")
             inside = tuple(f"{unit}." for unit in skeleton.units)
-            check_ranks(self.ranks, [p for p in parts(skeleton, None) if p.path.startswith(inside)])
+            check_ranks(self.ranks, [p for p in linear_parts(skeleton, None) if p.path.startswith(inside)])
         widths = [
             d for kind, shares in self._widths() for d in self._dials(chosen(skeleton, self.on, kind), kind, shares)
         ]
@@ -208,8 +208,8 @@ class Elastic(Learner):
         return skeleton
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
-        adapters = adapter_size(parts(skeleton, None), self.ranks[0])
-        trained = adapters if self.train == "adapters" else shrink.params(skeleton)
+        adapters = adapter_size(linear_parts(skeleton, None), self.ranks[0])
+        trained = adapters if self.train == "adapters" else shrink.param_count(skeleton)
         forwards = self.draws + 2 * self.sandwich
         return estimate_run_effort(self, self.data, skeleton, ctx, trained if self.steps else 0, forwards=forwards)
 

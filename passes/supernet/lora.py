@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 import torch
 
 from ...compiler.analysis.discovery.discover import skeleton_of
-from ...compiler.analysis.planning.selection import parts
+from ...compiler.analysis.planning.selection import linear_parts
 from ...compiler.core.environment import check_modules
 from ...compiler.ir.outcome import Model, Outcome
 from ...compiler.models.rows.forward import total_nll
@@ -125,7 +125,7 @@ class Lora(Learner):
 
     def _chosen(self, skeleton: Skeleton) -> tuple[Part, ...]:
         inside = tuple(f"{unit}." for unit in skeleton.units)
-        return tuple(p for p in parts(skeleton, self.on) if self.on is not None or p.path.startswith(inside))
+        return tuple(p for p in linear_parts(skeleton, self.on) if self.on is not None or p.path.startswith(inside))
 
     def _train_adapters_to_best(
         self, outcome: Model, ctx: Context, weights: dict[str, torch.nn.Parameter], sampler: ChoiceSampler

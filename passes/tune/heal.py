@@ -8,7 +8,7 @@ from torch import nn
 
 from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.analysis.planning import shrink
-from ...compiler.analysis.planning.selection import parts
+from ...compiler.analysis.planning.selection import linear_parts
 from ...compiler.core.environment import check_modules
 from ...compiler.evaluation import reference, similarity
 from ...compiler.inputs.data.chat import no_speakers
@@ -156,11 +156,11 @@ class Heal(Learner):
         return skeleton
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
-        chosen = parts(skeleton, self.on)
+        chosen = linear_parts(skeleton, self.on)
         if self.method == "lora":
             trained = adapter_size(chosen, self.rank)
         else:
-            trained = full_size(chosen) if self.on else shrink.params(skeleton)
+            trained = full_size(chosen) if self.on else shrink.param_count(skeleton)
         narrow = self.method == "full" and skeleton.facts.get("dtype") in ("bfloat16", "float16")
         return estimate_run_effort(
             self, self.data, skeleton, ctx, trained, extra_evaluations=2, has_master_weights=narrow
@@ -267,7 +267,7 @@ class Heal(Learner):
             return dict(model.named_parameters())
         named = {
             f"{part.path}.{name}": p
-            for part in parts(skeleton_of(program), self.on)
+            for part in linear_parts(skeleton_of(program), self.on)
             for name, p in model.get_submodule(part.path).named_parameters()
         }
         name_of = {id(p): name for name, p in reversed(named.items())}

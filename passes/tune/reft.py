@@ -94,7 +94,7 @@ class Reft(Learner):
                 hook.remove()
         for module in edits.values():
             for function in module.interventions():
-                function.settle()
+                function.store_orthonormal_rows()
         program.changed()
         program.note(
             trained=sum(p.numel() for p in weights.values()),

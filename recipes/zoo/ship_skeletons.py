@@ -9,7 +9,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from effc.compiler.analysis.discovery.structure import find_skeleton
+from effc.compiler.analysis.discovery.structure import discover_skeleton_without_weights
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver.models import resolve_origin
 from effc.compiler.inputs.sources.zoo import zoo_folders_by_name
@@ -19,7 +19,7 @@ def found(name: str) -> str:
     """The skeleton of a zoo model as JSON."""
     with tempfile.TemporaryDirectory() as cache:
         origin = resolve_origin(f"zoo:{name}", Settings(Path(cache)))
-        return json.dumps(find_skeleton(origin).to_json(), separators=(",", ":")) + "\n"
+        return json.dumps(discover_skeleton_without_weights(origin).to_json(), separators=(",", ":")) + "\n"
 
 
 if __name__ == "__main__":

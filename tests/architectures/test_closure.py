@@ -15,7 +15,7 @@ import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.core.architectures import FILE
 from effc.compiler.evaluation import equivalence
-from effc.compiler.ir.capture.capture import capture, flat
+from effc.compiler.ir.capture.capture import capture, full_model_unit
 from effc.compiler.ir.program import Program
 from effc.compiler.transforms.editing.rewrite import Rewriter
 from effc.compiler.transforms.search.widths import slice_all
@@ -194,7 +194,7 @@ def test_a_layer_that_is_a_torch_layer_but_for_its_forward_is_looked_into():
 
 
 def test_a_net_that_returns_a_tensor_has_one_graph_of_all_its_layers():
-    assert any(node.op == "output" for node in flat(capture(Stack())).graph.nodes)
+    assert any(node.op == "output" for node in full_model_unit(capture(Stack())).graph.nodes)
 
 
 def test_layers_that_share_a_table_of_biases_have_their_heads_in_one_group():

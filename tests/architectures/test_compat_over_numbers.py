@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 import transformers
-from effc.compiler.analysis.discovery.bypass import staying
+from effc.compiler.analysis.discovery.bypass import other_operand_of_join
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from effc.compiler.analysis.planning.selection import require_groups
+from effc.compiler.analysis.planning.selection import reject_if_model_has_none
 from effc.compiler.artifacts.compat import plan_padding_to_stock
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.transforms.editing.rewrite import Rewriter
@@ -46,7 +46,7 @@ def made(name: str) -> nn.Module:
 def test_heads_that_stay_are_refused_with_the_function_that_has_no_rule():
     """Lengths that `torch.div` divides and a mask that is cast to the type of queries hide no `reshape`."""
     with pytest.raises(Reject) as refused:
-        require_groups(skeleton_of(capture(made("longformer"))), "heads", ())
+        reject_if_model_has_none(skeleton_of(capture(made("longformer"))), "heads", ())
     assert "`as_strided` does something unknown" in refused.value.diagnostics[0].message
 
 
@@ -60,7 +60,9 @@ def test_uneven_cuts_of_a_model_that_asks_for_numbers_are_filled_up_with_zeros(n
             slice_all(program, rewrite, [(group, {1, 2, 3})])
         else:
             branch = skeleton.branches[1]
-            rewrite.drop_branch(branch.unit, branch.join, staying(program.units[branch.unit].graph, branch))
+            rewrite.drop_branch(
+                branch.unit, branch.join, other_operand_of_join(program.units[branch.unit].graph, branch)
+            )
     padding = plan_padding_to_stock(program)
     assert not padding.reasons
     stock = copy.deepcopy(made(name))

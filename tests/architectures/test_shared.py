@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from effc.compiler.analysis.discovery.bypass import staying
+from effc.compiler.analysis.discovery.bypass import other_operand_of_join
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.artifacts.compat import plan_padding_to_stock
 from effc.compiler.evaluation import equivalence
@@ -21,7 +21,7 @@ def without_branch(name: str, layer: int, role: str):
     unit = list(program.units)[layer]
     branch = next(b for b in skeleton_of(program).branches if b.unit == unit and b.role == role)
     with Rewriter(program) as rewrite:
-        rewrite.drop_branch(unit, branch.join, staying(program.units[unit].graph, branch))
+        rewrite.drop_branch(unit, branch.join, other_operand_of_join(program.units[unit].graph, branch))
     return program
 
 

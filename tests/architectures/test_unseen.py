@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from effc.compiler.analysis.discovery.bypass import staying
+from effc.compiler.analysis.discovery.bypass import other_operand_of_join
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from effc.compiler.analysis.planning.selection import require_groups
+from effc.compiler.analysis.planning.selection import reject_if_model_has_none
 from effc.compiler.artifacts.compat import plan_padding_to_stock
 from effc.compiler.artifacts.verify import make_probe_inputs
 from effc.compiler.artifacts.verify_child import probe_model
@@ -125,7 +125,7 @@ def test_a_stream_that_is_weighed_before_it_is_added_to_is_one(name, number):
     silenced = copy.deepcopy(program.model)
     unit = program.units[branch.unit]
     with Rewriter(program) as rewrite:
-        rewrite.drop_branch(branch.unit, branch.join, staying(unit.graph, branch))
+        rewrite.drop_branch(branch.unit, branch.join, other_operand_of_join(unit.graph, branch))
     with torch.no_grad():
         for part in branch.parts:
             for parameter in silenced.get_submodule(part).parameters(recurse=False):
@@ -165,7 +165,9 @@ def test_a_branch_that_the_model_asks_for_by_name_is_refused_before_anything_cha
     program = copy.deepcopy(captured("recurrent_gemma"))
     before, branch = equivalence.record_logits_of_sample_calls(program.model), skeleton_of(program).branches[0]
     with pytest.raises(Reject) as refused:
-        Rewriter(program).drop_branch(branch.unit, branch.join, staying(program.units[branch.unit].graph, branch))
+        Rewriter(program).drop_branch(
+            branch.unit, branch.join, other_operand_of_join(program.units[branch.unit].graph, branch)
+        )
     assert refused.value.diagnostics[0].fault is layer_needed
     assert equivalence.max_difference(before, equivalence.record_logits_of_sample_calls(program.model)) == 0.0
 
@@ -179,7 +181,7 @@ def test_a_branch_without_weights_can_not_come_back_as_zeros():
     program = copy.deepcopy(captured("fnet"))
     branch = next(b for b in skeleton_of(program).branches if not b.parts)
     with Rewriter(program) as rewrite:
-        rewrite.drop_branch(branch.unit, branch.join, staying(program.units[branch.unit].graph, branch))
+        rewrite.drop_branch(branch.unit, branch.join, other_operand_of_join(program.units[branch.unit].graph, branch))
     assert "fourier" in " ".join(plan_padding_to_stock(program).reasons)
 
 
@@ -221,7 +223,7 @@ def test_heads_come_back_in_their_own_width_or_not_at_all():
 def test_what_can_not_go_is_refused_with_the_reason_that_is_about_it(name, kind, said):
     program = captured(name)
     with pytest.raises(Reject) as refused:
-        require_groups(skeleton_of(program), kind, ())
+        reject_if_model_has_none(skeleton_of(program), kind, ())
     assert said in refused.value.diagnostics[0].message.split(";", 1)[-1]
 
 
@@ -255,7 +257,7 @@ def test_a_size_that_a_layer_is_handed_is_known_after_its_graph_was_stored():
     program, again = copy.deepcopy(captured("swin")), table.model("swin")
     branch = skeleton_of(program).branches[0]
     with Rewriter(program) as rewrite:
-        rewrite.drop_branch(branch.unit, branch.join, staying(program.units[branch.unit].graph, branch))
+        rewrite.drop_branch(branch.unit, branch.join, other_operand_of_join(program.units[branch.unit].graph, branch))
     replay_edits(again, Edits.from_json(json.loads(json.dumps(program.edits.to_json()))))
     again.load_state_dict(program.model.state_dict())
     expected, found = (

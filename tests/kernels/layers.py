@@ -20,7 +20,7 @@ def run(kernel: str, x, packed, bias, n: int):
 def reference(kernel: str, x: torch.Tensor, packed: torch.Tensor, bias, n: int) -> torch.Tensor:
     """The kernel's reference, or for 16 rows or more of int4 on AMX the product of bfloat16 numbers, in float64."""
     own = KERNELS[kernel]
-    if kernel != "dense_linear_int4" or not levels.level().startswith("amx") or len(x) < 16:
+    if kernel != "dense_linear_int4" or not levels.active_level().startswith("amx") or len(x) < 16:
         return own.reference(x, packed, bias, n)
     product = x.bfloat16().double() @ own.unpack(packed).bfloat16().double().T
     return (product + (0 if bias is None else bias.double())).to(x.dtype)

@@ -60,9 +60,9 @@ def test_a_prompt_and_tokens_with_an_adapter_give_what_torch_gives(make, kernel,
         updates = lora(built, rank, seed=rank)
         wanted, number = wanted_logits(built, ids, updates=plain(updates)), own.add_adapter(updates)
         assert float((wanted - wanted_logits(built, ids)).abs().max()) > 4 * share * float(wanted.abs().max())
-        assert_near(own.run(ids[:33], [0] * 33, adapters=[number] * 33), wanted[:33], share)
+        assert_near(own.run(ids[:33], [0] * 33, adapter_of_token=[number] * 33), wanted[:33], share)
         for i in range(33, 40):
-            assert_near(own.run([ids[i]], [0], adapters=[number]), wanted[i : i + 1], share)
+            assert_near(own.run([ids[i]], [0], adapter_of_token=[number]), wanted[i : i + 1], share)
         own.forget(0)
 
 
@@ -72,7 +72,7 @@ def test_tokens_with_an_intervention_are_those_that_name_it(threads, level):
     ids, own, updates = ids_of(built, 30), engine(built, threads), intervention(built)
     number, adapted = own.add_adapter(updates), [i < 3 or i > 26 for i in range(30)]
     wanted = wanted_logits(built, ids, updates=plain(updates), adapted=adapted)
-    found = own.run(ids, [0] * 30, adapters=[number if flag else -1 for flag in adapted])
+    found = own.run(ids, [0] * 30, adapter_of_token=[number if flag else -1 for flag in adapted])
     assert_near(found, wanted, 2**-5)
 
 
@@ -87,17 +87,17 @@ def test_sequences_of_several_adapters_and_of_none_are_each_as_alone(kernel, thr
     together = own.run(
         [token for ids in prompts for token in ids],
         [sequence for sequence, ids in enumerate(prompts) for _ in ids],
-        adapters=[number for number, ids in zip(numbers, prompts, strict=True) for _ in ids],
+        adapter_of_token=[number for number, ids in zip(numbers, prompts, strict=True) for _ in ids],
     ).split([len(ids) for ids in prompts])
-    steps = [own.run([7] * 5, range(5), adapters=numbers) for _ in range(3)]
+    steps = [own.run([7] * 5, range(5), adapter_of_token=numbers) for _ in range(3)]
     for sequence, (ids, number) in enumerate(zip(prompts, numbers, strict=True)):
         alone = engine(built, 1, steady=True)
         for updates in (lora(built, 4, 1), intervention(built, 2, 2), lora(built, 17, 3, every=3)):
             alone.add_adapter(updates)
         named = None if number < 0 else [number] * len(ids)
-        assert torch.equal(together[sequence], alone.run(ids, [0] * len(ids), adapters=named)), sequence
+        assert torch.equal(together[sequence], alone.run(ids, [0] * len(ids), adapter_of_token=named)), sequence
         for step in steps:
-            assert torch.equal(step[sequence], alone.run([7], [0], adapters=named and named[:1])[0]), sequence
+            assert torch.equal(step[sequence], alone.run([7], [0], adapter_of_token=named and named[:1])[0]), sequence
 
 
 def test_an_adapter_acts_beside_states_too():
@@ -105,7 +105,7 @@ def test_an_adapter_acts_beside_states_too():
     ids, own, updates = ids_of(built, 20), engine(built), lora(built)
     number = own.add_adapter(updates)
     assert_near(
-        own.run(ids, [0] * 20, adapters=[number] * 20), wanted_logits(built, ids, updates=plain(updates)), 2**-5
+        own.run(ids, [0] * 20, adapter_of_token=[number] * 20), wanted_logits(built, ids, updates=plain(updates)), 2**-5
     )
 
 
@@ -116,7 +116,7 @@ def test_the_rows_whose_logits_are_wanted_have_the_adapters_of_their_tokens():
     pairs = [(token, sequence) for token in ids for sequence in (0, 1)]
     every, owners = [token for token, _ in pairs], [sequence for _, sequence in pairs]
     adapters = [numbers[sequence] for sequence in owners]
-    whole = own.run(every, owners, adapters=adapters)
+    whole = own.run(every, owners, adapter_of_token=adapters)
     own.forget(0), own.forget(1)
     assert_near(own.run(every, owners, [5, 38, 39], adapters), whole[[5, 38, 39]], 2**-7)
 
@@ -125,13 +125,13 @@ def test_an_adapter_that_is_removed_leaves_its_number_and_the_others():
     built = llama()
     ids, own = ids_of(built, 12), engine(built)
     first, second = (own.add_adapter(lora(built, 3, seed)) for seed in (0, 1))
-    kept = own.run(ids, [0] * 12, adapters=[second] * 12)
+    kept = own.run(ids, [0] * 12, adapter_of_token=[second] * 12)
     own.remove_adapter(first)
     with pytest.raises(KernelError, match=f"the engine has no adapter {first}"):
-        own.run([1], [0], adapters=[first])
+        own.run([1], [0], adapter_of_token=[first])
     own.forget(0)
     assert own.add_adapter(lora(built, 9, 2)) == first
-    assert torch.equal(own.run(ids, [0] * 12, adapters=[second] * 12), kept)
+    assert torch.equal(own.run(ids, [0] * 12, adapter_of_token=[second] * 12), kept)
 
 
 def test_a_batch_without_adapters_is_what_an_engine_without_any_computes():
@@ -139,9 +139,9 @@ def test_a_batch_without_adapters_is_what_an_engine_without_any_computes():
     ids, own, bare = ids_of(built, 600), engine(built), engine(built)
     number = own.add_adapter(lora(built))
     for adapters in (None, [-1] * 600):
-        assert torch.equal(own.run(ids, [0] * 600, adapters=adapters), bare.run(ids, [0] * 600))
+        assert torch.equal(own.run(ids, [0] * 600, adapter_of_token=adapters), bare.run(ids, [0] * 600))
         own.forget(0), bare.forget(0)
-    assert not torch.equal(own.run(ids, [0] * 600, adapters=[number] * 600), bare.run(ids, [0] * 600))
+    assert not torch.equal(own.run(ids, [0] * 600, adapter_of_token=[number] * 600), bare.run(ids, [0] * 600))
 
 
 @settings(max_examples=40, deadline=None)
@@ -160,7 +160,7 @@ def test_updates_of_any_sizes_are_products(rows, rank, width, seed):
     update = LowRankUpdate(x, x + 1, down, up, torch.randn(rank, generator=draws) if seed % 2 else None)
     own, ids = engine(built, 1), ids_of(built, rows, seed)
     number = own.add_adapter([update])
-    gain = own.run(ids, [0] * rows, adapters=[number] * rows)
+    gain = own.run(ids, [0] * rows, adapter_of_token=[number] * rows)
     own.forget(0)
     gain -= own.run(ids, [0] * rows)
     inputs = built.weights["w0"][ids]
@@ -192,7 +192,7 @@ def test_adapters_that_a_plan_has_no_place_for_are_refused():
             own.add_adapter(updates)
     for adapters in ([0], [0, 0], [-2, -1]):
         with pytest.raises(KernelError, match=r"has no adapter|as many adapters"):
-            own.run([1, 2], [0, 0], adapters=adapters)
+            own.run([1, 2], [0, 0], adapter_of_token=adapters)
     number = own.add_adapter([good])
     for unknown in (number + 1, -1, 2**32 + number):
         with pytest.raises(KernelError, match="has no adapter"):
@@ -202,8 +202,8 @@ def test_adapters_that_a_plan_has_no_place_for_are_refused():
         own.add_adapter([large])
     for adapters in ([2**40], ["a"], [None]):
         with pytest.raises(KernelError):
-            own.run([1], [0], adapters=adapters)
-    assert own.run([], [], adapters=[]).shape == (0, own.width) and own.length(0) == 0
+            own.run([1], [0], adapter_of_token=adapters)
+    assert own.run([], [], adapter_of_token=[]).shape == (0, own.width) and own.length(0) == 0
 
 
 def test_adapters_come_and_go_between_calls_and_not_within_one():

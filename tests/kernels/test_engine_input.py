@@ -110,7 +110,7 @@ def test_a_plan_that_does_not_fit_is_refused_with_its_place(given, sentence):
 def test_a_damaged_weight_is_refused_by_name(damage, deep, sentence):
     name = first(BUILT, "linear")["weight"]
     with pytest.raises(KernelError) as refused:
-        Engine(BUILT.plan, {**BUILT.weights, name: damage(BUILT.weights[name].clone())}, 1, deep=deep)
+        Engine(BUILT.plan, {**BUILT.weights, name: damage(BUILT.weights[name].clone())}, 1, compares_checksums=deep)
     assert sentence in str(refused.value) or "is not packed for any kernel" in str(refused.value)
     assert f"`{name}`" in str(refused.value)
 

@@ -28,14 +28,14 @@ def test_threads_go_on_sharing_where_one_waits_for_another_that_has_more_to_do()
     built = scan_of_heads(5)  # the first thread has two of them, and waits while the second does its third
 
     engine = Engine(built.plan, built.weights, 2)
-    engine.spent()
+    engine.thread_seconds_by_work()
 
     def share_of_calls_that_waited() -> float:
         """Of 40 calls after 40 others; a thread that does all by itself waits for nobody."""
         waits = []
         for _ in range(80):
             engine.run([1], [0])
-            waits.append(engine.spent()["waiting"])
+            waits.append(engine.thread_seconds_by_work()["waiting"])
         return sum(wait > 0 for wait in waits[-40:]) / 40
 
     if not set_real_time_priority(True):
@@ -57,7 +57,8 @@ def test_weights_are_the_same_however_many_threads_copy_them():
     wide = COPIED_BYTES // 32 + 5  # the table is copied in several pieces
     b.linear(b.step("embedding", wide, table=b.random(16, wide)), 5)
     engines = [
-        Engine(b.plan, b.weights, threads, copy=copied) for threads, copied in ((1, False), (1, True), (2, True))
+        Engine(b.plan, b.weights, threads, copy_weights=copied)
+        for threads, copied in ((1, False), (1, True), (2, True))
     ]
     expected, *rows = (engine.run([15, 0, 7], [0] * 3) for engine in engines)
     assert all(torch.equal(row, expected) for row in rows)

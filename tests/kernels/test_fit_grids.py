@@ -5,7 +5,7 @@ import torch
 from effc.kernels import levels
 from effc.kernels.grid import Grid, Scales
 from effc.kernels.native import KernelError
-from effc.kernels.sequences import call_at_level
+from effc.kernels.sequences import call_kernel_at_active_level
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -74,4 +74,4 @@ def test_counts_of_no_weight_are_refused():
     pointers = [t.data_ptr() for t in (x, x, x, x, x)]
     for counts in ((0, 1, 1, 1), (1, 0, 1, 1), (1, 1, 0, 1), (1, 1, 1, 0)):
         with pytest.raises(KernelError):
-            call_at_level("fit_grids", *pointers, *counts, 15.0, False, 1)
+            call_kernel_at_active_level("fit_grids", *pointers, *counts, 15.0, False, 1)

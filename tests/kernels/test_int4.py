@@ -36,7 +36,7 @@ def test_a_grid_of_zeros_in_the_middle_stores_none():
     w = weight(32, 128, 1.0)
     middle, free = (INT4.pack(Grid(4, 64, symmetric, True).fit_scales(w).round(w)) for symmetric in (True, False))
     assert free.numel() - middle.numel() == 128  # 2 blocks of 2 groups: 32 bytes, to a multiple of 64 each
-    assert packed.facts(middle).group == packed.facts(free).group == 64
+    assert packed.packed_facts(middle).group == packed.packed_facts(free).group == 64
 
 
 @pytest.mark.parametrize(("group", "bits"), [(32, 4.625), (64, 4.3125), (128, 4.15625)])

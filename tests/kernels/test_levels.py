@@ -19,7 +19,7 @@ from effc.kernels import levels
 from effc.kernels.ops import KERNELS
 w = torch.ones(32, 64)
 y = torch.ops.effc.sparse_linear(torch.ones(1, 64), KERNELS["sparse_linear"].pack(w), None, 32)
-print(levels.level(), int(y[0, 0]))
+print(levels.active_level(), int(y[0, 0]))
 """
 
 
@@ -31,37 +31,39 @@ def python(program: str, **env: str) -> subprocess.CompletedProcess:
 
 def test_the_highest_level_runs_unless_told_otherwise(monkeypatch):
     monkeypatch.delenv("EFFC_ISA", raising=False)
-    assert levels.level() == levels.available()[-1] == levels.resolve_level("native")
-    assert levels.available()[0] == "portable"
+    assert levels.active_level() == levels.available_levels()[-1] == levels.resolve_level("native")
+    assert levels.available_levels()[0] == "portable"
 
 
 def test_the_model_of_amx_runs_wherever_it_was_built():
     built = bool(load_library().effc_built(levels.CODES[levels.MODEL]))
-    assert levels.unavailable_reason(levels.MODEL) == ("" if built else "this build has no model of AMX")
+    assert levels.level_unavailability_reason(levels.MODEL) == ("" if built else "this build has no model of AMX")
 
 
 def test_a_processor_runs_the_lower_levels_of_its_own_family_alone():
     for family in levels.FAMILIES.values():
         for i, name in enumerate(family):
-            assert [other for other in levels.NAMES if levels.covers(name, other)] == list(family[: i + 1])
+            assert [other for other in levels.NAMES if levels.runs_kernels_of_level(name, other)] == list(
+                family[: i + 1]
+            )
     assert len({*levels.FAMILIES["ARM"]} & {*levels.FAMILIES["x86-64"]}) == 1
 
 
 def test_a_level_is_forced_by_the_environment(monkeypatch):
-    for name in levels.available():
+    for name in levels.available_levels():
         monkeypatch.setenv("EFFC_ISA", name)
-        assert levels.level() == name and "as EFFC_ISA says" in levels.active_level_reason()
+        assert levels.active_level() == name and "as EFFC_ISA says" in levels.active_level_and_reason()
 
 
 def test_an_unknown_or_missing_level_is_refused_with_a_sentence(monkeypatch):
     monkeypatch.setenv("EFFC_ISA", "avx1024")
     with pytest.raises(NoSuchLevel, match="EFFC_ISA is avx1024, and the levels are portable, avx2"):
-        levels.level()
-    missing = [name for name in levels.NAMES if levels.unavailable_reason(name)]
+        levels.active_level()
+    missing = [name for name in levels.NAMES if levels.level_unavailability_reason(name)]
     for name in missing:
         monkeypatch.setenv("EFFC_ISA", name)
         with pytest.raises(NoSuchLevel, match=f"EFFC_ISA is {name}: this machine lacks"):
-            levels.level()
+            levels.active_level()
 
 
 @pytest.mark.slow
@@ -130,11 +132,11 @@ print(torch.equal(many, wanted), torch.equal(torch.ops.effc.dense_linear(x, own,
 
 
 def test_a_library_of_an_older_effc_is_left_alone():
-    program = "from effc.kernels import levels\nprint(levels.load_library(), levels.level())"
+    program = "from effc.kernels import levels\nprint(levels.load_library(), levels.active_level())"
     done = python(program, EFFC_KERNELS="libm.so.6")
     assert done.stdout.split() == ["None", "portable"], done.stderr
 
 
 def test_without_torch_the_library_loads_and_names_its_level():
-    program = "from effc.kernels import levels\nimport sys\nprint(levels.level(), 'torch' in sys.modules)"
-    assert python(program).stdout.split() == [levels.level(), "False"]
+    program = "from effc.kernels import levels\nimport sys\nprint(levels.active_level(), 'torch' in sys.modules)"
+    assert python(program).stdout.split() == [levels.active_level(), "False"]

@@ -69,8 +69,8 @@ def test_one_or_two_rows_behind_a_whole_chunk_are_as_right_as_all_others(kernel,
 @pytest.mark.parametrize("kernel", ["dense_linear", "sparse_linear"])
 @pytest.mark.parametrize("level", [levels.MODEL, "amx"])
 def test_on_tiles_a_row_is_the_same_to_the_bit_whatever_stands_beside_it(kernel, level):
-    if levels.unavailable_reason(level):
-        pytest.skip(levels.unavailable_reason(level))
+    if levels.level_unavailability_reason(level):
+        pytest.skip(levels.level_unavailability_reason(level))
     w = weight(90, 700, 0.4)
     own = KERNELS[kernel].pack(w)
     x = torch.randn(40, 700, generator=torch.Generator().manual_seed(1))
@@ -101,7 +101,7 @@ def test_an_int8_weight_is_off_by_at_most_half_a_step_of_its_output(kernel, leve
 def test_equal_weights_pack_to_equal_bytes_at_every_level_and_thread_count(kernel):
     w = weight(130, 190, 0.5)
     found = []
-    for name in [n for n in (*levels.NAMES, levels.MODEL) if not levels.unavailable_reason(n)]:
+    for name in [n for n in (*levels.NAMES, levels.MODEL) if not levels.level_unavailability_reason(n)]:
         with levels.at_forced_level(name):
             found += [KERNELS[kernel].pack(w, threads=t) for t in (1, 3)]
             strided = weight(260, 380, 0.5)[::2, ::2].copy_(w)
@@ -115,7 +115,7 @@ def test_int8_and_int4_give_the_same_bits_at_every_level(kernel):
     for rows in (1, 5, 15 if kernel == "dense_linear_int4" else 40):  # more rows of int4 are bfloat16 on AMX
         x = torch.randn(rows, 330, generator=torch.Generator().manual_seed(rows))
         found = []
-        for name in [n for n in (*levels.NAMES, levels.MODEL) if not levels.unavailable_reason(n)]:
+        for name in [n for n in (*levels.NAMES, levels.MODEL) if not levels.level_unavailability_reason(n)]:
             with levels.at_forced_level(name):
                 found.append(run(kernel, x, own, None, 70))
         assert all(torch.equal(found[0], other) for other in found)
@@ -266,7 +266,7 @@ def test_a_sparse_weight_is_as_small_as_its_bitmap_allows():
     dense = KERNELS["dense_linear"].pack(weight(1024, 1024, 1.0)).numel()
     half = KERNELS["sparse_linear"].pack(weight(1024, 1024, 0.5)).numel()
     assert half / dense == pytest.approx(0.5 + 1 / 16, abs=0.01)
-    facts = packed.facts(KERNELS["sparse_linear"].pack(weight(64, 64, 0.5)))
+    facts = packed.packed_facts(KERNELS["sparse_linear"].pack(weight(64, 64, 0.5)))
     assert facts.kernel == "sparse_linear" and facts.density == pytest.approx(0.5, abs=0.05)
 
 
@@ -368,7 +368,7 @@ def test_a_weight_that_is_not_finite_is_refused(kernel, value, dtype):
 def test_more_inputs_than_sums_can_hold_are_refused():
     with pytest.raises(KernelError, match="more inputs than this kernel's sums can hold"):
         KERNELS["sparse_linear_int8"].pack(torch.ones(1, 66001))
-    assert "66001 inputs" in KERNELS["dense_linear_int8"].accepts(1, 66001)
-    assert KERNELS["dense_linear_int8"].accepts(1, 66000) == ""
+    assert "66001 inputs" in KERNELS["dense_linear_int8"].unsupported_reason(1, 66001)
+    assert KERNELS["dense_linear_int8"].unsupported_reason(1, 66000) == ""
     with pytest.raises(KernelError, match="more inputs"):
         KERNELS["block_sparse_linear"].pack(torch.ones(1, 131073))

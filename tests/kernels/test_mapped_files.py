@@ -13,8 +13,8 @@ pytestmark = pytest.mark.skipif(levels.load_library() is None, reason="the kerne
 
 READ = """
 import mmap, os, sys
-from effc.kernels.native import watch_mapped_files
-watch_mapped_files()
+from effc.kernels.native import report_truncated_mapped_files
+report_truncated_mapped_files()
 with open(sys.argv[1], "r+b") as file:
     data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 os.truncate(sys.argv[1], 100)
@@ -42,7 +42,7 @@ def test_a_file_that_is_cut_while_it_is_mapped_is_told_of_with_the_exit_code_of_
 
 
 def test_a_signal_that_somebody_sends_ends_the_process_as_ever():
-    code = "import signal; from effc.kernels.native import watch_mapped_files as w; w(); signal.raise_signal(signal.SIGBUS)"
+    code = "import signal; from effc.kernels.native import report_truncated_mapped_files as w; w(); signal.raise_signal(signal.SIGBUS)"
     ended = run(code)
     assert ended.returncode == -signal.SIGBUS and not ended.stderr
 
@@ -53,5 +53,5 @@ def test_who_listens_already_is_left_alone(file):
 
 
 def test_importing_effc_listens_to_nothing(file):
-    ended = run(READ.replace("watch_mapped_files()\nwith", "import effc\nwith"), file)
+    ended = run(READ.replace("report_truncated_mapped_files()\nwith", "import effc\nwith"), file)
     assert ended.returncode == -signal.SIGBUS

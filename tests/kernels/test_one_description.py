@@ -86,9 +86,9 @@ def test_every_op_of_a_plan_is_known_by_its_fields():
     for op, kinds in engine_steps.STEPS.items():
         step = {"op": op, "to": 9} | {name: [1, 2] if kind in ("R", "W") else 1 for name, kind in kinds.items()}
         reads = [n for n, kind in kinds.items() if kind in ("r", "r?", "R")]
-        assert len(plan.inputs(step)) == sum(2 if kinds[n] == "R" else 1 for n in reads)
-        assert plan.weights(step | dict.fromkeys(kinds, None)) == []
-    assert plan.weights({"op": "linear", "to": 0, "x": 1, "weight": "w", "bias": None}) == ["w"]
+        assert len(plan.registers_read_by_step(step)) == sum(2 if kinds[n] == "R" else 1 for n in reads)
+        assert plan.weights_read_by_step(step | dict.fromkeys(kinds, None)) == []
+    assert plan.weights_read_by_step({"op": "linear", "to": 0, "x": 1, "weight": "w", "bias": None}) == ["w"]
 
 
 # -- exported functions --------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import pytest
 import torch
 from effc.kernels.native import LINEAR
 from effc.kernels.ops import LINEARS
-from effc.kernels.packed_sizes import packed_bytes
+from effc.kernels.packed_sizes import packed_weight_bytes
 
 SHAPES = [(128, 128), (64, 96), (100, 130), (17, 385), (384, 33), (2048, 128)]
 
@@ -22,7 +22,9 @@ def weight(n, k, zeros, vectors):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_size_of_a_packed_weight_follows_from_its_shape_and_its_zeros(kernel, shape):
     packed = LINEARS[kernel].pack(weight(*shape, 0.0, False)).numel()
-    assert packed_bytes(kernel, *shape) == pytest.approx(packed, rel=0.02 if kernel == "sparse_linear_int8" else 0.0)
+    assert packed_weight_bytes(kernel, *shape) == pytest.approx(
+        packed, rel=0.02 if kernel == "sparse_linear_int8" else 0.0
+    )
 
 
 @pytest.mark.parametrize("kernel", [name for name in LINEAR if "sparse" in name])
@@ -30,7 +32,7 @@ def test_the_size_of_a_packed_weight_follows_from_its_shape_and_its_zeros(kernel
 def test_zeros_are_left_out_of_the_sizes_of_sparse_kernels(kernel, zeros):
     n, k, block = 512, 512, "block" in kernel
     packed = LINEARS[kernel].pack(weight(n, k, zeros, block)).numel()
-    assert packed_bytes(kernel, n, k, zeros) == pytest.approx(packed, rel=0.03)
+    assert packed_weight_bytes(kernel, n, k, zeros) == pytest.approx(packed, rel=0.03)
 
 
 @pytest.mark.parametrize("group", [32, 64, 128])
@@ -42,4 +44,6 @@ def test_int4_has_a_scale_and_a_zero_for_each_group(group, middle):
     w = torch.randn(96, 384, generator=generator)
     w = Grid(4, group, middle, False).fit_scales(w).round(w)
     packed = LINEARS["dense_linear_int4"].pack(w, group_size=group)
-    assert packed_bytes("dense_linear_int4", 96, 384, group_size=group, has_zero_codes=not middle) == packed.numel()
+    assert (
+        packed_weight_bytes("dense_linear_int4", 96, 384, group_size=group, has_zero_codes=not middle) == packed.numel()
+    )

@@ -62,7 +62,7 @@ def test_of_a_wide_vocabulary_the_same_tokens_are_drawn_at_every_level(seed, spr
     tokens = torch.randint(0, 3001, (9,), generator=generator)
     kept = filtered(logits, tokens, 0.9, top_k, top_p, 1.2)
     drawn = set()
-    for name in levels.available():
+    for name in levels.available_levels():
         sampler = Sampler(0.9, top_k, top_p, 1.2, seed)
         with levels.at_forced_level(name):
             drawn.add(tuple(sampler.sample_next_token(logits, tokens) for _ in range(20)))

@@ -15,9 +15,9 @@ from effc.compiler.ir.edits import Edits, replay_edits
 from effc.compiler.ir.layers import decode_steps, fast_mixers, scan_chunks
 from effc.compiler.ir.layers.fast_mixers import (
     MARK,
-    is_quick,
     remove_mixer_kernels,
-    scans,
+    runs_on_kernels,
+    scan_paths,
     use_mixer_kernels,
     without_mixer_kernels,
 )
@@ -85,8 +85,8 @@ def test_outputs_are_kept_on_all_shapes_padded_and_while_decoding(tmp_path, name
     expected, actual = (record_logits_of_sample_calls(m) for m in (model, program.model))
     assert max_difference(expected, actual) <= TOLERANCE
     assert_generates_alike(model, program.model)
-    assert scans(program.model) and all(is_quick(program.model.get_submodule(path)) for path in scans(program.model))
-    assert not any(is_quick(module) for module in model.modules())
+    assert (paths := scan_paths(program.model)) and all(runs_on_kernels(program.model.get_submodule(p)) for p in paths)
+    assert not any(runs_on_kernels(module) for module in model.modules())
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -94,7 +94,7 @@ def test_a_mixer_of_a_known_family_decodes_in_one_step(name):
     model = mixers.model(name)
     use_mixer_kernels(model)
     generated(model)
-    assert {decode_steps._proven[model.get_submodule(path)] for path in scans(model)} == {STEPS[name]}
+    assert {decode_steps._proven[model.get_submodule(path)] for path in scan_paths(model)} == {STEPS[name]}
 
 
 PIECES = {
@@ -125,7 +125,7 @@ def test_a_long_padded_prefill_goes_by_pieces_and_is_decoded_from(name, monkeypa
                 for each, out in ((model, a), (quick, b))
             )
             assert close(a, b)
-    assert {scan_chunks._proven[quick.get_submodule(path)] for path in scans(quick)} == {PIECES[name]}
+    assert {scan_chunks._proven[quick.get_submodule(path)] for path in scan_paths(quick)} == {PIECES[name]}
     assert PIECES[name] is None or {34, 101} <= set(sizes)  # three rows of 34 positions; one row at once
 
 
@@ -148,7 +148,7 @@ def test_a_short_and_a_second_stretch_and_a_listener_get_the_whole_at_once(name)
     use_mixer_kernels(quick)
     ids = torch.randint(3, 128, (1, 80), generator=torch.Generator().manual_seed(2))
     lengths = []
-    (path, *_) = scans(quick)
+    (path, *_) = scan_paths(quick)
     with torch.no_grad():
         caches = [each(ids[:, :40], use_cache=True).cache for each in (model, quick)]
         assert close(
@@ -185,10 +185,10 @@ def test_a_mixer_that_computes_otherwise_is_not_stepped_and_still_right(name):
     else:
         model = mixers.model(name, mamba_expand=2, ssm_in_multiplier=0.7, ssm_multipliers=[0.9, 1.2, 0.8, 1.1, 0.7])
     quick = copy.deepcopy(model)
-    assert use_mixer_kernels(quick) and scans(quick)
+    assert use_mixer_kernels(quick) and scan_paths(quick)
     assert max_difference(record_logits_of_sample_calls(model), record_logits_of_sample_calls(quick)) <= TOLERANCE
     assert_generates_alike(model, quick)
-    assert {decode_steps._proven[quick.get_submodule(path)] for path in scans(quick)} == {None}
+    assert {decode_steps._proven[quick.get_submodule(path)] for path in scan_paths(quick)} == {None}
 
 
 @pytest.mark.parametrize("name", ["mamba", "bamba"])
@@ -207,7 +207,7 @@ def test_bfloat16_keeps_outputs_within_its_rounding(name):
             each(ids, use_cache=False).logits.float() for each in (copy.deepcopy(model).float(), model, quick)
         )
     assert float((fast - wide).norm()) <= 1.5 * float((plain - wide).norm())
-    assert None not in {scan_chunks._proven[quick.get_submodule(path)] for path in scans(quick)}
+    assert None not in {scan_chunks._proven[quick.get_submodule(path)] for path in scan_paths(quick)}
 
 
 @pytest.mark.parametrize("name", ["mamba", "mamba2"])
@@ -267,7 +267,7 @@ def test_a_model_that_lost_a_scan_and_states_runs_on_kernels_and_reloads_so(tmp_
     assert (
         max_difference(record_logits_of_sample_calls(fresh), record_logits_of_sample_calls(program.model)) <= 1e-5
     )  # its first step was the library's
-    assert scans(fresh) == scans(program.model) == [s.site for s in skeleton_of(program).scans]
+    assert scan_paths(fresh) == scan_paths(program.model) == [s.site for s in skeleton_of(program).scans]
     assert_generates_alike(fresh, program.model)
 
 
@@ -311,11 +311,11 @@ def test_an_artifact_is_stock_where_shapes_allow_and_loads_with_kernels(tmp_path
     compiled(tmp_path, name, steps)
     assert (tmp_path / "out" / form).is_dir()
     loaded = api.load(tmp_path / "out")
-    assert scans(loaded) and all(is_quick(loaded.get_submodule(path)) for path in scans(loaded))
+    assert (paths := scan_paths(loaded)) and all(runs_on_kernels(loaded.get_submodule(p)) for p in paths)
     plain = api.load(tmp_path / "out", kernels=False)
-    assert all(is_quick(plain.get_submodule(path)) for path in scans(plain)) == (form == "compact")
+    assert all(runs_on_kernels(plain.get_submodule(path)) for path in scan_paths(plain)) == (form == "compact")
     remove_mixer_kernels(plain)
-    assert not any(is_quick(module) for module in plain.modules())
+    assert not any(runs_on_kernels(module) for module in plain.modules())
     assert max_difference(record_logits_of_sample_calls(plain), record_logits_of_sample_calls(loaded)) <= TOLERANCE
     assert_generates_alike(plain, loaded)
     # what a loaded model saves is loaded again, and transformers itself knows nothing of kernels
@@ -328,7 +328,7 @@ def test_an_artifact_is_stock_where_shapes_allow_and_loads_with_kernels(tmp_path
     assert max_difference(record_logits_of_sample_calls(again), record_logits_of_sample_calls(loaded)) <= TOLERANCE
     if form == "model":
         stock = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model").eval()
-        assert not any(is_quick(module) or MARK in vars(module) for module in stock.modules())
+        assert not any(runs_on_kernels(module) or MARK in vars(module) for module in stock.modules())
         assert MARK not in (tmp_path / "out" / "model" / "config.json").read_text()
 
     if steps:  # a second compile goes on from what is kept, kernels and all
@@ -397,4 +397,4 @@ def test_quickening_leaves_the_librarys_functions_and_other_models_alone():
     generated(model)
     assert all(vars(modeling_mamba2)[name] is held for name, held in before.items())
     assert not any("forward" in vars(module) for module in other.modules())
-    assert fast_mixers.scans(other) == fast_mixers.scans(model)
+    assert fast_mixers.scan_paths(other) == fast_mixers.scan_paths(model)

@@ -235,7 +235,7 @@ def test_what_a_forgetful_cache_can_not_do_is_a_sentence(tmp_path):
 
 
 def test_the_leaves_that_decode_are_on_the_list_of_stored_operations():
-    from effc.compiler.ir.operations import allowlisted_function_name, listed_function_by_name
+    from effc.compiler.ir.operations import allowlisted_function, name_of_allowlisted_function
 
     for found in (leaves.grouped_attention, leaves.packed_attention):
-        assert listed_function_by_name(allowlisted_function_name(found)) is found
+        assert allowlisted_function(name_of_allowlisted_function(found)) is found

@@ -132,7 +132,7 @@ def test_a_choice_computes_masked_what_it_does_cut_out(families, name, depth, se
         assert torch.equal(model(ids).logits, start)
         cut = alone(family, choice)
         assert torch.allclose(cut.model(ids).logits, masked, atol=2e-4, rtol=1e-4)
-    assert shrink.params(family.smaller(choice)) == sum(p.numel() for p in cut.model.parameters())
+    assert shrink.param_count(family.smaller(choice)) == sum(p.numel() for p in cut.model.parameters())
     assert family.space.decoded(family.space.genome(choice)) == choice
 
 
@@ -181,7 +181,7 @@ def test_one_width_for_all_layers_is_read_by_plain_transformers(tmp_path):
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     with torch.no_grad():
         assert torch.allclose(again(ids).logits, cut.model(ids).logits, atol=1e-5)
-    assert shrink.params(family.smaller(choice)) == sum(p.numel() for p in again.parameters())
+    assert shrink.param_count(family.smaller(choice)) == sum(p.numel() for p in again.parameters())
 
 
 def test_scans_are_trained_as_choices_of_which_plain_transformers_reads_one(tmp_path):

@@ -70,7 +70,7 @@ def test_a_choice_of_experts_computes_masked_what_it_does_cut_out(name):
             assert not torch.allclose(masked, start, atol=1e-3)
             cut = alone(family, choice)
             assert torch.allclose(cut.model(ids).logits, masked, atol=2e-4, rtol=1e-4)
-            assert shrink.params(family.smaller(choice)) == sum(p.numel() for p in cut.model.parameters())
+            assert shrink.param_count(family.smaller(choice)) == sum(p.numel() for p in cut.model.parameters())
     after = model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(after[name], t) for name, t in before.items())
 

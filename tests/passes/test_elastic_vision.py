@@ -166,7 +166,7 @@ def test_a_choice_computes_masked_what_it_does_cut_out(name, norms):
             masked = logits(model, shown)
         cut = alone(family, choice)
         assert torch.allclose(logits(cut.model, shown), masked, atol=1e-4, rtol=1e-4)
-        assert shrink.params(family.smaller(choice)) == sum(p.numel() for p in cut.model.parameters())
+        assert shrink.param_count(family.smaller(choice)) == sum(p.numel() for p in cut.model.parameters())
         if norms and name in ("resnet", "mobilenet"):  # of EfficientNet only what its last norm gives may be narrower
             family.norms = None
             assert not torch.allclose(alone(family, choice).model(shown).logits, masked, atol=1e-4, rtol=1e-4)

@@ -5,14 +5,14 @@ import copy
 import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from effc.compiler.analysis.discovery.streams import stream_of_model, with_stream
-from effc.compiler.analysis.planning.shrink import params
+from effc.compiler.analysis.discovery.streams import skeleton_with_stream, stream_group_or_refusal
+from effc.compiler.analysis.planning.shrink import param_count
 from effc.compiler.analysis.planning.stream_width import remaining_width, with_stream_width
 from effc.compiler.artifacts.stock import stock_config
 from effc.compiler.driver import api
 from effc.compiler.evaluation import equivalence
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.runtimes.gguf.shapes import gguf_shape, shape_metadata
+from effc.compiler.runtimes.gguf.shapes import gguf_shape_of, shape_metadata
 from effc.compiler.transforms.editing.rewrite import Rewriter
 from effc.compiler.transforms.search.widths import slice_out
 from effc.dsl.checker.values import DataRef, Ratio
@@ -90,10 +90,10 @@ def with_masked_norms(model: nn.Module, width: int, channels: list[int]) -> nn.M
 def test_a_narrower_stream_computes_what_norms_over_the_channels_that_stay_give(name):
     model = model_of(name)
     program = capture(copy.deepcopy(model))
-    stream = stream_of_model(program)
+    stream = stream_group_or_refusal(program)
     dead = dead_channels(stream.count)
     kept = [i for i in range(stream.count) if i not in dead]
-    forecast = with_stream_width(with_stream(program), len(kept))
+    forecast = with_stream_width(skeleton_with_stream(program), len(kept))
     expected = equivalence.record_logits_of_sample_calls(with_masked_norms(model, stream.count, kept))
     with Rewriter(program) as rewrite:
         slice_out(program, rewrite, stream, dead)
@@ -101,13 +101,13 @@ def test_a_narrower_stream_computes_what_norms_over_the_channels_that_stay_give(
     largest = max(float(x.abs().max()) for x in expected)
     assert equivalence.max_difference(expected, actual) <= 1e-5 * largest, "sums in another order"
     assert skeleton_of(program).shapes() == forecast.shapes()
-    assert stream_of_model(program) == forecast.stream
+    assert stream_group_or_refusal(program) == forecast.stream
 
 
 @pytest.mark.parametrize("name", wide(NAMES, {"llama", "gemma2", "gpt2"}))
 def test_a_narrower_stream_has_a_stock_config_where_that_says_how_wide_heads_are(name):
     program = capture(model_of(name))
-    stream = stream_of_model(program)
+    stream = stream_group_or_refusal(program)
     with Rewriter(program) as rewrite:
         slice_out(program, rewrite, stream, dead_channels(stream.count))
     config, reasons = stock_config(program.model)
@@ -198,7 +198,7 @@ def test_refitted_readers_are_nearer_to_the_original(tmp_path):
 
 def test_gguf_states_the_width_that_is_left(tmp_path):
     model = hidden(tmp_path, tiny.model("llama")).model
-    assert shape_metadata(model, gguf_shape(model))["embedding_length"] == 48
+    assert shape_metadata(model, gguf_shape_of(model))["embedding_length"] == 48
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_gguf_states_the_width_that_is_left(tmp_path):
 def test_gguf_refuses_what_llama_cpp_would_compute_otherwise(tmp_path, name, reason):
     model = hidden(tmp_path, tiny.model(name)).model
     with pytest.raises(Reject, match=reason):
-        gguf_shape(model)
+        gguf_shape_of(model)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_after_layers_and_channels_have_gone_the_forecast_is_still_exact(tmp_pat
     )
     ctx = context_of(tmp_path, model, recipe)
     program = capture(model)
-    skeleton = with_stream(program)
+    skeleton = skeleton_with_stream(program)
     for step in recipe.pipelines["lean"].steps:
         pass_ = ctx.registry.make("pass", step.call)
         skeleton = pass_.forecast(skeleton)
@@ -285,7 +285,7 @@ def _size(shape):
     ],
 )
 def test_streams_that_can_not_go_are_refused_with_a_reason(tmp_path, name, reason):
-    skeleton = with_stream(capture(model_of(name)))
+    skeleton = skeleton_with_stream(capture(model_of(name)))
     assert reason in skeleton.facts["fixed_stream"]
     with pytest.raises(Reject, match=reason):
         Hidden(keep=Ratio(0.5, "width")).forecast(skeleton)
@@ -303,14 +303,14 @@ def test_narrower_streams_are_written_and_reopened_the_same(tmp_path):
 def test_a_model_that_returns_its_stream_keeps_it():
     from transformers import LlamaModel
 
-    skeleton = with_stream(capture(tiny.randomize(LlamaModel(tiny.config("llama")).eval())))
+    skeleton = skeleton_with_stream(capture(tiny.randomize(LlamaModel(tiny.config("llama")).eval())))
     with pytest.raises(Reject, match="the model returns it"):
         Hidden(keep=Ratio(0.5, "width")).forecast(skeleton)
 
 
 def test_a_share_that_leaves_no_step_is_refused():
     with pytest.raises(Reject, match="a stream of 64 channels keeps"):
-        Hidden(keep=Ratio(0.01, "params")).forecast(with_stream(capture(tiny.model("llama", hidden_size=128))))
+        Hidden(keep=Ratio(0.01, "params")).forecast(skeleton_with_stream(capture(tiny.model("llama", hidden_size=128))))
 
 
 @pytest.mark.parametrize(
@@ -337,10 +337,10 @@ def test_amounts_and_orders_that_mean_nothing_are_refused_where_they_stand(tmp_p
 @pytest.mark.parametrize("align", [1, 8, 16])
 @pytest.mark.parametrize("share", [0.5, 0.6, 0.75])
 def test_the_widest_stream_that_is_at_most_a_share_is_kept(of, align, share):
-    skeleton = with_stream(capture(tiny.model("llama")))
+    skeleton = skeleton_with_stream(capture(tiny.model("llama")))
 
     def size(width):
-        return width if of == "width" else params(with_stream_width(skeleton, width))
+        return width if of == "width" else param_count(with_stream_width(skeleton, width))
 
     expected = max(n for n in range(align, 65, align) if size(n) <= share * size(64))
     if size(64) - size(expected) <= 1.5 * (1 - share) * size(64):
@@ -365,7 +365,7 @@ def test_the_widest_stream_that_is_at_most_a_share_is_kept(of, align, share):
     ],
 )
 def test_a_step_that_takes_far_more_than_the_share_is_refused_with_what_would_do(keep, align, message, help):
-    skeleton = with_stream(capture(tiny.model("llama", hidden_size=128)))
+    skeleton = skeleton_with_stream(capture(tiny.model("llama", hidden_size=128)))
     with pytest.raises(Reject) as rejected:
         Hidden(keep=keep, align=align).forecast(skeleton)
     (diagnostic,) = rejected.value.diagnostics

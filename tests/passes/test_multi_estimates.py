@@ -3,7 +3,7 @@
 import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from effc.compiler.analysis.planning.shrink import params
+from effc.compiler.analysis.planning.shrink import param_count
 from effc.compiler.core.events import Warned
 from effc.compiler.ir.capture.capture import capture
 from effc.dsl.checker.values import Ratio
@@ -57,5 +57,5 @@ def test_what_is_foreseen_of_coarse_cuts_is_about_what_goes(tmp_path, name):
     recipe = recipe_of([("step", "prune.multi", {**DEFAULTS, "remove": Ratio(0.05, "params"), "group": 64})])
     step = context_of(tmp_path, model, recipe).registry.make("pass", recipe.pipelines["lean"].steps[0].call)
     skeleton = skeleton_of(capture(model))
-    foreseen = 1 - params(step.forecast(skeleton)) / params(skeleton)
+    foreseen = 1 - param_count(step.forecast(skeleton)) / param_count(skeleton)
     assert 0.05 <= foreseen < 0.065 and abs(foreseen - gone) < 0.02

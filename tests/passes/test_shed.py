@@ -5,9 +5,9 @@ import json
 
 import pytest
 import torch
-from effc.compiler.analysis.discovery.bypass import staying
+from effc.compiler.analysis.discovery.bypass import other_operand_of_join
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from effc.compiler.analysis.planning.shrink import params, with_narrowed_group, without_scan
+from effc.compiler.analysis.planning.shrink import param_count, with_narrowed_group, without_scan
 from effc.compiler.evaluation.equivalence import max_difference, record_logits_of_sample_calls
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.edits import Edits, replay_edits
@@ -82,7 +82,11 @@ def test_a_removed_scan_is_the_identity_and_takes_its_weights_along(name):
     gone = ("A_log", "D", "dt_bias", "x_proj.weight", "dt_proj.weight", "dt_proj.bias", "b_layernorm.weight")
     assert kept and not kept & {f"{scan.site}.{n}" for n in gone}
     assert foreseen.shapes() == skeleton_of(program).shapes()
-    assert params(foreseen) == sum(p.numel() for p in program.model.parameters()) < params(skeleton_of(capture(model)))
+    assert (
+        param_count(foreseen)
+        == sum(p.numel() for p in program.model.parameters())
+        < param_count(skeleton_of(capture(model)))
+    )
     assert scan.site not in {s.site for s in skeleton_of(program).scans}
     assert_decodes(program.model)
     assert (
@@ -164,7 +168,9 @@ def test_of_parallel_branches_either_may_go(role):
     branches = [b for b in skeleton_of(program).branches if b.role == role]
     with Rewriter(program) as rewrite:
         for branch in branches[:2]:
-            rewrite.drop_branch(branch.unit, branch.join, keep=staying(program.units[branch.unit].graph, branch))
+            rewrite.drop_branch(
+                branch.unit, branch.join, keep=other_operand_of_join(program.units[branch.unit].graph, branch)
+            )
     for branch in branches[:2]:
         part = model.get_submodule(branch.site)
         with torch.no_grad():
@@ -190,7 +196,9 @@ def test_a_hybrid_decodes_rightly_when_the_first_branch_of_a_kind_is_gone(name, 
     branch = next(b for b in skeleton_of(program).branches if b.role == role)
     before = set(program.model.state_dict())
     with Rewriter(program) as rewrite:
-        rewrite.drop_branch(branch.unit, branch.join, keep=staying(program.units[branch.unit].graph, branch))
+        rewrite.drop_branch(
+            branch.unit, branch.join, keep=other_operand_of_join(program.units[branch.unit].graph, branch)
+        )
     gone = before - set(program.model.state_dict())
     assert gone and all(any(n.startswith(f"{part}.") for part in branch.parts) for n in gone)
     assert_decodes(program.model)
@@ -314,7 +322,7 @@ def test_what_is_left_is_the_share_of_the_models_params_that_was_asked_for(tmp_p
     model, step_of = mixers.model(name), next(iter(step.values()), 1)
     skeleton, whole = skeleton_of(capture(model)), model.num_parameters()
     groups = [g for g in skeleton.groups if g.kind == word.replace("shed.", "ssm_")]
-    item = whole - params(with_narrowed_group(skeleton, groups[0], groups[0].count - 1))
+    item = whole - param_count(with_narrowed_group(skeleton, groups[0], groups[0].count - 1))
     keep = 1 - 4.5 * item * step_of / whole
     program = shed(tmp_path, model, word, keep=Ratio(keep, "params"), search="racing", **step)
     assert program.model.num_parameters() == whole - 5 * item * step_of  # the fewest cuts that do it

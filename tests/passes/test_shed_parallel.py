@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from effc.compiler.analysis.discovery.bypass import staying
+from effc.compiler.analysis.discovery.bypass import other_operand_of_join
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.evaluation.equivalence import max_difference, record_logits_of_sample_calls
 from effc.compiler.ir.capture.capture import capture
@@ -27,7 +27,7 @@ def model(fused: bool) -> torch.nn.Module:
 
 def without(program, branch):
     with Rewriter(program) as rewrite:
-        rewrite.drop_branch(branch.unit, branch.join, staying(program.units[branch.unit].graph, branch))
+        rewrite.drop_branch(branch.unit, branch.join, other_operand_of_join(program.units[branch.unit].graph, branch))
 
 
 def branches(program, role, unit="layers.1"):

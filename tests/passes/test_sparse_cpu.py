@@ -13,7 +13,7 @@ from effc.compiler.analysis.planning.machine_profile import refuse_other_machine
 from effc.compiler.analysis.planning.shape_change import describe_change
 from effc.compiler.core.fingerprint import usable_cpu_count
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.ir.layers.linear import lowered
+from effc.compiler.ir.layers.linear import kernel_linears
 from effc.compiler.ir.layers.number_formats import BY_NAME, DENSE
 from effc.compiler.plugin.registry import Registry
 from effc.compiler.transforms.lowering import choice, racing, speed
@@ -124,8 +124,10 @@ def test_a_format_by_name_takes_all_and_the_model_says_nearly_the_same(tmp_path,
     model = sparse()
     few = "int4" in format  # 15 steps of a weight show in a model that was not trained
     program, note = run(tmp_path, model, format=format, divergence=1.0 if few else 0.05)
-    kernels = {m.kernel for _, m in lowered(program.model)}
-    assert kernels == {choice.FORMATS[format]} and len(note["lowered"]) == len(dict(lowered(program.model))) == 22
+    kernels = {m.kernel for _, m in kernel_linears(program.model)}
+    assert (
+        kernels == {choice.FORMATS[format]} and len(note["lowered"]) == len(dict(kernel_linears(program.model))) == 22
+    )
     ours, theirs = logits(program.model), logits(model)
     shares = {"bf16": 0.02, "int8_int16": 0.05, "int8": 0.15, "int4": 0.6}
     share = shares.get(BY_NAME[format].numbers, BY_NAME[format].tolerance)
@@ -149,7 +151,7 @@ def test_auto_decides_for_every_module_and_gives_a_reason(tmp_path, monkeypatch,
     program, note = run(tmp_path, model)
     assert note["times"] == "raced here"
     assert all(e["kernel"] == "dense_linear" or e["why"] for e in note["lowered"])
-    assert sum(e["kernel"] == "dense_linear" for e in note["lowered"]) == len(dict(lowered(program.model))) > 0
+    assert sum(e["kernel"] == "dense_linear" for e in note["lowered"]) == len(dict(kernel_linears(program.model))) > 0
     ours, theirs = logits(program.model), logits(model)
     assert (ours - theirs).abs().median() <= 0.01 * theirs.abs().max()  # a router of mixtral may change its mind
 
@@ -217,7 +219,7 @@ def test_for_a_machine_that_this_is_not_times_are_estimated(tmp_path, monkeypatc
     monkeypatch.setattr("effc.passes.lower.sparse_cpu.race_kernels_and_torch", lambda *_: pytest.fail("raced here"))
     program, note = run(tmp_path, sparse(), on=on("*.up_proj"), machine=ProfileRef("xeon"), profiles=profiles)
     assert note["times"] == "estimated"
-    assert (note["isa"], note["threads"]) == ("amx", threads) and list(lowered(program.model))
+    assert (note["isa"], note["threads"]) == ("amx", threads) and list(kernel_linears(program.model))
 
 
 def test_for_a_machine_that_this_is_contenders_race_at_the_level_that_its_profile_names(tmp_path, monkeypatch):
@@ -228,7 +230,7 @@ def test_for_a_machine_that_this_is_contenders_race_at_the_level_that_its_profil
         return decided(weight, kernels, rows, isa)
 
     monkeypatch.setattr("effc.passes.lower.sparse_cpu.race_kernels_and_torch", noted)
-    here = levels.available()[-1]
+    here = levels.available_levels()[-1]
     profiles = {"this": {"isa": here, "threads": 1}}
     _, note = run(tmp_path, sparse(), on=on("*.up_proj"), machine=ProfileRef("this"), profiles=profiles)
     assert note["times"] == "raced here" and set(asked) == {note["isa"]} == {here}
@@ -308,7 +310,7 @@ def test_modules_furthest_off_take_finer_grids_until_predictions_move_by_no_more
     assert changed and kept and all(now[m]["error"] < was[m]["error"] for m in changed)
     assert max(now[m]["error"] for m in kept) <= min(was[m]["error"] for m in changed)
     assert all("was off by" in now[m]["why"] for m in changed)
-    assert {p: m.kernel for p, m in lowered(program.model)} == {m: now[m]["kernel"] for m in now}
+    assert {p: m.kernel for p, m in kernel_linears(program.model)} == {m: now[m]["kernel"] for m in now}
     found = refused(lambda: run(tmp_path, sparse(), error=1.0, divergence=1e-12)).diagnostics[0]
     assert found.slug == "lowering-inaccurate" and "int" not in found.note  # the finest that there is
 

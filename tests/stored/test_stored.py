@@ -14,7 +14,7 @@ import torch
 from effc.compiler.artifacts.load import load
 from effc.compiler.core.cache import Cache
 from effc.compiler.core.sealed_json import sealed_json_bytes
-from effc.compiler.ir.layers.linear import lowered
+from effc.compiler.ir.layers.linear import kernel_linears
 from effc.compiler.ir.step_results import StepResults
 from effc.compiler.models.checkpoints.origin import Origin
 from effc.compiler.plugin.registry import Registry
@@ -60,7 +60,7 @@ def test_a_step_that_8d012cb_kept_is_restored_with_its_packed_weights(stored):
     old = json.dumps(kept["lower.sparse_cpu"].body["edits"])
     assert '"compiler.lowering.lowered:KernelLinear"' in old
     program = StepResults(cache, origin_in(stored)).load_outcome(kept["lower.sparse_cpu"].key).program
-    assert [path for path, _ in lowered(program.model)] == list(program.edits.swapped)
+    assert [path for path, _ in kernel_linears(program.model)] == list(program.edits.swapped)
     with torch.no_grad():
         logits = program.model(input_ids=said["ids"]).logits
     assert (logits - said["hf"]).abs().max() < ROUNDING

@@ -26,7 +26,7 @@ class UnitGroups:
     leaving: bool = False  # channels of its own are handed on
 
 
-def groups_of(labelling: Labelling) -> UnitGroups:
+def find_unit_groups(labelling: Labelling) -> UnitGroups:
     return _Search(labelling).find_groups()
 
 
@@ -63,7 +63,7 @@ class _Search:
         used = sorted({*q, *kv})
         reason = self.rejection_reason(attention, used)
         if reason:
-            self.refuse(attention.module, reason)
+            self.record_refusal(attention.module, reason)
             return used
         repeat = len(q) // len(kv)
         heads = [frozenset({h}) for h in q]
@@ -95,23 +95,25 @@ class _Search:
             members = [index for index, owner in self.owner.items() if np.isin(owner, roots).any()]
             if not members:
                 continue
-            site = common_ancestor_module([module_of(tensor) for tensor, _ in members])
+            site = common_ancestor_module([module_path_of_tensor(tensor) for tensor, _ in members])
             reason = next((self.blocked[r] for r in roots.tolist() if r in self.blocked), None)
             readers = [index for index in members if index in self.reads]
             readers_only = bool(readers) and len(readers) < len(members)
             if readers_only and not self.leaving.isdisjoint(roots.tolist()):
                 reason = reason or "its channels leave the layer, or are chosen by what they hold"
-            if readers_only and not reason and self.are_one_item(roots, self.owner[readers[0]]):
+            if readers_only and not reason and self.are_coupled_into_one_item(roots, self.owner[readers[0]]):
                 reason = "a norm or a mixing function runs over all its channels"
             if reason:
-                self.refuse(site or module_of(members[0][0]), reason)  # of two stacks no module encloses all
+                self.record_refusal(
+                    site or module_path_of_tensor(members[0][0]), reason
+                )  # of two stacks no module encloses all
             elif readers_only:
                 columns = self.owner[readers[0]]
                 order = dict.fromkeys(columns[np.isin(columns, roots)].tolist())
                 kind: Kind = "channels" if self.weighed.isdisjoint(order) else "heads"
                 self.add_group_or_refuse(kind, [frozenset({root}) for root in order], 0, site)
 
-    def are_one_item(self, roots: np.ndarray, columns: np.ndarray) -> bool:
+    def are_coupled_into_one_item(self, roots: np.ndarray, columns: np.ndarray) -> bool:
         """Whether several channels are all coupled, and not because they are one attention head."""
         return len(roots) == 1 and (columns == roots[0]).sum() > 1 and self.weighed.isdisjoint(roots.tolist())
 
@@ -134,11 +136,11 @@ class _Search:
         ):
             return
         try:
-            members = tuple(self.members_covering(items))
+            members = tuple(self.members_of_items(items))
         except IrregularLayout as error:
-            self.refuse(path, str(error))
+            self.record_refusal(path, str(error))
             return
-        enclosing = common_ancestor_module([module_of(m.tensor) for m in members])
+        enclosing = common_ancestor_module([module_path_of_tensor(m.tensor) for m in members])
         self.result.groups.append(
             Group(
                 enclosing,
@@ -152,11 +154,11 @@ class _Search:
         )
         self.result.items.append(items)
 
-    def refuse(self, path: str, reason: str) -> None:
+    def record_refusal(self, path: str, reason: str) -> None:
         if (path, reason) not in self.result.rejected:
             self.result.rejected.append((path, reason))
 
-    def members_covering(self, items: list[frozenset[int]]) -> Iterator[Member]:
+    def members_of_items(self, items: list[frozenset[int]]) -> Iterator[Member]:
         """Writers first, in the order of the forward, then readers."""
         item_of = np.full(self.labelling.count, -1)
         for i, roots in enumerate(items):
@@ -168,21 +170,21 @@ class _Search:
                     yield Member(*index, member_segments(item, len(items), index[0]))
 
 
-def member_segments(item_of_index: np.ndarray, n_items: int, tensor: str) -> tuple[tuple[int, int], ...]:
+def member_segments(item_of_index: np.ndarray, n_items: int, tensor_name: str) -> tuple[tuple[int, int], ...]:
     """Segments (start, length) of a `Member` in one item, from the item of each index (-1: none).
 
     Raises IrregularLayout where items have other numbers of indices, or lie in no regular pattern.
     """
     sizes = np.bincount(item_of_index[item_of_index >= 0], minlength=n_items)
     if (sizes != sizes[0]).any():
-        raise IrregularLayout(f"its items own unequal numbers of indices of {tensor}")
+        raise IrregularLayout(f"its items own unequal numbers of indices of {tensor_name}")
     order = np.argsort(item_of_index, kind="stable")[(item_of_index < 0).sum() :].reshape(n_items, -1)  # [item, index]
     runs = np.split(order[0], np.flatnonzero(np.diff(order[0]) != 1) + 1)
     steps = np.concatenate([np.full(len(run), len(run)) for run in runs])
     if (order != order[0] + np.arange(n_items)[:, None] * steps).any():
-        raise IrregularLayout(f"its items lie in {tensor} in no regular pattern")
+        raise IrregularLayout(f"its items lie in {tensor_name} in no regular pattern")
     return tuple((int(run[0]), len(run)) for run in runs)
 
 
-def module_of(tensor: str) -> str:
-    return tensor.rpartition(".")[0]
+def module_path_of_tensor(tensor_name: str) -> str:
+    return tensor_name.rpartition(".")[0]

@@ -7,15 +7,15 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from ...ir.capture.refresh import write
-from ...ir.graphs import name_of
+from ...ir.capture.refresh import set_nested_argument
+from ...ir.graphs import target_name
 from .dependent_integers import Baked, Need, literal_needs
 from .labelling import Labelling, tensors_in
 
 _UNEVEN = ("chunk", "tensor_split", "unflatten", "repeat_interleave")  # parts of sizes that no literal says
 
 
-def unread_labels(labelling: Labelling, output_labels: np.ndarray) -> np.ndarray:
+def is_unread_by_label(labelling: Labelling, output_labels: np.ndarray) -> np.ndarray:
     """For each label whether nothing reads it: no column of a product, no attention, nothing of which little is known.
 
     output_labels   labels of what the graph returns
@@ -32,40 +32,44 @@ def unread_labels(labelling: Labelling, output_labels: np.ndarray) -> np.ndarray
     return dead
 
 
-def live_indices(labelling: Labelling, dead: np.ndarray) -> dict[tuple[str, int], list[int]]:
+def live_indices_by_tensor_axis(labelling: Labelling, is_dead_by_label: np.ndarray) -> dict[tuple[str, int], list[int]]:
     """(tensor, axis) -> the indices that are still read, where some are not."""
     live = {}
     for claim in labelling.claims:
-        left = np.flatnonzero(~dead[claim.labels])
+        left = np.flatnonzero(~is_dead_by_label[claim.labels])
         if not claim.reads and len(left) < len(claim.labels):
             live[claim.tensor, claim.axis] = left.tolist()
     return {axis: left for axis, left in live.items() if left}
 
 
-def with_narrowed_literals(graph: fx.Graph, labelling: Labelling, dead: np.ndarray, root: nn.Module) -> fx.Graph:
+def copy_with_narrowed_literals(
+    graph: fx.Graph, labelling: Labelling, is_dead_by_label: np.ndarray, root: nn.Module
+) -> fx.Graph:
     """A copy whose literals have the values that the kept rows need, and follow no attribute any more. Raises Baked."""
-    _refuse_dead_labels_in_divisions(labelling, dead)
-    needs = [need for need in literal_needs(labelling, torch.from_numpy(dead), root) if need.value != need.needed]
+    _refuse_dead_labels_in_divisions(labelling, is_dead_by_label)
+    needs = [
+        need for need in literal_needs(labelling, torch.from_numpy(is_dead_by_label), root) if need.value != need.needed
+    ]
     graph = copy.deepcopy(graph)
     nodes = {node.name: node for node in graph.nodes}
     for need in needs:
-        _set(nodes[need.node.name], need)
+        _write_needed_literal(nodes[need.node.name], need)
     return graph
 
 
-def _set(node: fx.Node, need: Need) -> None:
-    write(node, need.location.split("."), need.needed)
+def _write_needed_literal(node: fx.Node, need: Need) -> None:
+    set_nested_argument(node, need.location.split("."), need.needed)
     node.meta["ints"] = tuple(entry for entry in node.meta.get("ints", ()) if entry[0] != need.location)
 
 
-def _refuse_dead_labels_in_divisions(labelling: Labelling, dead: np.ndarray) -> None:
+def _refuse_dead_labels_in_divisions(labelling: Labelling, is_dead_by_label: np.ndarray) -> None:
     for node in labelling.values:
-        if name_of(node) in _UNEVEN and node.op != "placeholder":
+        if target_name(node) in _UNEVEN and node.op != "placeholder":
             divided = node.args[0]
             assert isinstance(divided, fx.Node), f"{node.name} divides no value"
             for x in tensors_in(labelling.values[divided]):
-                if dead[x.numpy()].any():
-                    raise Baked(f"`{name_of(node)}` divides what nobody else needs")
+                if is_dead_by_label[x.numpy()].any():
+                    raise Baked(f"`{target_name(node)}` divides what nobody else needs")
 
 
 def matmul_modules_with_fewer_users(before: fx.Graph, after: fx.Graph) -> Iterator[str]:
@@ -74,7 +78,7 @@ def matmul_modules_with_fewer_users(before: fx.Graph, after: fx.Graph) -> Iterat
     for node in after.nodes:
         if 0 < len(node.users) < users.get(node.name, 0):
             source = node
-            while source.op in ("call_function", "call_method") and name_of(source) in _PARTED:
+            while source.op in ("call_function", "call_method") and target_name(source) in _PARTED:
                 source = source.all_input_nodes[0]
             if source.op == "call_module" and source.meta.get("role") in ("linear", "conv"):
                 yield source.target

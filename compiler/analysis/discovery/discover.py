@@ -11,14 +11,14 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ....dsl.checker.skeleton import Branch, Group, Part, Skeleton
-from ...ir.capture.capture import flat
+from ...ir.capture.capture import full_model_unit
 from ...ir.capture.patches import patch_module_calls
 from ...ir.layers.linear import KernelLinear
 from ...ir.program import Program
-from .coupling import groups_of
-from .dependent_integers import Baked, dependent_attributes
+from .coupling import find_unit_groups
+from .dependent_integers import Baked, attribute_changes_per_item
 from .experts import EXPERTS_FIXED, expert_groups, with_width_multiple
-from .image_positions import with_positions
+from .image_positions import parts_with_image_positions
 from .labels import label_graph
 from .mixers.state_space import find_state_spaces
 from .residual import find_branch_terms
@@ -44,19 +44,19 @@ def skeleton_of(program: Program) -> Skeleton:
 def discover(program: Program) -> Skeleton:
     """The skeleton of a captured model. Reads shapes and attributes only, so the meta device will do."""
     model = program.model
-    tied = tuple(tied_tensors(model))
+    tied = tuple(names_of_tied_parameters(model))
     unit_structures = list(structures_by_unit(program))
-    branches = [_branch_site(b, path) for path, structure in unit_structures for b in structure.branches]
+    branches = [_branch_with_full_paths(b, path) for path, structure in unit_structures for b in structure.branches]
     if any(structure.leaving for path, structure in unit_structures if path):
         # Channels couple across layers, as where a convolutional net changes its width: one look at all of it.
-        unit_structures = [("", discover_structure(flat(program).graph, model))]
+        unit_structures = [("", discover_structure(full_model_unit(program).graph, model))]
     refusals = [
-        [join(path, site), reason]
+        [join_paths(path, site), reason]
         for path, structure in unit_structures
-        for site, reason in _first_refusals(structure.rejected, per_site=not path)
+        for site, reason in _first_refusal_per_child(structure.rejected, covers_full_model=not path)
     ]
     unit_groups = [
-        group.renamed(partial(join, path)) for path, structure in unit_structures for group in structure.groups
+        group.renamed(partial(join_paths, path)) for path, structure in unit_structures for group in structure.groups
     ]
     groups = []
     for one in join_shared_groups(unit_groups, program, tied):
@@ -71,7 +71,7 @@ def discover(program: Program) -> Skeleton:
     ]
     return Skeleton(
         model_type=_model_type(model),
-        parts=tuple(with_positions(parameter_parts(model), program)),
+        parts=tuple(parts_with_image_positions(parameter_parts(model), program)),
         units=tuple(program.units),
         branches=tuple(branches),
         groups=tuple(groups),
@@ -96,7 +96,7 @@ def structures_by_unit(program: Program) -> Iterator[tuple[str, Structure]]:
 
 def discover_structure(graph: fx.Graph, root: nn.Module) -> Structure:
     """Branches and groups of one unit, or of a whole model as one graph."""
-    stream = stream_of(graph)
+    stream = residual_stream_input(graph)
     entries = [stream] if stream else [n for n in graph.nodes if n.op == "placeholder" and _is_tensor(n)]
     labelling = label_graph(graph, root, stream.name if stream else None)
     branches = tuple(
@@ -107,10 +107,10 @@ def discover_structure(graph: fx.Graph, root: nn.Module) -> Structure:
     )
     groups: list[Group] = []
     refusals: list[tuple[str, str]] = []
-    result = groups_of(labelling)
+    result = find_unit_groups(labelling)
     for group, items in zip(result.groups, result.items, strict=True):
         try:
-            attributes = dependent_attributes(group, items, labelling, labelling.component_roots(), root)
+            attributes = attribute_changes_per_item(group, items, labelling, labelling.component_roots(), root)
             groups.append(replace(group, attributes=attributes))
         except Baked as error:
             refusals.append((group.site, str(error)))
@@ -131,12 +131,12 @@ def branches_with_distinct_sites(branches: Iterable[Branch]) -> Iterator[Branch]
         yield replace(branch, site=unshared[0]) if shared[branch.site] > 1 and unshared else branch
 
 
-def _first_refusals(refusals: Iterable[tuple[str, str]], per_site: bool) -> Iterator[tuple[str, str]]:
+def _first_refusal_per_child(refusals: Iterable[tuple[str, str]], covers_full_model: bool) -> Iterator[tuple[str, str]]:
     """Yield the first refusal of each child of the unit, and of its experts; what follows from it isn't news. Of a
     whole model, per site."""
     sites = set()
     for site, reason in refusals:
-        child = site if per_site or reason.startswith(EXPERTS_FIXED) else site.split(".")[0]
+        child = site if covers_full_model or reason.startswith(EXPERTS_FIXED) else site.split(".")[0]
         if child not in sites:
             sites.add(child)
             yield site, reason
@@ -159,7 +159,7 @@ def groups_with_distinct_sites(groups: Iterable[Group]) -> Iterator[Group]:
         yield replace(group, site=site)
 
 
-def stream_of(graph: fx.Graph) -> fx.Node | None:
+def residual_stream_input(graph: fx.Graph) -> fx.Node | None:
     """The placeholder that carries the residual stream: the first one of the shape of the unit's result."""
     *_, output = graph.nodes
     results = [x.meta.get("shape") for x in output.all_input_nodes]
@@ -183,7 +183,7 @@ def parameter_parts(model: nn.Module) -> Iterator[Part]:
             yield Part(path, type(module).__name__, tensors)
 
 
-def tied_tensors(model: nn.Module) -> Iterator[tuple[str, ...]]:
+def names_of_tied_parameters(model: nn.Module) -> Iterator[tuple[str, ...]]:
     """Names that are one parameter, in order of registration."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -195,7 +195,7 @@ def model_facts(model: nn.Module, program: Program) -> dict[str, Any]:
     """Facts of a model at a glance; None where a model has no such thing."""
     config = model.config.get_text_config() if _is_pretrained(model) else None
     first = next(iter(program.units.values()), None)
-    stream = stream_of(first.graph) if first else None
+    stream = residual_stream_input(first.graph) if first else None
     calls = [n for n in first.graph.nodes if n.meta.get("role") == "attention"] if first else []
     heads = getattr(config, "num_attention_heads", None)
     return {
@@ -203,7 +203,7 @@ def model_facts(model: nn.Module, program: Program) -> dict[str, Any]:
         "layers": len(program.units),
         "vocab": _vocabulary_size(model),
         "positions": getattr(config, "max_position_embeddings", None),
-        "layer_class": _only({type(model.get_submodule(path)).__name__ for path in program.units}),
+        "layer_class": _single_value({type(model.get_submodule(path)).__name__ for path in program.units}),
         "active_experts": getattr(config, "num_experts_per_tok", None),
         "heads": heads,
         "kv_heads": getattr(config, "num_key_value_heads", heads),
@@ -222,17 +222,17 @@ def _vocabulary_size(model: nn.Module) -> int | None:
     return embedding.weight.shape[0] if isinstance(embedding, nn.Embedding) else None
 
 
-def _only(values: set[str]) -> str | None:
+def _single_value(values: set[str]) -> str | None:
     return next(iter(values)) if len(values) == 1 else None
 
 
-def join(path: str, inner: str) -> str:
+def join_paths(path: str, inner: str) -> str:
     return ".".join(x for x in (path, inner) if x)
 
 
-def _branch_site(branch: Branch, path: str) -> Branch:
-    parts = tuple(join(path, part) for part in branch.parts)
-    return replace(branch, unit=path, site=join(path, branch.site), parts=parts)
+def _branch_with_full_paths(branch: Branch, path: str) -> Branch:
+    parts = tuple(join_paths(path, part) for part in branch.parts)
+    return replace(branch, unit=path, site=join_paths(path, branch.site), parts=parts)
 
 
 def _is_pretrained(model: nn.Module) -> TypeGuard[PreTrainedModel]:

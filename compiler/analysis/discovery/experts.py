@@ -16,8 +16,8 @@ from transformers.integrations.moe import ExpertsInterface
 from ....dsl.checker.skeleton import Group, Member, Skeleton
 from ...ir.capture.trace import trace_forward
 from ...ir.layers.leaves import module_role
-from ...ir.surgery import attribute
-from ...ir.unit import argument_names
+from ...ir.surgery import attribute_at
+from ...ir.unit import positional_argument_names
 from .labelling import Labelling
 from .residual import common_ancestor_module
 
@@ -60,7 +60,7 @@ def _expert_group(node: fx.Node, root: nn.Module, labelling: Labelling) -> Group
     rows = [
         f"{router}.{name}"
         for name, x in (*root.get_submodule(router).named_parameters(), *root.get_submodule(router).named_buffers())
-        if _has_rows(x, count)
+        if _is_tensor_of_rows(x, count)
     ]
     members = [Member(name, 0, _EACH) for name in (*rows, *read, *(f"{node.target}.{name}" for name in packed))]
     per_block = _experts_per_group(labelling, f"{router}.", count)
@@ -84,17 +84,19 @@ def _find_router_and_per_expert_attributes(
     while waiting:
         node = waiting.pop(0)
         path = str(node.target)
-        if node.op == "call_module" and any(_has_rows(p, num_experts) for p in root.get_submodule(path).parameters()):
+        if node.op == "call_module" and any(
+            _is_tensor_of_rows(p, num_experts) for p in root.get_submodule(path).parameters()
+        ):
             attributes = [str(x.target) for x in node.all_input_nodes if x.op == "get_attr"]
-            return path, read + [x for x in attributes if _has_rows(attribute(root, x), num_experts)]
-        if node.op == "get_attr" and _has_rows(attribute(root, path), num_experts):
+            return path, read + [x for x in attributes if _is_tensor_of_rows(attribute_at(root, x), num_experts)]
+        if node.op == "get_attr" and _is_tensor_of_rows(attribute_at(root, path), num_experts):
             read.append(path)
         waiting += [x for x in node.all_input_nodes if x not in visited]
         visited.update(node.all_input_nodes)
     raise UnknownRouter("no module makes a score for each of them")
 
 
-def _has_rows(value: Any, count: int) -> bool:
+def _is_tensor_of_rows(value: Any, count: int) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == count
 
 
@@ -133,20 +135,20 @@ def grouped_matmul_width_step(model: nn.Module, tensor: str, axis: int) -> int:
     return _GROUPED_BYTES // weight.element_size()
 
 
-def expert_width_mismatch(skeleton: Skeleton, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+def expert_width_problems(skeleton: Skeleton, new_shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
     """Packed experts of widths that the product of all of them doesn't take."""
-    for group, m in ((g, m) for g in skeleton.groups if g.multiple > 1 for m in g.members if m.tensor in shapes):
-        size, step = shapes[m.tensor][m.axis], group.multiple * sum(n for _, n in m.segments)
+    for group, m in ((g, m) for g in skeleton.groups if g.multiple > 1 for m in g.members if m.tensor in new_shapes):
+        size, step = new_shapes[m.tensor][m.axis], group.multiple * sum(n for _, n in m.segments)
         if size % step:
             yield f"{m.tensor} would be {size} wide, and is computed in steps of {step}"
 
 
-def _by_position(function: Callable[..., Any]) -> Callable[..., Any]:
+def _pass_keywords_by_position(function: Callable[..., Any]) -> Callable[..., Any]:
     """Classes of experts have names of their own for what the library's form is given in the same order."""
     return lambda module, *args, **kwargs: function(module, *args, *kwargs.values())
 
 
-def overrides_forward(module: nn.Module) -> bool:
+def overrides_forward_of_torch_layer(module: nn.Module) -> bool:
     """Whether a module is a torch layer whose subclass computes in a way of its own: convolutions that pad."""
     bases = [base for base in type(module).__mro__ if "forward" in vars(base)]
     return not bases[0].__module__.startswith("torch.") and any(
@@ -167,7 +169,7 @@ def trace_leaf_module(module: nn.Module, node: fx.Node, args: tuple[Any, ...], k
     node          the call, whose own arguments say what types are passed
     args, kwargs  tensors of the shapes that are passed
     """
-    names = argument_names(type(module))
+    names = positional_argument_names(type(module))
     shapes = {**dict(zip(names, args, strict=False)), **kwargs}
     nodes = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
@@ -178,10 +180,12 @@ def trace_leaf_module(module: nn.Module, node: fx.Node, args: tuple[Any, ...], k
     }
     experts: Any = ExpertsInterface  # whose method is another one for a while
     find = experts.get_interface
-    experts.get_interface = lambda self, name, default: _by_position(self[_BATCHED])
+    experts.get_interface = lambda self, name, default: _pass_keywords_by_position(self[_BATCHED])
     try:
         statics = {name: x for name, x in shapes.items() if name not in tensors}
-        graph = trace_forward(module, tensors, statics, model_module=type(module).__module__, inline=True).graph
+        graph = trace_forward(
+            module, tensors, statics, model_module=type(module).__module__, inline_stateful_modules=True
+        ).graph
     except Exception as error:  # a forward may raise anything; then the module is taken as a whole
         return LeafTrace(None, f": {type(error).__name__}: {error}")
     finally:

@@ -36,9 +36,9 @@ _POOLINGS = (
 )
 
 
-def convolve(rules: "NodeRules", x: Tensor, module: _ConvNd) -> Tensor:
+def label_convolution_module(rules: "NodeRules", x: Tensor, module: _ConvNd) -> Tensor:
     """[b, c, ...] -> [b, rows, ...]: as `contract`, but each group of rows reads its own group of channels."""
-    rows = rules.out.fresh(len(module.weight))
+    rows = rules.out.new_labels(len(module.weight))
     if module.bias is not None:
         rules.claim("bias", 0, rows)
     return label_convolution(rules, x, rows, rules.submodule_path(f"{rules.node.target}.weight"), module.groups)
@@ -46,7 +46,7 @@ def convolve(rules: "NodeRules", x: Tensor, module: _ConvNd) -> Tensor:
 
 def label_convolution(rules: "NodeRules", x: Tensor, output_labels: Tensor, weight_path: str, groups: int) -> Tensor:
     """Labels of a convolution's output: x with the weight at that path, whose rows have those labels."""
-    channels = channels_of(rules, x)
+    channels = couple_positions_into_channels(rules, x)
     if groups == 1:
         rules.out.claim_axis(weight_path, 1, channels, is_read=True)
     else:
@@ -55,39 +55,39 @@ def label_convolution(rules: "NodeRules", x: Tensor, output_labels: Tensor, weig
         rules.out.couple(inputs, inputs.amax(1, keepdim=True))
         rules.out.couple(outputs, inputs.amax(1, keepdim=True))
     rules.out.claim_axis(weight_path, 0, output_labels)
-    return expand_to_result(rules, output_labels)
+    return expand_to_result_shape(rules, output_labels)
 
 
-def channels_of(rules: "NodeRules", x: Tensor) -> Tensor:
+def couple_positions_into_channels(rules: "NodeRules", x: Tensor) -> Tensor:
     """One label per channel of [b, c, ...], coupled over all places."""
     by_channel = x.movedim(1, 0).flatten(1)
     rules.out.couple_along(by_channel, 1)
     return by_channel.amax(1)
 
 
-def expand_to_result(rules: "NodeRules", channels: Tensor) -> Tensor:
+def expand_to_result_shape(rules: "NodeRules", channels: Tensor) -> Tensor:
     """Labels of channels in the shape of this node's result."""
     shape = rules.node.meta["shape"]
     return channels.view(-1, *(1 for _ in shape[2:])).expand(shape)
 
 
-def pool(rules: "NodeRules", x: Tensor) -> Tensor:
+def label_pooling(rules: "NodeRules", x: Tensor) -> Tensor:
     """Places of a channel are drawn together, channels stay apart."""
-    return expand_to_result(rules, channels_of(rules, x))
+    return expand_to_result_shape(rules, couple_positions_into_channels(rules, x))
 
 
 def label_channel_norm(rules: "NodeRules", x: Tensor, module: nn.Module) -> Tensor:
     """Statistics of each channel of [b, c, ...], or of a group of them; running ones follow the weight."""
-    channels = channels_of(rules, x)
+    channels = couple_positions_into_channels(rules, x)
     if module.weight is not None:
         rules.claim("weight", 0, channels)
         rules.claim("bias", 0, channels)
     elif getattr(module, "running_mean", None) is not None:
-        rules.out.block(channels, f"{rules.path} keeps statistics of them and has no weight")
+        rules.out.block_pruning_of(channels, f"{rules.path} keeps statistics of them and has no weight")
     if isinstance(module, nn.GroupNorm):
         groups = channels.view(module.num_groups, -1)
         rules.out.couple(groups, groups.amax(1, keepdim=True))
-    return expand_to_result(rules, channels)
+    return expand_to_result_shape(rules, channels)
 
 
-RULES = dict.fromkeys(_POOLINGS, lambda rules: pool(rules, rules.args[0]))
+RULES = dict.fromkeys(_POOLINGS, lambda rules: label_pooling(rules, rules.args[0]))

@@ -62,7 +62,7 @@ class Weight:
     rows: tuple[Tensor, ...]
     axes: tuple[Tensor, ...]
 
-    def transformed(self, axes: Sequence[Tensor]) -> "Weight":
+    def with_axes(self, axes: Sequence[Tensor]) -> "Weight":
         return replace(self, axes=tuple(axes))
 
 
@@ -98,7 +98,7 @@ class Labelling:
     norms_couple: bool = True
     inner_graphs: Mapping[str, fx.Graph] = field(default_factory=dict)
 
-    def fresh(self, size: int) -> Tensor:
+    def new_labels(self, size: int) -> Tensor:
         self.count += size
         return torch.arange(self.count - size, self.count, dtype=torch.int64)
 
@@ -122,7 +122,7 @@ class Labelling:
     def couple_along(self, x: Tensor, axis: int) -> None:
         self.couple(x, x.amax(axis, keepdim=True))
 
-    def block(self, value: Any, reason: str) -> None:
+    def block_pruning_of(self, value: Any, reason: str) -> None:
         label_sets = [np.unique(x.numpy()) for x in tensors_in(value)]
         labels = np.concatenate([x[x > NO_LABEL] for x in label_sets]) if label_sets else np.empty(0, np.int64)
         if len(labels):

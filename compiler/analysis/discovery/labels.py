@@ -19,11 +19,11 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 from transformers.pytorch_utils import Conv1D
 
-from ...ir.graphs import name_of
+from ...ir.graphs import target_name
 from ...ir.layers.linear import KernelLinear
 from ...ir.layers.reft import Reft
 from . import attention_rules, image_rules, packed_rules
-from .experts import overrides_forward, trace_leaf_module
+from .experts import overrides_forward_of_torch_layer, trace_leaf_module
 from .labelling import (
     EXTREMES,
     MIXES,
@@ -74,10 +74,10 @@ class GraphRun:
                 self.out.values[node] = rules.label_node(self.stream)
             except _MISFITS:
                 # The arguments have another form than the rule for this name expects: it is some other function.
-                self.out.values[node] = rules.block_unknown_operation(f"`{name_of(node)}`")
+                self.out.values[node] = rules.block_unknown_operation(f"`{target_name(node)}`")
         raise AssertionError("a graph without an output")
 
-    def inside(self, graph: fx.Graph, module: nn.Module, path: str, args: tuple, kwargs: Mapping) -> Any:
+    def label_opened_module(self, graph: fx.Graph, module: nn.Module, path: str, args: tuple, kwargs: Mapping) -> Any:
         """The labels that come out of a module that was opened, given its call's arguments."""
         names = [n.name for n in graph.nodes if n.op == "placeholder"]
         arguments = {**dict(zip(names, args, strict=False)), **kwargs}
@@ -112,7 +112,7 @@ class NodeRules:
             return self.label_attribute()
         if node.op == "call_module":
             return self.label_module(self.root.get_submodule(str(node.target)))
-        return self.label_function(name_of(node))
+        return self.label_function(target_name(node))
 
     def label_attribute(self) -> Any:
         """A parameter, or a buffer of numbers, that is read directly has labels of its own."""
@@ -126,7 +126,7 @@ class NodeRules:
         if member.ndim == 0 and not self.out.norms_couple:
             return unlabelled_like(())
         if member.ndim == 1:
-            return self.claim("", 0, self.out.fresh(len(member)))
+            return self.claim("", 0, self.out.new_labels(len(member)))
         return packed_rules.label_weight(self, member)
 
     def label_function(self, name: str) -> Any:
@@ -149,12 +149,12 @@ class NodeRules:
         if name in MIXES | REDUCES and labelled:
             return self.label_reduction(name, labelled[0])
         if name in PRODUCTS and all(x.ndim > 1 for x in labelled):
-            return self.product(labelled)
+            return self.label_matrix_product(labelled)
         return self.block_unknown_operation(f"`{name}`")
 
     def run_on_labels(self) -> Any:
         target = self.node.target
-        if target is operator.getitem and packed_rules.picks(self.args[1]):
+        if target is operator.getitem and packed_rules.selects_by_tensor(self.args[1]):
             return packed_rules.couple_indexed_axes(self, *self.args)
         if self.node.op == "call_method":
             return getattr(self.args[0], str(target))(*self.args[1:], **self.kwargs)
@@ -166,7 +166,7 @@ class NodeRules:
     def label_pointwise(self, inputs: list[Tensor]) -> Any:
         if not inputs:
             return unlabelled_like(self.node.meta.get("shape"))
-        wide = inputs if self.out.norms_couple else [x for x in inputs if not _is_one_channel(x)]
+        wide = inputs if self.out.norms_couple else [x for x in inputs if not _holds_one_channel(x)]
         if any(x.ndim and x.shape[-1] > 1 for x in wide):  # a gate of one row scales all channels and ties none
             inputs = wide
         labels = inputs[0]
@@ -214,35 +214,35 @@ class NodeRules:
         if runs is Conv1D.forward and isinstance(module, Conv1D):
             return self.label_matmul(x, module, out_axis=1)
         if runs in image_rules.CONVOLUTIONS and isinstance(module, _ConvNd):
-            return image_rules.convolve(self, x, module)
+            return image_rules.label_convolution_module(self, x, module)
         if isinstance(module, image_rules.MOVING):
             return module(x)
         if runs in image_rules.POOLS:
-            return image_rules.pool(self, x)
+            return image_rules.label_pooling(self, x)
         if isinstance(module, image_rules.NORMS):
             return image_rules.label_channel_norm(self, x, module)
         if "Norm" in kind:
-            return self.norm(x, module)
+            return self.label_norm(x, module)
         if isinstance(module, Reft):  # mixes the channels of a stream, and hands it on
             self.out.couple_along(x, -1)
             return x
         if runs is nn.Embedding.forward and isinstance(module, nn.Embedding):
-            rows = self.claim("weight", 1, self.out.fresh(module.embedding_dim))
+            rows = self.claim("weight", 1, self.out.new_labels(module.embedding_dim))
             return rows.expand(*x.shape, -1)
         if _is_pointwise_module(module) and all(p.numel() == 1 for p in module.parameters()):
             return x
         if runs is nn.PReLU.forward and isinstance(module, nn.PReLU):  # a slope for each channel of [b, c, ...]
-            self.out.couple(self.claim("weight", 0, self.out.fresh(len(module.weight))), x.movedim(1, -1))
+            self.out.couple(self.claim("weight", 0, self.out.new_labels(len(module.weight))), x.movedim(1, -1))
             return x
         reason = ""
         if self.node.meta.get("role") == "rotary_embedding":
-            return attention_rules.mask(self)
+            return attention_rules.label_mask(self)
         if (inner := self.out.inner_graphs.get(self.path)) is not None:
-            return self.run.inside(inner, module, self.path, self.args, self.kwargs)
-        if self.node.meta.get("role") in ("experts", "router") or overrides_forward(module):
+            return self.run.label_opened_module(inner, module, self.path, self.args, self.kwargs)
+        if self.node.meta.get("role") in ("experts", "router") or overrides_forward_of_torch_layer(module):
             graph, reason = trace_leaf_module(module, self.node, self.args, self.kwargs)
             if graph is not None:
-                return self.run.inside(graph, module, self.path, self.args, self.kwargs)
+                return self.run.label_opened_module(graph, module, self.path, self.args, self.kwargs)
         if isinstance(module, KernelLinear):
             self.out.rejected.append((self.path, "its weight is packed for a kernel"))
         elif next(module.parameters(), None) is not None:
@@ -258,12 +258,12 @@ class NodeRules:
         flat = x.reshape(-1, x.shape[-1])
         self.out.couple_along(flat, 0)
         self.claim("weight", 1 - out_axis, flat.amax(0), is_read=True)
-        rows = self.claim("weight", out_axis, self.out.fresh(module.weight.shape[out_axis]))
+        rows = self.claim("weight", out_axis, self.out.new_labels(module.weight.shape[out_axis]))
         if module.bias is not None:
             self.claim("bias", 0, rows)
         return rows.expand(*x.shape[:-1], -1)
 
-    def norm(self, x: Tensor, module: nn.Module) -> Tensor:
+    def label_norm(self, x: Tensor, module: nn.Module) -> Tensor:
         """A norm's statistics run over the axes of its weight: what shares them can't be parted, unless it follows."""
         weight = next(module.parameters(), None)
         if not self.out.norms_couple and all(p.shape == x.shape[-1:] for p in module.parameters()):
@@ -279,14 +279,14 @@ class NodeRules:
         reason = f"{operation} does something unknown with its channels"
         result = unlabelled_like(self.node.meta.get("shape"))
         if any((x > NO_LABEL).any() for x in tensors_in((self.args, self.kwargs))):
-            self.out.block((self.args, self.kwargs), reason)
-            mark = self.out.fresh(1)
-            self.out.block(mark, reason)
+            self.out.block_pruning_of((self.args, self.kwargs), reason)
+            mark = self.out.new_labels(1)
+            self.out.block_pruning_of(mark, reason)
             for x in tensors_in(result):
                 x.fill_(int(mark))
         return result
 
-    def product(self, inputs: list[Tensor]) -> Tensor:
+    def label_matrix_product(self, inputs: list[Tensor]) -> Tensor:
         """[..., n, k] @ [..., k, m]: the contracted channels belong together, and so do those they meet."""
         *added, left, right = inputs
         self.out.couple_along(left, -1)
@@ -297,7 +297,7 @@ class NodeRules:
 _LEAVES = {**attention_rules.RULES, **image_rules.RULES, **packed_rules.RULES}
 
 
-def _is_one_channel(x: Tensor) -> bool:
+def _holds_one_channel(x: Tensor) -> bool:
     """Whether all positions hold one number of one channel."""
     return x.ndim > 1 and x.shape[-1] == 1 and bool((x == x.flatten()[:1]).all()) and bool((x > NO_LABEL).any())
 

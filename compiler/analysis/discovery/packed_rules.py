@@ -24,7 +24,7 @@ _PRODUCTS = frozenset(("matmul", "bmm", "mm", "linear"))
 
 def label_weight(rules: "NodeRules", parameter: Tensor) -> Weight:
     """Fresh labels along each axis; claimed once a product or a sum reads them."""
-    rows = tuple(rules.out.fresh(size) for size in parameter.shape)
+    rows = tuple(rules.out.new_labels(size) for size in parameter.shape)
     axes = (
         labels.view(-1, *(1 for _ in parameter.shape[axis + 1 :])).expand(parameter.shape)
         for axis, labels in enumerate(rows)
@@ -68,7 +68,7 @@ def label_function_of_weight(rules: "NodeRules", name: str) -> Any:
 def label_weight_view(rules: "NodeRules", w: Weight) -> Any:
     """A view, transposition or choice of a parameter, done along all of its axes' labels."""
     target = rules.node.target
-    if target is operator.getitem and picks(rules.args[1]):
+    if target is operator.getitem and selects_by_tensor(rules.args[1]):
         parts = [couple_indexed_axes(rules, axis, rules.args[1]) for axis in w.axes]
     elif rules.node.op == "call_method":
         parts = [getattr(axis, str(target))(*rules.args[1:], **rules.kwargs) for axis in w.axes]
@@ -76,11 +76,11 @@ def label_weight_view(rules: "NodeRules", w: Weight) -> Any:
         assert not isinstance(target, str), f"{target} is no function"
         parts = [target(axis, *rules.args[1:], **rules.kwargs) for axis in w.axes]
     if isinstance(parts[0], Tensor):
-        return w.transformed(parts)
-    return tuple(w.transformed(axes) for axes in zip(*parts, strict=True))  # chunk, split, unbind
+        return w.with_axes(parts)
+    return tuple(w.with_axes(axes) for axes in zip(*parts, strict=True))  # chunk, split, unbind
 
 
-def picks(index: Any) -> bool:
+def selects_by_tensor(index: Any) -> bool:
     """Whether an index chooses by numbers in a tensor."""
     return isinstance(index, Tensor) or (isinstance(index, tuple) and any(isinstance(i, Tensor) for i in index))
 
@@ -98,16 +98,16 @@ def label_product(rules: "NodeRules", name: str) -> Tensor:
     """x @ w, w @ x, or a linear layer's function."""
     left, right, *further = [*rules.args, *rules.kwargs.values()]
     if name == "linear":
-        result = label_contraction(rules, left, transposed(right))
+        result = label_contraction(rules, left, transpose_weight(right))
         bias = further[0] if further else None
         return result if bias is None else rules.label_pointwise([result, bias])
     if isinstance(right, Weight):
         return label_contraction(rules, left, right)
-    return label_contraction(rules, right.transpose(-1, -2), transposed(left)).transpose(-1, -2)
+    return label_contraction(rules, right.transpose(-1, -2), transpose_weight(left)).transpose(-1, -2)
 
 
-def transposed(w: Weight) -> Weight:
-    return w.transformed([axis.transpose(-1, -2) for axis in w.axes])
+def transpose_weight(w: Weight) -> Weight:
+    return w.with_axes([axis.transpose(-1, -2) for axis in w.axes])
 
 
 def label_contraction(rules: "NodeRules", x: Tensor, w: Weight) -> Tensor:
@@ -115,14 +115,14 @@ def label_contraction(rules: "NodeRules", x: Tensor, w: Weight) -> Tensor:
     result = torch.full((), NO_LABEL, dtype=torch.int64)
     rows = x.unsqueeze(-2) if x.ndim == 1 else x
     for axis, labels in enumerate(w.axes):
-        inner, outer = varies(labels, -2), varies(labels, -1)
+        inner, outer = labels_differ_along(labels, -2), labels_differ_along(labels, -1)
         if inner and outer:
             raise ValueError("one axis of a parameter lies along two")
         if inner:
-            claim(rules, w, axis, is_read=True)
+            claim_weight_axis(rules, w, axis, is_read=True)
             rules.out.couple(rows, labels.amax(-1).unsqueeze(-2))
         elif outer:
-            claim(rules, w, axis)
+            claim_weight_axis(rules, w, axis)
             result = labels.amax(-2, keepdim=True)
     shape = torch.broadcast_shapes(rows.shape[:-2], w.axes[0].shape[:-2])
     expanded = result.expand(*shape, rows.shape[-2], w.axes[0].shape[-1])
@@ -137,14 +137,14 @@ def label_elementwise(rules: "NodeRules", parameters: list[Weight]) -> Tensor | 
     x = rules.label_pointwise(activations)
     if len(parameters) == 1 and not (x > NO_LABEL).any():  # a mask and the like: the parameter goes on
         shape = torch.broadcast_shapes(x.shape, parameters[0].axes[0].shape)
-        return parameters[0].transformed([labels.expand(shape) for labels in parameters[0].axes])
+        return parameters[0].with_axes([labels.expand(shape) for labels in parameters[0].axes])
     for w in parameters:
         shape = torch.broadcast_shapes(x.shape, w.axes[0].shape)
         x = x.expand(shape)
         for axis, labels in enumerate(w.axes):
             labels = labels.expand(shape)
-            if any(varies(labels, i) and varies(x, i) for i in range(len(shape))):
-                claim(rules, w, axis)
+            if any(labels_differ_along(labels, i) and labels_differ_along(x, i) for i in range(len(shape))):
+                claim_weight_axis(rules, w, axis)
                 rules.out.couple(x, labels)
     return x
 
@@ -156,43 +156,47 @@ def label_concatenation(rules: "NodeRules") -> Tensor:
     channels = next(x for x in pieces if isinstance(x, Tensor)).narrow(axis, 0, 1)
     for i, w in enumerate(pieces):
         if isinstance(w, Weight):
-            rules.out.couple(channels, channels_of_weight(rules, w).narrow(axis, 0, 1))
+            rules.out.couple(channels, claim_last_axis_channels(rules, w).narrow(axis, 0, 1))
             shape = list(w.axes[0].shape)
             pieces[i] = channels.expand(*shape[:axis], shape[axis], *shape[axis:][1:])
     return torch.cat(pieces, axis)
 
 
-def channels_of_weight(rules: "NodeRules", w: Weight) -> Tensor:
+def claim_last_axis_channels(rules: "NodeRules", w: Weight) -> Tensor:
     """The labels of a parameter's last axis; its other axes count positions."""
-    position, labels = next((i, axis) for i, axis in enumerate(w.axes) if varies(axis, -1))
-    if any(varies(axis, -1) for axis in w.axes[position + 1 :]):
+    position, labels = next((i, axis) for i, axis in enumerate(w.axes) if labels_differ_along(axis, -1))
+    if any(labels_differ_along(axis, -1) for axis in w.axes[position + 1 :]):
         raise ValueError("several axes of a parameter lie along one")
-    claim(rules, w, position)
+    claim_weight_axis(rules, w, position)
     return labels
 
 
 def couple_weights_along(rules: "NodeRules", w: Weight, axis: int, labels: Tensor) -> None:
     """Couple the labels at each position along an axis with the parameter there."""
     for position, axis_labels in enumerate(w.axes):
-        if axis_labels.ndim > axis and axis_labels.shape[axis] == len(labels) and varies(axis_labels, axis):
-            claim(rules, w, position)
+        if (
+            axis_labels.ndim > axis
+            and axis_labels.shape[axis] == len(labels)
+            and labels_differ_along(axis_labels, axis)
+        ):
+            claim_weight_axis(rules, w, position)
             rules.out.couple(axis_labels.movedim(axis, -1), labels)
 
 
-def varies(labels: Tensor, axis: int) -> bool:
+def labels_differ_along(labels: Tensor, axis: int) -> bool:
     """Whether labels differ along an axis."""
     return labels.shape[axis] > 1 and bool((labels != labels.narrow(axis, 0, 1)).any())
 
 
-def claim(rules: "NodeRules", w: Weight, axis: int, is_read: bool = False) -> None:
+def claim_weight_axis(rules: "NodeRules", w: Weight, axis: int, is_read: bool = False) -> None:
     rules.out.claim_axis(w.tensor, axis, w.rows[axis], is_read)
 
 
 def block_pruning_of_parameters(rules: "NodeRules", parameters: list[Weight], operation: str) -> Any:
     """No rule: what meets the parameter is blocked."""
-    labels = rules.out.fresh(1)
+    labels = rules.out.new_labels(1)
     read = f"the parameter {parameters[0].tensor} is read" if parameters else "something is read"
-    rules.out.block(labels, f"{read} outside of a module, by `{operation}`")
+    rules.out.block_pruning_of(labels, f"{read} outside of a module, by `{operation}`")
     for x in tensors_in((rules.args, rules.kwargs)):
         rules.out.couple(x, labels)
     shape = rules.node.meta.get("shape")
@@ -243,7 +247,7 @@ def label_embedding(rules: "NodeRules") -> Any:
     w = arguments["weight"]
     if rules.out.norms_couple:
         return block_pruning_of_parameters(rules, [w], "embedding")
-    claim(rules, w, 1)
+    claim_weight_axis(rules, w, 1)
     return w.rows[1].expand(*arguments["input"].shape, -1)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
-from ...ir.graphs import name_of
+from ...ir.graphs import target_name
 from ...ir.layers.leaves import module_role
 from ...ir.layers.linear import KernelLinear
 from ...ir.liveness import mutating_users
@@ -61,7 +61,7 @@ def immediate_dominators(entries: Sequence[fx.Node], values: Mapping) -> dict[fx
     node = entries[0].next
     while node.op != "root":
         inputs = [x for x in _data_sources(node) if x in above]
-        if node not in above and inputs and carries_data(node, values):
+        if node not in above and inputs and has_labelled_value(node, values):
             low: fx.Node | None = inputs[0]
             for other in inputs[1:]:
                 low = _common_dominator(low, other, above, depth)
@@ -90,7 +90,7 @@ def _common_dominator(
     return a
 
 
-def carries_data(node: fx.Node, values: Mapping) -> bool:
+def has_labelled_value(node: fx.Node, values: Mapping) -> bool:
     return next(tensors_in(values.get(node)), None) is not None
 
 
@@ -129,7 +129,7 @@ def _candidate_splits(
 
 
 def _is_add(node: fx.Node, immediate_dominators: Mapping, values: Mapping) -> bool:
-    if node not in immediate_dominators or name_of(node) not in ADDS or len(node.args) != 2:
+    if node not in immediate_dominators or target_name(node) not in ADDS or len(node.args) != 2:
         return False
     left, right = node.args
     if left not in immediate_dominators or right not in immediate_dominators:
@@ -146,7 +146,7 @@ def _dominates(split_node: fx.Node, node: fx.Node | None, immediate_dominators: 
 
 def unwrap_identity(node: fx.Node) -> fx.Node:
     """The node behind casts, dropouts and modules that do nothing."""
-    while (node.op in ("call_function", "call_method") and name_of(node) in KEEPS) or (
+    while (node.op in ("call_function", "call_method") and target_name(node) in KEEPS) or (
         node.op == "call_module" and node.meta.get("role") in ("dropout", "identity")
     ):
         behind = node.args[0]
@@ -157,7 +157,7 @@ def unwrap_identity(node: fx.Node) -> fx.Node:
 
 def unwrap_scaling(node: fx.Node) -> fx.Node:
     """The node behind products with numbers and with parameters: some models weigh stream and branch."""
-    while name_of(node := unwrap_identity(node)) in SCALES and len(node.args) == 2:
+    while target_name(node := unwrap_identity(node)) in SCALES and len(node.args) == 2:
         data = [x for x in node.args if isinstance(x, fx.Node) and x.op != "get_attr"]
         if len(data) != 1:
             break
@@ -230,9 +230,9 @@ def _make_term(
     nodes: frozenset[fx.Node],
     exclusive: frozenset[fx.Node],
 ) -> Term:
-    local = {path for n in exclusive for path in modules_used(n, root)}
-    foreign = {path for n in graph.nodes if n not in exclusive for path in modules_used(n, root)}
-    work = [path for path in local if _works(root.get_submodule(path))]
+    local = {path for n in exclusive for path in paths_of_modules_used(n, root)}
+    foreign = {path for n in graph.nodes if n not in exclusive for path in paths_of_modules_used(n, root)}
+    work = [path for path in local if _is_weighted_worker(root.get_submodule(path))]
     order = {path: i for i, (path, _) in enumerate(root.named_modules())}
     called = {n.target for n in exclusive if n.op == "call_module"}
     owned = {
@@ -246,7 +246,7 @@ def _make_term(
     return Term(join, value, nodes, role, site, tuple(sorted(owned, key=order.__getitem__)))
 
 
-def _works(module: nn.Module) -> bool:
+def _is_weighted_worker(module: nn.Module) -> bool:
     return module_role(module) in WORK and _has_weights(module)
 
 
@@ -256,14 +256,14 @@ def _has_weights(module: nn.Module) -> bool:
 
 def _branch_role(nodes: frozenset[fx.Node], works: bool) -> str:
     roles = {n.meta.get("role") for n in nodes}
-    called = [name_of(n) for n in nodes]
+    called = [target_name(n) for n in nodes]
     is_eager = "softmax" in called and sum(name in PRODUCTS for name in called) > 1
     if "attention" in roles or "scaled_dot_product_attention" in called or is_eager:
         return "attention"
     return "ssm" if roles & SCANS else "mlp" if works else "other"
 
 
-def modules_used(node: fx.Node, root: nn.Module) -> list[str]:
+def paths_of_modules_used(node: fx.Node, root: nn.Module) -> list[str]:
     """Modules that a node calls, or whose parameter it reads."""
     if node.op == "call_module":
         return [str(node.target)]

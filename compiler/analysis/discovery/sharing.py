@@ -31,7 +31,7 @@ def _cluster_by_shared_axes(groups: list[Group], canonical_names: Mapping[str, s
     for group in groups:
         axes = {(canonical_names[m.tensor], m.axis) for m in group.members if m.tensor in canonical_names}
         match = next(
-            (i for i, known in enumerate(axes_of) if known & axes and _same_weights(clusters[i][0], group)), None
+            (i for i, known in enumerate(axes_of) if known & axes and _have_equal_layout(clusters[i][0], group)), None
         )
         if match is None:
             clusters.append([group])
@@ -42,7 +42,7 @@ def _cluster_by_shared_axes(groups: list[Group], canonical_names: Mapping[str, s
     return clusters
 
 
-def _same_weights(a: Group, b: Group) -> bool:
+def _have_equal_layout(a: Group, b: Group) -> bool:
     return (a.kind, a.count, a.per_block) == (b.kind, b.count, b.per_block)
 
 

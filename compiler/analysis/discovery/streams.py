@@ -13,12 +13,12 @@ import numpy as np
 
 from ....dsl.checker.skeleton import Group, Member, Skeleton
 from ....dsl.syntax.diagnostics import Reject
-from ...ir.capture.capture import flat
+from ...ir.capture.capture import full_model_unit
 from ...ir.capture.patches import patch_module_calls
 from ...ir.program import Program
-from .coupling import IrregularLayout, member_segments, module_of
-from .dependent_integers import Baked, dependent_attributes
-from .discover import skeleton_of, tied_tensors
+from .coupling import IrregularLayout, member_segments, module_path_of_tensor
+from .dependent_integers import Baked, attribute_changes_per_item
+from .discover import names_of_tied_parameters, skeleton_of
 from .experts import with_width_multiple
 from .labelling import NO_LABEL, Labelling
 from .labels import label_graph
@@ -33,21 +33,21 @@ class FixedStream(Exception):
     """The stream can't be narrowed. The text says why."""
 
 
-def with_stream(program: Program) -> Skeleton:
+def skeleton_with_stream(program: Program) -> Skeleton:
     """The skeleton of a program with its residual stream, or the reason why that has its width."""
-    stream = stream_of_model(program)
+    stream = stream_group_or_refusal(program)
     if isinstance(stream, Group):
         return replace(skeleton_of(program), stream=stream)
     return replace(skeleton_of(program), facts={**skeleton_of(program).facts, "fixed_stream": stream})
 
 
-def stream_of_model(program: Program) -> Group | str:
+def stream_group_or_refusal(program: Program) -> Group | str:
     """The stream's channels as a group, or why they can't go; computed once per version of a program."""
-    return program.analysis(_find_stream)
+    return program.analysis(_find_stream_group_or_refusal)
 
 
 @patch_module_calls()
-def _find_stream(program: Program) -> Group | str:
+def _find_stream_group_or_refusal(program: Program) -> Group | str:
     try:
         labelling = _label_model(program)
         return _stream_group(program, labelling)
@@ -61,11 +61,11 @@ def _label_model(program: Program) -> Labelling:
     """Labels of the whole model; tied tensors have the same ones."""
     inner = {path: mixer.graph for path, mixer in mixer_graphs(program).items() if mixer.graph is not None}
     labelling = Labelling(norms_couple=False, inner_graphs=inner)
-    graph = flat(program).graph
+    graph = full_model_unit(program).graph
     label_graph(graph, program.model, None, labelling)
     # Graphs of modules that were opened are looked at, never run: numbers in them don't count.
     labelling.values = {node: value for node, value in labelling.values.items() if node.graph is graph}
-    first = {name: same[0] for same in tied_tensors(program.model) for name in same}
+    first = {name: same[0] for same in names_of_tied_parameters(program.model) for name in same}
     claimed: dict[tuple[str, int], np.ndarray] = {}
     for claim in labelling.claims:
         labels = claimed.setdefault((first.get(claim.tensor, claim.tensor), claim.axis), claim.labels)
@@ -81,13 +81,15 @@ def _stream_group(program: Program, labelling: Labelling) -> Group:
     if not writers or not readers:
         raise FixedStream("nothing makes or reads it by a matrix of its own")
     members = (*writers, *readers)
-    site = common_ancestor_module(list(program.units)) or common_ancestor_module([module_of(m.tensor) for m in members])
+    site = common_ancestor_module(list(program.units)) or common_ancestor_module(
+        [module_path_of_tensor(m.tensor) for m in members]
+    )
     group = Group(site, "width", len(roots), members, readers=len(readers))
     try:
-        attributes = dependent_attributes(group, [frozenset({r}) for r in roots], labelling, root, program.model)
+        attributes = attribute_changes_per_item(group, [frozenset({r}) for r in roots], labelling, root, program.model)
     except Baked as error:
         raise FixedStream(str(error)) from error
-    attributes += tuple(_widths_of_opened_modules(program, group))
+    attributes += tuple(_width_attributes_of_opened_modules(program, group))
     return with_width_multiple(replace(group, attributes=attributes), program.model)
 
 
@@ -95,7 +97,7 @@ def _stream_members(
     program: Program, labelling: Labelling, roots: list[int]
 ) -> tuple[tuple[Member, ...], tuple[Member, ...]]:
     """Tensors that make the channels, and matrices that read them and make none: of tied tensors, the first name."""
-    first = {name: same[0] for same in tied_tensors(program.model) for name in same}
+    first = {name: same[0] for same in names_of_tied_parameters(program.model) for name in same}
     item_of = np.full(labelling.count, -1)
     item_of[roots] = np.arange(len(roots))
     by_axis: dict[bool, dict[tuple[str, int], Member]] = {False: {}, True: {}}
@@ -113,9 +115,9 @@ def _stream_members(
     return tuple(writers.values()), tuple(m for axis, m in readers.items() if axis not in writers)
 
 
-def _widths_of_opened_modules(program: Program, stream: Group) -> Iterator[tuple[str, str, float]]:
+def _width_attributes_of_opened_modules(program: Program, stream: Group) -> Iterator[tuple[str, str, float]]:
     """Numbers of experts and routers, which stay whole when they run, that are the stream's width and are read."""
-    for node in flat(program).graph.nodes:
+    for node in full_model_unit(program).graph.nodes:
         if node.op == "call_module" and node.meta.get("role") in ("experts", "router"):
             module = program.model.get_submodule(str(node.target))
             read = inspect.unwrap(type(module).forward).__code__.co_names
@@ -128,7 +130,7 @@ def _stream_roots(program: Program, labelling: Labelling, owners: list[np.ndarra
     """Roots of the channels that all layers share, in the order in which a tensor has them."""
     root = labelling.component_roots()
     lowest, highest = np.full(labelling.count, len(program.units)), np.full(labelling.count, OUTSIDE)
-    units = [_unit_number(program, claim.tensor) for claim in labelling.claims]
+    units = [_unit_index_of_tensor(program, claim.tensor) for claim in labelling.claims]
     for unit, owner in zip(units, owners, strict=True):
         np.minimum.at(lowest, owner, unit)
         np.maximum.at(highest, owner, unit)
@@ -157,7 +159,7 @@ def _stream_roots(program: Program, labelling: Labelling, owners: list[np.ndarra
     return channels
 
 
-def _unit_number(program: Program, tensor: str) -> int:
+def _unit_index_of_tensor(program: Program, tensor: str) -> int:
     return next((i for i, path in enumerate(program.units) if tensor.startswith(f"{path}.")), OUTSIDE)
 
 

@@ -22,18 +22,18 @@ def cached_skeleton(origin: Origin, settings: Settings) -> Skeleton | None:
     return skeleton_store.load_skeleton(settings.cache_dir / "skeletons", skeleton_key_of(origin))
 
 
-def keep_skeleton(origin: Origin, settings: Settings, skeleton: Skeleton) -> None:
+def cache_skeleton(origin: Origin, settings: Settings, skeleton: Skeleton) -> None:
     from ..planning import skeleton_store
 
     skeleton_store.store_skeleton(settings.cache_dir / "skeletons", skeleton_key_of(origin), skeleton)
 
 
-def find_skeleton(origin: Origin) -> Skeleton:
+def discover_skeleton_without_weights(origin: Origin) -> Skeleton:
     """Capture a model without weights and look at its graphs."""
     from ...ir.capture.meta_capture import capture_on_meta
-    from .streams import with_stream
+    from .streams import skeleton_with_stream
 
-    return with_stream(capture_on_meta(origin))
+    return skeleton_with_stream(capture_on_meta(origin))
 
 
 def skeleton_key_of(origin: Origin) -> str:
@@ -47,7 +47,7 @@ def skeleton_key_of(origin: Origin) -> str:
     )
 
 
-def refuse_other_tensors(origin: Origin, skeleton: Skeleton) -> None:
+def refuse_weights_unlike_skeleton(origin: Origin, skeleton: Skeleton) -> None:
     """Refuse weights that lack tensors that the config asks for, or have other shapes, by their headers.
 
     Tensors that go by another name in the file are left to loading, which knows what each architecture renames.

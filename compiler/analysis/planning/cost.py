@@ -19,7 +19,7 @@ from ...models.checkpoints.sidecar_files import sidecar_bytes
 from ...plugin.interfaces import Effort, Pass
 from ...plugin.target import Target
 from . import shrink
-from .peak_memory import MARGIN, changed_bytes, is_mapped, itemsize, standing
+from .peak_memory import MARGIN, are_weights_memory_mapped, bytes_per_parameter, bytes_without_weights, changed_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +53,7 @@ class Emission:
     weight_bytes: int = 0
 
 
-def local_peak(ctx: "Context") -> Speeds:
+def machine_speeds(ctx: "Context") -> Speeds:
     return cached_or_measured_speeds(ctx.settings.cache_dir)
 
 
@@ -61,12 +61,12 @@ def dtype_of(skeleton: Skeleton) -> str:
     return skeleton.facts.get("dtype") or "float32"
 
 
-def loading(skeleton: Skeleton, ctx: "Context") -> float:
+def loading_seconds(skeleton: Skeleton, ctx: "Context") -> float:
     """Seconds until a model has its weights, all looked at, and its graphs."""
-    work = {"look": shrink.params(skeleton), "seconds": 0.5 + 0.02 * len(skeleton.units)}
-    if not is_mapped(ctx.origin):
-        work["read"] = 2 * shrink.bytes_(skeleton)
-    return local_peak(ctx).seconds(work)
+    work = {"look": shrink.param_count(skeleton), "seconds": 0.5 + 0.02 * len(skeleton.units)}
+    if not are_weights_memory_mapped(ctx.origin):
+        work["read"] = 2 * shrink.param_bytes(skeleton)
+    return machine_speeds(ctx).seconds(work)
 
 
 def estimate_step_seconds(
@@ -74,15 +74,15 @@ def estimate_step_seconds(
 ) -> float:
     """Estimate the seconds of one step that is not in the cache. The first one loads the model, and hashes it unless
     that was done."""
-    speed, changed = local_peak(ctx), changed_bytes(call, before, after)
+    speed, changed = machine_speeds(ctx), changed_bytes(call, before, after)
     flops = tokens * shrink.flops_per_token(before, 512)
-    total_bytes = shrink.bytes_(after)
+    total_bytes = shrink.param_bytes(after)
     work = {"hash": total_bytes + (HASHES - 1) * changed, "disk": changed}
     total = flops / speed.matmul_speed(dtype_of(before)) + speed.seconds(work) + speed.seconds(effort.work)
     if loads_model:
-        total += loading(before, ctx)
+        total += loading_seconds(before, ctx)
         known = Cache(ctx.settings.cache_dir).read_value({"tensors of": ctx.origin.identity, "dtype": ctx.origin.dtype})
-        total += 0.0 if known else speed.seconds({"hash": shrink.bytes_(before)}) + loading(before, ctx)
+        total += 0.0 if known else speed.seconds({"hash": shrink.param_bytes(before)}) + loading_seconds(before, ctx)
     return total
 
 
@@ -91,56 +91,73 @@ def estimate_emission(
 ) -> Emission:
     """Writing, hashing, reopening in a fresh process, and what is measured of it."""
     target: Target = ctx.registry.make("target", emit.call)
-    speed, model_bytes, numbers = local_peak(ctx), shrink.bytes_(current), shrink.params(current)
+    speed, model_bytes, numbers = machine_speeds(ctx), shrink.param_bytes(current), shrink.param_count(current)
     if target.describes_artifacts:
         return Emission(emit.call, emit.source, 1.0, 0, 1 << 20)
     uniform = _layers_stay_uniform(emit.source, pipeline, ctx)
-    weights = shrink.weight_counts(current, original, uniform, sidecar_bytes(ctx.origin))
+    weights = shrink.size_estimate_weights(current, original, uniform, sidecar_bytes(ctx.origin))
     file_bytes, packing = target.files(weights)
-    read = (PROBES + ROWS) * (model_bytes + file_bytes) + ROWS * shrink.bytes_(original)
-    tokens = sum(_tokens(dict(bound.metric.args), ctx) for bound in pipeline.expects if bound.metric.args)
+    read = (PROBES + ROWS) * (model_bytes + file_bytes) + ROWS * shrink.param_bytes(original)
+    tokens = sum(
+        _token_count_of_arguments(dict(bound.metric.args), ctx) for bound in pipeline.expects if bound.metric.args
+    )
     rereads = 0
     if current.facts.get("causal_lm"):
-        both = shrink.bytes_(original) + file_bytes
+        both = shrink.param_bytes(original) + file_bytes
         rounds = ROUNDS if speed.seconds({"read": CLOCKED * both}) < UNASKED else 1
         read, tokens = read + rounds * CLOCKED * both, tokens + rounds * PROMPT
         rereads = 0 if fits_in_memory(both) else rounds * both  # read from disk whenever its turn comes
     work = {"disk": file_bytes + rereads, "hash": 2 * file_bytes, "read": read, "look": 2 * numbers, **packing}
     flops = 2 * tokens * shrink.flops_per_token(original, 512)
     seconds = (
-        speed.seconds(work) + flops / speed.matmul_speed(dtype_of(current)) + 2 * loading(current, ctx) + speed.start
+        speed.seconds(work)
+        + flops / speed.matmul_speed(dtype_of(current))
+        + 2 * loading_seconds(current, ctx)
+        + speed.start
     )
     engine = file_bytes if packing and not is_too_large_to_copy(file_bytes) else 0  # reads its weights; torch maps them
-    resident = standing(current) + shrink.packed_bytes(current) + (LEFT if _searched(emit.source, pipeline) else 0)
-    peak = int(MARGIN * (resident + max(_largest_packed_bytes(current) if packing else 0, _accounts(current) + engine)))
+    resident = (
+        bytes_without_weights(current)
+        + shrink.packed_bytes(current)
+        + (LEFT if _has_scoring_step(emit.source, pipeline) else 0)
+    )
+    peak = int(
+        MARGIN
+        * (
+            resident
+            + max(
+                _largest_packed_bytes(current) if packing else 0, _bytes_of_timed_prompts_and_logits(current) + engine
+            )
+        )
+    )
     return Emission(
         emit.call, emit.source, seconds, peak, file_bytes + PAGES, weight_bytes=target.weight_bytes(weights)
     )
 
 
-def _searched(source: str, pipeline: Pipeline) -> bool:
+def _has_scoring_step(source_step: str, pipeline: Pipeline) -> bool:
     """Whether a step in front of a target scores candidates."""
-    return any(references_in(step.call.args, MetricRef) for step in pipeline.step_and_ancestors(source))
+    return any(references_in(step.call.args, MetricRef) for step in pipeline.step_and_ancestors(source_step))
 
 
-def _layers_stay_uniform(source: str, pipeline: Pipeline, ctx: "Context") -> bool:
+def _layers_stay_uniform(source_step: str, pipeline: Pipeline, ctx: "Context") -> bool:
     """Whether no step in front of a target says that it makes layers that differ, or sizes that it can't foresee."""
     steps = {step.name: step for step in pipeline.steps}
-    while source in steps:
-        call = steps[source].call
+    while source_step in steps:
+        call = steps[source_step].call
         pass_: Pass = ctx.registry.make("pass", call)
         if not pass_.foreseeable and not pass_.everywhere:  # what touches every module alike changes no shape
             return False
         if any(effect.startswith(("uneven", "missing")) for effect in pass_.effects()):
             return False
-        source = steps[source].source
+        source_step = steps[source_step].source
     return True
 
 
-def _accounts(skeleton: Skeleton) -> int:
+def _bytes_of_timed_prompts_and_logits(skeleton: Skeleton) -> int:
     """Bytes of logits, of prompts that are timed as well; only language models are accounted for."""
     words = skeleton.facts.get("vocab") or 0
-    timed = 2 * PROMPT * words * itemsize(skeleton)
+    timed = 2 * PROMPT * words * bytes_per_parameter(skeleton)
     return ACCOUNTS * min(CACHE_BYTES, 4 * ROWS * LENGTH * words) + timed if skeleton.facts.get("causal_lm") else 0
 
 
@@ -149,10 +166,10 @@ def _largest_packed_bytes(skeleton: Skeleton) -> int:
     return 3 * max((rows * wide for rows, wide, *_ in (s for s in skeleton.shapes().values() if len(s) > 1)), default=0)
 
 
-def _tokens(args: Mapping[str, object], ctx: "Context") -> int:
-    return sum(token_count(ctx.rows(ref)) for ref in references_in(dict(args), DataRef))
+def _token_count_of_arguments(args: Mapping[str, object], ctx: "Context") -> int:
+    return sum(token_or_image_count(ctx.rows(ref)) for ref in references_in(dict(args), DataRef))
 
 
-def token_count(rows: "Tensor") -> int:
+def token_or_image_count(rows: "Tensor") -> int:
     """Number of tokens, or of images: what `shrink.flops_per_token` gives the operations of."""
     return len(rows) if rows.is_floating_point() else rows.numel()

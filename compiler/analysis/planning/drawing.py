@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ....dsl.checker.skeleton import Branch, Group, Part, Skeleton
-from .shrink import params
+from .shrink import param_count
 
 if TYPE_CHECKING:
     from torch import fx
@@ -33,7 +33,7 @@ class _Module:
     tied: tuple[str, ...] = ()  # its tensors that another module owns, too, and that counted there
     n_copies: int = 1
 
-    def child(self, name: str) -> "_Module":
+    def get_or_add_child(self, name: str) -> "_Module":
         for known in self.children:
             if known.name == name:
                 return known
@@ -50,11 +50,11 @@ class _Module:
             tuple((c.name, c.n_copies, c.equality_key()) for c in self.children),
         )
 
-    def count(self) -> int:
+    def param_count(self) -> int:
         """Numbers that it holds, without those that are another module's, too."""
         tensors = self.part.tensors if self.part else ()
         total = sum(math.prod(shape) for name, shape in tensors if name not in self.tied)
-        return total + sum(child.count() * child.n_copies for child in self.children)
+        return total + sum(child.param_count() * child.n_copies for child in self.children)
 
 
 def draw_skeleton(skeleton: Skeleton, *, width: int = 100) -> str:
@@ -69,13 +69,13 @@ def draw_skeleton(skeleton: Skeleton, *, width: int = 100) -> str:
     sizes = [max((len(cell[i]) for cell in cells), default=0) for i in range(3)]
     lines = [_model_title(skeleton)]
     lines += [f"{tree.ljust(sizes[0])}  {role.ljust(sizes[1])}  {count.rjust(sizes[2])}" for tree, role, count in cells]
-    lines += [f"{', '.join(same[1:])} is {same[0]}" for same in skeleton.tied] + unprunable_parts(skeleton)
+    lines += [f"{', '.join(same[1:])} is {same[0]}" for same in skeleton.tied] + unprunable_part_lines(skeleton)
     return "\n".join(line if len(line) <= width else f"{line[: width - 1]}…" for line in lines)
 
 
 def _model_title(skeleton: Skeleton) -> str:
     facts = skeleton.facts
-    group_text = [f"{human_count(params(skeleton))} parameters"]
+    group_text = [f"{human_count(param_count(skeleton))} parameters"]
     group_text += [f"{facts['layers']} layers"] if facts.get("layers") else []
     group_text += [f"hidden {facts['hidden']}"] if facts.get("hidden") else []
     group_text += [facts["dtype"]] if facts.get("dtype") else []
@@ -90,7 +90,7 @@ def _module_tree(skeleton: Skeleton) -> _Module:
     for part in skeleton.parts:
         at = root
         for name in part.path.split(".") if part.path else ():
-            at = at.child(name)
+            at = at.get_or_add_child(name)
         at.part, at.kind = part, part.kind
         at.tied = tuple(name for name, _ in part.tensors if f"{part.path}.{name}" in copies)
     _annotate(root, notes, kinds)
@@ -140,7 +140,12 @@ def _collapse_module_tree(module: _Module) -> _Module:
     children: list[_Module] = []
     for child in map(_collapse_module_tree, module.children):
         last = children[-1] if children else None
-        if last and child.name.isdigit() and _follows(last, child) and last.equality_key() == child.equality_key():
+        if (
+            last
+            and child.name.isdigit()
+            and _has_next_index(last, child)
+            and last.equality_key() == child.equality_key()
+        ):
             last.name, last.n_copies = f"{last.name.split('..')[0]}..{child.name}", last.n_copies + 1
         else:
             children.append(child)
@@ -152,7 +157,7 @@ def _collapse_module_tree(module: _Module) -> _Module:
     return module
 
 
-def _follows(previous: _Module, child: _Module) -> bool:
+def _has_next_index(previous: _Module, child: _Module) -> bool:
     end = previous.name.split("..")[-1]
     return end.isdigit() and int(end) + 1 == int(child.name)
 
@@ -169,7 +174,7 @@ def _tree_rows(module: _Module, indent: str, is_last: bool) -> Iterator[_Row]:
     """The line of a module and those of what lies below it."""
     kind = f"{module.kind} x{module.n_copies}" if module.n_copies > 1 else module.kind
     kind = ", ".join(x for x in (kind.strip(), *module.notes) if x)
-    count = "tied" if module.tied and not module.count() else human_count(module.count())
+    count = "tied" if module.tied and not module.param_count() else human_count(module.param_count())
     count = count if module.n_copies == 1 else f"{module.n_copies} x {count}"
     tree = f"{indent}{'└─ ' if is_last else '├─ '}{module.name}"
     yield _Row(tree, kind, _shape_text(module.part) if module.part else "", count)
@@ -187,7 +192,7 @@ def _shape_text(part: Part) -> str:
     return " + ".join(group_text)
 
 
-def unprunable_parts(skeleton: Skeleton) -> list[str]:
+def unprunable_part_lines(skeleton: Skeleton) -> list[str]:
     """Parts that no pass changes, with the reason: modules that can't be narrowed, and those that are one node of a
     graph."""
     lines: list[str] = []

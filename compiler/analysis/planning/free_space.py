@@ -22,33 +22,40 @@ too_large = Fault(
 SPARE = 1.25  # of a forecast: an estimate that is a little over is no reason to refuse
 
 
-def required_bytes_by_folder(plan: "Plan", out: Path, cache: Path) -> dict[Path, int]:
+def required_bytes_by_folder(plan: "Plan", output_folder: Path, cache_folder: Path) -> dict[Path, int]:
     """Bytes that a compile writes, by the folder that is there and whose disk takes them."""
     by_folder: dict[Path, int] = {}
     missing = [stage for stage in plan.stages if not stage.cached]
     cache_bytes = sum(stage.disk_bytes for stage in missing) + max((stage.spare_bytes for stage in missing), default=0)
-    for folder, amount in ((cache, cache_bytes), (out, sum(e.disk_bytes for e in plan.emissions))):
+    for folder, amount in ((cache_folder, cache_bytes), (output_folder, sum(e.disk_bytes for e in plan.emissions))):
         existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.is_dir())
         by_folder[existing] = by_folder.get(existing, 0) + amount
     return by_folder
 
 
-def refuse_insufficient_space(
-    plans: Sequence["Plan"], out: Path, cache: Path, free_bytes: Mapping[Path, int] | None = None
+def refuse_insufficient_space_or_memory(
+    plans: Sequence["Plan"],
+    output_folder: Path,
+    cache_folder: Path,
+    free_bytes_by_folder: Mapping[Path, int] | None = None,
 ) -> None:
     """Raise Reject (too-large) where a disk has no room for the plans, or memory for the largest step.
 
-    free_bytes   bytes by folder, instead of what their disks say
+    free_bytes_by_folder   bytes by folder, instead of what their disks say
     """
     by_disk: dict[int, tuple[Path, int]] = {}  # by disk
     for plan in plans:
-        for folder, amount in required_bytes_by_folder(plan, out, cache).items():
+        for folder, amount in required_bytes_by_folder(plan, output_folder, cache_folder).items():
             disk = folder.stat().st_dev
             first, before = by_disk.get(disk, (folder, 0))
             by_disk[disk] = (first, before + amount)
     faults = []
     for folder, amount in by_disk.values():
-        left = free_bytes[folder] if free_bytes and folder in free_bytes else shutil.disk_usage(folder).free
+        left = (
+            free_bytes_by_folder[folder]
+            if free_bytes_by_folder and folder in free_bytes_by_folder
+            else shutil.disk_usage(folder).free
+        )
         if amount > SPARE * left:
             faults.append(
                 too_large(

@@ -21,11 +21,11 @@ LOADING = Path(__file__).parents[2] / "models" / "checkpoints" / "checkpoint.py"
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
 
 
-def step_key_parts(call: Invocation, source: str, ctx: Context, steps: Mapping[str, str]) -> dict[str, Any]:
+def step_key_parts(call: Invocation, source_key: str, ctx: Context, key_by_step: Mapping[str, str]) -> dict[str, Any]:
     """The parts of a step's key, the most telling first.
 
-    source    key of the result that it works on, or the identity of the model
-    steps     keys of the results of the steps before it, by name
+    source_key    key of the result that it works on, or the identity of the model
+    key_by_step   keys of the results of the steps before it, by name
     """
     words = [("pass", call.word), *(("metric", m.name) for m in references_in(call.args, MetricRef))]
     data = {ref.name: data_identity(ref, ctx) for ref in references_in(call.args, DataRef)}
@@ -33,33 +33,33 @@ def step_key_parts(call: Invocation, source: str, ctx: Context, steps: Mapping[s
     return (
         {
             "step": {"word": call.word, "args": to_jsonable(call.args)},
-            "input": source,
+            "input": source_key,
             "data": data,
-            "files": hashes_of_files(call, ctx),
+            "files": hash_by_file(call, ctx),
             "seed": ctx.settings.seed,
-            "source": {f"{kind} {name}": word_source(kind, name, ctx) for kind, name in words},
-            "libraries": versions(*ctx.registry.vocabulary.word("pass", call.word).facts.get("requires", ())),
+            "source": {f"{kind} {name}": plugin_source_fingerprint(kind, name, ctx) for kind, name in words},
+            "libraries": library_versions(*ctx.registry.vocabulary.word("pass", call.word).facts.get("requires", ())),
             "device": ctx.settings.device,
             "threads": ctx.settings.threads,
             "format": FORMAT,
         }
-        | _keys_of_named_results(call, steps)
-        | (_measured_on(call, ctx) if ctx.registry.make("pass", call).reads_clock() else {})
+        | _keys_of_named_results(call, key_by_step)
+        | (_machine_key_parts(call, ctx) if ctx.registry.make("pass", call).reads_clock() else {})
     )
 
 
-def _keys_of_named_results(call: Invocation, steps: Mapping[str, str]) -> dict[str, Any]:
+def _keys_of_named_results(call: Invocation, key_by_step: Mapping[str, str]) -> dict[str, Any]:
     """Keys of the results that a call names besides the one it follows; nothing where it names none."""
-    named = {ref.name: steps[ref.name] for ref in references_in(call.args, StepRef)}
+    named = {ref.name: key_by_step[ref.name] for ref in references_in(call.args, StepRef)}
     return {"results": named} if named else {}
 
 
-def _measured_on(call: Invocation, ctx: Context) -> dict[str, Any]:
+def _machine_key_parts(call: Invocation, ctx: Context) -> dict[str, Any]:
     profiles = {ref.name: to_jsonable(ctx.recipe.profiles[ref.name]) for ref in references_in(call.args, ProfileRef)}
     return {"machine": machine_facts()} | ({"profiles": profiles} if profiles else {})
 
 
-def hashes_of_files(call: Invocation, ctx: Context) -> dict[str, str]:
+def hash_by_file(call: Invocation, ctx: Context) -> dict[str, str]:
     """Hashes of the files that a pass reads, by the paths in the recipe; "" for one that is not there."""
     named = ctx.registry.make("pass", call).files()
     folder = ctx.relative_to(call).folder
@@ -75,38 +75,40 @@ def data_identity(ref: DataRef, ctx: Context) -> str:
         return ctx.data(ref).identity(ctx.relative_to(call))
 
 
-def word_source(word_kind: str, name: str, ctx: Context) -> str:
-    word = ctx.registry.vocabulary.word(word_kind, name)
-    assert word, f"no {word_kind} {name}"
+def plugin_source_fingerprint(plugin_kind: str, name: str, ctx: Context) -> str:
+    word = ctx.registry.vocabulary.word(plugin_kind, name)
+    assert word, f"no {plugin_kind} {name}"
     return import_closure_sha256(Path(word.path))
 
 
-def versions(*extra: str) -> dict[str, str]:
+def library_versions(*extra_libraries: str) -> dict[str, str]:
     """Versions of the libraries that every result depends on, and of others; "" where one is missing."""
-    return {name: metadata.version(name) for name in LIBRARIES} | {name: installed_version(name) for name in extra}
+    return {name: metadata.version(name) for name in LIBRARIES} | {
+        name: installed_version(name) for name in extra_libraries
+    }
 
 
 def to_jsonable(args: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value_to_json(value) for name, value in sorted(args.items())}
 
 
-def value_key_parts(metric: MetricRef, origin: str, ctx: Context) -> dict[str, Any]:
-    """The parts of a measured value's key; `origin` is the identity of the model measured."""
+def metric_value_key_parts(metric: MetricRef, model_identity: str, ctx: Context) -> dict[str, Any]:
+    """The parts of a measured value's key; `model_identity` is the identity of the model measured."""
     data = {ref.name: data_identity(ref, ctx) for ref in references_in(dict(metric.args), DataRef)}
     return {
         "metric": value_to_json(metric),
-        "model": origin,
+        "model": model_identity,
         "data": data,
-        "source": word_source("metric", metric.name, ctx),
+        "source": plugin_source_fingerprint("metric", metric.name, ctx),
         "loading": import_closure_sha256(LOADING),
-        "libraries": versions(),
+        "libraries": library_versions(),
         "device": ctx.settings.device,
         "threads": ctx.settings.threads,
     }
 
 
-def key(key_fields: Mapping[str, Any]) -> str:
-    return canonical_json_sha256(key_fields)
+def key_of_parts(key_parts: Mapping[str, Any]) -> str:
+    return canonical_json_sha256(key_parts)
 
 
 def data_named(recipe: Recipe, value: Any) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ....dsl.checker.skeleton import Branch, Group, Skeleton
-from .selection import is_inside
+from .selection import is_group_inside_branch
 
 Profile = dict[str, dict[str, dict[str, Any]]]
 BAR = 20  # characters of a full bar
@@ -28,9 +28,9 @@ def layer_group_counts(
         branches = {}
         for branch in skeleton.branches:
             if branch.unit == unit:
-                inside = [g for g in skeleton.groups if is_inside(g, branch)]
+                inside = [g for g in skeleton.groups if is_group_inside_branch(g, branch)]
                 branches[_branch_label(branch, unit)] = {"role": branch.role} | {g.kind: g.count for g in inside}
-        layers[original(unit, remaining_layer_indices or {})] = branches
+        layers[original_unit_path(unit, remaining_layer_indices or {})] = branches
     return layers
 
 
@@ -47,17 +47,17 @@ def layer_group_counts_of_packed(
     """
     layers = layer_group_counts(after, remaining_layer_indices)
     for unit in after.units:
-        old = original(unit, remaining_layer_indices or {})
+        old = original_unit_path(unit, remaining_layer_indices or {})
         for branch in (b for b in before.branches if b.unit == old):
             widths = layers[old].get(_branch_label(branch, old))
             if widths is not None:
-                groups = [g for g in before.groups if is_inside(g, branch) and g.kind not in widths]
-                counts = {g.kind: _packed_count(before, g, packed_modules, old, unit) for g in groups}
+                groups = [g for g in before.groups if is_group_inside_branch(g, branch) and g.kind not in widths]
+                counts = {g.kind: _remaining_count_from_packed(before, g, packed_modules, old, unit) for g in groups}
                 widths |= {kind: count for kind, count in counts.items() if count is not None}
     return layers
 
 
-def _packed_count(
+def _remaining_count_from_packed(
     before: Skeleton, group: Group, packed_modules: Mapping[str, Any], unit_before: str, unit: str
 ) -> int | None:
     """Number of items left in a group, from a packed module of which it is a whole axis; None without one."""
@@ -81,7 +81,7 @@ def _branch_label(branch: Branch, unit: str) -> str:
     return branch.site.removeprefix(f"{unit}.") if branch.site != unit else branch.role
 
 
-def original(unit: str, remaining: Mapping[str, Sequence[int]]) -> str:
+def original_unit_path(unit: str, remaining: Mapping[str, Sequence[int]]) -> str:
     """The path that a layer had before others were dropped."""
     owner, _, number = unit.rpartition(".")
     return f"{owner}.{remaining[owner][int(number)]}" if owner in remaining else unit
@@ -95,7 +95,7 @@ def draw_layer_bars(before: Profile, after: Profile) -> str:
     names = list(dict.fromkeys(name for branches in before.values() for name in branches))
     head = ["layer", *(_title(name, before) for name in names)]
     rows = [head]
-    for path, branches in sorted(before.items(), key=lambda item: numbered(item[0])):
+    for path, branches in sorted(before.items(), key=lambda item: natural_sort_key(item[0])):
         cells = [_bar_cell(branches.get(name), after.get(path, {}).get(name)) for name in names]
         rows.append([path.rpartition(".")[2], *cells])
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
@@ -107,18 +107,18 @@ def draw_layer_bars(before: Profile, after: Profile) -> str:
     )
 
 
-def numbered(path: str) -> list[tuple[bool, int, str]]:
+def natural_sort_key(path: str) -> list[tuple[bool, int, str]]:
     """For sorting: `layers.2` comes before `layers.10`, though a manifest sorts its keys as text."""
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in path.split(".")]
 
 
 def _title(name: str, before: Profile) -> str:
-    kinds = [_kind(b[name]) for b in before.values() if name in b]
+    kinds = [_width_kind(b[name]) for b in before.values() if name in b]
     unit = _UNITS.get(kinds[0] or "", "") if kinds else ""
     return f"{name} ({unit})" if unit else name
 
 
-def _kind(branch: Mapping[str, Any]) -> str | None:
+def _width_kind(branch: Mapping[str, Any]) -> str | None:
     return next((kind for kind in _WIDTHS if kind in branch), None)
 
 
@@ -127,7 +127,7 @@ def _bar_cell(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None)
         return ""
     if after is None:
         return "·" * BAR + " gone"
-    kind = _kind(before)
+    kind = _width_kind(before)
     if kind is None or not before[kind]:
         return "█" * BAR
     if kind not in after and "heads" not in after:

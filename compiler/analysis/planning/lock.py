@@ -87,11 +87,11 @@ def _setting_facts(ctx: Context) -> Iterator[tuple[str, Fact]]:
 def _plan_facts(plan: "Plan", ctx: Context) -> Iterator[tuple[str, Fact]]:
     yield from _model_facts(plan.pipeline.model, ctx)
     for name, call in ctx.recipe.data.items():
-        yield from _arguments(f"data {name}", call)
+        yield from _argument_facts(f"data {name}", call)
         yield f"data {name} content", Fact(keys.data_identity(DataRef(name), ctx), call.span)
     for stage in plan.stages:
         name = f"step {plan.pipeline.name}.{stage.name}"
-        yield from _arguments(name, stage.call)
+        yield from _argument_facts(name, stage.call)
         for file, content in stage.parts["files"].items():
             yield f"{name} file {file}", Fact(content, stage.span)
         for word, source in stage.parts["source"].items():
@@ -99,11 +99,14 @@ def _plan_facts(plan: "Plan", ctx: Context) -> Iterator[tuple[str, Fact]]:
         for library, version in stage.parts["libraries"].items():
             yield f"version {library}", Fact(version, stage.span)
     for number, emit in enumerate(plan.pipeline.emits, 1):
-        yield from _arguments(f"emit {plan.pipeline.name}.{number}", emit.call)
-        yield f"source target {emit.call.word}", Fact(keys.word_source("target", emit.call.word, ctx), emit.call.span)
+        yield from _argument_facts(f"emit {plan.pipeline.name}.{number}", emit.call)
+        yield (
+            f"source target {emit.call.word}",
+            Fact(keys.plugin_source_fingerprint("target", emit.call.word, ctx), emit.call.span),
+        )
 
 
-def _arguments(name: str, call: Invocation) -> Iterator[tuple[str, Fact]]:
+def _argument_facts(name: str, call: Invocation) -> Iterator[tuple[str, Fact]]:
     """The word and all its arguments, those that the recipe leaves to their defaults included."""
     yield name, Fact(call.word, call.span)
     for arg, value in keys.to_jsonable(call.args).items():
@@ -112,7 +115,7 @@ def _arguments(name: str, call: Invocation) -> Iterator[tuple[str, Fact]]:
 
 def _model_facts(name: str, ctx: Context) -> Iterator[tuple[str, Fact]]:
     call, origin = ctx.recipe.models[name], ctx.origin
-    yield from _arguments(f"model {name}", call)
+    yield from _argument_facts(f"model {name}", call)
     yield f"model {name} identity", Fact(origin.identity, call.span)
     if origin.folder is None or not origin.folder.is_dir():
         return
@@ -133,32 +136,32 @@ def _model_files(folder: Path, label: str) -> list[Path]:
 # -- the file ------------------------------------------------------------------------------------------------
 
 
-def write(recipe: Path, current: Mapping[str, Fact]) -> Path:
+def write_lock(recipe_path: Path, facts_by_name: Mapping[str, Fact]) -> Path:
     """Put a recipe's facts into the lock beside it; what the lock says of others stays."""
-    lock = lockfile.read_package_lock(recipe.parent)
-    lock["recipes"][recipe.name] = {name: fact.stored for name, fact in current.items()}
-    return lockfile.write_package_lock(recipe.parent, lock)
+    lock = lockfile.read_package_lock(recipe_path.parent)
+    lock["recipes"][recipe_path.name] = {name: fact.stored for name, fact in facts_by_name.items()}
+    return lockfile.write_package_lock(recipe_path.parent, lock)
 
 
-def read_lock(recipe: Path) -> dict[str, Any]:
+def read_lock(recipe_path: Path) -> dict[str, Any]:
     """Read the lock beside a recipe. Raises Reject (no-lock, broken-lock)."""
-    stored = lockfile.read_package_lock(recipe.parent)["recipes"].get(recipe.name)
+    stored = lockfile.read_package_lock(recipe_path.parent)["recipes"].get(recipe_path.name)
     if stored is None:
-        message = f"{recipe.parent / lockfile.NAME} says nothing of {recipe.name}"
-        raise no_lock(message, help=f"write it with `effc lock {quote(str(recipe))}`").rejection()
+        message = f"{recipe_path.parent / lockfile.NAME} says nothing of {recipe_path.name}"
+        raise no_lock(message, help=f"write it with `effc lock {quote(str(recipe_path))}`").rejection()
     return stored
 
 
-def with_locked_threads(recipe: Path, settings: Settings) -> Settings:
+def with_locked_threads(recipe_path: Path, settings: Settings) -> Settings:
     """Settings with the threads that the lock names, where the command line names none."""
-    text = str(read_lock(recipe).get(THREADS, ""))
+    text = str(read_lock(recipe_path).get(THREADS, ""))
     if settings.threads is None and text.isdecimal() and 0 < int(text) <= MAX_THREADS:
         return replace(settings, threads=int(text))
     return settings
 
 
 def refuse_lock_drift(
-    recipe_path: Path, current: Mapping[str, Fact], settings: Settings, is_partial: bool = False
+    recipe_path: Path, facts_by_name: Mapping[str, Fact], settings: Settings, is_partial: bool = False
 ) -> None:
     """Raise Reject (lock-drift) with every fact that is not as the lock has it, each at its place.
 
@@ -166,15 +169,15 @@ def refuse_lock_drift(
     """
     stored = dict(read_lock(recipe_path))
     isa = stored.pop(ISA, "")
-    if isa != current[ISA].text:
-        message = f"the lock was written with kernels for {isa}, these are for {current[ISA].text}"
+    if isa != facts_by_name[ISA].text:
+        message = f"the lock was written with kernels for {isa}, these are for {facts_by_name[ISA].text}"
         settings.on_event(Warned(other_level(message)))
-    differences = [_lock_drift(name, stored.get(name), fact) for name, fact in current.items() if name != ISA]
+    differences = [_lock_drift(name, stored.get(name), fact) for name, fact in facts_by_name.items() if name != ISA]
     faults = [d for d in differences if d]
     faults += [
         lock_drift(f"`{name}` is in the lock and not in the recipe", help=HELP)
         for name in stored
-        if name not in current and not is_partial
+        if name not in facts_by_name and not is_partial
     ]
     if faults:
         raise Reject(*faults)
@@ -186,13 +189,13 @@ def _lock_drift(name: str, locked_value: Any, current: Fact) -> Diagnostic | Non
     if current.equals(locked_value):
         return None
     before, after = (
-        _brief(locked_value if isinstance(locked_value, str) else canonical_json(locked_value)),
-        _brief(current.text),
+        _shorten_for_message(locked_value if isinstance(locked_value, str) else canonical_json(locked_value)),
+        _shorten_for_message(current.text),
     )
     return lock_drift(f"`{name}` was {before} when it was locked and is {after}", current.span, help=HELP)
 
 
-def _brief(text: str) -> str:
+def _shorten_for_message(text: str) -> str:
     """A fact for people: an argument as a recipe writes it, other texts as they are, long ones cut."""
     if text[:1] in ("{", "[", '"') or text in ("null", "true", "false"):
         with suppress(ValueError, KeyError, TypeError, AttributeError):

@@ -20,7 +20,7 @@ another_machine = Fault(
 )
 
 
-def named(call: Invocation) -> str | None:
+def profile_named_by(call: Invocation) -> str | None:
     """The profile that a step's arguments name."""
     refs = references_in(call.args, ProfileRef)
     return refs[0].name if refs else None
@@ -32,7 +32,7 @@ def refuse_other_machine_profiles(calls: Sequence[Invocation], ctx: "Context") -
         word = ctx.registry.vocabulary.word("pass", call.word)
         if word is not None and word.facts.get("elsewhere"):
             continue
-        reason = missing_isa_reason(named(call), ctx)
+        reason = missing_isa_reason(profile_named_by(call), ctx)
         if reason:
             with diagnostics_located_at(call.span):
                 raise another_machine(
@@ -44,23 +44,23 @@ def missing_isa_reason(profile_name: str | None, ctx: "Context") -> str:
     """Why this machine is not the one that a profile describes; "" where it is."""
     if profile_name is None:
         return ""
-    from ....kernels.levels import NAMES, covers, level
+    from ....kernels.levels import NAMES, active_level, runs_kernels_of_level
     from ...core.environment import cpu_flags
 
     isa = str(ctx.recipe.profiles[profile_name].get("isa", "portable"))
-    current = level()
+    current = active_level()
     if isa not in NAMES:  # finer than the kernels' levels: amx_bf16, avx512_bf16
         has = isa in cpu_flags()
         return "" if has else f"profile {profile_name} asks for {isa}, which this machine lacks"
-    if not covers(current, isa):
+    if not runs_kernels_of_level(current, isa):
         return f"profile {profile_name} asks for {isa}, this machine has {current}"
     return ""
 
 
 @contextmanager
-def with_profile_threads(profile: str | None, ctx: "Context") -> Iterator[None]:
+def torch_threads_of_profile(profile_name: str | None, ctx: "Context") -> Iterator[None]:
     """Run with the thread count of a profile."""
-    threads = ctx.recipe.profiles[profile].get("threads") if profile else None
+    threads = ctx.recipe.profiles[profile_name].get("threads") if profile_name else None
     if not threads:
         yield
         return

@@ -20,10 +20,20 @@ from ...core.quantity import duration_text, relative_change_text, si_count, size
 from ...plugin.context import Context
 from ...plugin.interfaces import Pass
 from . import keys, shrink
-from .cost import Emission, estimate_emission, estimate_step_seconds, token_count
-from .drawing import unprunable_parts
+from .cost import Emission, estimate_emission, estimate_step_seconds, token_or_image_count
+from .drawing import unprunable_part_lines
 from .peak_memory import changed_bytes, estimate_peak_bytes
-from .selection import branches, competing_groups, groups, inner_parts, layers, mixers, parts, removable, scans
+from .selection import (
+    branches,
+    competing_groups_by_kind,
+    groups,
+    inner_parts,
+    layers,
+    linear_parts,
+    removable_branches,
+    scans,
+    state_space_branches,
+)
 from .target_support import Forecast, refuse_unsupported_targets
 
 plan_drift = Fault("plan-drift", "A saved plan no longer describes what a compile would do.")
@@ -40,7 +50,7 @@ class Size:
 
     @staticmethod
     def of(skeleton: Skeleton) -> "Size":
-        return Size(shrink.params(skeleton), shrink.flops_per_token(skeleton, 512), shrink.bytes_(skeleton))
+        return Size(shrink.param_count(skeleton), shrink.flops_per_token(skeleton, 512), shrink.param_bytes(skeleton))
 
 
 @dataclass(frozen=True)
@@ -104,13 +114,13 @@ class Plan:
     def seconds(self) -> float:
         return sum(s.seconds for s in self.stages if not s.cached) + sum(e.seconds for e in self.emissions)
 
-    def folder(self, out: Path) -> Path:
+    def folder(self, output_folder: Path) -> Path:
         """The folder that the variant's artifacts go into."""
-        return out / self.recipe.variant if self.recipe.variant else out
+        return output_folder / self.recipe.variant if self.recipe.variant else output_folder
 
-    def key_of(self, name: str) -> str:
+    def key_of(self, step_name: str) -> str:
         """The key of a step's result; of the model itself, its identity."""
-        return next((s.key for s in self.stages if s.name == name), self.identity)
+        return next((s.key for s in self.stages if s.name == step_name), self.identity)
 
     def with_stopped_search(self, step_name: str, stop_facts: Mapping[str, Any]) -> "Plan":
         """Plan in which a step's search was stopped: its result has another key, and so has all that follows."""
@@ -124,7 +134,7 @@ class Plan:
             if "results" in parts:
                 parts["results"] = {n: new_keys.get(key, key) for n, key in parts["results"].items()}
             if parts != stage.parts:
-                new_keys[stage.key] = keys.key(parts)
+                new_keys[stage.key] = keys.key_of_parts(parts)
                 source = new_keys.get(stage.source, stage.source)
                 stage = replace(stage, parts=parts, key=new_keys[stage.key], source=source)
             stages.append(stage)
@@ -192,32 +202,32 @@ def plan_pipeline(recipe: Recipe, pipeline: Pipeline, ctx: Context, skeleton: Sk
 def _plan_stage(
     name: str,
     call: Invocation,
-    source: str,
+    source_key: str,
     before: Skeleton,
-    hedge_before: str,
+    qualifier_before: str,
     is_first_step: bool,
     ctx: Context,
     store: Cache,
-    steps: Mapping[str, str],
+    key_by_step: Mapping[str, str],
 ) -> tuple[Stage, Skeleton]:
     pass_ = ctx.registry.make("pass", call)
     after = pass_.forecast(before)
-    parts = keys.step_key_parts(call, source, ctx, steps)
+    parts = keys.step_key_parts(call, source_key, ctx, key_by_step)
     forwards = pass_.forwards(before)
     effort = pass_.effort(before, ctx)
-    tokens = effort.tokens + (forwards * _tokens(call, ctx) if forwards else 0)
-    key = keys.key(parts)
+    tokens = effort.tokens + (forwards * _token_count_of_arguments(call, ctx) if forwards else 0)
+    key = keys.key_of_parts(parts)
     cached = store.is_step_complete(key)
     stage = Stage(
         name,
         call,
         key,
         parts,
-        source,
+        source_key,
         affected_paths(before, pass_, call),
         Size.of(before),
         Size.of(after),
-        hedges=(hedge_before, _hedge(pass_, forwards, hedge_before)),
+        hedges=(qualifier_before, _size_qualifier_after(pass_, forwards, qualifier_before)),
         forwards=forwards,
         seconds=0.0 if cached else estimate_step_seconds(call, before, after, is_first_step, effort, tokens, ctx),
         peak_bytes=estimate_peak_bytes(call, before, after, is_first_step, ctx, effort),
@@ -229,9 +239,9 @@ def _plan_stage(
     return stage, after
 
 
-def _hedge(pass_: Pass, forwards: int, before: str) -> str:
+def _size_qualifier_after(pass_: Pass, num_forwards: int, qualifier_before: str) -> str:
     """Qualifier of the size after a step, given that of the size before it."""
-    return "at most" if not pass_.foreseeable else before or ("about" if forwards else "")
+    return "at most" if not pass_.foreseeable else qualifier_before or ("about" if num_forwards else "")
 
 
 def affected_paths(skeleton: Skeleton, pass_: Pass, call: Invocation) -> tuple[str, ...]:
@@ -242,13 +252,13 @@ def affected_paths(skeleton: Skeleton, pass_: Pass, call: Invocation) -> tuple[s
         if by_layer:
             return layers(skeleton, on)
         if "order" not in call.args:
-            return tuple(b.site for b in removable(skeleton, on))
-        inside = [g.site for some in competing_groups(skeleton, on).values() for g in some]
+            return tuple(b.site for b in removable_branches(skeleton, on))
+        inside = [g.site for some in competing_groups_by_kind(skeleton, on).values() for g in some]
         return tuple(b.site for b in branches(skeleton, on)) or tuple(dict.fromkeys(inside))
     if acts_on == "layers":
         return layers(skeleton, on)
     if acts_on == "ssm":
-        return tuple(b.site for b in mixers(skeleton, on))
+        return tuple(b.site for b in state_space_branches(skeleton, on))
     if acts_on == "scans":
         return tuple(s.site for s in scans(skeleton, on))
     if acts_on in ("channels", "heads", "kv_heads", "experts", "ssm_heads", "ssm_channels", "ssm_state"):
@@ -257,15 +267,15 @@ def affected_paths(skeleton: Skeleton, pass_: Pass, call: Invocation) -> tuple[s
         members = skeleton.stream.members if skeleton.stream else ()
         return tuple(dict.fromkeys(m.tensor.rpartition(".")[0] for m in members))
     if acts_on == "linear":
-        return tuple(p.path for p in (parts if pass_.everywhere else inner_parts)(skeleton, on))
+        return tuple(p.path for p in (linear_parts if pass_.everywhere else inner_parts)(skeleton, on))
     return ()
 
 
-def _tokens(call: Invocation, ctx: Context) -> int:
+def _token_count_of_arguments(call: Invocation, ctx: Context) -> int:
     """Number of tokens that one score reads."""
     names = keys.data_named(ctx.recipe, call.args)
     rows = [ctx.rows_by_name(name) for name in names]
-    return sum(map(token_count, rows))
+    return sum(map(token_or_image_count, rows))
 
 
 def refuse_plan_drift(saved_plans: Any, current: Sequence[Plan]) -> None:
@@ -278,19 +288,21 @@ def refuse_plan_drift(saved_plans: Any, current: Sequence[Plan]) -> None:
         raise plan_drift(
             f"the saved plan is not of format {FORMAT}", help="make it again with `effc plan -o`"
         ).rejection()
-    _require_equal("the number of pipelines", len(saved_plans["plans"]), len(current))
+    _refuse_drift("the number of pipelines", len(saved_plans["plans"]), len(current))
     for old, plan in zip(saved_plans["plans"], current, strict=True):
         fresh = plan.to_json()
         for name in ("pipeline", "variant", "model", "identity", "emits"):
-            _require_equal(name, old.get(name), fresh[name])
-        _require_equal("the number of steps", len(old.get("stages", ())), len(fresh["stages"]))
+            _refuse_drift(name, old.get(name), fresh[name])
+        _refuse_drift("the number of steps", len(old.get("stages", ())), len(fresh["stages"]))
         for then, today in zip(old["stages"], fresh["stages"], strict=True):
             for part, value in today["parts"].items():
-                part_name, before, after = _first_difference([part], then.get("parts", {}).get(part), value)
-                _require_equal(f"`{part_name}` of step {today['name']}", before, after)
+                part_name, before, after = _first_differing_path_and_values(
+                    [part], then.get("parts", {}).get(part), value
+                )
+                _refuse_drift(f"`{part_name}` of step {today['name']}", before, after)
 
 
-def _first_difference(names: list[str], saved: Any, current: Any) -> tuple[str, Any, Any]:
+def _first_differing_path_and_values(key_path: list[str], saved: Any, current: Any) -> tuple[str, Any, Any]:
     """The first thing in two parts that is not the same: what it is called, and both."""
     while (
         isinstance(saved, dict)
@@ -299,11 +311,11 @@ def _first_difference(names: list[str], saved: Any, current: Any) -> tuple[str, 
         and not (is_value_json(saved) and is_value_json(current))
     ):
         name = next(k for k in (*saved, *current) if saved.get(k) != current.get(k))
-        names, saved, current = [*names, name], saved.get(name), current.get(name)
-    return " ".join(n for n in names if n not in ("step", "args")) or names[0], saved, current
+        key_path, saved, current = [*key_path, name], saved.get(name), current.get(name)
+    return " ".join(n for n in key_path if n not in ("step", "args")) or key_path[0], saved, current
 
 
-def _require_equal(label: str, saved: Any, current: Any) -> None:
+def _refuse_drift(label: str, saved: Any, current: Any) -> None:
     if saved != current:
         raise plan_drift(
             f"{label} was {_brief(saved)} when the plan was made and is {_brief(current)} now",
@@ -311,7 +323,7 @@ def _require_equal(label: str, saved: Any, current: Any) -> None:
         ).rejection()
 
 
-def saved_form(plans: Sequence[Plan]) -> dict[str, Any]:
+def saved_plans_to_json(plans: Sequence[Plan]) -> dict[str, Any]:
     """JSON that `plan -o` writes."""
     return {"format": FORMAT, "plans": [p.to_json() for p in plans]}
 
@@ -328,7 +340,7 @@ def plan_text(plan: Plan, width: int = 100) -> str:
     lines = [f"{title}: {plan.model}, {si_count(first.params)} parameters, {size_text(first.bytes)}", ""]
     for index, stage in enumerate(plan.stages, 1):
         lines += _stage_lines(index, stage, width)
-    lines += [f"  note: {remark}" for remark in unprunable_parts(plan.skeleton)]
+    lines += [f"  note: {remark}" for remark in unprunable_part_lines(plan.skeleton)]
     hedges = {stage.name: stage.hedges[1] for stage in plan.stages}
     for planned in plan.emissions:
         hedge = "at most " if hedges.get(planned.source) == "at most" else ""

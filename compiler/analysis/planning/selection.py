@@ -20,26 +20,26 @@ nothing_to_narrow = Fault(
 
 def branches(skeleton: Skeleton, selector: Selector | None) -> tuple[Branch, ...]:
     """Residual branches, unit by unit, in the order in which they run."""
-    return _chosen(skeleton.branches, [b.site for b in skeleton.branches], selector)
+    return _select_by_path(skeleton.branches, [b.site for b in skeleton.branches], selector)
 
 
-def removable(skeleton: Skeleton, selector: Selector | None) -> tuple[Branch, ...]:
+def removable_branches(skeleton: Skeleton, selector: Selector | None) -> tuple[Branch, ...]:
     """Branches that can be removed as a whole."""
     return tuple(branch for branch in branches(skeleton, selector) if branch.site not in skeleton.stays)
 
 
-def mixers(skeleton: Skeleton, selector: Selector | None) -> tuple[Branch, ...]:
+def state_space_branches(skeleton: Skeleton, selector: Selector | None) -> tuple[Branch, ...]:
     """Residual branches that scan a state along the sequence."""
     candidates = [b for b in skeleton.branches if b.role == "ssm"]
-    return _chosen(candidates, [b.site for b in candidates], selector)
+    return _select_by_path(candidates, [b.site for b in candidates], selector)
 
 
 def scans(skeleton: Skeleton, selector: Selector | None) -> tuple[Scan, ...]:
     """Scans that are left, by the path of their mixer."""
-    return _chosen(skeleton.scans, [s.site for s in skeleton.scans], selector)
+    return _select_by_path(skeleton.scans, [s.site for s in skeleton.scans], selector)
 
 
-def in_layers(skeleton: Skeleton, path: str) -> bool:
+def is_inside_layers(skeleton: Skeleton, path: str) -> bool:
     """Whether a module is inside of a layer: of a list's element, where layers run several times and none is a unit."""
     if skeleton.units:
         return any(is_submodule(path, unit) for unit in skeleton.units)
@@ -48,16 +48,16 @@ def in_layers(skeleton: Skeleton, path: str) -> bool:
 
 def layers(skeleton: Skeleton, selector: Selector | None) -> tuple[str, ...]:
     """Units: the repeated layers of the model."""
-    return _chosen(skeleton.units, list(skeleton.units), selector)
+    return _select_by_path(skeleton.units, list(skeleton.units), selector)
 
 
 def groups(skeleton: Skeleton, kind: str, selector: Selector | None) -> tuple[Group, ...]:
     """Channel or head groups of a kind."""
     candidates = [g for g in skeleton.groups if g.kind == kind]
-    return _chosen(candidates, [g.site for g in candidates], selector)
+    return _select_by_path(candidates, [g.site for g in candidates], selector)
 
 
-def require_groups(skeleton: Skeleton, kind: str, selected: Sequence[Group]) -> tuple[Group, ...]:
+def reject_if_model_has_none(skeleton: Skeleton, kind: str, selected: Sequence[Group]) -> tuple[Group, ...]:
     """The groups that a pass is to narrow; Reject, with what discovery says against it, where the model has none."""
     if not selected and not any(g.kind == kind for g in skeleton.groups):
         refusals = sorted(skeleton.facts.get("refused", ()), key=lambda r: not is_refusal_for_kind(r, kind, skeleton))
@@ -74,14 +74,14 @@ def require_groups(skeleton: Skeleton, kind: str, selected: Sequence[Group]) -> 
     return tuple(selected)
 
 
-def competing_groups(skeleton: Skeleton, selector: Selector | None) -> dict[str, tuple[Group, ...]]:
+def competing_groups_by_kind(skeleton: Skeleton, selector: Selector | None) -> dict[str, tuple[Group, ...]]:
     """Groups that a search over all kinds may narrow, by kind: those inside of branches that may be cut, and of
     attention KV heads where there are, else heads. Where all may be cut, those that lie in no branch may be, too: a net
     without residual branches has no others."""
     allowed = branches(skeleton, selector)
-    inside = [g for g in skeleton.groups if any(is_inside(g, b) for b in allowed)]
+    inside = [g for g in skeleton.groups if any(is_group_inside_branch(g, b) for b in allowed)]
     if selector is None:
-        inside += [g for g in skeleton.groups if not any(is_inside(g, b) for b in skeleton.branches)]
+        inside += [g for g in skeleton.groups if not any(is_group_inside_branch(g, b) for b in skeleton.branches)]
     shared = {g.site for g in skeleton.groups if g.kind == "kv_heads"}
     by_kind: dict[str, list[Group]] = {}
     for group in inside:
@@ -90,23 +90,25 @@ def competing_groups(skeleton: Skeleton, selector: Selector | None) -> dict[str,
     return {kind: tuple(some) for kind, some in by_kind.items()}
 
 
-def is_inside(group: Group, branch: Branch) -> bool:
+def is_group_inside_branch(group: Group, branch: Branch) -> bool:
     """Whether a group lives and dies with a branch: its tensors are the branch's modules'."""
     return all(m.tensor.rpartition(".")[0] in branch.parts for m in group.members)
 
 
-def parts(skeleton: Skeleton, selector: Selector | None) -> tuple[Part, ...]:
+def linear_parts(skeleton: Skeleton, selector: Selector | None) -> tuple[Part, ...]:
     """Linear modules that `selector` selects; all of them without it."""
     candidates = [p for p in skeleton.parts if p.kind in ("Linear", "Conv1D")]
-    return _chosen(candidates, [p.path for p in candidates], selector)
+    return _select_by_path(candidates, [p.path for p in candidates], selector)
 
 
 def inner_parts(skeleton: Skeleton, selector: Selector | None) -> tuple[Part, ...]:
     """Linear modules that `selector` selects; without it those inside the layers, no output head."""
-    return tuple(p for p in parts(skeleton, selector) if selector is not None or in_layers(skeleton, p.path))
+    return tuple(
+        p for p in linear_parts(skeleton, selector) if selector is not None or is_inside_layers(skeleton, p.path)
+    )
 
 
-def _chosen(items: Sequence[Any], paths: list[str], selector: Selector | None) -> tuple[Any, ...]:
+def _select_by_path(items: Sequence[Any], paths: list[str], selector: Selector | None) -> tuple[Any, ...]:
     if selector is None:
         return tuple(items)
     selected = set(resolve_selector(selector, paths))

@@ -24,15 +24,15 @@ class Change:
 def describe_change(before: Skeleton, after: Skeleton, notes: Sequence[Mapping[str, Any]] = ()) -> Change:
     """Layers and branches that are gone, groups that are narrower, parameters that went; zeros as the step notes."""
     rows = [
-        *_layers(before, after),
+        *_removed_layers_lines(before, after),
         *_removed_branch_lines(before, after),
         *_narrowed_group_lines(before, after),
-        *_lowered(before, after),
+        *_lowered_modules_lines(before, after),
     ]
     # A packed weight is its own, also where it was tied: the skeleton counts it twice, the model has it once.
-    removed = 0 if _lowered(before, after) else shrink.params(before) - shrink.params(after)
+    removed = 0 if _lowered_modules_lines(before, after) else shrink.param_count(before) - shrink.param_count(after)
     parts = []
-    if width := _widths(before, after):
+    if width := _narrowed_stream_widths(before, after):
         rows.append(f"residual stream {width[0]} -> {width[1]} channels")
         parts.append(f"-{width[0] - width[1]} stream channels")
     parts += [
@@ -42,7 +42,7 @@ def describe_change(before: Skeleton, after: Skeleton, notes: Sequence[Mapping[s
     return Change(", ".join(parts) or "values only", tuple(rows))
 
 
-def _widths(before: Skeleton, after: Skeleton) -> tuple[int, int] | None:
+def _narrowed_stream_widths(before: Skeleton, after: Skeleton) -> tuple[int, int] | None:
     """Widths of the residual stream, where it is narrower."""
     width, width_after = before.facts.get("hidden"), after.facts.get("hidden")
     return (width, width_after) if width and width_after and width_after < width else None
@@ -52,29 +52,31 @@ def _removed_counts_text(before: Skeleton, after: Skeleton) -> str:
     layers = len(before.units) - len(after.units)
     branches = len(before.branches) - len(after.branches)
     counts = [f"-{layers} layers" if layers else "", f"-{branches} branches" if branches and not layers else ""]
-    if not layers and not branches and not _lowered(before, after):  # which no longer tell what they couple
+    if (
+        not layers and not branches and not _lowered_modules_lines(before, after)
+    ):  # which no longer tell what they couple
         for kind, name in (
             ("channels", "channels"),
             ("kv_heads", "KV heads"),
             ("heads", "heads"),
             ("experts", "experts"),
         ):
-            removed = _total(before, kind) - _total(after, kind)
+            removed = _total_item_count(before, kind) - _total_item_count(after, kind)
             if removed and not (kind == "heads" and counts and counts[-1].endswith("KV heads")):  # they went with them
                 counts.append(f"-{removed} {name}")
-    return ", ".join([*(c for c in counts if c), *_lowered(before, after)])
+    return ", ".join([*(c for c in counts if c), *_lowered_modules_lines(before, after)])
 
 
-def _lowered(before: Skeleton, after: Skeleton) -> list[str]:
+def _lowered_modules_lines(before: Skeleton, after: Skeleton) -> list[str]:
     count_after, count_before = (sum(p.kind == "KernelLinear" for p in skeleton.parts) for skeleton in (after, before))
     return [f"{count_after - count_before} linear modules on kernels"] if count_after > count_before else []
 
 
-def _total(skeleton: Skeleton, kind: str) -> int:
+def _total_item_count(skeleton: Skeleton, kind: str) -> int:
     return sum(g.count for g in skeleton.groups if g.kind == kind)
 
 
-def _layers(before: Skeleton, after: Skeleton) -> list[str]:
+def _removed_layers_lines(before: Skeleton, after: Skeleton) -> list[str]:
     removed = len(before.units) - len(after.units)
     return [f"layers {len(before.units)} -> {len(after.units)}"] if removed else []
 
@@ -103,7 +105,7 @@ def _param_count(shapes: dict[str, tuple[int, ...]], module_paths: tuple[str, ..
 
 
 def _narrowed_group_lines(before: Skeleton, after: Skeleton) -> list[str]:
-    if len(before.units) != len(after.units) or _lowered(before, after):
+    if len(before.units) != len(after.units) or _lowered_modules_lines(before, after):
         return []
     counts_after = {(g.site, g.kind): g.count for g in after.groups}
     return [

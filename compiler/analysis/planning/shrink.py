@@ -17,23 +17,25 @@ _SCANNED = ("ssm_heads", "ssm_channels", "ssm_state")
 _LOOKUPS = ("Embedding", "Embeddings")  # class names that end so read rows and multiply nothing
 
 
-def params(skeleton: Skeleton) -> int:
+def param_count(skeleton: Skeleton) -> int:
     """Number of parameters of the model; tied tensors count once."""
     copies = {name for same in skeleton.tied for name in same[1:]}
     return sum(math.prod(shape) for name, shape in skeleton.shapes().items() if name not in copies)
 
 
-def bytes_(skeleton: Skeleton) -> int:
+def param_bytes(skeleton: Skeleton) -> int:
     """Bytes of all parameters as they are stored."""
-    return params(skeleton) * _ITEMSIZE.get(skeleton.facts.get("dtype", "float32"), 4)
+    return param_count(skeleton) * _ITEMSIZE.get(skeleton.facts.get("dtype", "float32"), 4)
 
 
-def weight_counts(current: Skeleton, original: Skeleton, uniform: bool = True, sidecars: int = 0) -> Weights:
+def size_estimate_weights(
+    current: Skeleton, original: Skeleton, uniform_layers: bool = True, sidecar_bytes: int = 0
+) -> Weights:
     """Weights from which targets estimate the size of their files."""
     names = {name: (name,) for name in current.shapes()} | {same[0]: same for same in current.tied}
     copies = {name for same in current.tied for name in same[1:]}
     kinds = {f"{part.path}.{name}".lstrip("."): part.kind for part in current.parts for name, _ in part.tensors}
-    packed, grids = _by_weight(current, "packed"), _by_weight(current, "grids")
+    packed, grids = _fact_by_weight_name(current, "packed"), _fact_by_weight_name(current, "grids")
     vocabulary = current.facts.get("vocab")
 
     def weight(name: str, shape: tuple[int, ...]) -> Weight:
@@ -52,30 +54,31 @@ def weight_counts(current: Skeleton, original: Skeleton, uniform: bool = True, s
 
     tensors = tuple(weight(name, shape) for name, shape in current.shapes().items() if name not in copies)
     itemsize = _ITEMSIZE.get(current.facts.get("dtype", "float32"), 4)
-    return Weights(bytes_(current), bytes_(original), itemsize, tensors, uniform, len(current.units), sidecars)
+    sizes = param_bytes(current), param_bytes(original), itemsize
+    return Weights(*sizes, tensors, uniform_layers, len(current.units), sidecar_bytes)
 
 
-def _by_weight(skeleton: Skeleton, fact: str) -> dict[str, Any]:
+def _fact_by_weight_name(skeleton: Skeleton, fact: str) -> dict[str, Any]:
     """A fact of modules by the name of their weight."""
     return {f"{path}.weight": value for path, value in (skeleton.facts.get(fact) or {}).items()}
 
 
-def sparse(skeleton: Skeleton, sparsity: float) -> Skeleton:
+def with_sparsity(skeleton: Skeleton, sparsity: float) -> Skeleton:
     """The skeleton of a model in whose linear modules a share of zeros was made."""
     return replace(skeleton, facts={**skeleton.facts, "zeros": sparsity})
 
 
-def lowered(skeleton: Skeleton, packed: Mapping[str, int]) -> Skeleton:
+def with_packed_modules(skeleton: Skeleton, packed_bytes_by_path: Mapping[str, int]) -> Skeleton:
     """The skeleton of a model whose modules at these paths were packed for kernels, each into so many bytes."""
-    return _with_modules(skeleton, "packed", packed)
+    return _with_facts_of_modules(skeleton, "packed", packed_bytes_by_path)
 
 
-def on_grids(skeleton: Skeleton, grids: Mapping[str, tuple[int, int, bool]]) -> Skeleton:
+def with_module_grids(skeleton: Skeleton, grids: Mapping[str, tuple[int, int, bool]]) -> Skeleton:
     """The skeleton of a model whose modules' weights were put on grids: (bits, group, 0 is the middle code)."""
-    return _with_modules(skeleton, "grids", grids)
+    return _with_facts_of_modules(skeleton, "grids", grids)
 
 
-def _with_modules(skeleton: Skeleton, fact: str, values: Mapping[str, Any]) -> Skeleton:
+def _with_facts_of_modules(skeleton: Skeleton, fact: str, values: Mapping[str, Any]) -> Skeleton:
     return replace(skeleton, facts={**skeleton.facts, fact: {**(skeleton.facts.get(fact) or {}), **values}})
 
 
@@ -96,7 +99,7 @@ def flops_per_token(skeleton: Skeleton, context: int) -> int:
     weights = sum(part.positions * _active_matmul_params(skeleton, part) for part in skeleton.parts)
     return (
         2 * weights
-        + 4 * sum(_attended_positions(g, positions, context) for g in skeleton.groups if g.kind == "heads")
+        + 4 * sum(_attention_products(g, positions, context) for g in skeleton.groups if g.kind == "heads")
         + 6 * sum(_scan_state_numel(skeleton, scan.site) for scan in skeleton.scans)
     )
 
@@ -107,7 +110,7 @@ def _scan_state_numel(skeleton: Skeleton, path: str) -> int:
     state, items = inside.get("ssm_state"), inside.get("ssm_heads", inside.get("ssm_channels"))
     if state is None or items is None:
         return 0
-    return _attended(items) * (state.per_block or state.count)
+    return _attended_channels(items) * (state.per_block or state.count)
 
 
 def _active_matmul_params(skeleton: Skeleton, part: Part) -> int:
@@ -122,13 +125,13 @@ def _active_matmul_params(skeleton: Skeleton, part: Part) -> int:
     return total
 
 
-def _attended_positions(group: Group, positions: Mapping[str, int], context: int) -> int:
+def _attention_products(group: Group, positions: Mapping[str, int], context: int) -> int:
     """Channels times positions that attend times those that they attend to: of an image all to all."""
     n = positions.get(group.members[-1].tensor.rpartition(".")[0], 1)
-    return _attended(group) * (n * n if n > 1 else context)
+    return _attended_channels(group) * (n * n if n > 1 else context)
 
 
-def _attended(group: Group) -> int:
+def _attended_channels(group: Group) -> int:
     """Channels that the heads hand to the output projection."""
     return group.count * sum(size for _, size in group.members[-1].segments)
 
@@ -140,7 +143,7 @@ def without_branch(skeleton: Skeleton, branch: Branch) -> Skeleton:
     """The skeleton when a residual branch is gone, with its modules and groups."""
     dead = set(branch.parts)
     return replace(
-        _keep_modules(skeleton, lambda path: path not in dead),
+        _with_live_modules(skeleton, lambda path: path not in dead),
         branches=tuple(b for b in skeleton.branches if b != branch),
     )
 
@@ -164,7 +167,7 @@ def without_scan(skeleton: Skeleton, scan: Scan) -> Skeleton:
 
 def without_unit(skeleton: Skeleton, unit: str) -> Skeleton:
     """The skeleton when a layer is gone; the layers after it in its list move up by one."""
-    left = _keep_modules(skeleton, lambda path: not is_submodule(path, unit))
+    left = _with_live_modules(skeleton, lambda path: not is_submodule(path, unit))
     left = replace(
         left,
         units=tuple(u for u in skeleton.units if u != unit),
@@ -176,15 +179,15 @@ def without_unit(skeleton: Skeleton, unit: str) -> Skeleton:
     return _rename_modules(left, _renaming_after_removal(unit))
 
 
-def _keep_modules(skeleton: Skeleton, is_alive: Callable[[str], bool]) -> Skeleton:
+def _with_live_modules(skeleton: Skeleton, is_alive: Callable[[str], bool]) -> Skeleton:
     """Only the modules that are alive, and what refers to them."""
     tied = (tuple(name for name in same if is_alive(name.rpartition(".")[0])) for same in skeleton.tied)
     refusals = [entry for entry in skeleton.facts.get("refused", ()) if is_alive(entry[0])]
     return replace(
         skeleton,
         parts=tuple(p for p in skeleton.parts if is_alive(p.path)),
-        groups=tuple(left for g in skeleton.groups if (left := _trim_group(g, is_alive)) is not None),
-        stream=skeleton.stream and _trim_group(skeleton.stream, is_alive),
+        groups=tuple(left for g in skeleton.groups if (left := _group_of_live_modules(g, is_alive)) is not None),
+        stream=skeleton.stream and _group_of_live_modules(skeleton.stream, is_alive),
         tied=tuple(same for same in tied if len(same) > 1),
         opaque=tuple(entry for entry in skeleton.opaque if is_alive(entry[0])),
         scans=tuple(s for s in skeleton.scans if is_alive(s.site)),
@@ -192,7 +195,7 @@ def _keep_modules(skeleton: Skeleton, is_alive: Callable[[str], bool]) -> Skelet
     )
 
 
-def _trim_group(group: Group, is_alive: Callable[[str], bool]) -> Group | None:
+def _group_of_live_modules(group: Group, is_alive: Callable[[str], bool]) -> Group | None:
     """A group without the tensors of modules that are gone; None where nothing is left that makes or reads it."""
     writers = len(group.members) - group.readers
     left = [i for i, m in enumerate(group.members) if is_alive(m.tensor.rpartition(".")[0])]
@@ -280,7 +283,7 @@ class _GroupNarrowing:
             if start < position
         )
 
-    def shape(self, tensor: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def shape_after(self, tensor: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(n - self.removed_count_before(tensor, axis, math.inf) for axis, n in enumerate(shape))
 
     def members_after(self, group: Group, count: int) -> tuple[Member, ...]:
@@ -298,7 +301,7 @@ class _GroupNarrowing:
         mine = {(m.tensor, m.axis) for m in self.group.members}
         if group == self.group:
             per_block = self.count * group.per_block // group.count
-            return _sized(group, self.count, self.members_after(group, self.count), group.attributes, per_block)
+            return _group_of_size(group, self.count, self.members_after(group, self.count), group.attributes, per_block)
         if not any((m.tensor, m.axis) in mine for m in group.members):
             return group
         if group.site == self.group.site and {group.kind, self.group.kind} == {"heads", "kv_heads"}:
@@ -313,10 +316,10 @@ class _GroupNarrowing:
             (path, name, round(after.get((path, name), per * group.count)) / count)
             for path, name, per in group.attributes
         )
-        return _sized(group, count, self.members_after(group, count), attributes, group.per_block)
+        return _group_of_size(group, count, self.members_after(group, count), attributes, group.per_block)
 
 
-def _sized(group: Group, count: int, members: tuple[Member, ...], attributes: tuple, per_block: int) -> Group:
+def _group_of_size(group: Group, count: int, members: tuple[Member, ...], attributes: tuple, per_block: int) -> Group:
     """A group of one item is written plainly: it can't lose one, so nothing follows, and its runs join."""
     if count == 1:
         attributes, members = (), tuple(replace(m, segments=_merge_segments(m.segments)) for m in members)
@@ -348,7 +351,7 @@ def with_narrowed_group(skeleton: Skeleton, group: Group, count: int) -> Skeleto
         return replace(
             p,
             tensors=tuple(
-                (name, cut.shape(full, shape) if (full := f"{p.path}.{name}") in touched else shape)
+                (name, cut.shape_after(full, shape) if (full := f"{p.path}.{name}") in touched else shape)
                 for name, shape in p.tensors
             ),
         )

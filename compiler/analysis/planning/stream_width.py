@@ -28,11 +28,11 @@ def require_stream(skeleton: Skeleton) -> Group:
     """The stream's channels; Reject (fixed-width), with the reason, where they can't go."""
     if skeleton.stream is None:
         reason = skeleton.facts.get("fixed_stream") or "a step before has changed what reads it"
-        raise fixed_stream(skeleton.model_type, reason).rejection()
+        raise fixed_stream_diagnostic(skeleton.model_type, reason).rejection()
     return skeleton.stream
 
 
-def fixed_stream(model: str, reason: str) -> Diagnostic:
+def fixed_stream_diagnostic(model: str, reason: str) -> Diagnostic:
     return fixed_width(
         f"the residual stream of {model} keeps its width: {reason}",
         help="narrow what is inside of layers: `prune.channels`, `prune.heads`, `prune.multi`",
@@ -82,20 +82,21 @@ def remaining_width(skeleton: Skeleton, keep: Ratio, align: int) -> int:
     width = _max_width_within(skeleton, keep, align)
     if width is None:
         step = min(math.lcm(align, stream.multiple), stream.count)
-        least = _share(skeleton, step, keep.of)
+        least = _share_at_width(skeleton, step, keep.of)
         raise too_narrow(
             f"`keep: {value_text(keep)}` is less than one step, and a stream of {count_text(step, 'channel')} keeps "
             f"{least:.1%}",
-            help=f"keep at least {_ceiling(least)}" + (", or let `align` be less" if align > 1 else ""),
+            help=f"keep at least {_percent_rounded_up(least)}" + (", or let `align` be less" if align > 1 else ""),
             argument="keep",
         ).rejection()
-    left = _share(skeleton, width, keep.of)
+    left = _share_at_width(skeleton, width, keep.of)
     if _is_far_below(left, keep):
         finer = next((n for n in range(align - 1, 0, -1) if align % n == 0 and _is_near(skeleton, keep, n)), None)
         raise overshoots(
             f"`keep: {value_text(keep)}` in steps of `align: {align}` leaves {width} of {stream.count} channels, "
             f"{left:.1%} of {keep.of}",
-            help=(f"write `align: {finer}`, or " if finer else "write ") + f"`keep: {_ceiling(left)} of {keep.of}`",
+            help=(f"write `align: {finer}`, or " if finer else "write ")
+            + f"`keep: {_percent_rounded_up(left)} of {keep.of}`",
             argument="keep",
         ).rejection()
     return width
@@ -107,26 +108,26 @@ def _max_width_within(skeleton: Skeleton, keep: Ratio, align: int) -> int | None
     step = math.lcm(align, stream.multiple)
     limit = keep.value * (1 + 1e-9)  # 0.85 * 20 is 16.999999999999996
     widths = range(step, stream.count + 1, step)
-    fitting = bisect_right(widths, limit, key=lambda width: _share(skeleton, width, keep.of))
+    fitting = bisect_right(widths, limit, key=lambda width: _share_at_width(skeleton, width, keep.of))
     return widths[fitting - 1] if fitting else None
 
 
 def _is_near(skeleton: Skeleton, keep: Ratio, align: int) -> bool:
     width = _max_width_within(skeleton, keep, align)
-    return width is not None and not _is_far_below(_share(skeleton, width, keep.of), keep)
+    return width is not None and not _is_far_below(_share_at_width(skeleton, width, keep.of), keep)
 
 
-def _is_far_below(left: float, keep: Ratio) -> bool:
-    return 1 - left > (1 + SPARE) * (1 - keep.value) + 1e-9
+def _is_far_below(remaining_share: float, keep: Ratio) -> bool:
+    return 1 - remaining_share > (1 + SPARE) * (1 - keep.value) + 1e-9
 
 
-def _share(skeleton: Skeleton, width: int, of: str | None) -> float:
+def _share_at_width(skeleton: Skeleton, width: int, of: str | None) -> float:
     """Share of the channels, or of the parameters, that a stream of some width keeps."""
     if of != "params":
         return width / require_stream(skeleton).count
-    return shrink.params(with_stream_width(skeleton, width)) / shrink.params(skeleton)
+    return shrink.param_count(with_stream_width(skeleton, width)) / shrink.param_count(skeleton)
 
 
-def _ceiling(share: float) -> str:
+def _percent_rounded_up(share: float) -> str:
     """The share with one digit after the point, and enough."""
     return f"{math.ceil(1000 * share - 1e-9) / 10:g}%"

@@ -66,7 +66,7 @@ def _refuse_or_warn_model(target: Target, emit: Emit, pipeline: Pipeline, ctx: C
     try:
         target.foresee(ctx)
     except Reject as rejection:
-        taking = next((step.name for step in pipeline.steps if _removes_modules(step.call, ctx)), None)
+        taking = next((step.name for step in pipeline.steps if _may_remove_modules(step.call, ctx)), None)
         if taking is None:
             raise
         message = f"{emit.call.word} would refuse the model as it is: {rejection.diagnostics[0].message}"
@@ -97,7 +97,7 @@ def _refuse_or_warn_missing_steps(target: Target, emit: Emit, pipeline: Pipeline
     ctx.emit_event(Warned(may_be_refused(message, emit.call.span, note=note)))
 
 
-def _removes_modules(call: Invocation, ctx: Context) -> bool:
+def _may_remove_modules(call: Invocation, ctx: Context) -> bool:
     """Whether a step may remove whole modules."""
     pass_ = ctx.registry.make("pass", call)
     return isinstance(pass_.keeps, Lossy) and pass_.acts_on not in _STAYING

@@ -79,7 +79,7 @@ def training_bytes(skeleton: Skeleton, load: Load) -> int:
     gradients, AdamW's moments, and a batch's activations."""
     from ...transforms.training.effort import estimate_training_effort
 
-    trained = shrink.params(skeleton)
+    trained = shrink.param_count(skeleton)
     return estimate_training_effort(skeleton, trained, load.batch * load.length, 0, 0).bytes + STATES * trained
 
 

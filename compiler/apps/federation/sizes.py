@@ -111,7 +111,7 @@ class Scale:
         self.sites = [
             RankedGroup(group, ascending(l1_importance(program, group))) for group in cuttable_groups(program)
         ]
-        self._sizes: dict[int, SubNetwork] = {STEPS: SubNetwork(shrink.params(skeleton_of(program)), {}, {})}
+        self._sizes: dict[int, SubNetwork] = {STEPS: SubNetwork(shrink.param_count(skeleton_of(program)), {}, {})}
         self._cost: dict[tuple[str, int], float] = {}
 
     def sub_network_at(self, step: int) -> SubNetwork:

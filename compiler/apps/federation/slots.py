@@ -149,7 +149,7 @@ class Edited(ParameterSlots):
 
     def settle(self) -> None:
         for function in self.functions.values():
-            function.settle()
+            function.store_orthonormal_rows()
 
 
 def interventions_by_path(model: nn.Module) -> dict[str, Intervention]:

@@ -123,9 +123,9 @@ def refuse_prompt_beyond_positions(prompt_tokens: int, row_length: int, max_posi
 
 def require_full_size(program: "Program", sizes: "Sequence[SubNetwork]") -> None:
     """Reject sizes of which none is the whole model: one client tells the others the weights to start from."""
-    from ...analysis.planning.shrink import params
+    from ...analysis.planning.shrink import param_count
 
-    full_size, largest = params(skeleton_of(program)), max((size.params for size in sizes), default=0)
+    full_size, largest = param_count(skeleton_of(program)), max((size.params for size in sizes), default=0)
     if sizes and largest < full_size:
         raise incompatible_strategy(
             f"the largest budget holds {largest:,} of {full_size:,} parameters, "

@@ -22,7 +22,7 @@ from ...artifacts.manifest import hash_files
 from ...core.cache import canonical_json_sha256
 from ...core.json_errors import reject_on_error
 from ...core.safe_read import CONFIG, read_json
-from ...ir.weights import base_hash
+from ...ir.weights import model_weights_hash
 from ...runtimes.native.adapters import unsupported_adapter
 from .adaptation import AdaptableModel, AdapterSettings
 from .app_folder import NAME
@@ -121,7 +121,7 @@ def engine_and_reason(folder: Path, model: Any, tokenizer: Any, app: App, probe_
 def embedder_of(app: App, folder: Path, model: Any, tokenizer: Any, cache_dir: Path) -> Embedder:
     if app.embed == "folder":
         return open_folder_embedder(folder / EMBEDDER, cache_dir)
-    return model_embedder(model, tokenizer, base_hash(model))
+    return model_embedder(model, tokenizer, model_weights_hash(model))
 
 
 def reward_of(app: App, folder: Path, model: Any, prompts: Prompts, embedder: Embedder) -> Reward:

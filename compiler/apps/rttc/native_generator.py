@@ -17,8 +17,8 @@ from ...runtimes.native.adapters import (
     AdaptedEngine,
     EngineAdapter,
     Factors,
-    layer_updates,
-    linear_updates,
+    low_rank_updates_behind_layers,
+    low_rank_updates_of_linears,
     model_with_adapter,
 )
 from ...runtimes.native.opening import open_native
@@ -99,7 +99,9 @@ class EngineStates:
 
     def _add(self, state: State) -> int:
         factors = {path: self._factors(path, state) for path in self._on}
-        updates = (linear_updates if self._kind == "lora" else layer_updates)(self.model.plan, factors)
+        updates = (low_rank_updates_of_linears if self._kind == "lora" else low_rank_updates_behind_layers)(
+            self.model.plan, factors
+        )
         with self.model.exclusive():
             return self._engine.add_adapter(updates)
 

@@ -82,7 +82,7 @@ def model_copies_with_adapters(model: Any, label: str, folders: Mapping[str, Pat
     Raises Reject where the model is another than an adapter was trained in.
     """
     from ...artifacts.reft import FILE
-    from ...ir.weights import base_hash
+    from ...ir.weights import model_weights_hash
     from ...runtimes.model import DecoderModel
     from ...runtimes.native.adapters import model_with_adapter
 
@@ -91,7 +91,7 @@ def model_copies_with_adapters(model: Any, label: str, folders: Mapping[str, Pat
     if isinstance(model, DecoderModel):
         adapters = engine_adapters(model, label, folders)
         return {name: model_with_adapter(model, name, adapter) for name, adapter in adapters.items()}
-    base_sha = cache(partial(base_hash, model))
+    base_sha = cache(partial(model_weights_hash, model))
     copies = {}
     for name, folder in folders.items():
         _check_files(folder)
@@ -129,7 +129,7 @@ def engine_adapters(model: "DecoderModel", label: str, folders: Mapping[str, Pat
     from ....kernels.native import KernelError
     from ...artifacts.adapter import read_lora_factors
     from ...artifacts.reft import FILE
-    from ...runtimes.native.adapters import EngineAdapter, Factors, linear_updates
+    from ...runtimes.native.adapters import EngineAdapter, Factors, low_rank_updates_of_linears
 
     engine, adapters = _native_engine(model, label), {}
     for name, folder in folders.items():
@@ -139,7 +139,9 @@ def engine_adapters(model: "DecoderModel", label: str, folders: Mapping[str, Pat
                 adapters[name] = _intervention_adapter(model, engine, label, folder)
             else:
                 factors = {path: Factors(*pair) for path, pair in read_lora_factors(folder).items()}
-                adapters[name] = EngineAdapter(default=engine.add_adapter(linear_updates(model.plan, factors)))
+                adapters[name] = EngineAdapter(
+                    default=engine.add_adapter(low_rank_updates_of_linears(model.plan, factors))
+                )
         except KernelError as error:
             raise no_adapter(f"{folder} doesn't fit {label}: {error}").rejection() from error
     return adapters
@@ -147,7 +149,7 @@ def engine_adapters(model: "DecoderModel", label: str, folders: Mapping[str, Pat
 
 def _intervention_adapter(model: "DecoderModel", engine: "Engine", label: str, folder: Path) -> "EngineAdapter":
     from ...artifacts.reft import read_interventions
-    from ...runtimes.native.adapters import EngineAdapter, Factors, layer_updates
+    from ...runtimes.native.adapters import EngineAdapter, Factors, low_rank_updates_behind_layers
     from ...runtimes.native.emission import BASE_HASH
 
     base = model.facts.get(BASE_HASH)
@@ -163,7 +165,10 @@ def _intervention_adapter(model: "DecoderModel", engine: "Engine", label: str, f
     for path, layer in layers.items():
         for edge, function in layer.functions_by_edge().items():
             by_edge.setdefault(edge, {})[path] = Factors(*function.low_rank_factors())
-    numbers = {edge: engine.add_adapter(layer_updates(model.plan, factors)) for edge, factors in by_edge.items()}
+    numbers = {
+        edge: engine.add_adapter(low_rank_updates_behind_layers(model.plan, factors))
+        for edge, factors in by_edge.items()
+    }
     ((n_first, n_last),) = counts
     both = numbers.get("both", -1)
     return EngineAdapter(-1, numbers.get("prefix", both), numbers.get("suffix", both), n_first, n_last)

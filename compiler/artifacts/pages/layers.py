@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...analysis.planning.layer_profile import numbered
+from ...analysis.planning.layer_profile import natural_sort_key
 from ...core.quantity import si_count
 from ..manifest import Manifest
 
@@ -73,7 +73,7 @@ def layers(manifest: Manifest) -> list[Layers]:
 def _layer_width_table(profile: Mapping[str, Any], name: str = "") -> Layers:
     before, after = profile.get("before", {}), profile.get("after", {})
     result = Layers(name, _width_columns(before, after))
-    for path in sorted(before, key=numbered):
+    for path in sorted(before, key=natural_sort_key):
         cells = [_width_cell(path, column, before[path], after.get(path, {})) for column in result.columns]
         if any(cells):
             result.rows.append((path.rpartition(".")[2], path, cells))

@@ -221,7 +221,7 @@ def sandbox_finding() -> Finding:
 
 def kernel_finding() -> Finding:
     """Whether the native kernels are there, at which level of instruction sets they run, and why at that."""
-    from ....kernels.levels import NoSuchLevel, active_level_reason, load_library
+    from ....kernels.levels import NoSuchLevel, active_level_and_reason, load_library
 
     if load_library() is None:
         return Finding(
@@ -231,7 +231,7 @@ def kernel_finding() -> Finding:
             "install effc again, or from a wheel for this platform",
         )
     try:
-        return Finding("kernels", f"compiled, {active_level_reason()}")
+        return Finding("kernels", f"compiled, {active_level_and_reason()}")
     except NoSuchLevel as error:
         return Finding("kernels", str(error), "missing", "unset EFFC_ISA, or name a level that is here")
 

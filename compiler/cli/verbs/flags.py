@@ -184,12 +184,12 @@ class SharedFlags:
 
     def require_environment(self) -> None:
         """Refuse packages out of range, an unusable device or kernel level, before any work."""
-        from ....kernels.levels import level
+        from ....kernels.levels import active_level
         from ...core.device import refuse_unusable_device
         from ...core.environment import refuse_missing_packages
 
         refuse_missing_packages()
-        level()
+        active_level()
         refuse_unusable_device(self.device)
 
     def session(self, recipe: Path, listener: "Listener | None" = None, pipelines: Sequence[str] = ()) -> "Session":

@@ -37,14 +37,14 @@ def register(app: typer.Typer) -> None:
         with shared.listening() as listener:
             session = shared.session(recipe, listener, pipeline)
             plans = api.plan_all_pipelines(session)
-        from ...analysis.planning.plan import saved_form  # after the recipe was checked: it imports torch
+        from ...analysis.planning.plan import saved_plans_to_json  # after the recipe was checked: it imports torch
         from ...driver.judging.planned_sizes import unreachable_bounds
 
         unreachable = [d for p in plans for d in unreachable_bounds(session, p)]
         if output and not unreachable:
             from ...core.cache import write_atomic
 
-            write_atomic(output, (json.dumps(saved_form(plans), indent=1) + "\n").encode())
+            write_atomic(output, (json.dumps(saved_plans_to_json(plans), indent=1) + "\n").encode())
         if shared.format == "json":
             shared.screen.complain(unreachable, "plan", plans=[p.to_json() for p in plans])
         else:

@@ -246,7 +246,7 @@ def cached_original_values(plan: "Plan", cache: Cache, ctx: Context) -> Known:
     result = {}
     for bound in plan.pipeline.expects:
         if bound.baseline == plan.pipeline.model and bound.profile is None and not ctx.metric(bound.metric).timed:
-            value = cache.read_value(keys.value_key_parts(bound.metric, ctx.origin.identity, ctx))
+            value = cache.read_value(keys.metric_value_key_parts(bound.metric, ctx.origin.identity, ctx))
             score = None if value is None else Score.from_json(value, ctx.metric(bound.metric).rowwise)
             if score is not None:
                 result[bound.baseline, bound.metric] = score
@@ -258,4 +258,4 @@ def store_original_values(scores: Known, cached_scores: Known, plan: "Plan", cac
     for (name, metric), score in scores.items():
         plain = name == plan.pipeline.model and "on" not in dict(metric.args)
         if plain and (name, metric) not in cached_scores and not ctx.metric(metric).timed:
-            cache.store_value(keys.value_key_parts(metric, ctx.origin.identity, ctx), score.to_json())
+            cache.store_value(keys.metric_value_key_parts(metric, ctx.origin.identity, ctx), score.to_json())

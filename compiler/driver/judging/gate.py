@@ -13,7 +13,7 @@ from ....dsl.checker.recipe import Bound, Pipeline
 from ....dsl.checker.value_text import bound_text, value_text
 from ....dsl.checker.values import Bytes, Duration, MetricRef, Range, Ratio
 from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
-from ...analysis.planning.machine_profile import missing_isa_reason, with_profile_threads
+from ...analysis.planning.machine_profile import missing_isa_reason, torch_threads_of_profile
 from ...core.error_location import diagnostics_located_at
 from ...core.quantity import BYTES_PER, SECONDS_PER, measurement_text, range_text
 from ...plugin.clock import reason_not_timed
@@ -228,7 +228,7 @@ def measure_and_judge_bounds(
         key = (bound.metric, bound.profile)
         if key in scores or key in untimed:
             continue
-        with with_profile_threads(bound.profile, ctx):
+        with torch_threads_of_profile(bound.profile, ctx):
             metric = ctx.metric(bound.metric)
             value = None if bound.profile else (timed_values or {}).get(bound.metric)
             try:
@@ -265,7 +265,7 @@ def _judge_by_rows(bound: Bound, model: Any, ctx: "Context") -> BoundVerdict:
     metric = ctx.metric(bound.metric)
     origin = baseline_origin(bound.baseline, ctx) if bound.baseline else None
     limit = limit_in_unit(bound.limit, metric.unit)
-    with with_profile_threads(bound.profile, ctx):
+    with torch_threads_of_profile(bound.profile, ctx):
         reading = read_until_decided(bound, limit, metric, model, origin and origin.load().eval(), ctx)
     if origin:
         origin.refuse_changed_files()
@@ -306,7 +306,7 @@ def _measure_missing_baselines(bounds: Sequence[Bound], ctx: "Context", baseline
         origin = baseline_origin(name, ctx)
         model = origin.load().eval()
         for key, bound in ctx.each(list(missing.items()), f"expect {name}", len(missing)):
-            with with_profile_threads(bound.profile, ctx):
+            with torch_threads_of_profile(bound.profile, ctx):
                 baseline_values[key] = measure_score(ctx.metric(bound.metric), model, ctx)
         origin.refuse_changed_files()
         del model

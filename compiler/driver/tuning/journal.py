@@ -36,7 +36,7 @@ class Journal:
             "model": ctx.origin.identity,
             "params": keys.to_jsonable(wish.recipe.params),
             "rows": [keys.data_identity(DataRef(name), ctx) for name in sorted(wish.data_names)],
-            "versions": keys.versions(),
+            "versions": keys.library_versions(),
             "seed": ctx.seed,
             "threads": ctx.settings.threads,
             "device": ctx.settings.device,

@@ -19,7 +19,7 @@ from threading import Thread
 from typing import Any
 
 from ....dsl.syntax.diagnostics import Reject
-from ...analysis.planning.machine_profile import named, with_profile_threads
+from ...analysis.planning.machine_profile import profile_named_by, torch_threads_of_profile
 from ...analysis.planning.plan import Plan, Stage
 from ...core.cache import Cache
 from ...core.memory import anonymous_memory_bytes, available_memory_bytes
@@ -119,7 +119,7 @@ def _run_pass_as_worker(step: Mapping[str, Any], task_source: TaskSource, stack:
     )
     workdir = _copy_journals_and_link_folders(Path(step["scratch"]), stack)
     ctx: Context = replace(build.step_context(stage), settings=settings, workdir=workdir, task_source=task_source)
-    with with_profile_threads(named(stage.call), ctx):
+    with torch_threads_of_profile(profile_named_by(stage.call), ctx):
         ctx.registry.make("pass", stage.call).result_of(outcome, ctx)
 
 

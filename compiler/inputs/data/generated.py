@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ....dsl.syntax.diagnostics import Reject
-from ...analysis.planning.keys import versions
+from ...analysis.planning.keys import library_versions
 from ...core.cache import Cache, canonical_json_sha256
 from ...core.deadline import DeadlineExceeded
 from ...ir.capture.failed_forward import model_failure_diagnostic
@@ -50,7 +50,7 @@ class Generated(Data):
         cache = Cache(ctx.settings.cache_dir)
         parts = {
             "rows": self.identity(ctx),
-            "versions": versions(),
+            "versions": library_versions(),
             "device": ctx.settings.device,
             "threads": ctx.settings.threads,
         }

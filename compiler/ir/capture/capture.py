@@ -22,24 +22,24 @@ from ....dsl.syntax.diagnostics import Diagnostic
 from ...models.checkpoints.pretrained import pretrained
 from ...models.rows.forward import in_eval_mode, main_tensor_of_output
 from ...models.rows.inputs import is_encoder_decoder, use_cache_false_kwargs, vocabulary_size
-from ..graphs import name_of
+from ..graphs import target_name
 from ..program import Program
 from ..surgery import unshare_config
-from ..unit import Unit, argument_names, code_key
+from ..unit import Unit, graph_code_hash, positional_argument_names
 from .dropout import adopt_dropout_probabilities, has_attention_dropout
-from .failed_forward import source_line, unsupported_model
+from .failed_forward import failing_source_line, unsupported_model
 from .first_calls import (
     Calls,
     UnitCall,
-    further_unit_calls,
     outermost_list_elements,
     record_first_calls,
-    run_with_hooks,
+    record_further_unit_calls,
+    run_with_pre_forward_hooks,
     split_traced_and_constant,
 )
 from .patches import patch_module_calls
-from .refresh import refresh_metadata
-from .sample import masks_without_data, sample_inputs
+from .refresh import refresh_shapes_and_dtypes
+from .sample import meta_forward_patches, sample_inputs
 from .trace import Trace, trace_forward
 
 _TAKE_NONE = ("scaled_dot_product_attention",)
@@ -99,7 +99,7 @@ def _layers_called_past_hooks(model: nn.Module, inputs: dict[str, Any]) -> list[
     for path, layer in layers.items():
         vars(layer)["forward"] = noting(path, layer.forward)
     try:
-        run_with_hooks(model, inputs, lambda path: lambda *call: None, {})
+        run_with_pre_forward_hooks(model, inputs, lambda path: lambda *call: None, {})
     finally:
         for layer, forward in patched.items():
             vars(layer)["forward"] = forward
@@ -109,49 +109,49 @@ def _layers_called_past_hooks(model: nn.Module, inputs: dict[str, Any]) -> list[
 
 
 @patch_module_calls()
-def retrace_units(program: Program, touched: set[str] | None = None) -> None:
-    """Trace the units again (all, or those `touched`), keep edited graphs, and raise the version."""
-    program.inputs = _in_vocabulary(program.model, program.inputs)
+def retrace_units(program: Program, changed_paths: set[str] | None = None) -> None:
+    """Trace the units again (all, or those `changed_paths`), keep edited graphs, and raise the version."""
+    program.inputs = _ids_wrapped_into_vocabulary(program.model, program.inputs)
     calls = record_first_calls(program.model, program.inputs)
     program.shared = not calls.order and bool(calls.irregular)
     if not program.shared:  # where all are, the whole is seen through them
         program.opaque.update(calls.irregular)
     known: dict[Any, _Traced] = {}
-    further = further_unit_calls(program.model, program.inputs, _unseen(program, calls))
+    further = record_further_unit_calls(program.model, program.inputs, _units_with_new_signatures(program, calls))
     units: dict[str, Unit] = {}
     for path in calls.order:
         old = program.units.get(path)
         if old is not None and old.edited:
-            call = calls.first[calls.signatures[path]].with_masks()
+            call = calls.first[calls.signatures[path]].with_masks_as_arguments()
             with in_eval_mode(program.model):
                 values = tuple(map(call.free.get, old.placeholders))
-                refresh_metadata(old.graph, old.module(program.model), values)
-        if old is not None and (old.edited or (touched is not None and path not in touched)):
+                refresh_shapes_and_dtypes(old.graph, old.module(program.model), values)
+        if old is not None and (old.edited or (changed_paths is not None and path not in changed_paths)):
             units[path] = old
             continue
         signature = calls.signatures[path]
         if signature in known and known[signature].of_this_layer:
-            further |= further_unit_calls(program.model, program.inputs, [path])
+            further |= record_further_unit_calls(program.model, program.inputs, [path])
             del known[signature]
         if signature not in known:
-            known[signature] = _trace_unit(
+            known[signature] = _trace_unit_over_calls(
                 program,
                 path,
                 [calls.first[signature], *further.get(path, ())],
                 optional=old.optional if old else frozenset(),
             )
         units[path] = known[signature].unit(program, path)
-    program.units = _deduplicate_graphs(units)
+    program.units = _share_equal_graphs(units)
     program.changed()
 
 
-def _unseen(program: Program, calls: Calls) -> list[str]:
+def _units_with_new_signatures(program: Program, calls: Calls) -> list[str]:
     """One unit for each signature that none of the program's units has been traced with."""
     new = {calls.signatures[path]: path for path in reversed(calls.order) if path not in program.units}
     return [path for path in calls.order if path in new.values()]
 
 
-def _deduplicate_graphs(units: dict[str, Unit]) -> dict[str, Unit]:
+def _share_equal_graphs(units: dict[str, Unit]) -> dict[str, Unit]:
     """Graphs that are equal in code and in what is noted of their values become one object."""
     graphs: dict[Any, Any] = {}
     for unit in units.values():
@@ -161,7 +161,7 @@ def _deduplicate_graphs(units: dict[str, Unit]) -> dict[str, Unit]:
     return units
 
 
-def _in_vocabulary(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+def _ids_wrapped_into_vocabulary(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     """The inputs with ids that the model still knows: an edit may have taken rows of the embedding."""
     if "input_ids" not in inputs or not isinstance(model, PreTrainedModel):
         return inputs
@@ -193,18 +193,23 @@ class _Traced:
     def unit(self, program: Program, path: str) -> Unit:
         program.opaque.update({f"{path}.{inner}" if path else inner: reason for inner, reason in self.opaque.items()})
         return Unit(
-            path, self.graph, tuple(self.call.free), self.call.statics, code_key(self.graph), optional=self.optional
+            path,
+            self.graph,
+            tuple(self.call.free),
+            self.call.statics,
+            graph_code_hash(self.graph),
+            optional=self.optional,
         )
 
 
-def _trace_unit(
+def _trace_unit_over_calls(
     program: Program, unit_path: str, calls: list[UnitCall], *, optional: frozenset[str] = frozenset()
 ) -> _Traced:
     model, layer = program.model, program.model.get_submodule(unit_path)
     known = {
         p.removeprefix(f"{unit_path}."): reason for p, reason in program.opaque.items() if is_submodule(p, unit_path)
     }
-    with in_eval_mode(model), masks_without_data(model):
+    with in_eval_mode(model), meta_forward_patches(model):
         traced = _trace_until_consistent(model, unit_path, calls, known, optional=optional)
         if has_attention_dropout(traced.graph, layer):
             adopt_dropout_probabilities(
@@ -230,17 +235,17 @@ def _trace_until_consistent(
     a leaf, and all is traced again."""
     layer, opaque, calls = model.get_submodule(path), dict(opaque), _move_fullest_call_first(calls)
     optional |= frozenset(name for call in calls if call.plain for name in calls[0].free if name not in call.free)
-    full, optional = calls[0].with_masks(), optional | calls[0].masks.keys()
+    full, optional = calls[0].with_masks_as_arguments(), optional | calls[0].masks.keys()
 
     def trace(call: UnitCall, first: UnitCall) -> Trace:
         return trace_forward(
             layer,
-            _arguments(call, first),
+            _copied_arguments_of(call, first),
             first.statics,
             model_module=type(model).__module__,
-            opaque=frozenset(opaque),
+            opaque_paths=frozenset(opaque),
             select_result=select_result,
-            optional=optional,
+            optional_arguments=optional,
         )
 
     for _ in range(_RETRIES):
@@ -250,10 +255,10 @@ def _trace_until_consistent(
                 traces.append(trace(call, calls[0]))
                 _check_graphs_agree(traces[0].graph, traces[-1].graph)
             graph = trace(full, full).graph if calls[0].masks else traces[0].graph
-            _check_optional_readers(graph, optional)
+            _check_users_accept_none(graph, optional)
             return _Traced(graph, full, opaque, any(t.of_this_layer for t in traces), optional)
         except Exception as error:  # a forward may raise anything
-            inner, reason = vars(error)["effc_path"], f"{error} at {source_line(error, model)}"
+            inner, reason = vars(error)["effc_path"], f"{error} at {failing_source_line(error, model)}"
             if isinstance(error, Differs):
                 reason = str(error)
             if not inner or inner in opaque:
@@ -277,7 +282,7 @@ def _move_fullest_call_first(calls: list[UnitCall]) -> list[UnitCall]:
     return [fullest, *(call for call, original in zip(plain_calls, calls, strict=True) if original is not fullest)]
 
 
-def _arguments(call: UnitCall, first_call: UnitCall) -> dict[str, Any]:
+def _copied_arguments_of(call: UnitCall, first_call: UnitCall) -> dict[str, Any]:
     """A copy of a call's arguments (a trace writes to the cache that it is given), named as in the first call."""
     extra = set(call.free) - set(first_call.free)
     if extra:
@@ -295,13 +300,13 @@ def _check_graphs_agree(graph: fx.Graph, other_graph: fx.Graph) -> None:
             raise Differs(scope[-1] if scope else "", "it runs other operations on other sizes, or while decoding")
 
 
-def _check_optional_readers(graph: fx.Graph, optional: frozenset[str]) -> None:
+def _check_users_accept_none(graph: fx.Graph, optional_arguments: frozenset[str]) -> None:
     """Whether all that reads an argument that may be None takes a None: leaves and modules that stay whole do."""
     for node in graph.nodes:
-        if node.op == "placeholder" and node.target in optional:
+        if node.op == "placeholder" and node.target in optional_arguments:
             for user in node.users:
                 accepts_none = (
-                    user.op in ("call_module", "output") or user.meta.get("role") or name_of(user) in _TAKE_NONE
+                    user.op in ("call_module", "output") or user.meta.get("role") or target_name(user) in _TAKE_NONE
                 )
                 if not accepts_none:
                     scope = user.meta.get("scope") or ("",)
@@ -312,7 +317,7 @@ def _scope_and_call_text(node: fx.Node) -> tuple[tuple[str, ...], str]:
     return node.meta.get("scope", ()), f"{node.op} {node.target} {node.args} {node.kwargs}"
 
 
-def flat(program: Program) -> Unit:
+def full_model_unit(program: Program) -> Unit:
     """The whole model as one graph that returns logits or the last hidden state; made once for a version."""
     return program.analysis(_trace_whole_model)
 
@@ -332,16 +337,16 @@ def _trace_whole_model(program: Program) -> Unit:
     cached = not is_encoder_decoder(model) and (
         has_state or (program.shared and getattr(model, "can_generate", bool)())
     )
-    if cached and "cache" in argument_names(type(model)):
+    if cached and "cache" in positional_argument_names(type(model)):
         call.free["cache"] = _empty_cache(model)
-    with in_eval_mode(model), masks_without_data(model):
+    with in_eval_mode(model), meta_forward_patches(model):
         # What is opaque in a unit is so here: finding it again would take a trace for each.
         return _trace_until_consistent(model, "", [call], program.opaque, select_result=main_tensor_of_output).unit(
             program, ""
         )
 
 
-def _model_cache(model: nn.Module) -> type[DynamicCache] | None:
+def _model_specific_cache_class(model: nn.Module) -> type[DynamicCache] | None:
     """The one kind of cache that is written beside a model, which takes no other."""
     beside = vars(sys.modules[type(model).__module__]).values()
     kinds = [kind for kind in beside if isinstance(kind, type) and issubclass(kind, DynamicCache)]
@@ -353,6 +358,6 @@ def _empty_cache(model: nn.Module) -> DynamicCache | EncoderDecoderCache:
     model_config = pretrained(model).config
     config = model_config.get_text_config(decoder=True)
     if not is_encoder_decoder(model):
-        kind = _model_cache(model)
+        kind = _model_specific_cache_class(model)
         return DynamicCache(config=model_config) if kind is None else kind()
     return EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))

@@ -19,7 +19,7 @@ _OPTION = "dropout"
 
 def has_attention_dropout(graph: fx.Graph, layer: nn.Module) -> bool:
     """Whether attention in the unit may drop anything in training, judged by attributes that say so."""
-    if not any(_OPTION in node.kwargs for node in _attentions(graph)):
+    if not any(_OPTION in node.kwargs for node in _attention_nodes(graph)):
         return False
     holders = [vars(module) for module in layer.modules()]
     holders += [vars(members["config"]) for members in holders if "config" in members]
@@ -31,17 +31,17 @@ def has_attention_dropout(graph: fx.Graph, layer: nn.Module) -> bool:
     )
 
 
-def adopt_dropout_probabilities(graph: fx.Graph, retrace: Callable[[], fx.Graph], layer: nn.Module) -> None:
+def adopt_dropout_probabilities(graph: fx.Graph, trace_layer: Callable[[], fx.Graph], layer: nn.Module) -> None:
     """Give the attention nodes the probabilities that they have in training mode, if the two traces agree.
 
     DETR has none of that mode: there it asks whether all that it computed is finite.
     """
     try:
         with _training_mode(layer), torch.random.fork_rng(devices=[]):
-            second = retrace()
+            second = trace_layer()
     except Reject:
         return
-    nodes, training_nodes = _attentions(graph), _attentions(second)
+    nodes, training_nodes = _attention_nodes(graph), _attention_nodes(second)
     if [node.name for node in nodes] == [node.name for node in training_nodes]:
         for node, trained in zip(nodes, training_nodes, strict=True):
             probability = trained.kwargs.get(_OPTION)
@@ -49,7 +49,7 @@ def adopt_dropout_probabilities(graph: fx.Graph, retrace: Callable[[], fx.Graph]
                 node.kwargs = {**node.kwargs, _OPTION: probability}
 
 
-def _attentions(graph: fx.Graph) -> list[fx.Node]:
+def _attention_nodes(graph: fx.Graph) -> list[fx.Node]:
     return [node for node in graph.nodes if node.meta.get("role") == "attention"]
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ..layers.leaves import is_model_source
-from ..unit import argument_names
+from ..unit import positional_argument_names
 
 unsupported_model = Fault(
     "unsupported-model", "A model does something that effc can't capture as a graph.", exit="environment"
@@ -33,7 +33,7 @@ _BESIDES = (
 def random_draw_diagnostic(error: Exception, model: nn.Module) -> Diagnostic:
     """Diagnostic of a forward that draws numbers; or that makes modules anew, whose weights are drawn: BigBird's
     `set_attention_type` does where rows are short, and its config's `attention_type` says which it has."""
-    where, line = failing_module_path(error, model) or type(model).__name__, source_line(error, model)
+    where, line = failing_module_path(error, model) or type(model).__name__, failing_source_line(error, model)
     names = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
     setters = [name.removeprefix("set_") for name in names if name.startswith("set_")]
     switch = next((name for name in setters if hasattr(getattr(model, "config", None), name)), "")
@@ -62,7 +62,9 @@ def remedy_for_failed_forward(error: Exception, model: nn.Module, inputs: dict[s
             "your own that has `dummy_inputs`; where that line asks what numbers a tensor holds, let it not"
         )
     parameters = inspect.signature(inspect.unwrap(type(model).forward)).parameters
-    needed = [name for name in argument_names(type(model)) if parameters[name].default is inspect.Parameter.empty]
+    needed = [
+        name for name in positional_argument_names(type(model)) if parameters[name].default is inspect.Parameter.empty
+    ]
     lacking = [n for n in dict.fromkeys((*needed, *_BESIDES)) if n in parameters and n not in inputs]
     if lacking:
         names = ", ".join(f"`{name}`" for name in lacking)
@@ -76,14 +78,14 @@ def remedy_for_failed_forward(error: Exception, model: nn.Module, inputs: dict[s
     )
 
 
-def needs_weights(rejection: Reject) -> bool:
+def was_rejected_for_lack_of_weights(rejection: Reject) -> bool:
     """Whether a model was refused that has no weights, and that may run where it has some."""
     return any((diagnostic.help or "").startswith(_WITHOUT_WEIGHTS) for diagnostic in rejection.diagnostics)
 
 
 def model_failure_diagnostic(model: nn.Module, verb: str, error: Exception) -> Diagnostic:
     """Diagnostic of an exception that a model's own forward or `generate` raised."""
-    message = f"{type(error).__name__}: {first_sentence(error)} at {source_line(error, model)}"
+    message = f"{type(error).__name__}: {first_sentence(error)} at {failing_source_line(error, model)}"
     return stock_failure(
         f"{type(model).__name__} fails when it {verb}: {message}",
         help="its code is of the model: take another version of transformers, or another class of the model",
@@ -107,7 +109,7 @@ def failing_module_path(error: Exception, model: nn.Module) -> str:
     return entered[-1] if entered else ""
 
 
-def source_line(error: Exception, model: nn.Module) -> str:
+def failing_source_line(error: Exception, model: nn.Module) -> str:
     """Last frame of an exception in the model's own source: file, line and text."""
     files = {
         inspect.unwrap(type(m).forward).__code__.co_filename

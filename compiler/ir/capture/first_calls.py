@@ -14,17 +14,17 @@ from transformers.generation import GenerationMixin
 
 from ...models.rows.forward import in_eval_mode
 from ...models.rows.inputs import is_encoder_decoder
-from ..unit import argument_names
+from ..unit import positional_argument_names
 from .failed_forward import (
     failing_module_path,
+    failing_source_line,
     first_sentence,
     random_draw_diagnostic,
     remedy_for_failed_forward,
-    source_line,
     unsupported_model,
 )
 from .random_draws import NoDraws, RandomDraw
-from .sample import knows_inputs, masks_without_data, sample_inputs
+from .sample import can_make_sample_inputs, meta_forward_patches, sample_inputs
 from .signature import call_signature, module_signature
 
 # How models say that a size or a cache is not one for them. A wrong name or type would be a mistake of ours.
@@ -46,7 +46,7 @@ class UnitCall:
     plain: bool = False
     masks: dict[str, Any] = field(default_factory=dict)
 
-    def with_masks(self) -> "UnitCall":
+    def with_masks_as_arguments(self) -> "UnitCall":
         statics = {name: value for name, value in self.statics.items() if name not in self.masks}
         return replace(self, free=self.free | self.masks, statics=statics, masks={})
 
@@ -101,7 +101,7 @@ def _record_calls(model: nn.Module, inputs: dict[str, Any], layers: dict[str, nn
     def hook(path: str) -> Callable[..., None]:
         def keep(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             counts[path] = counts.get(path, 0) + 1
-            arguments = _arguments(layer, args, kwargs)
+            arguments = _arguments_by_name(layer, args, kwargs)
             if counts[path] > 1 or not (path == "" or any(map(_is_stream, arguments.values()))):
                 return
             calls.order.append(path)
@@ -116,14 +116,14 @@ def _record_calls(model: nn.Module, inputs: dict[str, Any], layers: dict[str, nn
     structure = {path: module_signature(layer) for path, layer in layers.items()}
     try:
         with NoDraws():
-            run_with_hooks(model, inputs, hook, layers)
+            run_with_pre_forward_hooks(model, inputs, hook, layers)
     except RandomDraw as error:
         raise random_draw_diagnostic(error, model).rejection() from error
     except Exception as error:  # whatever a model's own code raises, it can't be run
         at = f" in {path}" if (path := failing_module_path(error, model)) else ""
         raise unsupported_model(
             f"{type(model).__name__} fails when it runs{at}: {type(error).__name__}: {first_sentence(error)} "
-            f"at {source_line(error, model)}",
+            f"at {failing_source_line(error, model)}",
             help=remedy_for_failed_forward(error, model, inputs),
         ).rejection() from error
     for path in [path for path in calls.order if counts[path] > 1]:
@@ -136,13 +136,13 @@ class _Enough(Exception):
     """All layers that were asked for have been called."""
 
 
-def further_unit_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, list[UnitCall]]:
+def record_further_unit_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, list[UnitCall]]:
     """Calls of some units on another shape and in a decode step: a right graph is equal for all.
 
     Nothing for inputs that were not made by `sample`, and nothing for what the model itself can't run.
     """
     result: dict[str, list[UnitCall]] = {path: [] for path in paths}
-    if not paths or not knows_inputs(model) or set(inputs) != set(sample_inputs(model)):
+    if not paths or not can_make_sample_inputs(model) or set(inputs) != set(sample_inputs(model)):
         return result
     for calls in (
         _record_until_all_called(model, sample_inputs(model, *_OTHER_SHAPE), paths),
@@ -180,7 +180,7 @@ def _calls_without_padding(model: nn.Module, paths: list[str]) -> dict[str, Unit
         return {}
     unmasked = {
         name: value
-        for name, value in sample_inputs(model, padding=0).items()
+        for name, value in sample_inputs(model, padding_per_row=0).items()
         if name not in ("attention_mask", "position_ids", "decoder_attention_mask")
     }
     return _record_until_all_called(model, unmasked, paths)
@@ -190,13 +190,13 @@ def _decode_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) ->
     """Calls of units for the token after these inputs, with the cache or the state that they left."""
     if "input_ids" not in inputs or not isinstance(model, PreTrainedModel):
         return {}
-    if "cache" in argument_names(type(model)):
+    if "cache" in positional_argument_names(type(model)):
         caches: list[Cache] = []
         _record_until_all_called(model, inputs, paths, caches)
         left: dict[str, Any] = {"cache": caches[0]} if caches else {}
     else:
         inputs = sample_inputs(model, batch=1)  # more rows RWKV itself decodes wrongly: it broadcasts its state
-        left = _returned_state(model, inputs)
+        left = _outputs_that_are_inputs(model, inputs)
     if not left:
         return {}
     batch, length = inputs["input_ids"].shape
@@ -211,12 +211,12 @@ def _decode_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) ->
     return _record_until_all_called(model, step | left, paths)
 
 
-def _returned_state(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+def _outputs_that_are_inputs(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     """Outputs of a forward under a name that is also an input."""
-    with torch.no_grad(), in_eval_mode(model), masks_without_data(model):
+    with torch.no_grad(), in_eval_mode(model), meta_forward_patches(model):
         out = model(**inputs)
-    names = set(argument_names(type(model))) - set(inputs)
-    return {name: out[name] for name in names if name in out and is_free(out[name])}
+    names = set(positional_argument_names(type(model))) - set(inputs)
+    return {name: out[name] for name in names if name in out and becomes_placeholder(out[name])}
 
 
 def _record_until_all_called(
@@ -233,7 +233,7 @@ def _record_until_all_called(
             if len(calls) == len(paths):
                 raise _Enough
             if path in paths and path not in calls:
-                arguments = _arguments(layer, args, kwargs)
+                arguments = _arguments_by_name(layer, args, kwargs)
                 calls[path] = split_traced_and_constant(arguments)
                 if recorded_caches is not None:
                     recorded_caches.extend(value for value in arguments.values() if isinstance(value, Cache))
@@ -241,57 +241,64 @@ def _record_until_all_called(
         return keep
 
     try:
-        run_with_hooks(model, inputs, hook, {"": model} if "" in paths else outermost_list_elements(model))
+        run_with_pre_forward_hooks(model, inputs, hook, {"": model} if "" in paths else outermost_list_elements(model))
     except _Enough:
         pass
     except _CANT_RUN:
         return {}
     except AssertionError as error:
-        if not _raised_outside(error):
+        if not _was_raised_outside_effc(error):
             raise
         return {}
     return calls
 
 
-def _raised_outside(error: Exception) -> bool:
+def _was_raised_outside_effc(error: Exception) -> bool:
     """Whether it was raised in others' code: XLM asserts what inputs are, and takes those of a cache otherwise."""
     *_, last = traceback.walk_tb(error.__traceback__)
     return str(last[0].f_globals.get("__name__", "")).partition(".")[0] != _PACKAGE
 
 
-def run_with_hooks(
-    model: nn.Module, inputs: dict[str, Any], hook: Callable[[str], Callable[..., None]], layers: dict[str, nn.Module]
+def run_with_pre_forward_hooks(
+    model: nn.Module,
+    inputs: dict[str, Any],
+    make_hook: Callable[[str], Callable[..., None]],
+    layers: dict[str, nn.Module],
 ) -> None:
-    handles = [layer.register_forward_pre_hook(hook(path), with_kwargs=True) for path, layer in layers.items()]
+    handles = [layer.register_forward_pre_hook(make_hook(path), with_kwargs=True) for path, layer in layers.items()]
     try:
-        with torch.no_grad(), in_eval_mode(model), masks_without_data(model):
-            model(**inputs, **_default_encoder_cache(model, inputs))
+        with torch.no_grad(), in_eval_mode(model), meta_forward_patches(model):
+            model(**inputs, **_encoder_cache_argument(model, inputs))
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _default_encoder_cache(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+def _encoder_cache_argument(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     """A cache for encoders, which make none themselves, but hand on what `generate` gives them."""
-    if not isinstance(model, PreTrainedModel) or "cache" in inputs or "cache" not in argument_names(type(model)):
+    if (
+        not isinstance(model, PreTrainedModel)
+        or "cache" in inputs
+        or "cache" not in positional_argument_names(type(model))
+    ):
         return {}
     if getattr(model.config, "is_decoder", True) or is_encoder_decoder(model):
         return {}
     return {"cache": DynamicCache(config=model.config)}
 
 
-def _arguments(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    return dict(zip(argument_names(type(layer)), args, strict=False)) | kwargs
+def _arguments_by_name(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    return dict(zip(positional_argument_names(type(layer)), args, strict=False)) | kwargs
 
 
 def _is_stream(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() > 1
 
 
-def is_free(value: Any) -> bool:
+def becomes_placeholder(value: Any) -> bool:
     """Whether an argument becomes a placeholder: tensors, caches, and tables that layers hand on to each other."""
     if isinstance(value, (tuple, list)):
-        return bool(value) and all(map(is_free, value))
+        return bool(value) and all(map(becomes_placeholder, value))
     return isinstance(value, (torch.Tensor, Cache, MutableMapping))
 
 
@@ -304,7 +311,7 @@ def split_traced_and_constant(arguments: dict[str, Any]) -> UnitCall:
     memo: dict[int, Any] = {}
     call = UnitCall()
     for name, value in arguments.items():
-        if is_free(value) or (stateful and name == "use_cache"):
+        if becomes_placeholder(value) or (stateful and name == "use_cache"):
             call.free[name] = copy.deepcopy(value, memo)
         else:
             call.statics[name] = value

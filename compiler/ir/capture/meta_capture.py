@@ -14,7 +14,7 @@ from ...models.checkpoints.meta_init import without_storage
 from ...models.checkpoints.origin import Origin
 from ..program import Program
 from .capture import capture
-from .failed_forward import needs_weights
+from .failed_forward import was_rejected_for_lack_of_weights
 
 
 def capture_on_meta(origin: Origin) -> Program:
@@ -32,9 +32,9 @@ def capture_without_weights(model: nn.Module, build: Callable[[], nn.Module]) ->
     try:
         return capture(model)
     except Reject as rejection:
-        if not needs_weights(rejection):
+        if not was_rejected_for_lack_of_weights(rejection):
             raise
         try:
             return capture(build_with_random_weights(build))
         except Reject as real:
-            raise rejection if needs_weights(real) else real from None
+            raise rejection if was_rejected_for_lack_of_weights(real) else real from None

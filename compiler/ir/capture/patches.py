@@ -29,31 +29,33 @@ def patch_for_tracing(tracer: Any) -> Iterator[None]:
     """Calls of modules, reads of parameters, factories, attention and leaf functions report to `tracer`."""
     with patch_module_calls(), ExitStack() as undo:
         for name in _FACTORIES:
-            _exchange(undo, torch, name, _recording_wrapper(tracer, getattr(torch, name)))
-        _exchange(undo, torch, "is_tensor", lambda x: isinstance(_original(x), torch.Tensor))
-        _exchange(undo, Distribution, "_validate_args", False)  # it asks what numbers are, of constants
+            _patch_attribute(undo, torch, name, _recording_wrapper(tracer, getattr(torch, name)))
+        _patch_attribute(undo, torch, "is_tensor", lambda x: isinstance(_concrete_value(x), torch.Tensor))
+        _patch_attribute(undo, Distribution, "_validate_args", False)  # it asks what numbers are, of constants
         _patch_attention(tracer, undo)
-        for source in modeling_files(tracer.paths, tracer.model_module):
+        for source in modeling_modules(tracer.paths, tracer.model_module):
             _patch_source_file(tracer, source, undo)
         for module in tracer.paths:
             _patch_bound_graph(tracer, module, undo)
         yield
 
 
-def modeling_files(modules: Any, model_module: str) -> list[Any]:
+def modeling_modules(layers: Any, model_module: str) -> list[Any]:
     """The Python modules in which the classes of these nn modules, and their bases, are written."""
     names = {
         base.__module__: None
-        for module in modules
+        for module in layers
         for base in type(module).__mro__
         if leaves.is_model_source(base.__module__, model_module)
     }
     return [sys.modules[name] for name in names if name in sys.modules]
 
 
-def _exchange(undo: ExitStack, owner: Any, name: str, value: Any) -> None:
+def _patch_attribute(exit_stack: ExitStack, owner: Any, name: str, value: Any) -> None:
     before = vars(owner).get(name, _MISSING)
-    undo.callback(delattr, owner, name) if before is _MISSING else undo.callback(setattr, owner, name, before)
+    exit_stack.callback(delattr, owner, name) if before is _MISSING else exit_stack.callback(
+        setattr, owner, name, before
+    )
     setattr(owner, name, value)
 
 
@@ -70,11 +72,11 @@ def patch_module_calls() -> Iterator[None]:
         return
 
     def traced_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        tracer = leaves.tracer()
+        tracer = leaves.active_tracer()
         return call(module, *args, **kwargs) if tracer is None else tracer.call_module(module, args, kwargs, call)
 
     def traced_read(module: nn.Module, name: str) -> Any:
-        value, tracer = read(module, name), leaves.tracer()
+        value, tracer = read(module, name), leaves.active_tracer()
         if tracer is None or not isinstance(value, torch.Tensor) or module not in tracer.paths:
             return value
         path = tracer.paths[module]
@@ -82,8 +84,8 @@ def patch_module_calls() -> Iterator[None]:
 
     vars(traced_call)["__effc_original__"] = call
     with ExitStack() as undo:
-        _exchange(undo, nn.Module, "__call__", traced_call)
-        _exchange(undo, nn.Module, "__getattr__", traced_read)
+        _patch_attribute(undo, nn.Module, "__call__", traced_call)
+        _patch_attribute(undo, nn.Module, "__getattr__", traced_read)
         yield
 
 
@@ -104,7 +106,7 @@ def _patch_attention(tracer: Any, exit_stack: ExitStack) -> None:
     def traced_find(self: Any, implementation: str, default: Any) -> Any:
         return _call_attention_leaf if tracer.on else find(self, implementation, default)
 
-    _exchange(exit_stack, AttentionInterface, "get_interface", traced_find)
+    _patch_attribute(exit_stack, AttentionInterface, "get_interface", traced_find)
 
 
 def _call_attention_leaf(
@@ -121,12 +123,12 @@ def _call_attention_leaf(
 
 def _patch_source_file(tracer: Any, source: Any, exit_stack: ExitStack) -> None:
     # Proxies must not claim to be tensors to torch's C++ (it would read them as such), only to model source.
-    _exchange(exit_stack, source, "isinstance", lambda x, kind: isinstance(_original(x), kind))
+    _patch_attribute(exit_stack, source, "isinstance", lambda x, kind: isinstance(_concrete_value(x), kind))
     for name, value in list(vars(source).items()):
         if name == leaves.ROTARY:
-            _exchange(exit_stack, source, name, _recording_rotary_wrapper(tracer, value))
+            _patch_attribute(exit_stack, source, name, _recording_rotary_wrapper(tracer, value))
         elif leaves.is_library_leaf(value) and not name.startswith("__"):
-            _exchange(exit_stack, source, name, _recording_wrapper(tracer, value))
+            _patch_attribute(exit_stack, source, name, _recording_wrapper(tracer, value))
 
 
 def _patch_bound_graph(tracer: Any, module: nn.Module, exit_stack: ExitStack) -> None:
@@ -149,5 +151,5 @@ def _recording_rotary_wrapper(tracer: Any, function: Callable[..., Any]) -> Any:
     return record
 
 
-def _original(x: Any) -> Any:
+def _concrete_value(x: Any) -> Any:
     return x.value if type(x) is Value else x

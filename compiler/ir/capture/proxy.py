@@ -73,7 +73,7 @@ class Value(fx.Proxy):
         return len(self.value)
 
     def __contains__(self, item: Any) -> bool:
-        return self.tracer.concrete_values(item) in self.plain()
+        return self.tracer.to_concrete_values(item) in self.plain()
 
     def __bool__(self) -> bool:
         return bool(self.plain())
@@ -90,7 +90,7 @@ class Value(fx.Proxy):
     def plain(self) -> Any:
         """The held value for Python to decide by: sizes and settings may, numbers in a tensor may not."""
         if isinstance(self.value, torch.Tensor):
-            self.tracer.numbers_read()
+            self.tracer.refuse_reading_numbers()
         return self.value
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Value":
@@ -127,7 +127,7 @@ def _define_comparison(name: str) -> None:
     def answer(self: Value, other: Any) -> Any:
         if isinstance(self.value, torch.Tensor) or isinstance(getattr(other, "value", None), torch.Tensor):
             return self.tracer.create_proxy("call_function", compare, (self, other), {})
-        return compare(self.value, self.tracer.concrete_values(other))
+        return compare(self.value, self.tracer.to_concrete_values(other))
 
     setattr(Value, f"__{name}__", answer)
 

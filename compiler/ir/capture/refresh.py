@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..graphs import shape_and_dtype
-from ..surgery import attribute
+from ..graphs import plain_shape_and_dtype
+from ..surgery import attribute_at
 from ..traced_integers import evaluate_expression
 
 
-def with_current_integers(graph: fx.Graph, layer: nn.Module) -> fx.Graph | None:
+def copy_with_current_integers(graph: fx.Graph, layer: nn.Module) -> fx.Graph | None:
     """A copy of the graph with its sourced literals evaluated anew; None if none has changed."""
     fresh = copy.deepcopy(graph)
     changed = False
@@ -28,7 +28,7 @@ def with_current_integers(graph: fx.Graph, layer: nn.Module) -> fx.Graph | None:
             changed = True
             node.meta["ints"] = current
             for path, value, _ in current:
-                write(node, path.split("."), value)
+                set_nested_argument(node, path.split("."), value)
     return fresh if changed else None
 
 
@@ -36,13 +36,13 @@ def _make_attribute_reader(layer: nn.Module, node: fx.Node) -> Callable[[str], i
     def read(path: str) -> int:
         if path.startswith("config."):
             scope = node.meta["scope"][-1] if node.meta["scope"] else ""
-            return int(attribute(layer.get_submodule(scope), path))
-        return int(attribute(layer, path))
+            return int(attribute_at(layer.get_submodule(scope), path))
+        return int(attribute_at(layer, path))
 
     return read
 
 
-def write(node: fx.Node, path: list[str], value: int) -> None:
+def set_nested_argument(node: fx.Node, path: list[str], value: int) -> None:
     if path[0] == "args":
         node.args = _replace_nested(node.args, path[1:], value)
     else:
@@ -67,11 +67,11 @@ class _MetadataRecorder(fx.Interpreter):
     def run_node(self, node: fx.Node) -> Any:
         value = super().run_node(node)
         if node.op != "output":
-            node.meta["shape"], node.meta["dtype"] = shape_and_dtype(value)
+            node.meta["shape"], node.meta["dtype"] = plain_shape_and_dtype(value)
         return value
 
 
-def refresh_metadata(graph: fx.Graph, layer: nn.Module, arguments: tuple[Any, ...]) -> None:
+def refresh_shapes_and_dtypes(graph: fx.Graph, layer: nn.Module, example_arguments: tuple[Any, ...]) -> None:
     """Run the graph once and write the shapes and types of all values into `node.meta`."""
     with torch.no_grad():
-        _MetadataRecorder(layer, graph=graph).run(*arguments)
+        _MetadataRecorder(layer, graph=graph).run(*example_arguments)

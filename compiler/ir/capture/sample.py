@@ -51,7 +51,9 @@ BATCH, LENGTH, PADDING = 2, 7, 2  # odd length: no chunk or window size divides 
 COUNT = "create_position_ids_from_input_ids"  # of transformers: positions of RoBERTa and its kin
 
 
-def sample_inputs(model: nn.Module, batch: int = BATCH, length: int = LENGTH, padding: int = PADDING) -> dict[str, Any]:
+def sample_inputs(
+    model: nn.Module, batch: int = BATCH, length: int = LENGTH, padding_per_row: int = PADDING
+) -> dict[str, Any]:
     """Keyword arguments of a forward: left-padded ids [2, 7] with mask, positions and a cache, pixels, or sounds.
 
     Raises Reject (unknown-inputs) for a module that is none of transformers and has no `dummy_inputs`, and for models
@@ -67,35 +69,37 @@ def sample_inputs(model: nn.Module, batch: int = BATCH, length: int = LENGTH, pa
             help=_WRAP,
         ).rejection()
     if token_input_name(model):
-        return _media_with_tokens(model, batch, length, padding)
+        return _media_with_tokens(model, batch, length, padding_per_row)
     if main in PICTURES:
-        return {main: images(model, batch, device).to(dtype_of(model))}
+        return {main: sample_images(model, batch, device).to(dtype_of(model))}
     if main == "input_values":
-        return {main: _with_channel_axis(model, waves(model.config, batch, device).to(dtype_of(model)))}
+        return {
+            main: _with_channel_axis_if_needed(model, sample_waveforms(model.config, batch, device).to(dtype_of(model)))
+        }
     if main == "past_values" and hasattr(model.config, "num_input_channels"):
-        return {main: series(model.config, batch, device).to(dtype_of(model))}
+        return {main: sample_time_series(model.config, batch, device).to(dtype_of(model))}
     if sound_shape(model):
-        return {main: sounds(model, batch, device).to(dtype_of(model))}
+        return {main: sample_sounds(model, batch, device).to(dtype_of(model))}
     _refuse_unsupported_inputs(model, main, names)
     words = vocabulary_size(model) or 1
-    inputs = sample_tokens(words, batch, length, padding, device)
+    inputs = sample_tokens(words, batch, length, padding_per_row, device)
     if "use_cache" in names:
         inputs["use_cache"] = True
     if "decoder_input_ids" in names:
-        inputs |= spoken(inputs["input_ids"] % (vocabulary_size(model, decoder=True) or words))
+        inputs |= sample_decoder_inputs(inputs["input_ids"] % (vocabulary_size(model, decoder=True) or words))
     return {name: value for name, value in inputs.items() if name in names}
 
 
-def _media_with_tokens(model: PreTrainedModel, batch: int, length: int, padding: int) -> dict[str, Any]:
+def _media_with_tokens(model: PreTrainedModel, batch: int, length: int, padding_per_row: int) -> dict[str, Any]:
     """Images, videos or sounds with the tokens that a model reads or says beside them."""
     names, device = parameter_names(type(model).forward), next(model.parameters()).device
     (part,) = packed_input_parts(model)
-    numbers = _numbers((batch, *part.shape), 0).to(device).to(dtype_of(model))
+    numbers = _deterministic_numbers((batch, *part.shape), 0).to(device).to(dtype_of(model))
     words = vocabulary_size(model, decoder=True) or 1
-    read = sample_tokens(words, batch, length, padding, device)
+    read = sample_tokens(words, batch, length, padding_per_row, device)
     if is_media_encoder_decoder(model):
         media = {part.name: numbers.sub(1) if sound_shape(model) else numbers}
-        return media | spoken(read["input_ids"]) | {"use_cache": True}
+        return media | sample_decoder_inputs(read["input_ids"]) | {"use_cache": True}
     ids = fill_placeholders(model, read["input_ids"])
     if ids.shape[1] > length:  # as many rows as were asked for, none of them filled up
         read = {"input_ids": ids}
@@ -103,7 +107,7 @@ def _media_with_tokens(model: PreTrainedModel, batch: int, length: int, padding:
     return {name: value for name, value in inputs.items() if name in names}
 
 
-def spoken(ids: Tensor) -> dict[str, Tensor]:
+def sample_decoder_inputs(ids: Tensor) -> dict[str, Tensor]:
     """Decoder inputs beside sources: as many rows, shorter, one of them with a mask."""
     target = ids.flip(1)[:, : max(1, ids.shape[1] - 2)]
     mask = torch.ones_like(target)
@@ -111,21 +115,21 @@ def spoken(ids: Tensor) -> dict[str, Tensor]:
     return {"decoder_input_ids": target, "decoder_attention_mask": mask}
 
 
-def _refuse_unsupported_inputs(model: PreTrainedModel, main: str, names: frozenset[str]) -> None:
+def _refuse_unsupported_inputs(model: PreTrainedModel, main_input: str, input_names: frozenset[str]) -> None:
     """Models that read something else than one row of tokens or one image, or write several tokens at a time."""
     name = type(model).__name__
-    if main != "input_ids":
+    if main_input != "input_ids":
         raise unknown_inputs(
-            f"{name} takes `{main}`, and effc doesn't know what it would be given there", help=_WRAP
+            f"{name} takes `{main_input}`, and effc doesn't know what it would be given there", help=_WRAP
         ).rejection()
-    if {"decoder_input_ids", "pixel_values", "bbox"} <= names:  # UDOP
+    if {"decoder_input_ids", "pixel_values", "bbox"} <= input_names:  # UDOP
         raise unknown_inputs(
             f"{name} reads texts with `bbox` and `pixel_values`, where they stand on an image of their page, and effc "
             "makes token ids alone",
             help=_WRAP,
         ).rejection()
     codebooks = getattr(model.config.get_text_config(decoder=True), "num_channels", 1)
-    if "decoder_input_ids" in names and codebooks > 1:  # Dia writes sound
+    if "decoder_input_ids" in input_names and codebooks > 1:  # Dia writes sound
         raise unknown_inputs(
             f"the decoder of {name} takes `decoder_input_ids` of {codebooks} codebooks at each position, and effc "
             "makes rows of one",
@@ -138,7 +142,7 @@ def _refuse_unsupported_inputs(model: PreTrainedModel, main: str, names: frozens
         ).rejection()
 
 
-def first_position(model: nn.Module) -> int:
+def first_position_id(model: nn.Module) -> int:
     """The number of a row's first position: RoBERTa and its kin begin behind the one of padding.
 
     compiler/artifacts/verify_child.py has the same for itself: it runs where nothing of effc is imported.
@@ -147,7 +151,7 @@ def first_position(model: nn.Module) -> int:
     return 0 if position_ids is None else int(position_ids(torch.tensor([[padding + 1]]), padding)[0, 0])
 
 
-def uncounted(model: nn.Module) -> int | None:
+def uncounted_token_id(model: nn.Module) -> int | None:
     """The token that gets no position wherever it stands, in such a model."""
     position_ids, padding = _position_function_and_padding(model)
     return None if position_ids is None else padding
@@ -163,33 +167,33 @@ def _position_function_and_padding(model: nn.Module) -> tuple[Callable[[Tensor, 
     return None, 0
 
 
-def images(model: nn.Module, batch: int, device: Any = "cpu") -> Tensor:
+def sample_images(model: nn.Module, batch: int, device: Any = "cpu") -> Tensor:
     """Images [batch, channels, height, width] or videos [batch, frames, ...] of the size that a config names."""
-    return _numbers((batch, *media_shape(model)), 0).to(device)
+    return _deterministic_numbers((batch, *media_shape(model)), 0).to(device)
 
 
-def sounds(model: nn.Module, batch: int, device: Any = "cpu") -> Tensor:
+def sample_sounds(model: nn.Module, batch: int, device: Any = "cpu") -> Tensor:
     """Sounds [batch, ...] of the shape that a model hears, in -1..1."""
-    return _numbers((batch, *sound_shape(model)), 0).sub(1).to(device)
+    return _deterministic_numbers((batch, *sound_shape(model)), 0).sub(1).to(device)
 
 
-def waves(config: Any, batch: int, device: Any = "cpu") -> Tensor:
+def sample_waveforms(config: Any, batch: int, device: Any = "cpu") -> Tensor:
     """Sound as it is: samples [batch, t], or pictures of it [batch, frames, bands] where the config says how long."""
     if hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):
-        return _numbers((batch, config.max_length, config.num_mel_bins), 0).sub(1).to(device)
-    return _numbers((batch, WAVE), 0).sub(1).to(device)
+        return _deterministic_numbers((batch, config.max_length, config.num_mel_bins), 0).sub(1).to(device)
+    return _deterministic_numbers((batch, WAVE), 0).sub(1).to(device)
 
 
-def series(config: Any, batch: int, device: Any = "cpu") -> Tensor:
+def sample_time_series(config: Any, batch: int, device: Any = "cpu") -> Tensor:
     """Time series [batch, context, channels] of the length that the config names, in -1..1."""
-    return _numbers((batch, config.context_length, config.num_input_channels), 0).sub(1).to(device)
+    return _deterministic_numbers((batch, config.context_length, config.num_input_channels), 0).sub(1).to(device)
 
 
 class _Entry(Exception):
     """A convolution and what it is given, which ends the forward that found out."""
 
 
-def _with_channel_axis(model: nn.Module, samples: Tensor) -> Tensor:
+def _with_channel_axis_if_needed(model: nn.Module, samples: Tensor) -> Tensor:
     """Samples [batch, t] with an axis of channels where a model's first convolution is given them as they come."""
 
     def record(module: nn.Conv1d, args: tuple[Tensor, ...]) -> None:
@@ -210,20 +214,20 @@ def _with_channel_axis(model: nn.Module, samples: Tensor) -> Tensor:
     return samples
 
 
-def _numbers(shape: tuple[int, ...], seed: int) -> Tensor:
+def _deterministic_numbers(shape: tuple[int, ...], seed: int) -> Tensor:
     """In 0..2; deterministic without torch's generators."""
     count = torch.Size(shape).numel()
     return ((torch.arange(count).view(shape) * 7919 + 31 * seed) % 256).float().div(128)
 
 
-def knows_inputs(model: nn.Module) -> bool:
+def can_make_sample_inputs(model: nn.Module) -> bool:
     """Whether `sample_inputs` can make inputs for a model."""
     return isinstance(model, PreTrainedModel) or isinstance(getattr(model, "dummy_inputs", None), Mapping)
 
 
 def _declared_dummy_inputs(model: nn.Module, batch: int) -> dict[str, Any]:
     """Example inputs that a plain module declares, with another number of rows."""
-    if not knows_inputs(model):
+    if not can_make_sample_inputs(model):
         raise unknown_inputs(
             f"{type(model).__name__} does not say what its forward takes",
             help="give it an attribute `dummy_inputs`: keyword arguments, tensors whose first axis is the batch",
@@ -238,14 +242,14 @@ def _declared_dummy_inputs(model: nn.Module, batch: int) -> dict[str, Any]:
 
 
 def sample_tokens(
-    vocab: int, batch: int, length: int, padding: int, device: Any = "cpu", seed: int = 0
+    vocab_size: int, batch: int, length: int, padding_per_row: int, device: Any = "cpu", seed: int = 0
 ) -> dict[str, Any]:
-    """Ids, mask and positions [batch, length]; row i is left-padded by i * padding positions.
+    """Ids, mask and positions [batch, length]; row i is left-padded by i * padding_per_row positions.
 
     Deterministic in `seed` without touching torch's generators; values on the meta device don't exist anyway.
     """
-    ids = (torch.arange(batch * length).view(batch, length) * 7919 + 31 * seed + 3) % vocab
-    start = (torch.arange(batch) * padding).view(batch, 1)
+    ids = (torch.arange(batch * length).view(batch, length) * 7919 + 31 * seed + 3) % vocab_size
+    start = (torch.arange(batch) * padding_per_row).view(batch, 1)
     mask = (torch.arange(length).view(1, length) >= start).long()
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     named = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
@@ -253,7 +257,7 @@ def sample_tokens(
 
 
 @contextmanager
-def masks_without_data(model: nn.Module) -> Iterator[None]:
+def meta_forward_patches(model: nn.Module) -> Iterator[None]:
     """Inside, masks of a model on the meta device are built without looking whether padding occurs: nothing is there to
     see.
 

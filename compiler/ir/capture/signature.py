@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..graphs import shape_and_dtype
+from ..graphs import plain_shape_and_dtype
 from ..traced_integers import LAYER_INDICES
 
 _PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
@@ -24,7 +24,8 @@ _SKIPPED = frozenset(vars(nn.Module())) - {"training"} | LAYER_INDICES | {"_is_h
 def module_signature(module: nn.Module) -> Hashable:
     """Equal for layers whose forwards do the same, up to weights and the layer's index."""
     return tuple(
-        (path, type(part), _attributes(part), _tensors(part), _hooks(part)) for path, part in module.named_modules()
+        (path, type(part), _attributes_key(part), _tensors_key(part), _hooks_key(part))
+        for path, part in module.named_modules()
     )
 
 
@@ -33,20 +34,20 @@ def call_signature(arguments: dict[str, Any]) -> Hashable:
     return tuple((name, _call_signature_key(value)) for name, value in sorted(arguments.items()))
 
 
-def _attributes(module: nn.Module) -> Hashable:
+def _attributes_key(module: nn.Module) -> Hashable:
     return tuple(sorted((name, _content_key(value)) for name, value in vars(module).items() if name not in _SKIPPED))
 
 
-def _tensors(module: nn.Module) -> Hashable:
+def _tensors_key(module: nn.Module) -> Hashable:
     owned = {**module._parameters, **module._buffers}
     return tuple((name, None if t is None else (tuple(t.shape), t.dtype, t.device)) for name, t in owned.items())
 
 
-def _hooks(module: nn.Module) -> Hashable:
-    return tuple(_function(hook) for kind in _HOOKS for hook in getattr(module, kind).values())
+def _hooks_key(module: nn.Module) -> Hashable:
+    return tuple(_function_key(hook) for kind in _HOOKS for hook in getattr(module, kind).values())
 
 
-def _function(function: Any) -> Hashable:
+def _function_key(function: Any) -> Hashable:
     code = getattr(function, "__code__", None)
     if code is None:
         return id(function)
@@ -63,20 +64,20 @@ def _content_key(value: Any) -> Hashable:
     if isinstance(value, dict):
         return "dict", str([(str(key), _content_key(item)) for key, item in value.items()])
     if isinstance(value, functools.partial):
-        return "partial", str((_function(value.func), _content_key(value.args), _content_key(value.keywords)))
+        return "partial", str((_function_key(value.func), _content_key(value.args), _content_key(value.keywords)))
     if isinstance(value, types.MethodType):
         return "method", str(_content_key(value.__func__))
     if isinstance(value, types.FunctionType):
-        return "function", str((_function(value), _content_key(value.__defaults__)))
+        return "function", str((_function_key(value), _content_key(value.__defaults__)))
     return "object", str(id(value))
 
 
 def _call_signature_key(value: Any) -> Hashable:
     if isinstance(value, torch.Tensor):
-        return shape_and_dtype(value)
+        return plain_shape_and_dtype(value)
     if isinstance(value, (tuple, list)):
         return tuple(map(_call_signature_key, value))
     if isinstance(value, MutableMapping):
         return tuple((str(key), _call_signature_key(item)) for key, item in value.items())
-    kind = shape_and_dtype(value)[1]
+    kind = plain_shape_and_dtype(value)[1]
     return kind if kind == "cache" else _content_key(value)

@@ -17,9 +17,9 @@ from torch.fx.proxy import TracerBase
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 
-from ..graphs import is_impure, shape_and_dtype
+from ..graphs import has_side_effects, plain_shape_and_dtype
 from ..layers import leaves
-from ..surgery import plain_dicts
+from ..surgery import dict_attributes
 from ..traced_integers import LayerIndex, TracedInt, with_traced_integers
 from .patches import patch_for_tracing
 from .proxy import Method, Value
@@ -81,7 +81,7 @@ class Tracer(TracerBase):
 
     # -- values ----------------------------------------------------------------------------------------------
 
-    def concrete_values(self, tree: Any) -> Any:
+    def to_concrete_values(self, tree: Any) -> Any:
         """The concrete values in a tree of arguments."""
         if isinstance(tree, Value):
             return tree.value
@@ -91,16 +91,18 @@ class Tracer(TracerBase):
             return tree.value
         if isinstance(tree, slice):
             return slice(
-                self.concrete_values(tree.start), self.concrete_values(tree.stop), self.concrete_values(tree.step)
+                self.to_concrete_values(tree.start),
+                self.to_concrete_values(tree.stop),
+                self.to_concrete_values(tree.step),
             )
         if type(tree) in (tuple, list, torch.Size):
-            return (list if type(tree) is list else tuple)(map(self.concrete_values, tree))
+            return (list if type(tree) is list else tuple)(map(self.to_concrete_values, tree))
         if type(tree) is dict:
-            return {key: self.concrete_values(value) for key, value in tree.items()}
+            return {key: self.to_concrete_values(value) for key, value in tree.items()}
         return tree
 
     def run_untraced(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        args, kwargs = self.concrete_values(args), self.concrete_values(kwargs)
+        args, kwargs = self.to_concrete_values(args), self.to_concrete_values(kwargs)
         with self.off():
             if kind == "call_function":
                 return target(*args, **kwargs)
@@ -109,7 +111,7 @@ class Tracer(TracerBase):
             assert kind == "call_module", f"a {kind} is not executed"
             return self.root.get_submodule(target)(*args, **kwargs)
 
-    def numbers_read(self) -> None:
+    def refuse_reading_numbers(self) -> None:
         """Say that Python is about to decide by the numbers in a tensor, which other inputs would change."""
         if not self.inline:
             raise Uncapturable("what runs depends on the numbers in a tensor")
@@ -128,7 +130,7 @@ class Tracer(TracerBase):
     ) -> Any:
         """Execute a call and record it; plain results (None, bool, str, dtype) come back as they are."""
         if kind == "call_method" and target in _TO_PYTHON:
-            self.numbers_read()
+            self.refuse_reading_numbers()
         if target in _DROPOUTS and type(kwargs.get("training")) is bool:
             # `training=self.training` is read when the graph runs: a bound layer can still be trained.
             path = ".".join(part for part in (self.paths[self.stack[-1]], "training") if part)
@@ -152,7 +154,7 @@ class Tracer(TracerBase):
             kind, target, self.to_graph_argument(args, "args", ints), self.to_graph_argument(kwargs, "kwargs", ints)
         )
         node.meta["scope"] = tuple(self.paths.get(module, "") for module in self.stack[1:])
-        node.meta["shape"], node.meta["dtype"] = shape_and_dtype(value)
+        node.meta["shape"], node.meta["dtype"] = plain_shape_and_dtype(value)
         if ints:
             node.meta["ints"] = tuple(ints)
         role = self.node_role(kind, target)
@@ -249,41 +251,41 @@ def trace_forward(
     constant_arguments: Mapping[str, Any],
     *,
     model_module: str,
-    opaque: frozenset[str] = frozenset(),
-    inline: bool = False,
-    optional: frozenset[str] = frozenset(),
+    opaque_paths: frozenset[str] = frozenset(),
+    inline_stateful_modules: bool = False,
+    optional_arguments: frozenset[str] = frozenset(),
     select_result: Callable[[Any], Any] = lambda result: result,
 ) -> Trace:
     """The graph of `root.forward(**arguments, **statics)` with the arguments as placeholders.
 
     Tensors, tuples and caches in `arguments` may have other sizes when the graph runs; `constant_arguments` are baked.
-    `inline` looks inside modules that keep a state in the cache: good for analysis, wrong for decoding.
-    `optional` arguments may be None when the graph runs: what they are added to stays as it is then.
+    `inline_stateful_modules` looks inside modules that keep a state in the cache: for analysis, not for decoding.
+    `optional_arguments` may be None when the graph runs: what they are added to stays as it is then.
     `select_result` chooses what the graph returns. An exception leaves with `effc_path`, the innermost module that it
     passed.
     """
-    tracer = Tracer(root, model_module, opaque, inline, optional)
-    leaves.entered(tracer)
+    tracer = Tracer(root, model_module, opaque_paths, inline_stateful_modules, optional_arguments)
+    leaves.push_tracer(tracer)
     tables = _dicts_and_copies(root)
     try:
         with torch.no_grad(), patch_for_tracing(tracer), with_traced_integers(tracer.paths, tracer):
             values = {name: _placeholder(tracer, name, value) for name, value in arguments.items()}
             result = select_result(root.forward(**values, **constant_arguments))
             tracer.graph.output(tracer.to_graph_argument(result, "args", []))
-        tracer.graph.eliminate_dead_code(is_impure)
+        tracer.graph.eliminate_dead_code(has_side_effects)
     except Exception as error:
         vars(error)["effc_path"] = tracer.failed or ""
         raise
     finally:
-        leaves.left(tracer)
-        _put_back(root)
+        leaves.pop_tracer(tracer)
+        _replace_traced_attributes_by_values(root)
         for table, before in tables:
             table.clear()
             table.update(before)
     return Trace(tracer.graph, tracer.index_used)
 
 
-def _put_back(root: nn.Module) -> None:
+def _replace_traced_attributes_by_values(root: nn.Module) -> None:
     """Restore attributes that a forward stored in its module, such as a table moved to a device."""
     for module in root.modules():
         for members in (vars(module), module._buffers):
@@ -292,13 +294,13 @@ def _put_back(root: nn.Module) -> None:
 
 def _dicts_and_copies(root: nn.Module) -> list[tuple[dict, dict]]:
     """Dicts of modules and what is in them: another trace would find values of this one there."""
-    return [(table, dict(table)) for module in root.modules() for table in plain_dicts(module)]
+    return [(table, dict(table)) for module in root.modules() for table in dict_attributes(module)]
 
 
 def _placeholder(tracer: Tracer, name: str, value: Any) -> Value:
     node = tracer.graph.placeholder(name, default_value=None)
     node.meta["scope"] = ()
-    node.meta["shape"], node.meta["dtype"] = shape_and_dtype(value)
+    node.meta["shape"], node.meta["dtype"] = plain_shape_and_dtype(value)
     return Value(node, tracer, value)
 
 

@@ -67,16 +67,16 @@ class PackedLayer(CacheLayerMixin):
         out = torch.empty_like(q[:, :, 0])  # [b, h, d]
         for index, (pad, rows, store) in enumerate(self.stores):
             if store.length == store.longest:
-                store = grown(store)
+                store = copy_with_twice_the_capacity(store)
                 self.stores[index] = (pad, rows, store)
             store.append(k[rows], v[rows])
             out[rows] = store.attend(q[rows, :, 0], scale).to(out.dtype)
         self.length += 1
         return out[:, None]
 
-    def fits(self, padding: list[int]) -> bool:
+    def is_padded_like(self, padding: list[int]) -> bool:
         """Whether sequences are padded as they were."""
-        return padding == self._padding()
+        return padding == self._padding_of_sequences()
 
     def gather_sequences(self, indices: list[int]) -> None:
         """Go on with these of the sequences, in this order; one may be chosen several times."""
@@ -85,19 +85,19 @@ class PackedLayer(CacheLayerMixin):
             index_of = {row: index for index, row in enumerate(rows)}
             new = [i for i, row in enumerate(indices) if row in index_of]
             if new:
-                selected.append((pad, new, picked(store, [index_of[indices[i]] for i in new])))
+                selected.append((pad, new, copy_of_sequences(store, [index_of[indices[i]] for i in new])))
         self.stores = selected
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.gather_sequences(beam_idx.tolist())
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        self.gather_sequences([i for i in range(len(self._padding())) for _ in range(repeats)])
+        self.gather_sequences([i for i in range(len(self._padding_of_sequences())) for _ in range(repeats)])
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        self.gather_sequences(torch.arange(len(self._padding()))[indices].tolist())
+        self.gather_sequences(torch.arange(len(self._padding_of_sequences()))[indices].tolist())
 
-    def _padding(self) -> list[int]:
+    def _padding_of_sequences(self) -> list[int]:
         pad_of = {row: pad for pad, rows, _ in self.stores for row in rows}
         return [pad_of[row] for row in sorted(pad_of)]
 
@@ -123,13 +123,13 @@ class PackedLayer(CacheLayerMixin):
         return -1
 
 
-def grown(store: Store) -> Store:
+def copy_with_twice_the_capacity(store: Store) -> Store:
     """Copy of a store with capacity for twice as many tokens."""
     new = Store(store.heads, store.d, 2 * store.longest, store.sequences, store.keep, store.window, store.sinks)
     return _copy_cached_rows(new, store, list(range(len(store.keys))))
 
 
-def picked(store: Store, sequences: list[int]) -> Store:
+def copy_of_sequences(store: Store, sequences: list[int]) -> Store:
     """The tokens of some sequences, in this order."""
     new = Store(store.heads, store.d, store.longest, len(sequences), store.keep, store.window, store.sinks)
     return _copy_cached_rows(new, store, [s * store.heads + h for s in sequences for h in range(store.heads)])
@@ -184,7 +184,7 @@ def append_and_attend_per_token(
     layer: PackedLayer, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None
 ) -> Tensor:
     """Attention of tokens that come after others: one by one, as each sees what the ones before it left."""
-    if not layer.fits(left_padding_counts(mask, len(q), layer.length + q.shape[2])) and mask is not None:
+    if not layer.is_padded_like(left_padding_counts(mask, len(q), layer.length + q.shape[2])) and mask is not None:
         raise KernelError("sequences in the pruned cache are padded otherwise than they were at first")
     each = [slice(i, i + 1) for i in range(q.shape[2])]
     steps = [layer.append_and_attend(q[:, :, one], k[:, :, one], v[:, :, one], scale) for one in each]

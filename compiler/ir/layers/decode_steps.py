@@ -126,45 +126,45 @@ def allclose(actual: Tensor, expected: Tensor) -> bool:
 def selective_step(mixer: Selective, hidden: Tensor, window: Tensor, state: Tensor) -> Tensor:
     """Mamba-1: hidden [b, 1, w], seen [b, c, k], state [b, c, n] -> [b, 1, w]."""
     channels, n = state.shape[1:]
-    both = _product(mixer.in_proj, hidden[:, 0])  # [b, 2 c]
-    x = _convolved(mixer, both[:, :channels], window)
-    parts = _product(mixer.x_proj, x).split_with_sizes([mixer.x_proj.out_features - 2 * n, n, n], 1)
-    dt, b, c = normed(mixer, parts)
+    both = _call_projection(mixer.in_proj, hidden[:, 0])  # [b, 2 c]
+    x = _convolution_step(mixer, both[:, :channels], window)
+    parts = _call_projection(mixer.x_proj, x).split_with_sizes([mixer.x_proj.out_features - 2 * n, n, n], 1)
+    dt, b, c = normalize_dt_b_c(mixer, parts)
     dt = RowProduct.native(dt, mixer.dt_proj.weight, None)
     y = SelectiveStep.native(
         state, x, dt, mixer.A_log, b, c, mixer.D, both[:, channels:], mixer.dt_proj.bias, True, True
     )
-    return _product(mixer.out_proj, y)[:, None]
+    return _call_projection(mixer.out_proj, y)[:, None]
 
 
 def ssd_step(mixer: Ssd, hidden: Tensor, window: Tensor, state: Tensor) -> Tensor:
     """Mamba-2: hidden [b, 1, w], seen [b, c, k], state [b, h, p, n] -> [b, 1, w]."""
     (batch, heads, p, n), channels = state.shape, window.shape[1]
     inner = heads * p
-    gate, mixed, dt = _product(mixer.in_proj, hidden[:, 0]).split_with_sizes([inner, channels, heads], 1)
-    mixed = _convolved(mixer, mixed, window)
+    gate, mixed, dt = _call_projection(mixer.in_proj, hidden[:, 0]).split_with_sizes([inner, channels, heads], 1)
+    mixed = _convolution_step(mixer, mixed, window)
     x, b, c = mixed.split_with_sizes([inner, (channels - inner) // 2, (channels - inner) // 2], 1)
     b, c = b.view(batch, -1, n), c.view(batch, -1, n)
     x = x.view(batch, heads, p)
     y = SsdStep.native(state, x, dt, mixer.A_log, b, c, mixer.D, mixer.dt_bias, True, True)
     y = mixer.norm(y.view(batch, 1, inner), gate[:, None])
-    return _product(mixer.out_proj, y[:, 0].to(hidden.dtype))[:, None]
+    return _call_projection(mixer.out_proj, y[:, 0].to(hidden.dtype))[:, None]
 
 
-def normed(mixer: Selective, tensors: Iterable[Tensor]) -> list[Tensor]:
+def normalize_dt_b_c(mixer: Selective, dt_b_c: Iterable[Tensor]) -> list[Tensor]:
     """The time step, B and C of Mamba-1, after the norms that some models have for them."""
     norms = (mixer._modules.get(name) for name in _NORMS)
-    return [part if norm is None else norm(part) for part, norm in zip(tensors, norms, strict=True)]
+    return [part if norm is None else norm(part) for part, norm in zip(dt_b_c, norms, strict=True)]
 
 
-def _convolved(mixer: Filtered, x: Tensor, window: Tensor) -> Tensor:
+def _convolution_step(mixer: Filtered, x: Tensor, window: Tensor) -> Tensor:
     weight = mixer.conv1d.weight[:, 0]
-    if CausalConv.accepts(weight, mixer.activation):
+    if CausalConv.unsupported_reason(weight, mixer.activation):
         raise TypeError(f"a convolution with {mixer.activation}")
     return CausalConvStep.native(x, window, weight, mixer.conv1d.bias, mixer.activation is not None)
 
 
-def run_projection(linear: nn.Linear, x: Tensor) -> Tensor:
+def projection_forward(linear: nn.Linear, x: Tensor) -> Tensor:
     """A projection's forward: x [..., k] by the kernel where it has few rows, else by the class."""
     weight = linear.weight
     is_few = type(x) is Tensor and x.dim() > 1 and 0 < x.numel() <= MAX_ROWS * x.shape[-1]
@@ -175,7 +175,7 @@ def run_projection(linear: nn.Linear, x: Tensor) -> Tensor:
     return RowProduct.native(x.reshape(-1, x.shape[-1]), weight, linear.bias).view(*x.shape[:-1], -1)
 
 
-def _product(linear: nn.Module, x: Tensor) -> Tensor:
+def _call_projection(linear: nn.Module, x: Tensor) -> Tensor:
     """A projection of a few rows; what was put in its place, or is listened to, is called."""
     plain = type(linear) is nn.Linear and not (linear._forward_hooks or linear._forward_pre_hooks)
     if plain and "forward" not in vars(linear) and x.shape[0] <= MAX_ROWS and linear.weight.dtype is x.dtype:

@@ -31,14 +31,16 @@ def use_mixer_kernels(model: nn.Module, *, only_marked: bool = False) -> list[st
     """
     if levels.load_library() is None:
         return []
-    paths = [path for path in mixers_in(model) if not only_marked or is_marked(model, path)]
+    paths = [path for path in kernel_mixer_paths(model) if not only_marked or is_marked_for_kernels(model, path)]
     for path in paths:
         module = model.get_submodule(path)
-        names = _graph_names(module)
+        names = _global_names_of_bound_graph(module)
         if names is None:
             module.forward = types.MethodType(_forward, module)
         else:
-            names |= {name: kernel_causal_conv() for name, function in names.items() if function is leaves.causal_conv}
+            names |= {
+                name: causal_conv_on_kernel() for name, function in names.items() if function is leaves.causal_conv
+            }
     if paths:
         _bind_norms_and_projections(model)
     return paths
@@ -58,13 +60,13 @@ def _bind_norms_and_projections(model: nn.Module) -> None:
 def remove_mixer_kernels(model: nn.Module) -> None:
     """Undo `use_mixer_kernels`."""
     for module in model.modules():
-        if is_quick(module):
+        if runs_on_kernels(module):
             del module.forward
-        names = _graph_names(module) or {}
-        names |= {name: leaves.causal_conv for name, function in names.items() if function is kernel_causal_conv()}
+        names = _global_names_of_bound_graph(module) or {}
+        names |= {name: leaves.causal_conv for name, function in names.items() if function is causal_conv_on_kernel()}
 
 
-def is_marked(model: nn.Module, path: str) -> bool:
+def is_marked_for_kernels(model: nn.Module, path: str) -> bool:
     """Whether edits say that a module was quickened."""
     return bool(vars(model.get_submodule(path)).get(MARK))
 
@@ -72,11 +74,11 @@ def is_marked(model: nn.Module, path: str) -> bool:
 @contextmanager
 def without_mixer_kernels(model: nn.Module) -> Iterator[bool]:
     """Run a model as plain transformers does, within a block; whether that is another way than before."""
-    bound = [(module, module.forward) for module in model.modules() if is_quick(module)]
+    bound = [(module, module.forward) for module in model.modules() if runs_on_kernels(module)]
     graphs = [
         (names, dict(names))
-        for names in map(_graph_names, model.modules())
-        if names and kernel_causal_conv() in names.values()
+        for names in map(_global_names_of_bound_graph, model.modules())
+        if names and causal_conv_on_kernel() in names.values()
     ]
     remove_mixer_kernels(model)
     try:
@@ -88,22 +90,26 @@ def without_mixer_kernels(model: nn.Module) -> Iterator[bool]:
             names |= before
 
 
-def is_quick(module: nn.Module) -> bool:
+def runs_on_kernels(module: nn.Module) -> bool:
     """Whether a module runs its class's forward, over kernels."""
     return getattr(vars(module).get("forward"), "__func__", None) in (_forward, _norm, _projection)
 
 
-def mixers_in(model: nn.Module) -> list[str]:
+def kernel_mixer_paths(model: nn.Module) -> list[str]:
     """Modules that scan or convolve along the sequence by functions that have a kernel."""
     return [path for path, module in model.named_modules() if _can_use_kernels(module)]
 
 
-def scans(model: nn.Module) -> list[str]:
+def scan_paths(model: nn.Module) -> list[str]:
     """Paths of the mixers that scan."""
-    return [path for path, module in model.named_modules() if _graph_names(module) is None and _scans(module)]
+    return [
+        path
+        for path, module in model.named_modules()
+        if _global_names_of_bound_graph(module) is None and _has_scan(module)
+    ]
 
 
-def _scans(module: nn.Module) -> bool:
+def _has_scan(module: nn.Module) -> bool:
     """Whether a mixer scans, and has not lost its scan: then a layer's graph goes through what is left of it."""
     return _is_scan_class(type(module)) and DECAY in module._parameters
 
@@ -117,19 +123,19 @@ def _is_scan_class(mixer_class: type) -> bool:
 
 
 def _can_use_kernels(module: nn.Module) -> bool:
-    names = _graph_names(module)
+    names = _global_names_of_bound_graph(module)
     if names is not None:
         return any(
-            value in (leaves.causal_conv, kernel_causal_conv())
+            value in (leaves.causal_conv, causal_conv_on_kernel())
             for value in names.values()
             if isinstance(value, types.FunctionType)
         )
     kind: type = type(module)
     called = _kernel_functions_called(kind)
-    return _scans(module) or (bool(called) and all("conv" in name for name in called))
+    return _has_scan(module) or (bool(called) and all("conv" in name for name in called))
 
 
-def _graph_names(module: nn.Module) -> dict[str, Any] | None:
+def _global_names_of_bound_graph(module: nn.Module) -> dict[str, Any] | None:
     """The names in a bound graph's code; None for a module that runs its class's forward."""
     return getattr(vars(module).get("forward"), "effc_names", None)
 
@@ -139,7 +145,7 @@ def _kernel_functions_called(mixer_class: type[nn.Module]) -> frozenset[str]:
     """Names of functions with a kernel that a class's forward calls."""
     from . import functions
 
-    function = _innermost(mixer_class.forward)
+    function = _innermost_wrapped_function(mixer_class.forward)
     code, names = getattr(function, "__code__", None), getattr(function, "__globals__", {})
     if code is None or not mixer_class.__module__.startswith("transformers."):
         return frozenset()
@@ -195,7 +201,7 @@ def _norms() -> Callable[..., Any]:
 def _projections() -> Callable[..., Any]:
     from . import decode_steps
 
-    return decode_steps.run_projection
+    return decode_steps.projection_forward
 
 
 @functools.cache
@@ -203,7 +209,7 @@ def _forward_with_kernels(mixer_class: type[nn.Module]) -> Callable[..., Any]:
     """The class's forward with the names of scans and convolutions leading to kernels."""
     from . import functions
 
-    inner = _innermost(mixer_class.forward)
+    inner = _innermost_wrapped_function(mixer_class.forward)
     names = dict(inner.__globals__)
     cached: type = mixer_class
     for name in _kernel_functions_called(cached):
@@ -211,32 +217,32 @@ def _forward_with_kernels(mixer_class: type[nn.Module]) -> Callable[..., Any]:
     return _with_global_names(mixer_class.forward, inner, names)
 
 
-def _innermost(function: Any) -> Any:
+def _innermost_wrapped_function(function: Any) -> Any:
     while hasattr(function, "__wrapped__"):
         function = function.__wrapped__
     return function
 
 
-def _with_global_names(function: Any, inner: Any, names: dict[str, Any]) -> Any:
+def _with_global_names(function: Any, inner: Any, global_names: dict[str, Any]) -> Any:
     """A copy of a decorated function whose innermost one has other global names."""
     if function is inner:
-        return _copied(inner, names, inner.__closure__)
+        return _copy_function(inner, global_names, inner.__closure__)
     wrapped = function.__wrapped__
-    new = _with_global_names(wrapped, inner, names)
+    new = _with_global_names(wrapped, inner, global_names)
     closure = function.__closure__ or ()
     cells = tuple(types.CellType(new) if cell.cell_contents is wrapped else cell for cell in closure)
     assert any(cell.cell_contents is new for cell in cells), f"{function.__qualname__} hides what it wraps"
-    return _copied(function, function.__globals__, cells)
+    return _copy_function(function, function.__globals__, cells)
 
 
-def _copied(function: Any, names: dict[str, Any], tree: Any) -> Any:
-    copy = types.FunctionType(function.__code__, names, function.__name__, function.__defaults__, tree)
+def _copy_function(function: Any, global_names: dict[str, Any], closure: Any) -> Any:
+    copy = types.FunctionType(function.__code__, global_names, function.__name__, function.__defaults__, closure)
     copy.__kwdefaults__ = function.__kwdefaults__
     return copy
 
 
 @functools.cache
-def kernel_causal_conv() -> Callable[..., Any]:
+def causal_conv_on_kernel() -> Callable[..., Any]:
     """The leaf function `causal_conv` over the kernel; a trace records the leaf."""
     from . import functions
 

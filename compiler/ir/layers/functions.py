@@ -48,15 +48,15 @@ def wrap_with_kernel(name: str, original: Callable[..., Any]) -> Callable[..., A
 def apply_kernel(kernel: type[Kernel], *arguments: Any) -> Any:
     """A kernel, recorded for gradients where any are wanted and understood by modes of torch."""
     tensors = [x for x in arguments if isinstance(x, Tensor)]
-    _need(all(x.device.type == "cpu" and x.dtype in FLOATS for x in tensors))
+    _require_kernel_support(all(x.device.type == "cpu" and x.dtype in FLOATS for x in tensors))
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     if learns or any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors):
         return getattr(torch.ops.effc, kernel.name)(*arguments)
     return kernel.native(*arguments)
 
 
-def _need(fits: bool) -> None:
-    if not fits:
+def _require_kernel_support(is_supported: bool) -> None:
+    if not is_supported:
         raise UnsupportedCall
 
 
@@ -65,7 +65,7 @@ def _undo_head_expansion(x: Tensor | None) -> Tensor | None:
     if x is None:
         return None
     # D and dt_bias are [h, p], A is [h, p, n]: heads come first
-    _need(all(step == 0 or size == 1 for step, size in zip(x.stride()[1:], x.shape[1:], strict=True)))
+    _require_kernel_support(all(step == 0 or size == 1 for step, size in zip(x.stride()[1:], x.shape[1:], strict=True)))
     first: tuple[Any, ...] = (..., *(0,) * (x.dim() - 1))
     return x[first]
 
@@ -73,7 +73,7 @@ def _undo_head_expansion(x: Tensor | None) -> Tensor | None:
 def _convolution(
     hidden_states: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None, **_: Any
 ) -> Tensor:
-    _need(not CausalConv.accepts(weight, activation) and hidden_states.dim() == 3)
+    _require_kernel_support(not CausalConv.unsupported_reason(weight, activation) and hidden_states.dim() == 3)
     return apply_kernel(CausalConv, hidden_states, weight, bias, None, None, activation in _SILU)
 
 
@@ -85,8 +85,8 @@ def _convolution_step(
     activation: str | None = None,
     **_: Any,
 ) -> Tensor:
-    _need(not CausalConv.accepts(weight, activation) and hidden_states.shape[-1] == 1)
-    _need(_without_gradient(hidden_states, conv_state, weight, bias))
+    _require_kernel_support(not CausalConv.unsupported_reason(weight, activation) and hidden_states.shape[-1] == 1)
+    _require_kernel_support(_need_no_gradient(hidden_states, conv_state, weight, bias))
     y = apply_kernel(CausalConvStep, hidden_states[:, :, 0], conv_state, weight, bias, activation in _SILU)
     return y[:, :, None]
 
@@ -104,7 +104,9 @@ def _selective_scan(
     return_last_state: bool = False,
     **_: Any,
 ) -> Any:
-    _need(A.dim() == 2 and B.dim() == C.dim() == 3 and not SelectiveScan.accepts(A.shape[-1]))
+    _require_kernel_support(
+        A.dim() == 2 and B.dim() == C.dim() == 3 and not SelectiveScan.unsupported_reason(A.shape[-1])
+    )
     y, state = apply_kernel(SelectiveScan, hidden_states, dt, A, B, C, D, z, delta_bias, delta_softplus, None, None)
     return (y, state) if return_last_state else y
 
@@ -122,12 +124,12 @@ def _selective_step(
     dt_softplus: bool = False,
     **_: Any,
 ) -> Tensor:
-    _need(A.dim() == 2 and B.dim() == C.dim() == 2)
-    _need(_without_gradient(hidden_states, dt, A, B, C, D, z, dt_bias))
+    _require_kernel_support(A.dim() == 2 and B.dim() == C.dim() == 2)
+    _require_kernel_support(_need_no_gradient(hidden_states, dt, A, B, C, D, z, dt_bias))
     return apply_kernel(SelectiveStep, state, hidden_states, dt, A, B, C, D, z, dt_bias, dt_softplus, False)
 
 
-def _without_gradient(*tensors: Tensor | None) -> bool:
+def _need_no_gradient(*tensors: Tensor | None) -> bool:
     """Steps write states and have no gradient."""
     return not (torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors))
 
@@ -148,8 +150,8 @@ def _chunk_scan(
     z: Tensor | None = None,
     **_: Any,
 ) -> Any:
-    _need(z is None and A.dim() == 1 and (D is None or D.dim() == 1) and hidden_states.dim() == 4)
-    _need(not SsdScan.accepts(hidden_states.shape[2], B.shape[2]))
+    _require_kernel_support(z is None and A.dim() == 1 and (D is None or D.dim() == 1) and hidden_states.dim() == 4)
+    _require_kernel_support(not SsdScan.unsupported_reason(hidden_states.shape[2], B.shape[2]))
     y, state = apply_kernel(
         SsdScan, hidden_states, dt, A, B, C, D, dt_bias, dt_softplus, *map(float, dt_limit), initial_states, None
     )
@@ -169,9 +171,9 @@ def _ssd_step(
     dt_softplus: bool = False,
     **_: Any,
 ) -> Tensor:
-    _need(z is None and hidden_states.dim() == B.dim() == 3 and A.dim() == 3 and dt.dim() == 3)
-    _need(_without_gradient(hidden_states, dt, A, B, C, D, dt_bias))
-    _need(dt.shape[2] == 1 or dt.stride(2) == 0)
+    _require_kernel_support(z is None and hidden_states.dim() == B.dim() == 3 and A.dim() == 3 and dt.dim() == 3)
+    _require_kernel_support(_need_no_gradient(hidden_states, dt, A, B, C, D, dt_bias))
+    _require_kernel_support(dt.shape[2] == 1 or dt.stride(2) == 0)
     a, d, bias = map(_undo_head_expansion, (A, D, dt_bias))
     return apply_kernel(SsdStep, state, hidden_states, dt[:, :, 0], a, B, C, d, bias, dt_softplus, False)
 
@@ -191,11 +193,11 @@ def causal_conv_leaf_on_kernel(
 ) -> Tensor:
     """`leaves.causal_conv` over the kernel."""
     length, k = x.shape[-1], weight.shape[-1]
-    if CausalConv.accepts(weight, activation) or x.device.type != "cpu" or x.dtype not in FLOATS:
+    if CausalConv.unsupported_reason(weight, activation) or x.device.type != "cpu" or x.dtype not in FLOATS:
         return leaves.causal_conv(cache, x, weight, bias, activation, layer_idx)
     if length == 1 and cache is not None and not cache.is_recording_past(layer_idx):
         state = cache.get_conv_state(layer_idx)
-        if state is not None and _without_gradient(x, weight, bias):
+        if state is not None and _need_no_gradient(x, weight, bias):
             y = apply_kernel(CausalConvStep, x[:, :, 0], state, weight, bias, activation in _SILU)
             return y[:, :, None]
     inputs = x if cache is None else cache.update_conv_state(x, layer_idx, conv_kernel_size=k)

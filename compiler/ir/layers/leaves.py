@@ -47,23 +47,23 @@ _MODULE_ROLES = (
 ROTARY = "apply_rotary_pos_emb"
 
 
-def entered(tracer: Any) -> None:
+def push_tracer(tracer: Any) -> None:
     """Make `tracer` the one that leaf calls report to."""
     _tracers.append(tracer)
 
 
-def left(tracer: Any) -> None:
+def pop_tracer(tracer: Any) -> None:
     assert _tracers and _tracers.pop() is tracer, "tracers end in the order opposite to their start"
 
 
-def tracer() -> Any:
+def active_tracer() -> Any:
     """The one that calls report to now, if any."""
     return _tracers[-1] if _tracers and _tracers[-1].on else None
 
 
 def is_tracing() -> bool:
     """Whether calls of leaf functions are recorded now."""
-    return tracer() is not None
+    return active_tracer() is not None
 
 
 def leaf(role: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

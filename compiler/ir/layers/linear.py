@@ -85,7 +85,7 @@ class KernelLinear(nn.Module):
         Raises `KernelError`. A file is mapped in small pages, which cost a quarter of the bandwidth.
         """
         packed = packing.checked_aligned_copy(self.kernel, packed, self.out_features)
-        inputs = packing.facts(packed).k
+        inputs = packing.packed_facts(packed).k
         if inputs != self.in_features:
             raise KernelError(
                 f"the packed weight can't be used: it has {inputs} inputs, and the layer has {self.in_features}"
@@ -101,7 +101,7 @@ def weight_of(module: nn.Module) -> Tensor:
     return weight.detach().T if isinstance(module, Conv1D) else weight.detach()
 
 
-def lowered(model: nn.Module) -> Iterator[tuple[str, KernelLinear]]:
+def kernel_linears(model: nn.Module) -> Iterator[tuple[str, KernelLinear]]:
     """The lowered linear modules of a model by path."""
     return ((path, module) for path, module in model.named_modules() if isinstance(module, KernelLinear))
 
@@ -113,13 +113,15 @@ def count_params(model: nn.Module) -> int:
     """
     config = getattr(model, "config", None)
     tied = getattr(model, "_tied_weights_keys", None) if getattr(config, "tie_word_embeddings", False) else None
-    packed = (m.in_features * m.out_features for path, m in lowered(model) if f"{path}.weight" not in (tied or ()))
+    packed = (
+        m.in_features * m.out_features for path, m in kernel_linears(model) if f"{path}.weight" not in (tied or ())
+    )
     return sum(packed) + sum(p.numel() for p in model.parameters())
 
 
 def check_and_copy_packed_weights(model: nn.Module) -> None:
     """Settle every packed weight that came from a file; Reject (packed-damaged) with the module's path."""
-    for path, module in lowered(model):
+    for path, module in kernel_linears(model):
         if not module.packed.is_meta:
             module.packed = _checked_copy_or_reject(path, module, module.packed)
 
@@ -127,7 +129,7 @@ def check_and_copy_packed_weights(model: nn.Module) -> None:
 def refuse_damaged_packed_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Reject (packed-damaged) tensors of a file, by name, that a model without storage could not run; one of them at a
     time is read."""
-    for path, module in lowered(model):
+    for path, module in kernel_linears(model):
         _checked_copy_or_reject(path, module, tensors[f"{path}.packed"])
 
 
@@ -136,9 +138,9 @@ def _checked_copy_or_reject(path: str, module: KernelLinear, packed: Tensor) -> 
         return module.checked_copy(packed)
 
 
-def refuse_device(model: nn.Module, device: Any) -> None:
+def refuse_non_cpu_device_of_kernels(model: nn.Module, device: Any) -> None:
     """Reject a device that kernels don't run on, where a model has any."""
-    first = next(lowered(model), None)
+    first = next(kernel_linears(model), None)
     if first is not None and torch.device(device).type != "cpu":
         raise cpu_only(
             f"{first[0]} runs the kernel `{first[1].kernel}`, which {device} has not",

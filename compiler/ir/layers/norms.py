@@ -26,7 +26,7 @@ class Form(NamedTuple):
     groups: int
     epsilon: float
 
-    def over(self, x: Tensor, gate: Tensor | None, weight: Tensor) -> Tensor:
+    def normalize(self, x: Tensor, gate: Tensor | None, weight: Tensor) -> Tensor:
         gate = None if gate is None else gate.reshape(-1, self.width)
         flat = x.reshape(-1, self.width)
         return GatedNorm.native(flat, gate, weight, self.epsilon, self.groups).view(x.shape)
@@ -37,11 +37,15 @@ def run_norm(norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     x = args[0] if args else kwargs.get("hidden_states")
     gate = args[1] if len(args) > 1 else kwargs.get("gate")
     form = None if torch.is_grad_enabled() else _proven_or_candidate_form(norm)
-    if form is None or not _fits(x, form) or not (gate is None or _fits(gate, form, x.shape)):
+    if (
+        form is None
+        or not _has_width_and_shape(x, form)
+        or not (gate is None or _has_width_and_shape(gate, form, x.shape))
+    ):
         return type(norm).forward(norm, *args, **kwargs)
     weight = norm.weight
     assert isinstance(weight, Tensor), "a norm without a weight"
-    actual = form.over(x, gate, weight)
+    actual = form.normalize(x, gate, weight)
     if norm not in _proven:
         expected = type(norm).forward(norm, *args, **kwargs)
         _proven[norm] = form if allclose(actual, expected) else None
@@ -49,7 +53,7 @@ def run_norm(norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     return actual
 
 
-def _fits(x: Any, form: Form, shape: tuple[int, ...] | None = None) -> TypeGuard[Tensor]:
+def _has_width_and_shape(x: Any, form: Form, shape: tuple[int, ...] | None = None) -> TypeGuard[Tensor]:
     if type(x) is not Tensor or not x.is_cpu or x.dtype not in FLOATS:
         return False
     return x.shape[-1] == form.width and shape in (None, x.shape)

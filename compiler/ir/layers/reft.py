@@ -64,14 +64,14 @@ class Intervention(nn.Module):
         self.aim = nn.Parameter(torch.zeros(rank, width, **factory)) if FORMS[form].aims else None
         self.bias = nn.Parameter(torch.zeros(rank, **factory))
 
-    def rows(self) -> Tensor:
+    def projection_rows(self) -> Tensor:
         """P [r, d]."""
         return orthonormalize(self.project) if FORMS[self.form].orthonormal else self.project
 
     def forward(self, hidden: Tensor, active: Tensor | None = None) -> Tensor:
         """hidden [n, d] -> [n, d]; active [n, r] bool, or [r]: coordinates that are edited, all where it is None."""
         form, work = FORMS[self.form], torch.promote_types(hidden.dtype, torch.float32)
-        h, p = hidden.to(work), self.rows().to(work)
+        h, p = hidden.to(work), self.projection_rows().to(work)
         edit = self.bias.to(work).expand(len(h), -1)  # [n, r]
         if form.aims and form.subtracts:
             # Not one product with A - P: where A is P bit for bit, so is what comes out.
@@ -87,7 +87,7 @@ class Intervention(nn.Module):
     @torch.no_grad()
     def low_rank_factors(self) -> tuple[Tensor, Tensor, Tensor]:
         """(down [r, d], up [d, r], bias [r]) of an update h + up (down h + bias), float32."""
-        form, p = FORMS[self.form], self.rows().float()
+        form, p = FORMS[self.form], self.projection_rows().float()
         down = torch.zeros_like(p) if self.aim is None else self.aim.float()
         return down - p if form.subtracts else down, p.T.contiguous(), self.bias.float()
 
@@ -107,16 +107,16 @@ class Intervention(nn.Module):
             assert has_identity(self.form), f"{self.form} is no identity whatever its bias"
             self.bias.zero_()
             if form.subtracts:
-                self.aim.copy_(self.rows())
+                self.aim.copy_(self.projection_rows())
             elif form.orthonormal and form.aims:
                 self.aim.zero_()
             elif form.aims:
                 self.project.zero_()
 
     @torch.no_grad()
-    def settle(self) -> None:
+    def store_orthonormal_rows(self) -> None:
         """Let the parameter be the rows that it stands for, so that who reads it from a file has them."""
-        self.project.copy_(self.rows())
+        self.project.copy_(self.projection_rows())
 
 
 def has_identity(form: str) -> bool:
@@ -163,10 +163,10 @@ class Reft(nn.Module):
         prefix, suffix = spans
         if "both" in self.functions:
             both = Cells(torch.cat([prefix.rows, suffix.rows]), torch.cat([prefix.columns, suffix.columns]))
-            return self._edited(hidden, both, self.functions["both"])
+            return self._edit_cells(hidden, both, self.functions["both"])
         for name, cells in (("prefix", prefix), ("suffix", suffix)):
             if name in self.functions:
-                hidden = self._edited(hidden, cells, self.functions[name])
+                hidden = self._edit_cells(hidden, cells, self.functions[name])
         return hidden
 
     def interventions(self) -> list[Intervention]:
@@ -177,7 +177,7 @@ class Reft(nn.Module):
         """Interventions by "prefix", "suffix", or "both"."""
         return {name: f for name, f in self.functions.items() if isinstance(f, Intervention)}
 
-    def _edited(self, hidden: Tensor, cells: Cells, function: nn.Module) -> Tensor:
+    def _edit_cells(self, hidden: Tensor, cells: Cells, function: nn.Module) -> Tensor:
         at, active = (cells.rows, cells.columns), self.prompts.subspace
         if active is not None:
             active = active.to(hidden.device)

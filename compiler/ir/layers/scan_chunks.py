@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 from ....kernels.causal_conv import CausalConv
 from ....kernels.selective_scan import SelectiveScan
 from ....kernels.ssd_scan import SsdScan
-from .decode_steps import Filtered, Selective, Ssd, allclose, normed
+from .decode_steps import Filtered, Selective, Ssd, allclose, normalize_dt_b_c
 from .functions import PACKED
 
 if TYPE_CHECKING:
@@ -54,14 +54,14 @@ def scan_in_chunks_or_whole(call: "MixerCall") -> Any:
     family = _proven[mixer]
     if family is None:
         return call.full_result()
-    out, last = scan_in_chunks(family, mixer, call.hidden, call.mask, _chunk_length(*call.hidden.shape[:2]))
+    out, last = scan_in_chunks(family, mixer, call.hidden, call.mask, _even_chunk_length(*call.hidden.shape[:2]))
     if call.cache is not None:
         call.cache.update_conv_state(last.window, mixer.layer_idx)
         call.cache.update_recurrent_state(last.state, mixer.layer_idx)
     return out
 
 
-def _chunk_length(sequences: int, length: int) -> int:
+def _even_chunk_length(sequences: int, length: int) -> int:
     """Positions of a piece, such that all are about equal."""
     largest = max(LEAST, ROWS // sequences)
     return -(-length // -(-length // largest))
@@ -115,7 +115,7 @@ def selective_chunk(
     x, z = mixer.in_proj(hidden).split(channels, 2)
     x, window = _convolve_chunk_and_window(mixer, x, mask, initial_state.window)
     parts = mixer.x_proj(x).split([mixer.x_proj.out_features - 2 * n, n, n], 2)
-    dt, b, c = normed(mixer, parts)
+    dt, b, c = normalize_dt_b_c(mixer, parts)
     dt = linear(dt, mixer.dt_proj.weight)  # the scan adds the bias
     a = -torch.exp(mixer.A_log.float())
     y, state = SelectiveScan.native(
@@ -145,7 +145,7 @@ def _convolve_chunk_and_window(
 ) -> tuple[Tensor, Tensor]:
     """x [b, t, c] after the convolution, and what it has seen by then."""
     weight, k = mixer.conv1d.weight[:, 0], window.shape[2]
-    if CausalConv.accepts(weight, mixer.activation):
+    if CausalConv.unsupported_reason(weight, mixer.activation):
         raise TypeError(f"a convolution with {mixer.activation}")
     y = CausalConv.native(x.mT, weight, mixer.conv1d.bias, window[:, :, 1:], None, mixer.activation is not None)
     return _masked(y.mT, mask), torch.cat([window, x[:, -k:].mT], 2)[:, :, -k:].contiguous()

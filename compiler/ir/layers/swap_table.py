@@ -16,7 +16,7 @@ CLASSES: dict[str, type[nn.Module]] = {
 }
 
 
-def name_of(kind: type[nn.Module]) -> str:
+def registered_name(kind: type[nn.Module]) -> str:
     """The name of a class of modules that are put in, the first of several. Asserts that it has one."""
     name = next((name for name, other in CLASSES.items() if other is kind), "")
     assert name, f"{kind.__name__} is not in ir/layers/swap_table.py, so a stored artifact could not name it"

@@ -83,8 +83,9 @@ KINDS = {
 }
 
 
-def pattern(architecture: Architecture, layers: int) -> tuple[bool, ...]:
+def default_window_pattern(architecture: Architecture, num_layers: int) -> tuple[bool, ...]:
     """Default pattern of layers with a window, where a file does not state one."""
     return tuple(
-        bool(architecture.period) and number % architecture.period < architecture.period - 1 for number in range(layers)
+        bool(architecture.period) and number % architecture.period < architecture.period - 1
+        for number in range(num_layers)
     )

@@ -32,14 +32,16 @@ class Engine(BatchedRun):
     def length(self, sequence: int) -> int:
         return self._lengths.get(sequence, 0)
 
-    def forget(self, sequence: int, length: int = 0) -> None:
+    def forget(self, sequence: int, num_remaining: int = 0) -> None:
         cache_layers = self._snapshots.get(sequence)
-        if not length or cache_layers is None:
+        if not num_remaining or cache_layers is None:
             self._snapshots.pop(sequence, None)
             self._lengths.pop(sequence, None)
             return
-        self._snapshots[sequence] = [pair and (pair[0][:, :length], pair[1][:, :length]) for pair in cache_layers]
-        self._lengths[sequence] = min(length, self._lengths[sequence])
+        self._snapshots[sequence] = [
+            pair and (pair[0][:, :num_remaining], pair[1][:, :num_remaining]) for pair in cache_layers
+        ]
+        self._lengths[sequence] = min(num_remaining, self._lengths[sequence])
 
     @torch.no_grad()
     def extend(self, sequences: list[int], ids: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Reject
-from .architectures import KINDS, Architecture, pattern
+from .architectures import KINDS, Architecture, default_window_pattern
 from .reading import GgufFile
 from .refusal import rejected_gguf
 
@@ -54,13 +54,13 @@ def read_facts(file: GgufFile) -> GgufFacts:
     known: Mapping[str, Any] = file.facts
     name = known.get("general.architecture")
     if not isinstance(name, str) or name not in KINDS:
-        raise unsupported(file, f"has the architecture `{str(name)[:40]}`, of which effc knows {', '.join(KINDS)}")
+        raise gguf_rejection(file, f"has the architecture `{str(name)[:40]}`, of which effc knows {', '.join(KINDS)}")
     kind = KINDS[name]
 
     def number(key: str, kind: type[int | float] = int, default: Any = None) -> Any:
         value = known.get(f"{name}.{key}", default)
         if type(value) is not kind or not 0 < value < 1 << 31:
-            raise unsupported(file, f"does not state `{key}`")
+            raise gguf_rejection(file, f"does not state `{key}`")
         return value
 
     def perhaps(key: str) -> float:
@@ -72,13 +72,13 @@ def read_facts(file: GgufFile) -> GgufFacts:
         value = known.get(f"{name}.{key}")
         values = value if isinstance(value, list) else [value] * min(count, 4096)
         if len(values) != count or not all(type(v) is int and 0 <= v < 1 << 24 for v in values):
-            raise unsupported(file, f"does not state `{key}` of its {count} layers")
+            raise gguf_rejection(file, f"does not state `{key}` of its {count} layers")
         return tuple(values)
 
     dim, base = number("attention.key_length"), number("rope.freq_base", float)
     rope_dims, stretched = number("rope.dimension_count", default=dim), known.get(f"{name}.rope.scaling.type", "none")
     if rope_dims > dim or rope_dims % 2 or stretched not in ("none", "linear"):
-        raise unsupported(
+        raise gguf_rejection(
             file, f"rotates {rope_dims} of the {dim} numbers of a head, or stretches positions as effc does not"
         )
     window, windows = _read_window_layers(file, name, kind, len(each("attention.head_count")))
@@ -113,12 +113,12 @@ def _read_window_layers(
         or not 0 <= window < 1 << 31
         or (pattern_stored is not None and not isinstance(pattern_stored, list))
     ):
-        raise unsupported(file, "has windows that are no numbers")
+        raise gguf_rejection(file, "has windows that are no numbers")
     if not architecture.period or not window:
         return 0, (False,) * n_layers
-    windows = pattern(architecture, n_layers) if pattern_stored is None else tuple(pattern_stored)
+    windows = default_window_pattern(architecture, n_layers) if pattern_stored is None else tuple(pattern_stored)
     if len(windows) != n_layers or not all(type(flag) is bool for flag in windows):
-        raise unsupported(file, f"does not state the windows of its {n_layers} layers")
+        raise gguf_rejection(file, f"does not state the windows of its {n_layers} layers")
     return window, windows
 
 
@@ -127,11 +127,11 @@ def read_weights(file: GgufFile, facts: GgufFacts) -> dict[str, Tensor]:
     tensors = {name: file.read_tensor(name) for name in file.entries}
     hidden = tensors["token_embd.weight"].shape[-1] if "token_embd.weight" in tensors else 0
     if file.facts.get(f"{facts.architecture}.embedding_length", hidden) != hidden:
-        raise unsupported(file, f"states another `embedding_length` than the {hidden} of its embeddings")
+        raise gguf_rejection(file, f"states another `embedding_length` than the {hidden} of its embeddings")
     needed, allowed = _required_and_optional_shapes(facts, hidden)
     for i, (heads, kv, width) in enumerate(zip(facts.heads, facts.kv_heads, facts.widths, strict=True)):
         if heads and (not kv or heads % kv):
-            raise unsupported(file, f"has {heads} heads over {kv} in layer {i}")
+            raise gguf_rejection(file, f"has {heads} heads over {kv} in layer {i}")
         is_parallel = facts.kind.parallel == "always" or (
             facts.kind.parallel == "some" and f"blk.{i}.ffn_norm.weight" not in tensors
         )
@@ -143,10 +143,10 @@ def read_weights(file: GgufFile, facts: GgufFacts) -> dict[str, Tensor]:
                 allowed[f"blk.{i}.{name_part}.bias"] = shape[:1]
     for name, shape in needed.items():
         if name not in tensors or tuple(tensors[name].shape) != shape:
-            raise unsupported(file, f"has no `{name}` of the shape {' x '.join(map(str, shape))}")
+            raise gguf_rejection(file, f"has no `{name}` of the shape {' x '.join(map(str, shape))}")
     for name in tensors.keys() - needed.keys():
         if name not in allowed or tuple(tensors[name].shape) != allowed[name]:
-            raise unsupported(file, f"has `{name[:80]}`, which `{facts.architecture}` has not, or not of that shape")
+            raise gguf_rejection(file, f"has `{name[:80]}`, which `{facts.architecture}` has not, or not of that shape")
     return tensors
 
 
@@ -190,5 +190,5 @@ def _layer_shapes(
     return shapes | ({"ffn_gate": (width, hidden)} if kind.gate == "beside" else {})
 
 
-def unsupported(file: GgufFile, problem: str) -> Reject:
+def gguf_rejection(file: GgufFile, problem: str) -> Reject:
     return Reject(rejected_gguf(f"{file.path} {problem}", help="compile it again with this effc"))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .architectures import KINDS, Architecture, pattern
+from .architectures import KINDS, Architecture, default_window_pattern
 from .refusal import INSTEAD, cannot_write_gguf
 
 _ATTENTION = {f"self_attn.{part}_proj": f"attn_{part}" for part in "qkv"} | {"self_attn.o_proj": "attn_output"}
@@ -56,7 +56,7 @@ def _gemma_unsupported(config: Any) -> dict[str, bool]:
     }
 
 
-def _gemma2(config: Any) -> dict[str, Any]:
+def _gemma2_metadata(config: Any) -> dict[str, Any]:
     return {
         "attn_logit_softcapping": float(config.attn_logit_softcapping),
         "final_logit_softcapping": float(config.final_logit_softcapping),
@@ -69,7 +69,7 @@ def _gemma2_unsupported(config: Any) -> dict[str, bool]:
     }
 
 
-def _gemma3(config: Any) -> dict[str, Any]:
+def _gemma3_metadata(config: Any) -> dict[str, Any]:
     local = config.rope_parameters["sliding_attention"].get("rope_theta", 10000.0)
     cap = config.final_logit_softcapping
     return ({"rope.freq_base_swa": float(local)} if local != 10000.0 else {}) | (
@@ -86,7 +86,7 @@ def _gemma3_unsupported(config: Any) -> dict[str, bool]:
     }
 
 
-def _granite_options(config: Any) -> dict[str, Any]:
+def _granite_metadata(config: Any) -> dict[str, Any]:
     return {
         "embedding_scale": float(config.embedding_multiplier),
         "residual_scale": float(config.residual_multiplier),
@@ -97,7 +97,7 @@ def _granite_options(config: Any) -> dict[str, Any]:
 
 def _granite_unsupported(config: Any) -> dict[str, bool]:
     # llama.cpp takes 0 for "none"
-    return {"a scale of 0": not all(value > 0 for value in _granite_options(config).values())}
+    return {"a scale of 0": not all(value > 0 for value in _granite_metadata(config).values())}
 
 
 def _smollm3_unsupported(config: Any) -> dict[str, bool]:
@@ -113,10 +113,14 @@ FAMILIES = {
     "qwen3": Family("qwen3", _LLAMA | _NORMS),
     "gemma": Family("gemma", _LLAMA, raised=True),
     "gemma2": Family(
-        "gemma2", _AROUND | _ATTENTION | _GATED, raised=True, keys=_gemma2, unsupported=_gemma2_unsupported
+        "gemma2", _AROUND | _ATTENTION | _GATED, raised=True, keys=_gemma2_metadata, unsupported=_gemma2_unsupported
     ),
     "gemma3_text": Family(
-        "gemma3", _AROUND | _ATTENTION | _GATED | _NORMS, raised=True, keys=_gemma3, unsupported=_gemma3_unsupported
+        "gemma3",
+        _AROUND | _ATTENTION | _GATED | _NORMS,
+        raised=True,
+        keys=_gemma3_metadata,
+        unsupported=_gemma3_unsupported,
     ),
     "phi": Family(
         "phi2",
@@ -133,7 +137,7 @@ FAMILIES = {
         | _IN_ONE
         | {"post_self_attn_layernorm": "post_attention_norm", "post_mlp_layernorm": "post_ffw_norm"},
     ),
-    "granite": Family("granite", _LLAMA, turned=True, keys=_granite_options, unsupported=_granite_unsupported),
+    "granite": Family("granite", _LLAMA, turned=True, keys=_granite_metadata, unsupported=_granite_unsupported),
     "olmo2": Family(
         "olmo2",
         _ATTENTION
@@ -158,14 +162,14 @@ FAMILIES = {
 _ACTIVATIONS = {"silu": ("silu", "swish"), "gelu": ("gelu_pytorch_tanh", "gelu_new")}
 
 
-def refuse_config(config: Any) -> None:
+def refuse_unsupported_config(config: Any) -> None:
     """Raise Reject where a config, whatever the weights, says what llama.cpp does not compute as we write it."""
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise cannot_write_gguf(
             f"effc writes no GGUF of `{config.model_type}`: it knows {', '.join(FAMILIES)}", help=INSTEAD
         ).rejection()
-    rope, windows = rope_of(config), windows_of(config)
+    rope, windows = rope_parameters_of(config), has_window_by_layer(config)
     act = getattr(config, "hidden_activation", None) or config.hidden_act
     unsupported = {
         f"attention in windows of {config.sliding_window} tokens" if any(windows) else "": (
@@ -184,13 +188,13 @@ def refuse_config(config: Any) -> None:
         ).rejection()
 
 
-def rope_of(config: Any) -> dict[str, Any]:
+def rope_parameters_of(config: Any) -> dict[str, Any]:
     """Rotary parameters; of the layers without a window, where there are two kinds."""
     known = getattr(config, "rope_parameters", None) or {}
     return known.get("full_attention", known)
 
 
-def windows_of(config: Any) -> tuple[bool, ...]:
+def has_window_by_layer(config: Any) -> tuple[bool, ...]:
     """Layers that have a window."""
     kinds = getattr(config, "layer_types", None)
     if kinds is None:
@@ -198,16 +202,16 @@ def windows_of(config: Any) -> tuple[bool, ...]:
     return tuple(kind == "sliding_attention" for kind in kinds)
 
 
-def context_of(config: Any) -> int:
+def supported_context_length(config: Any) -> int:
     """Tokens after which llama.cpp would compute something else, or the model knows no positions."""
-    bounded = any(windows_of(config)) and not FAMILIES[config.model_type].of.period
+    bounded = any(has_window_by_layer(config)) and not FAMILIES[config.model_type].of.period
     return min(config.max_position_embeddings, config.sliding_window) if bounded else config.max_position_embeddings
 
 
 def sliding_window_metadata(config: Any) -> dict[str, Any]:
     """Keys of windows; layer by layer only where the order is not what llama.cpp takes for granted."""
-    kind, windows = FAMILIES[config.model_type].of, windows_of(config)
-    usual = windows == pattern(kind, len(windows))
+    kind, windows = FAMILIES[config.model_type].of, has_window_by_layer(config)
+    usual = windows == default_window_pattern(kind, len(windows))
     if not kind.period or (not any(windows) and kind is KINDS["gemma3"]):
         return {}
     keys: dict[str, Any] = {"attention.sliding_window": config.sliding_window or config.max_position_embeddings}

@@ -14,19 +14,19 @@ KINDS = ("q4_0", "q4_1")
 _MIDDLE = 8  # the zero of every block of q4_0
 
 
-def makes_codes(step: Pass) -> bool:
+def quantizes_to_block_grid(step: Pass) -> bool:
     """Whether a pass puts weights on such a grid. A group of 0 is a whole row, of which every 32 are on one, too."""
     return isinstance(step, Quantizer) and step.bits <= BITS and step.group % BLOCK == 0
 
 
-def no_codes(type_name: str) -> Diagnostic:
+def no_matrix_on_grid_diagnostic(type_name: str) -> Diagnostic:
     return incompatible_type(
         f"no matrix is on a grid of four bits in groups of {BLOCK}, and `{type_name}` rounds none",
         help=f"quantise first: `quantize.gptq(bits: {BITS}, group: {BLOCK}, zero: middle, data: ...)`",
     )
 
 
-def exact_block_codes(weight: Tensor, name: str, type_name: str) -> Codes | None:
+def block_codes_if_on_grid(weight: Tensor, weight_name: str, type_name: str) -> Codes | None:
     """The codes of a matrix [n, k] that is on such a grid; None of one that is on none.
 
     Raises Reject (unfit-type) where the grid is one that `type_name` has not.
@@ -36,11 +36,11 @@ def exact_block_codes(weight: Tensor, name: str, type_name: str) -> Codes | None
         return None
     if type_name == "q4_0" and (grid_codes.zero != _MIDDLE).any():
         raise incompatible_type(
-            f"{name} has blocks whose 0 is not the middle code, and q4_0 has no others",
+            f"{weight_name} has blocks whose 0 is not the middle code, and q4_0 has no others",
             help="write `type: q4_1`, or quantise with `zero: middle`",
         ).rejection()
     if not torch.equal(grid_codes.scale.half().float(), grid_codes.scale):
-        raise incompatible_type(f"{name} has scales that float16 has not", help="write `type: bf16`").rejection()
+        raise incompatible_type(f"{weight_name} has scales that float16 has not", help="write `type: bf16`").rejection()
     return grid_codes
 
 
@@ -53,12 +53,12 @@ def pack_blocks(codes: Codes, type_name: str) -> Tensor:
     """
     n = len(codes.code)
     both = codes.code.view(n, -1, 2, BLOCK // 2)  # [n, blocks, halves, 16]
-    parts = [_half(codes.scale)]
+    parts = [_float16_bytes(codes.scale)]
     if type_name == "q4_1":
-        parts.append(_half(-codes.scale * codes.zero))
+        parts.append(_float16_bytes(-codes.scale * codes.zero))
     return torch.cat([*parts, both[:, :, 0] | both[:, :, 1] << 4], 2).flatten(1)
 
 
-def _half(values: Tensor) -> Tensor:
+def _float16_bytes(values: Tensor) -> Tensor:
     """[n, blocks] -> their float16 bytes, [n, blocks, 2]."""
     return values.half()[:, :, None].contiguous().view(torch.uint8)

@@ -5,12 +5,12 @@ from torch import Tensor
 
 from ...ir.program import Program
 from ...transforms.search.layerwise import Layerwise, Norms, Stage, refuse_non_finite
-from .shapes import gguf_matrices, gguf_shape
+from .shapes import gguf_shape_of, gguf_weight_name_by_linear_path
 
 _LEAST = 1e-6  # of the mean: a column that is always zero counts this much, since ggml divides by sums of weights
 
 
-def importance_matrix(program: Program, rows: Tensor) -> dict[str, np.ndarray]:
+def input_importance_by_gguf_name(program: Program, token_rows: Tensor) -> dict[str, np.ndarray]:
     """Mean square of each input of linear modules over rows of tokens, by llama.cpp's name of the weight, [in] float32.
 
     A module that no token reaches, or that is given zeros alone, has none. The embedding has none, nor a head that
@@ -18,12 +18,12 @@ def importance_matrix(program: Program, rows: Tensor) -> dict[str, np.ndarray]:
     Raises Reject (not-a-number) where an input is no number.
     Source: `tools/imatrix` of llama.cpp, which sums squares of the model as it is in its file.
     """
-    names = gguf_matrices(program.model, gguf_shape(program.model))
+    names = gguf_weight_name_by_linear_path(program.model, gguf_shape_of(program.model))
     squares, importance = Norms(), {}
-    Layerwise(program, rows).observe_inputs(Stage("", tuple(names)), squares.listen)
+    Layerwise(program, token_rows).observe_inputs(Stage("", tuple(names)), squares.listen)
     for path, sums in squares.sums.items():
         refuse_non_finite(path, sums)
-        means = sums / rows.numel()
+        means = sums / token_rows.numel()
         if means.any():
             importance[names[path]] = means.clamp_min(_LEAST * float(means.mean())).float().numpy()
     return importance

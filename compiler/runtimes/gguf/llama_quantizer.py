@@ -21,7 +21,7 @@ _CHILD = Path(__file__).with_name("llama_quantizer_child.py")
 _REMEDY = "look at the step that gave these numbers, or write `type: bf16`"
 
 
-def ggml_library() -> Path:
+def ggml_library_path() -> Path:
     """ggml's library in the package `llama-cpp-python`. Raises Reject (package-missing)."""
     check_modules(("llama_cpp",), "llama", "llama.cpp's quantiser")
     spec = find_spec("llama_cpp")
@@ -90,9 +90,9 @@ class LlamaQuantizer:
 
 
 @contextmanager
-def llama_quantizer() -> Iterator[LlamaQuantizer]:
+def running_llama_quantizer() -> Iterator[LlamaQuantizer]:
     """Start the process, with as many threads as torch has here. Raises Reject (package-missing)."""
-    call = [sys.executable, "-P", str(_CHILD), str(ggml_library()), str(torch.get_num_threads())]
+    call = [sys.executable, "-P", str(_CHILD), str(ggml_library_path()), str(torch.get_num_threads())]
     process = subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
         yield LlamaQuantizer(process)

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from ...core.events import iterate_and_report
-from .llama_quantizer import LlamaQuantizer, llama_quantizer
+from .llama_quantizer import LlamaQuantizer, running_llama_quantizer
 from .number_types import NEED_IMPORTANCE, Role, type_of_matrix
 from .refusal import incompatible_type, refuse_beyond_float16
 
@@ -67,34 +67,39 @@ class RoundedMatrices:
 
 
 def add_rounded_tensors(
-    writer: Any, tensors: Iterable[tuple[str, Tensor]], count: int, file_type: str, tied: bool, importance: Importance
+    writer: Any,
+    tensors: Iterable[tuple[str, Tensor]],
+    tensor_count: int,
+    file_type: str,
+    is_head_tied: bool,
+    importance: Importance,
 ) -> RoundedMatrices:
     """Add every tensor, vectors in float32 and matrices in llama.cpp's type for each in a file of `file_type`.
 
-    count       of tensors, about
-    tied        the head is the table of tokens
+    tensor_count   of tensors, about
+    is_head_tied   the head is the table of tokens
     importance  [in] of matrices by name, as llama.cpp's importance matrix has them
     Raises Reject (package-missing, unfit-type).
     """
     import gguf
 
     rounded = RoundedMatrices(file_type)
-    with llama_quantizer() as quantizer:
-        for name, tensor in iterate_and_report(tensors, "quantising", count):
+    with running_llama_quantizer() as quantizer:
+        for name, tensor in iterate_and_report(tensors, "quantising", tensor_count):
             array = tensor.detach().float().contiguous().cpu().numpy()
             if array.ndim == 1:
                 writer.add_tensor(name, array)
             else:
-                matrix_type = type_of_matrix(file_type, array.shape[1], role_of(name, tied))
+                matrix_type = type_of_matrix(file_type, array.shape[1], matrix_role(name, is_head_tied))
                 raw = rounded.round(name, array, matrix_type, importance.get(name), quantizer)
                 writer.add_tensor(name, raw, raw_dtype=getattr(gguf.GGMLQuantizationType, matrix_type.upper()))
     return rounded
 
 
-def role_of(name: str, tied: bool) -> Role:
-    if name == "output.weight" or (tied and name == "token_embd.weight"):
+def matrix_role(gguf_name: str, is_head_tied: bool) -> Role:
+    if gguf_name == "output.weight" or (is_head_tied and gguf_name == "token_embd.weight"):
         return "head"
-    return "table" if name == "token_embd.weight" else "layer"
+    return "table" if gguf_name == "token_embd.weight" else "layer"
 
 
 def relative_error(matrix: np.ndarray, approximation: np.ndarray, importance: np.ndarray | None) -> float:

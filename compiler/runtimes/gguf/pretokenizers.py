@@ -63,17 +63,17 @@ def pretokenizer_name_and_doubts(tokenizer_json: dict[str, Any]) -> tuple[str, l
     return name, notes
 
 
-def _isolates(step: dict[str, Any]) -> bool:
-    return step.get("behavior") == "Isolated" and not step.get("invert")
+def _isolates(split_step: dict[str, Any]) -> bool:
+    return split_step.get("behavior") == "Isolated" and not split_step.get("invert")
 
 
-def ambiguous_merge_notes(texts: list[str], merges: list[tuple[str, ...]]) -> list[str]:
+def ambiguous_merge_notes(token_texts: list[str], merges: list[tuple[str, ...]]) -> list[str]:
     """A sentence where tokens of the kind of SentencePiece could be joined otherwise than merges say.
 
     llama.cpp joins any two tokens that make a third, the best-scored whole first. That is what merges say where each
     such pair is one, and those that make the same token stand together.
     """
-    known, pairs, wholes = set(texts), set(merges), ["".join(merge) for merge in merges]
+    known, pairs, wholes = set(token_texts), set(merges), ["".join(merge) for merge in merges]
     changes = sum(a != b for a, b in pairwise(wholes)) + 1
     split_merges = changes != len(set(wholes))
     missing = any(
@@ -84,14 +84,14 @@ def ambiguous_merge_notes(texts: list[str], merges: list[tuple[str, ...]]) -> li
     return [DOUBT] if split_merges or missing else []
 
 
-def resolve_doubt_with_llama(file: Path, tokenizer: Any, notes: list[str]) -> list[str]:
+def resolve_doubt_with_llama(gguf_path: Path, tokenizer: Any, notes: list[str]) -> list[str]:
     """The notes, with llama.cpp's own word on `TEXTS` in place of a doubt, where `llama-cpp-python` is installed.
 
     It is asked in a process of its own: it ends a process that it can't go on in.
     """
     if find_spec("llama_cpp") is None or any("has no tokenizer" in note for note in notes):
         return notes
-    call = [sys.executable, "-P", str(Path(__file__).with_name("llama_tokens_child.py")), str(file)]
+    call = [sys.executable, "-P", str(Path(__file__).with_name("llama_tokens_child.py")), str(gguf_path)]
     done = subprocess.run(call, input=json.dumps(TEXTS), capture_output=True, text=True, timeout=600)
     if done.returncode:
         return notes

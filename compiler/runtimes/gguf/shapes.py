@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from ....dsl.checker.skeleton import Skeleton
 from ...models.checkpoints.pretrained import pretrained
 from .architectures import KINDS
-from .families import FAMILIES, Family, context_of, refuse_config, rope_of, sliding_window_metadata
+from .families import (
+    FAMILIES,
+    Family,
+    refuse_unsupported_config,
+    rope_parameters_of,
+    sliding_window_metadata,
+    supported_context_length,
+)
 from .refusal import INSTEAD, cannot_write_gguf
 
 STAND_IN = 32  # channels of the MLP of zeros of a layer that has none; llama.cpp drops the attention of such a layer
@@ -47,9 +54,9 @@ class GgufShape:
     layers: tuple[Layer, ...]
 
 
-def gguf_shape(model: Any) -> GgufShape:
+def gguf_shape_of(model: Any) -> GgufShape:
     """Raises Reject (cannot-write-gguf) where llama.cpp has no architecture that computes the same."""
-    refuse_config(model.config)
+    refuse_unsupported_config(model.config)
     family = FAMILIES[model.config.model_type]
     layer_shapes = [_layer_and_head_dim(model, family, number) for number in range(len(model.model.layers))]
     dims = {dim for _, dim in layer_shapes if dim}
@@ -58,7 +65,9 @@ def gguf_shape(model: Any) -> GgufShape:
             "layers have heads of several sizes or none, and GGUF states one", help=INSTEAD
         ).rejection()
     (dim,), layers = dims, tuple(layer for layer, _ in layer_shapes)
-    return GgufShape(_gguf_architecture(model, family, layers, dim), family, dim, _rotated(model.config, dim), layers)
+    return GgufShape(
+        _gguf_architecture(model, family, layers, dim), family, dim, _rotated_dims_of_head(model.config, dim), layers
+    )
 
 
 def _gguf_architecture(model: nn.Module, family: Family, layers: tuple[Layer, ...], head_dim: int) -> str:
@@ -70,7 +79,9 @@ def _gguf_architecture(model: nn.Module, family: Family, layers: tuple[Layer, ..
                 help=f"prune all layers alike; {INSTEAD}",
             ).rejection()
         return "deci"
-    refuse_widths(family, stream_width(model), embedding_scale(model), {layers[0].heads * head_dim})
+    refuse_unsupported_widths(
+        family, residual_stream_width(model), embedding_scale(model), {layers[0].heads * head_dim}
+    )
     return family.kind
 
 
@@ -79,7 +90,7 @@ def embedding_scale(model: Any) -> float | None:
     return vars(model.model.embed_tokens).get("scalar_embed_scale")
 
 
-def refuse_widths(
+def refuse_unsupported_widths(
     family: Family, hidden_size: int, embedding_scale: float | None, head_widths: Collection[int]
 ) -> None:
     """Raise Reject where llama.cpp derives a factor or heads from a stream's width, and the model has others.
@@ -102,16 +113,16 @@ def refuse_widths(
         ).rejection()
 
 
-def refuse_forecast(skeleton: Skeleton, embedding_scale: float | None) -> None:
+def refuse_unsupported_forecast(skeleton: Skeleton, embedding_scale: float | None) -> None:
     """Raise Reject (cannot-write-gguf) where widths that a plan forecasts are none that llama.cpp derives."""
     family, shapes = FAMILIES[skeleton.model_type], skeleton.shapes()
     output = next(name for name, gguf_name in family.parts.items() if gguf_name == "attn_output")
     names = (f"{unit}.{output}.weight" for unit in skeleton.units)
     head_widths = {shapes[name][1] for name in names if name in shapes}
-    refuse_widths(family, shapes["model.embed_tokens.weight"][1], embedding_scale, head_widths)
+    refuse_unsupported_widths(family, shapes["model.embed_tokens.weight"][1], embedding_scale, head_widths)
 
 
-def stream_width(model: Any) -> int:
+def residual_stream_width(model: Any) -> int:
     """Channels of the residual stream: of a narrower one the config may still say how wide it was."""
     return model.model.embed_tokens.weight.shape[-1]
 
@@ -138,11 +149,11 @@ def _layer_and_head_dim(model: Any, family: Family, layer_index: int) -> tuple[L
     return Layer(heads, kv_heads, width), dim
 
 
-def _rotated(config: Any, dim: int) -> int:
-    return int(dim * rope_of(config).get("partial_rotary_factor", 1.0))
+def _rotated_dims_of_head(config: Any, head_dim: int) -> int:
+    return int(head_dim * rope_parameters_of(config).get("partial_rotary_factor", 1.0))
 
 
-def refuse_names(model: nn.Module) -> None:
+def refuse_weights_without_gguf_name(model: nn.Module) -> None:
     """Raise Reject where a weight has no place, whatever is cut."""
     config = pretrained(model).config
     family = FAMILIES[config.model_type]
@@ -157,19 +168,19 @@ def shape_metadata(model: Any, shape: GgufShape) -> dict[str, Any]:
     def each(values: list[int]) -> Any:
         return values[0] if even else values
 
-    rope = rope_of(config)
+    rope = rope_parameters_of(config)
     centred = shape.family.of.centred
     stretch = {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope.get("factor", 1.0))}
     return {
-        "context_length": context_of(config),
-        "embedding_length": stream_width(model),
+        "context_length": supported_context_length(config),
+        "embedding_length": residual_stream_width(model),
         "block_count": len(shape.layers),
         "feed_forward_length": each([layer.width for layer in shape.layers]),
         "attention.head_count": each([layer.heads for layer in shape.layers]),
         "attention.head_count_kv": each([layer.kv_heads for layer in shape.layers]),
         "attention.key_length": shape.head_dim,
         "attention.value_length": shape.head_dim,
-        f"attention.layer_norm_{'' if centred else 'rms_'}epsilon": _epsilon(config),
+        f"attention.layer_norm_{'' if centred else 'rms_'}epsilon": _norm_epsilon(config),
         "rope.dimension_count": shape.n_rotated,
         "rope.freq_base": float(rope.get("rope_theta", 10000.0)),
         "vocab_size": config.vocab_size,
@@ -179,7 +190,7 @@ def shape_metadata(model: Any, shape: GgufShape) -> dict[str, Any]:
     }
 
 
-def _epsilon(config: Any) -> float:
+def _norm_epsilon(config: Any) -> float:
     """Under the name that the config has for it."""
     names = ("rms_norm_eps", "layer_norm_eps", "norm_epsilon")
     return float(next(value for name in names if (value := getattr(config, name, None)) is not None))
@@ -188,19 +199,19 @@ def _epsilon(config: Any) -> float:
 def gguf_named_tensors(model: Any, shape: GgufShape) -> Iterator[tuple[str, Tensor]]:
     """Yield every weight under llama.cpp's name. Raises Reject where one has no place."""
     config, weights = model.config, model.state_dict()
-    if rope_of(config).get("rope_type", "default") == "llama3":
-        yield "rope_freqs.weight", rotary_factors(model, shape.head_dim)
-    for name, gguf_name in gguf_names(model, shape):
+    if rope_parameters_of(config).get("rope_type", "default") == "llama3":
+        yield "rope_freqs.weight", rotary_frequency_divisors(model, shape.head_dim)
+    for name, gguf_name in names_with_gguf_names(model, shape):
         tensor = weights[name]
         if is_rotary(gguf_name, shape):
-            tensor = interleaved(tensor, shape.head_dim)
+            tensor = interleave_rotary_rows(tensor, shape.head_dim)
         if shape.family.raised and gguf_name.endswith("_norm.weight"):
             tensor = tensor.float() + 1
         yield gguf_name, tensor
-    yield from _zero_mlps(stream_width(model), shape, weights)
+    yield from _zero_mlps_of_layers_without(residual_stream_width(model), shape, weights)
 
 
-def gguf_names(model: Any, shape: GgufShape) -> Iterator[tuple[str, str]]:
+def names_with_gguf_names(model: Any, shape: GgufShape) -> Iterator[tuple[str, str]]:
     """Names of weights with llama.cpp's, but for those that it has once where the model has them twice."""
     for name in model.state_dict():
         gguf_name = _gguf_name(name, shape.family, shape.architecture, model.config.tie_word_embeddings)
@@ -208,9 +219,9 @@ def gguf_names(model: Any, shape: GgufShape) -> Iterator[tuple[str, str]]:
             yield name, gguf_name
 
 
-def gguf_matrices(model: Any, shape: GgufShape) -> dict[str, str]:
+def gguf_weight_name_by_linear_path(model: Any, shape: GgufShape) -> dict[str, str]:
     """Paths of linear modules with llama.cpp's names of their weights; without a head that shares the embedding's."""
-    paths = ((name.removesuffix(".weight"), gguf_name) for name, gguf_name in gguf_names(model, shape))
+    paths = ((name.removesuffix(".weight"), gguf_name) for name, gguf_name in names_with_gguf_names(model, shape))
     tied = {"lm_head"} if model.config.tie_word_embeddings else set()
     return {
         path: gguf_name
@@ -224,7 +235,9 @@ def is_rotary(gguf_name: str, shape: GgufShape) -> bool:
     return shape.family.turned and (".attn_q." in gguf_name or ".attn_k." in gguf_name)
 
 
-def _zero_mlps(hidden: int, shape: GgufShape, weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def _zero_mlps_of_layers_without(
+    hidden: int, shape: GgufShape, weights: dict[str, Tensor]
+) -> Iterator[tuple[str, Tensor]]:
     """MLPs of zeros, of layers that have none."""
     for number, layer in enumerate(shape.layers):
         if f"model.layers.{number}.mlp.down_proj.weight" not in weights and shape.architecture == "deci":
@@ -238,9 +251,9 @@ def _zero_mlps(hidden: int, shape: GgufShape, weights: dict[str, Tensor]) -> Ite
 _TWICE = ("stablelm", "olmo2", "phi2")
 
 
-def _gguf_name(name: str, family: Family, architecture: str, tied: bool) -> str | None:
+def _gguf_name(name: str, family: Family, architecture: str, is_head_tied: bool) -> str | None:
     """llama.cpp's name of a weight; None where the head is the table of tokens. Raises Reject where it has none."""
-    if name == "lm_head.weight" and tied and family.kind not in _TWICE:
+    if name == "lm_head.weight" and is_head_tied and family.kind not in _TWICE:
         return None
     if gguf_name := _OUTER.get(name):
         if name != "lm_head.bias" or family.of.headed:
@@ -254,22 +267,22 @@ def _gguf_name(name: str, family: Family, architecture: str, tied: bool) -> str 
     raise cannot_write_gguf(f"`{name}` has no place in llama.cpp's `{architecture}`", help=INSTEAD).rejection()
 
 
-def interleaved(tensor: Tensor, head_dim: int) -> Tensor:
+def interleave_rotary_rows(tensor: Tensor, head_dim: int) -> Tensor:
     """Rows of each head so that the two of a rotary pair lie beside each other."""
     # [h * d, ...] -> [h, 2, d / 2, ...]: the halves of a head become neighbours
     rows = tensor.view(-1, 2, head_dim // 2, *tensor.shape[1:])
     return rows.transpose(1, 2).reshape(tensor.shape)
 
 
-def separated(tensor: Tensor, head_dim: int) -> Tensor:
+def separate_rotary_rows(tensor: Tensor, head_dim: int) -> Tensor:
     """Inverse of `interleaved`."""
     # [h * d, ...] -> [h, d / 2, 2, ...]: the two of a pair become halves of the head
     pairs = tensor.view(-1, head_dim // 2, 2, *tensor.shape[1:])
     return pairs.transpose(1, 2).reshape(tensor.shape)
 
 
-def rotary_factors(model: Any, head_dim: int) -> Tensor:
+def rotary_frequency_divisors(model: Any, head_dim: int) -> Tensor:
     """Divisor of each rotary frequency, [head_dim / 2]: Llama 3's stretch of the slow ones."""
-    base = float(rope_of(model.config).get("rope_theta", 10000.0))
+    base = float(rope_parameters_of(model.config).get("rope_theta", 10000.0))
     plain = 1.0 / base ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     return plain / model.model.rotary_emb.inv_freq.float().cpu()

@@ -8,13 +8,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from .engine import FILE
-from .facts import unsupported
+from .facts import gguf_rejection
 from .reading import GgufFile, read_gguf
-from .shapes import gguf_names, gguf_shape, is_rotary, separated
+from .shapes import gguf_shape_of, is_rotary, names_with_gguf_names, separate_rotary_rows
 
 
 @contextmanager
-def stored_weights(model: Any, folder: Path) -> Iterator[None]:
+def with_weights_of_gguf(model: Any, folder: Path) -> Iterator[None]:
     """Inside, matrices of the model are those of the file, dequantised, in the model's dtype.
 
     A file of few bits is far from the model that it was written of, and says little when it is compared with that. It
@@ -22,15 +22,15 @@ def stored_weights(model: Any, folder: Path) -> Iterator[None]:
     Raises Reject (refused-gguf) where a matrix of the file is further from the model's than zeros are: other numbers
     than those of this model, or in another order.
     """
-    stored, shape = read_gguf(folder / FILE), gguf_shape(model)
+    stored, shape = read_gguf(folder / FILE), gguf_shape_of(model)
     originals: dict[nn.Parameter, Tensor] = {}
     try:
-        for name, gguf_name in gguf_names(model, shape):
+        for name, gguf_name in names_with_gguf_names(model, shape):
             parameter = model.get_parameter(name)
             if parameter.dim() == 2:
                 tensor = stored.read_tensor(gguf_name)
                 if is_rotary(gguf_name, shape):
-                    tensor = separated(tensor, shape.head_dim)
+                    tensor = separate_rotary_rows(tensor, shape.head_dim)
                 original = originals.setdefault(parameter, parameter.data)
                 _refuse_unlike(tensor, original.float(), gguf_name, stored)
                 parameter.data = tensor.to(parameter.dtype)
@@ -42,4 +42,4 @@ def stored_weights(model: Any, folder: Path) -> Iterator[None]:
 
 def _refuse_unlike(stored_matrix: Tensor, original: Tensor, name: str, file: GgufFile) -> None:
     if original.any() and not (stored_matrix - original).norm() < original.norm():
-        raise unsupported(file, f"holds other numbers as `{name}` than those that it was written of")
+        raise gguf_rejection(file, f"holds other numbers as `{name}` than those that it was written of")

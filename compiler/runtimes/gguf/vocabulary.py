@@ -8,7 +8,7 @@ from .pretokenizers import ambiguous_merge_notes, pretokenizer_name_and_doubts
 _NO_TOKENIZER = "The GGUF file has no tokenizer: "
 
 
-def write_vocabulary(gguf_writer: Any, tokenizer: Any, vocab_size: int) -> list[str]:
+def write_vocabulary_and_note_doubts(gguf_writer: Any, tokenizer: Any, vocab_size: int) -> list[str]:
     """Adds what the tokenizer says; sentences where llama.cpp may cut text in another way. None: no vocabulary."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     body = json.loads(backend.to_str()) if backend is not None else None
@@ -36,10 +36,10 @@ def _unsupported_tokenizer_reason(tokenizer_json: dict[str, Any] | None) -> str 
     return None if tokenizer_json["model"]["merges"] else "llama.cpp takes none without merges."
 
 
-def _write_tokens_and_merges(writer: Any, tokenizer: Any, body: dict[str, Any], n_tokens: int) -> list[str]:
+def _write_tokens_and_merges(writer: Any, tokenizer: Any, tokenizer_json: dict[str, Any], n_tokens: int) -> list[str]:
     from gguf import TokenType
 
-    special, added = set(tokenizer.all_special_ids), {entry["id"] for entry in body["added_tokens"]}
+    special, added = set(tokenizer.all_special_ids), {entry["id"] for entry in tokenizer_json["added_tokens"]}
     names = {number: text for text, number in tokenizer.get_vocab().items()}
     texts = [names.get(number, f"[PAD{number}]") for number in range(n_tokens)]
     kinds = [
@@ -52,33 +52,33 @@ def _write_tokens_and_merges(writer: Any, tokenizer: Any, body: dict[str, Any], 
         else TokenType.NORMAL
         for number in range(n_tokens)
     ]
-    merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in body["model"]["merges"]]
-    sentences = body["model"].get("byte_fallback", False)  # of the kind of SentencePiece
+    merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in tokenizer_json["model"]["merges"]]
+    sentences = tokenizer_json["model"].get("byte_fallback", False)  # of the kind of SentencePiece
     writer.add_tokenizer_model("llama" if sentences else "gpt2")
     writer.add_token_list(texts)
     if sentences:
         kinds = [TokenType.BYTE if text.startswith("<0x") else k for text, k in zip(texts, kinds, strict=True)]
-        writer.add_token_scores(_scores(texts, merges))
-        writer.add_add_space_prefix(_adds_space_prefix(body))
+        writer.add_token_scores(_token_scores_from_merges(texts, merges))
+        writer.add_add_space_prefix(_adds_space_prefix(tokenizer_json))
     writer.add_token_types(kinds)
     if sentences:
         return ambiguous_merge_notes(texts, merges)
     writer.add_token_merges([" ".join(merge) for merge in merges])
-    cut, doubts = pretokenizer_name_and_doubts(body)
+    cut, doubts = pretokenizer_name_and_doubts(tokenizer_json)
     writer.add_tokenizer_pre(cut)
     return doubts
 
 
-def _scores(texts: list[str], merges: list[tuple[str, ...]]) -> list[float]:
+def _token_scores_from_merges(token_texts: list[str], merges: list[tuple[str, ...]]) -> list[float]:
     """llama.cpp joins the pair whose whole has the highest score: so the first that is merged has the highest."""
     ranks: dict[str, int] = {}
     for rank, (left, right) in enumerate(merges):
         ranks.setdefault(left + right, rank)
-    return [-float(ranks.get(text, 0)) for text in texts]
+    return [-float(ranks.get(text, 0)) for text in token_texts]
 
 
-def _adds_space_prefix(body: dict[str, Any]) -> bool:
+def _adds_space_prefix(tokenizer_json: dict[str, Any]) -> bool:
     """Whether a text is read as if a space stood before it."""
-    normalizer, cutting = body.get("normalizer") or {}, body.get("pre_tokenizer") or {}
+    normalizer, cutting = tokenizer_json.get("normalizer") or {}, tokenizer_json.get("pre_tokenizer") or {}
     parts = [*normalizer.get("normalizers", [normalizer]), *cutting.get("pretokenizers", [cutting])]
     return any(p.get("type") == "Prepend" or p.get("prepend_scheme", "never") != "never" for p in parts)

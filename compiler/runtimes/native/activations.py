@@ -51,19 +51,19 @@ def recognise_elementwise(function: ElementwiseExpr) -> RecognisedStep | None:
     if torch.equal(x, y.to(x.dtype)):
         return RecognisedStep("", {})
     for kind, known in KINDS.items():
-        if close(y, known(x)):
+        if allclose_or_both_nan(y, known(x)):
             return RecognisedStep("act", {"kind": kind})
     least, upper = float(y.min()), float(y.max())
-    if least < upper and close(y, x.clamp(least, upper)):
+    if least < upper and allclose_or_both_nan(y, x.clamp(least, upper)):
         bounds = least if least > float(x.min()) else -_ENDLESS, upper if upper < float(x.max()) else _ENDLESS
         return RecognisedStep("clip", dict(zip(("least", "most"), bounds, strict=True)))
     constants = function.constants()
     for number in (-1.0, *_candidate_constants(constants)):
-        if close(y, x * number):
+        if allclose_or_both_nan(y, x * number):
             return RecognisedStep("scale", {"by": number})
-        if close(y, x + number):
+        if allclose_or_both_nan(y, x + number):
             return RecognisedStep("shift", {"by": number})
-        if number > 0 and close(y, number * torch.tanh(x / number)):
+        if number > 0 and allclose_or_both_nan(y, number * torch.tanh(x / number)):
             return RecognisedStep("softcap", {"at": number})
     return _recognise_xielu(x, y)
 
@@ -80,7 +80,7 @@ def _recognise_xielu(x: Tensor, y: Tensor) -> RecognisedStep | None:
     return RecognisedStep("xielu", {"square": square, "exponential": exponential, "linear": linear})
 
 
-def close(a: Tensor, b: Tensor) -> bool:
+def allclose_or_both_nan(a: Tensor, b: Tensor) -> bool:
     return bool(torch.allclose(a, b, rtol=_SHARE, atol=_SHARE, equal_nan=True))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ....dsl.syntax.diagnostics import Fault
 from ....kernels.engine_adapters import LowRankUpdate
 from ...models.rows.prompt_positions import edited_counts_at_both_ends
-from .plan import inputs, weights
+from .plan import registers_read_by_step, weights_read_by_step
 
 if TYPE_CHECKING:
     from ....kernels.engine import Engine
@@ -37,31 +37,35 @@ class Factors:
     bias: Tensor | None = None
 
 
-def linear_updates(plan: Mapping[str, Any], factors: Mapping[str, Factors]) -> list[LowRankUpdate]:
+def low_rank_updates_of_linears(
+    plan: Mapping[str, Any], factors_by_linear_path: Mapping[str, Factors]
+) -> list[LowRankUpdate]:
     """Updates of linear layers by their paths. Raises Reject (no-place-for-adapters)."""
     updates = []
-    for path, one in factors.items():
+    for path, one in factors_by_linear_path.items():
         matches = [s for s in plan["steps"] if s["op"] == "linear" and s["weight"] == f"{path}.weight"]
         if len(matches) != 1:
-            raise _unsupported(f"`{path:.80}` is no linear step of its own")
+            raise _unsupported_adapter_rejection(f"`{path:.80}` is no linear step of its own")
         updates.append(LowRankUpdate(matches[0]["x"], matches[0]["to"], one.down, one.up, one.bias))
     return updates
 
 
-def layer_updates(plan: Mapping[str, Any], factors: Mapping[str, Factors]) -> list[LowRankUpdate]:
+def low_rank_updates_behind_layers(
+    plan: Mapping[str, Any], factors_by_layer_path: Mapping[str, Factors]
+) -> list[LowRankUpdate]:
     """Updates of hidden states behind layers, by the layers' paths. Raises Reject (no-place-for-adapters)."""
     updates = []
     layers = plan.get("layers", {})  # of a file, which may hold anything
     known = layers if isinstance(layers, Mapping) else {}
-    for path, one in factors.items():
+    for path, one in factors_by_layer_path.items():
         register = known.get(path) if "layers" in plan else _layer_output_register(plan["steps"], path)
         if type(register) is not int:
-            raise _unsupported(f"`{path:.80}` has other results than hidden states")
+            raise _unsupported_adapter_rejection(f"`{path:.80}` has other results than hidden states")
         updates.append(LowRankUpdate(register, register, one.down, one.up, one.bias))
     return updates
 
 
-def _unsupported(problem: str) -> Exception:
+def _unsupported_adapter_rejection(problem: str) -> Exception:
     help = "let torch run the model: what `hf` wrote, or its own folder, or `generation: torch` of `rttc`"
     return unsupported_adapter(f"{problem} in the native engine's plan", help=help).rejection()
 
@@ -71,12 +75,14 @@ def _layer_output_register(steps: Sequence[Step], path: str) -> int | None:
 
     A guess, which whoever uses it holds against torch: equal vectors of two layers have one name.
     """
-    layer_steps = [i for i, step in enumerate(steps) if any(name.startswith(f"{path}.") for name in weights(step))]
+    layer_steps = [
+        i for i, step in enumerate(steps) if any(name.startswith(f"{path}.") for name in weights_read_by_step(step))
+    ]
     if not layer_steps:
         return None
     writer_of = {step["to"]: i for i, step in enumerate(steps)}
     for number in range(layer_steps[-1], len(steps) - 1):
-        later = {register for step in steps[number + 1 :] for register in inputs(step)}
+        later = {register for step in steps[number + 1 :] for register in registers_read_by_step(step)}
         if {register for register in later if writer_of[register] <= number} == {steps[number]["to"]}:
             return steps[number]["to"]
     return None
@@ -103,12 +109,12 @@ class EngineAdapter:
     def needs_full_prompt(self) -> bool:
         return self.n_first + self.n_last > 0
 
-    def of_tokens(self, length: int, count: int) -> list[int]:
-        """Numbers for so many tokens behind `length` others of a sequence: at its begin they are its prompt."""
-        if length or not self.needs_full_prompt:
-            return [self.default] * count
-        front, behind = map(int, edited_counts_at_both_ends(torch.tensor(count), self.n_first, self.n_last))
-        return [self.first] * front + [self.default] * (count - front - behind) + [self.last] * behind
+    def adapter_of_each_token(self, past_length: int, num_tokens: int) -> list[int]:
+        """Numbers for so many tokens behind `past_length` others of a sequence: at its begin they are its prompt."""
+        if past_length or not self.needs_full_prompt:
+            return [self.default] * num_tokens
+        front, behind = map(int, edited_counts_at_both_ends(torch.tensor(num_tokens), self.n_first, self.n_last))
+        return [self.first] * front + [self.default] * (num_tokens - front - behind) + [self.last] * behind
 
 
 class AdaptedEngine:
@@ -133,26 +139,30 @@ class AdaptedEngine:
     def set_sequence_adapter(self, sequence: int, adapter: str) -> None:
         self._chosen[sequence] = adapter
 
-    def run(self, ids: Sequence[int], sequences: Sequence[int], outputs: Sequence[int]) -> Tensor:
-        adapters = [number for part in self._adapter_numbers(sequences) for number in part]
-        return self.engine.run(ids, sequences, outputs, adapters if max(adapters, default=-1) >= 0 else None)
+    def run(
+        self, token_ids: Sequence[int], sequence_of_token: Sequence[int], output_positions: Sequence[int]
+    ) -> Tensor:
+        adapters = [number for part in self._adapter_numbers(sequence_of_token) for number in part]
+        return self.engine.run(
+            token_ids, sequence_of_token, output_positions, adapters if max(adapters, default=-1) >= 0 else None
+        )
 
-    def _adapter_numbers(self, sequences: Sequence[int]) -> Iterator[list[int]]:
+    def _adapter_numbers(self, sequence_of_token: Sequence[int]) -> Iterator[list[int]]:
         start = 0
         read: dict[int, int] = {}  # tokens of each sequence, those of this call among them
-        while start < len(sequences):
-            sequence, end = sequences[start], start + 1
-            while end < len(sequences) and sequences[end] == sequence:
+        while start < len(sequence_of_token):
+            sequence, end = sequence_of_token[start], start + 1
+            while end < len(sequence_of_token) and sequence_of_token[end] == sequence:
                 end += 1
             length = read.get(sequence, self.engine.length(sequence))
-            yield self._adapters[self._chosen.get(sequence, self._default)].of_tokens(length, end - start)
+            yield self._adapters[self._chosen.get(sequence, self._default)].adapter_of_each_token(length, end - start)
             read[sequence], start = length + end - start, end
 
     def length(self, sequence: int) -> int:
         return self.engine.length(sequence)
 
-    def forget(self, sequence: int, length: int = 0) -> None:
-        self.engine.forget(sequence, length)
+    def forget(self, sequence: int, num_remaining: int = 0) -> None:
+        self.engine.forget(sequence, num_remaining)
 
     def cancel(self) -> None:
         self.engine.cancel()

@@ -36,7 +36,11 @@ def lower_attention(builder: PlanBuilder, call: NodeCall) -> tuple[Rows, None]:
     (_, heads, _, head_dim), value_dim = q.index.shape, v.index.shape[3]
     kv_heads = k.index.shape[1]
     sizes = (heads, kv_heads, head_dim, value_dim)
-    mask_fn = _mask(builder, mask) if key_bias is None else key_score_bias.mask_by_length(builder, key_bias)
+    mask_fn = (
+        _mask_of_length(builder, mask)
+        if key_bias is None
+        else key_score_bias.mask_function_of_length(builder, key_bias)
+    )
     try:
         gains = partial(_probe_score_bias, builder, node, module, heads, *gaining[:1])
         form = (
@@ -54,27 +58,33 @@ def lower_attention(builder: PlanBuilder, call: NodeCall) -> tuple[Rows, None]:
         q, k = key_score_bias.append_bias_column(builder, node, module, form, key_bias, q, k)
         sizes = (heads, kv_heads, head_dim + 1, value_dim)
     by_head = any(x is not None for x in (form.slopes, form.sinks, form.distances))
-    kv_order, order = (None, None) if by_head else _deduplicate_heads(k.index, v.index, heads)
+    kv_order, order = (None, None) if by_head else _distinct_kv_heads_and_query_order(k.index, v.index, heads)
     if kv_order is not None and order is not None:
         q, k, v = Rows(q.index[:, order], q.pending), *(Rows(x.index[:, kv_order], x.pending) for x in (k, v))
         sizes = (heads, len(kv_order), *sizes[2:])
-    register = (append_cross_attention if recalls else append_attention)(builder, node, form, [q, k, v], sizes)
+    register = (append_cross_attention_step if recalls else append_attention_step)(
+        builder, node, form, [q, k, v], sizes
+    )
     batch, length = builder.shape
     rows = builder.rows(register).view(batch, length, heads, value_dim)
     return Rows(rows if order is None else rows[:, :, order.argsort()]), None
 
 
-def append_attention(
-    builder: PlanBuilder, node: fx.Node, form: attentions.Attention, qkv: list[Rows], sizes: tuple[int, ...]
+def append_attention_step(
+    builder: PlanBuilder,
+    node: fx.Node,
+    form: attentions.Attention,
+    qkv: list[Rows],
+    head_counts_and_dims: tuple[int, ...],
 ) -> int:
-    """The register of attention of queries to keys and values; `sizes` as a step has them."""
-    plan, (heads, kv_heads, head_dim, value_dim) = builder.plan, sizes
+    """The register of attention of queries to keys and values; `head_counts_and_dims` as a step has them."""
+    plan, (heads, kv_heads, head_dim, value_dim) = builder.plan, head_counts_and_dims
     slopes = None if form.slopes is None else plan.add_vector(f"{node.name}.slopes", form.slopes)
     sinks = None if form.sinks is None else plan.add_vector(f"{node.name}.sinks", form.sinks)
     distance_table = None if form.distances is None else plan.add_vector(f"{node.name}.distances", form.distances)
     registers = {name: builder.register(x)[0] for name, x in zip("qkv", qkv, strict=True)}
     window = form.window if form.window is not None and form.window < plan.context else None
-    slot = plan.slot(kv_heads, head_dim, value_dim)
+    slot = plan.append_cache_slot(kv_heads, head_dim, value_dim)
     counts = {"slot": slot, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "value_dim": value_dim}
     scores: dict[str, Any] = {"scale": form.scale, "softcap": form.softcap, "window": window, "sinks": sinks}
     scores |= {} if slopes is None else {"slopes": slopes}
@@ -83,11 +93,15 @@ def append_attention(
     return plan.append_step("attention", heads * value_dim, **registers, **counts, **scores)
 
 
-def append_cross_attention(
-    builder: PlanBuilder, node: fx.Node, form: attentions.Attention, qkv: list[Rows], sizes: tuple[int, ...]
+def append_cross_attention_step(
+    builder: PlanBuilder,
+    node: fx.Node,
+    form: attentions.Attention,
+    qkv: list[Rows],
+    head_counts_and_dims: tuple[int, ...],
 ) -> int:
     """The register of attention of queries to a source, whose keys and values its encoder remembers."""
-    heads, kv_heads, head_dim, value_dim = sizes
+    heads, kv_heads, head_dim, value_dim = head_counts_and_dims
     unsupported = (form.window, form.sinks, form.slopes, form.distances)
     if not form.bidirectional or any(part is not None for part in unsupported):
         raise builder.rejection(node, "attention to a source by positions, which the engine has not")
@@ -99,13 +113,13 @@ def append_cross_attention(
     return builder.plan.append_step("recall", heads * value_dim, q=q, **counts, scale=form.scale, softcap=form.softcap)
 
 
-def _is_score_bias(builder: PlanBuilder, node: fx.Node, name: str, value: Any) -> bool:
+def _is_score_bias(builder: PlanBuilder, node: fx.Node, option: str, value: Any) -> bool:
     """Whether an option is what scores gain: a number for each pair of tokens of a row, that no token decides."""
-    at = node.kwargs[name]
+    at = node.kwargs[option]
     if not isinstance(at, fx.Node) or not isinstance(value, (Tensor, Positional)):
         return False
     try:
-        return distances.of_row(builder.positions.at(at, 3), 3)
+        return distances.is_bias_of_one_row(builder.positions.at(at, 3), 3)
     except (RuntimeError, TypeError, ValueError, IndexError):  # made for something else than one row
         return False
 
@@ -129,7 +143,7 @@ def _probe_score_bias(
 
     def distance_table() -> Tensor | None:
         config = getattr(module, "config", builder.model.config)
-        table = distances.bias_by_distance(at, heads, bidirectional, config, plan.context)
+        table = distances.bias_by_distance_and_max_length(at, heads, bidirectional, config, plan.context)
         plan.context = plan.context if table is None else min(plan.context, table[1])
         return None if table is None else table[0]
 
@@ -139,13 +153,13 @@ def _probe_score_bias(
     return attentions.ScoreBias(name, at, known)
 
 
-def _mask(builder: PlanBuilder, mask: Positional | None) -> Any:
+def _mask_of_length(builder: PlanBuilder, mask: Positional | None) -> Any:
     if mask is None:
         return lambda length: None
     return lambda length: builder.positions.at(mask.node, length)
 
 
-def _deduplicate_heads(k: Tensor, v: Tensor, heads: int) -> tuple[Tensor | None, Tensor | None]:
+def _distinct_kv_heads_and_query_order(k: Tensor, v: Tensor, heads: int) -> tuple[Tensor | None, Tensor | None]:
     """Find keys and values [b, heads, t, d] that are copies of heads: those that differ, and the order of queries by
     them."""
     first = torch.unique(torch.stack([k[0, :, 0, 0], v[0, :, 0, 0]]), dim=1, return_inverse=True)[1]

@@ -63,32 +63,39 @@ class ScoreBias:
 @torch.no_grad()
 def recognise_attention(
     module: nn.Module,
-    mask: Any,
-    sizes: tuple[int, int, int, int],
+    mask_of_length: Any,
+    head_counts_and_dims: tuple[int, int, int, int],
     options: dict[str, Any],
     score_bias_of: Callable[..., ScoreBias | None] = lambda bidirectional: None,
 ) -> Attention | None:
     """Attention that the module's `attention` computes, or None.
 
-    mask             n -> the mask of n keys as the module is handed it: [1, 1, n, n] or None
-    sizes            heads, key heads, width of a key, width of a value
+    mask_of_length   n -> the mask of n keys as the module is handed it: [1, 1, n, n] or None
+    head_counts_and_dims   heads, key heads, width of a key, width of a value
     score_bias_of    whether a text is seen whole -> what scores gain by distance, if anything
     """
-    heads, _, head_dim, _ = sizes
+    heads, _, head_dim, _ = head_counts_and_dims
     module = _shallow_copy_in_float32(module)
     named = candidate_windows(module, options)
-    bidirectional = is_bidirectional(module, mask, sizes, options)
+    bidirectional = is_bidirectional(module, mask_of_length, head_counts_and_dims, options)
     gain = score_bias_of(bidirectional=bidirectional)
     if gain is not None:
         options = {**options, gain.option: gain}
     if bidirectional:
         named = list(dict.fromkeys(n for w in named for n in (w, w + 1, w // 2 + 1)))
-        known = [row for n in lengths(named) for row in _record_bidirectional_trial(module, mask, sizes, options, n)]
+        known = [
+            row
+            for n in trial_lengths(named)
+            for row in _record_bidirectional_trial(module, mask_of_length, head_counts_and_dims, options, n)
+        ]
         forms = [
             replace(form, bidirectional=True) for form in _candidate_attentions(module, head_dim, heads, options, named)
         ]
     else:
-        known = [(*_record_causal_trial(module, mask, sizes, options, n), None) for n in lengths(named)]
+        known = [
+            (*_record_causal_trial(module, mask_of_length, head_counts_and_dims, options, n), None)
+            for n in trial_lengths(named)
+        ]
         forms = [*_candidate_attentions(module, head_dim, heads, options, named)]
     for form in forms:
         form = form if gain is None or not gain.table.any() else replace(form, distances=gain.table)
@@ -98,55 +105,77 @@ def recognise_attention(
     return None
 
 
-def is_bidirectional(module: nn.Module, mask: Any, sizes: tuple[int, int, int, int], options: dict[str, Any]) -> bool:
+def is_bidirectional(
+    module: nn.Module, mask_of_length: Any, head_counts_and_dims: tuple[int, int, int, int], options: dict[str, Any]
+) -> bool:
     """Whether the first position of a text sees the second: what it gives changes with that one's value."""
-    mask_value = mask(2)
+    mask_value = mask_of_length(2)
     if mask_value is None and getattr(module, "is_causal", True):
         return False
-    q, k, v = _random_qkv(sizes, 2, 2)
-    first, _ = leaves.attention(module, q, k, v, _floats(mask_value), **options)
+    q, k, v = _random_qkv(head_counts_and_dims, 2, 2)
+    first, _ = leaves.attention(module, q, k, v, _float_mask_to_float32(mask_value), **options)
     v[:, :, 1] += 1
-    other, _ = leaves.attention(module, q, k, v, _floats(mask_value), **options)
+    other, _ = leaves.attention(module, q, k, v, _float_mask_to_float32(mask_value), **options)
     return not torch.equal(first[0, 0], other[0, 0])
 
 
 def _record_bidirectional_trial(
-    module: nn.Module, mask: Any, sizes: tuple[int, int, int, int], options: dict[str, Any], length: int
+    module: nn.Module,
+    mask_of_length: Any,
+    head_counts_and_dims: tuple[int, int, int, int],
+    options: dict[str, Any],
+    length: int,
 ) -> list[tuple[Any, ...]]:
     """Trial of bidirectional attention, at the first position, one in the middle and the last."""
-    q, k, v = _random_qkv(sizes, length, length)
-    out, _ = leaves.attention(module, q, k, v, _floats(mask(length)), **_of_row(options, length, length))
+    q, k, v = _random_qkv(head_counts_and_dims, length, length)
+    out, _ = leaves.attention(
+        module,
+        q,
+        k,
+        v,
+        _float_mask_to_float32(mask_of_length(length)),
+        **_options_for_last_queries(options, length, length),
+    )
     return [(q[0, :, at], k[0], v[0], out[0, at].float(), at) for at in (0, length // 2, length - 1)]
 
 
-def _random_qkv(sizes: tuple[int, int, int, int], queries: int, keys: int) -> tuple[Tensor, Tensor, Tensor]:
+def _random_qkv(
+    head_counts_and_dims: tuple[int, int, int, int], num_queries: int, num_keys: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """q [1, h, queries, d], k and v [1, g, keys, d]."""
-    heads, kv_heads, head_dim, value_dim = sizes
-    generator = torch.Generator().manual_seed(keys)
-    shapes = ((1, heads, queries, head_dim), (1, kv_heads, keys, head_dim), (1, kv_heads, keys, value_dim))
+    heads, kv_heads, head_dim, value_dim = head_counts_and_dims
+    generator = torch.Generator().manual_seed(num_keys)
+    shapes = ((1, heads, num_queries, head_dim), (1, kv_heads, num_keys, head_dim), (1, kv_heads, num_keys, value_dim))
     q, k, v = (torch.randn(shape, generator=generator) for shape in shapes)
     return q, k, v
 
 
-def _floats(mask: Tensor | None) -> Tensor | None:
+def _float_mask_to_float32(mask: Tensor | None) -> Tensor | None:
     return mask.float() if mask is not None and mask.dtype.is_floating_point else mask
 
 
 def _record_causal_trial(
-    module: nn.Module, mask: Any, sizes: tuple[int, int, int, int], options: dict[str, Any], length: int
+    module: nn.Module,
+    mask_of_length: Any,
+    head_counts_and_dims: tuple[int, int, int, int],
+    options: dict[str, Any],
+    length: int,
 ) -> tuple[Tensor, ...]:
     """q of the last position, k, v and what the module makes of them."""
-    q, k, v = _random_qkv(sizes, 1, length)
-    mask_value = mask(length)
+    q, k, v = _random_qkv(head_counts_and_dims, 1, length)
+    mask_value = mask_of_length(length)
     last = None if mask_value is None else mask_value[:, :, -1:, -length:]
-    out, _ = leaves.attention(module, q, k, v, _floats(last), **_of_row(options, length, 1))
+    out, _ = leaves.attention(
+        module, q, k, v, _float_mask_to_float32(last), **_options_for_last_queries(options, length, 1)
+    )
     return q[0, :, 0], k[0], v[0], out[0, 0].float()
 
 
-def _of_row(options: dict[str, Any], length: int, queries: int) -> dict[str, Any]:
+def _options_for_last_queries(options: dict[str, Any], length: int, num_queries: int) -> dict[str, Any]:
     """Options for the last queries of a row: those that are made of its length are computed."""
     return {
-        name: x.at(length)[:, :, -queries:].float() if isinstance(x, ScoreBias) else x for name, x in options.items()
+        name: x.at(length)[:, :, -num_queries:].float() if isinstance(x, ScoreBias) else x
+        for name, x in options.items()
     }
 
 
@@ -176,7 +205,7 @@ def candidate_windows(module: nn.Module, options: dict[str, Any]) -> list[int]:
     return list(dict.fromkeys(w for w in named if type(w) is int and w > 0))
 
 
-def lengths(windows: list[int]) -> list[int]:
+def trial_lengths(windows: list[int]) -> list[int]:
     return [SHORT, *(w + 3 for w in windows)]
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from ...ir.graphs import name_of
+from ...ir.graphs import target_name
 
 # Change only where numbers lie: run on element numbers as they are.
 MOVES = frozenset(
@@ -37,12 +37,12 @@ BINARY: dict[str, Callable[..., Any]] = {
 }
 
 
-def operation(node: fx.Node) -> str:
+def operation_name(node: fx.Node) -> str:
     """Operation of a call, one name for its function, method and operator. A method in place keeps its `_`."""
-    return name_of(node) if node.op == "call_method" else name_of(node).strip("_")
+    return target_name(node) if node.op == "call_method" else target_name(node).strip("_")
 
 
-def apply_to_indices(node: fx.Node, args: Any, kwargs: Any) -> Tensor | tuple[Tensor, ...]:
+def run_on_element_numbers(node: fx.Node, args: Any, kwargs: Any) -> Tensor | tuple[Tensor, ...]:
     """Run a call on element numbers. They may lie otherwise in memory than what they stand for: no view of that."""
     if node.op == "call_method":
         name = "reshape" if node.target == "view" and not isinstance(args[1], torch.dtype) else str(node.target)

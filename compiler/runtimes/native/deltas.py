@@ -39,7 +39,7 @@ def recognise_delta_rule(
     known = [trial for trial in trials if trial is not None]
     if len(known) < len(trials):
         return None
-    for form in _forms(shapes["q"][-1]):
+    for form in _candidate_delta_rules(shapes["q"][-1]):
         if all(_close(form(*inputs), expected) for inputs, expected in known):
             return form
     return None
@@ -60,7 +60,7 @@ def _trial_inputs_and_output(
     return ((q, k, v, decay, beta), output.float()) if isinstance(output, Tensor) else None
 
 
-def _forms(width: int) -> Iterator[DeltaRuleLayer]:
+def _candidate_delta_rules(width: int) -> Iterator[DeltaRuleLayer]:
     for scale, eps in product((width**-0.5, 1.0), (*_EPSILONS, None)):
         yield DeltaRuleLayer(scale, eps)
 

@@ -11,15 +11,15 @@ _MAX_ROW = 4096
 _TIMES = 3  # so many times the largest distance that a config names
 
 
-def of_row(value: Any, length: int) -> bool:
+def is_bias_of_one_row(value: Any, length: int) -> bool:
     """Whether a value is one number for each head, query and key of a row of so many tokens: [1 or heads.., n, n]."""
     square = isinstance(value, Tensor) and value.is_floating_point() and value.dim() == 4
     return square and value.shape[0] == 1 and tuple(value.shape[2:]) == (length, length)
 
 
 @torch.no_grad()
-def bias_by_distance(
-    bias_of_length: Callable[[int], Tensor], heads: int, bidirectional: bool, config: Any, context: int
+def bias_by_distance_and_max_length(
+    bias_of_length: Callable[[int], Tensor], num_heads: int, bidirectional: bool, config: Any, context: int
 ) -> tuple[Tensor, int] | None:
     """[heads, columns] float32 by distance, and how many tokens of a text it holds for; None where more than distance
     counts.
@@ -33,21 +33,24 @@ def bias_by_distance(
     far = max((_TIMES * n for n in named if type(n) is int), default=0)
     length = min(max(_ROW, far), _MAX_ROW, context)
     values = bias_of_length(length).float()
-    if not of_row(values, length):
+    if not is_bias_of_one_row(values, length):
         return None
-    square = values[0].expand(heads, length, length)
+    square = values[0].expand(num_heads, length, length)
     back, ahead = square[:, :, 0].flip(1), square[:, 0, 1:]  # -(length - 1)..0, then 1..length - 1
     line = torch.cat([back, ahead], 1) if bidirectional else back
-    if not _is_of_distance(square, torch.cat([back, ahead], 1), bidirectional):
+    if not _depends_on_distance_only(square, torch.cat([back, ahead], 1), bidirectional):
         return None
-    steady_width = max(_steady(back.flip(1)), _steady(torch.cat([back[:, -1:], ahead], 1)) if bidirectional else 0)
+    steady_width = max(
+        _distance_of_last_change(back.flip(1)),
+        _distance_of_last_change(torch.cat([back[:, -1:], ahead], 1)) if bidirectional else 0,
+    )
     if 2 * steady_width >= length:  # it may go on to change
         return line.contiguous(), length
     middle = length - 1
     return line[:, middle - steady_width : middle + 1 + (steady_width if bidirectional else 0)].contiguous(), context
 
 
-def _is_of_distance(square: Tensor, line: Tensor, bidirectional: bool) -> bool:
+def _depends_on_distance_only(square: Tensor, line: Tensor, bidirectional: bool) -> bool:
     """Whether each number is that of its distance; without `bidirectional` those ahead of a token do not count."""
     positions = torch.arange(square.shape[1])
     distance = positions[None, :] - positions[:, None]
@@ -55,7 +58,7 @@ def _is_of_distance(square: Tensor, line: Tensor, bidirectional: bool) -> bool:
     return bool((square == line[:, distance + square.shape[1] - 1])[:, visible].all())
 
 
-def _steady(line: Tensor) -> int:
+def _distance_of_last_change(line: Tensor) -> int:
     """The distance from which on nothing changes. [heads, distances], the token's own first."""
     changes = (line[:, 1:] != line[:, :-1]).any(0).nonzero()
     return int(changes[-1]) + 1 if len(changes) else 0

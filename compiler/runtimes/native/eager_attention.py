@@ -36,13 +36,13 @@ class Leaf:
         other_sizes = [size for axis, size in enumerate(self.shape) if axis != self.axis]
         return torch.Size(other_sizes[:-1]).numel(), other_sizes[-1]
 
-    def laid(self, x: Tensor) -> Tensor:
+    def in_layout_of_value(self, x: Tensor) -> Tensor:
         """[length, heads, d] as the value has it."""
         sizes = [size for axis, size in enumerate(self.shape) if axis != self.axis]
         return x.reshape(len(x), *sizes).movedim(0, self.axis)
 
 
-def _second(node: fx.Node) -> fx.Node:
+def _second_operand(node: fx.Node) -> fx.Node:
     assert isinstance(node.args[1], fx.Node), f"{node.name} multiplies by no value"
     return node.args[1]
 
@@ -54,13 +54,13 @@ def is_score_product(builder: PlanBuilder, call: NodeCall) -> bool:
     a, b = call.args
     if a.index.dim() != b.index.dim() or a.index.shape[-2] != b.index.shape[-1]:
         return False
-    _, token = builder.plan.layout.locate(b.index.reshape(-1, b.index.shape[-1]))
+    _, token = builder.plan.layout.registers_and_tokens(b.index.reshape(-1, b.index.shape[-1]))
     return not torch.equal(token, token[:, :1].expand_as(token))
 
 
 def lower_score_product(builder: PlanBuilder, call: NodeCall) -> ScorePairs:
     """Scores of queries and keys; the cache keeps those keys, whether the model itself has one or not."""
-    _retained(builder, _second(call.node))
+    _mark_as_cached_rows(builder, _second_operand(call.node))
     return ScorePairs(call.node)
 
 
@@ -69,7 +69,7 @@ def mixes_tokens(builder: PlanBuilder, call: NodeCall) -> bool:
     return ScorePairs in call.kinds or {Rows, CachedRows} <= call.kinds
 
 
-def _retained(builder: PlanBuilder, node: fx.Node) -> None:
+def _mark_as_cached_rows(builder: PlanBuilder, node: fx.Node) -> None:
     value = builder.values[node]
     builder.values[node] = CachedRows(value) if isinstance(value, Rows) else value
 
@@ -78,7 +78,7 @@ def lower_score_operation(builder: PlanBuilder, call: NodeCall) -> Any:
     """Scores on their way to weights, or the attention that spends them."""
     node, args, name, inputs = call.node, call.args, call.name, call.node.all_input_nodes
     if name in PRODUCTS and isinstance(args[0], ScorePairs) and isinstance(args[1], Rows):
-        _retained(builder, _second(node))
+        _mark_as_cached_rows(builder, _second_operand(node))
     operands = [builder.values[used] for used in inputs]
     if name in calls.SIZE_CALLS:
         return graph_values.lower_size_of_sample(builder, call)
@@ -101,7 +101,7 @@ def _lower_attention(builder: PlanBuilder, node: fx.Node, name: str) -> Rows:
         form = _recognise_attention(builder, node, module, leaves)
     if form is None:
         raise builder.rejection(node, _REASON)
-    register = attention_lowering.append_attention(
+    register = attention_lowering.append_attention_step(
         builder, node, form, [_rows_of_node(builder, x) for x in leaves], (heads, kv_heads, head_dim, value_dim)
     )
     return Rows(_register_as_sample_value(builder, node, register, heads, value_dim))
@@ -160,7 +160,7 @@ def _recognise_attention(
     windows = attentions.candidate_windows(module, {})
     try:
         context = builder.plan.context
-        lengths = [min(length, context) for length in attentions.lengths([w for w in windows if w < context])]
+        lengths = [min(length, context) for length in attentions.trial_lengths([w for w in windows if w < context])]
         known = [row for length in lengths for row in _trial_attention_outputs(builder, node, qkv_nodes, length)]
         slopes = _probe_alibi_slopes(builder, node, qkv_nodes)
     except (RuntimeError, TypeError, ValueError, IndexError):  # made for something else than one row
@@ -202,7 +202,7 @@ def _evaluate_attention(
 ) -> Tensor:
     """[length, heads, d] of the program, of these queries, keys and values [length, heads, d]."""
     length = len(qkv[0])
-    leaves = {x: _leaf(builder, x, length).laid(value) for x, value in zip(leaf_nodes, qkv, strict=True)}
+    leaves = {x: _leaf(builder, x, length).in_layout_of_value(value) for x, value in zip(leaf_nodes, qkv, strict=True)}
     out = _Trial(builder, leaves).at(node, length).float()
     heads, wide = qkv[0].shape[1], qkv[2].shape[2]
     out = out if out.dim() == 4 else out[None]

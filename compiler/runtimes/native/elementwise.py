@@ -12,10 +12,10 @@ from .values import ElementwiseExpr, Positional, Rows
 
 
 def lower_unary(builder: PlanBuilder, call: NodeCall) -> Rows:
-    return Rows(call.first.index, _compose_pending(call, call.first.pending))
+    return Rows(call.first.index, _compose_with_pending(call, call.first.pending))
 
 
-def _compose_pending(call: NodeCall, pending: ElementwiseExpr | None) -> ElementwiseExpr:
+def _compose_with_pending(call: NodeCall, pending: ElementwiseExpr | None) -> ElementwiseExpr:
     """An elementwise function of what is made before it."""
     if call.name == "rsqrt":
         return ElementwiseExpr(torch.reciprocal, (ElementwiseExpr(torch.sqrt, (pending,), call.node),), call.node)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Fault
-from ..inputs import check_ids, check_mask, classification_loss, invalid_inputs
+from ..inputs import check_mask, check_token_id_tensor, classification_loss, invalid_inputs
 from ..model import DecoderModel, Output
 from ..position_offsets import other_positions, refuse_visible_padding
 from .plan_files import native_damaged
@@ -65,7 +65,7 @@ class NativeEncoder(DecoderModel):
         labels   classes [b, t] of tokens, -100 where none counts, or [b] of texts: `loss` is then theirs
         """
         self.refuse_states(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
-        check_ids(input_ids)
+        check_token_id_tensor(input_ids)
         check_mask(attention_mask, input_ids)
         if labels is not None and self.states:
             raise invalid_inputs("the model has no head that `labels` are of", help="leave `labels` out").rejection()
@@ -84,8 +84,8 @@ class NativeEncoder(DecoderModel):
         rows = [ids[is_token] for ids, is_token in zip(input_ids, mask.bool(), strict=True)]
         width = self.engine.width
         output = torch.zeros((len(rows), width) if self.first else (*input_ids.shape, width))
-        for start in range(0, len(rows), max(1, self.spare)):
-            part = range(start, min(len(rows), start + max(1, self.spare)))
+        for start in range(0, len(rows), max(1, self.num_free_sequences)):
+            part = range(start, min(len(rows), start + max(1, self.num_free_sequences)))
             nonempty = [row for row in part if len(rows[row])]
             if nonempty:
                 self._encode_rows_into(output, mask.bool(), nonempty, [rows[row] for row in nonempty])
@@ -109,7 +109,7 @@ class NativeEncoder(DecoderModel):
 
     def _encode_rows_into(self, output: Tensor, mask: Tensor, row_indices: list[int], texts: list[Tensor]) -> None:
         """Write what the engine gives for some rows to where it belongs."""
-        with self.sequences_of(len(texts)) as numbers:
+        with self.temporary_sequences(len(texts)) as numbers:
             states_flat = self.append_tokens(dict(zip(numbers, texts, strict=True)), "first" if self.first else "all")
         if self.first:
             output[row_indices] = states_flat

@@ -24,19 +24,19 @@ class Stack:
     nodes: tuple[fx.Node, ...]
     encodes: bool = False
 
-    def owns(self, name: str) -> str:
+    def placeholder_role(self, name: str) -> str:
         """Role of a placeholder for one side: "" where it belongs to the other."""
         if name.startswith(_TARGET):
             return name.removeprefix(_TARGET) if self.ids.startswith(_TARGET) else ""
         return "" if self.ids.startswith(_TARGET) else name
 
 
-def single_stack(graph: fx.Graph) -> Stack:
+def stack_of_all_nodes(graph: fx.Graph) -> Stack:
     """A graph of one sequence."""
     return Stack("input_ids", tuple(graph.nodes))
 
 
-def split_stacks(graph: fx.Graph) -> tuple[Stack, Stack]:
+def split_encoder_and_decoder(graph: fx.Graph) -> tuple[Stack, Stack]:
     """The encoder's side and the decoder's."""
     decoder_nodes: set[fx.Node] = set()
     for node in graph.nodes:

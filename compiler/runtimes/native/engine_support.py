@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ....dsl.syntax.diagnostics import Reject
 from ....kernels.codes import GROUPS
-from ...analysis.planning.keys import versions
+from ...analysis.planning.keys import library_versions
 from ...core.cache import Cache
 from ...core.source_closure import import_closure_sha256
 from ...ir.capture.meta_capture import capture_on_meta
@@ -32,7 +32,7 @@ def refuse_unsupported_model(ctx: Context, formats: NumberFormats) -> None:
         "weights": formats.weights,
         "kv_cache": formats.kv_cache,
         "source": import_closure_sha256(Path(__file__)),
-        "libraries": versions(),
+        "libraries": library_versions(),
     }
     known = store.read_value(parts)
     if known is None:

@@ -56,63 +56,69 @@ class Router:
         return self.copies[sample // self._batches]
 
 
-def sample_rows(builder: PlanBuilder, rows: Rows, sample_index: int) -> Tensor:
+def random_sample_of_rows(builder: PlanBuilder, rows: Rows, sample_index: int) -> Tensor:
     """Random numbers of rows, equal where they are the same numbers of tokens."""
     index, layout = rows.index.reshape(-1), builder.plan.layout
-    registers, _ = layout.locate(index)
+    registers, _ = layout.registers_and_tokens(index)
     numbers = torch.zeros(len(index))
     for register in registers.unique().tolist():
         if register >= 0:  # else a token before a text, whose numbers are zeros
             generator = torch.Generator().manual_seed((sample_index << 20) + register)
             block = torch.randn(layout.tokens * layout.widths[register], generator=generator)
             of_register = registers == register
-            numbers[of_register] = block[index[of_register] - layout.starts[register]]
+            numbers[of_register] = block[index[of_register] - layout.first_elements[register]]
     numbers = numbers.view(rows.index.shape)
     return numbers if rows.pending is None else rows.pending(numbers)
 
 
-def lower_expert_choice(
-    builder: PlanBuilder, router: Router, expert_indices: list[Tensor], weights: list[Tensor] | None
+def infer_and_append_routing(
+    builder: PlanBuilder, router: Router, indices_by_sample: list[Tensor], weights_by_sample: list[Tensor] | None
 ) -> ExpertChoice | None:
     """The steps of a choice by the first rule that fits all samples of a copy; None where there is none."""
-    if weights is not None and any(w.shape != n.shape for w, n in zip(weights, expert_indices, strict=True)):
+    if weights_by_sample is not None and any(
+        w.shape != n.shape for w, n in zip(weights_by_sample, indices_by_sample, strict=True)
+    ):
         return None
     fits, width, rule = (routers.infer_routing, routers.infer_sequential_routing), router.x.index.shape[-1], None
     for copy, fit in zip(router.copies, fits, strict=True):
         samples = [s for s in router.samples if router.copy(s) is copy]
-        x = torch.cat([sample_rows(builder, router.x, s).reshape(-1, width) for s in samples])
-        weight = None if weights is None else torch.cat([weights[s] for s in samples]).float()
-        sample = routers.RoutingSample(copy.tensors, x, torch.cat([expert_indices[s] for s in samples]), weight)
+        x = torch.cat([random_sample_of_rows(builder, router.x, s).reshape(-1, width) for s in samples])
+        weight = None if weights_by_sample is None else torch.cat([weights_by_sample[s] for s in samples]).float()
+        sample = routers.RoutingSample(copy.tensors, x, torch.cat([indices_by_sample[s] for s in samples]), weight)
         rule = rule or fit(router.owner, sample)
     if rule is None:
         return None
     fields = {"kind": rule.kind, "normal": rule.normal, "eps": rule.eps, "scale": rule.scale}
     if router.choice is None:
-        router.choice, router.rule, router.is_weighed = _append_route(builder, router, rule, fields), rule, False
-    elif weights is not None and rule != router.rule:
+        router.choice, router.rule, router.is_weighed = _append_route_step(builder, router, rule, fields), rule, False
+    elif weights_by_sample is not None and rule != router.rule:
         if router.is_weighed or router.rule is None or rule.choice != router.rule.choice:
             return None  # one router, and two choices
         register = router.choice.register  # of a choice of which the numbers alone were known
         next(step for step in builder.plan.steps if step.get("to") == register).update(fields)
         router.rule = rule
-    router.is_weighed = router.is_weighed or weights is not None
+    router.is_weighed = router.is_weighed or weights_by_sample is not None
     return router.choice
 
 
-def _append_route(builder: PlanBuilder, router: Router, rule: routers.Routing, fields: dict[str, Any]) -> ExpertChoice:
+def _append_route_step(
+    builder: PlanBuilder, router: Router, rule: routers.Routing, fields: dict[str, Any]
+) -> ExpertChoice:
     plan, path, tensors = builder.plan, router.path, routers.named_tensors(router.module, router.extra)
     weight, experts = plan.add_vector(f"{path}.{rule.weight}", tensors[rule.weight]), len(tensors[rule.weight])
     bias, shift = (
         None if name is None else plan.add_vector(f"{path}.{name}", tensors[name].flatten())
         for name in (rule.bias, rule.shift)
     )
-    scores = plan.append_step("scores", experts, x=_in_order(builder, router.x), weight=weight, bias=bias)
+    scores = plan.append_step(
+        "scores", experts, x=_register_in_token_order(builder, router.x), weight=weight, bias=bias
+    )
     groups = {"groups": rule.groups, "kept": rule.n_groups_chosen, "judges": rule.judges}
     register = plan.append_step("route", 2 * rule.count, x=scores, bias=shift, count=rule.count, **groups, **fields)
     return ExpertChoice(register, rule.count, experts)
 
 
-def _in_order(builder: PlanBuilder, value: Rows) -> int:
+def _register_in_token_order(builder: PlanBuilder, value: Rows) -> int:
     """The register of a value that has its tokens in order."""
     register, lane = builder.register(value)
     if not torch.equal(lane.order, torch.arange(len(lane.order))):
@@ -124,12 +130,12 @@ def append_expert_outputs(
     builder: PlanBuilder, node: fx.Node, experts: Experts, choice: ExpertChoice, value: Rows, *, summed: bool
 ) -> int:
     """The register of outputs of the chosen experts for a value of each token, or one for each of them."""
-    x = _in_order(builder, value)
+    x = _register_in_token_order(builder, value)
     for layer, middle in zip(experts.layers, (*experts.middles, None), strict=True):
         x = _append_expert_layer(builder, layer, choice, x, summed=summed and middle is None)
         if middle is not None:
             rows = Rows(builder.rows(x).view(builder.plan.layout.tokens * choice.count, -1))
-            x = _in_order(builder, _lower_expert_activation(builder, node, middle, rows))
+            x = _register_in_token_order(builder, _lower_expert_activation(builder, node, middle, rows))
     return x
 
 
@@ -166,7 +172,7 @@ def _append_expert_layer(
     for expert in range(choice.experts):
         expert_weights = tuple(w[expert] for w in layer.weights if expert < len(w))
         linear = linears.Stacked(expert_weights or zero_weights)
-        entry = WeightEntry("packed", linear.shape, linear.make(formats.weights, formats.group))
+        entry = WeightEntry("packed", linear.shape, linear.make_packer(formats.weights, formats.group))
         names.append(plan.add_weight_entry(f"{layer.name}.{expert}.weight", entry, linear.key))
     width = layer.outputs * (1 if summed else choice.count)
     biases = None if layer.bias is None else plan.add_vector(f"{layer.name}.biases", layer.bias)

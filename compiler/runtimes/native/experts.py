@@ -70,7 +70,7 @@ class Experts:
         )
         return not first(x, numbers, torch.ones(1, 1)).any()
 
-    def under(self, path: str) -> "Experts":
+    def with_layer_prefix(self, path: str) -> "Experts":
         """Experts whose layers are named by the module that has them."""
         return replace(self, layers=tuple(layer._replace(name=path + layer.name) for layer in self.layers))
 
@@ -88,7 +88,7 @@ Run = Callable[[nn.Module, Assignment], Tensor]  # output of a module of experts
 
 def recognise_experts(module: nn.Module, width: int, n_experts: int, run: Run) -> Experts | None:
     """Experts that a module computes where each row is given to several, which it sums by their weights; or None."""
-    real = _real_experts(module, n_experts)
+    real = _num_experts_with_weights(module, n_experts)
     if real is None:
         return None
     light, picked, idle = _module_of_few_experts(module, n_experts, real)
@@ -96,36 +96,36 @@ def recognise_experts(module: nn.Module, width: int, n_experts: int, run: Run) -
     x = torch.randn((_ROWS, width), generator=generator)
     weights = torch.rand((_ROWS, 1 + len(picked)), generator=generator)
     sample = Assignment(x, torch.arange(len(picked)).repeat(_ROWS, 1), weights[:, : len(picked)])
-    number = _matching_form_index(light, width, len(picked) + idle, sample, _output(run, light, sample))
+    number = _matching_form_index(light, width, len(picked) + idle, sample, _run_output_or_none(run, light, sample))
     if number is None or not idle:
-        return None if number is None else _form(module, width, n_experts, number)
+        return None if number is None else _candidate_by_index(module, width, n_experts, number)
     both = Assignment(x, torch.tensor([[0, len(picked)]] * _ROWS), weights[:, :2])
-    with_idle, first = _output(run, light, both), Assignment(x, both.numbers[:, :1], weights[:, :1])
-    form = _form(light, width, len(picked) + idle, number)
-    back = with_idle is not None and _agrees(form, first, with_idle - x * weights[:, 1:2])
-    return replace(_form(module, width, n_experts, number), idle=n_experts - real) if back else None
+    with_idle, first = _run_output_or_none(run, light, both), Assignment(x, both.numbers[:, :1], weights[:, :1])
+    form = _candidate_by_index(light, width, len(picked) + idle, number)
+    back = with_idle is not None and _computes_expected_output(form, first, with_idle - x * weights[:, 1:2])
+    return replace(_candidate_by_index(module, width, n_experts, number), idle=n_experts - real) if back else None
 
 
 def recognise_dispatched_experts(module: nn.Module, width: int, n_experts: int, run: Run) -> Experts | None:
     """Experts that a module computes on rows in the order of the experts that each of them is given to; or None."""
-    if _real_experts(module, n_experts) != n_experts:
+    if _num_experts_with_weights(module, n_experts) != n_experts:
         return None
     light, picked, _ = _module_of_few_experts(module, n_experts, n_experts)
     x = torch.randn((len(picked) * _ROWS, width), generator=torch.Generator().manual_seed(0))
     numbers = torch.arange(len(picked)).repeat_interleave(_ROWS)[:, None]
     sample = Assignment(x, numbers, torch.ones(len(x), 1))
-    number = _matching_form_index(light, width, len(picked), sample, _output(run, light, sample))
-    return None if number is None else _form(module, width, n_experts, number)
+    number = _matching_form_index(light, width, len(picked), sample, _run_output_or_none(run, light, sample))
+    return None if number is None else _candidate_by_index(module, width, n_experts, number)
 
 
-def _real_experts(module: nn.Module, experts: int) -> int | None:
+def _num_experts_with_weights(module: nn.Module, num_experts: int) -> int | None:
     """Experts that a module has weights of; None where its router knows of others."""
-    real = min((len(p) for p in module.parameters() if p.dim() == 3), default=experts)
-    return None if any(p.dim() == 3 and len(p) not in (real, experts) for p in module.parameters()) else real
+    real = min((len(p) for p in module.parameters() if p.dim() == 3), default=num_experts)
+    return None if any(p.dim() == 3 and len(p) not in (real, num_experts) for p in module.parameters()) else real
 
 
 @torch.no_grad()
-def _output(run: Run, module: nn.Module, sample: Assignment) -> Tensor | None:
+def _run_output_or_none(run: Run, module: nn.Module, sample: Assignment) -> Tensor | None:
     try:
         return run(module, sample).float().view(len(sample.x), -1)
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # made for something else
@@ -140,10 +140,10 @@ def _matching_form_index(
     if expected is None:
         return None
     forms = enumerate(_candidate_experts(module, width, n_experts))
-    return next((index for index, form in forms if _agrees(form, sample, expected)), None)
+    return next((index for index, form in forms if _computes_expected_output(form, sample, expected)), None)
 
 
-def _agrees(form: Experts, sample: Assignment, expected: Tensor) -> bool:
+def _computes_expected_output(form: Experts, sample: Assignment, expected: Tensor) -> bool:
     try:
         actual = form(*sample)
     except RuntimeError:  # shapes that do not meet
@@ -151,7 +151,7 @@ def _agrees(form: Experts, sample: Assignment, expected: Tensor) -> bool:
     return actual.shape == expected.shape and torch.allclose(actual, expected, rtol=_ATOL, atol=_ATOL)
 
 
-def _form(module: nn.Module, width: int, experts: int, form_index: int) -> Experts:
+def _candidate_by_index(module: nn.Module, width: int, experts: int, form_index: int) -> Experts:
     return next(islice(_candidate_experts(module, width, experts), form_index, None))
 
 

@@ -18,7 +18,7 @@ def is_placeholder(builder: PlanBuilder, call: NodeCall) -> bool:
 
 
 def lower_placeholder(builder: PlanBuilder, call: NodeCall) -> Any:
-    name = builder.side.owns(str(call.node.target))
+    name = builder.side.placeholder_role(str(call.node.target))
     if name == "input_ids":
         return Rows(builder.rows(builder.ids.register).view(builder.shape))
     if call.node.target == "cache":

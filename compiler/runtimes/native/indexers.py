@@ -18,7 +18,7 @@ from .values import CACHE, AllPositions, CachedRows, Positional, Rows
 _SHORT_LENGTH, _LONG_LENGTH = 4, 7  # tokens
 
 
-def lower_position_choice(builder: PlanBuilder, call: NodeCall) -> Any:
+def lower_choice_of_all_positions(builder: PlanBuilder, call: NodeCall) -> Any:
     """All positions, where a module chooses among no more than it may."""
     mixed = any(isinstance(x, Rows) for x in call.operands) and any(isinstance(x, Positional) for x in call.operands)
     if (

@@ -45,13 +45,13 @@ def lower_key_score_bias(builder: PlanBuilder, call: NodeCall) -> Any:
     if name in calls.SIZE_CALLS and isinstance(first, KeyScoreBias):
         return graph_values.lower_size_of(builder, call, first.rows.index)
     if name in calls.MOVES and isinstance(first, KeyScoreBias):
-        mapped = calls.apply_to_indices(node, (first.rows.index, *map(index, args[1:])), kwargs)
+        mapped = calls.run_on_element_numbers(node, (first.rows.index, *map(index, args[1:])), kwargs)
         if isinstance(mapped, Tensor):
             return KeyScoreBias(Rows(mapped, first.rows.pending), first.hides)
     raise builder.rejection(node, _REASON)
 
 
-def mask_by_length(builder: PlanBuilder, key_bias: KeyScoreBias) -> Any:
+def mask_function_of_length(builder: PlanBuilder, key_bias: KeyScoreBias) -> Any:
     """Mask argument of an attention: n -> [1, 1, n, n]."""
 
     def at(length: int) -> Tensor:

@@ -17,7 +17,7 @@ def decoder_sample_inputs(model: nn.Module, fault: Fault, remedy: str) -> tuple[
     remedy   what holds such a model
     """
     batch, length, past_length = 2, 3, 5
-    sequence = sample_inputs(model, batch=batch, length=past_length + length, padding=1)
+    sequence = sample_inputs(model, batch=batch, length=past_length + length, padding_per_row=1)
     past, slots = _cached_keys_and_values(
         model, fault, remedy, {n: x[:, :past_length] if isinstance(x, Tensor) else x for n, x in sequence.items()}
     )

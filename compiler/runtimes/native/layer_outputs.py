@@ -51,5 +51,5 @@ def _single_rows_register(results: Sequence[Any], layout: Layout) -> int | None:
     flat = value.index.reshape(-1)
     if int(flat.min()) < 0:
         return None
-    register, _ = layout.owner(int(flat[0]))
+    register, _ = layout.register_column_of_element(int(flat[0]))
     return register if torch.equal(flat, layout.rows(register).reshape(-1)) else None

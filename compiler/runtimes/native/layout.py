@@ -54,34 +54,34 @@ class Layout:
         return torch.arange(first, first + self.tokens * width).view(self.tokens, width)
 
     @property
-    def starts(self) -> list[int]:
+    def first_elements(self) -> list[int]:
         """The first element of each register."""
         return self._first[:-1]
 
     def columns(self, register: int) -> Tensor:
         return self.rows(register)[0]
 
-    def owner(self, element: int) -> RegisterColumn:
+    def register_column_of_element(self, element: int) -> RegisterColumn:
         """Register and column of an element of the first token."""
         register = bisect_right(self._first, element) - 1
         return RegisterColumn(register, element - self._first[register])
 
-    def locate(self, elements: Tensor) -> tuple[Tensor, Tensor]:
+    def registers_and_tokens(self, elements: Tensor) -> tuple[Tensor, Tensor]:
         """Register and token of every element."""
         first = torch.tensor(self._first)
         register = torch.searchsorted(first, elements.contiguous(), right=True) - 1
         width = torch.tensor([*self.widths, 1])[register]
         return register, torch.div(elements - first[register], width, rounding_mode="floor")
 
-    def row_layout(self, index: Tensor) -> RowLayout:
+    def as_row_layout(self, index: Tensor) -> RowLayout:
         """A value as rows. Raises IrregularColumns where tokens hold different columns, or other tokens' numbers."""
         flat = index.reshape(-1)
         if flat.numel() % self.tokens:
             raise IrregularColumns
-        register, column = self.owner(int(flat[0]))
+        register, column = self.register_column_of_element(int(flat[0]))
         if column == 0 and torch.equal(flat, self.rows(register).reshape(-1)):
             return RowLayout(self.columns(register), torch.arange(flat.numel()))  # a whole register, as most are
-        registers, token = self.locate(flat)
+        registers, token = self.registers_and_tokens(flat)
         order = torch.sort(token, stable=True).indices
         elements = flat[order].view(self.tokens, -1)  # [tokens, width]
         widths = torch.tensor(self.widths)[registers[order]].view(self.tokens, -1)[0]
@@ -90,7 +90,7 @@ class Layout:
             raise IrregularColumns
         return RowLayout(elements[0], order)
 
-    def spread(self, register: int, order: Tensor, shape: torch.Size) -> Tensor:
+    def index_of_ordered_rows(self, register: int, order: Tensor, shape: torch.Size) -> Tensor:
         """The index of a value whose rows, read in `order`, are a whole register."""
         index = torch.empty(order.shape, dtype=torch.int64)
         index[order] = self.rows(register).reshape(-1)
@@ -112,7 +112,7 @@ def split_into_column_runs(layout: Layout, columns: Tensor) -> list[ColumnRun]:
     """Columns as few regular runs, in order."""
     pieces: list[list[int]] = []  # [register, start, length]
     for element in columns.tolist():
-        register, column = layout.owner(element)
+        register, column = layout.register_column_of_element(element)
         if pieces and pieces[-1][0] == register and pieces[-1][1] + pieces[-1][2] == column:
             pieces[-1][2] += 1
         else:

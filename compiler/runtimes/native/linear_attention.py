@@ -54,11 +54,18 @@ class LinearAttention:
 
     def __call__(self, module: nn.Module, x: Tensor) -> Tensor:
         """x [tokens, width] from a text's first token on."""
-        q, k, v = self.parts(_called(module, self.act, _called(module, self.inputs, x)))
+        q, k, v = self.parts(
+            _run_submodule_in_float32(module, self.act, _run_submodule_in_float32(module, self.inputs, x))
+        )
         distance = torch.arange(len(x))[:, None] - torch.arange(len(x))
         fading = (-self.rates[:, None, None] * distance).exp().masked_fill(distance < 0, 0.0)
         summed = torch.einsum("ihd,jhd,hij,jhe->ihe", q, k, fading, v).flatten(1)
-        return _called(module, self.out, _called(module, self.norm, summed) * _called(module, self.gate, x).sigmoid())
+        return _run_submodule_in_float32(
+            module,
+            self.out,
+            _run_submodule_in_float32(module, self.norm, summed)
+            * _run_submodule_in_float32(module, self.gate, x).sigmoid(),
+        )
 
 
 def lower_linear_attention(builder: PlanBuilder, call: NodeCall) -> Any:
@@ -144,7 +151,7 @@ def _candidate_linear_attentions(module: nn.Module, width: int) -> Iterator[Line
                 yield LinearAttention(qkv_name, gate, out, norm, act, by_head, order, rate)
 
 
-def _called(module: nn.Module, name: str, x: Tensor) -> Tensor:
+def _run_submodule_in_float32(module: nn.Module, name: str, x: Tensor) -> Tensor:
     part = module.get_submodule(name)
     if isinstance(part, nn.Linear):
         return F.linear(x, part.weight.float(), None if part.bias is None else part.bias.float())

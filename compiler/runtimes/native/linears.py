@@ -34,7 +34,7 @@ class NumberFormats:
         return self.head or DENSE[self.weights].head or self.weights
 
     @staticmethod
-    def of_words(
+    def from_target_arguments(
         weights: str, inputs: str, group_size: int, head: str, kv_cache: str = KV_NUMBERS[0]
     ) -> "NumberFormats":
         """Of a target's arguments: inputs of 16 bits are those of all layers on int8, its head among them."""
@@ -71,7 +71,7 @@ class Linear:
         """Equal for modules that share a weight."""
         tensor = self.weight if self.packed is None else self.packed
         assert tensor is not None, "a layer without a weight"
-        return "linear", *identity(tensor)
+        return "linear", *memory_identity(tensor)
 
 
 @dataclass(frozen=True)
@@ -86,40 +86,44 @@ class Stacked:
 
     @property
     def key(self) -> tuple[object, ...]:
-        return "linear", *(identity(part) for part in self.parts)
+        return "linear", *(memory_identity(part) for part in self.parts)
 
-    def make(self, weights: str, group_size: int) -> Callable[[], Tensor]:
+    def make_packer(self, weights: str, group_size: int) -> Callable[[], Tensor]:
         """Function that returns the packed bytes."""
         return lambda: Linear(self.shape, None, weight=torch.cat(self.parts)).make_packer(weights, group_size)()
 
 
-def has_rows(packed: Tensor, table: Tensor) -> bool:
+def holds_rows_of_table(packed: Tensor, table: Tensor) -> bool:
     """Whether a packed weight has exactly the rows of a table, so that they can be read from it."""
     if packing.kernel_of(packed) != DENSE["bf16"].kernel:
         return False
     return torch.equal(unpack_packed_weight(packed).to(table.dtype), table)
 
 
-def pack_head(plan: Plan, formats: NumberFormats, name: str, linear: Linear) -> None:
+def add_head_weight_entry(plan: Plan, formats: NumberFormats, name: str, linear: Linear) -> None:
     """Store the layer that makes the logits in its own number format."""
     plan.entries[name] = WeightEntry("packed", linear.shape, linear.make_packer(formats.of_head, formats.group))
 
 
-def tie_embedding_weights(plan: Plan, lowered: Mapping[str, Tensor]) -> None:
+def tie_embedding_weights(plan: Plan, packed_weights: Mapping[str, Tensor]) -> None:
     """Embeddings whose table is a linear layer's weight read rows of that, in its numbers.
 
-    lowered   packed weights that a pass left, by their entries
+    packed_weights   packed weights that a pass left, by their entries
     """
     for step in (*plan.steps, *(plan.encoder.steps if plan.encoder else ())):
         if step["op"] != "embedding":
             continue
-        name = plan.tied(step["table"])
+        name = plan.entry_of_tied_linear(step["table"])
         table = plan.entries[name]
-        matching = (n for n, w in lowered.items() if plan.entries[n].shape == table.shape and has_rows(w, table.make()))
+        matching = (
+            n
+            for n, w in packed_weights.items()
+            if plan.entries[n].shape == table.shape and holds_rows_of_table(w, table.make())
+        )
         step["table"] = next(matching, name)
 
 
-def identity(tensor: Tensor) -> tuple[object, ...]:
+def memory_identity(tensor: Tensor) -> tuple[object, ...]:
     """Equal for tensors that are the same numbers in memory."""
     return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
 

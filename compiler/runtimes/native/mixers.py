@@ -10,18 +10,18 @@ from typing import Any
 from torch import fx, nn
 
 from ...analysis.discovery.mixers.graphs import MixerGraph, mixer_graphs
-from ...ir.capture.capture import flat
+from ...ir.capture.capture import full_model_unit
 from ...ir.program import Program
-from ...ir.unit import argument_names
+from ...ir.unit import positional_argument_names
 from . import recurrences
 
 
-def inline_mixers(program: Program) -> fx.Graph:
+def copy_with_inlined_mixers(program: Program) -> fx.Graph:
     """A copy of the flat graph; mixers that could not be opened stay the node that they were."""
     opened = mixer_graphs(program) if program.opaque else {}
     graph = fx.Graph()
     copies: dict[fx.Node, Any] = {}
-    for node in flat(program).graph.nodes:
+    for node in full_model_unit(program).graph.nodes:
         mixer = opened.get(str(node.target)) if node.op == "call_module" else None
         if mixer is None or mixer.graph is None:
             copies[node] = graph.node_copy(node, copies.__getitem__)
@@ -34,7 +34,7 @@ def _inline_mixer(
     graph: fx.Graph, node: fx.Node, mixer: MixerGraph, program: Program, outer: dict[fx.Node, Any]
 ) -> Any:
     """The mixer's nodes at the end of the graph, on what the one node was given; their value."""
-    names = argument_names(type(program.model.get_submodule(mixer.path)))
+    names = positional_argument_names(type(program.model.get_submodule(mixer.path)))
     args, kwargs = fx.map_arg((node.args, node.kwargs), outer.__getitem__)
     arguments = dict(zip(names, args, strict=False)) | kwargs
     copies: dict[fx.Node, Any] = {}

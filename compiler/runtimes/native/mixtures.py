@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from . import calls, expert_steps
-from .expert_steps import Router, sample_rows
+from .expert_steps import Router, random_sample_of_rows
 from .experts import Assignment, Experts, recognise_dispatched_experts, recognise_experts
 from .plan_builder import PlanBuilder
 from .positional import call_in_float32
@@ -42,11 +42,11 @@ class DispatchedRows:
     scales: Tensor
     answers: Tensor
 
-    def by_token(self, tokens: int) -> Tensor | None:
-        """[tokens, count] of the rows in the order of tokens, where each has as many; else None."""
+    def row_numbers_by_token(self, num_tokens: int) -> Tensor | None:
+        """[num_tokens, count] of the rows in the order of tokens, where each has as many; else None."""
         order = self.tokens.argsort(stable=True)
-        expected = torch.arange(tokens).repeat_interleave(len(order) // tokens)
-        return order.view(tokens, -1) if torch.equal(self.tokens[order], expected) else None
+        expected = torch.arange(num_tokens).repeat_interleave(len(order) // num_tokens)
+        return order.view(num_tokens, -1) if torch.equal(self.tokens[order], expected) else None
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _evaluate_router_on_samples(builder: PlanBuilder, call: NodeCall) -> Routed 
     owner = builder.model.get_submodule(scope[-1]) if call.role == "linear" and scope else call.module
     router = Router(call.node, call.module, owner, call.first, list(call.args[1:]), builder.plan.layout.tokens)
     try:
-        return Routed(router, [router.copy(s)(sample_rows(builder, router.x, s)) for s in router.samples])
+        return Routed(router, [router.copy(s)(random_sample_of_rows(builder, router.x, s)) for s in router.samples])
     except _ERRORS:
         return None
 
@@ -142,7 +142,7 @@ def _evaluate_on_samples(builder: PlanBuilder, call: NodeCall, router: Router) -
     def operand(sample: int, value: Any) -> Any:
         if isinstance(value, Routed):
             return value.samples[sample]
-        return sample_rows(builder, value, sample) if isinstance(value, Rows) else value
+        return random_sample_of_rows(builder, value, sample) if isinstance(value, Rows) else value
 
     try:
         operands = [call.mapped(partial(operand, s)) for s in router.samples]
@@ -182,7 +182,7 @@ def _lower_weighted_experts(
 ) -> Rows | None:
     named = dict(zip(operand_kinds, (*call.args, *call.kwargs.values()), strict=True))
     x, first = named["x"], len(call.args)
-    choice = expert_steps.lower_expert_choice(builder, router, named["numbers"].samples, named["weights"].samples)
+    choice = expert_steps.infer_and_append_routing(builder, router, named["numbers"].samples, named["weights"].samples)
     if choice is None:
         raise builder.rejection(call.node, router.reason)
 
@@ -194,7 +194,7 @@ def _lower_weighted_experts(
     experts = recognise_experts(call.module, x.index.shape[-1], choice.experts, run)
     if experts is None:
         return None
-    experts = experts.under(str(call.node.target))
+    experts = experts.with_layer_prefix(str(call.node.target))
     output = Rows(builder.rows(expert_steps.append_expert_outputs(builder, call.node, experts, choice, x, summed=True)))
     output = Rows(output.index.view(x.index.shape))
     return expert_steps.add_identity_experts(builder, choice, experts.count, x, output) if experts.idle else output
@@ -215,7 +215,7 @@ def _lower_grouped_experts(
     experts = recognise_dispatched_experts(call.module, rows.samples[0].shape[1], count, run) if count else None
     if experts is None:
         return None
-    experts = experts.under(str(call.node.target))
+    experts = experts.with_layer_prefix(str(call.node.target))
     numbers = []
     for s, value in enumerate(rows.samples):
         try:
@@ -245,7 +245,7 @@ def _first_dispatch(
     if x.index.shape[-1] != width:
         return None
     index = builder.materialised(x).index.reshape(-1, width)
-    _, token = builder.plan.layout.locate(index[:, 0])
+    _, token = builder.plan.layout.registers_and_tokens(index[:, 0])
     order = token.argsort(stable=True)
     if not torch.equal(token[order], torch.arange(tokens).repeat_interleave(len(token) // tokens)):
         return None
@@ -253,7 +253,7 @@ def _first_dispatch(
     is_token = torch.equal(by_token, by_token[:, :1].expand_as(by_token))  # every expert takes the token itself
     generator, samples = torch.Generator().manual_seed(0), []
     for s, value in enumerate(routed.samples):
-        table = sample_rows(builder, x, s).reshape(-1, width)
+        table = random_sample_of_rows(builder, x, s).reshape(-1, width)
         row = (F.normalize(value) @ F.normalize(table).T).abs().argmax(1)
         scale = (value * table[row]).sum(1) / table[row].square().sum(1)
         if not torch.allclose(value, table[row] * scale[:, None], atol=_ATOL):
@@ -337,7 +337,7 @@ def _append_expert_sum(builder: PlanBuilder, router: Router, dispatch: Dispatch,
     """The register of rows that are sums of what experts make, whose outputs are weighed, or their inputs."""
     numbers, scales, weights = [], [], []
     for sample, value in zip(dispatch.samples, sums, strict=True):
-        order = sample.by_token(len(value))
+        order = sample.row_numbers_by_token(len(value))
         if order is None or order.shape[1] > value.shape[1]:
             return None
         parts = sample.answers[sample.rows[order]]  # [tokens, count, out]
@@ -354,14 +354,16 @@ def _append_expert_sum(builder: PlanBuilder, router: Router, dispatch: Dispatch,
         weights.append(weight[..., 0][is_chosen].view(len(value), -1))
     node, experts, x = dispatch.node, dispatch.experts, dispatch.x
     if all(map(_are_ones, scales)):
-        choice = expert_steps.lower_expert_choice(builder, router, numbers, weights)
+        choice = expert_steps.infer_and_append_routing(builder, router, numbers, weights)
         return (
             None
             if choice is None
             else expert_steps.append_expert_outputs(builder, node, experts, choice, x, summed=True)
         )
     choice = (
-        expert_steps.lower_expert_choice(builder, router, numbers, scales) if all(map(_are_ones, weights)) else None
+        expert_steps.infer_and_append_routing(builder, router, numbers, scales)
+        if all(map(_are_ones, weights))
+        else None
     )
     return None if choice is None else expert_steps.append_outputs_of_weighted_input(builder, node, experts, choice, x)
 
@@ -377,7 +379,7 @@ def _append_expert_slots(builder: PlanBuilder, router: Router, dispatch: Dispatc
         if not _are_ones(sample.scales):
             return None
         numbers.append(sample.numbers[row].view(tokens, -1))
-    choice = expert_steps.lower_expert_choice(builder, router, numbers, None)
+    choice = expert_steps.infer_and_append_routing(builder, router, numbers, None)
     if choice is None:
         return None
     router.slots = numbers

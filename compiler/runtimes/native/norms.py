@@ -29,7 +29,7 @@ class Norm:
     shift: Tensor
 
 
-def normal(x: Tensor, kind: str, eps: float) -> Tensor:
+def normalize(x: Tensor, kind: str, eps: float) -> Tensor:
     """x over its root mean square ("rms"), or less its mean over its deviation ("layer"), on the last axis."""
     if kind == "layer":
         x = x - x.mean(-1, keepdim=True)
@@ -49,9 +49,9 @@ def recognise_norm(module: nn.Module, shape: torch.Size) -> Norm | None:
     shift, antisymmetric = (y + opposite) / 2, (y - opposite) / 2
     for kind in ("rms", "layer"):
         for eps in _candidate_epsilons(module):
-            gain = antisymmetric / normal(x, kind, eps)
+            gain = antisymmetric / normalize(x, kind, eps)
             # The same gain for all rows, and for a sample of another size: so it is this norm and epsilon.
-            if _same_for_all(gain) and _close(probe, normal(small, kind, eps) * gain + shift):
+            if _are_rows_equal(gain) and _close(probe, normalize(small, kind, eps) * gain + shift):
                 return Norm(kind, eps, _matching_parameter(gain, module), _matching_parameter(shift, module))
     return None
 
@@ -106,15 +106,15 @@ def recognise_gated_norm(module: nn.Module, shape: torch.Size) -> GatedNorm | No
     ]
     for form in product(_candidate_epsilons(module), dict.fromkeys((width, *sizes)), gains, (True, False), GATES):
         known = GatedNorm(*form)
-        if all(_close(y, gated(known, x, gate)) for y, (x, gate) in zip(expected, samples, strict=True)):
+        if all(_close(y, gated_norm(known, x, gate)) for y, (x, gate) in zip(expected, samples, strict=True)):
             return known
     return None
 
 
-def gated(norm: GatedNorm, x: Tensor, gate: Tensor) -> Tensor:
+def gated_norm(norm: GatedNorm, x: Tensor, gate: Tensor) -> Tensor:
     opened = GATES[norm.gate](gate)
     x = x * opened if norm.gate_first else x
-    y = normal(x.unflatten(-1, (-1, norm.group)), "rms", norm.eps).flatten(-2) * norm.gain
+    y = normalize(x.unflatten(-1, (-1, norm.group)), "rms", norm.eps).flatten(-2) * norm.gain
     return y if norm.gate_first else y * opened
 
 
@@ -131,7 +131,7 @@ def _matching_parameter(measured: Tensor, module: nn.Module) -> Tensor:
     return measured
 
 
-def _same_for_all(gain: Tensor) -> bool:
+def _are_rows_equal(gain: Tensor) -> bool:
     rows = gain.reshape(gain.shape[0], -1) if gain.dim() > 1 else gain[None]
     return bool(torch.isfinite(gain).all()) and _close(rows, rows[:1].expand_as(rows))
 
@@ -167,7 +167,7 @@ def lower_norm_of(builder: PlanBuilder, node: fx.Node, module: nn.Module, x: Row
         raise builder.rejection(node, f"a {type(module).__name__} is no norm that the engine has")
     register, lane = builder.register(x)
     width, group = builder.plan.layout.widths[register], x.index.shape[-1]
-    _, token = builder.plan.layout.locate(x.index.reshape(-1, group))
+    _, token = builder.plan.layout.registers_and_tokens(x.index.reshape(-1, group))
     if not torch.equal(token, token[:, :1].expand_as(token)):
         raise IrregularColumns
     fields: dict[str, Any] = {"weight": None, "bias": None}

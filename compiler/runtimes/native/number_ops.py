@@ -45,7 +45,7 @@ def lower_copy(builder: PlanBuilder, call: NodeCall) -> Any:
 
 def lower_inplace(builder: PlanBuilder, call: NodeCall) -> Rows:
     value: Rows = elementwise.lower_binary_operands(builder, call.node, _INPLACE_OPS[call.name], *call.args)
-    _record_in_place(builder, call.node, value)
+    _record_in_place_change(builder, call.node, value)
     return value
 
 
@@ -56,16 +56,16 @@ def lower_setitem(builder: PlanBuilder, call: NodeCall) -> Any:
         return NotImplemented
     updated = builder.without_pending(x).index.clone()
     updated[subscript] = builder.materialised(by).index
-    _record_in_place(builder, call.node, Rows(updated))
+    _record_in_place_change(builder, call.node, Rows(updated))
     return None
 
 
-def _record_in_place(builder: PlanBuilder, node: fx.Node, value: Rows) -> None:
+def _record_in_place_change(builder: PlanBuilder, node: fx.Node, value: Rows) -> None:
     """Record an in-place change: later readers of the changed node read the new value."""
     target = node.args[0]
     assert isinstance(target, fx.Node), f"{node.name} changes no value"
     base, order = target, {other: i for i, other in enumerate(node.graph.nodes)}
-    while base.args and calls.operation(base) in calls.MOVES | calls.SAME and isinstance(base.args[0], fx.Node):
+    while base.args and calls.operation_name(base) in calls.MOVES | calls.SAME and isinstance(base.args[0], fx.Node):
         base = base.args[0]
         if any(order[user] > order[node] for user in base.users):
             raise builder.rejection(node, "it changes a value through another that is still read")
@@ -76,7 +76,7 @@ def lower_concatenation(builder: PlanBuilder, call: NodeCall) -> Rows:
     if not all(isinstance(part, Rows) for part in call.first):
         raise builder.rejection(call.node, "it joins numbers of tokens with others")
     parts = [builder.without_pending(part).index for part in call.first]
-    joined = calls.apply_to_indices(call.node, (parts, *call.args[1:]), call.kwargs)
+    joined = calls.run_on_element_numbers(call.node, (parts, *call.args[1:]), call.kwargs)
     assert isinstance(joined, Tensor), f"{call.node.name} joins into several"
     return Rows(joined)
 
@@ -90,14 +90,16 @@ def lower_first_token(builder: PlanBuilder, call: NodeCall) -> FirstTokenRows:
     return FirstTokenRows(call.first)
 
 
-def lower_constant_move(builder: PlanBuilder, call: NodeCall) -> Any:
+def lower_constant_view(builder: PlanBuilder, call: NodeCall) -> Any:
     """Constant that is moved into the shape of numbers of tokens."""
     return run_node(call.node, builder.model, (call.first, *map(index, call.args[1:])), call.kwargs)
 
 
-def lower_move(builder: PlanBuilder, call: NodeCall) -> Any:
+def lower_view_or_permutation(builder: PlanBuilder, call: NodeCall) -> Any:
     x = call.first
-    return wrapped(calls.apply_to_indices(call.node, (x.index, *map(index, call.args[1:])), call.kwargs), x.pending)
+    return wrapped(
+        calls.run_on_element_numbers(call.node, (x.index, *map(index, call.args[1:])), call.kwargs), x.pending
+    )
 
 
 def lower_functional_linear(builder: PlanBuilder, call: NodeCall) -> Rows:

@@ -57,15 +57,17 @@ def open_native(
     weights = load_weights(folder, plan_file, mapped=mapped, threads=threads)
     with reject_on_error(native_damaged, f"{folder}", _REMEDY, error_types=KernelError):
         if not skip_checks:
-            verify_weights(weights, plan_file.entries, threads)
-        engine = Engine(plan_file.plan, weights, threads=threads, sequences=sequences, copy=False, steady=steady)
+            verify_weight_contents(weights, plan_file.entries, threads)
+        engine = Engine(
+            plan_file.plan, weights, threads=threads, sequences=sequences, copy_weights=False, steady=steady
+        )
         _check_vocabulary_size(plan_file, engine)
     start = plan_file.facts.get("start")
     if engine.sources and (type(start) is not int or not 0 <= start < plan_file.plan["vocabulary"]):
         raise native_damaged("plan.json names no token that a target begins with", help="compile again").rejection()
     kind = Seq2SeqModel if engine.sources else NativeEncoder if "gives" in plan_file.facts else DecoderModel
     generation = read_generation_config(folder)
-    model = kind(engine, plan_file.plan, weights, plan_file.facts, sequences, generation, remembers=prefix_tokens)
+    model = kind(engine, plan_file.plan, weights, plan_file.facts, sequences, generation, prefix_tokens=prefix_tokens)
     if kind is DecoderModel and steady and engine.backward:
         model.draft_tokens = DRAFT_TOKENS
     model.name_or_path = model.config._name_or_path = str(folder)
@@ -80,7 +82,7 @@ def verify_native_folder(folder: Path) -> None:
     plan_file = read_plan(folder)
     with reject_on_error(native_damaged, f"{folder}", _REMEDY, error_types=KernelError):
         weights = load_weights(folder, plan_file, mapped=True, threads=1)
-        verify_weights(weights, plan_file.entries, 1)
+        verify_weight_contents(weights, plan_file.entries, 1)
         check_plan_and_weights(plan_file.plan, weights)
 
 
@@ -93,7 +95,9 @@ def _check_vocabulary_size(plan_file: "NativePlanFile", engine: "Engine") -> Non
         raise KernelError(f"the plan has a vocabulary of {vocabulary} and {engine.width} logits of a token")
 
 
-def verify_weights(weights: "dict[str, Tensor]", entries: Mapping[str, Mapping[str, Any]], threads: int) -> None:
+def verify_weight_contents(
+    weights: "dict[str, Tensor]", entries: Mapping[str, Mapping[str, Any]], threads: int
+) -> None:
     """Read every weight whole. Raises KernelError with its name.
 
     A packed one has a checksum of its own, and a mask that does not fit its values would send a kernel out of bounds;
@@ -106,7 +110,7 @@ def verify_weights(weights: "dict[str, Tensor]", entries: Mapping[str, Mapping[s
         if tensor.dtype == torch.uint8:
             jobs.append((name, partial(_check_packed, tensor)))
         else:
-            jobs += [(name, job) for job in _hash_checks(tensor, entries[name].get("sha256"))]
+            jobs += [(name, job) for job in _hash_checks_of_pieces(tensor, entries[name].get("sha256"))]
 
     def run_job(item: "tuple[str, Callable[[], None]]") -> None:
         name, job = item
@@ -125,7 +129,7 @@ def _check_packed(tensor: "Tensor") -> None:
     packing.check_packed_weight(packing.kernel_of(tensor) or "dense_linear", tensor)
 
 
-def _hash_checks(tensor: "Tensor", hashes: Any) -> "list[Callable[[], None]]":
+def _hash_checks_of_pieces(tensor: "Tensor", hashes: Any) -> "list[Callable[[], None]]":
     """Checks of a weight that is not packed: each piece by its stated hash."""
     import torch
 
@@ -136,9 +140,9 @@ def _hash_checks(tensor: "Tensor", hashes: Any) -> "list[Callable[[], None]]":
         parts = pieces(raw)
     if not isinstance(hashes, list) or len(hashes) != len(parts):
         hashes = [None] * len(parts)
-    return [partial(_check_piece, part, expected) for part, expected in zip(parts, hashes, strict=True)]
+    return [partial(_check_piece_hash, part, expected) for part, expected in zip(parts, hashes, strict=True)]
 
 
-def _check_piece(contents: memoryview, sha256: Any) -> None:
+def _check_piece_hash(contents: memoryview, sha256: Any) -> None:
     if hashlib.sha256(contents).hexdigest() != sha256:
         raise KernelError("the weight's contents do not match their checksum")

@@ -41,7 +41,7 @@ class Output:
     first: bool = False
 
     @property
-    def speaks(self) -> bool:
+    def predicts_next_tokens(self) -> bool:
         """Whether it predicts next tokens, so that texts can be generated."""
         return not (self.states or self.whole or self.first)
 
@@ -78,7 +78,7 @@ class Plan:
         """The slot in which these keys and values of a source are kept."""
         key = ("remember", k, v, kv_heads, head_dim, value_dim)
         if key not in self._known:
-            slot = self._known[key] = self.slot(kv_heads, head_dim, value_dim)
+            slot = self._known[key] = self.append_cache_slot(kv_heads, head_dim, value_dim)
             sizes = {"kv_heads": kv_heads, "head_dim": head_dim, "value_dim": value_dim}
             self.steps.append({"op": "remember", "k": k, "v": v, "slot": slot, **sizes})
         return self._known[key]
@@ -110,23 +110,23 @@ class Plan:
             self._names[key] = name
         return self._names[key]
 
-    def tied(self, table: str) -> str:
+    def entry_of_tied_linear(self, table: str) -> str:
         """The linear layer's entry that has the numbers of a table, or the table's own."""
         kinds = {name: key for key, name in self._names.items()}
         return self._names.get(("linear", *kinds[table][1:]), table)
 
-    def slot(self, kv_heads: int, head_dim: int, value_dim: int) -> int:
+    def append_cache_slot(self, kv_heads: int, head_dim: int, value_dim: int) -> int:
         numbers = {} if self.kv_numbers == KV_NUMBERS[0] else {"numbers": self.kv_numbers}
         self.slots.append({"kv_heads": kv_heads, "head_dim": head_dim, "value_dim": value_dim, **numbers})
         return len(self.slots) - 1
 
     def materialize_columns(self, columns: Tensor) -> int:
         """A register that holds these columns, in this order; the one that they lie in where they fill it."""
-        register, _ = self.layout.owner(int(columns[0]))
+        register, _ = self.layout.register_column_of_element(int(columns[0]))
         if torch.equal(columns, self.layout.columns(register)):
             return register
         columns = self._prefer_copied_columns(columns)
-        register, _ = self.layout.owner(int(columns[0]))
+        register, _ = self.layout.register_column_of_element(int(columns[0]))
         if torch.equal(columns, self.layout.columns(register)):
             return register
         parts = [self._append_column_run(run) for run in split_into_column_runs(self.layout, columns)]
@@ -144,7 +144,7 @@ class Plan:
 
     def _prefer_copied_columns(self, columns: Tensor) -> Tensor:
         """Columns read from a register that has copies of them beside what else is asked for."""
-        owners = [self.layout.owner(element) for element in columns.tolist()]
+        owners = [self.layout.register_column_of_element(element) for element in columns.tolist()]
         registers = {register for register, _ in owners}
         for register in registers & self.copies.keys():
             original, copied = self.copies[register]
@@ -181,10 +181,10 @@ class Plan:
             **behind,
         }
 
-    def used(self) -> dict[str, WeightEntry]:
+    def live_weight_entries(self) -> dict[str, WeightEntry]:
         """The entries that those steps read."""
         needed_steps = [*self._live_steps(), *(self.encoder._live_steps() if self.encoder else ())]
-        names = {name for step in needed_steps for name in weights(step)}
+        names = {name for step in needed_steps for name in weights_read_by_step(step)}
         return {name: entry for name, entry in self.entries.items() if name in names}
 
     def _live_steps(self) -> list[dict[str, Any]]:
@@ -192,14 +192,14 @@ class Plan:
         for step in reversed(self.steps):
             if step.get("to") in needed or step["op"] in KEEPERS:
                 live.append(step)
-                needed |= set(inputs(step))
+                needed |= set(registers_read_by_step(step))
         return live[::-1]
 
 
 KEEPERS = ("attention", *SILENT, *STATEFUL)  # of something of the tokens before, or for those that follow
 
 
-def inputs(step: Mapping[str, Any]) -> list[int]:
+def registers_read_by_step(step: Mapping[str, Any]) -> list[int]:
     """The registers that a step reads."""
     kinds = STEPS[step["op"]]
     registers = [step.get(name) for name, kind in kinds.items() if kind in ("r", "r?")]
@@ -207,7 +207,7 @@ def inputs(step: Mapping[str, Any]) -> list[int]:
     return [register for register in registers if register is not None] + several
 
 
-def weights(step: Mapping[str, Any]) -> list[str]:
+def weights_read_by_step(step: Mapping[str, Any]) -> list[str]:
     """The names of the weights that a step reads."""
     kinds = STEPS[step["op"]]
     names = (step.get(name) for name, kind in kinds.items() if kind in ("w", "w?"))

@@ -106,7 +106,7 @@ class PlanBuilder:
         self.last = weight, layer
         bias = None if layer.bias is None else self.plan.add_vector(f"{name}.bias", layer.bias)
         output = self.plan.append_step("linear", outputs, x=register, weight=weight, bias=bias)
-        _, token = self.plan.layout.locate(x.index[..., 0])
+        _, token = self.plan.layout.registers_and_tokens(x.index[..., 0])
         return Rows(self.plan.layout.rows(output)[token])
 
     def lower_submodule(self, node: fx.Node, name: str, x: Rows) -> Rows:
@@ -151,7 +151,7 @@ class PlanBuilder:
 
     def register(self, value: Rows) -> tuple[int, RowLayout]:
         """The register that holds a value's rows in the order of the value, made if need be."""
-        lane = self.plan.layout.row_layout(self.materialised(value).index)
+        lane = self.plan.layout.as_row_layout(self.materialised(value).index)
         return self.plan.materialize_columns(lane.columns), lane
 
     def rows(self, register: int) -> Tensor:
@@ -161,7 +161,7 @@ class PlanBuilder:
     def elementwise(self, op: str, shape: torch.Size, lane: RowLayout, **fields: Any) -> Rows:
         """A step whose result lies as its operands do."""
         register = self.plan.append_step(op, len(lane.columns), **fields)
-        return Rows(self.plan.layout.spread(register, lane.order, shape))
+        return Rows(self.plan.layout.index_of_ordered_rows(register, lane.order, shape))
 
     def materialised(self, value: Rows) -> Rows:
         """The value without a pending function: steps compute it."""

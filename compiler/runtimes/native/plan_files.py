@@ -69,7 +69,7 @@ def write_plan(plan: "Plan", folder: Path, facts: Mapping[str, Any]) -> None:
     """Weights one at a time, the plan last: without it nothing loads."""
     entries, at = {}, ALIGN
     with open(folder / WEIGHTS, "wb") as file:
-        for name, entry in iterate_and_report(plan.used().items(), "packed tensors"):
+        for name, entry in iterate_and_report(plan.live_weight_entries().items(), "packed tensors"):
             try:
                 raw = _bytes(entry.make())
             except KernelError as error:
@@ -157,7 +157,7 @@ def _isa_problem(isa: Any) -> str:
 
     if not isinstance(isa, str) or isa not in levels.NAMES:
         return f"it asks for the instruction set {isa!r:.40}, which this effc does not know"
-    return levels.unavailable_reason(isa)
+    return levels.level_unavailability_reason(isa)
 
 
 def _checked_weights_size(file: Path) -> int:

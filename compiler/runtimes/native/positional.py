@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ...ir.capture.sample import first_position
-from .calls import operation
+from ...ir.capture.sample import first_position_id
+from .calls import operation_name
 from .layout import Layout
 from .values import CACHE, AllPositions, CachedRows, Rows, SourceTokens
 
@@ -34,7 +34,7 @@ class Positions:
         self.model, self.layout, self.shape, self.source = model, layout, shape, source
         self._values = values  # what the plan knows of nodes; tokens' numbers are not needed
         self._memory: dict[int, dict[fx.Node, Any]] = {}
-        self._first = first_position(model)
+        self._first = first_position_id(model)
 
     @torch.no_grad()
     def at(self, node: fx.Node, length: int) -> Any:
@@ -102,7 +102,7 @@ class Positions:
             return value
         operands: Any = (fx.map_arg(part, lambda n: self.at(n, length)) for part in (node.args, node.kwargs))
         args, kwargs = operands
-        if args and args[0] is None and (node.op == "call_method" or operation(node) == "getitem"):
+        if args and args[0] is None and (node.op == "call_method" or operation_name(node) == "getitem"):
             return None  # a part of a mask that hides nothing, or its like
         return call_in_float32(node, self.model, args, kwargs)
 
@@ -121,7 +121,7 @@ class Positions:
     def shape_for_length(self, index: Tensor, length: int) -> tuple[tuple[int, ...], int]:
         """The shape of a value for one row of `length` tokens, and the axis of those."""
         batch, sample_length = self.shape
-        _, token = self.layout.locate(index.reshape(-1))
+        _, token = self.layout.registers_and_tokens(index.reshape(-1))
         token, shape, token_axis = token.view(index.shape), [], -1
         for axis, size in enumerate(index.shape):
             line = token.movedim(axis, 0).reshape(size, -1)[:, 0]

@@ -16,7 +16,7 @@ from ...models.rows.packed_inputs import hears_fixed_length, is_media_encoder_de
 from . import encoder_decoder, linears
 from .layer_outputs import layer_output_registers
 from .layout import IrregularColumns, Layout
-from .mixers import inline_mixers
+from .mixers import copy_with_inlined_mixers
 from .plan import Output, Plan
 from .plan_builder import PlanBuilder
 from .refusal import model_rejection
@@ -45,12 +45,12 @@ class Reader(PlanBuilder):
         _check_inputs(program, model)
         source: Reader | None = None
         if side is None:
-            graph = inline_mixers(program)
+            graph = copy_with_inlined_mixers(program)
             if is_encoder_decoder(program.model):
-                source_side, side = encoder_decoder.split_stacks(graph)
+                source_side, side = encoder_decoder.split_encoder_and_decoder(graph)
                 source = Reader(program, formats, model, source_side)
             else:
-                side = encoder_decoder.single_stack(graph)
+                side = encoder_decoder.stack_of_all_nodes(graph)
         config = pretrained(model).config.get_text_config(**({} if side.ids == "input_ids" else {"decoder": True}))
         ids = program.inputs[side.ids]
         context = next(filter(None, (getattr(config, name, None) for name in POSITIONS)), None)
@@ -86,14 +86,14 @@ class Reader(PlanBuilder):
         if self._encoder is not None:
             self._encoder.positions.forget()
         if self.last and not self.plan.output.states:
-            linears.pack_head(self.plan, self.formats, *self.last)
+            linears.add_head_weight_entry(self.plan, self.formats, *self.last)
         linears.tie_embedding_weights(self.plan, self.lowered)
         self._check_cache()
         return self.plan
 
     def _check_cache(self) -> None:
         """Raise Reject where other numbers are named for a cache that the model has not."""
-        if self.formats.kv_cache == KV_NUMBERS[0] or (self.plan.output.speaks and self._slots()):
+        if self.formats.kv_cache == KV_NUMBERS[0] or (self.plan.output.predicts_next_tokens and self._slots()):
             return
         reason = "it keeps no keys and values of the tokens before, which `kv_cache` is of"
         raise model_rejection(self.model, reason, help="leave `kv_cache` out")
@@ -110,9 +110,11 @@ class Reader(PlanBuilder):
         headless = headless_kind and pretrained(self.model).get_output_embeddings() is None
         self.plan.output = output_form = Output(headless, bidirectional, isinstance(rows, FirstTokenRows))
         rows = rows.rows if isinstance(rows, FirstTokenRows) else rows
-        if not isinstance(rows, Rows) or (output_form.speaks and rows.index.shape[-1] != self.plan.vocabulary):
+        if not isinstance(rows, Rows) or (
+            output_form.predicts_next_tokens and rows.index.shape[-1] != self.plan.vocabulary
+        ):
             raise model_rejection(self.model, f"its result is not {self.plan.vocabulary} logits for each token")
-        if self.source is not None and not output_form.speaks:
+        if self.source is not None and not output_form.predicts_next_tokens:
             raise model_rejection(self.model, "behind an encoder the engine runs a decoder with a head of logits")
         if rows.index.dim() != 3:
             raise model_rejection(self.model, "its result is not one row of numbers for each token or text")

@@ -44,12 +44,12 @@ def append_mean(builder: PlanBuilder, node: fx.Node, x: Rows, dim: int) -> Rows:
     dim %= x.index.dim()
     if dim == x.index.dim() - 1:
         register, lane = builder.register(x)
-        _, token = builder.plan.layout.locate(x.index.reshape(-1, size))
+        _, token = builder.plan.layout.registers_and_tokens(x.index.reshape(-1, size))
         if not torch.equal(token, token[:, :1].expand_as(token)):
             raise IrregularColumns
         mean_register = builder.plan.append_step("mean", len(lane.columns) // size, x=register, group=size)
         order = lane.order.view(-1, size)[:, 0] // size  # numbers of an axis lie side by side
-        return Rows(builder.plan.layout.spread(mean_register, order, x.index[..., :1].shape))
+        return Rows(builder.plan.layout.index_of_ordered_rows(mean_register, order, x.index[..., :1].shape))
     if size > _MAX_SUMMED:
         raise builder.rejection(node, f"a mean of {size} numbers that do not lie side by side")
     sum_rows = total(builder, [Rows(x.index.narrow(dim, i, 1)) for i in range(size)])

@@ -37,7 +37,7 @@ def lower_rotary(builder: PlanBuilder, call: NodeCall) -> Any:
 def _is_joined(node: fx.Node, count: int) -> bool:
     """Whether what was cut off the heads is joined again later, so that whole heads are turned at once."""
     parts = [node] if count == 1 else list(node.users)
-    return any(calls.operation(user) in calls.JOINS for part in parts for user in part.users)
+    return any(calls.operation_name(user) in calls.JOINS for part in parts for user in part.users)
 
 
 def _recognise_rotation_and_limit_context(builder: PlanBuilder, rotary: "_RotaryCall") -> rotations.Rotation | None:
@@ -80,7 +80,7 @@ def _append_rotation(builder: PlanBuilder, x: Rows, rotation: rotations.Rotation
         "scale": rotation.frequencies.scale,
         "interleaved": rotation.interleaved,
     }
-    lane = plan.layout.row_layout(x.index)
+    lane = plan.layout.as_row_layout(x.index)
     head_dim = x.index.shape[-1]
     lane_runs = split_into_column_runs(plan.layout, lane.columns)
     if rotates_full_heads and len(lane_runs) == 1 and _is_part_of_every_head(lane_runs[0], plan.layout.widths):
@@ -177,7 +177,7 @@ class _RotaryCall:
 
     def _moves_along(self, index: Tensor, axis: int) -> bool:
         """Whether tokens follow each other along an axis."""
-        _, token = self.builder.plan.layout.locate(index.select(0, 0).select(-1, 0).reshape(-1))
+        _, token = self.builder.plan.layout.registers_and_tokens(index.select(0, 0).select(-1, 0).reshape(-1))
         return bool((token.view(index.shape[1:3]).diff(dim=axis - 1) == 1).all())
 
 

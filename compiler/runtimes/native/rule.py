@@ -31,7 +31,7 @@ class NodeCall:
 
     @cached_property
     def name(self) -> str:
-        return calls.operation(self.node)
+        return calls.operation_name(self.node)
 
     @property
     def first(self) -> Any:

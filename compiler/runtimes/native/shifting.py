@@ -57,8 +57,8 @@ def _token_shift_columns(builder: "PlanBuilder", index: Tensor) -> _Line:
     tokens before."""
     layout, (batch, length) = builder.plan.layout, builder.shape
     last = index[:, -1]
-    register, token = layout.locate(last.reshape(-1))
-    first, width = (torch.tensor(x)[register].view(last.shape) for x in (layout.starts, layout.widths))
+    register, token = layout.registers_and_tokens(last.reshape(-1))
+    first, width = (torch.tensor(x)[register].view(last.shape) for x in (layout.first_elements, layout.widths))
     positions = torch.arange(batch)[:, None] * length + length - 1
     back = positions - token.view(last.shape)
     tokens = torch.arange(batch * length).view(batch, length, 1)

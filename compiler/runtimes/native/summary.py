@@ -99,7 +99,7 @@ def summarise_native(folder: Path) -> NativeSummary:
             form, shape = stored.entries[name]["kind"], tuple(stored.entries[name]["shape"])
             density = 1.0
             if form == "packed":
-                head = packing.facts(tensor)
+                head = packing.packed_facts(tensor)
                 form, density = head.kernel, head.density
             key = (form, shape if len(shape) > 1 else ())
             groups.setdefault(key, []).append((stored.entries[name]["bytes"], density))

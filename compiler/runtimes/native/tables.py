@@ -37,7 +37,7 @@ def lower_embedding(builder: PlanBuilder, call: NodeCall) -> Any:
     table = _transformed_table(builder, node, table, ids_value.pending)
     scale = next((s for s in (1.0, *_numbers(module)) if abs(s / scale - 1) < 2**-7), scale)
     entry = WeightEntry("bf16", tuple(table.shape), lambda: table.detach().bfloat16().contiguous())
-    name = builder.plan.add_weight_entry(f"{node.target}.rows", entry, ("table", *linears.identity(table)))
+    name = builder.plan.add_weight_entry(f"{node.target}.rows", entry, ("table", *linears.memory_identity(table)))
     register = builder.plan.append_step("embedding", table.shape[1], table=name)
     rows = Rows(builder.rows(register).view(*builder.shape, -1))
     return rows if scale == 1.0 else Rows(rows.index, ElementwiseExpr(calls.BINARY["mul"], (None, scale)))

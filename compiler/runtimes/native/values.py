@@ -130,7 +130,7 @@ class TokenIds:
         self._layout = layout
 
     def are(self, index: Tensor) -> bool:
-        register, _ = self._layout.locate(index.reshape(-1))
+        register, _ = self._layout.registers_and_tokens(index.reshape(-1))
         return bool((register == self.register).all())
 
 

@@ -41,18 +41,18 @@ class SourceRows(BatchedRun):
         self_index = next((n for n, name in enumerate(self.past) if f".{SIDE_NAMES[0]}." in name), 0)
         return self._history[sequence][self_index].shape[1] if sequence in self._history else 0
 
-    def forget(self, sequence: int, length: int = 0) -> None:
-        if not length:
+    def forget(self, sequence: int, num_remaining: int = 0) -> None:
+        if not num_remaining:
             self._history.pop(sequence, None)
             self._states.pop(sequence, None)
         elif sequence in self._history:
             pairs = zip(self.past, self._history[sequence], strict=True)
-            self._history[sequence] = [x[:, :length] if f".{SIDE_NAMES[0]}." in name else x for name, x in pairs]
+            self._history[sequence] = [x[:, :num_remaining] if f".{SIDE_NAMES[0]}." in name else x for name, x in pairs]
 
-    def encode(self, ids: Sequence[int], sequences: Sequence[int]) -> None:
+    def encode(self, token_ids: Sequence[int], sequence_of_token: Sequence[int]) -> None:
         """Read sources of any lengths in one call, the shorter ones filled up behind."""
         rows: dict[int, list[int]] = {}
-        for token, sequence in zip(ids, sequences, strict=True):
+        for token, sequence in zip(token_ids, sequence_of_token, strict=True):
             rows.setdefault(sequence, []).append(token)
         longest = max(map(len, rows.values()))
         input_ids, mask = (np.zeros((len(rows), longest), np.int64) for _ in range(2))

@@ -128,7 +128,7 @@ class SpeechContinuation(NextDecoderStep):
 
 def export_graphs(model: nn.Module) -> Iterator[Graph]:
     """The three graphs of a model in float32."""
-    inputs, is_speech = sample_inputs(model, padding=0), is_media_encoder_decoder(model)
+    inputs, is_speech = sample_inputs(model, padding_per_row=0), is_media_encoder_decoder(model)
     decoder_ids = inputs["decoder_input_ids"]
     reads = _hearing(model, inputs) if is_speech else _encoder_graph(model, inputs)
     yield reads

@@ -14,9 +14,13 @@ def loses_count(program: Program, trial: Program, path: str) -> bool:
 
     What is cached says where the next token stands; nothing is behind an attention over what an encoder gave.
     """
-    stack = surgery.split(path)[0]
+    stack = surgery.split_parent_and_name(path)[0]
     before, after = (
-        any(uses_self_attention_cache(unit.graph) for unit in of.units.values() if surgery.split(unit.path)[0] == stack)
+        any(
+            uses_self_attention_cache(unit.graph)
+            for unit in of.units.values()
+            if surgery.split_parent_and_name(unit.path)[0] == stack
+        )
         for of in (program, trial)
     )
     return before and not after and _has_position_table(program, path)
@@ -54,7 +58,7 @@ def _word_embeddings(model: nn.Module) -> set[nn.Module]:
 def _innermost_config(model: nn.Module, path: str) -> object:
     """The config of the innermost module around a unit that has one."""
     while path:
-        path = surgery.split(path)[0]
+        path = surgery.split_parent_and_name(path)[0]
         if (config := vars(model.get_submodule(path)).get("config")) is not None:
             return config
     return getattr(model, "config", None)

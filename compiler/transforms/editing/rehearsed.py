@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from ....dsl.checker.skeleton import Branch, Skeleton
 from ....dsl.syntax.diagnostics import Reject
-from ...analysis.discovery.structure import cached_skeleton, keep_skeleton, shipped_skeleton, skeleton_key_of
+from ...analysis.discovery.structure import cache_skeleton, cached_skeleton, shipped_skeleton, skeleton_key_of
 from ...analysis.planning import shrink
 from ...core.settings import Settings
 from ...models.checkpoints.origin import Origin
@@ -24,17 +24,17 @@ def load_or_discover_skeleton(origin: Origin, settings: Settings) -> Skeleton:
     if known is None:
         key = skeleton_key_of(origin)
         known = _DISCOVERED[key] = _DISCOVERED.get(key) or _discover_skeleton(origin)
-        keep_skeleton(origin, settings, known)
+        cache_skeleton(origin, settings, known)
     return known
 
 
 def _discover_skeleton(origin: Origin) -> Skeleton:
     """Skeleton of a model on the meta device, with the branches that can't be removed."""
-    from ...analysis.discovery.streams import with_stream
+    from ...analysis.discovery.streams import skeleton_with_stream
     from ...ir.capture.meta_capture import capture_on_meta  # torch, which a kept skeleton does without
 
     program = capture_on_meta(origin)
-    skeleton = with_stream(program)
+    skeleton = skeleton_with_stream(program)
     if stays := unremovable_branches(program):
         return replace(skeleton, facts={**skeleton.facts, "stays": [[site, reason] for site, reason in stays.items()]})
     return skeleton
@@ -65,16 +65,16 @@ def unremovable_branches(program: "Program") -> dict[str, str]:
 
 def _removal_refusal(program: "Program", branch: Branch) -> str:
     """Reason why a copy without weights can't lose a branch; "" where it can."""
-    from ...analysis.discovery.bypass import staying
+    from ...analysis.discovery.bypass import other_operand_of_join
     from ...analysis.discovery.discover import skeleton_of
     from .dry_run import copy_on_meta
     from .rewrite import Rewriter
 
     trial, skeleton = copy_on_meta(program), skeleton_of(program)
-    frees = shrink.params(skeleton) - shrink.params(shrink.without_branch(skeleton, branch))
+    frees = shrink.param_count(skeleton) - shrink.param_count(shrink.without_branch(skeleton, branch))
     try:
         with Rewriter(trial) as rewrite:
-            keep = staying(trial.units[branch.unit].graph, branch)
+            keep = other_operand_of_join(trial.units[branch.unit].graph, branch)
             rewrite.drop_branch(branch.unit, branch.join, keep=keep, frees=frees)
     except Reject as rejection:
         return rejection.diagnostics[0].message

@@ -11,21 +11,21 @@ from transformers import PreTrainedModel
 
 from ....dsl.checker.skeleton import is_submodule
 from ...analysis.discovery.dead_rows import (
-    live_indices,
+    copy_with_narrowed_literals,
+    is_unread_by_label,
+    live_indices_by_tensor_axis,
     matmul_modules_with_fewer_users,
-    unread_labels,
-    with_narrowed_literals,
 )
 from ...analysis.discovery.dependent_integers import Baked
 from ...ir import graph_json, slots, surgery
 from ...ir.capture.capture import retrace_units
-from ...ir.capture.refresh import with_current_integers
+from ...ir.capture.refresh import copy_with_current_integers
 from ...ir.edits import Swappable, renamed_path
-from ...ir.graphs import ancestors, attends, is_masked, referenced, uses_self_attention_cache
+from ...ir.graphs import ancestors, caches_kv, contains_attention, referenced_paths, uses_self_attention_cache
 from ...ir.layers import swap_table
-from ...ir.liveness import detach, eliminate_dead_code
+from ...ir.liveness import bypass_addition, eliminate_dead_code
 from ...ir.program import Program
-from ...ir.unit import Unit, code_key
+from ...ir.unit import Unit, graph_code_hash
 from ...models.rows.inputs import is_encoder_decoder
 from .counted_positions import loses_count
 from .dry_run import dry_run, frees_nothing, layer_needed, unread_outputs
@@ -58,9 +58,9 @@ class Rewriter:
         if not self.dirty:
             return
         for unit in [unit for unit in self.program.units.values() if unit.edited]:
-            fresh = with_current_integers(unit.graph, unit.module(self.program.model))
+            fresh = copy_with_current_integers(unit.graph, unit.module(self.program.model))
             if fresh is not None:
-                unit.graph, unit.key = fresh, code_key(fresh)
+                unit.graph, unit.key = fresh, graph_code_hash(fresh)
                 self.bind_edited_unit(unit)
         retrace_units(self.program, self.touched)
         self.touched, self.dirty = set(), False
@@ -90,22 +90,22 @@ class Rewriter:
     def swap_module(self, path: str, new: nn.Module) -> None:
         """Put a module of effc (see `edits.Swappable`) in a module's place."""
         entry = _entry(new)
-        surgery.swap(self.program.model, path, new)
-        self.program.edits.forget(path)
+        surgery.replace_module(self.program.model, path, new)
+        self.program.edits.remove_subtree(path)
         self.program.edits.swapped[path] = entry
         self._touch(path)
 
     def add_module(self, path: str, new: nn.Module) -> None:
         """Put a new module of effc (see `edits.Swappable`) into a module that has none of that name."""
-        surgery.add(self.program.model, path, new)
+        surgery.add_module(self.program.model, path, new)
         self.program.edits.swapped[path] = _entry(new)
         self._touch(path)
 
     def take_module(self, path: str) -> None:
         """Take out a module that `add_module` put in and that no graph calls any more."""
         assert path in self.program.edits.swapped, f"{path} was not put in"
-        surgery.delete(self.program.model, path)
-        self.program.edits.forget(path)
+        surgery.delete_module_or_parameter(self.program.model, path)
+        self.program.edits.remove_subtree(path)
         self._touch(path)
 
     def drop_layer(self, path: str) -> None:
@@ -124,22 +124,22 @@ class Rewriter:
     def _uncounted_layer_reason(self, path: str) -> str | None:
         """Why the config can't say that a layer is gone. `num_hidden_layers` of two stacks is the encoder's alone."""
         model = self.program.model
-        where = surgery.saved_config_path(model, surgery.split(path)[0])
+        where = surgery.path_of_saved_config(model, surgery.split_parent_and_name(path)[0])
         if where is None or (isinstance(model, PreTrainedModel) and is_encoder_decoder(model)):
             return "effc keeps no number of layers for each stack of such a model"
-        if not isinstance(getattr(surgery.attribute(model, where), "num_hidden_layers", None), int):
+        if not isinstance(getattr(surgery.attribute_at(model, where), "num_hidden_layers", None), int):
             return "the config of the model names no number of layers"
         return None
 
     def _remove_layer(self, path: str) -> None:
         program, edits = self.program, self.program.edits
         kinds = self._cache_kinds()
-        owner, index = surgery.split(path)
+        owner, index = surgery.split_parent_and_name(path)
         new_paths = surgery.drop_layer(program.model, path)
         left = edits.layers.setdefault(owner, list(range(len(surgery.layers_at(program.model, owner)) + 1)))
         del left[int(index)]
-        edits.forget(path)
-        edits.rename(new_paths)
+        edits.remove_subtree(path)
+        edits.rename_paths(new_paths)
         program.opaque = {
             renamed_path(p, new_paths): reason for p, reason in program.opaque.items() if not is_submodule(p, path)
         }
@@ -158,15 +158,16 @@ class Rewriter:
                 yield unit
 
     def _remove_layer_from_config(self, owner: str, index: int) -> None:
-        where = surgery.config_path(self.program.model, owner)
-        config = surgery.attribute(self.program.model, where)
+        where = surgery.path_of_governing_config(self.program.model, owner)
+        config = surgery.attribute_at(self.program.model, where)
         count = config.num_hidden_layers
         # Both before either is set: a list that was shortened looks like one that names layers by number.
         shorter = {
             name: slots.without_entry(value, index) for name, value in slots.per_layer_values(config, count).items()
         }
         shorter |= {
-            name: slots.renumbered(value, index) for name, value in slots.layer_index_lists(config, count).items()
+            name: slots.renumber_after_removal(value, index)
+            for name, value in slots.layer_index_lists(config, count).items()
         }
         for name, value in shorter.items():
             self.set_attr(f"{where}.{name}", value)
@@ -174,8 +175,8 @@ class Rewriter:
 
     def delete(self, path: str) -> None:
         """Take away a module or a parameter that no graph reads any more."""
-        surgery.delete(self.program.model, path)
-        self.program.edits.forget(path)
+        surgery.delete_module_or_parameter(self.program.model, path)
+        self.program.edits.remove_subtree(path)
         self.program.edits.deleted.append(path)
         self._touch(path)
 
@@ -214,17 +215,17 @@ class Rewriter:
         program = self.program
         kinds = self._cache_kinds()
         unit = program.units[path]
-        before = referenced(unit.graph)
+        before = referenced_paths(unit.graph)
         graph = copy.deepcopy(unit.graph)
         add = next((node for node in graph.nodes if node.name == add_node_name), None)
         assert add is not None and add.target in _ADDS, f"{add_node_name} is no addition in {path}"
         stays = _remaining_operand(add, remaining_operand)
         removed = ancestors(add) - ancestors(stays) - {stays}
-        detach(add, stays)
+        bypass_addition(add, stays)
         _replace_unread_outputs_with_none(graph, unread_outputs, removed)
         eliminate_dead_code(graph)
         graph_json.graph_to_json(graph)  # what can't be stored is refused while nothing has changed yet
-        edited = Unit(path, graph, unit.placeholders, unit.statics, code_key(graph), edited=True)
+        edited = Unit(path, graph, unit.placeholders, unit.statics, graph_code_hash(graph), edited=True)
         program.units[path] = edited
         self._delete_unreferenced_modules(edited, before)
         if any(matmul_modules_with_fewer_users(unit.graph, edited.graph)):
@@ -237,18 +238,18 @@ class Rewriter:
 
         Where what is left divides them in a way that can't be told, they stay.
         """
-        from ...analysis.discovery.discover import stream_of
+        from ...analysis.discovery.discover import residual_stream_input
         from ...analysis.discovery.labels import label_graph
 
-        layer, stream = unit.module(self.program.model), stream_of(unit.graph)
+        layer, stream = unit.module(self.program.model), residual_stream_input(unit.graph)
         labelling = label_graph(unit.graph, layer, stream.name if stream else None)
-        dead_rows = unread_labels(labelling, labelling.output)
+        dead_rows = is_unread_by_label(labelling, labelling.output)
         try:
-            graph = with_narrowed_literals(unit.graph, labelling, dead_rows, layer)
+            graph = copy_with_narrowed_literals(unit.graph, labelling, dead_rows, layer)
         except Baked:
             return
-        unit.graph, unit.key = graph, code_key(graph)
-        for (tensor, axis), keep in live_indices(labelling, dead_rows).items():
+        unit.graph, unit.key = graph, graph_code_hash(graph)
+        for (tensor, axis), keep in live_indices_by_tensor_axis(labelling, dead_rows).items():
             self.narrow(f"{unit.path}.{tensor}" if unit.path else tensor, axis, keep)
 
     def set_unit_graph(self, path: str, graph: fx.Graph) -> None:
@@ -256,7 +257,7 @@ class Rewriter:
         eliminate_dead_code(graph)
         graph_json.graph_to_json(graph)  # what can't be stored is refused while nothing has changed yet
         unit = self.program.units[path]
-        edited = Unit(path, graph, unit.placeholders, unit.statics, code_key(graph), edited=True)
+        edited = Unit(path, graph, unit.placeholders, unit.statics, graph_code_hash(graph), edited=True)
         self.program.units[path] = edited
         self.bind_edited_unit(edited)
 
@@ -272,7 +273,7 @@ class Rewriter:
         self.dirty = True
 
     def _delete_unreferenced_modules(self, unit: Unit, referenced_before: set[str]) -> None:
-        after = referenced(unit.graph)
+        after = referenced_paths(unit.graph)
         layer = unit.module(self.program.model)
         dead: list[str] = []
         for inner, _ in layer.named_modules():
@@ -293,10 +294,10 @@ class Rewriter:
             return dict.fromkeys(program.units, slots.UNIFORM)
         if not program.edits.kinds:
             first = next(iter(program.units), "")
-            where = surgery.saved_config_path(
+            where = surgery.path_of_saved_config(
                 program.model, first
             )  # a copy of it, as CANINE gives some layers, has no words
-            config = surgery.attribute(program.model, where) if where is not None else None
+            config = surgery.attribute_at(program.model, where) if where is not None else None
             kinds = getattr(config, _LAYER_TYPES, None) or ()
             if len(kinds) != len(program.units):
                 kinds = [slots.UNIFORM] * len(program.units)
@@ -312,13 +313,13 @@ class Rewriter:
         assigned = self._slots(paths, layer_kinds)
         slot_by_path = dict(zip(paths, assigned.slots, strict=True))
         program.edits.slots = {path: slot_by_path[path] for i, path in enumerate(paths) if slot_by_path[path] != i}
-        surgery.number_layers(program.model, slot_by_path)
+        surgery.write_cache_slots(program.model, slot_by_path)
         if not paths or not isinstance(program.model, PreTrainedModel):
             return
-        where = surgery.saved_config_path(program.model, paths[0])
+        where = surgery.path_of_saved_config(program.model, paths[0])
         if where is None:
             return
-        config = surgery.attribute(program.model, where)
+        config = surgery.attribute_at(program.model, where)
         if _LAYER_TYPES in slots.per_layer_values(config, len(paths)):
             self.set_attr(f"{where}.{_LAYER_TYPES}", list(assigned.kinds))
 
@@ -326,18 +327,18 @@ class Rewriter:
         """An encoder's layers and a decoder's are numbered apart."""
         stacks: dict[str, list[str]] = {}
         for path in self.program.units:
-            stacks.setdefault(surgery.split(path)[0], []).append(path)
+            stacks.setdefault(surgery.split_parent_and_name(path)[0], []).append(path)
         changed: dict[str, int] = {}
         for paths in stacks.values():
             slot_by_path = dict(zip(paths, self._slots(paths, layer_kinds).slots, strict=True))
-            surgery.number_layers(self.program.model, slot_by_path)
+            surgery.write_cache_slots(self.program.model, slot_by_path)
             changed |= {path: slot_by_path[path] for i, path in enumerate(paths) if slot_by_path[path] != i}
         self.program.edits.slots = changed
 
     def _slots(self, paths: list[str], layer_kinds: dict[str, str]) -> slots.Slots:
         graphs = [self.program.units[path].graph for path in paths]
         live, attend, masked = (
-            tuple(map(predicate, graphs)) for predicate in (uses_self_attention_cache, attends, is_masked)
+            tuple(map(predicate, graphs)) for predicate in (uses_self_attention_cache, caches_kv, contains_attention)
         )
         return slots.assign_cache_slots(tuple(layer_kinds[path] for path in paths), live, attend, masked)
 
@@ -368,7 +369,7 @@ def _replace_unread_outputs_with_none(graph: fx.Graph, unread: frozenset[int], r
 def _entry(new: nn.Module) -> dict[str, Any]:
     """Record of a module that is inserted."""
     assert isinstance(new, Swappable), f"{type(new).__name__} can't say how it is made again"
-    return {"class": swap_table.name_of(type(new)), "spec": new.spec()}
+    return {"class": swap_table.registered_name(type(new)), "spec": new.spec()}
 
 
 def _remaining_operand(add_node: fx.Node, operand_name: str | None) -> fx.Node:

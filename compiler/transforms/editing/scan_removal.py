@@ -13,7 +13,7 @@ from ...ir.layers import leaves
 from ...ir.liveness import eliminate_dead_code
 from ...ir.program import Program
 from ...ir.traced_integers import LAYER_INDICES
-from ...ir.unit import Unit, argument_names, code_key
+from ...ir.unit import Unit, graph_code_hash, positional_argument_names
 from .rewrite import Rewriter
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def _inline_mixer_graph(program: Program, scan: "Scan", inner: fx.Graph) -> Unit
     graph = copy.deepcopy(unit.graph)
     node = next(n for n in graph.nodes if n.op == "call_module" and n.target == mixer_path)
     mixer = program.model.get_submodule(scan.site)
-    arguments = dict(zip(argument_names(type(mixer)), node.args, strict=False)) | node.kwargs
+    arguments = dict(zip(positional_argument_names(type(mixer)), node.args, strict=False)) | node.kwargs
     copies: dict[fx.Node, Any] = {}
     with graph.inserting_before(node):
         for old in inner.nodes:
@@ -66,7 +66,7 @@ def _inline_mixer_graph(program: Program, scan: "Scan", inner: fx.Graph) -> Unit
         _give_convolutions_the_cache(graph, mixer, mixer_path, arguments.get(CACHE), node)
     graph.erase_node(node)
     eliminate_dead_code(graph)
-    return replace(unit, graph=graph, key=code_key(graph), edited=True)
+    return replace(unit, graph=graph, key=graph_code_hash(graph), edited=True)
 
 
 def _copy_node_into_unit(

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ....dsl.checker.skeleton import Branch
-from ...analysis.discovery.bypass import without_branch
-from ...ir.unit import code_key
+from ...analysis.discovery.bypass import copy_without_branch
+from ...ir.unit import graph_code_hash
 
 if TYPE_CHECKING:
     from ...ir.program import Program
@@ -30,8 +30,8 @@ def with_bound_graphs(program: "Program", units: Sequence["Unit"]) -> Iterator[N
 def branch_skipped(program: "Program", branch: Branch) -> AbstractContextManager[None]:
     """The branch's unit runs a copy of its graph in which the residual add is its other operand."""
     unit = program.units[branch.unit]
-    graph = without_branch(unit.graph, branch)
-    return with_bound_graphs(program, [replace(unit, graph=graph, key=code_key(graph), edited=True)])
+    graph = copy_without_branch(unit.graph, branch)
+    return with_bound_graphs(program, [replace(unit, graph=graph, key=graph_code_hash(graph), edited=True)])
 
 
 @contextmanager

@@ -172,7 +172,7 @@ def usable_kernels(site: Site, format: str) -> UsableKernels:
     """The kernels that may take a module, and why others, or all, may not."""
     requested = list(FORMATS.values()) if format == "auto" else [FORMATS[format]]
     refusals = {
-        kernel: KERNELS[kernel].accepts(site.case.n, site.case.k, getattr(torch, site.case.dtype))
+        kernel: KERNELS[kernel].unsupported_reason(site.case.n, site.case.k, getattr(torch, site.case.dtype))
         for kernel in requested
     }
     usable = [kernel for kernel in requested if not refusals[kernel]]

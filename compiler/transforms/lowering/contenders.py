@@ -75,7 +75,7 @@ def torch_contenders(w: Tensor, x: Tensor, optional: Sequence[str] = (PREPACKED,
 def memory_read_contender(byte_count: int, threads: int) -> Contender:
     """Reading as many bytes and doing nothing with them."""
     operands = copies(lambda: packed.allocate_zero_bytes(byte_count).fill_(1), byte_count)
-    call, level = native.library_function("read"), levels.code()
+    call, level = native.library_function("read"), levels.active_level_code()
 
     def read(memory: Tensor) -> object:  # and keeps it: a pointer alone would not
         return call(level, memory.data_ptr(), byte_count, threads)

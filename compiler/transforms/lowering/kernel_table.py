@@ -176,7 +176,7 @@ class Table:
 
 def _goals() -> type[Vectors] | type[Tiles]:
     """Goals of the level that kernels run at."""
-    return Tiles if levels.level() in ("amx", levels.MODEL) else Vectors
+    return Tiles if levels.active_level() in ("amx", levels.MODEL) else Vectors
 
 
 def table_environment(table: Table) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def table_environment(table: Table) -> dict[str, Any]:
     return {
         **machine_facts(),
         "threads": table.threads,
-        "kernels": levels.active_level_reason(),
+        "kernels": levels.active_level_and_reason(),
         "bursts": "real-time" if raised else "ordinary",
         "load": round(os.getloadavg()[0], 1),
     }

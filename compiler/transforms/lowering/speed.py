@@ -100,7 +100,7 @@ def estimate_seconds(
 
     packed_bytes   kernel -> bytes of the packed weight
     """
-    level = levels.level() if isa == "native" else isa
+    level = levels.active_level() if isa == "native" else isa
     if level not in PACES:
         raise no_rates(
             f"kernels of {level} were measured on no machine, so their times can't be estimated",

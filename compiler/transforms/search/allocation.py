@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ...analysis.planning.cost import token_count
+from ...analysis.planning.cost import token_or_image_count
 from ...core.journal import Journal
 from ...ir.surgery import tensor_at
 from ...models.rows.forward import evaluating, has_logits, main_tensor_of_output, memory_batches
@@ -220,4 +220,4 @@ def effort(method: str, units: int, rows: Tensor) -> int:
     if method == "uniform":
         return 0
     sampled_tokens = max(1, TOKENS // rows[0].numel()) * rows[0].numel()
-    return token_count(rows) + (sampled_tokens * (units + 2) if method == "searched" else 0)
+    return token_or_image_count(rows) + (sampled_tokens * (units + 2) if method == "searched" else 0)

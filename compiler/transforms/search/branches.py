@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ....dsl.checker.skeleton import Branch
 from ....dsl.syntax.diagnostics import Reject
-from ...analysis.discovery.bypass import staying
+from ...analysis.discovery.bypass import other_operand_of_join
 from ...analysis.discovery.discover import skeleton_of
 from ..editing.dry_run import copy_on_meta, layer_needed
 from ..editing.rewrite import Rewriter
@@ -68,7 +68,7 @@ class BranchCut(Candidate):
             rewrite.drop_branch(
                 branch.unit,
                 branch.join,
-                keep=staying(program.units[branch.unit].graph, branch),
+                keep=other_operand_of_join(program.units[branch.unit].graph, branch),
                 frees=self.saves("params"),
             )
         self.pool.savings_table.dropped(branch.site)

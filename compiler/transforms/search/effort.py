@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from ....dsl.checker.skeleton import Group, Skeleton
 from ....dsl.checker.values import DataRef
-from ...analysis.planning.cost import token_count
-from ...analysis.planning.peak_memory import itemsize
+from ...analysis.planning.cost import token_or_image_count
+from ...analysis.planning.peak_memory import bytes_per_parameter
 from ...core.memory import reuse_budget_bytes
 from ...inputs.data.generated import AT_ONCE, Generated
 from ...plugin.interfaces import Effort
@@ -33,7 +33,7 @@ def estimate_fitting_effort(
     solving, factored = _SOLVED * widest**2, sum(map(_factored, widths.values()))
     collecting = min(moments, max(reuse_budget_bytes(ctx.settings.max_memory), 4 * widest**2))
     rounds, rows = math.ceil(moments / collecting), Generated.fitting(ctx.origin)
-    tokens = rows.count * rows.length if data is None else token_count(ctx.rows(data))
+    tokens = rows.count * rows.length if data is None else token_or_image_count(ctx.rows(data))
     work = {"float64": factored, "float32": 2.0 * tokens * sum(w * w for w in widths.values())}
     if data is not None:
         return Effort(rounds * tokens, solving, collecting, work, files=files)
@@ -50,4 +50,4 @@ def _cache_bytes_per_token(skeleton: Skeleton) -> int:
     """Bytes of keys and values of a token over all layers."""
     by_site = {g.site: g for g in skeleton.groups if g.kind in ("heads", "kv_heads")}  # kv_heads come last
     widths = [min(g.count * m.segments[0][1] for m in g.members) for g in by_site.values()]
-    return 2 * itemsize(skeleton) * sum(widths)
+    return 2 * bytes_per_parameter(skeleton) * sum(widths)

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ....dsl.checker.skeleton import Group, Member, is_submodule
 from ...analysis.discovery.discover import skeleton_of
-from ...ir.graphs import name_of
+from ...ir.graphs import target_name
 from ...ir.surgery import tensor_at
 from ...ir.unit import Unit
 from ...models.rows.forward import evaluating, main_tensor_of_output
@@ -162,7 +162,7 @@ def _norm_folds(program: "Program", unit: Unit) -> Iterator[Fold]:
 
 
 def _reads_size(user: fx.Node) -> bool:
-    name = user.args[1] if user.target is getattr else name_of(user)
+    name = user.args[1] if user.target is getattr else target_name(user)
     return user.op in ("call_function", "call_method") and name in _SIZES
 
 

@@ -16,8 +16,8 @@ from ....dsl.checker.values import MetricRef, Ratio, Shares
 from ....dsl.syntax.diagnostics import Fault
 from ...analysis.discovery.discover import skeleton_of
 from ...analysis.planning.amount import Amount
-from ...analysis.planning.cost import token_count
-from ...analysis.planning.shrink import params
+from ...analysis.planning.cost import token_or_image_count
+from ...analysis.planning.shrink import param_count
 from ...core.deadline import DeadlineExceeded
 from ...plugin.interfaces import Effort
 from .budget import CUTS, Budget
@@ -231,12 +231,12 @@ class Greedy:
     def estimate_cost(self, skeleton: Skeleton, ctx: "Context") -> Effort:
         """Ranking and refitting, and the rows that the model writes for them. Raises Reject (too-few-rows)."""
         if self.score is not None and not self.exact and (goal := self.search_budget(skeleton)).of in OF_MODEL:
-            check_enough_rows(self.score, goal.goal / goal.total * params(skeleton), ctx)
+            check_enough_rows(self.score, goal.goal / goal.total * param_count(skeleton), ctx)
         fitted = [] if self.score is None else self.fit.groups_to_observe(self.parts)
         effort = estimate_fitting_effort(skeleton, ctx, fitted, self.fit.data) if fitted else Effort()
         routed, data = any(p.kind == "experts" and p.groups for p in self.parts), self.fit.data
-        tokens = effort.tokens + (token_count(ctx.rows(data)) if data is not None and routed else 0)
-        work = {"look": 4.0 * params(skeleton), **effort.work}
+        tokens = effort.tokens + (token_or_image_count(ctx.rows(data)) if data is not None and routed else 0)
+        work = {"look": 4.0 * param_count(skeleton), **effort.work}
         return replace(effort, tokens=tokens, work=work, streams=self.score is None)
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from ....dsl.checker.value_text import value_text
 from ....dsl.checker.values import MetricRef
 from ....dsl.syntax.diagnostics import Fault
-from ...analysis.discovery.bypass import without_branch
+from ...analysis.discovery.bypass import copy_without_branch
 from ...analysis.discovery.discover import skeleton_of
 from ...evaluation.timing import WARMUP, timing_conditions
-from ...ir.unit import Unit, code_key
+from ...ir.unit import Unit, graph_code_hash
 from ...plugin.clock import Clock
 from ..editing.scan_removal import without_scan
 from ..editing.trial import with_bound_graphs
@@ -97,6 +97,6 @@ def _unit_copies_without_branches_of_role(program: "Program", role: str) -> list
         graph = without_scan(program, scans[path]).graph if path in scans else unit.graph
         for branch in skeleton_of(program).branches:
             if (branch.unit, branch.role) == (path, role):
-                graph = without_branch(graph, branch)
-        units.append(replace(unit, graph=graph, key=code_key(graph)))
+                graph = copy_without_branch(graph, branch)
+        units.append(replace(unit, graph=graph, key=graph_code_hash(graph)))
     return units

@@ -10,7 +10,7 @@ from ....dsl.checker.skeleton import Branch, Group, Scan, Skeleton
 from ....dsl.checker.values import Selector
 from ...analysis.discovery.discover import skeleton_of
 from ...analysis.planning import shrink
-from ...analysis.planning.selection import branches, competing_groups, removable
+from ...analysis.planning.selection import branches, competing_groups_by_kind, removable_branches
 from .branches import Branches, Layers
 from .candidate import Pool
 from .savings import OF_MODEL, SCANS, SavingsTable, steps, stride
@@ -234,7 +234,7 @@ def select_parts(
 
     step_sizes   how much a cut takes, by the name of the parameter that says it
     """
-    blocks, inside = removable(skeleton, selector), competing_groups(skeleton, selector)
+    blocks, inside = removable_branches(skeleton, selector), competing_groups_by_kind(skeleton, selector)
     result: list[Parts] = []
     for kind in dict.fromkeys(order):
         if kind == "blocks":

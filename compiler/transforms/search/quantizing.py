@@ -60,7 +60,7 @@ class Quantizer(GridPass):
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         """Unchanged shapes, of weights on a grid. Groups that don't divide are reported here."""
         grid = (self.bits, self.group, self.zero == "middle")
-        return shrink.on_grids(skeleton, {part.path: grid for part in self.chosen(skeleton)})
+        return shrink.with_module_grids(skeleton, {part.path: grid for part in self.chosen(skeleton)})
 
     def effects(self) -> Iterator[str]:
         if self.bits == 4 and self.zero == "free":

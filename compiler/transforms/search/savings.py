@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ....dsl.checker.skeleton import Branch, Group, Part, Scan, Skeleton
 from ...analysis.planning import shrink
-from ...analysis.planning.selection import is_inside
+from ...analysis.planning.selection import is_group_inside_branch
 
 if TYPE_CHECKING:
     from .latency import Latency
@@ -19,8 +19,8 @@ SCANS = "scans"
 CONTEXT = 512  # positions that a decoded token attends to where operations are counted
 
 OF_MODEL = {
-    "params": shrink.params,
-    "bytes": shrink.bytes_,
+    "params": shrink.param_count,
+    "bytes": shrink.param_bytes,
     "flops": lambda skeleton: shrink.flops_per_token(skeleton, CONTEXT),
 }
 
@@ -68,7 +68,8 @@ class SavingsTable:
         self.partly = {b.site: _partly(skeleton, b) for b in skeleton.branches}
         self.missing: tuple[str, ...] = ()  # branches that are gone and held a part of groups that stay
         self.inside: dict[str, set[tuple[str, str]]] = {
-            b.site: {(g.site, g.kind) for g in skeleton.groups if is_inside(g, b)} for b in skeleton.branches
+            b.site: {(g.site, g.kind) for g in skeleton.groups if is_group_inside_branch(g, b)}
+            for b in skeleton.branches
         }
         for b in skeleton.branches:
             self.inside[b.site] |= {(s.site, SCANS) for s in skeleton.scans if s.site in b.parts}

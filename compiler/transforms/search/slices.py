@@ -149,9 +149,11 @@ def with_narrowed_group_temporarily(program: "Program", group: Group, dead: set[
             holder = model.get_submodule(module)
             if name.startswith("config."):  # its neighbours read the same one
                 holder.config = copy.copy(holder.config)
-            current = surgery.attribute(holder, name)
+            current = surgery.attribute_at(holder, name)
             owner, _, last = f".{name}".rpartition(".")
-            setattr(surgery.attribute(holder, owner[1:]) if owner else holder, last, round(current - len(dead) * per))
+            setattr(
+                surgery.attribute_at(holder, owner[1:]) if owner else holder, last, round(current - len(dead) * per)
+            )
         _fit(program, tensors)
         yield
     finally:
@@ -164,6 +166,6 @@ def with_narrowed_group_temporarily(program: "Program", group: Group, dead: set[
 
 def _fit(program: "Program", tensors: dict[str, torch.Tensor]) -> None:
     for path in tensors:
-        owner, name = surgery.split(path)
+        owner, name = surgery.split_parent_and_name(path)
         if name == "weight":
-            surgery.sync_stated_sizes(program.model.get_submodule(owner))
+            surgery.set_sizes_from_weight(program.model.get_submodule(owner))

@@ -13,7 +13,7 @@ from ....dsl.checker.skeleton import Part, Skeleton, is_submodule
 from ....dsl.checker.values import DataRef, Ratio
 from ...analysis.discovery.discover import skeleton_of
 from ...analysis.planning import shrink
-from ...analysis.planning.cost import token_count
+from ...analysis.planning.cost import token_or_image_count
 from ...core.shards import Shards
 from ...ir.layers.linear import weight_of
 from ...plugin.context import Context
@@ -123,6 +123,6 @@ def estimate_layerwise_effort(skeleton: Skeleton, selected: Sequence[Part], rows
         flops += 2 * k**3 + 2 * n * k * (k if n else 0)
     for unit in skeleton.units:
         gram_bytes = max(gram_bytes, sum(4 * in_features_of(p) ** 2 for p in selected if is_submodule(p.path, unit)))
-    tokens = 2 * token_count(rows) + flops // max(1, shrink.flops_per_token(skeleton, 512))
+    tokens = 2 * token_or_image_count(rows) + flops // max(1, shrink.flops_per_token(skeleton, 512))
     widest = max(map(in_features_of, selected), default=0)
     return Effort(tokens + allocation.effort(method, len(skeleton.units), rows), gram_bytes + 24 * widest**2)

@@ -50,7 +50,7 @@ class Sparsifier(Pass):
         """Unchanged shapes, with zeros. Modules that the pattern doesn't fit are reported here, before any weight is
         read."""
         self.chosen(skeleton)
-        return shrink.sparse(skeleton, self.sparsity.value)
+        return shrink.with_sparsity(skeleton, self.sparsity.value)
 
     def chosen(self, skeleton: Skeleton) -> tuple[Part, ...]:
         """The modules, which the pattern fits; Reject (unfit-pattern) where it does not."""

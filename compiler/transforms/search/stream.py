@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from ....dsl.checker.skeleton import Group, Member
 from ....dsl.checker.values import DataRef
-from ...analysis.discovery.streams import stream_of_model
-from ...analysis.planning.stream_width import fixed_stream
+from ...analysis.discovery.streams import stream_group_or_refusal
+from ...analysis.planning.stream_width import fixed_stream_diagnostic
 from ...core.device import memory_budget_bytes_on
-from ...ir.surgery import owners, tensor_at
+from ...ir.surgery import modules_holding_tensor, tensor_at
 from ...models.rows.forward import evaluating, memory_batches, outputs
 from .reconstruct import Moments, Reconstruction, has_moments, module_of, readers
 from .unpadded import unpadded_rows
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 def require_stream_of_model(program: "Program") -> Group:
     """The stream's channels as a program has them now; Reject (fixed-width) where they can't go."""
-    stream = stream_of_model(program)
+    stream = stream_group_or_refusal(program)
     if isinstance(stream, str):
-        raise fixed_stream(type(program.model).__name__, stream).rejection()
+        raise fixed_stream_diagnostic(type(program.model).__name__, stream).rejection()
     return stream
 
 
 def observed_readers(program: "Program", stream: Group) -> Iterator[tuple[str, Member]]:
     """Modules that multiply the stream by a matrix; a head that is tied to the embedding, too."""
     for member in stream.members:
-        tied = owners(program.model, tensor_at(program.model, member.tensor))
+        tied = modules_holding_tensor(program.model, tensor_at(program.model, member.tensor))
         for path in [path for path, module, _ in tied if isinstance(module, nn.Linear)]:
             if member.axis == 1:
                 yield path, replace(member, tensor=f"{path}.weight")

@@ -134,11 +134,11 @@ def forecast_even_widths(skeleton: Skeleton, groups: Sequence[Group], amount: Am
 
 def _forecast_to_param_count(skeleton: Skeleton, groups: Sequence[Group], amount: Amount, align: int) -> Skeleton:
     """The largest share of the items that every group can keep within the parameters; Reject where none can."""
-    full_size = left = shrink.params(skeleton)
+    full_size = left = shrink.param_count(skeleton)
     limit, largest = amount.remaining_count(full_size), max(steps(g) for g in groups)
     for remaining in range(largest // align, 0, -1):
         narrowed = forecast_even_widths(skeleton, groups, Amount(Ratio(remaining * align / largest, "")), align)
-        left = shrink.params(narrowed)
+        left = shrink.param_count(narrowed)
         if left <= limit:
             return narrowed
     share = math.ceil(1000 * left / full_size) / 10

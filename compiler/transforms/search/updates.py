@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ....dsl.checker.inputs import PATTERNS
-from ....kernels.grid import Grid, joined
+from ....kernels.grid import Grid, concatenate_scales
 from .descent import coordinate_descent
 from .masks import keep_mask, largest_mask, spare_groups
 from .reconstruct import cholesky_factor
@@ -143,7 +143,7 @@ def gptq(
         return done
     damped = gram.clone()
     damped.diagonal().add_(damping * gram.diagonal().mean())
-    return coordinate_descent(target, damped, joined(fitted), done, keep, sweeps)[0]
+    return coordinate_descent(target, damped, concatenate_scales(fitted), done, keep, sweeps)[0]
 
 
 ADMM_STEPS, ADMM_GROWTH = 24, 16  # rounds, and those of them over which zeros become as many as asked

@@ -17,7 +17,7 @@ from ....dsl.checker.skeleton import Group
 from ....dsl.syntax.diagnostics import Fault
 from ...analysis.discovery.discover import skeleton_of
 from ...core.events import iterate_and_report
-from ...ir.surgery import attribute, replace_tensor_everywhere, tensor_at
+from ...ir.surgery import attribute_at, replace_tensor_everywhere, tensor_at
 from ..editing.rewrite import Rewriter
 from .candidate import Candidate, Pool
 from .importance import ascending
@@ -210,7 +210,7 @@ def slice_all(
         left = group.count - len(dead)
         for module, name, per in group.attributes:
             path = f"{module}.{name}" if module else name
-            rewrite.set_attr(path, round(attribute(program.model, path) - len(dead) * per))
+            rewrite.set_attr(path, round(attribute_at(program.model, path) - len(dead) * per))
         program.note(site=group.site, kind=group.kind, removed=sorted(dead), kept=left)
 
 

@@ -9,10 +9,10 @@ from torch import Tensor
 from ....dsl.checker.skeleton import Branch, Group, Skeleton
 from ....dsl.checker.values import Ratio, Selector
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ...analysis.discovery.bypass import staying
+from ...analysis.discovery.bypass import other_operand_of_join
 from ...analysis.discovery.discover import skeleton_of
 from ...analysis.planning.amount import Amount
-from ...analysis.planning.selection import branches, competing_groups, layers
+from ...analysis.planning.selection import branches, competing_groups_by_kind, layers
 from ..editing.dry_run import copy_on_meta, layer_needed
 from ..editing.rewrite import Rewriter
 from ..search.importance import ascending, l1_importance
@@ -54,7 +54,7 @@ def width_dims(
 
 def chosen(skeleton: Skeleton, selector: Selector | None, kind: str) -> tuple[Group, ...]:
     """Groups that a family may narrow: "channels", or "heads", which are KV heads where a model has them."""
-    return competing_groups(skeleton, selector).get(kind, ())
+    return competing_groups_by_kind(skeleton, selector).get(kind, ())
 
 
 def able(program: "Program", groups: Sequence[Group], dims: Sequence[ElasticDim]) -> list[Group]:
@@ -83,7 +83,7 @@ def depth_dims(program: "Program", selector: Selector | None, kind: str) -> list
 def _drop(meta_program: "Program", branch: Branch) -> None:
     """A branch alone, tried on the program as it is: what joins them changes names when another has gone."""
     trial = copy_on_meta(meta_program)
-    keep = staying(trial.units[branch.unit].graph, branch)
+    keep = other_operand_of_join(trial.units[branch.unit].graph, branch)
     Rewriter(trial).drop_branch(branch.unit, branch.join, keep=keep)
 
 

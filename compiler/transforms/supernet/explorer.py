@@ -32,8 +32,8 @@ none_small_enough = Fault(
     "none-small-enough", "A search may take no choice of a family: its smallest is larger than what is asked for."
 )
 _COUNTS: dict[str, Callable[..., float]] = {
-    "params": lambda skeleton, **_: shrink.params(skeleton),
-    "bytes": lambda skeleton, **_: shrink.bytes_(skeleton),
+    "params": lambda skeleton, **_: shrink.param_count(skeleton),
+    "bytes": lambda skeleton, **_: shrink.param_bytes(skeleton),
     "flops": lambda skeleton, context=512: shrink.flops_per_token(skeleton, context),
 }
 

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from ....dsl.checker.skeleton import Group, Member, is_submodule
 from ...analysis.discovery.discover import skeleton_of
 from ...ir.layers.leaves import module_role
-from ...ir.surgery import attribute, set_attribute, tensor_at
+from ...ir.surgery import attribute_at, set_attribute, tensor_at
 from ..search.reconstruct import module_of, readers
 from ..search.widths import unit_of
 
@@ -98,13 +98,13 @@ class Mixtures:
         for path, name, per in group.attributes:
             attribute_path = f"{path}.{name}" if path else name
             if not self._is_inside(attribute_path, group):
-                original = self.around[attribute_path] = attribute(model, attribute_path)
+                original = self.around[attribute_path] = attribute_at(model, attribute_path)
                 set_attribute(model, attribute_path, round(original - (group.count - len(left)) * per))
 
     def current_expert_counts(self, unit: str) -> tuple[tuple[str, int], ...]:
         """Numbers around the layers of a unit that are others now, which a graph has as literals."""
         return tuple(
-            (path, attribute(self.program.model, path))
+            (path, attribute_at(self.program.model, path))
             for path, before in sorted(self.around.items())
             if type(before) is int and is_submodule(path, unit)
         )

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from ....dsl.checker.skeleton import Group, Member, Skeleton
-from ...analysis.discovery.bypass import staying, without_branch
+from ...analysis.discovery.bypass import copy_without_branch, other_operand_of_join
 from ...analysis.discovery.discover import skeleton_of
 from ...analysis.planning import shrink
-from ...ir.capture.refresh import with_current_integers
+from ...ir.capture.refresh import copy_with_current_integers
 from ...ir.surgery import replace_tensor_everywhere, tensor_at
-from ...ir.unit import Unit, code_key
+from ...ir.unit import Unit, graph_code_hash
 from ..editing.rewrite import Rewriter
 from ..search.reconstruct import has_moments, module_of, readers
 from ..search.routing import expert_count_attributes
@@ -166,9 +166,9 @@ class SubnetMasks:
         if (path, state) not in self._units:
             graph = unit.graph
             for site in sorted(state[0]):
-                graph = without_branch(graph, self.branches[site])
-            graph = with_current_integers(graph, unit.module(model)) or graph if state[1] else graph
-            self._units[path, state] = replace(unit, graph=graph, key=code_key(graph), edited=True)
+                graph = copy_without_branch(graph, self.branches[site])
+            graph = copy_with_current_integers(graph, unit.module(model)) or graph if state[1] else graph
+            self._units[path, state] = replace(unit, graph=graph, key=graph_code_hash(graph), edited=True)
         self._units[path, state].bind(model)
         self._bound[path] = state
 
@@ -286,7 +286,9 @@ def materialise_choice(
         branch = next((b for b in skeleton_of(program).branches if b.site == site), None)
         if branch is not None and branch.unit not in removed_units:
             with Rewriter(program) as rewrite:
-                rewrite.drop_branch(branch.unit, branch.join, keep=staying(program.units[branch.unit].graph, branch))
+                rewrite.drop_branch(
+                    branch.unit, branch.join, keep=other_operand_of_join(program.units[branch.unit].graph, branch)
+                )
     for unit in sorted(removed_units, key=list(program.units).index, reverse=True):
         with Rewriter(program) as rewrite:
             rewrite.drop_layer(unit)

@@ -22,10 +22,10 @@ from ....dsl.checker.values import Selector
 from ....dsl.syntax.diagnostics import Fault
 from ....kernels.grid import Grid
 from ...analysis.discovery.discover import skeleton_of
-from ...analysis.planning.selection import inner_parts, parts
+from ...analysis.planning.selection import inner_parts, linear_parts
 from ...ir.layers.linear import weight_of
 from ...ir.program import Program
-from ...ir.surgery import split
+from ...ir.surgery import split_parent_and_name
 from ...models.rows.forward import evaluating
 from ..search.masks import is_sparse
 from .masks import MaskedProduct, product
@@ -71,7 +71,7 @@ def adaptable_modules(program: Program, selector: Selector | None, alternative: 
     skeleton, read = skeleton_of(program), _weights_read_directly(program)
     paths = [part.path for part in inner_parts(skeleton, selector)]
     fused = _FUSED.get(skeleton.model_type)
-    paths = [path for path in paths if path not in read and split(path)[1] != fused]
+    paths = [path for path in paths if path not in read and split_parent_and_name(path)[1] != fused]
     shared = {name for names in skeleton.tied for name in names}
     tied = [path for path in paths if f"{path}.weight" in shared]
     if tied:
@@ -101,8 +101,8 @@ def _weights_read_directly(program: Program) -> set[str]:
     finally:
         for hook in hooks:
             hook.remove()
-    paths = [part.path for part in parts(skeleton_of(program), None)]
-    return {path for path in paths if path not in called and split(path)[0] in called}
+    paths = [part.path for part in linear_parts(skeleton_of(program), None)]
+    return {path for path in paths if path not in called and split_parent_and_name(path)[0] in called}
 
 
 @dataclass(frozen=True)
@@ -271,5 +271,5 @@ def _remove(model: nn.Module, paths: tuple[str, ...], layer_class: "type[LoraLay
     for path in paths:
         layer = model.get_submodule(path)
         if isinstance(layer, layer_class):
-            owner, name = split(path)
+            owner, name = split_parent_and_name(path)
             setattr(model.get_submodule(owner), name, layer.get_base_layer())

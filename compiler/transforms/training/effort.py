@@ -5,7 +5,7 @@ from math import prod
 
 from ....dsl.checker.skeleton import Part, Skeleton
 from ....dsl.checker.values import DataRef
-from ...analysis.planning.cost import token_count
+from ...analysis.planning.cost import token_or_image_count
 from ...plugin.context import Context
 from ...plugin.interfaces import Effort
 from .trained_pass import Learner
@@ -32,10 +32,10 @@ def estimate_run_effort(
     forwards      of each batch
     extra_evaluations   at the held-out rows, besides one after every so many steps
     """
-    batch_tokens, held_out_tokens = params.batch * token_count(ctx.rows(data)[:1]), 0
+    batch_tokens, held_out_tokens = params.batch * token_or_image_count(ctx.rows(data)[:1]), 0
     if params.held_out:
         looks = extra_evaluations + params.steps // max(params.every, 1)
-        held_out_tokens = token_count(ctx.rows(params.held_out)) * looks
+        held_out_tokens = token_or_image_count(ctx.rows(params.held_out)) * looks
     return estimate_training_effort(
         skeleton,
         n_trained_params,

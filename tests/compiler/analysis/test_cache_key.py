@@ -4,7 +4,7 @@ import ast
 import textwrap
 from pathlib import Path
 
-from effc.compiler.analysis.planning.keys import LOADING, value_key_parts
+from effc.compiler.analysis.planning.keys import LOADING, metric_value_key_parts
 from effc.compiler.core.source_closure import (
     directly_imported_effc_files,
     effc_import_closure,
@@ -38,7 +38,7 @@ def test_a_change_in_discovery_keeps_a_measured_perplexity_and_one_in_the_forwar
 
 
 def test_a_measured_value_depends_on_how_weights_are_loaded(tmp_path):
-    parts = value_key_parts(MetricRef("params"), "a model", context(tmp_path))
+    parts = metric_value_key_parts(MetricRef("params"), "a model", context(tmp_path))
     assert LOADING.name == "checkpoint.py" and parts["loading"] == import_closure_sha256(LOADING)
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from effc.compiler.analysis.planning.free_space import refuse_insufficient_space
+from effc.compiler.analysis.planning.free_space import refuse_insufficient_space_or_memory
 from effc.compiler.core import speed_cache as kept
 from effc.compiler.core.cache import Cache, canonical_json_sha256
 from effc.compiler.core.speeds import Speeds, measure_machine_speeds
@@ -130,9 +130,9 @@ def test_speeds_are_of_this_machine():
 def test_what_the_disk_has_no_room_for_is_said_before_the_start(told, tmp_path):
     plan = told(STEPS[0])
     (folder,) = {tmp_path}
-    refuse_insufficient_space([plan], folder / "out", folder)
+    refuse_insufficient_space_or_memory([plan], folder / "out", folder)
     with pytest.raises(Reject) as refused:
-        refuse_insufficient_space([plan], folder / "out", folder, free_bytes={folder: 1000})
+        refuse_insufficient_space_or_memory([plan], folder / "out", folder, free_bytes_by_folder={folder: 1000})
     (fault,) = refused.value.diagnostics
     assert fault.slug == "too-large" and fault.exit == 6 and "1000 B are free" in fault.message
 

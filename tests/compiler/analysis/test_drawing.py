@@ -6,7 +6,7 @@ import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.analysis.planning.drawing import draw_skeleton, human_count, unit_as_code, unit_as_dot
-from effc.compiler.analysis.planning.shrink import params, with_narrowed_group, without_branch
+from effc.compiler.analysis.planning.shrink import param_count, with_narrowed_group, without_branch
 from effc.compiler.ir.capture.capture import capture
 from effc.dsl.checker.skeleton import Part, Skeleton
 from hypothesis import given, settings
@@ -40,7 +40,7 @@ def test_a_program_as_a_person_would_write_it(name, golden):
 def test_equal_layers_are_drawn_once_and_all_parameters_are_there(name):
     skeleton = skeleton_of(program(name))
     text = draw_skeleton(skeleton)
-    assert "0..2" in text and f"{human_count(params(skeleton))} parameters" in text.splitlines()[0]
+    assert "0..2" in text and f"{human_count(param_count(skeleton))} parameters" in text.splitlines()[0]
     assert "96 channels" in text and "4 heads of 16" in text
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from effc.compiler.analysis.discovery.bypass import staying
+from effc.compiler.analysis.discovery.bypass import other_operand_of_join
 from effc.compiler.analysis.discovery.discover import discover, skeleton_of
 from effc.compiler.analysis.planning import shrink, skeleton_store
 from effc.compiler.ir.capture.capture import capture
@@ -94,7 +94,9 @@ def test_dropping_a_branch_on_paper_is_what_discovery_finds_afterwards(name, rol
     program = capture(tiny.model(name))
     branch = next(b for b in skeleton(name).branches if b.unit == skeleton(name).units[1] and b.role == role)
     with Rewriter(program) as rewrite:
-        rewrite.drop_branch(branch.unit, branch.join, keep=staying(program.units[branch.unit].graph, branch))
+        rewrite.drop_branch(
+            branch.unit, branch.join, keep=other_operand_of_join(program.units[branch.unit].graph, branch)
+        )
     paper, found = shrink.without_branch(skeleton(name), branch), skeleton_of(program)
     assert nodes_apart(found) == nodes_apart(paper)
 
@@ -118,8 +120,8 @@ def test_narrowing_loses_exactly_the_members_shares(name, seed, data):
         for axis, n in enumerate(shape):
             across *= 1 if axis == member.axis else n
         lost += (group.count - count) * sum(size for _, size in member.segments) * across
-    assert shrink.params(before) - shrink.params(after) == lost
-    assert shrink.bytes_(after) == 4 * shrink.params(after)
+    assert shrink.param_count(before) - shrink.param_count(after) == lost
+    assert shrink.param_bytes(after) == 4 * shrink.param_count(after)
     for other in after.groups:
         for member in other.members:
             claimed = [i for item in range(other.count) for i in member.indices(item)]
@@ -140,10 +142,10 @@ def test_narrowing_costs_no_more(name, seed, data):
 @given(names)
 def test_layers_can_go_one_by_one(name):
     left = skeleton(name)
-    sizes = [shrink.params(left)]
+    sizes = [shrink.param_count(left)]
     while left.units:
         left = shrink.without_unit(left, left.units[0])
-        sizes.append(shrink.params(left))
+        sizes.append(shrink.param_count(left))
     assert sizes == sorted(sizes, reverse=True)
     assert not left.groups and not left.branches and left.facts["layers"] == 0
 
@@ -159,7 +161,7 @@ def test_operations_are_counted_by_hand():
 def test_tied_tensors_count_once():
     parts = (Part("a", "Embedding", (("weight", (5, 2)),)), Part("b", "Linear", (("weight", (5, 2)),)))
     tied = Skeleton("x", parts, (), tied=(("a.weight", "b.weight"),))
-    assert shrink.params(tied) == 10
+    assert shrink.param_count(tied) == 10
     assert shrink.flops_per_token(tied, 9) == 20, "the output head multiplies, the embedding is looked up"
 
 

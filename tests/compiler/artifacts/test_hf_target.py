@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from effc.compiler.analysis.discovery.bypass import staying
+from effc.compiler.analysis.discovery.bypass import other_operand_of_join
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.artifacts import openers, verify_child
 from effc.compiler.artifacts.compat import plan_padding_to_stock
@@ -71,7 +71,7 @@ def drop(program: Program, role: str, layer: int) -> None:
     unit = skeleton_of(program).units[layer]
     branch = next(b for b in skeleton_of(program).branches if b.role == role and b.unit == unit)
     with Rewriter(program) as rewrite:
-        rewrite.drop_branch(unit, branch.join, staying(program.units[unit].graph, branch))
+        rewrite.drop_branch(unit, branch.join, other_operand_of_join(program.units[unit].graph, branch))
 
 
 def widths(program: Program) -> None:

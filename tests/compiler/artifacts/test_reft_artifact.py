@@ -48,7 +48,7 @@ def edited(ctx, *before):
             for p in module.parameters():
                 p.add_(torch.randn(p.shape, generator=generator) * 0.3)
             for function in module.functions.values():
-                function.settle()
+                function.store_orthonormal_rows()
     return program
 
 
@@ -131,7 +131,7 @@ def test_a_loaded_model_saves_itself_with_its_interventions(ctx, tmp_path, befor
     torch.optim.AdamW([p for _, m in interventions(again) for p in m.parameters()], lr=0.1).step()
     for _, module in interventions(again):
         for function in module.functions.values():
-            assert torch.allclose(function.rows() @ function.rows().T, torch.eye(3), atol=1e-5)
+            assert torch.allclose(function.projection_rows() @ function.projection_rows().T, torch.eye(3), atol=1e-5)
 
 
 @pytest.mark.parametrize(

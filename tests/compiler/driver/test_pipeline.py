@@ -142,10 +142,10 @@ def test_the_bound_on_memory_is_kept(recipe):
 
 @pytest.mark.slow
 def test_a_saved_plan_is_followed_and_its_drift_refused(recipe):
-    from effc.compiler.analysis.planning.plan import saved_form
+    from effc.compiler.analysis.planning.plan import saved_plans_to_json
 
     options = {"cache_dir": recipe.parent / "cache", "threads": 1}
-    saved = json.loads(json.dumps(saved_form(api.plan(recipe, **options))))
+    saved = json.loads(json.dumps(saved_plans_to_json(api.plan(recipe, **options))))
     api.build(api.open_session(recipe, **options), recipe.parent / "out", saved_plans=saved)
     recipe.write_text(RECIPE.replace("remove: 2", "remove: 1"))
     with pytest.raises(Reject, match=r"plan-drift.*`remove` of step slim"):

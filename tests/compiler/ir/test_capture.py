@@ -8,8 +8,8 @@ import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.evaluation.equivalence import record_logits_of_sample_calls
 from effc.compiler.ir.capture import patches
-from effc.compiler.ir.capture.capture import capture, flat
-from effc.compiler.ir.capture.first_calls import further_unit_calls, record_first_calls
+from effc.compiler.ir.capture.capture import capture, full_model_unit
+from effc.compiler.ir.capture.first_calls import record_first_calls, record_further_unit_calls
 from effc.compiler.ir.capture.sample import sample_inputs, sample_tokens
 from effc.compiler.ir.traced_integers import TracedInt, evaluate_expression
 from effc.dsl.syntax.diagnostics import Reject
@@ -46,7 +46,7 @@ def test_experts_states_and_encoders_are_captured_exactly_too(name):
     reference = copy.deepcopy(model)
     program = capture(model)
     assert max_logit_difference(reference, bind(program)) == 0.0
-    assert program.units and flat(program)
+    assert program.units and full_model_unit(program)
 
 
 @pytest.mark.parametrize("name", ["bert", "rwkv"])
@@ -112,7 +112,7 @@ def test_checkpointing_recomputes_a_bound_layer_in_the_backward_pass():
 @pytest.mark.parametrize("name", tiny.NAMES)
 def test_the_flat_graph_gives_the_models_logits_on_another_padded_shape(name):
     model = tiny.model(name)
-    whole = flat(capture(model))
+    whole = full_model_unit(capture(model))
     given = sample_tokens(128, 3, 11, 3)
     values = {**given, "cache": DynamicCache(config=model.config)}
     with torch.no_grad():
@@ -185,7 +185,7 @@ def test_the_meta_device_gives_the_same_programs(name):
         empty = tiny.blank(name)
     program = capture(empty)
     assert [unit.key for unit in program.units.values()] == [unit.key for unit in real.units.values()]
-    assert flat(program).key == flat(real).key
+    assert full_model_unit(program).key == full_model_unit(real).key
     assert skeleton_of(program) == skeleton_of(real)  # all that a plan reads
 
 
@@ -213,7 +213,7 @@ def test_notes_on_nodes_are_plain_data():
         return isinstance(value, (int, str, type(None))) or (isinstance(value, tuple) and all(map(plain, value)))
 
     program = capture(tiny.model("qwen3"))
-    nodes = [node for unit in (flat(program), *program.units.values()) for node in unit.graph.nodes]
+    nodes = [node for unit in (full_model_unit(program), *program.units.values()) for node in unit.graph.nodes]
     assert all(plain(value) for node in nodes for value in node.meta.values())
     assert {"attention", "rotary", "cache_update", "norm", "activation", "linear"} <= {
         node.meta.get("role") for node in nodes
@@ -226,7 +226,7 @@ def test_no_activation_outlives_the_capture():
     gc.collect()
     before = {id(x) for x in gc.get_objects() if isinstance(x, torch.Tensor)}
     program = capture(model)
-    assert flat(program)
+    assert full_model_unit(program)
     gc.collect()
     kept = [x for x in gc.get_objects() if isinstance(x, torch.Tensor) and id(x) not in before]
     assert {id(x) for x in kept} <= {id(x) for x in program.inputs.values()}
@@ -246,7 +246,7 @@ def test_analyses_are_made_once_per_version():
 
 
 def _state_of_the_world(model):
-    files = [vars(f) for f in patches.modeling_files(model.modules(), type(model).__module__)]
+    files = [vars(f) for f in patches.modeling_modules(model.modules(), type(model).__module__)]
     configs = [{k: type(v) for k, v in vars(m.config).items()} for m in model.modules() if "config" in vars(m)]
     return (
         [dict(f) for f in files],
@@ -261,7 +261,7 @@ def _state_of_the_world(model):
 def test_everything_that_is_exchanged_while_tracing_is_put_back():
     model = tiny.model("gemma3_text").train()
     before = _state_of_the_world(model)
-    assert flat(capture(model))
+    assert full_model_unit(capture(model))
     assert _state_of_the_world(model) == before
     assert all(m.training for m in model.modules())
 
@@ -298,7 +298,7 @@ def test_layers_are_also_called_on_another_shape_and_in_a_decode_step(name):
         call.free
         for call in [
             record_first_calls(model, sample_inputs(model)).first.popitem()[1],
-            *further_unit_calls(model, sample_inputs(model), [path])[path],
+            *record_further_unit_calls(model, sample_inputs(model), [path])[path],
         ]
     )
     assert list(first) == list(other) == list(step) and plain.keys() <= first.keys()

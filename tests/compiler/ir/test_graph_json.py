@@ -7,8 +7,8 @@ import operator
 import pytest
 import torch
 from effc.compiler.ir import graph_json, operations
-from effc.compiler.ir.capture.capture import capture, flat
-from effc.compiler.ir.unit import code_key
+from effc.compiler.ir.capture.capture import capture, full_model_unit
+from effc.compiler.ir.unit import graph_code_hash
 from effc.dsl.syntax.diagnostics import Reject
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,9 +30,9 @@ _SAMPLES = [stored(next(iter(p.units.values())).graph) for p in _PROGRAMS.values
 @pytest.mark.parametrize("name", tiny.NAMES)
 def test_a_graph_comes_back_equal_in_code_and_notes(name):
     program = capture(tiny.model(name))
-    for unit in (flat(program), *program.units.values()):
+    for unit in (full_model_unit(program), *program.units.values()):
         again = graph_json.graph_from_json(stored(unit.graph))
-        assert code_key(again) == unit.key
+        assert graph_code_hash(again) == unit.key
         assert [node.meta for node in again.nodes] == [node.meta for node in unit.graph.nodes]
         assert stored(again) == stored(unit.graph)
 
@@ -40,7 +40,7 @@ def test_a_graph_comes_back_equal_in_code_and_notes(name):
 def test_every_listed_operation_exists():
     for prefix, listed, owner in operations._TABLES:
         for name in listed:
-            assert operations.listed_function_by_name(f"{prefix}.{name}") is getattr(owner, name)
+            assert operations.allowlisted_function(f"{prefix}.{name}") is getattr(owner, name)
     methods = {name for name in operations._METHOD if name not in dir(torch.Tensor)}
     assert methods == {
         "get_seq_length",
@@ -122,12 +122,12 @@ def test_a_damaged_graph_is_read_or_refused_and_nothing_else_happens(data):
     except Reject as refused:
         assert refused.diagnostics[0].slug == "refused-graph"
         return
-    code_key(graph)  # what is read can be written as code
+    graph_code_hash(graph)  # what is read can be written as code
     for node in graph.nodes:  # and calls what is listed
         if node.op == "call_function":
-            operations.allowlisted_function_name(node.target)
+            operations.name_of_allowlisted_function(node.target)
         elif node.op == "call_method":
-            operations.check_method(node.target)
+            operations.checked_method_name(node.target)
 
 
 def test_a_getattr_of_what_is_no_name_is_refused():
@@ -306,7 +306,7 @@ def test_every_kind_of_argument_survives(argument):
     graph.output((x, y))
     again = graph_json.graph_from_json(stored(graph))
     assert list(again.nodes)[1].args[1] == argument
-    assert code_key(again) == code_key(graph)
+    assert graph_code_hash(again) == graph_code_hash(graph)
 
 
 def test_what_cannot_be_read_again_is_not_written():

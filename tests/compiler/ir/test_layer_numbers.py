@@ -1,7 +1,7 @@
 """Numbers of layers, by which attentions find their keys in a cache: each its own, whatever was cut."""
 
 import pytest
-from effc.compiler.ir.surgery import number_layers
+from effc.compiler.ir.surgery import write_cache_slots
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -33,7 +33,7 @@ def numbers(model: nn.Module) -> list[int]:
 
 
 def number_in_place(model: nn.Module) -> None:
-    number_layers(model, {f"layers.{index}": index for index in range(len(model.layers))})
+    write_cache_slots(model, {f"layers.{index}": index for index in range(len(model.layers))})
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -57,5 +57,5 @@ def test_what_is_left_of_several_attentions_of_a_layer_has_slots_of_its_own_from
 
 def test_a_layer_that_moves_to_another_slot_takes_all_its_attentions_along():
     model = model_of(2, 2)
-    number_layers(model, {"layers.0": 1, "layers.1": 0})
+    write_cache_slots(model, {"layers.0": 1, "layers.1": 0})
     assert numbers(model) == [2, 3, 0, 1] and [layer.layer_idx for layer in model.layers] == [1, 0]

@@ -17,7 +17,7 @@ from effc.compiler.evaluation.metrics.params import Params
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.edits import Edits, replay_edits
 from effc.compiler.ir.graph_json import graph_to_json
-from effc.compiler.ir.layers.linear import KernelLinear, check_and_copy_packed_weights, lowered
+from effc.compiler.ir.layers.linear import KernelLinear, check_and_copy_packed_weights, kernel_linears
 from effc.compiler.ir.outcome import Model
 from effc.compiler.ir.program import Program
 from effc.compiler.ir.step_results import StepResults
@@ -81,7 +81,9 @@ def hf(**form) -> Hf:
 def test_a_lowered_model_says_nearly_the_same_and_is_captured_alike(name):
     program = made(name)
     before = capture(tiny.model(name))
-    assert len(dict(lowered(program.model))) == sum(p.kind in ("Linear", "Conv1D") for p in skeleton_of(before).parts)
+    assert len(dict(kernel_linears(program.model))) == sum(
+        p.kind in ("Linear", "Conv1D") for p in skeleton_of(before).parts
+    )
     ours, theirs = logits(program.model), logits(before.model)
     assert (ours - theirs).abs().max() <= 0.02 * theirs.abs().max()  # weights and inputs in bfloat16
     assert {u: graph_to_json(unit.graph) for u, unit in program.units.items()} == {
@@ -131,7 +133,7 @@ def test_edits_replay_on_a_blank_model_and_weights_fill_it():
     with torch.device("meta"):
         blank = tiny.blank("gpt2")
     replay_edits(blank, edits)
-    assert {p: m.spec() for p, m in lowered(blank)} == {p: m.spec() for p, m in lowered(program.model)}
+    assert {p: m.spec() for p, m in kernel_linears(blank)} == {p: m.spec() for p, m in kernel_linears(program.model)}
     fresh = tiny.model("gpt2", seed=5)
     replay_edits(fresh, edits)
     load_weights(fresh, weights_of(program.model))

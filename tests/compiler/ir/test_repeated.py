@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from effc.compiler.analysis.planning.selection import in_layers
+from effc.compiler.analysis.planning.selection import is_inside_layers
 from effc.compiler.cli.verbs.inspect import _find_unit
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.transforms.training.adapters import adaptable_modules
@@ -68,4 +68,4 @@ def test_what_cuts_layers_is_refused_and_so_is_a_drawing_of_one(tmp_path, albert
 def test_all_of_a_module_that_is_a_layer_itself_is_inside_of_it():
     model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 8))
     skeleton = skeleton_of(capture(model, inputs={"input": torch.randn(2, 8)}))
-    assert list(skeleton.units) == [""] and all(in_layers(skeleton, part.path) for part in skeleton.parts)
+    assert list(skeleton.units) == [""] and all(is_inside_layers(skeleton, part.path) for part in skeleton.parts)

@@ -232,12 +232,12 @@ def trained(folder, kind):
 @pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["gpt-2", "smollm", "llama-bpe", "dbrx", "qwen2", "sentences"])
 def test_llama_cpp_makes_the_same_tokens_or_a_note_says_of_which_text_not(tmp_path, kind):
-    from effc.compiler.runtimes.gguf.writing import write_gguf
+    from effc.compiler.runtimes.gguf.writing import write_gguf_and_notes
 
     pytest.importorskip("llama_cpp")
     tokenizer = trained(tmp_path, kind)
     config = AutoConfig.for_model("llama", **{**SIZES, "vocab_size": len(tokenizer)})
-    notes = write_gguf(AutoModelForCausalLM.from_config(config).eval(), tmp_path, "f16", tokenizer)
+    notes = write_gguf_and_notes(AutoModelForCausalLM.from_config(config).eval(), tmp_path, "f16", tokenizer)
     if kind == "sentences":  # merges that were trained leave pairs out that llama.cpp joins
         assert all("llama.cpp makes other tokens" in note or "normalises" in note for note in notes)
     else:

@@ -9,7 +9,7 @@ import torch
 from effc.compiler.artifacts.verify import verify_forms
 from effc.compiler.driver import api
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.runtimes.gguf.llama_quantizer import ggml_library, llama_quantizer
+from effc.compiler.runtimes.gguf.llama_quantizer import ggml_library_path, running_llama_quantizer
 from effc.compiler.runtimes.gguf.llama_rounding import relative_error
 from effc.compiler.runtimes.gguf.number_types import FILE_TYPES, NEED_IMPORTANCE, TYPES
 from effc.compiler.runtimes.gguf.reading import read_gguf
@@ -34,7 +34,7 @@ FINEST_FIRST = (
 
 @pytest.fixture(scope="module")
 def quantizer():
-    with llama_quantizer() as started:
+    with running_llama_quantizer() as started:
         yield started
 
 
@@ -83,7 +83,7 @@ def test_rows_are_rounded_alike_alone_and_by_any_number_of_threads(quantizer):
     whole = quantizer.quantize("x", matrix, "q4_k", importance)
     assert np.array_equal(whole[1500:1502], quantizer.quantize("x", matrix[1500:1502], "q4_k", importance))
     torch.set_num_threads(3)
-    with llama_quantizer() as other:
+    with running_llama_quantizer() as other:
         torch.set_num_threads(1)
         assert np.array_equal(whole, other.quantize("x", matrix, "q4_k", importance))
 
@@ -100,7 +100,7 @@ def test_types_that_gguf_quantises_too_are_as_near(quantizer, kind):
 
 
 def test_types_that_ggml_does_not_round_without_importance_are_among_those_that_need_it():
-    ggml = ctypes.CDLL(str(ggml_library()))
+    ggml = ctypes.CDLL(str(ggml_library_path()))
     ggml.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
     needing = {name for name, kind in TYPES.items() if ggml.ggml_quantize_requires_imatrix(kind.number)}
     assert needing and needing <= set(NEED_IMPORTANCE)
@@ -114,7 +114,7 @@ def test_numbers_without_codes_are_refused_with_the_matrix(kind):
     matrix = normal()
     matrix[3, 5] = np.nan
     with (
-        llama_quantizer() as started,
+        running_llama_quantizer() as started,
         pytest.raises(Reject, match="x has numbers that are infinite or none") as refused,
     ):
         started.quantize("x", matrix, kind, np.ones(512, np.float32))

@@ -14,11 +14,11 @@ from effc.compiler.ir.capture.capture import capture
 from effc.compiler.plugin.registry import Registry
 from effc.compiler.plugin.target import LoadRequest
 from effc.compiler.runtimes.gguf import llama_quantizer
-from effc.compiler.runtimes.gguf.importance import importance_matrix
+from effc.compiler.runtimes.gguf.importance import input_importance_by_gguf_name
 from effc.compiler.runtimes.gguf.llama_rounding import relative_error
 from effc.compiler.runtimes.gguf.number_types import FILE_TYPES, NEED_IMPORTANCE, TYPES, type_of_matrix
 from effc.compiler.runtimes.gguf.reading import read_gguf
-from effc.compiler.runtimes.gguf.stored_weights import stored_weights
+from effc.compiler.runtimes.gguf.stored_weights import with_weights_of_gguf
 from effc.compiler.targets.gguf import Gguf
 from effc.dsl.checker.rules import Conflict, Unread
 from effc.dsl.checker.values import DataRef
@@ -60,7 +60,7 @@ def quantizer(tmp_path, monkeypatch):
     """A process that answers as that of llama.cpp does; the file of its requests."""
     (tmp_path / "child.py").write_text(CHILD)
     monkeypatch.setattr(llama_quantizer, "_CHILD", tmp_path / "child.py")
-    monkeypatch.setattr(llama_quantizer, "ggml_library", lambda: tmp_path / "requests")
+    monkeypatch.setattr(llama_quantizer, "ggml_library_path", lambda: tmp_path / "requests")
     return tmp_path / "requests"
 
 
@@ -152,7 +152,7 @@ def test_a_gguf_in_q4_k_becomes_a_narrower_one_in_another_type(tmp_path):
 def test_importance_is_the_mean_square_of_what_each_column_is_multiplied_with(tied):
     model = tiny.model("llama", tie_word_embeddings=tied)
     rows = torch.randint(3, 128, (4, 12), generator=torch.Generator().manual_seed(1))
-    importance = importance_matrix(capture(model), rows)
+    importance = input_importance_by_gguf_name(capture(model), rows)
     names = {f"blk.{i}.{part}.weight" for i in range(3) for part in ("attn_q", "attn_output", "ffn_up", "ffn_down")}
     assert names <= importance.keys()
     assert "token_embd.weight" not in importance and ("output.weight" in importance) != tied
@@ -176,7 +176,7 @@ def test_columns_that_are_never_used_count_a_little():
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight[:8] = 0
         model.model.layers[1].mlp.up_proj.weight.zero_()
-    importance = importance_matrix(capture(model), torch.randint(3, 128, (2, 12)))
+    importance = input_importance_by_gguf_name(capture(model), torch.randint(3, 128, (2, 12)))
     unused = importance["blk.0.ffn_down.weight"][:8]
     assert (unused > 0).all() and unused.max() < importance["blk.0.ffn_down.weight"].mean() * 1e-5
     assert "blk.1.ffn_down.weight" not in importance
@@ -210,7 +210,7 @@ def test_a_rounded_file_computes_what_its_numbers_do_in_transformers(tmp_path, q
     folder, target, notes = rounded(tmp_path, model, type="q4_k")
     before = {name: p.clone() for name, p in model.named_parameters()}
     ids = torch.randint(3, 200, (2, 12))
-    with torch.no_grad(), stored_weights(model, folder / "gguf"):
+    with torch.no_grad(), with_weights_of_gguf(model, folder / "gguf"):
         there = model(ids).logits
         assert not torch.equal(model.lm_head.weight, before["lm_head.weight"])
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
@@ -253,7 +253,7 @@ def test_the_quantiser_is_sent_the_importance_of_the_matrix(tmp_path, quantizer)
     (tmp_path / "g").mkdir()
     target.emit(capture(model), tmp_path / "g", ctx)
     requests = [json.loads(line) for line in quantizer.read_text().splitlines()]
-    importance = importance_matrix(capture(model), ctx.rows(DataRef("rows")))
+    importance = input_importance_by_gguf_name(capture(model), ctx.rows(DataRef("rows")))
     sent = [request["weights"] for request in requests]
     assert sum(weights is None for weights in sent) == 1  # of the table of tokens
     for expected in importance.values():

@@ -59,7 +59,7 @@ def decoder(request, original):
         sizes = {"vocabulary": original.config.vocab_size, "context": 24}
         return PaddedModel(PaddedRows(Graph(original), sizes), sizes, {}, {}, sequences=6).eval()
     plan = Reader(capture(original), "bf16").build_plan()
-    weights = {name: entry.make() for name, entry in plan.used().items()}
+    weights = {name: entry.make() for name, entry in plan.live_weight_entries().items()}
     return DecoderModel(Naive(plan.to_json(), weights), plan.to_json(), weights, {}, sequences=6).eval()
 
 

@@ -159,11 +159,11 @@ def original():
 @pytest.fixture(scope="module")
 def native(original):
     plan = Reader(capture(original), "bf16").build_plan()
-    weights = {name: entry.make() for name, entry in plan.used().items()}
+    weights = {name: entry.make() for name, entry in plan.live_weight_entries().items()}
     body = plan.to_json()
     engine = Calls(body, weights, 1, sequences=2, steady=True)
     engine.counts = []
-    model = DecoderModel(engine, body, weights, {}, sequences=2, remembers=400)
+    model = DecoderModel(engine, body, weights, {}, sequences=2, prefix_tokens=400)
     model.call_costs = KnownCosts()
     return model
 
@@ -292,7 +292,7 @@ def unread_copy(native):
     """A model of the same weights that has read nothing."""
     weights = {name.replace("/", "."): tensor for name, tensor in native.weights.named_buffers()}
     engine = Engine(native.plan, weights, 1, sequences=1, steady=True)
-    model = DecoderModel(engine, native.plan, weights, {}, sequences=1, remembers=400)
+    model = DecoderModel(engine, native.plan, weights, {}, sequences=1, prefix_tokens=400)
     model.call_costs = KnownCosts()
     return model
 

@@ -344,11 +344,11 @@ def test_indices_that_repeat_or_lie_outside_are_refused(keep):
 
 def test_layers_that_read_the_keys_of_another_keep_their_kind():
     kinds = ("sliding_attention", "full_attention", "sliding_attention", "full_attention")
-    whole = assign_cache_slots(kinds, (True, True, False, False), masked=(True, True, True, True))
+    whole = assign_cache_slots(kinds, (True, True, False, False), reads_keys=(True, True, True, True))
     assert whole.kinds == kinds and whole.slots == (0, 1, 2, 3)
-    without = assign_cache_slots(kinds, (False, True, False, False), masked=(False, True, True, True))
+    without = assign_cache_slots(kinds, (False, True, False, False), reads_keys=(False, True, True, True))
     assert without.kinds[1:] == kinds[1:] and without.slots[1] == 0 and without.kinds[0] == "full_attention"
-    assert assign_cache_slots(kinds, (True, False, False, False), masked=(True, False, True, True)).kinds == (
+    assert assign_cache_slots(kinds, (True, False, False, False), reads_keys=(True, False, True, True)).kinds == (
         "sliding_attention",
         "sliding_attention",
         "sliding_attention",

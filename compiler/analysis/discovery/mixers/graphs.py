@@ -12,11 +12,11 @@ import torch
 from torch import fx, nn
 
 from ....ir.capture.first_calls import UnitCall, split_traced_and_constant
-from ....ir.capture.sample import masks_without_data
+from ....ir.capture.sample import meta_forward_patches
 from ....ir.capture.signature import call_signature, module_signature
 from ....ir.capture.trace import trace_forward
 from ....ir.layers.leaves import is_state_space
-from ....ir.unit import argument_names
+from ....ir.unit import positional_argument_names
 from ....models.rows.forward import in_eval_mode
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _record_mixer_calls(program: "Program", mixers: dict[str, nn.Module]) -> dic
 
     def hook(path: str) -> Callable[..., None]:
         def keep(mixer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            arguments = dict(zip(argument_names(type(mixer)), args, strict=False)) | kwargs
+            arguments = dict(zip(positional_argument_names(type(mixer)), args, strict=False)) | kwargs
             calls.setdefault(path, split_traced_and_constant(arguments))
 
         return keep
@@ -82,7 +82,7 @@ def _record_mixer_calls(program: "Program", mixers: dict[str, nn.Module]) -> dic
     handles = [m.register_forward_pre_hook(hook(path), with_kwargs=True) for path, m in mixers.items()]
     try:
         if mixers:
-            with torch.no_grad(), in_eval_mode(program.model), masks_without_data(program.model):
+            with torch.no_grad(), in_eval_mode(program.model), meta_forward_patches(program.model):
                 program.model(**program.inputs)
     finally:
         for handle in handles:
@@ -101,13 +101,16 @@ def _trace_mixer(program: "Program", mixer: nn.Module, call: UnitCall) -> _Mixer
     free = {name: value for name, value in call.free.items() if name != CACHE}
     family = type(program.model).__module__
     try:
-        with in_eval_mode(program.model), masks_without_data(program.model):
+        with in_eval_mode(program.model), meta_forward_patches(program.model):
             return _MixerTrace(
-                trace_forward(mixer, free, {**call.statics, CACHE: None}, model_module=family, inline=True).graph, ""
+                trace_forward(
+                    mixer, free, {**call.statics, CACHE: None}, model_module=family, inline_stateful_modules=True
+                ).graph,
+                "",
             )
     except Exception as error:  # a forward may raise anything
         return _MixerTrace(None, f"it can't be captured without its state: {error}")
 
 
-def scans_in(graph: fx.Graph) -> list[fx.Node]:
+def scan_nodes(graph: fx.Graph) -> list[fx.Node]:
     return [node for node in graph.nodes if node.meta.get("role") == SCAN]

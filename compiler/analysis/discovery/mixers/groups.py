@@ -12,7 +12,7 @@ from torch import fx, nn
 from .....dsl.checker.skeleton import Group, Kind, Member
 from ....ir.traced_integers import evaluate_expression
 from ..coupling import IrregularLayout, member_segments
-from ..dependent_integers import Baked, Name, Need, literal_needs, read
+from ..dependent_integers import Baked, Name, Need, literal_needs, read_attribute
 from ..labels import NO_LABEL, STREAM
 from .mixer_labels import Scan, ScanLabelling, Span, label_mixer
 
@@ -100,7 +100,7 @@ class _Mixer:
         needs = list(literal_needs(self.labelling, torch.from_numpy(removed[self.root]), self.mixer))
         values = _infer_attribute_values(needs, self.mixer)
         attributes = [
-            (module, name, (read(self.mixer, (module, name)) - value) / len(probed))
+            (module, name, (read_attribute(self.mixer, (module, name)) - value) / len(probed))
             for (module, name), value in values.items()
         ]
         return (
@@ -142,7 +142,7 @@ def _infer_attribute_values(needs: Sequence[Need], mixer: nn.Module) -> dict[Nam
                 raise Baked(f"`{name[1]}` would need two values")
     unmet = _unmet_literal_need(needs, values, mixer)
     for name in unmet.source_names().values() if unmet else ():
-        for value in range(1, read(mixer, name)):
+        for value in range(1, read_attribute(mixer, name)):
             if name not in values and _unmet_literal_need(needs, values | {name: value}, mixer) is None:
                 return values | {name: value}
     if unmet:
@@ -162,7 +162,7 @@ def _unmet_literal_need(needs: Sequence[Need], values: dict[Name, int], mixer: n
 
 
 def _attribute_value(names: Mapping[str, Name], values: Mapping[Name, int], mixer: nn.Module, path: str) -> int:
-    return values.get(names[path], read(mixer, names[path]))
+    return values.get(names[path], read_attribute(mixer, names[path]))
 
 
 _NAMES = {"ssm_heads": "heads of its scan", "ssm_channels": "channels of its scan", "ssm_state": "states of its scan"}

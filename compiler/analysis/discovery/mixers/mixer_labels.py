@@ -73,14 +73,14 @@ class _ScanStep(NodeRules):
         for name in self.node.target.split("."):
             member = getattr(member, name)
         if isinstance(member, nn.Parameter) and member.ndim > 1:
-            labels = self.claim("", 0, self.out.fresh(len(member)))
+            labels = self.claim("", 0, self.out.new_labels(len(member)))
             return labels.view(-1, *[1] * (member.ndim - 1)).expand(member.shape)
         return super().label_attribute()
 
     def label_function(self, name: str) -> Any:
         role = self.node.meta.get("role")
         if role == "ssm_conv":
-            return self.convolution()
+            return self.label_causal_convolution()
         if role == "padding":
             return self.args[0]
         if role == "ssm_scan":
@@ -94,7 +94,7 @@ class _ScanStep(NodeRules):
             return self.label_norm_in_mixer(module)
         return super().label_module(module)
 
-    def convolution(self) -> Tensor:
+    def label_causal_convolution(self) -> Tensor:
         """x [b, c, t] and a filter per channel: channels stay apart."""
         x = self.args[0]
         for weight in tensors_in((self.args[1:], self.kwargs)):
@@ -119,7 +119,10 @@ class _ScanStep(NodeRules):
     # -- scans -----------------------------------------------------------------------------------------------
 
     def label_scan(self) -> Any:
-        arguments, nodes = self.named(self.args, self.kwargs), self.named(self.node.args, self.node.kwargs)
+        arguments, nodes = (
+            self.arguments_by_name(self.args, self.kwargs),
+            self.arguments_by_name(self.node.args, self.node.kwargs),
+        )
         if not all(isinstance(arguments.get(name), Tensor) for name in _SCANNED):
             self.out.unsupported.append(f"`{self.node.target.__name__}` is a scan of another kind than dt, A, B, C")
             return self.block_unknown_operation(f"`{self.node.target.__name__}`")
@@ -128,7 +131,7 @@ class _ScanStep(NodeRules):
             arguments["bias"] = arguments.pop(bias, None) if arguments.get(bias) is not None else arguments.get("bias")
         return self.label_head_scan(x, arguments) if x.ndim == 4 else self.label_channel_scan(x, arguments, nodes)
 
-    def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    def arguments_by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         target: Any = getattr(self.node.target, "__effc_original__", self.node.target)
         names = list(inspect.signature(inspect.unwrap(target)).parameters)
         return dict(zip(names, args, strict=False)) | kwargs
@@ -141,7 +144,7 @@ class _ScanStep(NodeRules):
         for name in ("A", "D", "bias"):
             if isinstance(arguments.get(name), Tensor):
                 self.out.couple(arguments[name].reshape(len(heads), -1).amax(1), heads)
-        self.gate(x, arguments)
+        self.couple_with_gate(x, arguments)
         states = arguments["B"].amax((0, 1))
         self.out.couple(arguments["C"].amax((0, 1)), states)
         self.out.scans.append(Scan(self.node, True, heads.numpy(), states.numpy()))
@@ -154,18 +157,18 @@ class _ScanStep(NodeRules):
         for name in ("A", "D", "bias"):
             if isinstance(arguments.get(name), Tensor):
                 self.out.couple(arguments[name].reshape(len(channels), -1).amax(1), channels)
-        self.gate(x, arguments)
+        self.couple_with_gate(x, arguments)
         states = arguments["B"].amax((0, 2))
         self.out.couple(arguments["C"].amax((0, 2)), states)
         decay = source_parameter(nodes["A"])
         if decay is None:
-            self.out.block(states, "the decay of its states is computed")
+            self.out.block_pruning_of(states, "the decay of its states is computed")
         else:
             self.claim_at(decay, 1, states)
         self.out.scans.append(Scan(self.node, False, channels.numpy(), states[None].numpy()))
         return x
 
-    def gate(self, x: Tensor, arguments: dict[str, Any]) -> None:
+    def couple_with_gate(self, x: Tensor, arguments: dict[str, Any]) -> None:
         if isinstance(arguments.get("z"), Tensor):
             self.out.couple(arguments["z"], x)
 

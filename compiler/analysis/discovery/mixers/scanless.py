@@ -13,11 +13,11 @@ import numpy as np
 import torch.nn.functional as F
 from torch import fx, nn
 
-from ....ir.graphs import referenced
+from ....ir.graphs import referenced_paths
 from ....ir.liveness import eliminate_dead_code
-from ..dead_rows import live_indices, unread_labels, with_narrowed_literals
+from ..dead_rows import copy_with_narrowed_literals, is_unread_by_label, live_indices_by_tensor_axis
 from ..labels import tensors_in
-from .graphs import MixerGraph, scans_in
+from .graphs import MixerGraph, scan_nodes
 from .mixer_labels import label_mixer, source_parameter
 
 
@@ -41,22 +41,25 @@ def graph_without_scan(mixer_graph: MixerGraph, mixer: nn.Module) -> ScanFreeMix
     """Raises Baked where what the scan alone needs can't be told from the rest."""
     assert mixer_graph.graph is not None, mixer_graph.reason
     graph = copy.deepcopy(mixer_graph.graph)
-    (scan,) = scans_in(graph)
+    (scan,) = scan_nodes(graph)
     scan.replace_all_uses_with(_scan_input(graph, scan))
     eliminate_dead_code(graph)
     labelling = label_mixer(graph, mixer)
     *_, last = labelling.values.values()
-    dead_labels = unread_labels(labelling, np.concatenate([np.unique(x.numpy()) for x in tensors_in(last)]))
+    dead_labels = is_unread_by_label(labelling, np.concatenate([np.unique(x.numpy()) for x in tensors_in(last)]))
     dead = tuple(_no_longer_used_paths(mixer, mixer_graph.graph, graph))
     return ScanFreeMixer(
-        graph, with_narrowed_literals(graph, labelling, dead_labels, mixer), live_indices(labelling, dead_labels), dead
+        graph,
+        copy_with_narrowed_literals(graph, labelling, dead_labels, mixer),
+        live_indices_by_tensor_axis(labelling, dead_labels),
+        dead,
     )
 
 
-def skip_of(mixer_graph: MixerGraph) -> str | None:
+def skip_parameter_path(mixer_graph: MixerGraph) -> str | None:
     """The parameter, below the mixer, by which the scan hands its input on besides."""
     assert mixer_graph.graph is not None, mixer_graph.reason
-    (scan,) = scans_in(mixer_graph.graph)
+    (scan,) = scan_nodes(mixer_graph.graph)
     return source_parameter(scan.kwargs.get("D"))
 
 
@@ -76,7 +79,7 @@ def _scan_input(graph: fx.Graph, scan: fx.Node) -> fx.Node:
 
 def _no_longer_used_paths(mixer: nn.Module, before: fx.Graph, after: fx.Graph) -> Iterator[str]:
     """Modules and parameters that the scan alone used."""
-    used_before, used_after = referenced(before), referenced(after)
+    used_before, used_after = referenced_paths(before), referenced_paths(after)
     unused: list[str] = []
     for path in sorted(used_before - used_after, key=len):
         owner = path

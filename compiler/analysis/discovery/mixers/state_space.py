@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from .....dsl.checker.skeleton import Group, Scan
 from ..dependent_integers import Baked
-from .graphs import MixerGraph, mixer_graphs, scans_in
+from .graphs import MixerGraph, mixer_graphs, scan_nodes
 from .groups import Parts, parts_of_mixer
 from .scanless import ScanFreeMixer, graph_without_scan
 
@@ -33,15 +33,18 @@ def find_state_spaces(program: "Program") -> StateSpace:
     known: dict[int, tuple[Parts, ScanFreeMixer | str]] = {}
     for path, mixer_graph in mixer_graphs(program).items():
         unit = next((u for u in program.units if path.startswith(f"{u}.")), None)
-        if unit is None or mixer_graph.graph is None or not scans_in(mixer_graph.graph):
+        if unit is None or mixer_graph.graph is None or not scan_nodes(mixer_graph.graph):
             continue
         looked.add(path)
         mixer = program.model.get_submodule(path)
         if id(mixer_graph.graph) not in known:  # equal mixers share a graph
             parts = parts_of_mixer(mixer_graph.graph, mixer)
-            known[id(mixer_graph.graph)] = (parts, _without(mixer_graph, mixer) if parts.understood else "")
+            known[id(mixer_graph.graph)] = (
+                parts,
+                _scan_free_mixer_or_reason(mixer_graph, mixer) if parts.understood else "",
+            )
         parts, less = known[id(mixer_graph.graph)]
-        groups += [group.renamed(partial(_inside, path)) for group in parts.groups]
+        groups += [group.renamed(partial(_join_paths, path)) for group in parts.groups]
         refusals += [(path, reason) for reason in parts.rejected]
         if isinstance(less, str):
             refusals += [(path, less)] if less else []
@@ -50,7 +53,7 @@ def find_state_spaces(program: "Program") -> StateSpace:
     return StateSpace(tuple(groups), tuple(scans), tuple(refusals), frozenset(looked))
 
 
-def _without(mixer_graph: MixerGraph, mixer: "nn.Module") -> ScanFreeMixer | str:
+def _scan_free_mixer_or_reason(mixer_graph: MixerGraph, mixer: "nn.Module") -> ScanFreeMixer | str:
     try:
         return graph_without_scan(mixer_graph, mixer)
     except Baked as reason:
@@ -70,5 +73,5 @@ def _changed_shapes_without_scan(
             yield f"{path}.{name}", left
 
 
-def _inside(mixer: str, inner: str) -> str:
+def _join_paths(mixer: str, inner: str) -> str:
     return f"{mixer}.{inner}" if inner else mixer

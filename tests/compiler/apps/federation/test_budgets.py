@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from effc.compiler.analysis.planning.shrink import flops_per_token, params
+from effc.compiler.analysis.planning.shrink import flops_per_token, param_count
 from effc.compiler.apps.federation.budgets import Load, training_bytes
 from effc.compiler.apps.federation.coverage import assign_sandwich_sizes
 from effc.compiler.apps.federation.sizes import (
@@ -51,7 +51,7 @@ def test_a_size_is_the_largest_within_its_budget_and_grows_with_it(scale, kind):
 def test_what_a_size_takes_is_counted_on_what_is_left(scale):
     size = scale.sub_network_at(STEPS // 2)
     skeleton = skeleton_of_sub_network(scale.program, size)
-    assert params(skeleton) == size.params
+    assert param_count(skeleton) == size.params
     assert scale.cost_of("flops", STEPS // 2) == flops_per_token(skeleton, LOAD.length)
     # weights, gradients and two moments are 16 bytes a parameter, the states of a round 12
     assert training_bytes(skeleton, LOAD) > 28 * size.params

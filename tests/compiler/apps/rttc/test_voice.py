@@ -13,7 +13,12 @@ from effc.compiler.apps.rttc.reward import SelfLikelihood
 from effc.compiler.apps.rttc.sample import Sample
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.models.rows.forward import last_logits, logits
-from effc.compiler.runtimes.native.adapters import Factors, layer_updates, linear_updates, unsupported_adapter
+from effc.compiler.runtimes.native.adapters import (
+    Factors,
+    low_rank_updates_behind_layers,
+    low_rank_updates_of_linears,
+    unsupported_adapter,
+)
 from effc.compiler.runtimes.native.emission import native_artifact_facts
 from effc.compiler.runtimes.native.plan_files import write_plan
 from effc.compiler.runtimes.native.reader import Reader
@@ -75,7 +80,10 @@ def test_what_was_computed_under_some_adapters_is_gone_on_with_under_those_alone
 def test_a_place_that_the_plan_does_not_have_is_refused_by_name(tmp_path):
     plan = Reader(capture(tiny.model("llama")), "bf16").build_plan().to_json()
     factors = {"model.layers.7.mlp": Factors(torch.zeros(4, 8), torch.zeros(8, 4))}
-    for updates, words in ((linear_updates, "no linear step"), (layer_updates, "other results than hidden states")):
+    for updates, words in (
+        (low_rank_updates_of_linears, "no linear step"),
+        (low_rank_updates_behind_layers, "other results than hidden states"),
+    ):
         with pytest.raises(Reject) as refused:
             updates(plan, factors)
         told = refused.value.diagnostics[0]

@@ -17,7 +17,7 @@ from effc.compiler.artifacts.signing_keys import write_key_pair
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 from effc.compiler.driver.models import open_model
-from effc.compiler.ir.weights import base_hash
+from effc.compiler.ir.weights import model_weights_hash
 from effc.dsl.syntax.diagnostics import Reject
 
 from tests.compiler.apps.serving.conftest import serving
@@ -66,7 +66,7 @@ def test_views_share_every_tensor_and_leave_the_base_as_it_was(models, folders):
     own = {id(p) for p in plain.parameters()}
     for name in folders:
         assert sum(id(p) not in own for p in models[name].parameters()) == 3 * len(plain.model.layers)
-        assert base_hash(models[name]) == base_hash(plain)
+        assert model_weights_hash(models[name]) == model_weights_hash(plain)
         ids = torch.arange(20)[None]
         wanted = api.load(folders[name])(ids).logits
         torch.testing.assert_close(models[name](ids).logits, wanted)

@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def plan_and_weights(folder):
     plan = Reader(capture(LlamaForCausalLM.from_pretrained(folder).eval()), "bf16").build_plan()
-    return plan.to_json(), {name: entry.make() for name, entry in plan.used().items()}
+    return plan.to_json(), {name: entry.make() for name, entry in plan.live_weight_entries().items()}
 
 
 @pytest.fixture(scope="module")

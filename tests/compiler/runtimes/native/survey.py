@@ -103,7 +103,7 @@ def verdict(model: torch.nn.Module) -> tuple[str, str]:
         return "not run", f"torch: {type(error).__name__}: {error}"
     try:
         plan = Reader(capture(model), "bf16").build_plan()
-        engine = Naive(plan.to_json(), {key: entry.make() for key, entry in plan.used().items()})
+        engine = Naive(plan.to_json(), {key: entry.make() for key, entry in plan.live_weight_entries().items()})
         found = engine.run(ids[0].tolist(), [0] * LENGTH, [True] * LENGTH)
     except Reject as reject:
         return "refused", "; ".join(d.message for d in reject.diagnostics)

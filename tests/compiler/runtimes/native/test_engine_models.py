@@ -22,7 +22,7 @@ STEPS = 64
 
 def native_of(model, weights="bf16", sequences=3, threads=1):
     plan = Reader(capture(model), weights).build_plan()
-    tensors = {name: entry.make() for name, entry in plan.used().items()}
+    tensors = {name: entry.make() for name, entry in plan.live_weight_entries().items()}
     body = plan.to_json()
     return DecoderModel(Engine(body, tensors, threads=threads, sequences=sequences), body, tensors, {}, sequences)
 

@@ -40,7 +40,7 @@ def test_a_model_of_half_precision_has_the_plan_of_its_numbers_in_float32(name, 
     model = as_published(name, HALVES[half])
     found, wanted = plan_of(model), plan_of(copy.deepcopy(model).float())
     assert found.to_json() == wanted.to_json()
-    theirs = wanted.used()
-    for entry_name, entry in found.used().items():
+    theirs = wanted.live_weight_entries()
+    for entry_name, entry in found.live_weight_entries().items():
         ours, other = entry.make(), theirs[entry_name].make()
         assert ours.dtype == other.dtype and torch.equal(ours, other), entry_name

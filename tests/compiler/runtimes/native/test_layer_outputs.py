@@ -3,7 +3,7 @@
 import pytest
 import torch
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.runtimes.native.adapters import Factors, layer_updates
+from effc.compiler.runtimes.native.adapters import Factors, low_rank_updates_behind_layers
 from effc.compiler.runtimes.native.reader import Reader
 from effc.dsl.syntax.diagnostics import Reject
 from effc.kernels.engine import Engine
@@ -57,7 +57,7 @@ def size(values: torch.Tensor) -> float:
 def test_an_update_behind_a_layer_is_what_a_hook_behind_it_gives(name):
     model = MODELS[name]()
     plan = Reader(capture(model), "bf16").build_plan()
-    body, weights = plan.to_json(), {key: entry.make() for key, entry in plan.used().items()}
+    body, weights = plan.to_json(), {key: entry.make() for key, entry in plan.live_weight_entries().items()}
     engine, row, n_layers = Engine(body, weights, 1), torch.tensor([IDS]), 0
     bare = model(row).logits[0].float()
     rounding = size(engine.run(IDS, [0] * len(IDS)) - bare) / size(bare)
@@ -68,7 +68,7 @@ def test_an_update_behind_a_layer_is_what_a_hook_behind_it_gives(name):
         width = body["registers"][body["layers"][path]]
         draws = torch.Generator().manual_seed(0)
         down, up = torch.randn(2, width, generator=draws) * width**-0.5, torch.randn(width, 2, generator=draws)
-        number = engine.add_adapter(layer_updates(body, {path: Factors(down, up)}))
+        number = engine.add_adapter(low_rank_updates_behind_layers(body, {path: Factors(down, up)}))
 
         def hook(module, inputs, output, down=down, up=up):
             hidden = output[0] if isinstance(output, tuple) else output
@@ -79,7 +79,7 @@ def test_an_update_behind_a_layer_is_what_a_hook_behind_it_gives(name):
         wanted = model(row).logits[0].float()
         handle.remove()
         engine.forget(0)
-        error = size(engine.run(IDS, [0] * len(IDS), adapters=[number] * len(IDS)) - wanted) / size(wanted)
+        error = size(engine.run(IDS, [0] * len(IDS), adapter_of_token=[number] * len(IDS)) - wanted) / size(wanted)
         effect, n_layers = size(bare - wanted) / size(wanted), n_layers + 1
         assert error < max(0.03, 3 * rounding) and error < effect / 3, (path, error, effect, rounding)
     assert n_layers >= 2
@@ -91,4 +91,6 @@ def test_an_update_behind_a_layer_is_what_a_hook_behind_it_gives(name):
 def test_a_layer_that_a_plan_does_not_name_is_refused_whatever_its_file_holds(layers):
     body = Reader(capture(tiny.model("llama")), "bf16").build_plan().to_json()
     with pytest.raises(Reject):
-        layer_updates({**body, "layers": layers}, {"model.layers.0": Factors(torch.zeros(1, 8), torch.zeros(8, 1))})
+        low_rank_updates_behind_layers(
+            {**body, "layers": layers}, {"model.layers.0": Factors(torch.zeros(1, 8), torch.zeros(8, 1))}
+        )

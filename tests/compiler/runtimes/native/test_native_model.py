@@ -33,7 +33,7 @@ def original():
 @pytest.fixture(scope="module")
 def native(original):
     plan = Reader(capture(original), "bf16").build_plan()
-    weights = {name: entry.make() for name, entry in plan.used().items()}
+    weights = {name: entry.make() for name, entry in plan.live_weight_entries().items()}
     body = plan.to_json()
     return DecoderModel(Naive(body, weights), body, weights, {}, sequences=3)
 
@@ -119,7 +119,7 @@ def test_draws_repeat_under_a_seed_and_follow_torch_without_one(native, batch):
 def roomy(original):
     """As `native`, with a sequence for each beam."""
     plan = Reader(capture(original), "bf16").build_plan()
-    weights = {name: entry.make() for name, entry in plan.used().items()}
+    weights = {name: entry.make() for name, entry in plan.live_weight_entries().items()}
     return DecoderModel(Naive(plan.to_json(), weights), plan.to_json(), weights, {}, sequences=6)
 
 
@@ -172,7 +172,7 @@ def test_generation_goes_on_from_a_cache(roomy, batch):
 
 def test_states_that_cannot_be_cut_back_are_computed_again_for_beams_and_take_no_drafts(original, batch):
     plan = Reader(capture(original), "bf16").build_plan()
-    weights = {name: entry.make() for name, entry in plan.used().items()}
+    weights = {name: entry.make() for name, entry in plan.live_weight_entries().items()}
     engine = Naive(plan.to_json(), weights)
     engine.backward = False
     engine.forget = lambda sequence, length=0: Naive.forget(engine, sequence, 0 if length == 0 else 1 / 0)
@@ -246,7 +246,7 @@ def test_settings_that_mean_nothing_are_refused(native, settings):
 def test_a_folders_generation_config_is_refused_or_generates(original):
     def opened(values):
         plan = Reader(capture(original), "bf16").build_plan()
-        weights = {name: entry.make() for name, entry in plan.used().items()}
+        weights = {name: entry.make() for name, entry in plan.live_weight_entries().items()}
         return DecoderModel(Naive(plan.to_json(), weights), plan.to_json(), weights, {}, 2, values)
 
     with pytest.raises(Reject, match="bad-generation-config"):

@@ -101,11 +101,11 @@ def pair(request):
     """The same model, one that remembers."""
     name, _, kv_cache = request.param.partition(", ")
     plan = Reader(capture(made(name)), NumberFormats("bf16", kv_cache=kv_cache or "bf16")).build_plan()
-    weights = {name: entry.make() for name, entry in plan.used().items()}
+    weights = {name: entry.make() for name, entry in plan.live_weight_entries().items()}
 
     def opened(remembers):
         engine = Engine(plan.to_json(), weights, 1, sequences=2, steady=True)
-        return DecoderModel(engine, plan.to_json(), {}, {}, 2, remembers=remembers).eval()
+        return DecoderModel(engine, plan.to_json(), {}, {}, 2, prefix_tokens=remembers).eval()
 
     return opened(0), opened(300)
 

@@ -155,7 +155,7 @@ def test_lowered_layers_keep_their_packed_weights():
                 if name in dict(part.named_children()):
                     setattr(part, name, KernelLinear.of(getattr(part, name), kernel))
     plan = Reader(capture(model), "bf16").build_plan()
-    made = {name: entry.make() for name, entry in plan.used().items()}
+    made = {name: entry.make() for name, entry in plan.live_weight_entries().items()}
     own = dict(model.named_modules())
     for name, tensor in made.items():
         module = own.get(name.removesuffix(".weight"))
@@ -196,7 +196,7 @@ def test_int8_is_asked_for_by_the_target_and_packs_what_is_not_lowered():
 def test_inputs_of_16_bits_are_those_of_all_int8_layers_which_hold_the_bytes_that_they_held():
     program, stored = capture(tiny.model("gpt2")), {}
     for inputs in ("int8", "int16"):
-        plan = Reader(program, NumberFormats.of_words("int8", inputs, 64, "auto")).build_plan()
+        plan = Reader(program, NumberFormats.from_target_arguments("int8", inputs, 64, "auto")).build_plan()
         stored[inputs] = {n: e.make() for n, e in plan.entries.items() if e.kind == "packed"}
     assert stored["int8"].keys() == stored["int16"].keys() and len(stored["int8"]) > 1
     for name, packed in stored["int16"].items():
@@ -205,9 +205,12 @@ def test_inputs_of_16_bits_are_those_of_all_int8_layers_which_hold_the_bytes_tha
 
 
 def test_a_head_of_its_own_numbers_is_left_to_them_beside_inputs_of_16_bits():
-    numbers = [NumberFormats.of_words("int8", "int16", 64, head).of_head for head in ("auto", "int8", "bf16", "int4")]
+    numbers = [
+        NumberFormats.from_target_arguments("int8", "int16", 64, head).of_head
+        for head in ("auto", "int8", "bf16", "int4")
+    ]
     assert numbers == ["int8_int16", "int8_int16", "bf16", "int4"]
-    assert NumberFormats.of_words("int4", "int8", 64, "auto").of_head == "int8"
+    assert NumberFormats.from_target_arguments("int4", "int8", 64, "auto").of_head == "int8"
 
 
 def test_an_activation_that_no_step_computes_is_refused():

@@ -44,7 +44,7 @@ def halved(model):
 
 def naive(program, **options):
     plan = Reader(program, "bf16").build_plan()
-    return Naive(plan.to_json(), {name: entry.make() for name, entry in plan.used().items()}, **options)
+    return Naive(plan.to_json(), {name: entry.make() for name, entry in plan.live_weight_entries().items()}, **options)
 
 
 @pytest.fixture(scope="module", params=(*NATIVE, *STATEFUL, *WRITTEN, *MIXTURES))

@@ -103,7 +103,7 @@ def made(name, **changes):
 def test_a_plan_counts_positions_as_the_model_does(name):
     model = made(name)
     plan = Reader(capture(model), "bf16").build_plan()
-    engine = Naive(plan.to_json(), {key: entry.make() for key, entry in plan.used().items()})
+    engine = Naive(plan.to_json(), {key: entry.make() for key, entry in plan.live_weight_entries().items()})
     ids = torch.randint(3, 128, (1, 14), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         wanted = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]

@@ -15,7 +15,7 @@ import torch
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.layers.linear import KernelLinear
 from effc.compiler.runtimes.native import plan_files
-from effc.compiler.runtimes.native.opening import open_native, verify_weights
+from effc.compiler.runtimes.native.opening import open_native, verify_weight_contents
 from effc.compiler.runtimes.native.plan_files import PLAN, WEIGHTS, read_plan, write_plan
 from effc.compiler.runtimes.native.reader import Reader
 from effc.dsl.syntax.diagnostics import Reject
@@ -136,18 +136,18 @@ def test_every_piece_of_a_large_weight_has_a_hash(monkeypatch):
     weight = torch.arange(40.0)  # 160 bytes: pieces of 64, 64 and 32
     parts = plan_files.pieces(memoryview(weight.numpy()).cast("B"))
     entry = {"sha256": [hashlib.sha256(part).hexdigest() for part in parts]}
-    verify_weights({"w": weight}, {"w": entry}, 2)
-    verify_weights(
+    verify_weight_contents({"w": weight}, {"w": entry}, 2)
+    verify_weight_contents(
         {"w": weight}, {"w": {"sha256": hashlib.sha256(weight.numpy()).hexdigest()}}, 2
     )  # as it was written once
     for at in (0, 16, 39):
         other = weight.clone()
         other[at] += 1
         with pytest.raises(KernelError, match=r"`w`: .* checksum"):
-            verify_weights({"w": other}, {"w": entry}, 2)
+            verify_weight_contents({"w": other}, {"w": entry}, 2)
     for said in (entry["sha256"][:2], [], None, 7, entry["sha256"][::-1]):
         with pytest.raises(KernelError):
-            verify_weights({"w": weight}, {"w": {"sha256": said}}, 1)
+            verify_weight_contents({"w": weight}, {"w": {"sha256": said}}, 1)
 
 
 @FUZZ
@@ -259,7 +259,7 @@ def test_a_mask_that_disagrees_with_its_values_is_refused_though_the_checksum_is
 @pytest.mark.slow
 def test_a_level_that_is_not_here_is_one_sentence_and_its_exit_code(whole, tmp_path):
     put(tmp_path, *whole)
-    missing = next((name for name in levels.NAMES if name not in levels.available()), None)
+    missing = next((name for name in levels.NAMES if name not in levels.available_levels()), None)
     if missing is None:
         pytest.skip("this machine has every level")
     code = (

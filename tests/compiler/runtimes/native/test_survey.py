@@ -52,7 +52,7 @@ def test_a_plan_computes_what_torch_does(name):
 
 
 def test_a_head_counts_where_a_model_has_no_base_of_its_own():
-    assert Reader(capture(made("llama4_text")), "bf16").build_plan().output.speaks
+    assert Reader(capture(made("llama4_text")), "bf16").build_plan().output.predicts_next_tokens
 
 
 def assert_decodes(native, ids, wanted):
@@ -89,7 +89,7 @@ def test_a_context_ends_where_a_module_no_longer_chooses_all_keys():
             module.index_topk = 9
     plan = Reader(capture(model), "bf16").build_plan()
     ids = torch.randint(3, 128, (1, 9), generator=torch.Generator().manual_seed(2))
-    engine = Naive(plan.to_json(), {key: entry.make() for key, entry in plan.used().items()})
+    engine = Naive(plan.to_json(), {key: entry.make() for key, entry in plan.live_weight_entries().items()})
     found = engine.run(ids[0].tolist(), [0] * 9, [True] * 9)
     assert plan.context == 9
     with torch.no_grad():
