@@ -24,11 +24,11 @@ from effc.kernels.engine import Engine
 CONTEXT, PROMPT = 64, 512
 
 
-def random_lora(plan: dict[str, Any], rank: int, seed: int) -> dict[str, Factors]:
+def random_lora(engine_plan: dict[str, Any], rank: int, seed: int) -> dict[str, Factors]:
     """Factors of every linear layer but the head."""
-    draws, widths, factors = torch.Generator().manual_seed(seed), plan["registers"], {}
-    for step in plan["steps"]:
-        if step["op"] == "linear" and step["to"] != plan["logits"]:
+    draws, widths, factors = torch.Generator().manual_seed(seed), engine_plan["registers"], {}
+    for step in engine_plan["steps"]:
+        if step["op"] == "linear" and step["to"] != engine_plan["logits"]:
             n, k = widths[step["to"]], widths[step["x"]]
             down, up = torch.randn(rank, k, generator=draws) * k**-0.5, torch.randn(n, rank, generator=draws) * 0.01
             factors[step["weight"].removesuffix(".weight")] = Factors(down, up)
@@ -47,16 +47,18 @@ def median_seconds(calls: dict[str, Callable[[], None]], rounds: int) -> dict[st
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def engine_calls(folder: Path, rank: int, count: int, threads: int) -> dict[str, Callable[[], None]]:
-    model = open_native(folder, threads=threads, sequences=count + 1, steady=True)
+def engine_calls(folder: Path, rank: int, n_sequences: int, threads: int) -> dict[str, Callable[[], None]]:
+    model = open_native(folder, threads=threads, sequences=n_sequences + 1, steady=True)
     engine, start = model.engine, time.perf_counter()
     assert isinstance(engine, Engine)
     numbers = [
         engine.add_adapter(low_rank_updates_of_linears(model.plan, random_lora(model.plan, rank, seed)))
-        for seed in range(count)
+        for seed in range(n_sequences)
     ]
-    print(f"{count} adapters of rank {rank}: {(time.perf_counter() - start) / count:.3f} s each to draw and to add")
-    every = list(range(count))
+    print(
+        f"{n_sequences} adapters of rank {rank}: {(time.perf_counter() - start) / n_sequences:.3f} s each to draw and to add"
+    )
+    every = list(range(n_sequences))
     for sequence in every:
         engine.run([7] * CONTEXT, [sequence] * CONTEXT, [])
 
@@ -70,22 +72,22 @@ def engine_calls(folder: Path, rank: int, count: int, threads: int) -> dict[str,
             step([sequence], [numbers[sequence]])
 
     def prompt(adapters: list[int] | None) -> None:
-        engine.run([7] * PROMPT, [count] * PROMPT, [PROMPT - 1], adapters)
-        engine.forget(count)
+        engine.run([7] * PROMPT, [n_sequences] * PROMPT, [PROMPT - 1], adapters)
+        engine.forget(n_sequences)
 
     return {
         "1 sequence, no adapter": lambda: step([0], None),
         "1 sequence, an adapter": lambda: step([0], [numbers[0]]),
-        f"{count} sequences, no adapter": lambda: step(every, None),
-        f"{count} sequences, one adapter for all": lambda: step(every, [numbers[0]] * count),
-        f"{count} sequences, each its own": lambda: step(every, numbers),
-        f"{count} sequences, each its own, one by one": apart,
+        f"{n_sequences} sequences, no adapter": lambda: step(every, None),
+        f"{n_sequences} sequences, one adapter for all": lambda: step(every, [numbers[0]] * n_sequences),
+        f"{n_sequences} sequences, each its own": lambda: step(every, numbers),
+        f"{n_sequences} sequences, each its own, one by one": apart,
         f"prompt of {PROMPT}, no adapter": lambda: prompt(None),
         f"prompt of {PROMPT}, an adapter": lambda: prompt([numbers[0]] * PROMPT),
     }
 
 
-def peft_calls(folder: Path, rank: int, count: int, threads: int) -> dict[str, Callable[[], None]]:
+def peft_calls(folder: Path, rank: int, n_sequences: int, threads: int) -> dict[str, Callable[[], None]]:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
     from transformers.cache_utils import DynamicCache
@@ -94,19 +96,19 @@ def peft_calls(folder: Path, rank: int, count: int, threads: int) -> dict[str, C
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     config = LoraConfig(r=rank, target_modules="all-linear", init_lora_weights=False)
     model = get_peft_model(base, config, adapter_name="a0")
-    for number in range(1, count):
+    for number in range(1, n_sequences):
         model.add_adapter(f"a{number}", config)
     model.eval()
-    cache, names = DynamicCache(config=base.config), [f"a{number}" for number in range(count)]
+    cache, names = DynamicCache(config=base.config), [f"a{number}" for number in range(n_sequences)]
     with torch.inference_mode():
-        model(torch.full((count, CONTEXT), 7), past_key_values=cache, use_cache=True, adapter_names=names)
+        model(torch.full((n_sequences, CONTEXT), 7), past_key_values=cache, use_cache=True, adapter_names=names)
 
     @torch.inference_mode()
     def step() -> None:
-        model(torch.full((count, 1), 7), past_key_values=cache, use_cache=True, adapter_names=names)
+        model(torch.full((n_sequences, 1), 7), past_key_values=cache, use_cache=True, adapter_names=names)
         cache.crop(-1)
 
-    return {f"peft, {count} sequences, each its own": step}
+    return {f"peft, {n_sequences} sequences, each its own": step}
 
 
 def main() -> None:

@@ -18,14 +18,14 @@ from effc.kernels import packed
 GOAL = 2.0  # GB/s
 
 
-def best_gb_per_second(call, count: int, clock=time.process_time) -> float:
-    """GB/s of the fastest of five calls over `count` bytes."""
+def best_gb_per_second(call, n_bytes: int, clock=time.process_time) -> float:
+    """GB/s of the fastest of five calls over `n_bytes` bytes."""
     took = []
     for _ in range(5):
         started = clock()
         call()
         took.append(clock() - started)
-    return count / min(took) / 1e9
+    return n_bytes / min(took) / 1e9
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ import torch
 from bench.reviews import (
     Arm,
     compile_federation,
-    edits,
+    intervention_steps,
     lora,
     sample_rows,
     sst2,
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 ONE = "clients: 1, rounds: 1, hold: 0%"
 ARMS = {
     "head alone": Arm("", f"trains: full, {ONE}", (1e-2, 5e-2)),
-    "LoReFT, rank 1": Arm(edits(1), f"trains: reft, {ONE}", (2e-3, 1e-2)),
-    "LoReFT, rank 4": Arm(edits(4), f"trains: reft, {ONE}", (2e-3, 1e-2)),
-    "DiReFT, rank 4": Arm(edits(4, "direft"), f"trains: reft, {ONE}", (2e-3, 1e-2)),
+    "LoReFT, rank 1": Arm(intervention_steps(1), f"trains: reft, {ONE}", (2e-3, 1e-2)),
+    "LoReFT, rank 4": Arm(intervention_steps(4), f"trains: reft, {ONE}", (2e-3, 1e-2)),
+    "DiReFT, rank 4": Arm(intervention_steps(4, "direft"), f"trains: reft, {ONE}", (2e-3, 1e-2)),
     "LoRA on q and v, rank 1": Arm("", f"{lora(1)}, {ONE}", (2e-3, 1e-2)),
     "LoRA on q and v, rank 8": Arm("", f"{lora(8)}, {ONE}", (2e-3, 1e-2)),
     "all weights": Arm("", f"trains: full, {ONE}", (5e-5, 2e-4)),
@@ -74,20 +74,22 @@ def main() -> None:
             print(_train_arm_and_format_row(folder, name, f"arm-{number}", args.seconds, seeds), flush=True)
 
 
-def _train_arm_and_format_row(folder: Path, name: str, arm_folder_name: str, seconds: float, seeds: list[int]) -> str:
+def _train_arm_and_format_row(
+    folder: Path, arm_name: str, arm_folder_name: str, seconds: float, seeds: list[int]
+) -> str:
     """Train an arm with every seed, at the better of its rates."""
     from effc.compiler.apps.federation.client_host import ClientHost
     from effc.compiler.apps.federation.language import CausalLmLearner
     from effc.compiler.core.settings import Settings
 
-    path, declared = compile_federation(folder, ARMS[name], ["train"], arm_folder_name, "", 0)
+    path, declared = compile_federation(folder, ARMS[arm_name], ["train"], arm_folder_name, "", 0)
     host = ClientHost(declared, path / declared.folder, folder, Settings(folder / "cache", threads=1))
     with host.participants([0]) as (participant,):
         learner = participant.learner
         assert isinstance(learner, CausalLmLearner)
         judges = {part: _read_split(host, folder, part) for part in ("kept", "test")}
         start = learner.initial_state(0)
-        names = frozenset(n for n in start if not name.startswith("head") or n.startswith("classifier."))
+        names = frozenset(n for n in start if not arm_name.startswith("head") or n.startswith("classifier."))
         count = sum(start[n].size for n in names)
 
         def run(rate: float, steps: int, seed: int, judge: str | None) -> float:
@@ -102,10 +104,10 @@ def _train_arm_and_format_row(folder: Path, name: str, arm_folder_name: str, sec
 
         each = min(run(1e-3, 3, 99, None) for _ in range(2))
         steps = max(4, round(seconds / each))
-        rate = max(ARMS[name].rates, key=lambda r: run(r, max(2, steps // 2), 99, "kept"))
+        rate = max(ARMS[arm_name].rates, key=lambda r: run(r, max(2, steps // 2), 99, "kept"))
         found = [run(rate, steps, seed, "test") for seed in seeds]
     spread = f"{statistics.mean(found):.3f} ({min(found):.3f} .. {max(found):.3f})"
-    return f"| {name} | {count:,} | {spread} | {rate:g} | {steps} | {each:.2f} |"
+    return f"| {arm_name} | {count:,} | {spread} | {rate:g} | {steps} | {each:.2f} |"
 
 
 def _read_split(host: "ClientHost", folder: Path, split: str) -> Any:
@@ -115,7 +117,7 @@ def _read_split(host: "ClientHost", folder: Path, split: str) -> Any:
     (data,) = host.declared.data
     body = json.loads(json.dumps(data.args).replace("train.jsonl", f"{split}.jsonl"))
     other = host.declared.with_changes(data=(replace(data, args=body),))
-    (rows,) = ClientHost(other, host.model, folder, host.settings)._load_rows()
+    (rows,) = ClientHost(other, host.model, folder, host.settings)._load_rows_by_source()
     return rows
 
 

@@ -28,10 +28,10 @@ def read_reviews(folder: Path) -> tuple[list[Example], list[Example]]:
 
 def read_news(folder: Path) -> tuple[list[Example], list[Example]]:
     train, test = (examples_of_lines((folder / f"{n}.tsv").read_text("utf-8").splitlines()) for n in ("dev", "test"))
-    return shorten(train), shorten(test)
+    return truncate_texts(train), truncate_texts(test)
 
 
-def shorten(examples: list[Example]) -> list[Example]:
+def truncate_texts(examples: list[Example]) -> list[Example]:
     return [(" ".join(text.split()[:NEWS_WORDS]), label) for text, label in examples]
 
 

@@ -30,7 +30,7 @@ from bench.reviews import (
     TASKS,
     Arm,
     compile_federation,
-    edits,
+    intervention_steps,
     lora,
     sample_rows,
     write_rows,
@@ -39,8 +39,8 @@ from bench.reviews import (
 from bench.wire import protobuf_bytes
 
 TESTS = 200
-REFT = Arm(edits(1), "trains: reft, strategy: abm, lr: 1e-2", ())
-REFT4 = Arm(edits(4), "trains: reft, strategy: abm, lr: 2e-3", ())
+REFT = Arm(intervention_steps(1), "trains: reft, strategy: abm, lr: 1e-2", ())
+REFT4 = Arm(intervention_steps(4), "trains: reft, strategy: abm, lr: 2e-3", ())
 LORA = {rank: Arm("", f"{lora(rank)}, lr: {rate}", ()) for rank, rate in ((1, 1e-2), (8, 2e-3))}
 ARMS = {  # what is compiled, and what an arm changes in its declaration
     "FedReFT, mean, align": (REFT, {}),
@@ -68,22 +68,22 @@ OUTLIER = (
 
 
 def write_client_rows(
-    name: str, clients: int, data: Path, folder: Path, seed: int, tokenizer
+    task_name: str, clients: int, data_folder: Path, folder: Path, seed: int, tokenizer
 ) -> tuple[list[str], str, list[str]]:
     """Write rows; names of the data sets, what `flower` is told of them, and the test file of every client."""
-    if name == "distinct":
+    if task_name == "distinct":
         names, tests, each = [], [], clients // len(TASKS)
         for task, read in TASKS.items():
-            rows = sample_rows(read(data, "train"), 400, seed, tokenizer)
-            write_rows(sample_rows(read(data, "test"), TESTS, 0, tokenizer), folder / f"{task}-test.jsonl")
+            rows = sample_rows(read(data_folder, "train"), 400, seed, tokenizer)
+            write_rows(sample_rows(read(data_folder, "test"), TESTS, 0, tokenizer), folder / f"{task}-test.jsonl")
             for k in range(each):
                 names.append(f"{task}{k}")
                 tests.append(f"{task}-test")
                 write_rows(rows[k::each], folder / f"{task}{k}.jsonl")
         return names, f"clients: {clients}, split: distinct", tests
-    rows = sample_rows(TASKS["sst2"](data, "train"), 1600, seed, tokenizer)
-    write_rows(sample_rows(TASKS["sst2"](data, "test"), TESTS, 0, tokenizer), folder / "test.jsonl")
-    if name == "mixed":
+    rows = sample_rows(TASKS["sst2"](data_folder, "train"), 1600, seed, tokenizer)
+    write_rows(sample_rows(TASKS["sst2"](data_folder, "test"), TESTS, 0, tokenizer), folder / "test.jsonl")
+    if task_name == "mixed":
         for label in "01":
             write_rows([row for row in rows if row["label"] == label], folder / f"class{label}.jsonl")
         return ["class0", "class1"], f"clients: {clients}, split: dirichlet, beta: 0.5", ["test"] * clients
@@ -132,7 +132,11 @@ class Run:
 
 
 def run_federation(
-    compiled_federation: tuple[Path, Declaration], data: Path, tests: list[str], seed: int, evaluated_rounds: set[int]
+    compiled_federation: tuple[Path, Declaration],
+    data: Path,
+    test_files: list[str],
+    seed: int,
+    evaluated_rounds: set[int],
 ) -> Run:
     from effc.compiler.apps.federation.client_host import ClientHost
     from effc.compiler.apps.federation.declaration import make_strategy
@@ -152,7 +156,7 @@ def run_federation(
             nonlocal aside
             if round_.number in evaluated_rounds | {declared.rounds}:
                 began, learns = time.process_time(), seats[0].learner.held_out
-                found[round_.number] = test_accuracies(place, seats[0].learner, run.strategy.results(), tests)
+                found[round_.number] = test_accuracies(place, seats[0].learner, run.strategy.results(), test_files)
                 seats[0].learner.held_out = learns
                 aside += time.process_time() - began
 
@@ -164,10 +168,10 @@ def run_federation(
     return Run(found, scale.up[last], scale.down[last], spent)
 
 
-def test_accuracies(client_host, learner, states, tests: list[str]) -> list[float]:
+def test_accuracies(client_host, learner, states, test_files: list[str]) -> list[float]:
     """Accuracy of every client on its test file; of a state that all have, once for each file."""
     first, found, seen = client_host.declared.data[0].name, [], {}
-    for client, test in enumerate(tests):
+    for client, test in enumerate(test_files):
         name = "global" if "global" in states else f"client-{client}"
         if (name, test) not in seen:
             learner.held_out = read_test_rows(client_host, client_host.data, first, test)
@@ -176,14 +180,14 @@ def test_accuracies(client_host, learner, states, tests: list[str]) -> list[floa
     return found
 
 
-def read_test_rows(client_host, folder: Path, name: str, test: str) -> torch.Tensor:
+def read_test_rows(client_host, folder: Path, name: str, test_file: str) -> torch.Tensor:
     """Rows of another file, read as the declared ones are."""
     from effc.compiler.apps.federation.client_host import ClientHost
 
     data = client_host.declared.data[0]
-    body = json.loads(json.dumps(dict(data.args)).replace(f"{name}.jsonl", f"{test}.jsonl"))
+    body = json.loads(json.dumps(dict(data.args)).replace(f"{name}.jsonl", f"{test_file}.jsonl"))
     other = client_host.declared.with_changes(data=(replace(data, args=body),))
-    (rows,) = ClientHost(other, client_host.model, folder, client_host.settings)._load_rows()
+    (rows,) = ClientHost(other, client_host.model, folder, client_host.settings)._load_rows_by_source()
     return rows
 
 

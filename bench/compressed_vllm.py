@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 import torch
 
-from bench.serve import prompts
+from bench.serve import prompts_of_python_docs
 from bench.servers import start_other_server
 
 
@@ -26,7 +26,7 @@ def token_rows(folder: Path, rows: int, length: int, seed: int) -> torch.Tensor:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    return torch.tensor([tokenizer(text).input_ids[:length] for text in prompts(rows, length, seed)])
+    return torch.tensor([tokenizer(text).input_ids[:length] for text in prompts_of_python_docs(rows, length, seed)])
 
 
 @torch.no_grad()

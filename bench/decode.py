@@ -148,8 +148,8 @@ class Racer:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         return cls(name, process, answer(name, process))
 
-    def ask(self, action: str, count: int = 1) -> dict:
-        self.process.stdin.write(json.dumps({"do": action, "count": count}) + "\n")
+    def ask(self, verb: str, count: int = 1) -> dict:
+        self.process.stdin.write(json.dumps({"do": verb, "count": count}) + "\n")
         self.process.stdin.flush()
         return answer(self.name, self.process)
 

@@ -247,16 +247,16 @@ def silent_llama() -> Iterator[None]:
 KEPT: list[object] = []  # callbacks that C may still call
 
 
-def place_of(folder: Path, name: str) -> Path:
+def contestant_path(folder: Path, name: str) -> Path:
     return folder / name.replace(" ", "-").replace("%", "")
 
 
 def write_contestants(folder: Path, names: list[str]) -> None:
     """Write what contestants open: packed weights, GGUF and ONNX files, each once."""
     for name in names:
-        if name in NATIVE_VARIANTS and not (place_of(folder, name) / plan_files.PLAN).exists():
-            place_of(folder, name).mkdir(parents=True, exist_ok=True)
-            write_native(place_of(folder, name), load_original().bfloat16().float(), *NATIVE_VARIANTS[name])
+        if name in NATIVE_VARIANTS and not (contestant_path(folder, name) / plan_files.PLAN).exists():
+            contestant_path(folder, name).mkdir(parents=True, exist_ok=True)
+            write_native(contestant_path(folder, name), load_original().bfloat16().float(), *NATIVE_VARIANTS[name])
         elif name in LLAMA | IK:
             with silent_llama():
                 quantised_gguf(folder, (LLAMA | IK)[name])
@@ -281,7 +281,7 @@ def available_contestants(names: list[str]) -> list[str]:
 
 def open_contestant(folder: Path, name: str, threads: int) -> Any:
     if name in NATIVE_VARIANTS:
-        return Own(place_of(folder, name), threads)
+        return Own(contestant_path(folder, name), threads)
     if name in LLAMA:
         with silent_llama():
             return Llama(folder / f"{LLAMA[name]}.gguf", threads)
@@ -302,6 +302,6 @@ def in_torch(model: nn.Module, name: str) -> Torch:
     return Torch(torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, torch.qint8), linear)
 
 
-def perplexity(contestant, rows: list[list[int]]) -> float:
-    nats = [token_losses(contestant.logits(ids)[:-1], torch.tensor(ids[1:])) for ids in rows]
+def perplexity(decoder, rows: list[list[int]]) -> float:
+    nats = [token_losses(decoder.logits(ids)[:-1], torch.tensor(ids[1:])) for ids in rows]
     return math.exp(torch.cat(nats).double().mean())

@@ -21,7 +21,7 @@ from statistics import mean, quantiles
 import httpx
 import torch
 
-from bench.serve import prompts, start_server
+from bench.serve import prompts_of_python_docs, start_server
 
 
 def server_arguments(args: argparse.Namespace) -> list[str]:
@@ -29,9 +29,9 @@ def server_arguments(args: argparse.Namespace) -> list[str]:
     return [f"large={args.large}", f"small={args.small}", "--access-log", "none", *limits]
 
 
-async def ask(client: httpx.AsyncClient, prompt: str, new: int) -> tuple[int, float, float, str]:
+async def ask(client: httpx.AsyncClient, prompt: str, max_new_tokens: int) -> tuple[int, float, float, str]:
     """Status, seconds to the first text and to the end, and the model that answered."""
-    body = {"model": "large", "prompt": prompt, "max_tokens": new, "temperature": 0, "stream": True}
+    body = {"model": "large", "prompt": prompt, "max_tokens": max_new_tokens, "temperature": 0, "stream": True}
     began, first, model = time.perf_counter(), 0.0, "large"
     async with client.stream("POST", "/completions", json=body) as answer:
         model = answer.headers.get("x-effc-model", model)
@@ -42,9 +42,9 @@ async def ask(client: httpx.AsyncClient, prompt: str, new: int) -> tuple[int, fl
     return answer.status_code, first or seconds, seconds, model
 
 
-async def capacity(url: str, args: argparse.Namespace) -> float:
+async def answers_per_second(url: str, args: argparse.Namespace) -> float:
     """Answers a second of the larger model."""
-    texts, count = iter(prompts(10_000, args.words, 5)), 0
+    texts, count = iter(prompts_of_python_docs(10_000, args.words, 5)), 0
     async with httpx.AsyncClient(base_url=url, timeout=600) as client:
         began = time.perf_counter()
 
@@ -64,7 +64,7 @@ async def measure_overload(url: str, rate: float, seed: int, args: argparse.Name
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=1200, limits=limits) as client:
         began = time.perf_counter()
-        for prompt in prompts(int(rate * args.seconds), args.words, 100 + seed):
+        for prompt in prompts_of_python_docs(int(rate * args.seconds), args.words, 100 + seed):
             tasks.append(asyncio.create_task(ask(client, prompt, args.new)))
             await asyncio.sleep(draw.expovariate(rate))
         answers = await asyncio.gather(*tasks)
@@ -90,7 +90,7 @@ def divergence(args: argparse.Namespace) -> tuple[float, float]:
 
     opened = open_model(args.large, Settings(Path("unused")), needs_tokenizer=True)
     large, small, divergences, same = opened.model, effc.load(args.small), [], []
-    for text in prompts(8, 150, 300):
+    for text in prompts_of_python_docs(8, 150, 300):
         ids = torch.tensor([opened.tokenizer(text)["input_ids"]])
         p, q = (model(input_ids=ids).logits[0].float().log_softmax(-1) for model in (large, small))  # [t, vocabulary]
         divergences.append(torch.nn.functional.kl_div(q, p, log_target=True, reduction="batchmean").item())
@@ -121,7 +121,7 @@ def main() -> None:
         for flags in ((), ("--elastic", "large:small")):
             with start_server(*server_arguments(args), *flags, threads=args.threads) as url:
                 if not rate:
-                    rate = args.overload * asyncio.run(capacity(url, args))
+                    rate = args.overload * asyncio.run(answers_per_second(url, args))
                 row = asyncio.run(measure_overload(url, rate, number, args))
             rows.append({"elastic": bool(flags), "rate": rate, **row})
             print(

@@ -21,7 +21,7 @@ import torch
 from effc.compiler.artifacts.load import load
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
-from effc.compiler.evaluation.metrics.retrieval import ranks
+from effc.compiler.evaluation.metrics.retrieval import ranks_of_matching_columns
 from effc.compiler.models.checkpoints.model_folder import load_tokenizer
 from effc.compiler.models.rows.encoder_states import pooled_state_batches, resolve_pooling_name
 from torch import Tensor, nn
@@ -86,7 +86,7 @@ def vectors(model: nn.Module, rows: Tensor, base: Path) -> Tensor:
 
 
 def print_accuracy(name: str, model: nn.Module, embeddings: Tensor, original_embeddings: Tensor) -> None:
-    rank_of_pair = ranks(embeddings[:PAIRS] @ embeddings[PAIRS:].T)
+    rank_of_pair = ranks_of_matching_columns(embeddings[:PAIRS] @ embeddings[PAIRS:].T)
     print(
         f"{name:16} {sum(p.numel() for p in model.parameters()) / 1e6:6.2f} M params  "
         f"similarity {(embeddings * original_embeddings).sum(1).mean():.4f}  "

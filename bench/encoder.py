@@ -31,9 +31,9 @@ def open_native_encoder(model, weights: str, threads: int) -> Any:
         return open_native(Path(folder), threads=threads, sequences=max(BATCHES))
 
 
-def seconds(call, ids) -> float:
+def median_seconds(forward, ids) -> float:
     started = time.perf_counter()
-    call(ids)
+    forward(ids)
     return time.perf_counter() - started
 
 
@@ -68,7 +68,7 @@ def main() -> None:
                 taken = {name: [] for name in calls}
                 for turn in range(ROUNDS + 1):
                     for name, call in calls.items():
-                        spent = seconds(call, ids)
+                        spent = median_seconds(call, ids)
                         if turn:
                             taken[name].append(spent)
                 best = [min(pair) for pair in zip(taken["torch float32"], taken["torch bfloat16"], strict=True)]

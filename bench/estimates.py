@@ -36,8 +36,8 @@ def estimates_of(recipe: str, folder: Path) -> Iterator[tuple[str, float, float]
         yield plan.pipeline.name, plan.seconds, result.seconds
 
 
-def error(planned: float, seconds: float) -> float:
-    return max(planned, seconds) / max(min(planned, seconds), 1e-3) - 1
+def relative_error(planned_s: float, measured_s: float) -> float:
+    return max(planned_s, measured_s) / max(min(planned_s, measured_s), 1e-3) - 1
 
 
 def main() -> None:
@@ -50,8 +50,11 @@ def main() -> None:
     for recipe in args.recipes:
         with tempfile.TemporaryDirectory() as folder:
             for name, planned, seconds in estimates_of(recipe, Path(folder)):
-                errors += [error(planned, seconds)] if seconds >= SHORTEST else []
-                print(f"{recipe:<20}{name:<24}{planned:8.1f}s{seconds:8.1f}s{error(planned, seconds):9.0%}", flush=True)
+                errors += [relative_error(planned, seconds)] if seconds >= SHORTEST else []
+                print(
+                    f"{recipe:<20}{name:<24}{planned:8.1f}s{seconds:8.1f}s{relative_error(planned, seconds):9.0%}",
+                    flush=True,
+                )
     print(f"median error of {len(errors)} lines: {statistics.median(errors):.0%}")
 
 

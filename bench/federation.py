@@ -51,7 +51,7 @@ ARMS = {
 WAYS = (("mean", "project"), ("mean", "align"), ("median", "align"))
 
 
-def run_rounds(folder: Path, arm: str, seed: int, rounds: int, local: int) -> Any:
+def run_rounds(folder: Path, arm: str, seed: int, rounds: int, local_steps: int) -> Any:
     """The rounds of one arm."""
     from effc.compiler.apps.federation.app import PACKAGE
     from effc.compiler.apps.federation.declaration import read_declaration
@@ -61,7 +61,7 @@ def run_rounds(folder: Path, arm: str, seed: int, rounds: int, local: int) -> An
 
     steps, more = ARMS[arm]
     recipe = folder / "r.effspec"
-    recipe.write_text(RECIPE.format(steps=steps, more=more, rounds=rounds, local=local))
+    recipe.write_text(RECIPE.format(steps=steps, more=more, rounds=rounds, local=local_steps))
     out = folder / f"{seed}-{list(ARMS).index(arm)}"
     (made,) = api.compile(recipe, out=out, cache_dir=folder / "cache", seed=seed, threads=1, force=True)
     path = made.artifacts[0].path
@@ -69,8 +69,8 @@ def run_rounds(folder: Path, arm: str, seed: int, rounds: int, local: int) -> An
     return simulate_federation(declared, path / declared.folder, folder, Settings(folder / "cache", seed=seed)).course
 
 
-def compare_methods(seeds: list[int], rounds: int, local: int, methods: list[str]) -> None:
-    print(f"4 clients, {rounds} rounds of {local} steps of 8 rows, seeds {seeds}")
+def compare_methods(seeds: list[int], rounds: int, local_steps: int, methods: list[str]) -> None:
+    print(f"4 clients, {rounds} rounds of {local_steps} steps of 8 rows, seeds {seeds}")
     print(
         "| arm | loss | worst client | KiB up a round | KiB down a round | seconds a round |\n|---|---|---|---|---|---|"
     )
@@ -80,7 +80,7 @@ def compare_methods(seeds: list[int], rounds: int, local: int, methods: list[str
         for name in ("deed", "speech"):
             (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows if r["answer"] == name))
         for arm in methods:
-            found = [run_rounds(folder, arm, seed, rounds, local) for seed in seeds]
+            found = [run_rounds(folder, arm, seed, rounds, local_steps) for seed in seeds]
             last = [c.rounds[-1] for c in found]
             values = (_spread([r.loss for r in last]), _spread([r.worst for r in last]))
             sizes = [
@@ -95,7 +95,7 @@ def _spread(values: list[float]) -> str:
     return f"{mean:.3f}" + (f" ({min(values):.3f} .. {max(values):.3f})" if len(values) > 1 else "")
 
 
-def time_server_rounds(counts: list[int]) -> None:
+def time_server_rounds(client_counts: list[int]) -> None:
     """A round of the server: putting together what clients sent, and the next payload of each."""
     from effc.compiler.apps.federation.averaging import FedAvg
     from effc.compiler.apps.federation.personal import AllButMe
@@ -106,7 +106,7 @@ def time_server_rounds(counts: list[int]) -> None:
     print(
         "| clients | FedAvg | mean, project | mean, align | median, align | peak memory, MiB |\n|---|---|---|---|---|---|"
     )
-    for count in counts:
+    for count in client_counts:
         sent = _random_states(full, count)
         times = []
         for strategy in (FedAvg(full), *(AllButMe(full, *how, 0.5) for how in WAYS)):
@@ -120,15 +120,15 @@ def time_server_rounds(counts: list[int]) -> None:
         print(f"| {count:,} | {' | '.join(times)} | {peak:.0f} |", flush=True)
 
 
-def _random_states(full, count: int) -> dict[int, "TrainedState"]:
+def _random_states(full_shapes, n_clients: int) -> dict[int, "TrainedState"]:
     """Interventions with orthonormal R, near a common start as those of clients are."""
     from effc.compiler.apps.federation.rotations import with_orthonormal_rotations
     from effc.compiler.apps.federation.strategy import TrainedState
 
     draw = np.random.default_rng(0)
-    start = {n: draw.standard_normal(s) for n, s in full.items()}
+    start = {n: draw.standard_normal(s) for n, s in full_shapes.items()}
     near = lambda: {n: (a + 0.3 * draw.standard_normal(a.shape)).astype(np.float32) for n, a in start.items()}  # noqa: E731
-    return {k: TrainedState(with_orthonormal_rotations(near()), 10) for k in range(count)}
+    return {k: TrainedState(with_orthonormal_rotations(near()), 10) for k in range(n_clients)}
 
 
 def main() -> None:

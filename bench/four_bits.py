@@ -14,7 +14,9 @@ import torch
 SHAPES = [(1536, 576), (576, 1536), (2048, 2048)]
 
 
-def int4_and_int8_microseconds(shape: tuple[int, int], rows: int, group: int, calls: int) -> tuple[float, float]:
+def int4_and_int8_microseconds(
+    weight_shape: tuple[int, int], rows: int, group: int, n_calls: int
+) -> tuple[float, float]:
     """Microseconds of int4 and of int8."""
     from effc.kernels.ops import LINEARS
 
@@ -22,14 +24,14 @@ def int4_and_int8_microseconds(shape: tuple[int, int], rows: int, group: int, ca
     four: Any
     eight: Any
     four, eight = LINEARS["dense_linear_int4"], LINEARS["dense_linear_int8"]
-    weight = torch.randn(*shape, generator=chance) * 0.02
-    x = torch.randn(rows, shape[1], generator=chance).bfloat16()
+    weight = torch.randn(*weight_shape, generator=chance) * 0.02
+    x = torch.randn(rows, weight_shape[1], generator=chance).bfloat16()
     players = [(four, four.pack(weight, group_size=group)), (eight, eight.pack(weight))]
     least = [float("inf")] * 2
-    for _ in range(calls):
+    for _ in range(n_calls):
         for i, (kernel, packed) in enumerate(players):
             started = time.perf_counter()
-            kernel.native(x, packed, None, shape[0])
+            kernel.native(x, packed, None, weight_shape[0])
             least[i] = min(least[i], time.perf_counter() - started)
     return least[0] * 1e6, least[1] * 1e6
 

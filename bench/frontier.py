@@ -67,12 +67,12 @@ def answer_stdin_commands(folder: Path, contestant_name: str, threads: int) -> N
             print(json.dumps(text_quality.score(folder, text, contestant.logits)), flush=True)
             continue
         raised = set_real_time_priority(True)
-        print(timed(contestant, verb, ids[turn : turn + rivals.PROMPT]), flush=True)
+        print(seconds_per_token_or_prompt(contestant, verb, ids[turn : turn + rivals.PROMPT]), flush=True)
         if raised:
             set_real_time_priority(False)
 
 
-def timed(contestant: Any, verb: str, ids: list[int]) -> float:
+def seconds_per_token_or_prompt(contestant: Any, verb: str, ids: list[int]) -> float:
     """Seconds a token of a turn, or of a prompt; contexts longer than a turn's go back to its first 64 tokens."""
     if verb == "decode":
         contestant.step()
@@ -165,7 +165,7 @@ def race(folder: Path, names: list[str], threads: int, rounds: int) -> dict[str,
     return {name: {"decode": kinds["decode"][1:], "prompt": kinds["prompt"]} for name, kinds in seconds.items()}
 
 
-def qualities(folder: Path, name: str, threads: int) -> dict[str, Any]:
+def validation_scores(folder: Path, name: str, threads: int) -> dict[str, Any]:
     """Scores of the held-out texts, row by row; kept beside what they are of."""
     kept = files_of(folder, name) / f"{'ik_' if name in IK else ''}quality.json"
     if not kept.exists():
@@ -190,7 +190,7 @@ def row_of(
     engine, label = engine_and_label(name)
     if (engine, label) in earlier:
         return {key: value for key, value in earlier[engine, label].items() if key not in SPEED}
-    known = text_quality.summary(qualities(folder, name, threads), original)
+    known = text_quality.summary(validation_scores(folder, name, threads), original)
     return {"engine": engine, "label": label, "MB": round(bytes_of(folder, name) / 1e6), **known}
 
 

@@ -98,16 +98,16 @@ def write_random_checkpoint(size: str, folder: Path, shard_bytes: int = 2 << 30,
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def recipe(model: Path, name: str, rows: int, length: int) -> str:
+def recipe(model_folder: Path, name: str, rows: int, length: int) -> str:
     steps, target = RECIPES[name]
     return (
-        f'effspec 1\nmodel base = hf("{model}")\ndata rows = synthetic({rows}, length: {length}, seed: 0)\n'
+        f'effspec 1\nmodel base = hf("{model_folder}")\ndata rows = synthetic({rows}, length: {length}, seed: 0)\n'
         f"pipeline lean(base) {{\n  {steps}\n}}\nemit lean {{ {TARGETS[target]} }}\n"
     )
 
 
 def compile_recipe(
-    model: Path, name: str, work_folder: Path, threads: int, speeds_json: str, rows: int, length: int
+    model_folder: Path, name: str, work_folder: Path, threads: int, speeds_json: str, rows: int, length: int
 ) -> None:
     """Compile one recipe in this process, whose plan estimates from speeds in JSON; then print its stages as JSON."""
     from effc.compiler.core.events import StageEnded
@@ -117,7 +117,7 @@ def compile_recipe(
 
     torch.set_num_threads(threads)
     path = work_folder / f"{name}.effspec"
-    path.write_text(recipe(model, name, rows, length), encoding="utf-8")
+    path.write_text(recipe(model_folder, name, rows, length), encoding="utf-8")
     stages: list[dict] = []
     before = 0.0
 

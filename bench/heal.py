@@ -56,10 +56,10 @@ def heldout_perplexity(program, ctx) -> float:
 
 
 def perplexity_and_seconds_after_healing(
-    folder: Path, cut: str, heal: str, steps: int, seed: int
+    folder: Path, cut_step: str, heal_step: str, steps: int, seed: int
 ) -> tuple[float, float]:
     """Held-out perplexity after healing, and what that took in seconds."""
-    build = build_of(folder, cut, heal, steps, seed)
+    build = build_of(folder, cut_step, heal_step, steps, seed)
     first, last = build.plan.stages
     build.run_step_unless_cached(first)
     build.load_outcome(first.key)
@@ -69,14 +69,14 @@ def perplexity_and_seconds_after_healing(
     return heldout_perplexity(build.load_outcome(last.key).program, build.ctx), seconds
 
 
-def build_of(folder: Path, cut: str, heal: str, steps: int, seed: int) -> "Build":
+def build_of(folder: Path, cut_step: str, heal_step: str, steps: int, seed: int) -> "Build":
     """The build of a recipe; one cache for all, so that the same pruning is done once a seed."""
     from effc.compiler.core.cache import Cache
     from effc.compiler.driver import api
     from effc.compiler.driver.pipeline import Build
 
     recipe = folder / "heal.effspec"
-    recipe.write_text(RECIPE.format(zoo=ZOO, cut=CUTS[cut], heal=HEALS[heal], steps=steps))
+    recipe.write_text(RECIPE.format(zoo=ZOO, cut=CUTS[cut_step], heal=HEALS[heal_step], steps=steps))
     session = api.open_session(recipe, cache_dir=folder / "cache", threads=1, seed=seed)
     (plan,) = api.plan_all_pipelines(session)
     return Build(plan, session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir))

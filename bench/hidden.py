@@ -56,7 +56,7 @@ def session_of(folder: Path, model: str, steps: list[str]):
     return api.open_session(recipe, cache_dir=folder / "cache", threads=1)
 
 
-def measured(folder: Path, model: str, steps: list[str]) -> tuple[int, list[float]]:
+def params_and_perplexities(folder: Path, model: str, steps: list[str]) -> tuple[int, list[float]]:
     """Parameters and perplexities behind some steps."""
     from effc.compiler.core.cache import Cache
     from effc.compiler.driver import api
@@ -72,13 +72,15 @@ def measured(folder: Path, model: str, steps: list[str]) -> tuple[int, list[floa
     return sum(p.numel() for p in program.model.parameters()), [math.exp(nats / tokens) for nats, tokens in sums]
 
 
-def speeds(folder: Path, model: str, cuts: dict[str, list[str]], rounds: int) -> dict[str, list[float]]:
+def tokens_per_cpu_second(
+    folder: Path, model: str, steps_by_name: dict[str, list[str]], rounds: int
+) -> dict[str, list[float]]:
     """Tokens per second of CPU time of each result: in torch, and in the native engine."""
     import effc
     from effc.compiler.driver import api
 
     models = {}
-    for name, steps in cuts.items():
+    for name, steps in steps_by_name.items():
         place = folder / re.sub(r"\W+", "-", f"speed {name}").strip("-")
         if not place.is_dir():
             api.build(session_of(folder, model, steps), place)
@@ -113,14 +115,24 @@ def main() -> None:
     torch.set_num_threads(1)
     print(", ".join(f"{k} {v}" for k, v in machine_facts().items()), flush=True)
     heal, cuts = HEAL.format(steps=options.steps), {"original": []}
-    rows = [["original", "", *_pair(measured(folder, options.model, []))]]
+    rows = [["original", "", *_params_and_perplexities_text(params_and_perplexities(folder, options.model, []))]]
     print(rows[0], flush=True)
     for keep in options.keep:
         for name, words in ARMS.items():
             numbers = {"keep": keep, "less": 100 - keep, "align": options.align, "group": options.group}
             steps = [f"cut = {words.format(**numbers)}"]
-            before, after = measured(folder, options.model, steps), measured(folder, options.model, [*steps, heal])
-            rows.append([f"{name}, {keep}%", f"{before[0] / 1e6:.2f}", *_pair(before), *_pair(after)])
+            before, after = (
+                params_and_perplexities(folder, options.model, steps),
+                params_and_perplexities(folder, options.model, [*steps, heal]),
+            )
+            rows.append(
+                [
+                    f"{name}, {keep}%",
+                    f"{before[0] / 1e6:.2f}",
+                    *_params_and_perplexities_text(before),
+                    *_params_and_perplexities_text(after),
+                ]
+            )
             print(rows[-1], flush=True)
             if "without" not in name and keep in options.speed:
                 cuts[f"{name}, {keep}%"] = steps
@@ -129,11 +141,11 @@ def main() -> None:
         print("| " + " | ".join([*row, *[""] * (6 - len(row))]) + " |")
     if len(cuts) > 1:
         print("\n| result | torch, tokens/s | native, tokens/s |\n" + "|---" * 3 + "|")
-        for name, (plain, native) in speeds(folder, options.model, cuts, options.rounds).items():
+        for name, (plain, native) in tokens_per_cpu_second(folder, options.model, cuts, options.rounds).items():
             print(f"| {name} | {plain:.0f} | {native:.0f} |")
 
 
-def _pair(result: tuple[int, list[float]]) -> list[str]:
+def _params_and_perplexities_text(result: tuple[int, list[float]]) -> list[str]:
     return [f"{value:.1f}" for value in result[1]]
 
 

@@ -60,7 +60,7 @@ ROUNDINGS = (
 )
 
 
-def rounded(x: torch.Tensor, bits: int, group: int, searched: bool) -> torch.Tensor:
+def round_to_codes(x: torch.Tensor, bits: int, group: int, searched: bool) -> torch.Tensor:
     """`x` [..., head], as its codes say it."""
     groups, most = x.unflatten(-1, (-1, group)), 2 ** (bits - 1)
     largest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
@@ -89,8 +89,8 @@ class RoundedAttention:
         if rounding and rounding.rotated:
             query, key, value = (x @ self.rotation for x in (query, key, value))
         if rounding:
-            key = rounded(key, rounding.key_bits, rounding.group, rounding.searched)
-            value = rounded(value, rounding.value_bits, rounding.group, rounding.searched)
+            key = round_to_codes(key, rounding.key_bits, rounding.group, rounding.searched)
+            value = round_to_codes(value, rounding.value_bits, rounding.group, rounding.searched)
         output = torch.nn.functional.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=scaling, enable_gqa=True
         )

@@ -133,7 +133,7 @@ def answer_stdin_commands(folder: Path, name: str, threads: int) -> None:
     """Answer `decode` with seconds a token and `prompt` with seconds."""
     from effc.compiler.transforms.lowering.racing import set_real_time_priority
 
-    from bench.frontier import timed
+    from bench.frontier import seconds_per_token_or_prompt
 
     torch.set_num_threads(threads)
     ids = torch.randint(1000, (rivals.PROMPT,), generator=torch.Generator().manual_seed(0)).tolist()
@@ -145,7 +145,7 @@ def answer_stdin_commands(folder: Path, name: str, threads: int) -> None:
     print(json.dumps({"open_s": round(opened, 2), "MiB": peak() >> 20}), flush=True)
     for line in sys.stdin:
         raised = set_real_time_priority(True)
-        print(timed(contender, line.strip(), ids), flush=True)
+        print(seconds_per_token_or_prompt(contender, line.strip(), ids), flush=True)
         if raised:
             set_real_time_priority(False)
 

@@ -43,18 +43,18 @@ def text_body(**fields: Any) -> bytes:
     return json.dumps({"model": "m", "max_tokens": 1, "prompt": "a", **fields}).encode()
 
 
-def filled(item: dict, size: int = 4 * MIB - 200) -> bytes:
-    """Chat request of about `size` bytes, of as many such messages as fit."""
-    text = json.dumps(item, separators=(",", ":"))
-    messages = ",".join([text] * (size // (len(text) + 1)))
+def chat_request_of_size(message: dict, n_bytes: int = 4 * MIB - 200) -> bytes:
+    """Chat request of about `n_bytes` bytes, of as many such messages as fit."""
+    text = json.dumps(message, separators=(",", ":"))
+    messages = ",".join([text] * (n_bytes // (len(text) + 1)))
     return f'{{"model":"m","max_tokens":1,"messages":[{messages}]}}'.encode()
 
 
 BODIES: dict[str, tuple[str, Callable[[], bytes]]] = {
-    "empty messages": (CHAT, lambda: filled(EMPTY)),
-    "empty parts": (CHAT, lambda: filled({"role": "user", "content": [PART] * 1000})),
-    "messages that are none": (CHAT, lambda: filled({})),
-    "one long text": (CHAT, lambda: filled({"role": "user", "content": "a " * (2 * MIB - 200)})),
+    "empty messages": (CHAT, lambda: chat_request_of_size(EMPTY)),
+    "empty parts": (CHAT, lambda: chat_request_of_size({"role": "user", "content": [PART] * 1000})),
+    "messages that are none": (CHAT, lambda: chat_request_of_size({})),
+    "one long text": (CHAT, lambda: chat_request_of_size({"role": "user", "content": "a " * (2 * MIB - 200)})),
     "nested metadata": (CHAT, lambda: chat_body(metadata=[[[{}]]] * 300_000)),
     "a bias of every token": (CHAT, lambda: chat_body(logit_bias={str(n): 1 for n in range(300_000)})),
     "long stops": (CHAT, lambda: chat_body(stop=["x" * MIB] * 3)),
@@ -131,13 +131,13 @@ OTHERS: dict[str, tuple[int, Callable[[tuple[str, int], float], None]]] = {
 KINDS = (*BODIES, *OTHERS)
 
 
-def attack(name: str, host: str, port: int, seconds: float) -> None:
+def attack(load_name: str, host: str, port: int, seconds: float) -> None:
     """Send one kind of load for so long."""
     until, address = time.monotonic() + seconds, (host, port)
-    if name in BODIES:
-        threads = [Thread(target=post_in_a_loop, args=(name, address, until)) for _ in range(FAST)]
+    if load_name in BODIES:
+        threads = [Thread(target=post_in_a_loop, args=(load_name, address, until)) for _ in range(FAST)]
     else:
-        count, work = OTHERS[name]
+        count, work = OTHERS[load_name]
         threads = [Thread(target=work, args=(address, until)) for _ in range(count)]
     for thread in threads:
         thread.start()
@@ -146,7 +146,7 @@ def attack(name: str, host: str, port: int, seconds: float) -> None:
 
 
 @contextlib.contextmanager
-def embedded_chat_model() -> Iterator[str]:
+def temporary_chat_model_folder() -> Iterator[str]:
     """Folder of the embedded model with a chat template."""
     from effc.compiler.inputs.sources.zoo import zoo_folders_by_name
 
@@ -159,10 +159,23 @@ def embedded_chat_model() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def server(model: str) -> Iterator[str]:
+def chat_server_url(model_folder: str) -> Iterator[str]:
     """Address of `effc serve` in a process of its own."""
     keys = [word for key in KEYS for word in ("--api-key", key)]
-    command = [*EFFC, "serve", model, "--port", "0", "--threads", "1", "--name", "m", "--access-log", "none", *keys]
+    command = [
+        *EFFC,
+        "serve",
+        model_folder,
+        "--port",
+        "0",
+        "--threads",
+        "1",
+        "--name",
+        "m",
+        "--access-log",
+        "none",
+        *keys,
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
@@ -191,11 +204,22 @@ def p95(seconds: list[float]) -> float:
     return seconds[int(0.95 * len(seconds))]
 
 
-def p95_alone_and_loaded(url: str, name: str, seconds: float) -> tuple[float, float]:
+def p95_alone_and_loaded(url: str, load_name: str, seconds: float) -> tuple[float, float]:
     """95th percentile alone, and during a kind of load."""
     host, port = url.removeprefix("http://").split(":")
     alone = p95(seconds_of_requests(url, 2))
-    command = [sys.executable, "-m", "bench.loads", "--attack", name, "--at", host, port, "--seconds", str(seconds + 2)]
+    command = [
+        sys.executable,
+        "-m",
+        "bench.loads",
+        "--attack",
+        load_name,
+        "--at",
+        host,
+        port,
+        "--seconds",
+        str(seconds + 2),
+    ]
     with subprocess.Popen(command, cwd=Path(__file__).parents[1]) as attacker:
         time.sleep(2)  # it imports, and has the server busy
         loaded = p95(seconds_of_requests(url, seconds))
@@ -217,8 +241,8 @@ def main() -> None:
         return
     rows = {}
     print(f"{os.cpu_count()} processors; p95 of a request for one token, in ms\n\n{'load':28}  alone  loaded  times")
-    models = contextlib.nullcontext(options.model) if options.model else embedded_chat_model()
-    with models as model, server(model) as url:
+    models = contextlib.nullcontext(options.model) if options.model else temporary_chat_model_folder()
+    with models as model, chat_server_url(model) as url:
         seconds_of_requests(url, 2)  # warm
         for name in options.only.split(","):
             alone, loaded = rows[name] = p95_alone_and_loaded(url, name, options.seconds)

@@ -135,7 +135,7 @@ def median_sample(samples: list[Sample]) -> Sample:
     return sorted(chosen, key=lambda sample: sample.seconds)[len(chosen) // 2]
 
 
-def burst(engine: Engine, call: Callable[[], None]) -> list[Sample]:
+def timed_steps(engine: Engine, call: Callable[[], None]) -> list[Sample]:
     """Steps one after another; the first finds threads asleep and counts as none."""
     samples: list[Sample] = []
     set_real_time_priority(True)
@@ -174,7 +174,7 @@ class Steps:
         samples: dict[int, list[Sample]] = {n: [] for n in calls}
         for turn in range(self.rounds):
             for n in calls if turn % 2 else reversed(calls):
-                samples[n] += burst(self.engines[n], calls[n])
+                samples[n] += timed_steps(self.engines[n], calls[n])
         return {n: median_sample(of) for n, of in samples.items()}
 
     def costs(self, name: str, whole: Sample, known: dict[str, float]) -> dict[str, float]:
@@ -190,7 +190,7 @@ class Steps:
         return result
 
 
-def read_speed(threads: int) -> float:
+def memory_bytes_per_second(threads: int) -> float:
     """Bytes a second of memory that no cache holds."""
     contender = memory_read_contender(READ_BYTES, threads)
     for _ in range(3):
@@ -198,7 +198,7 @@ def read_speed(threads: int) -> float:
     return READ_BYTES / contender.seconds
 
 
-def check(
+def predicted_and_measured_rows(
     measured: dict[int, Sample], work: dict[int, list[Work]], costs: dict[str, dict[str, float]], here, meeting
 ) -> list:
     """Of one and two threads here: measured milliseconds, and those predicted from costs of either shape."""
@@ -228,7 +228,7 @@ def compare(name: str, steps: dict[str, Steps], here: dict[int, Machine], meetin
             both = {"own": costs[shape][call], "other": costs[other][call]}
             work = {n: one.schedules.work(description, n) for n in {m.threads for m in (*MACHINES, *here.values())}}
             facts = {"shape": shape, "weights": name, "step": call}
-            for row in check(measured[shape][call], work, both, here, meeting):
+            for row in predicted_and_measured_rows(measured[shape][call], work, both, here, meeting):
                 yield "measured", facts | row
             for machine in MACHINES:
                 parts = predict(work[machine.threads], both["own"], machine, meeting)
@@ -244,7 +244,7 @@ def main() -> None:
     chosen = parser.parse_args()
     built = library()
     meeting = tuple(min(measure(20_000) for _ in range(20)) for measure in (built.barrier_seconds, built.line_seconds))
-    speeds = {n: read_speed(n) for n in (1, 2)}
+    speeds = {n: memory_bytes_per_second(n) for n in (1, 2)}
     here = {
         n: Machine(n, read=math.inf) for n in speeds
     }  # reading is in the costs of one thread, and two read twice as much

@@ -181,7 +181,9 @@ def write_mixed(bench: Bench, once: bool) -> None:
             name = f"mixed ({kind}), {share:.0%} of the way"
             if name in bench.points():
                 continue
-            limits = [total_of(o, options, costs) for o in ("dense_linear_int4", "dense_linear_int8")]
+            limits = [
+                milliseconds_of_all_modules(o, options, costs) for o in ("dense_linear_int4", "dense_linear_int8")
+            ]
             budget = limits[0] + share * (limits[1] - limits[0])
             subset, prices = restricted(options), restricted(costs)
             if sum(map(min, prices.values())) > budget:
@@ -197,7 +199,9 @@ def write_mixed(bench: Bench, once: bool) -> None:
                 write_allocation(bench, name, program, packer, chosen)
 
 
-def total_of(kernel: str, options: Mapping[str, list[Option]], costs: Mapping[str, list[float]]) -> float:
+def milliseconds_of_all_modules(
+    kernel: str, options: Mapping[str, list[Option]], costs: Mapping[str, list[float]]
+) -> float:
     """Milliseconds of all modules on a kernel; of four bits in the larger groups."""
     return sum(
         min(cost for option, cost in zip(options[path], costs[path], strict=True) if option.kernel == kernel)
@@ -222,7 +226,7 @@ def write_allocation(bench: Bench, name: str, program: Program, packer: Packer, 
     print(f"  {counts}", flush=True)
 
 
-def race(bench: Bench, rounds: int, threads: int) -> dict[str, list[float]]:
+def tokens_per_second_by_point(bench: Bench, rounds: int, threads: int) -> dict[str, list[float]]:
     """Tokens a second of each point's folder, turn by turn."""
     torch.set_num_threads(threads)
     folders = sorted({row["folder"] for row in bench.points().values()})
@@ -271,7 +275,7 @@ def main() -> None:
         write_singles(bench)
         write_mixed(bench, args.once)
         return
-    rates = race(bench, args.rounds, args.threads)
+    rates = tokens_per_second_by_point(bench, args.rounds, args.threads)
     points = {
         name: row | {"tokens_s": statistics.median(speeds), "range": [min(speeds), max(speeds)]}
         for name, row in bench.points().items()

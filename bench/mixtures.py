@@ -71,9 +71,9 @@ def time_in_turns(contenders: dict[str, Callable[[], None]], rounds: int) -> dic
     return {name: statistics.median(times[BURST:]) for name, times in found.items()}
 
 
-def reading(bytes: int, threads: int) -> Callable[[], None]:
+def memory_read_call(n_bytes: int, threads: int) -> Callable[[], None]:
     """Reads as many bytes, others at every call."""
-    calls = cycle(memory_read_contender(bytes, threads).calls)
+    calls = cycle(memory_read_contender(n_bytes, threads).calls)
     return lambda: next(calls)()
 
 
@@ -152,13 +152,13 @@ def main() -> None:
             engine.forget(0)
             engine.run(ids[0].tolist(), [0] * own.prompt, [own.prompt - 1])
 
-        decode |= {weights: token, f"read {weights}": reading(bytes_of[weights], own.threads)}
+        decode |= {weights: token, f"read {weights}": memory_read_call(bytes_of[weights], own.threads)}
         prefill[weights] = again
     with tempfile.TemporaryDirectory() as folder:
         for kind in KINDS if find_spec("llama_cpp") else ():
             llama, name = Llama(model, ids, Path(folder), kind, own.threads), f"llama.cpp {kind}"
             bytes_of[name] = llama.bytes
-            decode |= {name: llama.decode, f"read {name}": reading(llama.bytes, own.threads)}
+            decode |= {name: llama.decode, f"read {name}": memory_read_call(llama.bytes, own.threads)}
             prefill[name] = llama.read
             engines.append(llama)
         print_report(time_in_turns(decode, own.rounds), bytes_of)

@@ -37,7 +37,7 @@ class Arm:
     rates: tuple[float, ...]
 
 
-def edits(rank: int, form: str = "loreft") -> str:
+def intervention_steps(rank: int, form: str = "loreft") -> str:
     return EDITS.format(rank=rank, form=form)
 
 

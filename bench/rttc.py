@@ -105,7 +105,7 @@ def answer_by_every_branch(
     message, settings = [{"role": "user", "content": question.sample.question}], Settings(max_tokens=length)
     cost: dict[str, float] = {}
     vector, cost["embed"] = result_and_cpu_seconds(
-        lambda: client.refreshed_base_facts().project(client.embedder.embed([question.sample.question])[0])
+        lambda: client.refreshed_base_facts().center_and_normalize(client.embedder.embed([question.sample.question])[0])
     )
     found, cost["retrieve"] = result_and_cpu_seconds(lambda: client.retriever.retrieve(vector, POLICY.count).matches)
     ids = client.prompts.tokenize_conversation(message)

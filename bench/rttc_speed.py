@@ -70,7 +70,7 @@ def time_cached_answer(folder: Path) -> None:
     client = client_of(folder, [task])
     asked = [[{"role": "user", "content": one.sample.question}] for one in task.dev]
     for question in asked:
-        vector = client.refreshed_base_facts().project(client.embedder.embed([question[0]["content"]])[0])
+        vector = client.refreshed_base_facts().center_and_normalize(client.embedder.embed([question[0]["content"]])[0])
         client.states.put(vector, client.adaptable.state())
     ways = {
         "direct": replace(client, policy=Policy("direct")),

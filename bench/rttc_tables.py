@@ -113,14 +113,16 @@ def bootstrap_interval(differences: Sequence[float]) -> tuple[float, float, floa
     return float(values.mean()), low, high
 
 
-def gaps(result: Result, baseline: Result) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def accuracy_and_cost_gaps(
+    result: Result, baseline: Result
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Of accuracy and of cost."""
     pairs = ((result.right, baseline.right), (result.cost, baseline.cost))
     right, cost = ([float(a) - float(b) for a, b in zip(*pair, strict=True)] for pair in pairs)
     return bootstrap_interval(right), bootstrap_interval(cost)
 
 
-def late(seconds: Sequence[float]) -> float:
+def p95_seconds(seconds: Sequence[float]) -> float:
     return sorted(seconds)[min(len(seconds) - 1, round(0.95 * len(seconds)))]
 
 
@@ -140,10 +142,10 @@ def by_task(rows: Sequence[Row], rewards: Sequence[str]) -> Iterator[str]:
     yield "\n| branch | mean CPU s | p95 |\n|---|---|---|"
     for branch in BRANCHES:
         cost = always(rows, branch).cost
-        yield f"| {branch} | {statistics.fmean(cost):.2f} | {late(cost):.2f} |"
+        yield f"| {branch} | {statistics.fmean(cost):.2f} | {p95_seconds(cost):.2f} |"
     for part in ("embed", "retrieve", "signals", "train", *(f"{r} direct" for r in rewards)):
         cost = [row["cost"][part] for row in rows]
-        yield f"| of which {part} | {statistics.fmean(cost):.3f} | {late(cost):.3f} |"
+        yield f"| of which {part} | {statistics.fmean(cost):.3f} | {p95_seconds(cost):.3f} |"
 
 
 def policy_results(dev: Sequence[Row], test: Sequence[Row], rewards: Sequence[str]) -> Iterator[tuple[str, Result]]:
@@ -175,7 +177,7 @@ def table_rows(dev: Sequence[Row], test: Sequence[Row], rewards: Sequence[str]) 
     yield "|---|---|---|---|---|---|---|"
     for name, result in results.items():
         shares = ", ".join(f"{result.taken.count(b) / len(test):.0%}" for b in BRANCHES)
-        right, cost = gaps(result, results[better])
+        right, cost = accuracy_and_cost_gaps(result, results[better])
         told = " | ".join(f"{mean:+.2f} ({low:+.2f} to {high:+.2f})" for mean, low, high in (right, cost))
         holds = right[0] >= 0 and right[1] >= -0.05 and cost[2] < 0
         row = f"| {name} | {worth[name][0]:.3f} | {-worth[name][1]:.2f} | {shares} | {told} |"

@@ -114,12 +114,12 @@ def time_scans(pairs: dict[str, tuple[nn.Module, nn.Module]], rounds: int) -> No
         dtype = mixer.in_proj.weight.dtype
         for count in LONG:
             hidden = torch.randn(1, count, WIDTH).to(dtype)
-            more = _besides(lambda m=mixer, x=hidden: m(x))
+            more = _peak_megabytes_beyond_result(lambda m=mixer, x=hidden: m(x))
             calls = {
                 "mixer": lambda m=mixer, x=hidden: m(x),
                 "scan": _scan(name, torch.randn(1, count, 2 * WIDTH).to(dtype)),
             }
-            (whole, own), faults = race_in_turns(calls, max(1, rounds // 2)).values(), _faults(calls["scan"])
+            (whole, own), faults = race_in_turns(calls, max(1, rounds // 2)).values(), _page_faults(calls["scan"])
             print(
                 f"{name}, {count:>6} tokens   mixer {whole / count * 1e6:7.2f} us/token, {max(0.0, more):.0f} MB   "
                 f"convolution and scan {own / count * 1e6:6.2f} us/token, {faults} page faults",
@@ -127,13 +127,13 @@ def time_scans(pairs: dict[str, tuple[nn.Module, nn.Module]], rounds: int) -> No
             )
 
 
-def _faults(call: Callable[[], object]) -> int:
+def _page_faults(call: Callable[[], object]) -> int:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     call()
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
-def _besides(call: Callable[[], torch.Tensor]) -> float:
+def _peak_megabytes_beyond_result(call: Callable[[], torch.Tensor]) -> float:
     """MB that a call had at its peak beside what was there before and what it returns; told by Linux alone."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = _peak()

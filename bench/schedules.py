@@ -63,7 +63,7 @@ class Call:
         return self.rows <= 4  # `kMirroredRows` of engine.h
 
 
-def parts(count: int, threads: int) -> list[int]:
+def share_of_each_thread(count: int, threads: int) -> list[int]:
     return [count * (part + 1) // threads - count * part // threads for part in range(threads)]
 
 
@@ -94,27 +94,27 @@ class Schedules:
 
     def work(self, call: Call, threads: int) -> list[Work]:
         return [
-            self._divided(kind, step, level, Call(1, call.past + call.rows - 1) if tail else call, call, threads)
+            self._shared_work(kind, step, level, Call(1, call.past + call.rows - 1) if tail else call, call, threads)
             for kind, step, level, tail in self.tasks(threads, call.mirrored)
         ]
 
-    def _divided(self, kind: str, step: Step, level: int, call: Call, whole: Call, threads: int) -> Work:
+    def _shared_work(self, work_kind: str, step: Step, level: int, call: Call, whole_call: Call, threads: int) -> Work:
         rows, alone = call.rows, "" if call.rows > 1 else " of one row"
-        if kind == "rows":
+        if work_kind == "rows":
             width = self.layout.widths[step.to]
-            shares = [rows] * threads if whole.mirrored else parts(rows, threads)
-            return Work(kind + alone, level, [width * share for share in shares])
-        if kind in ("prepare", "multiply"):
-            return self._product(kind, step, level, rows, whole, threads)
+            shares = [rows] * threads if whole_call.mirrored else share_of_each_thread(rows, threads)
+            return Work(work_kind + alone, level, [width * share for share in shares])
+        if work_kind in ("prepare", "multiply"):
+            return self._product(work_kind, step, level, rows, whole_call, threads)
         heads = step.kv_heads
-        if kind == "append":
+        if work_kind == "append":
             first, last = call.past // TILE, (call.past + rows - 1) // TILE
             count = heads * (last - first + 1)
-            return Work(kind + alone, level, [len(range(part, count, threads)) for part in range(threads)])
+            return Work(work_kind + alone, level, [len(range(part, count, threads)) for part in range(threads)])
         blocks = list(self._attended(step, call))
         count = sum(blocks)
-        shares = parts(count, min(threads, count))
-        return Work(kind + alone, level, [*shares, *[0] * (threads - len(shares))])
+        shares = share_of_each_thread(count, min(threads, count))
+        return Work(work_kind + alone, level, [*shares, *[0] * (threads - len(shares))])
 
     @staticmethod
     def _attended(step: Step, call: Call) -> Iterator[int]:
@@ -124,20 +124,20 @@ class Schedules:
             token = (min(first + TILE, call.rows * group) - 1) // group
             yield step.kv_heads * -(-(call.past + token + 1) // BLOCK)
 
-    def _product(self, kind: str, step: Step, level: int, rows: int, whole: Call, threads: int) -> Work:
+    def _product(self, work_kind: str, step: Step, level: int, rows: int, whole_call: Call, threads: int) -> Work:
         weight = self.layout.weights[step.weight]
-        by_rows = threads > 1 and not whole.mirrored and rows >= ROWS_OF_THREAD * threads
+        by_rows = threads > 1 and not whole_call.mirrored and rows >= ROWS_OF_THREAD * threads
         ends = [rows * part // threads // LOT * LOT for part in range(threads)] + [rows]
         of_thread = [after - before for before, after in pairwise(ends)]
         alone = "" if rows > 1 else " of one row"
-        if kind == "prepare":
-            lots = [min(rows, LOT) * share for share in parts(-(-rows // LOT), threads)]
-            shares = [rows] * threads if whole.mirrored else of_thread if by_rows else lots
-            return Work(kind + alone, level, [weight.k * share for share in shares])
+        if work_kind == "prepare":
+            lots = [min(rows, LOT) * share for share in share_of_each_thread(-(-rows // LOT), threads)]
+            shares = [rows] * threads if whole_call.mirrored else of_thread if by_rows else lots
+            return Work(work_kind + alone, level, [weight.k * share for share in shares])
         if by_rows:  # each thread reads all of it, from the cache that they share where others have read it
-            return Work(kind + alone, level, [weight.bytes * share for share in of_thread], weight.bytes)
+            return Work(work_kind + alone, level, [weight.bytes * share for share in of_thread], weight.bytes)
         shares = self._bytes(weight, threads)
-        return Work(kind + alone, level, [rows * share for share in shares], sum(shares))
+        return Work(work_kind + alone, level, [rows * share for share in shares], sum(shares))
 
     def _bytes(self, weight: Weight, threads: int) -> list[int]:
         key = (weight.at, threads)

@@ -36,17 +36,17 @@ def main() -> None:
     rng = np.random.default_rng(args.seed)
     print(f"{args.resamples} resamples of at most {args.rows} rows")
     print(f"\n{'rows':36}{'skew':>6}{'kurtosis':>10}{'wrong holds':>13}{'wrong misses':>14}")
-    rows_of = pools()
+    rows_of = row_differences_by_change()
     for name, pool in rows_of.items():
         z = (pool - pool.mean()) / pool.std()
-        outcomes = [outcome for outcome, _ in resampled(pool, 0.0, args.rows, args.resamples, rng)]
+        outcomes = [outcome for outcome, _ in resampled_outcomes(pool, 0.0, args.rows, args.resamples, rng)]
         wrong = [f"{outcomes.count(outcome) / args.resamples:.3f}" for outcome in ("holds", "missed")]
         print(f"{name:36}{(z**3).mean():6.1f}{(z**4).mean():10.1f}{wrong[0]:>13}{wrong[1]:>14}")
     pool = rows_of["int4, 64 tokens, nats"]
     print_rows_read(pool, args.rows, args.resamples, rng)
     print("\ndecided of 100, by this test and by a confidence sequence (normal mixture, a look at every row)")
     for rows, distance in ((100, 0.3), (100, 0.5), (args.rows, 0.1), (args.rows, 0.2)):
-        runs = [o for o, _ in resampled(pool, distance, rows, args.resamples, rng)]
+        runs = [o for o, _ in resampled_outcomes(pool, distance, rows, args.resamples, rng)]
         mixture = mixture_power(pool, distance, rows, args.resamples, rng)
         shares = f"{100 * runs.count('holds') / len(runs):4.0f}{100 * mixture:5.0f}"
         print(f"at most {rows:5} rows, {distance} standard deviations: {shares}")
@@ -69,7 +69,7 @@ def mixture_power(pool: np.ndarray, distance: float, rows: int, resamples: int, 
 
 
 def print_rows_read(pool: np.ndarray, rows: int, resamples: int, rng: np.random.Generator) -> None:
-    results = {d: resampled(pool, d, rows, resamples, rng) for d in DISTANCES}
+    results = {d: resampled_outcomes(pool, d, rows, resamples, rng) for d in DISTANCES}
     power = {d: sum(outcome == "holds" for outcome, _ in runs) / len(runs) for d, runs in results.items()}
     nearest = min(d for d in DISTANCES if power[d] >= 0.8)
     planned = fixed_rows(nearest, power[nearest])
@@ -84,7 +84,7 @@ def print_rows_read(pool: np.ndarray, rows: int, resamples: int, rng: np.random.
         )
 
 
-def resampled(
+def resampled_outcomes(
     pool: np.ndarray, distance: float, rows: int, resamples: int, rng: np.random.Generator
 ) -> list[tuple[str, int]]:
     """Outcome and rows read of each test whose limit lies so many standard deviations above the truth."""
@@ -105,13 +105,13 @@ def fixed_rows(distance: float, power: float) -> int:
     return max(math.ceil((z / distance) ** 2), 3)
 
 
-def pools() -> dict[str, np.ndarray]:
+def row_differences_by_change() -> dict[str, np.ndarray]:
     """Differences of rows, in nats a token: what a token costs more, and the divergence."""
     original = load()
     result = {}
-    for name, model in (("int4", rounded(load())), ("one layer less", shortened(load()))):
+    for name, model in (("int4", with_rounded_weights(load())), ("one layer less", without_some_layers(load()))):
         for length in (64, 16, 6):
-            nats, divergence = nats_and_divergence_differences(model, original, windows(length))
+            nats, divergence = nats_and_divergence_differences(model, original, token_windows(length))
             result[f"{name}, {length} tokens, nats"] = nats
             result[f"{name}, {length} tokens, divergence"] = divergence
     return result
@@ -123,7 +123,7 @@ def load() -> torch.nn.Module:
     return AutoModelForCausalLM.from_pretrained(ROOT / "recipes/zoo/tiny-llama", dtype=torch.float32).eval()
 
 
-def windows(length: int) -> torch.Tensor:
+def token_windows(length: int) -> torch.Tensor:
     from transformers import AutoTokenizer
 
     folder = ROOT / "recipes/zoo/tiny-llama"
@@ -133,7 +133,7 @@ def windows(length: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def rounded(model: torch.nn.Module) -> torch.nn.Module:
+def with_rounded_weights(model: torch.nn.Module) -> torch.nn.Module:
     for module in model.model.modules():
         if isinstance(module, torch.nn.Linear):
             scale = module.weight.abs().amax(1, keepdim=True) / 7
@@ -141,7 +141,7 @@ def rounded(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-def shortened(model: torch.nn.Module) -> torch.nn.Module:
+def without_some_layers(model: torch.nn.Module) -> torch.nn.Module:
     del model.model.layers[2]
     for index, layer in enumerate(model.model.layers):
         layer.self_attn.layer_idx = index

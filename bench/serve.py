@@ -42,12 +42,12 @@ def start_server(*arguments: str, threads: int) -> Iterator[str]:
         process.wait()
 
 
-async def stream_answer(client: httpx.AsyncClient, prompt: str, new: int) -> list[float]:
+async def stream_answer(client: httpx.AsyncClient, prompt: str, max_new_tokens: int) -> list[float]:
     """Times at which text came, the first one that of the request; the last entry is the number of tokens."""
     body = {
         "model": "model",
         "prompt": prompt,
-        "max_tokens": new,
+        "max_tokens": max_new_tokens,
         "temperature": 0,
         "stream": True,
         "stream_options": {"include_usage": True},
@@ -65,26 +65,36 @@ async def stream_answer(client: httpx.AsyncClient, prompt: str, new: int) -> lis
     return [*times, count]
 
 
-def prompts(count: int, words: int, start: int = 0) -> list[str]:
+def prompts_of_python_docs(count: int, words: int, start: int = 0) -> list[str]:
     return [" ".join(TEXT[(start + i) * 997 % 20_000 :][:words]) for i in range(count)]
 
 
-async def measure_concurrent(url: str, count: int, words: int, new: int, start: int) -> dict[str, float]:
+async def measure_concurrent(
+    url: str, n_clients: int, prompt_words: int, max_new_tokens: int, start: int
+) -> dict[str, float]:
     async with httpx.AsyncClient(base_url=url, timeout=600) as client:
         began = time.perf_counter()
-        found = await asyncio.gather(*(stream_answer(client, prompt, new) for prompt in prompts(count, words, start)))
+        found = await asyncio.gather(
+            *(
+                stream_answer(client, prompt, max_new_tokens)
+                for prompt in prompts_of_python_docs(n_clients, prompt_words, start)
+            )
+        )
     tokens, seconds = sum(times[-1] for times in found), max(times[-2] for times in found) - began
     firsts = [times[1] - times[0] for times in found]
     return {"tokens_per_second": tokens / seconds, "first": median(firsts), "last_first": max(firsts)}
 
 
-async def longest_stalls(url: str, words: int, long: int, new: int) -> tuple[float, float]:
+async def longest_stalls(
+    url: str, prompt_words: int, long_prompt_words: int, max_new_tokens: int
+) -> tuple[float, float]:
     """The longest wait between pieces of four answers, with and without a long prompt coming in."""
     async with httpx.AsyncClient(base_url=url, timeout=600) as client:
         waits = []
-        for more in ([], prompts(1, long, 91)):
+        for more in ([], prompts_of_python_docs(1, long_prompt_words, 91)):
             running = [
-                asyncio.create_task(stream_answer(client, prompt, new)) for prompt in prompts(4, words, 50 + len(more))
+                asyncio.create_task(stream_answer(client, prompt, max_new_tokens))
+                for prompt in prompts_of_python_docs(4, prompt_words, 50 + len(more))
             ]
             await asyncio.sleep(0.5)
             await asyncio.gather(*(stream_answer(client, prompt, 1) for prompt in more))
@@ -93,24 +103,26 @@ async def longest_stalls(url: str, words: int, long: int, new: int) -> tuple[flo
     return waits[1], waits[0]
 
 
-def engine_throughput(model: str, threads: int, counts: list[int], words: int, new: int) -> dict[int, float]:
+def engine_throughput(
+    model_folder: str, threads: int, sequence_counts: list[int], words: int, max_new_tokens: int
+) -> dict[int, float]:
     """Tokens per second of the engine alone; nothing where the model has none."""
     import effc
     from effc.compiler.driver.models import _load_tokenizer_or_none, is_artifact
 
-    path = Path(model)
+    path = Path(model_folder)
     if not (path.is_dir() and is_artifact(path) and (path / "native").is_dir()):
         return {}
     own, tokenizer = effc.load(path, threads=threads).engine, _load_tokenizer_or_none(path / "native")
     found = {}
-    for count in counts:
+    for count in sequence_counts:
         began = time.perf_counter()
-        for sequence, prompt in enumerate(prompts(count, words)):
+        for sequence, prompt in enumerate(prompts_of_python_docs(count, words)):
             ids = tokenizer(prompt)["input_ids"]
             own.run(ids, [sequence] * len(ids), [len(ids) - 1])
-        for _ in range(new - 1):
+        for _ in range(max_new_tokens - 1):
             own.run([300] * count, list(range(count)), list(range(count)))
-        found[count] = count * new / (time.perf_counter() - began)
+        found[count] = count * max_new_tokens / (time.perf_counter() - began)
         for sequence in range(count):
             own.forget(sequence)
     return found

@@ -30,7 +30,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from bench.serve import EFFC, prompts, start_server, stream_answer
+from bench.serve import EFFC, prompts_of_python_docs, start_server, stream_answer
 
 CONTEXT, SLOTS = 2048, 16  # tokens of a slot
 FORMATS = {"effc bf16": "weights: bf16", "effc int8": "weights: int8, inputs: int16"}
@@ -163,7 +163,7 @@ async def clients_beside_long_prompts(
     async def send_long_prompts() -> None:
         for number in count(1000 * args.seed + 500):
             await asyncio.sleep(1)
-            (text,) = prompts(1, args.long, number)
+            (text,) = prompts_of_python_docs(1, args.long, number)
             await stream_answer(client, text, 1)
 
     long = asyncio.create_task(send_long_prompts())
@@ -175,7 +175,7 @@ async def clients_beside_long_prompts(
 
 async def measure(url: str, load: Load, samples: Samples, args: argparse.Namespace) -> None:
     """Add a round; the same texts for every server, others in every round and load."""
-    texts = (text for number in count(1000 * args.seed) for text in prompts(1, args.words, number))
+    texts = (text for number in count(1000 * args.seed) for text in prompts_of_python_docs(1, args.words, number))
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
         started = time.perf_counter()
@@ -185,7 +185,7 @@ async def measure(url: str, load: Load, samples: Samples, args: argparse.Namespa
 
 async def warm_up(url: str, args: argparse.Namespace) -> None:
     async with httpx.AsyncClient(base_url=url, timeout=600) as client:
-        await asyncio.gather(*(stream_answer(client, text, 4) for text in prompts(4, args.words, 900)))
+        await asyncio.gather(*(stream_answer(client, text, 4) for text in prompts_of_python_docs(4, args.words, 900)))
 
 
 def loads(args: argparse.Namespace) -> dict[str, Load]:

@@ -156,10 +156,15 @@ class Counted:
 
 
 def answer_seconds_and_ids(
-    model: DecoderModel, contender: str, prompt: list[int], answer: list[int], new: int
+    model: DecoderModel, contender: str, prompt: list[int], answer: list[int], max_new_tokens: int
 ) -> tuple[float, list[int]]:
     row = torch.tensor([prompt])
-    options = {"max_new_tokens": len(answer) or new, "eos_token_id": None, "pad_token_id": 0, "do_sample": False}
+    options = {
+        "max_new_tokens": len(answer) or max_new_tokens,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+        "do_sample": False,
+    }
     if answer:
         options["logits_processor"] = LogitsProcessorList([Script(len(prompt), answer)])
     if contender == "drafts":
@@ -174,7 +179,7 @@ def answer_seconds_and_ids(
     return clock() - start, ids[0, len(prompt) :].tolist()
 
 
-def measure(models: dict[str, DecoderModel], texts: list[Text], rounds: int, new: int) -> dict:
+def measure(models: dict[str, DecoderModel], texts: list[Text], rounds: int, max_new_tokens: int) -> dict:
     contenders = [name for name in CONTENDERS if name in models]
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     tokens, same = 0, True
@@ -182,7 +187,7 @@ def measure(models: dict[str, DecoderModel], texts: list[Text], rounds: int, new
         sums, said = dict.fromkeys(contenders, 0.0), {}
         for number, (prompt, answer) in enumerate(texts):
             for name in contenders if turn % 2 else contenders[::-1]:
-                took, said[name, number] = answer_seconds_and_ids(models[name], name, prompt, answer, new)
+                took, said[name, number] = answer_seconds_and_ids(models[name], name, prompt, answer, max_new_tokens)
                 sums[name] += took
         same &= all(said["drafts", n] == said["steady", n] for n in range(len(texts)))
         tokens = sum(len(said["steady", n]) for n in range(len(texts)))
@@ -202,26 +207,28 @@ def measure(models: dict[str, DecoderModel], texts: list[Text], rounds: int, new
     }
 
 
-def tiny(threads: int, new: int, chat: Path | None) -> tuple[dict[str, DecoderModel], dict[str, list[Text]]]:
+def tiny(threads: int, max_new_tokens: int, chat: Path | None) -> tuple[dict[str, DecoderModel], dict[str, list[Text]]]:
     folder = zoo_folders_by_name()["tiny-llama"]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     plan = Reader(capture(LlamaForCausalLM.from_pretrained(folder).eval()), "bf16").build_plan()
     weights = {name: entry.make() for name, entry in plan.live_weight_entries().items()}
     paragraphs = (folder / "heldout.txt").read_text().splitlines()
     rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in paragraphs]
-    rows = [row for row in rows if len(row) > 160 + new // 2][:8]
+    rows = [row for row in rows if len(row) > 160 + max_new_tokens // 2][:8]
     texts: dict[str, list[Text]] = {
         "own": [(row[:100], []) for row in rows],
-        "continuation": [(row[:160], row[160 : 160 + new]) for row in rows],
+        "continuation": [(row[:160], row[160 : 160 + max_new_tokens]) for row in rows],
         "retrieval": [(row[:160], row[20:140]) for row in rows],
     }
     return engines(plan.to_json(), weights, threads), texts
 
 
-def shape_135m(threads: int, new: int, chat: Path | None) -> tuple[dict[str, DecoderModel], dict[str, list[Text]]]:
+def shape_135m(
+    threads: int, max_new_tokens: int, chat: Path | None
+) -> tuple[dict[str, DecoderModel], dict[str, list[Text]]]:
     shape = Shape("dense_linear_int8", 1.0).whole()
     plan = {**shape.plan, "vocabulary": 49152}
-    return engines(plan, shape.weights, threads), tasks(Words(49152), new, chat)
+    return engines(plan, shape.weights, threads), tasks(Words(49152), max_new_tokens, chat)
 
 
 MODELS = {"tiny": tiny, "135m": shape_135m}

@@ -15,6 +15,6 @@ def max_logit_difference(
     """
     vocab = vocab or vocabulary_size(reference)
     return max_difference(
-        record_logits_of_sample_calls(reference, vocab=vocab, seed=seed),
-        record_logits_of_sample_calls(candidate, vocab=vocab, seed=seed),
+        record_logits_of_sample_calls(reference, vocab_size=vocab, seed=seed),
+        record_logits_of_sample_calls(candidate, vocab_size=vocab, seed=seed),
     )

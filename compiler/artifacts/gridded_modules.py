@@ -106,7 +106,7 @@ def recorded_schemes(notes: Iterable[Mapping[str, Any]]) -> dict[str, Scheme]:
     schemes: dict[str, Scheme] = {}
     for note in notes:
         if {"quantized", "bits", "group", "symmetric"} <= note.keys():
-            scheme = Scheme.holding(note["bits"], note["group"], note["symmetric"])
+            scheme = Scheme.smallest_for_grid(note["bits"], note["group"], note["symmetric"])
             schemes |= dict.fromkeys(note["quantized"], scheme)
     return schemes
 

@@ -59,7 +59,7 @@ def ratio_interval(
     return ratio - _without_skew(half, skew) * error, ratio - _without_skew(-half, skew) * error
 
 
-def metric_interval(scores: RowScores, original: RowScores | None = None) -> tuple[float, float] | None:
+def metric_interval(scores: RowScores, original_scores: RowScores | None = None) -> tuple[float, float] | None:
     """Interval of a metric, or of its ratio to that of a model with the same rows, at 95 %; None of too few rows.
 
     Of right and wrong answers each model gets one more right that the other has wrong: rows that all agree have no
@@ -69,26 +69,26 @@ def metric_interval(scores: RowScores, original: RowScores | None = None) -> tup
     if len(scores.sums) < FEWEST_ROWS:
         return None
     sums, counts = [*scores.sums], [*scores.counts]
-    original_sums = [] if original is None else [*original.sums]
+    original_sums = [] if original_scores is None else [*original_scores.sums]
     if scores.form == "share":
         sums, counts, original_sums = [*sums, 1.0, 0.0], [*counts, 1.0, 1.0], [*original_sums, 0.0, 1.0]
     if scores.form == "exp":
-        differences = sums if original is None else [a - b for a, b in zip(sums, original_sums, strict=True)]
+        differences = sums if original_scores is None else [a - b for a, b in zip(sums, original_sums, strict=True)]
         low, high = ratio_interval(differences, counts)
         return exp(min(low, 700.0)), exp(min(high, 700.0))
-    low, high = ratio_interval(sums, counts if original is None else original_sums)
+    low, high = ratio_interval(sums, counts if original_scores is None else original_sums)
     low = max(low, 0.0)
-    return (low, min(high, 1.0)) if scores.form == "share" and original is None else (low, high)
+    return (low, min(high, 1.0)) if scores.form == "share" and original_scores is None else (low, high)
 
 
-def normal_quantile(share: float) -> float:
-    return NormalDist().inv_cdf(share)
+def normal_quantile(probability: float) -> float:
+    return NormalDist().inv_cdf(probability)
 
 
-def student_quantile(z: float, degrees: int) -> float:
+def student_quantile(z: float, degrees_of_freedom: int) -> float:
     """Quantile of Student's t where that of the normal distribution is z; 1 % too small at 7 degrees and z = 2.8."""
     terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + sum(term / degrees**power for power, term in enumerate(terms, start=1))
+    return z + sum(term / degrees_of_freedom**power for power, term in enumerate(terms, start=1))
 
 
 def _without_skew(quantile: float, skew: float) -> float:

@@ -23,7 +23,9 @@ _OTHER_BATCH = 3
 _SHAPES = ((BATCH, LENGTH, 0), (3, 11, 0), (1, 1, 0), (BATCH, LENGTH, PADDING), (3, 11, 3))
 
 
-def record_logits_of_sample_calls(model: nn.Module, *, vocab: int | None = None, seed: int = 0) -> list[torch.Tensor]:
+def record_logits_of_sample_calls(
+    model: nn.Module, *, vocab_size: int | None = None, seed: int = 0
+) -> list[torch.Tensor]:
     """Logits [tokens, vocabulary] of every situation, without those at padding; kept to compare a model with
     what it was before an edit in place.
 
@@ -36,12 +38,12 @@ def record_logits_of_sample_calls(model: nn.Module, *, vocab: int | None = None,
         reads_more = bool(token_input_name(model)) and not is_media_encoder_decoder(model)
         if "input_ids" not in names or reads_more or not isinstance(model, PreTrainedModel):
             return [main_tensor_of_output(model(**sample_inputs(model, batch))) for batch in (BATCH, _OTHER_BATCH)]
-        vocab = vocab or vocabulary_size(model)
-        assert vocab is not None, f"the ids of a {type(model).__name__} have no bound"
-        observed = [_logits(model, names, sample_tokens(vocab, *shape, _device(model), seed)) for shape in _SHAPES]
-        if _decodes(model, names):
+        vocab_size = vocab_size or vocabulary_size(model)
+        assert vocab_size is not None, f"the ids of a {type(model).__name__} have no bound"
+        observed = [_logits(model, names, sample_tokens(vocab_size, *shape, _device(model), seed)) for shape in _SHAPES]
+        if _accepts_cache(model, names):
             for padding in (0, PADDING):
-                inputs = sample_tokens(vocab, BATCH, LENGTH + _STEPS, padding, _device(model), seed)
+                inputs = sample_tokens(vocab_size, BATCH, LENGTH + _STEPS, padding, _device(model), seed)
                 observed += _prefill_and_decode_logits(model, names, inputs)
         return observed
 
@@ -54,11 +56,11 @@ def max_difference(before: list[torch.Tensor], after: list[torch.Tensor]) -> flo
     return worst if math.isfinite(worst) else math.inf
 
 
-def _logits(model: nn.Module, names: set[str], inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+def _logits(model: nn.Module, parameter_names: set[str], inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """One forward; an unpadded batch goes without mask and positions, so that both ways are seen."""
     padded = bool((inputs["attention_mask"] == 0).any())
     passed = inputs if padded else {"input_ids": inputs["input_ids"]}
-    out = main_tensor_of_output(model(**{name: value for name, value in passed.items() if name in names}))
+    out = main_tensor_of_output(model(**{name: value for name, value in passed.items() if name in parameter_names}))
     return _without_padding(out, inputs["attention_mask"])
 
 
@@ -111,9 +113,9 @@ def _prefill_and_decode_logits(
     return observed
 
 
-def _decodes(model: nn.Module, names: set[str]) -> bool:
+def _accepts_cache(model: nn.Module, parameter_names: set[str]) -> bool:
     """Whether the model takes a cache object; that it is a decoder not all of their configs say."""
-    return "cache" in names and not model.config.is_encoder_decoder
+    return "cache" in parameter_names and not model.config.is_encoder_decoder
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -30,18 +30,18 @@ class OutputPromise:
     def check(self, program: "Program", logit_tolerance: Close) -> None:
         """Raise Reject (promise-broken) where outputs differ by more than was promised, or are no numbers."""
         worst = max_difference(self.outputs, observed(program))
-        tolerance = self._allowed(program, logit_tolerance)
+        tolerance = self._scaled_tolerance(program, logit_tolerance)
         if not worst <= tolerance:
             raise promise_broken(
                 f"outputs changed by {worst:.3g}, the pass promises at most {tolerance:.3g}",
                 help="this is a defect of the pass: leave the step out, and report it",
             ).rejection()
 
-    def _allowed(self, program: "Program", keeps: Close) -> float:
+    def _scaled_tolerance(self, program: "Program", tolerance: Close) -> float:
         """`atol` is told for float32; a narrower type rounds sums that are added in another order more coarsely."""
         largest = max(float(t.abs().max()) for t in self.outputs)
         step = torch.finfo(next(program.model.parameters()).dtype).eps * largest
-        return max(keeps.atol, 8 * step) if keeps.atol else 0.0
+        return max(tolerance.atol, 8 * step) if tolerance.atol else 0.0
 
 
 def observed(program: "Program") -> list[torch.Tensor]:

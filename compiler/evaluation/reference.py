@@ -70,7 +70,7 @@ class OriginalOutputs:
         if self.head is None:
             return values.float()
         weight, bias, tail = self.head
-        return logits_tail(tail)(nn.functional.linear(values, weight, bias)).float()
+        return tail_from_name(tail)(nn.functional.linear(values, weight, bias)).float()
 
 
 def write_reference_once(ctx: Context, model: nn.Module, ref: DataRef) -> None:
@@ -92,7 +92,7 @@ def write_original_outputs(
     last = None if tail is None else last
     if last is not None and tail is not None:
         _write_output_embedding(ctx, head_file, last, tail)
-    positions_per_row, width = _predictions(model, rows)
+    positions_per_row, width = _predictions_per_row_and_classes(model, rows)
     width, dtype = (last.in_features, last.weight.dtype) if last is not None else (width, torch.float16)
     output_name = "hidden" if last is not None else "log_probs"
     shapes = {
@@ -133,10 +133,12 @@ def open_reference(path: Path, head_path: Path) -> OriginalOutputs:
     return OriginalOutputs(tensors["top"], tensors["hidden"], (head["weight"], head.get("bias"), tail))
 
 
-def mean_kl_divergence(model: nn.Module, rows: Tensor, reference: OriginalOutputs, name: str, data: str = "") -> float:
+def mean_kl_divergence(
+    model: nn.Module, rows: Tensor, reference: OriginalOutputs, metric_name: str, data_name: str = ""
+) -> float:
     """Mean over all predictions of KL(reference || model), in nats."""
-    sums, count = row_kl_divergence(model, rows, reference, name)
-    return finite(math.fsum(sums) / (len(sums) * count), name, data)
+    sums, count = row_kl_divergence(model, rows, reference, metric_name)
+    return finite(math.fsum(sums) / (len(sums) * count), metric_name, data_name)
 
 
 class RowDivergences(NamedTuple):
@@ -144,10 +146,10 @@ class RowDivergences(NamedTuple):
     predictions_per_row: int
 
 
-def row_kl_divergence(model: nn.Module, rows: Tensor, reference: OriginalOutputs, name: str) -> RowDivergences:
+def row_kl_divergence(model: nn.Module, rows: Tensor, reference: OriginalOutputs, metric_name: str) -> RowDivergences:
     """KL(reference || model) over the predictions of each row, in nats, and how many predictions a row has."""
     divergences = []
-    for logits_new, logits_original in iterate_logits_beside_reference(model, rows, reference, name):
+    for logits_new, logits_original in iterate_logits_beside_reference(model, rows, reference, metric_name):
         q, p = logits_new.log_softmax(-1), logits_original.log_softmax(-1)  # [c, vocab]
         divergences.append(nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(-1).cpu().double())
     by_row = torch.cat(divergences).view(len(rows), -1)
@@ -177,7 +179,7 @@ def iterate_logits_beside_reference(
 # -- what the output embedding does --------------------------------------------------------------------------
 
 
-def logits_tail(name: str) -> Tail:
+def tail_from_name(name: str) -> Tail:
     """Last operations of a model on its logits: "", "cap:30.0" (tanh), "scale:0.125"."""
     kind, _, number = name.partition(":")
     if kind == "cap":
@@ -205,7 +207,7 @@ def _infer_logits_tail(model: nn.Module, head: nn.Linear, rows: Tensor) -> str |
         plain = nn.functional.linear(inputs[0], head.weight, head.bias)
         tolerance = values.float().abs().max().item() * 2e-2 if values.dtype != torch.float32 else 1e-4
         return next(
-            (t for t in known if (logits_tail(t)(plain).float() - values.float()).abs().max() <= tolerance), None
+            (t for t in known if (tail_from_name(t)(plain).float() - values.float()).abs().max() <= tolerance), None
         )
 
 
@@ -233,7 +235,7 @@ def _log_probs(model: nn.Module, batch: Tensor) -> tuple[Tensor, Tensor]:
         return logged.view(values.shape), values.argmax(-1).int()
 
 
-def _predictions(model: nn.Module, rows: Tensor) -> tuple[int, int]:
+def _predictions_per_row_and_classes(model: nn.Module, rows: Tensor) -> tuple[int, int]:
     """Number of predictions per row, and of tokens or classes in each."""
     with evaluating(model):
         _, positions_per_row, width = logits(model, rows[:1]).shape
@@ -273,7 +275,7 @@ def map_verified_file(path: Path) -> dict[str, Tensor]:
 
     It is read whole once; a file that was not written since is not read again.
     """
-    known = read_self_named_record(_seal(path), path.parent)
+    known = read_self_named_record(_seal_path(path), path.parent)
     if known is None or known.get("sha256") != cached_file_hash(path, path.parent):
         help = "delete it, then compile again"
         raise cache_damaged(f"{path} does not hold what was written there", help=help).rejection()
@@ -281,7 +283,7 @@ def map_verified_file(path: Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in sorted(file.keys())}
 
 
-def _seal(path: Path) -> Path:
+def _seal_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
@@ -341,7 +343,8 @@ class full:
         if kind is None:
             assert complete, f"{self.location} was not filled"
             write_atomic(
-                _seal(self.location), sealed_json_bytes({"key": self.location.stem, "sha256": self.hash.hexdigest()})
+                _seal_path(self.location),
+                sealed_json_bytes({"key": self.location.stem, "sha256": self.hash.hexdigest()}),
             )
             os.replace(self.draft, self.location)
         else:

@@ -14,7 +14,7 @@ from ..models.rows.forward import main_tensor_of_output
 from ..models.rows.inputs import is_encoder_decoder, use_cache_false_kwargs
 
 
-def tensors_of(program: Program) -> dict[str, Any]:
+def example_inputs_by_name(program: Program) -> dict[str, Any]:
     """Example inputs for tracing a program: no cache, which a plain program can't hand back, and no positions where
     those of a model do not begin at 0, as whoever calls it would think: it counts them itself."""
     excluded = {"position_ids"} if first_position_id(program.model) else set()
@@ -70,6 +70,6 @@ def refuse_encoder_decoder(model: nn.Module, fault: Fault) -> None:
         ).rejection()
 
 
-def first_result_of(model: nn.Module) -> nn.Module:
+def with_main_output_only(model: nn.Module) -> nn.Module:
     """A plain module itself; a model of transformers with one result, as other libraries know no other."""
     return MainOutput(model) if isinstance(model, PreTrainedModel) else model

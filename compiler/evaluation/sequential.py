@@ -104,20 +104,20 @@ class PairedBound:
             self.verdict = Verdict("undecided", read, *(self._interval or (-math.inf, math.inf)))
 
 
-def row_order(rows: int, seed: int) -> list[int]:
+def row_order(n_rows: int, seed: int) -> list[int]:
     """Random order in which a test reads rows, by a seed."""
-    return np.random.default_rng(seed).permutation(rows).tolist()
+    return np.random.default_rng(seed).permutation(n_rows).tolist()
 
 
-def look_sizes(rows: int) -> tuple[int, ...]:
-    """Numbers of rows after which a test looks, `rows` the last; none where there are too few."""
-    if rows < FEWEST_ROWS:
+def look_sizes(n_rows: int) -> tuple[int, ...]:
+    """Numbers of rows after which a test looks, `n_rows` the last; none where there are too few."""
+    if n_rows < FEWEST_ROWS:
         return ()
     sizes, size = [], float(FIRST)
-    while size < rows:
+    while size < n_rows:
         sizes.append(math.ceil(size))
         size *= GROWTH
-    return (*sizes, rows)
+    return (*sizes, n_rows)
 
 
 @lru_cache

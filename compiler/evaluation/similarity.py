@@ -82,12 +82,12 @@ def _cosines(new: Tensor, reference: Tensor) -> Tensor:
     return nn.functional.cosine_similarity(new.double(), reference.to(new.device).double(), dim=-1)
 
 
-def _refuse_other_token_shape(new: Tensor, reference: Tensor, narrower: bool = False) -> None:
+def _refuse_other_token_shape(new: Tensor, reference: Tensor, may_be_narrower: bool = False) -> None:
     """Raises Reject (other-vocabulary) for what is no state of the same tokens, as a result of a model with a head.
 
-    new, reference  [b, t, width]; `narrower`: `new` may have fewer numbers a token
+    new, reference  [b, t, width]; `may_be_narrower`: `new` may have fewer numbers a token
     """
-    fits = new.shape[-1] <= reference.shape[-1] if narrower else new.shape[-1] == reference.shape[-1]
+    fits = new.shape[-1] <= reference.shape[-1] if may_be_narrower else new.shape[-1] == reference.shape[-1]
     if new.shape[1:-1] != reference.shape[1:-1] or not fits:
         actual, known = (" x ".join(map(str, x.shape[1:])) for x in (new, reference))
         raise other_vocabulary(
@@ -112,7 +112,7 @@ def linear_cka(model: nn.Module, rows: Tensor, original_states: dict[str, Tensor
     rowwise, tokenwise, at = _Products(), _Products(), 0
     for states_new in pooled_state_batches(model, rows, pooling):
         row_slice = slice(at, at + len(states_new.pooled))
-        _refuse_other_token_shape(states_new.tokens, original_states["t"], narrower=True)
+        _refuse_other_token_shape(states_new.tokens, original_states["t"], may_be_narrower=True)
         rowwise.add(states_new.pooled, original_states["v"][row_slice])
         tokenwise.add(states_new.tokens[states_new.mask], original_states["t"][row_slice][states_new.mask.cpu()])
         at = row_slice.stop
@@ -173,7 +173,7 @@ def mean_hidden_state_loss(model: nn.Module, rows: Tensor, original_states: dict
 
 
 def accumulate_hidden_state_gradient(
-    model: nn.Module, rows: Tensor, original: dict[str, Tensor], pooling: str, row_indices: Tensor, weight: float
+    model: nn.Module, rows: Tensor, original_states: dict[str, Tensor], pooling: str, row_indices: Tensor, weight: float
 ) -> float:
     """The loss over the rows of these numbers; adds `weight` times its gradient to the parameters'.
 
@@ -181,6 +181,6 @@ def accumulate_hidden_state_gradient(
     """
     with in_eval_mode(model):
         states_new = pooled_hidden_states(model, rows[row_indices], pooling)
-        loss = hidden_state_loss(states_new, original["t"][row_indices], original["v"][row_indices])
+        loss = hidden_state_loss(states_new, original_states["t"][row_indices], original_states["v"][row_indices])
         (loss * weight).backward()
     return loss.item()

@@ -60,25 +60,25 @@ def make_prefill_step(model: nn.Module, length: int) -> Callable[[], float]:
     if runtime := runtime_of(model):
         return runtime.make_prefill_step(make_prompt_ids(model, 1, length)[0].tolist())
     ids, device = make_prompt_ids(model, 1, length), device_of(model)
-    inputs = {**_prompt(model, ids), **_caching(model)}
+    inputs = {**_prompt_kwargs(model, ids), **_use_cache_kwargs(model)}
 
     def step() -> float:
-        started = _current(device)
+        started = _synchronized_time_s(device)
         with _too_long_as_diagnostic(model, length):
             model(**inputs)
-        return _current(device) - started
+        return _synchronized_time_s(device) - started
 
     return step
 
 
-def _prompt(model: nn.Module, ids: Tensor) -> dict[str, Any]:
+def _prompt_kwargs(model: nn.Module, ids: Tensor) -> dict[str, Any]:
     """A prompt as a model takes it: to an encoder with a decoder it is the source, of which nothing is said yet."""
     return {"input_ids": ids} | (
         {"decoder_input_ids": decoder_inputs_of(model, ids[:, :1])} if is_encoder_decoder(model) else {}
     )
 
 
-def _next(model: nn.Module, token: Tensor, output: Any) -> dict[str, Any]:
+def _next_token_kwargs(model: nn.Module, token: Tensor, output: Any) -> dict[str, Any]:
     if not is_encoder_decoder(model):
         return {"input_ids": token}
     encoder_states = output.get("encoder_last_hidden_state")  # the engine keeps it to itself
@@ -89,7 +89,7 @@ def make_decode_step(model: nn.Module, length: int, batch: int = 1) -> Callable[
     """The next token after a prompt of `length` tokens, greedy, with the cache; the first step reads the prompt."""
     if runtime := runtime_of(model):
         return runtime.decode_step(make_prompt_ids(model, 1, length)[0].tolist(), batch)
-    caching, device = _caching(model), device_of(model)
+    caching, device = _use_cache_kwargs(model), device_of(model)
     if not caching:
         raise no_cache(
             f"the forward of {type(model).__name__} takes no `use_cache`", help="time it with `prefill`"
@@ -100,13 +100,17 @@ def make_decode_step(model: nn.Module, length: int, batch: int = 1) -> Callable[
         nonlocal output
         if output is None:
             with _too_long_as_diagnostic(model, length):
-                output = model(**_prompt(model, make_prompt_ids(model, batch, length)), **caching)
+                output = model(**_prompt_kwargs(model, make_prompt_ids(model, batch, length)), **caching)
         token = logits_of_output(output)[:, -1:].argmax(-1)  # [batch, 1]
-        inputs = {**_next(model, token, output), **caching, **cache_of(output)}  # not a part of what is timed
-        started = _current(device)
+        inputs = {
+            **_next_token_kwargs(model, token, output),
+            **caching,
+            **cache_kwargs_of(output),
+        }  # not a part of what is timed
+        started = _synchronized_time_s(device)
         with _failure_as_diagnostic(model):
             output = model(**inputs)
-        return _current(device) - started
+        return _synchronized_time_s(device) - started
 
     return step
 
@@ -211,7 +215,7 @@ def _measure_round(models: Mapping[str, nn.Module], metric: Any, label: str, cal
     seconds_by_name: dict[str, list[float]] = {name: [] for name in names}
     with timing_conditions(*models.values()):
         steps = WARMUP + -(-max(clock.count for clock in clocks.values()) // calls_per_round)
-        if fit(models.values()):
+        if fit_in_memory_together(models.values()):
             order = [name for step_index in range(steps) for name in (names if step_index % 2 == 0 else names[::-1])]
         else:
             order = [name for name in names for _ in range(steps)]
@@ -220,7 +224,7 @@ def _measure_round(models: Mapping[str, nn.Module], metric: Any, label: str, cal
     return {name: clocks[name].value(seconds_by_name[name][WARMUP:]) for name in names}
 
 
-def fit(models: Iterable[nn.Module]) -> bool:
+def fit_in_memory_together(models: Iterable[nn.Module]) -> bool:
     """Whether memory holds the weights of all of them at once."""
     return fits_in_memory(sum(t.nbytes for model in models for t in (*model.parameters(), *model.buffers())))
 
@@ -250,17 +254,17 @@ def timing_conditions(*models: nn.Module) -> Iterator[None]:
             gc.enable()
 
 
-def _current(device: torch.device) -> float:
+def _synchronized_time_s(device: torch.device) -> float:
     if device.type != "cpu":
         torch.accelerator.synchronize()
     return time.perf_counter()
 
 
-def _caching(model: nn.Module) -> dict[str, Any]:
+def _use_cache_kwargs(model: nn.Module) -> dict[str, Any]:
     return {"use_cache": True} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
 
-def cache_of(output: Any) -> dict[str, Any]:
+def cache_kwargs_of(output: Any) -> dict[str, Any]:
     """The cache that a forward returned, as the next one takes it."""
     name = next((n for n in CACHES if n in output), None)
     if name is None:

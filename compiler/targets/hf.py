@@ -127,7 +127,7 @@ class Hf(CheckpointTarget):
             if self.format == "dense" or weight.grid is None or weight.table or len(weight.shape) != 2:
                 return weight.numel * weights.itemsize
             bits, group, symmetric = weight.grid
-            return Scheme.holding(bits, group, symmetric).stored_bytes(*weight.shape, weights.itemsize)
+            return Scheme.smallest_for_grid(bits, group, symmetric).stored_bytes(*weight.shape, weights.itemsize)
 
         return weights.stored(size)
 

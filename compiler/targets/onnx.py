@@ -132,7 +132,7 @@ class Onnx(Target):
 
         def size(weight: Weight) -> float:
             if self.weights == "nbits" and weight.grid is not None and not weight.table and len(weight.shape) == 2:
-                scheme = Scheme.holding(*weight.grid)
+                scheme = Scheme.smallest_for_grid(*weight.grid)
                 block = block_size(scheme.group, weight.shape[1])
                 if block is not None:
                     return nbits_bytes(*weight.shape, scheme.bits, block, scheme.symmetric)

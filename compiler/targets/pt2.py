@@ -69,18 +69,18 @@ class Pt2(Target):
         import torch
 
         from ..artifacts.exported import write_program_and_kernels
-        from ..evaluation.results import first_result_of, refuse_encoder_decoder, tensors_of
+        from ..evaluation.results import example_inputs_by_name, refuse_encoder_decoder, with_main_output_only
         from ..ir.layers.linear import count_params
         from ..models.rows.forward import in_eval_mode
 
         folder = destination / FOLDER
         folder.mkdir()
         refuse_encoder_decoder(program.model, cannot_export)
-        inputs = tensors_of(program)
+        inputs = example_inputs_by_name(program)
         with in_eval_mode(program.model), torch.no_grad():
             try:
                 exported = torch.export.export(
-                    first_result_of(program.model),
+                    with_main_output_only(program.model),
                     (),
                     inputs,
                     dynamic_shapes={

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from effc.compiler.apps.federation.averaging import FedAvg
-from effc.compiler.apps.federation.bounds import DAY, Bounds, deadline_of
+from effc.compiler.apps.federation.bounds import DAY, Bounds, require_deadline_s
 from effc.compiler.apps.federation.client import Participant
 from effc.compiler.apps.federation.flower import FlowerGrid
 from effc.compiler.apps.federation.grid import Answer, Message
@@ -271,8 +271,8 @@ def test_what_an_honest_server_asks_lies_within_the_bounds(name):
 
 
 def test_a_deadline_is_a_day_at_most_unless_the_declaration_has_a_longer_one():
-    assert deadline_of({}, 600.0) == 600.0 and deadline_of({"deadline": DAY}, 600.0) == DAY
-    assert deadline_of({"deadline": 3 * DAY}, 4 * DAY) == 3 * DAY
+    assert require_deadline_s({}, 600.0) == 600.0 and require_deadline_s({"deadline": DAY}, 600.0) == DAY
+    assert require_deadline_s({"deadline": 3 * DAY}, 4 * DAY) == 3 * DAY
     for seconds in (2 * DAY, float("inf"), True, "60"):
         with pytest.raises(Reject):
-            deadline_of({"deadline": seconds}, 600.0)
+            require_deadline_s({"deadline": seconds}, 600.0)

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from effc.compiler.apps.federation.deployment import _remove_state, start_deployment, stop_deployment
+from effc.compiler.apps.federation.deployment import _remove_deployment_files, start_deployment, stop_deployment
 from effc.compiler.apps.federation.processes import start_process
 from effc.compiler.core.cache import write_atomic
 from effc.dsl.syntax.diagnostics import Reject
@@ -127,7 +127,7 @@ def test_apps_beside_an_artifact_that_cannot_be_removed_are_refused_and_not_run(
             (folder / "flower" / "apps" / "evil").mkdir(parents=True)
             (folder / "flower" / "apps").chmod(0o555)
             try:
-                _remove_state(folder)
+                _remove_deployment_files(folder)
             except Reject as refused:
                 outcome = 0 if refused.diagnostics[0].slug == "odd-file" else 2
             (folder / "flower" / "apps").chmod(0o755)

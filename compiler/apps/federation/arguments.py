@@ -91,7 +91,7 @@ class FederationTarget(CheckpointTarget):
         yield from self._clip_problems()
         yield from self._secure_sum_problems()
         yield from self._search_and_abm_problems()
-        yield from self._unread_problems()
+        yield from self._unused_parameter_problems()
         if self.trains == "reft":
             yield MissingStep("reft.insert", "`trains: reft` federates what that step inserts", ("trains",))
 
@@ -209,7 +209,7 @@ class FederationTarget(CheckpointTarget):
                 ("way", "clients"), "for more than 64 clients `way: function` grows with their square", "`way: align`"
             )
 
-    def _unread_problems(self) -> Iterator[Problem]:
+    def _unused_parameter_problems(self) -> Iterator[Problem]:
         """Parameters of other strategies and of other things to train."""
         if self.trains != "lora" or self.ranks:
             yield Unread(("rank",), "`trains: lora` without `ranks`", ("trains",))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from .low_rank import adapter_paths
+from .low_rank import lora_module_paths
 from .noise import noisy_mean
 from .rotations import with_orthonormal_rotations
 from .state import Shapes, State, mean
@@ -59,11 +59,11 @@ class FrozenA(FedAvg):
     def payload(self, client: int, round_number: int, last_round: int | None) -> Payload:
         arrays = {"global": {name: self.state[name] for name in self.required_shapes(client)}}
         if last_round is None:
-            arrays["fixed"] = {f"{path}.A": self.initial[f"{path}.A"] for path in adapter_paths(self.full)}
+            arrays["fixed"] = {f"{path}.A": self.initial[f"{path}.A"] for path in lora_module_paths(self.full)}
         return Payload(arrays)
 
     def required_shapes(self, client: int) -> Shapes:
-        fixed = {f"{path}.A" for path in adapter_paths(self.full)}
+        fixed = {f"{path}.A" for path in lora_module_paths(self.full)}
         return {name: shape for name, shape in self.full.items() if name not in fixed}
 
     def aggregate(self, round_number: int, client_states: Mapping[int, TrainedState]) -> None:

@@ -20,18 +20,18 @@ WAYS = ("project", "align", "function")
 client_refuses = Fault("client-refuses", "A client of a federation can't do what its server asks.", exit="failure")
 
 
-def deadline_of(config: Mapping[str, Any], declared_deadline_s: float) -> float:
+def require_deadline_s(message_config: Mapping[str, Any], declared_deadline_s: float) -> float:
     """Seconds that a server gives a client. Raises Reject (client-refuses) for none, or for more than a day where the
     declaration does not say so itself."""
-    return _config_number_within(config, "deadline", declared_deadline_s, 0.0, max(declared_deadline_s, DAY))
+    return _require_config_number(message_config, "deadline", declared_deadline_s, 0.0, max(declared_deadline_s, DAY))
 
 
-def _config_number_within(
-    config: Mapping[str, Any], name: str, default: float, minimum: float, maximum: float
+def _require_config_number(
+    config: Mapping[str, Any], key: str, default: float, minimum: float, maximum: float
 ) -> float:
-    value = config.get(name, default)
+    value = config.get(key, default)
     if type(value) not in (int, float) or not minimum <= value <= maximum:  # false for nan
-        fact = f"the server's `{name}` is {str(value)[:40]}, not from {minimum:g} to {maximum:g}"
+        fact = f"the server's `{key}` is {str(value)[:40]}, not from {minimum:g} to {maximum:g}"
         raise client_refuses(fact).rejection()
     return float(value)
 
@@ -50,12 +50,12 @@ class Bounds:
 
     def refuse_unbounded_message(self, config: Mapping[str, Any], arrays: Mapping[str, State]) -> None:
         """Raises Reject (client-refuses) for a message that an honest server of this declaration would not send."""
-        deadline_of(config, self.deadline)
-        _config_number_within(config, "rounds", 1, 1, 1_000_000)
-        _config_number_within(config, "rank", 1, 1, self._max_rank)
-        _config_number_within(config, "among", 0, 0, self.clients)
+        require_deadline_s(config, self.deadline)
+        _require_config_number(config, "rounds", 1, 1, 1_000_000)
+        _require_config_number(config, "rank", 1, 1, self._max_rank)
+        _require_config_number(config, "among", 0, 0, self.clients)
         if config.get("mix", "adaptive") != "adaptive":
-            _config_number_within(config, "mix", 0.0, 0.0, 1.0)
+            _require_config_number(config, "mix", 0.0, 0.0, 1.0)
         if config.get("way", WAYS[0]) not in WAYS:
             raise client_refuses(f"the server's `way` is {str(config['way'])[:40]}").rejection()
         for use, state in arrays.items():

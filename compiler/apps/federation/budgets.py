@@ -31,14 +31,14 @@ class Load:
     length: int = 128
 
 
-def budget_kind_of(budget: Budget, share_kind: str) -> str:
+def budget_kind_of(budget: Budget, kind_if_unitless: str) -> str:
     """ "params", "flops", "memory" or "latency": what it bounds.
 
-    share_kind   of shares and plain numbers: "params" or "flops"
+    kind_if_unitless  of shares and plain numbers: "params" or "flops"
     """
     if isinstance(budget, Bytes):
         return "memory"
-    return "latency" if isinstance(budget, Duration) else share_kind
+    return "latency" if isinstance(budget, Duration) else kind_if_unitless
 
 
 def absolute_budget(budget: Budget, full_cost: float) -> float:
@@ -83,7 +83,7 @@ def training_bytes(skeleton: Skeleton, load: Load) -> int:
     return estimate_training_effort(skeleton, trained, load.batch * load.length, 0, 0).bytes + STATES * trained
 
 
-def update_seconds(model: "nn.Module", load: Load) -> float:
+def median_update_seconds(model: "nn.Module", load: Load) -> float:
     """Seconds of an update of all weights on this machine, in the median; the model is left as it was."""
     import torch
 

@@ -27,7 +27,7 @@ class Checkpoint:
 
         self._saved = RunCheckpoints(folder, identity)
 
-    def write_round(self, round_number: int, states: Mapping[str, State], body: Mapping[str, Any]) -> None:
+    def write_round(self, round_number: int, states: Mapping[str, State], run_json: Mapping[str, Any]) -> None:
         import torch
 
         flat = {
@@ -37,10 +37,10 @@ class Checkpoint:
         }
         if flat:
             self._saved.write_tensors(f"state-{round_number}", flat)
-        body = {**body, "number": round_number, "threads": torch.get_num_threads()}
-        self._saved.finish(body, [f"state-{round_number}"] if flat else [])
+        run_json = {**run_json, "number": round_number, "threads": torch.get_num_threads()}
+        self._saved.finish(run_json, [f"state-{round_number}"] if flat else [])
 
-    def read_round(self) -> tuple[dict[str, State], dict[str, Any]] | None:
+    def read_last_round(self) -> tuple[dict[str, State], dict[str, Any]] | None:
         """The states and the body of the last round that was kept; None where there is none.
 
         Raises Reject (other-threads) where it was computed with another number of threads.

@@ -17,7 +17,7 @@ from ...core.safe_read import parse_strict_json
 from ...transforms.training.schedule import seed_of
 from .bounds import Bounds, client_refuses
 from .grid import Answer, Message
-from .low_rank import adapter_paths
+from .low_rank import lora_module_paths
 from .masks import Keys, mean_of_others, to_fixed_point
 from .mixing import best_mix, mix
 from .rotations import with_orthonormal_rotations
@@ -194,7 +194,7 @@ class Participant:
             if name.startswith("merge.")
         }
         for number in sorted(stacks.keys() - done):
-            for path in adapter_paths(stacks[number]):
+            for path in lora_module_paths(stacks[number]):
                 product = stacks[number][f"{path}.B"] @ stacks[number][f"{path}.A"]  # [out, in]
                 added[path] = added[path] + product if path in added else product
             done.add(number)
@@ -222,28 +222,30 @@ class Participant:
         return self._mix_peer_state(local, arrays.get("others"), config, merged_delta)
 
     def _mix_leave_one_out(
-        self, mean: State, local: State | None, config: Mapping[str, Any], delta: State
+        self, mean_of_all: State, local_state: State | None, config: Mapping[str, Any], delta: State
     ) -> tuple[State, float]:
         """The mean of the others, out of the mean of all that this client is one of; without a state, the mean."""
         among = int(config["among"])
-        if not local:
-            return with_orthonormal_rotations(mean), math.nan
+        if not local_state:
+            return with_orthonormal_rotations(mean_of_all), math.nan
         peer_state = (
-            mean_of_others({name: array * among for name, array in mean.items()}, local, among) if among else mean
+            mean_of_others({name: array * among for name, array in mean_of_all.items()}, local_state, among)
+            if among
+            else mean_of_all
         )
-        return self._mix_peer_state(local, peer_state, config, delta)
+        return self._mix_peer_state(local_state, peer_state, config, delta)
 
     def _mix_peer_state(
-        self, local: State, peer_state: State | None, config: Mapping[str, Any], delta: State
+        self, local_state: State, mean_of_others: State | None, config: Mapping[str, Any], delta: State
     ) -> tuple[State, float]:
-        if not peer_state:
-            return local, 0.0
+        if not mean_of_others:
+            return local_state, 0.0
         if config["mix"] == "adaptive":
             share, state = best_mix(
-                local, peer_state, lambda s: _comparable(self.learner.loss(s, delta)), config["way"]
+                local_state, mean_of_others, lambda s: _loss_or_infinity(self.learner.loss(s, delta)), config["way"]
             )
             return state, share
-        return mix(local, peer_state, float(config["mix"]), config["way"]), float(config["mix"])
+        return mix(local_state, mean_of_others, float(config["mix"]), config["way"]), float(config["mix"])
 
 
 def get_or_create_mask_keys(memory: dict[str, Any]) -> Keys:
@@ -253,6 +255,6 @@ def get_or_create_mask_keys(memory: dict[str, Any]) -> Keys:
     return Keys(memory["keys"]["private"].tobytes())
 
 
-def _comparable(loss: float) -> float:
+def _loss_or_infinity(loss: float) -> float:
     """A loss that can be compared: a client without held-out rows stays as it is."""
     return np.inf if math.isnan(loss) else loss

@@ -33,19 +33,26 @@ class ClientHost:
     local_data    the data there are one client's alone: it learns from all of them, and nothing is divided
     """
 
-    def __init__(self, declaration: Declaration, model: Path, data: Path, settings: Settings, local_data: bool = False):
-        self.declared, self.model, self.data = declaration, model, data
-        self.settings, self.local_data = settings, local_data
-        self.base = base_hash(model, settings.cache_dir)
+    def __init__(
+        self,
+        declaration: Declaration,
+        model_folder: Path,
+        data_folder: Path,
+        settings: Settings,
+        is_one_clients_data: bool = False,
+    ):
+        self.declared, self.model, self.data = declaration, model_folder, data_folder
+        self.settings, self.local_data = settings, is_one_clients_data
+        self.base = base_hash(model_folder, settings.cache_dir)
 
-    def check_base(self) -> None:
+    def check_base_model(self) -> None:
         """Reject where the folder holds another model."""
         refuse_other_base(self.declared, self.model, self.settings.cache_dir)
 
     @contextmanager
     def participants(self, client_ids: list[int]) -> "Iterator[Sequence[Participant | RetrievalClient]]":
         """Clients that answer messages, over one model; over one of each size where they train sub-networks."""
-        rows, declared = self._load_rows(), self.declared
+        rows, declared = self._load_rows_by_source(), self.declared
         if declared.trains == "index":
             yield self._retrieval_clients(client_ids, rows)
             return
@@ -84,7 +91,7 @@ class ClientHost:
             numbers = np.arange(len(known))
             partners = {k: np.stack([np.full(len(known), k), numbers], axis=1) for k in client_ids}
             return [RetrievalClient(k, self.base, questions_all, known, partners[k], declared.top) for k in client_ids]
-        questions, documents = (record_indices_by_client(declared, halves, declared.seed + n) for n in (0, 1))
+        questions, documents = (concatenated_row_indices_by_client(declared, halves, declared.seed + n) for n in (0, 1))
         owner_of = {at: (k, n) for k, row_numbers in enumerate(documents) for n, at in enumerate(row_numbers)}
         partners = {k: np.array([owner_of[at] for at in questions[k]]) for k in client_ids}
         return [
@@ -92,7 +99,7 @@ class ClientHost:
             for k in client_ids
         ]
 
-    def _load_rows(self) -> "list[Rows]":
+    def _load_rows_by_source(self) -> "list[Rows]":
         """Rows of every data set."""
         from .rows import rows_of
 
@@ -128,14 +135,14 @@ class ClientHost:
         return rows.select(learn), rows.select(validation)
 
 
-def partition_of_rows(declaration: Declaration, row_counts: list[int], seed: int) -> list[list[tuple[int, int]]]:
+def source_and_row_by_client(declaration: Declaration, row_counts: list[int], seed: int) -> list[list[tuple[int, int]]]:
     """For every client (data set, row), of data sets of so many rows."""
     return partition_rows(row_counts, declaration.clients, declaration.split, declaration.beta, seed)
 
 
 def rows_by_client_and_source(declaration: Declaration, rows_by_source: "list[Rows]") -> "list[list[Rows]]":
     """For every client its rows of every data set, none of some perhaps."""
-    parts = partition_of_rows(declaration, [len(r) for r in rows_by_source], declaration.seed)
+    parts = source_and_row_by_client(declaration, [len(r) for r in rows_by_source], declaration.seed)
     return [
         [r.select([row for n, row in part if n == number]) for number, r in enumerate(rows_by_source)] for part in parts
     ]
@@ -153,13 +160,18 @@ def rows_by_client(declaration: Declaration, rows_by_source: "list[Rows]") -> "l
             for tasks in rows_by_client_and_source(declaration, rows_by_source)
         ]
     joined_rows, sizes = concatenate_rows(rows_by_source), [len(r) for r in rows_by_source]
-    return [joined_rows.select(part) for part in record_indices_by_client(declaration, sizes, declaration.seed)]
+    return [
+        joined_rows.select(part) for part in concatenated_row_indices_by_client(declaration, sizes, declaration.seed)
+    ]
 
 
-def record_indices_by_client(declaration: Declaration, row_counts: list[int], seed: int) -> list[list[int]]:
+def concatenated_row_indices_by_client(declaration: Declaration, row_counts: list[int], seed: int) -> list[list[int]]:
     """For every client numbers of records, all data sets behind one another."""
     starts = [sum(row_counts[:n]) for n in range(len(row_counts))]
-    return [[starts[number] + row for number, row in part] for part in partition_of_rows(declaration, row_counts, seed)]
+    return [
+        [starts[number] + row for number, row in part]
+        for part in source_and_row_by_client(declaration, row_counts, seed)
+    ]
 
 
 @contextmanager

@@ -33,9 +33,9 @@ def _open_mesh(index: Index, shape: Sequence[int]) -> tuple[np.ndarray, ...]:
 
 
 def coverage_mean(
-    state: State,
-    states: Mapping[int, State],
-    indices: Mapping[int, Mapping[str, Index]],
+    global_state: State,
+    client_states: Mapping[int, State],
+    client_indices: Mapping[int, Mapping[str, Index]],
     weights: Mapping[int, float],
     denominator: CountMode = "all",
 ) -> dict[str, np.ndarray]:
@@ -45,13 +45,13 @@ def coverage_mean(
     denominator   among whom: "holders" of the entry, as HeteroFL has it, so that it follows a client who holds it
                 alone; or "all" that sent something, of whom those without the entry leave it as it is
     """
-    result, all_of_them = {}, sum(weights[k] for k in states)
-    for name, array in state.items():
+    result, all_of_them = {}, sum(weights[k] for k in client_states)
+    for name, array in global_state.items():
         change, mass = np.zeros(array.shape), np.zeros(array.shape)
-        for k in sorted(states):
+        for k in sorted(client_states):
             if weights[k] > 0:
-                at = _open_mesh(indices[k].get(name, (None,) * array.ndim), array.shape)
-                change[at] += weights[k] * (states[k][name].astype(np.float64) - array[at])
+                at = _open_mesh(client_indices[k].get(name, (None,) * array.ndim), array.shape)
+                change[at] += weights[k] * (client_states[k][name].astype(np.float64) - array[at])
                 mass[at] += weights[k]
         among = np.full(array.shape, all_of_them) if denominator == "all" else mass
         result[name] = (array + np.where(mass > 0, change / np.where(mass > 0, among, 1.0), 0.0)).astype(array.dtype)

@@ -30,7 +30,7 @@ from .processes import (
     is_port_in_use,
     last_log_line,
     start_process,
-    terminate_processes,
+    terminate_live_processes,
 )
 
 NAME, FORMAT = "deployment.json", 1
@@ -125,43 +125,51 @@ def flower_command_folder() -> Path:
 
 
 def start_deployment(
-    app: Path,
+    app_folder: Path,
     declaration: Declaration,
-    folder: Path,
-    default_data: Path,
+    deployment_folder: Path,
+    default_data_folder: Path,
     data_folders: Sequence[Path],
-    cache: Path,
+    cache_folder: Path,
     port: int = 0,
     threads: int | None = None,
 ) -> Deployment:
     """Start everything and submit the run. What was started is ended again where a part of it does not come up.
 
-    default_data    what the data's paths start from, of nodes without a folder of their own
-    data_folders    data folders of the nodes, one for each client; none: all have `default_data`, divided as declared
+    default_data_folder  what the data's paths start from, of nodes without a folder of their own
+    data_folders    data folders of the nodes, one for each client; none: all have `default_data_folder`, as declared
     threads         of the server and of each node; None: as many as torch takes by itself
     """
     commands = flower_command_folder()
-    _refuse_incompatible_deployment(folder, declaration, data_folders, port)
-    folder.mkdir(parents=True, exist_ok=True)
-    _remove_state(folder)
-    write_keys_and_certificates(folder / "keys", declaration.clients)
-    check_certificates(folder / "keys")
+    _refuse_incompatible_deployment(deployment_folder, declaration, data_folders, port)
+    deployment_folder.mkdir(parents=True, exist_ok=True)
+    _remove_deployment_files(deployment_folder)
+    write_keys_and_certificates(deployment_folder / "keys", declaration.clients)
+    check_certificates(deployment_folder / "keys")
     ports = free_ports(declaration.clients + 1)
-    deployment = Deployment(folder, port or ports[-1], ())
-    env = {**os.environ, **QUIET, "FLWR_HOME": str(folder / "flower"), "EFFC_CACHE_DIR": str(cache)}
+    deployment = Deployment(deployment_folder, port or ports[-1], ())
+    env = {**os.environ, **QUIET, "FLWR_HOME": str(deployment_folder / "flower"), "EFFC_CACHE_DIR": str(cache_folder)}
     env |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
     env["PATH"] = f"{commands}{os.pathsep}{env.get('PATH', '')}"
-    _write_flwr_config(folder / "flower", deployment.port)
+    _write_flwr_config(deployment_folder / "flower", deployment.port)
     try:
-        deployment = _start_processes(deployment, commands, declaration, app, ports, data_folders, env)
-        run_config = {"clients": declaration.clients, "data": str(default_data), "model": str(app / declaration.folder)}
-        run_config |= {"work": str(folder / "checkpoints"), "output": str(folder / "result")}
+        deployment = _start_processes(deployment, commands, declaration, app_folder, ports, data_folders, env)
+        run_config = {
+            "clients": declaration.clients,
+            "data": str(default_data_folder),
+            "model": str(app_folder / declaration.folder),
+        }
+        run_config |= {"work": str(deployment_folder / "checkpoints"), "output": str(deployment_folder / "result")}
         config = " ".join(f"{name}={json.dumps(value)}" for name, value in run_config.items())
-        run = _run_flwr(commands, env, "run", str(app), ENTRY, "--run-config", config)
+        run = _run_flwr(commands, env, "run", str(app_folder), ENTRY, "--run-config", config)
         return replace(deployment, run=str(run["run-id"])).save()
     except BaseException:
-        terminate_processes(read_deployment(folder).processes if (folder / NAME).is_file() else deployment.processes)
-        _remove_state(folder)
+        terminate_live_processes(
+            read_deployment(deployment_folder).processes
+            if (deployment_folder / NAME).is_file()
+            else deployment.processes
+        )
+        _remove_deployment_files(deployment_folder)
         raise
 
 
@@ -185,9 +193,9 @@ def _refuse_incompatible_deployment(
 
 def _start_processes(
     deployment: Deployment,
-    commands: Path,
+    command_folder: Path,
     declaration: Declaration,
-    app: Path,
+    app_folder: Path,
     ports: Sequence[int],
     data_folders: Sequence[Path],
     env: Mapping[str, str],
@@ -196,7 +204,7 @@ def _start_processes(
     keys, address = deployment.folder / "keys", f"127.0.0.1:{deployment.port}"
     secret = ("--superexec-auth-secret-file", str(keys / "secret"))
     link: tuple[str, ...] = (
-        str(commands / "flower-superlink"),
+        str(command_folder / "flower-superlink"),
         "--host",
         "127.0.0.1",
         "--port",
@@ -210,16 +218,16 @@ def _start_processes(
     deployment = _saved_with_process(deployment, start_process("superlink", link, env, deployment.folder))
     _wait_for_superlink(deployment)
     trust = ("--root-certificates", str(keys / "ca.crt"))
-    executor = (str(commands / "flower-superexec"), "--runtime-api-address", address, *trust, *secret)
+    executor = (str(command_folder / "flower-superexec"), "--runtime-api-address", address, *trust, *secret)
     deployment = _saved_with_process(deployment, start_process("server", executor, env, deployment.folder))
     for number in range(declaration.clients):
-        _run_flwr(commands, env, "supernode", "register", str(keys / f"node{number}.pub"), ENTRY)
-        model = json.dumps(str(app / declaration.folder))
+        _run_flwr(command_folder, env, "supernode", "register", str(keys / f"node{number}.pub"), ENTRY)
+        model = json.dumps(str(app_folder / declaration.folder))
         config = f"partition-id={number} num-partitions={declaration.clients} model={model}"
         if data_folders:
             config += f" data={json.dumps(str(data_folders[number].resolve()))}"
         node: tuple[str, ...] = (
-            str(commands / "flower-supernode"),
+            str(command_folder / "flower-supernode"),
             "--superlink",
             address,
             *trust,
@@ -248,18 +256,18 @@ def _wait_for_superlink(deployment: Deployment) -> None:
         time.sleep(0.2)
 
 
-def _write_flwr_config(home: Path, port: int) -> None:
+def _write_flwr_config(flwr_home: Path, port: int) -> None:
     from ...core.cache import write_atomic
 
-    ca = json.dumps(str(home.parent / "keys" / "ca.crt"))
+    ca = json.dumps(str(flwr_home.parent / "keys" / "ca.crt"))
     text = f'[superlink]\ndefault = "{ENTRY}"\n\n[superlink.{ENTRY}]\n'
     text += f'address = "127.0.0.1:{port}"\nroot-certificates = {ca}\n'
-    write_atomic(home / "config.toml", text.encode())
+    write_atomic(flwr_home / "config.toml", text.encode())
 
 
-def _run_flwr(commands: Path, env: Mapping[str, str], *words: str) -> dict[str, Any]:
+def _run_flwr(command_folder: Path, env: Mapping[str, str], *arguments: str) -> dict[str, Any]:
     """Run `flwr` and parse the JSON that it prints."""
-    call = [str(commands / "flwr"), *words, "--format", "json"]
+    call = [str(command_folder / "flwr"), *arguments, "--format", "json"]
     completed = subprocess.run(call, env=dict(env), capture_output=True, text=True, check=False, timeout=120)
     try:
         answer = parse_strict_json(completed.stdout)
@@ -268,8 +276,8 @@ def _run_flwr(commands: Path, env: Mapping[str, str], *words: str) -> dict[str, 
     if completed.returncode or not answer.get("success", False):
         lines = (str(answer.get("error-message", "")) or completed.stderr).strip().splitlines()
         raise deployment_failed(
-            f"`flwr {words[0]}` said: {lines[-1].strip() if lines else 'nothing'}",
-            help=f"`{call[0]} {' '.join(words)}`",
+            f"`flwr {arguments[0]}` said: {lines[-1].strip() if lines else 'nothing'}",
+            help=f"`{call[0]} {' '.join(arguments)}`",
         ).rejection()
     return answer
 
@@ -293,7 +301,7 @@ class RunStatus(NamedTuple):
 
 
 def run_status(deployment: Deployment) -> RunStatus:
-    run = _run_flwr(*_flwr_of(deployment), "ls", ENTRY, "--run-id", deployment.run)["runs"][0]
+    run = _run_flwr(*_command_folder_and_env(deployment), "ls", ENTRY, "--run-id", deployment.run)["runs"][0]
     traffic = run.get("network-traffic", {})
     return RunStatus(
         str(run["status"]),
@@ -304,22 +312,22 @@ def run_status(deployment: Deployment) -> RunStatus:
     )
 
 
-def wait_for_run(deployment: Deployment) -> RunStatus | None:
+def wait_for_run_or_dead_process(deployment: Deployment) -> RunStatus | None:
     """The status of the run when it is over; None where a process ended that no run goes on without.
 
     The stream of its log ends when the run does: one process for a wait, where each look by `flwr ls` would be one.
     """
     while not deployment.broken:
-        _follow_log(deployment)
+        _wait_for_log_end(deployment)
         if not deployment.broken and (status := run_status(deployment)).is_over:
             return status
         time.sleep(POLL_SECONDS)
     return None
 
 
-def _follow_log(deployment: Deployment) -> None:
+def _wait_for_log_end(deployment: Deployment) -> None:
     """Wait until the stream of the log ends, a vital process has ended, or LONGEST_STREAM is over."""
-    commands, env = _flwr_of(deployment)
+    commands, env = _command_folder_and_env(deployment)
     call = [str(commands / "flwr"), "log", deployment.run, ENTRY, "--stream"]
     until = time.monotonic() + LONGEST_STREAM
     with subprocess.Popen(
@@ -333,7 +341,7 @@ def _follow_log(deployment: Deployment) -> None:
             stream.kill()
 
 
-def _flwr_of(deployment: Deployment) -> tuple[Path, dict[str, str]]:
+def _command_folder_and_env(deployment: Deployment) -> tuple[Path, dict[str, str]]:
     """The folder of Flower's commands, and an environment in which they ask this deployment."""
     commands = flower_command_folder()
     check_certificates(deployment.folder / "keys")
@@ -344,12 +352,12 @@ def _flwr_of(deployment: Deployment) -> tuple[Path, dict[str, str]]:
 
 def stop_deployment(deployment: Deployment) -> list[str]:
     """End its processes, and take keys, database and deployment.json away; logs, checkpoints and results stay."""
-    names = terminate_processes(tuple(reversed(deployment.processes)))
-    _remove_state(deployment.folder)
+    names = terminate_live_processes(tuple(reversed(deployment.processes)))
+    _remove_deployment_files(deployment.folder)
     return names
 
 
-def _remove_state(folder: Path) -> None:
+def _remove_deployment_files(folder: Path) -> None:
     """Remove keys, database, deployment.json and Flower's home. What lies there before a deployment starts is of one
     that was killed, or came with the artifact: Flower runs apps that its home or its database has.
 

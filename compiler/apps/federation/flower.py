@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ....dsl.syntax.diagnostics import Fault
-from .bounds import deadline_of
+from .bounds import require_deadline_s
 from .checkpoint import Checkpoint
 from .client_host import ClientHost
 from .declaration import make_federation, read_declaration
@@ -118,10 +118,10 @@ def _parse_states(content: Any) -> dict[str, State]:
 # -- the server ------------------------------------------------------------------------------------------------
 
 
-def serve(grid: "Grid", context: "Context", file: Path) -> None:
+def serve(grid: "Grid", context: "Context", declaration_path: Path) -> None:
     """Run all rounds of a declaration, with what `--run-config` says. Raises where it can't be finished."""
     config = context.run_config
-    declared = read_declaration(file).with_changes(
+    declared = read_declaration(declaration_path).with_changes(
         rounds=int(config["rounds"]), clients=int(config["clients"]), deadline=float(config["deadline"])
     )
     work = Path(str(config["work"])) if config["work"] else None
@@ -135,7 +135,7 @@ def serve(grid: "Grid", context: "Context", file: Path) -> None:
     if declared.clip:
         _log_line(privacy_sentence(run.course.rounds, declared))
     if config["output"]:
-        source = file.parents[1] if declared.trains == "reft" else None
+        source = declaration_path.parents[1] if declared.trains == "reft" else None
         write_results(run.strategy.results(), run.course, declared, Path(str(config["output"])), source)
 
 
@@ -148,7 +148,7 @@ def _log_line(text: str) -> None:
 # -- a client --------------------------------------------------------------------------------------------------
 
 
-def respond(letter: "Letter", context: "Context", file: Path) -> "Letter":
+def respond(letter: "Letter", context: "Context", declaration_path: Path) -> "Letter":
     """A client's answer to one message; its memory is the context's state."""
     from flwr.app import ConfigRecord, RecordDict
     from flwr.app import Message as Reply_
@@ -156,7 +156,7 @@ def respond(letter: "Letter", context: "Context", file: Path) -> "Letter":
     config = _config_of_record(letter.content)
     kind, number = str(config.pop("kind")), int(config.pop("round"))
     message = Message(0, kind, number, _parse_states(letter.content), config)
-    declared = read_declaration(file).with_changes(clients=int(context.run_config["clients"]))
+    declared = read_declaration(declaration_path).with_changes(clients=int(context.run_config["clients"]))
     node = context.node_config
     local_data = "data" in node
     model, data = (str(node.get(name) or context.run_config[name]) for name in ("model", "data"))
@@ -165,9 +165,9 @@ def respond(letter: "Letter", context: "Context", file: Path) -> "Letter":
             f"nobody said where the {'data' if model else 'model'} of this client are",
             help='--run-config or --node-config: \'model="..." data="..."\'',
         ).rejection()
-    with _lock, time_limit(deadline_of(config, declared.deadline) + GRACE):
+    with _lock, time_limit(require_deadline_s(config, declared.deadline) + GRACE):
         participant = _cached_client(
-            declared.identity, file, model, data, local_data, int(node["partition-id"]), declared.clients
+            declared.identity, declaration_path, model, data, local_data, int(node["partition-id"]), declared.clients
         )
         memory = _load_memory(context)
         answer: Answer = participant(message, memory)
@@ -206,14 +206,20 @@ _open = ExitStack()  # adapters stay on their model as long as the process lives
 
 @cache
 def _cached_client(
-    identity: str, file: Path, model: str, data: str, local_data: bool, client: int, clients: int
+    identity: str,
+    declaration_path: Path,
+    model_folder: str,
+    data_folder: str,
+    local_data: bool,
+    client: int,
+    clients: int,
 ) -> Client:
     """The client of a partition in this process, which may answer many messages."""
     from ...core.cache import default_cache_folder
     from ...core.settings import Settings
 
-    declared = read_declaration(file).with_changes(clients=clients)
-    host = ClientHost(declared, Path(model), Path(data), Settings(default_cache_folder()), local_data)
+    declared = read_declaration(declaration_path).with_changes(clients=clients)
+    host = ClientHost(declared, Path(model_folder), Path(data_folder), Settings(default_cache_folder()), local_data)
     (participant,) = _open.enter_context(host.participants([client]))
     return participant
 

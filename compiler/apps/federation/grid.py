@@ -111,16 +111,18 @@ class LocalGrid:
                 )
 
 
-def poll_interval(waited_s: float, first_s: float) -> float:
-    """Seconds until the next look: a fiftieth of those waited so far, within `first_s` and LONGEST_POLL."""
-    return max(first_s, min(waited_s / 50, LONGEST_POLL))
+def poll_interval_s(waited_s: float, first_interval_s: float) -> float:
+    """Seconds until the next look: a fiftieth of those waited so far, within `first_interval_s` and LONGEST_POLL."""
+    return max(first_interval_s, min(waited_s / 50, LONGEST_POLL))
 
 
-def send_and_receive(grid: Grid, messages: Sequence[Message], timeout_s: float, interval_s: float) -> list[Reply]:
+def send_and_receive(
+    grid: Grid, messages: Sequence[Message], timeout_s: float, first_poll_interval_s: float
+) -> list[Reply]:
     """The replies that came within `timeout_s` seconds.
 
-    It looks every `interval_s` seconds at first, then more rarely: each look costs a deployment bytes and processor
-    time, and a reply that took a minute may lie there for a second.
+    It looks every `first_poll_interval_s` seconds at first, then more rarely: each look costs a deployment bytes and
+    processor time, and a reply that took a minute may lie there for a second.
     """
     started, ids = time.monotonic(), list(grid.push_messages(messages))
     waiting, replies, end = {name for name in ids if name}, [], started + timeout_s
@@ -131,5 +133,5 @@ def send_and_receive(grid: Grid, messages: Sequence[Message], timeout_s: float, 
         time_s = time.monotonic()
         if not waiting or time_s >= end:
             break
-        time.sleep(min(poll_interval(time_s - started, interval_s), end - time_s))
+        time.sleep(min(poll_interval_s(time_s - started, first_poll_interval_s), end - time_s))
     return replies

@@ -73,9 +73,7 @@ class Round:
 
     @staticmethod
     def from_json(body: Mapping[str, Any]) -> "Round":
-        results = {
-            int(k): ClientUpdate(**{n: _parse_json_value(v) for n, v in t.items()}) for k, t in body["turns"].items()
-        }
+        results = {int(k): ClientUpdate(**{n: _null_to_nan(v) for n, v in t.items()}) for k, t in body["turns"].items()}
         return Round(body["number"], results, {int(k): text for k, text in body["faults"].items()}, body["seconds"])
 
 
@@ -90,9 +88,9 @@ def _nan_to_null(values: dict[str, Any]) -> dict[str, Any]:
     return {n: plain(v) for n, v in values.items()}
 
 
-def _parse_json_value(value: Any) -> Any:
+def _null_to_nan(value: Any) -> Any:
     if isinstance(value, list):
-        return tuple(_parse_json_value(one) for one in value)
+        return tuple(_null_to_nan(one) for one in value)
     return math.nan if value is None else value
 
 

@@ -22,20 +22,20 @@ bad_certificate = Fault(
 )
 
 
-def write_keys_and_certificates(folder: Path, nodes: int) -> None:
+def write_keys_and_certificates(folder: Path, n_nodes: int) -> None:
     """`ca.crt`, `server.crt`, `server.key`, `secret`, `node0`, `node0.pub` ... where only their owner reads."""
     from cryptography.hazmat.primitives.asymmetric import ec
 
     folder.mkdir(mode=0o700)
     ca, server = (ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
-    _write(folder / "ca.crt", _pem(_signed_certificate("effc federation CA", ca, ca, None)))
-    _write(folder / "server.crt", _pem(_signed_certificate("localhost", server, ca, "effc federation CA")))
-    _write(folder / "server.key", _private_key_pem(server, "PKCS8"))
-    _write(folder / "secret", secrets.token_hex(32).encode())
-    for number in range(nodes):
+    _write_private_file(folder / "ca.crt", _pem(_signed_certificate("effc federation CA", ca, ca, None)))
+    _write_private_file(folder / "server.crt", _pem(_signed_certificate("localhost", server, ca, "effc federation CA")))
+    _write_private_file(folder / "server.key", _private_key_pem(server, "PKCS8"))
+    _write_private_file(folder / "secret", secrets.token_hex(32).encode())
+    for number in range(n_nodes):
         key = ec.generate_private_key(ec.SECP384R1())
-        _write(folder / f"node{number}", _private_key_pem(key, "OpenSSH"))
-        _write(folder / f"node{number}.pub", _public_key_openssh(key))
+        _write_private_file(folder / f"node{number}", _private_key_pem(key, "OpenSSH"))
+        _write_private_file(folder / f"node{number}.pub", _public_key_openssh(key))
 
 
 def check_certificates(folder: Path, at_time: datetime.datetime | None = None) -> None:
@@ -109,10 +109,10 @@ def _pem(certificate: Any) -> bytes:
     return certificate.public_bytes(Encoding.PEM)
 
 
-def _private_key_pem(key: Any, form: str) -> bytes:
+def _private_key_pem(key: Any, format_name: str) -> bytes:
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-    return key.private_bytes(Encoding.PEM, getattr(PrivateFormat, form), NoEncryption())
+    return key.private_bytes(Encoding.PEM, getattr(PrivateFormat, format_name), NoEncryption())
 
 
 def _public_key_openssh(key: Any) -> bytes:
@@ -121,6 +121,6 @@ def _public_key_openssh(key: Any) -> bytes:
     return key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n"
 
 
-def _write(file: Path, content: bytes) -> None:
+def _write_private_file(file: Path, content: bytes) -> None:
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
         out.write(content)

@@ -13,21 +13,21 @@ import numpy as np
 from .state import State, normalized_weights
 
 
-def adapter_paths(state: Mapping[str, Any]) -> list[str]:
+def lora_module_paths(state: Mapping[str, Any]) -> list[str]:
     """Paths that have both factors."""
     return sorted(name[:-2] for name in state if name.endswith(".A") and f"{name[:-2]}.B" in state)
 
 
-def rank_of(state: State) -> int:
+def lora_rank(state: State) -> int:
     """The one rank of all modules."""
-    ranks = {state[f"{path}.A"].shape[0] for path in adapter_paths(state)}
+    ranks = {state[f"{path}.A"].shape[0] for path in lora_module_paths(state)}
     assert len(ranks) == 1, f"ranks {sorted(ranks)} in one state"
     return ranks.pop()
 
 
-def weight_update_of_adapter(state: State, path: str, alpha: float) -> np.ndarray:
+def weight_update_of_adapter(state: State, module_path: str, alpha: float) -> np.ndarray:
     """Weight update of a module's adapter, float64 [out, in]."""
-    A, B = (state[f"{path}.{side}"].astype(np.float64) for side in "AB")
+    A, B = (state[f"{module_path}.{side}"].astype(np.float64) for side in "AB")
     return alpha / A.shape[0] * (B @ A)
 
 
@@ -40,8 +40,8 @@ def stack_factors(states: Mapping[int, State], weights: Mapping[int, float], alp
     shares = normalized_weights(weights)
     first = states[min(shares)]
     result = {}
-    for path in adapter_paths(first):
-        A = [shares[k] * alpha / rank_of(states[k]) * states[k][f"{path}.A"].astype(np.float64) for k in shares]
+    for path in lora_module_paths(first):
+        A = [shares[k] * alpha / lora_rank(states[k]) * states[k][f"{path}.A"].astype(np.float64) for k in shares]
         result[f"{path}.A"] = np.concatenate(A).astype(first[f"{path}.A"].dtype)
         result[f"{path}.B"] = np.concatenate([states[k][f"{path}.B"] for k in shares], axis=1)
     return result
@@ -55,7 +55,7 @@ def truncate_to_rank(stacked_factors: State, rank: int, alpha: float) -> dict[st
     Source: FlexLoRA, Bai et al. 2024 (arXiv 2402.11505).
     """
     result = {}
-    for path in adapter_paths(stacked_factors):
+    for path in lora_module_paths(stacked_factors):
         A, B = (stacked_factors[f"{path}.{side}"].astype(np.float64) for side in "AB")
         left, up = np.linalg.qr(B)  # [out, m], [m, s]
         right, low = np.linalg.qr(A.T)  # [in, n], [n, s]
@@ -71,10 +71,10 @@ def truncate_to_rank(stacked_factors: State, rank: int, alpha: float) -> dict[st
     return result
 
 
-def _zero_padded(array: np.ndarray, axis: int, rank: int) -> np.ndarray:
-    """Zeros added along an axis up to `rank`."""
+def _zero_padded(array: np.ndarray, axis: int, size: int) -> np.ndarray:
+    """Zeros added along an axis up to `size`."""
     padding = [(0, 0), (0, 0)]
-    padding[axis] = (0, rank - array.shape[axis])
+    padding[axis] = (0, size - array.shape[axis])
     return np.pad(array, padding)
 
 
@@ -84,7 +84,7 @@ def resize_lora_rank(state: State, rank: int) -> dict[str, np.ndarray]:
     Down to a rank and up again gives the same as down alone.
     """
     result = {}
-    for path in adapter_paths(state):
+    for path in lora_module_paths(state):
         A, B = state[f"{path}.A"], state[f"{path}.B"]
         keep = min(rank, A.shape[0])
         factor = rank / A.shape[0]  # alpha / r was part of what B meant
@@ -102,7 +102,7 @@ def padded_mean_weighted_by_update_norm(
     """
     from .state import mean
 
-    rank = max(rank_of(states[k]) for k in states if weights[k] > 0)
+    rank = max(lora_rank(states[k]) for k in states if weights[k] > 0)
     norms = {k: _update_norm(states[k], alpha) for k in states}
     by_norm = {k: weights[k] * norms[k] for k in states}
     chosen = by_norm if sum(by_norm.values()) > 0 else dict(weights)  # nobody has learned anything yet
@@ -112,7 +112,7 @@ def padded_mean_weighted_by_update_norm(
 def _update_norm(state: State, alpha: float) -> float:
     """Frobenius norm of the updates of all modules, from products of the factors with themselves."""
     squares = 0.0
-    for path in adapter_paths(state):
+    for path in lora_module_paths(state):
         A, B = (state[f"{path}.{side}"].astype(np.float64) for side in "AB")
         squares += float(((B.T @ B) * (A @ A.T)).sum()) * (alpha / A.shape[0]) ** 2
     return float(np.sqrt(squares))
@@ -121,7 +121,7 @@ def _update_norm(state: State, alpha: float) -> float:
 def concatenate_stacks(stacks: list[State], alpha: float) -> dict[str, np.ndarray]:
     """Concatenate low-rank factors into one adapter whose update is the sum of the stacks' plain products."""
     result = {}
-    for path in adapter_paths(stacks[0]):
+    for path in lora_module_paths(stacks[0]):
         A = np.concatenate([s[f"{path}.A"] for s in stacks])
         B = np.concatenate([s[f"{path}.B"] for s in stacks], axis=1)
         result[f"{path}.A"], result[f"{path}.B"] = A, (B * (len(A) / alpha)).astype(B.dtype)

@@ -95,10 +95,12 @@ def from_fixed_point(fixed_point_sum: np.ndarray, shapes: Shapes) -> dict[str, n
     return arrays
 
 
-def mean_of_others(total: State, local: State, n_clients: int) -> dict[str, np.ndarray]:
+def mean_of_others(sum_of_all: State, local_state: State, n_clients: int) -> dict[str, np.ndarray]:
     """All-But-Me from the sum of all: (S - own) / (clients - 1), which every client works out by itself."""
     assert n_clients > 1, "nobody else is there"
     return {
-        name: ((total[name].astype(np.float64) - local[name]) / (n_clients - 1)).astype(local[name].dtype)
-        for name in local
+        name: ((sum_of_all[name].astype(np.float64) - local_state[name]) / (n_clients - 1)).astype(
+            local_state[name].dtype
+        )
+        for name in local_state
     }

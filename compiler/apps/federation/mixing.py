@@ -22,14 +22,14 @@ def mix(
 
 
 def best_mix(
-    local: State, aggregate: State, loss: Callable[[State], float], way: Way = "align"
+    local: State, aggregate: State, validation_loss: Callable[[State], float], way: Way = "align"
 ) -> tuple[float, dict[str, np.ndarray]]:
     """The share of least loss, and the state mixed so; the smallest of equal ones. 0 is always tried, so that
-    no client is worse off, on the rows that `loss` is of, than if it had stayed alone."""
-    best = (loss(local), 0.0, dict(local))
+    no client is worse off, on the rows that `validation_loss` is of, than if it had stayed alone."""
+    best = (validation_loss(local), 0.0, dict(local))
     for share in GRID:
         state = mix(local, aggregate, share, way)
-        value = loss(state)
+        value = validation_loss(state)
         if value < best[0]:
             best = (value, share, state)
     return best[1], best[2]

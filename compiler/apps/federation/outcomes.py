@@ -12,7 +12,7 @@ from ...core.safe_read import MALFORMED, read_json
 from .app import PACKAGE
 from .declaration import NAME, Declaration, read_declaration, refuse_other_base
 from .history import Round
-from .low_rank import adapter_paths
+from .low_rank import lora_module_paths
 from .results import MARK, PREFIX, STATE
 from .state import State, state_fault
 
@@ -107,7 +107,7 @@ def read_state(folder: Path, declaration: Declaration) -> State:
             with reject_on_error(invalid_result, f"{file} can't be read", "run the federation again"):
                 arrays |= {_array_name_of_file_key(name, declaration): array for name, array in load_file(file).items()}
     expected = dict(declaration.full)
-    for path in adapter_paths(expected):  # of stacks, and of clients of less rank
+    for path in lora_module_paths(expected):  # of stacks, and of clients of less rank
         rank = arrays[f"{path}.A"].shape[:1] if f"{path}.A" in arrays else ()
         if rank and rank[0]:
             expected[f"{path}.A"] = (rank[0], expected[f"{path}.A"][1])

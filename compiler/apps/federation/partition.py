@@ -39,7 +39,7 @@ def partition_rows(
         draw = np.random.default_rng(seed)
         for number, size in enumerate(rows_per_data_set):
             order = np.arange(size) if split == "blocks" else draw.permutation(size)
-            for k, rows in enumerate(np.split(order, _split_indices(size, clients, split, beta, draw))):
+            for k, rows in enumerate(np.split(order, _split_points(size, clients, split, beta, draw))):
                 parts[k] += [(number, row) for row in sorted(rows.tolist())]
     empty = [k for k, rows in enumerate(parts) if not rows]
     if empty:
@@ -52,19 +52,19 @@ def partition_rows(
     return parts
 
 
-def _split_indices(size: int, clients: int, split: str, beta: float, rng: np.random.Generator) -> np.ndarray:
+def _split_points(n_rows: int, n_clients: int, split: str, beta: float, rng: np.random.Generator) -> np.ndarray:
     """Indices that split the rows of a data set into those of the clients."""
     if split == "dirichlet":
-        return np.round(np.cumsum(rng.dirichlet([beta] * clients))[:-1] * size).astype(int)
-    return np.round(np.arange(1, clients) * size / clients).astype(int)
+        return np.round(np.cumsum(rng.dirichlet([beta] * n_clients))[:-1] * n_rows).astype(int)
+    return np.round(np.arange(1, n_clients) * n_rows / n_clients).astype(int)
 
 
-def split_train_and_validation(count: int, validation_share: float, seed: int) -> tuple[list[int], list[int]]:
+def split_train_and_validation(n_rows: int, validation_share: float, seed: int) -> tuple[list[int], list[int]]:
     """Numbers of the rows to learn from and of those to judge by; one row is only learned from."""
-    n_validation = min(round(validation_share * count), count - 1) if validation_share else 0
-    if validation_share and count > 1:
+    n_validation = min(round(validation_share * n_rows), n_rows - 1) if validation_share else 0
+    if validation_share and n_rows > 1:
         n_validation = max(n_validation, 1)
-    order = np.random.default_rng(seed).permutation(count).tolist()
+    order = np.random.default_rng(seed).permutation(n_rows).tolist()
     return sorted(order[n_validation:]), sorted(order[:n_validation])
 
 

@@ -35,23 +35,23 @@ class Process:
         return self.started != "" and self.started == process_start_text(self.pid)
 
 
-def start_process(name: str, command: Sequence[str], env: Mapping[str, str], folder: Path) -> Process:
+def start_process(name: str, command: Sequence[str], env: Mapping[str, str], log_folder: Path) -> Process:
     """A process in a session of its own, whose output goes to `NAME.log` in the folder. Raises OSError for a link."""
-    log = folder / f"{name}.log"
+    log = log_folder / f"{name}.log"
     with os.fdopen(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644), "ab") as out:
         process = subprocess.Popen(
             list(command),
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,
-            cwd=folder,
+            cwd=log_folder,
             env=dict(env),
             start_new_session=True,
         )
     return Process(name, process.pid, process_start_text(process.pid), str(log))
 
 
-def terminate_processes(processes: Sequence[Process]) -> list[str]:
+def terminate_live_processes(processes: Sequence[Process]) -> list[str]:
     """Ask all to end, then end what is left, each with its own children; the names of those that lived."""
     living = [p for p in processes if p.is_alive]
     for process in living:

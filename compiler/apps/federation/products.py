@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 
 from .low_rank import (
-    adapter_paths,
+    lora_module_paths,
     padded_mean_weighted_by_update_norm,
     resize_lora_rank,
     stack_factors,
@@ -17,7 +17,7 @@ from .strategy import Payload, Strategy, TrainedState, examples_of, states_of
 def shapes_at_rank(full_shapes: Shapes, rank: int) -> dict[str, tuple[int, ...]]:
     """The shapes of adapters of another rank."""
     result: dict[str, tuple[int, ...]] = {}
-    for path in adapter_paths(full_shapes):
+    for path in lora_module_paths(full_shapes):
         result[f"{path}.A"] = (rank, full_shapes[f"{path}.A"][1])
         result[f"{path}.B"] = (full_shapes[f"{path}.B"][0], rank)
     return result
@@ -35,7 +35,7 @@ class RankedStrategy(Strategy):
         super().__init__(full_shapes)
         self.alpha, self.ranks = alpha, ranks
         self.head: State = {}
-        factors = {f"{path}.{side}" for path in adapter_paths(full_shapes) for side in "AB"}
+        factors = {f"{path}.{side}" for path in lora_module_paths(full_shapes) for side in "AB"}
         self._head_shapes = {name: shape for name, shape in full_shapes.items() if name not in factors}
 
     def begin(self, initial: State) -> None:
@@ -108,7 +108,7 @@ class StackedAverage(RankedStrategy):
 
 
 def rank_of_shapes(full_shapes: Shapes) -> int:
-    return max(full_shapes[f"{path}.A"][0] for path in adapter_paths(full_shapes))
+    return max(full_shapes[f"{path}.A"][0] for path in lora_module_paths(full_shapes))
 
 
 class TruncatedAverage(RankedStrategy):

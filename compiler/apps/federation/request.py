@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from .sizes import SubNetwork
 
 
-def refs_of(request: Any) -> tuple[DataRef, ...]:
+def data_refs_of(request: Any) -> tuple[DataRef, ...]:
     """Its data sets."""
     return request.data if isinstance(request.data, tuple) else (request.data,)
 
 
 def refuse_incompatible_rows(request: Any, ctx: "Context") -> None:
     """Reject where a client would have no rows, or rows are not such as are to be learned from."""
-    refs = refs_of(request)
+    refs = data_refs_of(request)
     if request.trains == "index":
         refuse_data_without_pairs(ctx, refs)
     sizes = [len(ctx.rows(ref)) // (1 + (request.trains == "index")) for ref in refs]
@@ -54,7 +54,7 @@ def _refuse_incompatible_labels(request: Any, ctx: "Context") -> None:
         raise incompatible_strategy(
             "`trains: prompt` learns to predict tokens, and the rows have classes", help="`trains: lora`"
         ).rejection()
-    if request.trains == "reft" and any(ctx.prompts(ref) is None for ref in refs_of(request)):
+    if request.trains == "reft" and any(ctx.prompts(ref) is None for ref in data_refs_of(request)):
         raise incompatible_strategy(
             "interventions edit prompts, and the rows don't say where a prompt ends",
             help="give rows of `pairs` or `labels`",
@@ -62,16 +62,16 @@ def _refuse_incompatible_labels(request: Any, ctx: "Context") -> None:
 
 
 def _has_labels(request: Any, ctx: "Context") -> bool:
-    return any(ctx.labels(ref) is not None for ref in refs_of(request))
+    return any(ctx.labels(ref) is not None for ref in data_refs_of(request))
 
 
-def declared_state_shapes(request: Any, program: "Program", ctx: "Context") -> dict[str, tuple[int, ...]]:
+def check_and_get_state_shapes(request: Any, program: "Program", ctx: "Context") -> dict[str, tuple[int, ...]]:
     """Check the request against the model; shapes of the arrays of a whole state, the head's among them where rows have
     classes."""
     rank = max(request.ranks or (request.rank,))
     if request.trains == "reft":
         refuse_incompatible_intervention_forms(program, request.strategy == "abm", request.way)
-        refuse_short_prompts(program, ctx, refs_of(request))
+        refuse_short_prompts(program, ctx, data_refs_of(request))
     result = trainable_state_shapes(program, request.trains, request.tokens, rank, request.on)
     refuse_ranks_above_widths(result, rank, "ranks" if request.ranks else "rank")
     if _has_labels(request, ctx):
@@ -85,13 +85,13 @@ def _budgets(request: Any) -> list[Budget]:
     return [b.value if isinstance(b, Ratio) else b for b in request.budgets or ()]
 
 
-def size_per_client(request: Any, program: "Program", ctx: "Context") -> "list[SubNetwork]":
+def sub_network_per_client(request: Any, program: "Program", ctx: "Context") -> "list[SubNetwork]":
     """The sub-network of every client; none where no budgets are given."""
     from .sizes import largest_sub_networks
 
     if not request.budgets:
         return []
-    load = Load(request.batch, max(ctx.rows(ref).shape[1] for ref in refs_of(request)))
+    load = Load(request.batch, max(ctx.rows(ref).shape[1] for ref in data_refs_of(request)))
     sizes = largest_sub_networks(program, _budgets(request), request.counts, load)
     require_full_size(program, sizes)
     return sizes
@@ -127,7 +127,7 @@ def make_declaration(
         ranks=request.ranks or (),
         mix=None if request.mixing == "adaptive" else request.mix.value,
         hold=request.hold.value,
-        data=tuple(data(ref) for ref in refs_of(request)),
+        data=tuple(data(ref) for ref in data_refs_of(request)),
         deadline=request.deadline.seconds,
         share=request.share.value,
         seed=ctx.seed,
@@ -140,5 +140,5 @@ def make_declaration(
 
 def _largest_client_row_count(request: Any, ctx: "Context") -> int:
     """Rows of the client that is dealt most."""
-    sizes = [len(ctx.rows(ref)) for ref in refs_of(request)]
+    sizes = [len(ctx.rows(ref)) for ref in data_refs_of(request)]
     return max(map(len, partition_rows(sizes, request.clients, request.split, request.beta, ctx.seed)))

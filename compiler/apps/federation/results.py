@@ -11,7 +11,7 @@ from ...core.cache import write_atomic
 from ...core.safe_read import CONFIG, read_regular_file, refuse_unsafe_write_folder
 from .declaration import Declaration
 from .history import History
-from .low_rank import adapter_paths, rank_of
+from .low_rank import lora_module_paths, lora_rank
 from .state import State
 
 MARK = "federation-result.json"
@@ -46,7 +46,7 @@ def write_results(
 
 
 def _write_peft_adapter(state: State, declaration: Declaration, folder: Path) -> None:
-    factors = adapter_paths(state)
+    factors = lora_module_paths(state)
     inside = {f"{path}.{side}" for path in factors for side in "AB"}
     named = {f"{PREFIX}.{name}": array for name, array in state.items() if name not in inside}
     named |= {f"{PREFIX}.{path}.lora_{side}.weight": state[f"{path}.{side}"] for path in factors for side in "AB"}
@@ -81,11 +81,11 @@ def _peft_config(state: State, declaration: Declaration) -> dict[str, Any]:
         "task_type": None if saved_modules else "CAUSAL_LM",
         "modules_to_save": saved_modules or None,
         "base_model_name_or_path": None,
-        "r": rank_of(state),
+        "r": lora_rank(state),
         "lora_alpha": declaration.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": adapter_paths(state),
+        "target_modules": lora_module_paths(state),
         "inference_mode": True,
     }
 

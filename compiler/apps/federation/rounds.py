@@ -91,7 +91,7 @@ class Federation:
 
     def run(self) -> History:
         """All rounds that are left; Reject where too few clients are."""
-        self._resume()
+        self._restore_checkpoint()
         self._wait_for_clients()
         if not self.course.rounds and self.strategy.starts:
             self.strategy.begin(self._initial_state())
@@ -104,8 +104,8 @@ class Federation:
             self.on_round(round_)
         return self.course
 
-    def _resume(self) -> None:
-        stored = self.checkpoint.read_round() if self.checkpoint else None
+    def _restore_checkpoint(self) -> None:
+        stored = self.checkpoint.read_last_round() if self.checkpoint else None
         if stored is not None:
             states, body = stored
             self.strategy.restore(states)
@@ -138,20 +138,20 @@ class Federation:
         fresh = sorted(present - self.known.keys())
         messages = [Message(node, "join", 0, {}, {"secure": True} if self.strategy.secure else {}) for node in fresh]
         replies = send_and_receive(self.grid, messages, self.terms.deadline, self.terms.every)
-        for reply in sorted(replies, key=lambda r: (_client_number_of_reply(r), r.node)):
-            member = self._member_or_fault(reply)
+        for reply in sorted(replies, key=lambda r: (_client_id_or_minus_one(r), r.node)):
+            member = self._member_or_record_fault(reply)
             self.known[reply.node] = None if member is None else member.client
             if member is not None:
                 self.members[member.client] = member
                 self.faults.pop(member.client, None)
 
-    def _member_or_fault(self, reply: Reply) -> Member | None:
+    def _member_or_record_fault(self, reply: Reply) -> Member | None:
         """The client that a node is, or None, with the reason in `faults`."""
-        client = _client_number_of_reply(reply)
+        client = _client_id_or_minus_one(reply)
         try:
             return self._checked_member(client, reply)
         except Exception as error:  # of what a stranger sent: it is left out, whatever that was
-            self.faults[client if client >= 0 else -1 - len(self.faults)] = _sentence(error)
+            self.faults[client if client >= 0 else -1 - len(self.faults)] = _error_sentence(error)
             return None
 
     def _checked_member(self, client: int, reply: Reply) -> Member:
@@ -196,7 +196,7 @@ class Federation:
                     if not reason:
                         return state
                 except Exception as error:
-                    reason = _sentence(error)
+                    reason = _error_sentence(error)
                 self.faults[client] = reason
         raise too_few_clients(
             "no client could tell the state to start from", note=self._faults_text(self.faults)
@@ -219,7 +219,7 @@ class Federation:
                 examples = min(finite_or_nan(reply.config.get("examples")), self.members[client].examples)
                 update = _client_update_of(reply, messages[client], self.terms.rounds)
             except Exception as error:  # of what a client sent: it costs that client its round, whatever it was
-                faults[client] = _sentence(error)
+                faults[client] = _error_sentence(error)
                 self.holding.pop(client, None)  # its node's memory is not what we think
                 continue
             sent[client], results[client] = TrainedState(reply.arrays.get("own", {}), examples), update
@@ -238,7 +238,7 @@ class Federation:
                 help="run again: it goes on from the last round that was kept",
             ).rejection()
         if summed is not None:
-            self.strategy.take_sum(summed.total, summed.clients)
+            self.strategy.aggregate_from_sum(summed.total, summed.clients)
         else:
             self.strategy.aggregate(round_number, sent)
         return Round(round_number, results, faults, time.monotonic() - started)
@@ -292,7 +292,7 @@ class Federation:
                 try:
                     vectors[client] = self._checked_masked_state(reply, count)
                 except Exception as error:
-                    faults[client] = _sentence(error)
+                    faults[client] = _error_sentence(error)
                     self.holding.pop(client, None)
             if len(vectors) == len(clients):
                 return Sum(sum_of_masked_states([vectors[c] for c in clients], self.strategy.full), tuple(clients))
@@ -320,7 +320,7 @@ class Federation:
         return "; ".join(_first_line(text) for text in lines[:8])
 
 
-def _sentence(error: Exception) -> str:
+def _error_sentence(error: Exception) -> str:
     return (str(error) or type(error).__name__)[:SENTENCE]
 
 
@@ -328,7 +328,7 @@ def _first_line(text: str) -> str:
     return text.splitlines()[0] if text else text
 
 
-def _client_number_of_reply(reply: Reply) -> int:
+def _client_id_or_minus_one(reply: Reply) -> int:
     """Number of the client that a node runs; -1 if it is none."""
     value = finite_or_nan(reply.config.get("client"))
     return int(value) if value >= 0 else -1

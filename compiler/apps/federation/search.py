@@ -129,7 +129,7 @@ class RetrievalFederation(Federation):
         payloads = {k: {"questions": questions} for k in sorted(self.members)}
         pairs = {}
         for k, reply in self._exchange_and_count_bytes("search", round_number, payloads, sizes).items():
-            pair = _parse_retrieval_reply(reply, len(questions), self.count)
+            pair = _scores_and_indices_or_none(reply, len(questions), self.count)
             if pair is None:
                 faults[k] = _failure_reason(reply)
             else:
@@ -175,7 +175,9 @@ def _question_vectors_or_none(reply: Reply | None) -> np.ndarray | None:
     return vectors if fits else None
 
 
-def _parse_retrieval_reply(reply: Reply | None, n_questions: int, count: int) -> tuple[np.ndarray, np.ndarray] | None:
+def _scores_and_indices_or_none(
+    reply: Reply | None, n_questions: int, count: int
+) -> tuple[np.ndarray, np.ndarray] | None:
     """Scores and numbers of a reply, where they are that."""
     arrays = reply.arrays.get("own", {}) if reply and not reply.error else {}
     scores, numbers = arrays.get("scores"), arrays.get("numbers")

@@ -49,7 +49,7 @@ class SecureSum(Strategy):
     def aggregate(self, round_number: int, client_states: Mapping[int, TrainedState]) -> None:
         raise AssertionError("a secure strategy is given sums")
 
-    def take_sum(self, total: State, clients: Sequence[int]) -> None:
+    def aggregate_from_sum(self, total: State, clients: Sequence[int]) -> None:
         """The sum of the states of these clients."""
         self.mean = {name: (array / len(clients)).astype(np.float32) for name, array in total.items()}
         self.summed = tuple(clients)

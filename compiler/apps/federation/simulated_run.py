@@ -38,18 +38,18 @@ def simulate_and_write_results(request: RunRequest) -> None:
     return _print_summary(run, declared, into, screen)
 
 
-def recipe_folder(path: Path) -> Path:
+def recipe_folder(artifact_path: Path) -> Path:
     """Folder of an artifact's recipe: what paths of its data start from."""
     from ...artifacts.manifest import read_manifest
     from ...driver.judging.retest import find_recipe_file, missing_recipe
 
-    manifest = read_manifest(path)
-    file = find_recipe_file(path, manifest)
+    manifest = read_manifest(artifact_path)
+    file = find_recipe_file(artifact_path, manifest)
     if file is None:
         name = manifest.recipe.get("name", "its recipe")
         raise missing_recipe(
-            f"{name}, whose folder the data of {path} lie in, is not beside it",
-            help=f"copy {name} and its data beside {path.name}, or run from their folder",
+            f"{name}, whose folder the data of {artifact_path} lie in, is not beside it",
+            help=f"copy {name} and its data beside {artifact_path.name}, or run from their folder",
         ).rejection()
     return file.parent
 

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 def simulate_federation(
     declaration: Declaration,
-    model: Path,
-    data: Path,
+    model_folder: Path,
+    data_folder: Path,
     settings: "Settings",
     on_round: Callable[[Round], None] = lambda round_: None,
 ) -> Federation:
     """Run all rounds; killed and called again, it goes on. Reject where it can't be finished."""
-    host = ClientHost(declaration, model, data, settings)
-    host.check_base()
+    host = ClientHost(declaration, model_folder, data_folder, settings)
+    host.check_base_model()
     checkpoint = Checkpoint(settings.cache_dir / "federations" / declaration.identity, declaration.identity)
     with host.participants(list(range(declaration.clients))) as clients:
         run = make_federation(declaration, LocalGrid(clients), checkpoint, on_round)

@@ -27,9 +27,9 @@ from .budgets import (
     absolute_budget,
     amount_phrase,
     budget_kind_of,
+    median_update_seconds,
     smallest_fitting_budget_text,
     training_bytes,
-    update_seconds,
 )
 from .coverage import CountMode, Index, assign_sandwich_sizes, coverage_mean, slice_state
 from .state import Shapes
@@ -90,14 +90,14 @@ class SubNetwork:
 
 
 def largest_sub_networks(
-    program: "Program", budgets: Sequence[Budget], budget_kind: str = "params", load: Load = Load()
+    program: "Program", budgets: Sequence[Budget], kind_if_unitless: str = "params", load: Load = Load()
 ) -> list[SubNetwork]:
-    """For each budget the largest size within it; `budget_kind` says what shares and plain numbers are of.
+    """For each budget the largest size within it; `kind_if_unitless` says what shares and plain numbers are of.
 
     Raises Reject (budget-too-small), with the least that is possible, where none fits.
     """
     scale = Scale(program, load)
-    return [scale.largest_within(budget, budget_kind_of(budget, budget_kind)) for budget in budgets]
+    return [scale.largest_within(budget, budget_kind_of(budget, kind_if_unitless)) for budget in budgets]
 
 
 class Scale:
@@ -133,7 +133,7 @@ class Scale:
 
             part = capture(copy.deepcopy(self.program.model))
             cut_to_sub_network(part, size)
-            return update_seconds(part.model, self.load)
+            return median_update_seconds(part.model, self.load)
         skeleton = skeleton_of_sub_network(self.program, size)
         return (
             training_bytes(skeleton, self.load)

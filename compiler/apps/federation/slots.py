@@ -16,7 +16,7 @@ from ...models.rows.inputs import use_cache_false_kwargs
 from ...models.rows.prompt_positions import parameters_above_body
 from ...transforms.training.adapters import Shape, with_adapters
 from ...transforms.training.schedule import seed_of
-from .low_rank import adapter_paths
+from .low_rank import lora_module_paths
 from .state import Shapes, State
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Slots(ABC):
     def parameters(self) -> dict[str, nn.Parameter]:
         """Parameters of the model that belong to the state, by the names of its arrays."""
 
-    def settle(self) -> None:  # noqa: B027 (most have nothing to do)
+    def project_after_training(self) -> None:  # noqa: B027 (most have nothing to do)
         """After training: let parameters be what they stand for."""
 
 
@@ -64,8 +64,8 @@ class LowRankSlots(Slots):
     @contextmanager
     def attached(model: nn.Module, full_shapes: Shapes, alpha: float) -> "Iterator[LowRankSlots]":
         """Adapters on a model; afterwards it is as it was."""
-        rank = max(full_shapes[f"{path}.A"][0] for path in adapter_paths(full_shapes))
-        with with_adapters(model, tuple(adapter_paths(full_shapes)), Shape(rank, alpha, 0.0), 0) as adapters:
+        rank = max(full_shapes[f"{path}.A"][0] for path in lora_module_paths(full_shapes))
+        with with_adapters(model, tuple(lora_module_paths(full_shapes)), Shape(rank, alpha, 0.0), 0) as adapters:
             slots = LowRankSlots(model, adapters.layers, full_shapes, alpha)
             try:
                 yield slots
@@ -75,7 +75,7 @@ class LowRankSlots(Slots):
     def initial_state(self, seed: int, rank: int | None) -> State:
         """A as peft draws it (uniform within 1 / sqrt(inputs)), B zero."""
         state = {}
-        for path in adapter_paths(self.full):
+        for path in lora_module_paths(self.full):
             full_rank, inputs = self.full[f"{path}.A"]
             bound = 1 / np.sqrt(inputs)
             shape = (rank or full_rank, inputs)
@@ -147,7 +147,7 @@ class Edited(ParameterSlots):
             for name, p in intervention_parameters(path, function).items()
         }
 
-    def settle(self) -> None:
+    def project_after_training(self) -> None:
         for function in self.functions.values():
             function.store_orthonormal_rows()
 
@@ -189,8 +189,8 @@ class ClassifierSlots(Slots):
     def parameters(self) -> dict[str, nn.Parameter]:
         return {**self.inner.parameters(), **self.trained}
 
-    def settle(self) -> None:
-        self.inner.settle()
+    def project_after_training(self) -> None:
+        self.inner.project_after_training()
 
 
 class AllWeights(ParameterSlots):

@@ -73,7 +73,7 @@ class Strategy(ABC):
     def aggregate(self, round_number: int, client_states: Mapping[int, TrainedState]) -> None:
         """Put a round together."""
 
-    def take_sum(self, total: State, clients: Sequence[int]) -> None:
+    def aggregate_from_sum(self, total: State, clients: Sequence[int]) -> None:
         """Put a round together of which only the sum is told."""
         raise AssertionError(f"{type(self).__name__} is secure, and takes no sums")
 

@@ -13,9 +13,9 @@ from .slots import Slots
 from .state import State
 
 
-def task_of_round(round_number: int, rounds: int, tasks: int) -> int:
+def task_index_of_round(round_number: int, n_rounds: int, n_tasks: int) -> int:
     """The task of a round, both from their first: each has as many rounds as the others, or one less."""
-    return min(tasks - 1, (round_number - 1) * tasks // rounds)
+    return min(n_tasks - 1, (round_number - 1) * n_tasks // n_rounds)
 
 
 class Stream(CausalLmLearner):
@@ -32,7 +32,7 @@ class Stream(CausalLmLearner):
         self.losses: tuple[float, ...] = ()
 
     def begin(self, round_number: int, rounds: int) -> None:
-        self.task = task_of_round(round_number, rounds, self.tasks)
+        self.task = task_index_of_round(round_number, rounds, self.tasks)
         self.rows, self.held_out = self.parts[self.task]
         self.examples = len(self.rows)
 

@@ -8,7 +8,7 @@ from ...analysis.discovery.discover import skeleton_of
 from ...ir.layers.linear import weight_of
 from ...models.checkpoints.pretrained import pretrained
 from .faults import incompatible_strategy
-from .low_rank import adapter_paths
+from .low_rank import lora_module_paths
 from .state import Shapes
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def trainable_state_shapes(
 def refuse_ranks_above_widths(full_shapes: Shapes, rank: int, argument: str) -> None:
     """Reject (rank-too-large) adapters whose product needs no such rank: B A is at most as wide as a weight."""
     widths = {
-        path: min(full_shapes[f"{path}.A"][1], full_shapes[f"{path}.B"][0]) for path in adapter_paths(full_shapes)
+        path: min(full_shapes[f"{path}.A"][1], full_shapes[f"{path}.B"][0]) for path in lora_module_paths(full_shapes)
     }
     path = min(widths, key=lambda p: widths[p], default="")
     if path and rank > widths[path]:

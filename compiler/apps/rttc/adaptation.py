@@ -55,7 +55,7 @@ class AdapterSettings:
     kind: Literal["lora", "reft"] = "lora"
 
 
-def indices_above_threshold(scores: Sequence[float]) -> list[int]:
+def indices_above_min_of_mean_and_median(scores: Sequence[float]) -> list[int]:
     """Numbers of the scores above min(mean, median); all where none is."""
     if not scores:
         return []
@@ -83,20 +83,27 @@ class AdaptableModel:
         self,
         model: nn.Module,
         tokenizer: Any,
-        adapters: tuple[str, ...],
-        regime: AdapterSettings,
-        prompt: Callable[[str], list[int]],
+        adapter_paths: tuple[str, ...],
+        adapter_settings: AdapterSettings,
+        tokenize_question: Callable[[str], list[int]],
     ):
-        self.model, self.regime, self._tokenizer, self._prompt = model, regime, tokenizer, prompt
-        self.on = adapters
-        self._adapters = attach_adapters(regime.kind, model, adapters, regime.rank, regime.alpha, regime.seed)
+        self.model, self.regime, self._tokenizer, self._prompt = model, adapter_settings, tokenizer, tokenize_question
+        self.on = adapter_paths
+        self._adapters = attach_adapters(
+            adapter_settings.kind,
+            model,
+            adapter_paths,
+            adapter_settings.rank,
+            adapter_settings.alpha,
+            adapter_settings.seed,
+        )
         self._parameters = self._adapters.parameters()
         adapter_ids = {id(p) for p in self._parameters.values()}
         self._flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in adapter_ids)
         self._initial = self.state()
-        self.shape = canonical_json_sha256([asdict(regime), adapters])
+        self.shape = canonical_json_sha256([asdict(adapter_settings), adapter_paths])
         self.disable_adapters()
 
     def close(self) -> None:
@@ -148,7 +155,7 @@ class AdaptableModel:
     ) -> Trained:
         """Set the adapters back, then train them on the samples; they stay on. No step is begun once `is_cancelled`."""
         regime, scores = self.regime, list(scores) or [1.0] * len(samples)
-        chosen = indices_above_threshold(scores) if regime.reduce else list(range(len(samples)))
+        chosen = indices_above_min_of_mean_and_median(scores) if regime.reduce else list(range(len(samples)))
         if not chosen:
             raise nothing_to_train("there is no sample to train on").rejection()
         rows = [self._sample_ids_and_answer_start(samples[i]) for i in chosen]

@@ -93,7 +93,9 @@ def read_app(folder: Path) -> App:
         return app
 
 
-def engine_and_reason(folder: Path, model: Any, tokenizer: Any, app: App, probe_question: str) -> tuple[Engine, str]:
+def choose_engine_and_limitation(
+    folder: Path, model: Any, tokenizer: Any, app: App, probe_question: str
+) -> tuple[Engine, str]:
     """Engine that generates for a folder, and why it can't do all; "" where it can.
 
     probe_question   a question to compare the engine's and PyTorch's adapted logits on
@@ -156,7 +158,7 @@ def open_guided_client(
     embedder = embedder_of(app, folder, model, tokenizer, cache_dir)
     retriever: Retriever
     if remote is None:
-        base = open_knowledge_base(folder / KNOWLEDGE).searched_by("auto")
+        base = open_knowledge_base(folder / KNOWLEDGE).with_search_engine("auto")
         refuse_other_embedder(base, embedder)
         retriever, version = Local(base, app.selection), base.version
     else:

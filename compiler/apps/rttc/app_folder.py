@@ -5,5 +5,5 @@ from pathlib import Path
 NAME = "app.json"
 
 
-def is_app(path: str) -> bool:
-    return (Path(path) / NAME).is_file()
+def is_rttc_app_folder(folder: str) -> bool:
+    return (Path(folder) / NAME).is_file()

@@ -36,9 +36,9 @@ class Attachment(Protocol):
 class LowRank:
     """LoRA on linear modules, by peft."""
 
-    def __init__(self, model: nn.Module, adapters: tuple[str, ...], rank: int, alpha: float, seed: int):
+    def __init__(self, model: nn.Module, module_paths: tuple[str, ...], rank: int, alpha: float, seed: int):
         self._stack = ExitStack()
-        self._adapters = self._stack.enter_context(with_adapters(model, adapters, Shape(rank, alpha, 0.0), seed))
+        self._adapters = self._stack.enter_context(with_adapters(model, module_paths, Shape(rank, alpha, 0.0), seed))
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return self._adapters.parameters()
@@ -64,14 +64,14 @@ class Residual:
     Source: Wu et al. 2024 (arXiv 2404.03592), equation 3.
     """
 
-    def __init__(self, model: nn.Module, adapters: tuple[str, ...], rank: int, seed: int):
+    def __init__(self, model: nn.Module, layer_paths: tuple[str, ...], rank: int, seed: int):
         self._on = False
         self._stacked: Mapping[str, Tensor] | None = None
         generator = torch.Generator().manual_seed(seed)
         width = weight_of(pretrained(model).get_input_embeddings()).shape[1]
         self._edits: dict[str, Intervention] = {}
         self._hooks = []
-        for path in adapters:
+        for path in layer_paths:
             layer = model.get_submodule(path)
             like = next(layer.parameters())
             edit = Intervention("direft", width, min(rank, width), 0.0, dtype=torch.float32, device=like.device)
@@ -114,11 +114,13 @@ class Residual:
 
 
 def attach_adapters(
-    adapter_kind: str, model: nn.Module, adapters: tuple[str, ...], rank: int, alpha: float, seed: int
+    adapter_kind: str, model: nn.Module, module_paths: tuple[str, ...], rank: int, alpha: float, seed: int
 ) -> Attachment:
     assert adapter_kind in KINDS, f"nothing is called {adapter_kind}"
     return (
-        Residual(model, adapters, rank, seed) if adapter_kind == "reft" else LowRank(model, adapters, rank, alpha, seed)
+        Residual(model, module_paths, rank, seed)
+        if adapter_kind == "reft"
+        else LowRank(model, module_paths, rank, alpha, seed)
     )
 
 

@@ -68,7 +68,7 @@ class Batcher:
         row = _Row(ids, settings, growth, state)
         with self._changed:
             self._waiting.append(row)
-        while self._wait_for_model_or_answer(row):
+        while self._acquire_model_unless_answered(row):
             threading.Thread(target=self._answer_next_batch, name="effc-batch", daemon=True).start()
         if row.error is not None:
             raise row.error
@@ -81,7 +81,7 @@ class Batcher:
         finally:
             self._release_model()
 
-    def _wait_for_model_or_answer(self, row: _Row) -> bool:
+    def _acquire_model_unless_answered(self, row: _Row) -> bool:
         """Wait for the model, True, or until another thread has answered the row, False."""
         with self._changed:
             self._changed.wait_for(lambda: row.finished or not self._busy)

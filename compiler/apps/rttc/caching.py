@@ -46,16 +46,16 @@ class StateCache:
     """States by the unit vector of the query that made them; all methods may be called from any thread.
 
     identity    of all that the states depend on
-    threshold   cosine from which a query takes another's state; above 1 nothing does, -1 takes the nearest
-    bytes       that the states may hold together; one that is larger alone is not kept
+    min_cosine  cosine from which a query takes another's state; above 1 nothing does, -1 takes the nearest
+    max_bytes   that the states may hold together; one that is larger alone is not kept
     eviction    "lfu": the least often used goes, the oldest of equals; "lru": the one not used for longest
     folder      None keeps nothing over a restart
     """
 
     def __init__(
-        self, identity: str, threshold: float, bytes: int, eviction: Eviction = "lfu", folder: Path | None = None
+        self, identity: str, min_cosine: float, max_bytes: int, eviction: Eviction = "lfu", folder: Path | None = None
     ):
-        self.identity, self.threshold, self.max_bytes, self.eviction = identity, threshold, bytes, eviction
+        self.identity, self.threshold, self.max_bytes, self.eviction = identity, min_cosine, max_bytes, eviction
         self._folder, self._lock = folder, threading.RLock()
         self._entries: dict[int, SemanticCacheEntry] = {}
         self._counter = 0
@@ -89,7 +89,7 @@ class StateCache:
             self.misses += 1
             return None
 
-    def has_near(self, vector: Tensor) -> bool:
+    def has_near_state(self, vector: Tensor) -> bool:
         """Whether `find_nearest` would give a state; counts nothing."""
         with self._lock:
             return any(float(entry.vector @ vector) >= self.threshold for entry in self._entries.values())

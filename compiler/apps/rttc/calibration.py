@@ -63,8 +63,8 @@ def _answer_with_fixed_branch(client: GuidedModel, question: str, branch: Branch
     return only.answer_conversation([{"role": "user", "content": question}], settings)
 
 
-def _measured_seconds(branch: str, decision: Decision) -> float:
-    parts = {"direct": ("direct",), "rag": ("embed", "retrieve", "rag"), "ttt": ("train", "ttt")}[branch]
+def _measured_seconds(until_branch: str, decision: Decision) -> float:
+    parts = {"direct": ("direct",), "rag": ("embed", "retrieve", "rag"), "ttt": ("train", "ttt")}[until_branch]
     return sum(decision.seconds.get(part, 0.0) for part in parts)
 
 
@@ -139,7 +139,9 @@ def _uninformative_reward_error(trials_run: Sequence[Trial], auc_value: float) -
 
 def dev_features(client: GuidedModel, dev: Sequence[Sample]) -> Tensor:
     """Features of the dev questions for a router, [n, width + 2]."""
-    vectors = client.refreshed_base_facts().project(client.embedder.embed([sample.question for sample in dev]))
+    vectors = client.refreshed_base_facts().center_and_normalize(
+        client.embedder.embed([sample.question for sample in dev])
+    )
     prompt_ids = [
         client.prompts.tokenize_conversation([{"role": "user", "content": sample.question}]) for sample in dev
     ]

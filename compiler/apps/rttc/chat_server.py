@@ -22,12 +22,12 @@ from ..serving.answers import AnswerBuilder, ChatAnswer
 from ..serving.body import add_text_routes
 from ..serving.chat import prompt_too_long
 from ..serving.error_response import ErrorResponse
-from ..serving.errors import install_error_handlers, record_fault, traceback_location
+from ..serving.errors import install_error_handlers, log_fault_and_client_message, traceback_location
 from ..serving.guard import client_id
 from ..serving.metrics import TYPE
 from ..serving.protocol import ChatRequest, CompletionRequest
 from ..serving.request import AnswerChunk
-from ..serving.stream import check_name, sse_events, wait_for_disconnect
+from ..serving.stream import require_model_name, sse_events, wait_for_disconnect
 from .generation import Cancelled, Settings
 from .guided import Answered, GuidedModel
 from .retrieval import Unreachable
@@ -36,8 +36,8 @@ _PIECE = 24  # characters of an event: an answer is judged before it is told, so
 BRANCH = "X-Effc-Branch"
 
 
-def _bytes_buffered(client: GuidedModel, cache: str) -> float:
-    return getattr(client, cache).n_bytes
+def _bytes_in_cache(client: GuidedModel, cache_name: str) -> float:
+    return getattr(client, cache_name).n_bytes
 
 
 class GuidedServer:
@@ -67,7 +67,7 @@ class GuidedServer:
         )
         for cache in ("lists", "states"):
             gauge = Gauge(f"effc_cached_{cache}_bytes", f"Bytes that cached {cache} hold.", registry=self.registry)
-            gauge.set_function(partial(_bytes_buffered, client, cache))
+            gauge.set_function(partial(_bytes_in_cache, client, cache))
         Gauge(
             "effc_batch_rows", "Answers in the largest batch that PyTorch gave so far.", registry=self.registry
         ).set_function(lambda: client.batcher.largest)
@@ -92,7 +92,7 @@ class GuidedServer:
         return {"status": "ok", "version": facts.version, "samples": facts.samples}
 
     async def answer(self, request_body: ChatRequest | CompletionRequest, call: Call) -> Any:
-        check_name(request_body.model, self.name)
+        require_model_name(request_body.model, self.name)
         if unsupported := next(_unsupported_settings(request_body), None):
             raise ErrorResponse(400, f"`{unsupported}` is not supported here", unsupported, "unsupported_parameter")
         answered = await self._answer_in_thread(
@@ -104,7 +104,7 @@ class GuidedServer:
         if request_body.stream:
             extension = {"effc": answered.decision.to_json()}
             return StreamingResponse(
-                sse_events(answer, _answer_chunks(answered), request_body.tells_usage, extra_fields=extension),
+                sse_events(answer, _answer_chunks(answered), request_body.includes_usage, extra_fields=extension),
                 media_type="text/event-stream",
                 headers={"Cache-Control": "no-cache", **headers},
             )
@@ -134,7 +134,9 @@ class GuidedServer:
                 raise ErrorResponse(500, REASON, code=code) from rejection
             raise ErrorResponse(400, diagnostic.message, "messages", code) from rejection
         except Exception as error:  # whatever it is, the next queries may fare better
-            raise ErrorResponse(500, record_fault(call, traceback_location(error)), code="failed") from error
+            raise ErrorResponse(
+                500, log_fault_and_client_message(call, traceback_location(error)), code="failed"
+            ) from error
         finally:
             self._buffered[owner] -= 1
             self._buffered += Counter()  # those without a query are forgotten

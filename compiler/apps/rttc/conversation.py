@@ -35,7 +35,7 @@ def _answer_prompt_or_stdin(
 
     if prompt is not None:
         return _print_answer(answer(prompt), prompt, request)
-    while (line := _input_line()) is not None:
+    while (line := _read_line_or_none_at_end()) is not None:
         try:
             if line.strip():
                 _print_answer(answer(line), line, request)
@@ -44,7 +44,7 @@ def _answer_prompt_or_stdin(
     return None
 
 
-def _input_line() -> str | None:
+def _read_line_or_none_at_end() -> str | None:
     try:
         return input("> ")
     except EOFError:

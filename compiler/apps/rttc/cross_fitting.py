@@ -4,18 +4,18 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from .policy import Point, SimulatedQuery, Trial, point_of
+from .policy import Point, SimulatedQuery, Trial, mean_point
 
 FOLDS = 5
 
 
-def folds(count: int, seed: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Pairs of rows to fit on and rows held out; each of `count` rows is held out once. Of a single row the first list
+def cross_fitting_folds(n_rows: int, seed: int) -> Iterator[tuple[list[int], list[int]]]:
+    """Pairs of rows to fit on and rows held out; each of `n_rows` rows is held out once. Of a single row the first list
     is empty."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    for part in order.chunk(min(FOLDS, count)):
+    order = torch.randperm(n_rows, generator=torch.Generator().manual_seed(seed))
+    for part in order.chunk(min(FOLDS, n_rows)):
         validation = part.tolist()
-        yield sorted(set(range(count)) - set(validation)), validation
+        yield sorted(set(range(n_rows)) - set(validation)), validation
 
 
 def cross_fitted(
@@ -26,10 +26,10 @@ def cross_fitted(
     fit    on some questions; what it returns answers any question
     """
     queries: dict[int, SimulatedQuery] = {}
-    for training, validation in folds(len(trials), seed):
+    for training, validation in cross_fitting_folds(len(trials), seed):
         if not training:
             return fitted  # of one question nothing can be held out
         answer = fit(training)
         queries |= {row: answer(row) for row in validation}
     ordered = [queries[row] for row in range(len(trials))]
-    return point_of(trials, ordered, fitted.direct, fitted.rag, fitted.scaled)
+    return mean_point(trials, ordered, fitted.direct, fitted.rag, fitted.scaled)

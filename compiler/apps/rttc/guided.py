@@ -129,7 +129,7 @@ class GuidedModel:
                     raise
         return self._facts
 
-    def check_version(self, version: str) -> None:
+    def refresh_facts_if_version_changed(self, version: str) -> None:
         if self._facts is not None and version != self._facts.version:
             self._replace_base_facts(self.retriever.facts())
 
@@ -199,7 +199,7 @@ class _GuidedQuery:
             self._decision.note = str(error)
             return
         with self._client.embedding_lock(), self._timed("embed"):
-            self._vector = facts.project(self._client.embedder.embed([self._question])[0])
+            self._vector = facts.center_and_normalize(self._client.embedder.embed([self._question])[0])
 
     def _resolve_router(self, policy: Policy) -> Policy:
         """A router's choice, as a policy of that branch alone; without a vector there are no samples to go for."""
@@ -247,18 +247,18 @@ class _GuidedQuery:
             return None
         has_turn, known = False, None
         while not has_turn and known is None:
-            has_turn = self._wait_to_train()
+            has_turn = self._acquire_training_unless_cached()
             known = self._answer_with_cached_state()
         return self._answer_after_training(self._client.adaptable, matches) if known is None else known
 
-    def _wait_to_train(self) -> bool:
+    def _acquire_training_unless_cached(self) -> bool:
         """Wait for the turn to train. False, without the turn, once another query left adapters that are near enough:
         trainings of others may stand between."""
         training, states = self._client.training, self._client.states
         while not training.acquire(timeout=_LOOK_SECONDS):
             if self._is_cancelled():
                 raise Cancelled
-            if self._reuses and self._vector is not None and states.has_near(self._vector):
+            if self._reuses and self._vector is not None and states.has_near_state(self._vector):
                 return False
         self._stack.callback(training.release)
         return True
@@ -293,7 +293,7 @@ class _GuidedQuery:
         try:
             with self._timed("retrieve"):
                 retrieved = client.retriever.retrieve(vector, client.policy.count)
-            client.check_version(retrieved.version)
+            client.refresh_facts_if_version_changed(retrieved.version)
         except Unreachable as error:
             self._decision.note = str(error)
             return ()

@@ -20,7 +20,7 @@ no_such_role = Fault(
 
 
 def open_guided_model(
-    location: str, settings: "Settings", knowledge: str | None, speculation: bool = False
+    location: str, settings: "Settings", knowledge_url: str | None, speculation: bool = False
 ) -> "GuidedModel":
     """The client of a folder; its model, base and rewards are compared with the manifest first.
 
@@ -34,7 +34,7 @@ def open_guided_model(
     opened = open_model(location, settings, needs_tokenizer=True)
     verify_files(folder, read_manifest(folder))
     client = open_guided_client(
-        app, folder, opened.model, opened.tokenizer, settings.cache_dir, remote_knowledge(knowledge)
+        app, folder, opened.model, opened.tokenizer, settings.cache_dir, remote_knowledge(knowledge_url)
     )
     if client.generator is not None and not speculation:
         client.generator.disable_speculation()

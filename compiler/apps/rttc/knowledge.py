@@ -70,11 +70,11 @@ class KnowledgeBase:
     dropped: int = 0
     index: Index | None = None
 
-    def searched_by(self, engine: str) -> "KnowledgeBase":
+    def with_search_engine(self, engine_name_or_url: str) -> "KnowledgeBase":
         """The same, searched by an engine: "flat", "faiss", "auto" or an address."""
-        return replace(self, index=open_index(engine, self.vectors, self.version))
+        return replace(self, index=open_index(engine_name_or_url, self.vectors, self.version))
 
-    def project(self, raw: Tensor) -> Tensor:
+    def center_and_normalize(self, raw: Tensor) -> Tensor:
         """Vectors of an embedder [..., width], as the base compares them: less what all texts share, of length 1."""
         return nn.functional.normalize(raw - self.centre, dim=-1)
 
@@ -86,7 +86,7 @@ class KnowledgeBase:
                 help="embed it with the base's own embedder",
             ).rejection()
         index = self.index or Flat(self.vectors)
-        pool = index.nearest(query, max(count, POOL) if selection == "diverse" else count)
+        pool = index.nearest_indices(query, max(count, POOL) if selection == "diverse" else count)
         rows = [pool[at] for at in SELECTIONS[selection](query, self.vectors[pool], count)] if pool else []
         scores = self.vectors[rows] @ query if rows else torch.empty(0)
         return [Match(self.samples[row], float(score)) for row, score in zip(rows, scores, strict=True)]
@@ -118,7 +118,7 @@ def build_knowledge_base(
     centre = raw.mean(0)
     vectors = nn.functional.normalize(raw - centre, dim=-1)
     guard_vectors = nn.functional.normalize(embedder.embed(list(evaluation_questions)) - centre, dim=-1)
-    indices = _unguarded_sample_indices(samples, vectors, evaluation_questions, guard_vectors, max_cosine)
+    indices = _non_leaking_sample_indices(samples, vectors, evaluation_questions, guard_vectors, max_cosine)
     if not indices:
         raise invalid_samples("every sample is one of the evaluation's questions").rejection()
     _write_base(
@@ -156,7 +156,7 @@ def _embed_samples_in_shards(
     return torch.cat(parts)
 
 
-def _unguarded_sample_indices(
+def _non_leaking_sample_indices(
     samples: Sequence[Sample],
     vectors: Tensor,
     evaluation_questions: Sequence[str],
@@ -192,12 +192,12 @@ def _write_base(
         "dropped": n_dropped,
         "embedder": embedder,
         "files": hashes,
-        "version": version_of(hashes, embedder),
+        "version": knowledge_version(hashes, embedder),
     }
     write_atomic(folder / NAME, (json.dumps(body, indent=2, sort_keys=True) + "\n").encode())
 
 
-def version_of(hashes: Mapping[str, str], embedder: str) -> str:
+def knowledge_version(hashes: Mapping[str, str], embedder: str) -> str:
     """Version of a base by its content; the `version` of a file that somebody wrote is not read."""
     return canonical_json_sha256([hashes, embedder])[:16]
 
@@ -219,7 +219,7 @@ def open_knowledge_base(folder: Path) -> KnowledgeBase:
             tensors["vectors"],
             tensors["centre"],
             body["embedder"],
-            version_of(body["files"], body["embedder"]),
+            knowledge_version(body["files"], body["embedder"]),
             body["dropped"],
         )
         shape = (len(base.samples), base.centre.numel())

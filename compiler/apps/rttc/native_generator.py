@@ -88,7 +88,7 @@ class EngineStates:
         ready = self._ready.pop(id(state), None)
         if ready is None:
             self._n_created += 1
-            ready = state, self._add(state), f"state {self._n_created}"
+            ready = state, self._add_adapter(state), f"state {self._n_created}"
         self._ready[id(state)] = ready  # the state is held, so that no other gets its number
         with self.model.exclusive():
             self.model.engine = AdaptedEngine(self._engine, {_NAME: EngineAdapter(default=ready[1])}, _NAME)
@@ -97,7 +97,7 @@ class EngineStates:
                 _, (_, number, _) = self._ready.popitem(last=False)
                 self._engine.remove_adapter(number)
 
-    def _add(self, state: State) -> int:
+    def _add_adapter(self, state: State) -> int:
         factors = {path: self._factors(path, state) for path in self._on}
         updates = (low_rank_updates_of_linears if self._kind == "lora" else low_rank_updates_behind_layers)(
             self.model.plan, factors

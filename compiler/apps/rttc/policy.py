@@ -67,9 +67,9 @@ class Decision:
         return body
 
 
-def good_enough(policy: Policy, branch: Branch, worth: float) -> bool:
+def stops_at_answer(policy: Policy, branch: Branch, comparable_score: float) -> bool:
     """Whether a sequential policy stops at this answer."""
-    return branch == "ttt" or worth >= (policy.direct if branch == "direct" else policy.rag)
+    return branch == "ttt" or comparable_score >= (policy.direct if branch == "direct" else policy.rag)
 
 
 def choose_answer(
@@ -101,7 +101,7 @@ def choose_answer(
         worth[branch] = policy.comparable_score(branch, decision.rewards[branch])
         if policy.scales:
             decision.chances[branch] = worth[branch]
-        if policy.kind == "sequential" and good_enough(policy, branch, worth[branch]):
+        if policy.kind == "sequential" and stops_at_answer(policy, branch, worth[branch]):
             break
     decision.branch = max(texts, key=worth.__getitem__)
     return texts[decision.branch]
@@ -148,10 +148,10 @@ def simulate_policy(trial: Trial, policy: Policy) -> SimulatedQuery:
 
 def measure(trials: Sequence[Trial], policy: Policy) -> Point:
     queries = [simulate_policy(trial, policy) for trial in trials]
-    return point_of(trials, queries, policy.direct, policy.rag, bool(policy.scales))
+    return mean_point(trials, queries, policy.direct, policy.rag, bool(policy.scales))
 
 
-def point_of(
+def mean_point(
     trials: Sequence[Trial],
     queries: Sequence[SimulatedQuery],
     direct: float = 0.0,

@@ -18,19 +18,21 @@ class Prompts:
     context: int
 
     @property
-    def chats(self) -> bool:
+    def has_chat_template(self) -> bool:
         return bool(getattr(self.tokenizer, "chat_template", None))
 
     def tokenize_conversation(self, messages: Sequence[Message]) -> list[int]:
         """Tokens of a conversation, ready to be answered. Without a template, the messages one below the other."""
-        if self.chats:
+        if self.has_chat_template:
             text = render_template_or_reject(self.tokenizer, messages, add_generation_prompt=True)
             return self.tokenizer(text, add_special_tokens=False)["input_ids"]
         token_ids = self.tokenizer("\n".join(m["content"] for m in messages))["input_ids"]
         return token_ids or [self.tokenizer.bos_token_id or 0]
 
     def question(self, text: str) -> list[int]:
-        return self.tokenize_conversation([{"role": "user", "content": text if self.chats else f"{text}\n"}])
+        return self.tokenize_conversation(
+            [{"role": "user", "content": text if self.has_chat_template else f"{text}\n"}]
+        )
 
     def tokenize_with_samples(
         self, messages: Sequence[Message], samples: Sequence[Sample], answer_tokens: int
@@ -48,7 +50,7 @@ class Prompts:
     def _messages_with_samples(self, question_message: Message, samples: Sequence[Sample]) -> list[Message]:
         """A chat model reads answered questions as turns before its own, which it then answers alike; in one message
         with the question a small model takes them for a part of it."""
-        answered = [s for s in reversed(samples) if s.question and self.chats]
+        answered = [s for s in reversed(samples) if s.question and self.has_chat_template]
         passages = [s for s in reversed(samples) if s not in answered]
         exchanges = [
             {"role": role, "content": text}

@@ -51,7 +51,7 @@ class KnowledgeBaseFacts:
     centre: Tensor
     samples: int
 
-    def project(self, raw: Tensor) -> Tensor:
+    def center_and_normalize(self, raw: Tensor) -> Tensor:
         return nn.functional.normalize(raw - self.centre, dim=-1)
 
 

@@ -36,10 +36,12 @@ class Reward(Protocol):
         """One number an answer, finite; Reject (reward-no-number) where one is not."""
 
 
-def finite_scores(scores: Sequence[float], name: str) -> list[float]:
+def require_finite_scores(scores: Sequence[float], reward_name: str) -> list[float]:
     for score in scores:
         if not math.isfinite(score):
-            raise no_number(f"the reward `{name}` gave {score}", help="calibrate with another reward").rejection()
+            raise no_number(
+                f"the reward `{reward_name}` gave {score}", help="calibrate with another reward"
+            ).rejection()
     return list(scores)
 
 
@@ -62,7 +64,7 @@ class SelfLikelihood:
         values = [-100.0] * len(answers)  # an empty answer is a bad one, and a finite number
         for (i, tail), total in zip(nonempty, sums, strict=True):
             values[i] = total / len(tail)
-        return finite_scores(values, self.name)
+        return require_finite_scores(values, self.name)
 
 
 class Judge:
@@ -97,7 +99,7 @@ class Judge:
                 inputs = self._tokenizer(question, answer, return_tensors="pt", truncation=True)
             with evaluating(self._model):
                 values.append(float(self._model(**inputs).logits[0, 0]))
-        return finite_scores(values, self.name)
+        return require_finite_scores(values, self.name)
 
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
@@ -118,9 +120,14 @@ class Verifier:
 
     scale = "1 right, 0 wrong"
 
-    def __init__(self, checker_name: str, truths: Mapping[str, str], options: Sequence[str] = ()):
+    def __init__(self, checker_name: str, truth_by_question: Mapping[str, str], options: Sequence[str] = ()):
         assert checker_name in ("exact", "choice", "number", "pattern"), f"no verifier is called {checker_name}"
-        self.name, self._kind, self._truths, self._options = f"verifier {checker_name}", checker_name, truths, options
+        self.name, self._kind, self._truths, self._options = (
+            f"verifier {checker_name}",
+            checker_name,
+            truth_by_question,
+            options,
+        )
 
     def score(self, question: str, answers: Sequence[str]) -> list[float]:
         truth = self._truths.get(question)

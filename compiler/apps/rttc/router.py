@@ -22,9 +22,9 @@ from torch import Tensor
 from ....dsl.syntax.diagnostics import Fault
 from ...core.json_errors import reject_on_error
 from ...core.safe_read import parse_strict_json, refuse_irregular_file
-from .cross_fitting import folds
+from .cross_fitting import cross_fitting_folds
 from .logistic import fit_logistic_regression
-from .policy import BRANCHES, Branch, Point, SimulatedQuery, Trial, point_of
+from .policy import BRANCHES, Branch, Point, SimulatedQuery, Trial, mean_point
 from .scorer import LEAST_AUC, auc, weak_reward
 from .signals import Signals
 
@@ -81,8 +81,8 @@ class Router:
         save_file({n: t.contiguous() for n, t in parts.items()}, folder / NAME, {"router": json.dumps(metadata)})
 
 
-def open_router(folder: Path, width: int) -> Router:
-    """Read and check the router of a folder; `width` is that of a query's vector."""
+def open_router(folder: Path, embedding_width: int) -> Router:
+    """Read and check the router of a folder; `embedding_width` is that of a query's vector."""
     with reject_on_error(broken_router, f"{folder / NAME} holds no router", "emit the folder again"):
         refuse_irregular_file(folder / NAME)
         with safe_open(folder / NAME, "pt") as file:
@@ -96,7 +96,7 @@ def open_router(folder: Path, width: int) -> Router:
         )
         if metadata["format"] != FORMAT or len(router.seconds) != len(BRANCHES):
             raise ValueError("it has another form")
-        if router.weight.shape != (len(BRANCHES), width + 2) or router.mean.shape != router.scale.shape:
+        if router.weight.shape != (len(BRANCHES), embedding_width + 2) or router.mean.shape != router.scale.shape:
             raise ValueError("it was fitted over another embedder")
         return router
 
@@ -143,7 +143,7 @@ def _calibrated_price_per_second(probabilities: Tensor, right: Tensor, trials: S
 
 def measure_router(router: Router, trials: Sequence[Trial], features: Tensor) -> Point:
     """Point of a router on a set of questions, without thresholds."""
-    return point_of(trials, [simulate_router(router, t, row) for t, row in zip(trials, features, strict=True)])
+    return mean_point(trials, [simulate_router(router, t, row) for t, row in zip(trials, features, strict=True)])
 
 
 def simulate_router(router: Router, trial: Trial, features: Tensor) -> SimulatedQuery:
@@ -179,7 +179,7 @@ def _best_penalty(features: Tensor, right: Tensor, seed: int) -> _PenaltyChoice:
 def _cross_validated_log_odds(features: Tensor, right: Tensor, penalty: float, seed: int) -> Tensor:
     """Log-odds [n, branches] of every question, by a router that has not seen it."""
     log_odds = torch.zeros_like(right)
-    for training, held_out in folds(len(features), seed):
+    for training, held_out in cross_fitting_folds(len(features), seed):
         if training:
             weight, bias, mean, scale = _fit(features[training], right[training], penalty)
             log_odds[held_out] = ((features[held_out] - mean) / scale) @ weight.T + bias

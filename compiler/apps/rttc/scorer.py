@@ -15,7 +15,7 @@ from ...core.json_errors import reject_on_error
 from ...core.safe_read import CONFIG, DATA, parse_strict_json, read_json, read_regular_file, refuse_irregular_file
 from .embedder import Embedder
 from .logistic import fit_logistic_regression
-from .reward import finite_scores
+from .reward import require_finite_scores
 from .sample import invalid_samples
 
 NAME, WEIGHTS, FORMAT = "scorer.json", "scorer.safetensors", 1
@@ -60,7 +60,7 @@ class Scorer:
 
     def score(self, question: str, answers: Sequence[str]) -> list[float]:
         features = _pair_features(self._embedder, [question] * len(answers), answers)
-        return finite_scores((features @ self._weight + self._bias).tolist(), self.name)
+        return require_finite_scores((features @ self._weight + self._bias).tolist(), self.name)
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ POOL = 256  # nearest vectors that a diverse selection chooses from
 Selection = Callable[[Tensor, Tensor, int], list[int]]
 
 
-def nearest(query: Tensor, vectors: Tensor, count: int) -> list[int]:
+def nearest_indices(query: Tensor, vectors: Tensor, count: int) -> list[int]:
     """The rows of vectors [n, d] with the largest inner products with query [d]; the first of equals."""
     scores = vectors @ query
     least = scores.topk(min(count, len(scores))).values[-1]
@@ -25,7 +25,7 @@ def select_by_posterior_variance(query: Tensor, vectors: Tensor, count: int, noi
     noise    variance of an observation; small: no row is wanted twice; large: the nearest are taken
     Source: SIFT, Hübotter et al. 2025 (arXiv 2410.08020), equation 5, greedy as in its algorithm 1.
     """
-    pool = nearest(query, vectors, max(count, POOL))
+    pool = nearest_indices(query, vectors, max(count, POOL))
     points = torch.cat([query[None], vectors[pool]]).double()  # [1 + pool, d]
     covariance = points @ points.T
     chosen: list[int] = []
@@ -39,4 +39,4 @@ def select_by_posterior_variance(query: Tensor, vectors: Tensor, count: int, noi
     return [pool[at - 1] for at in chosen]
 
 
-SELECTIONS: dict[str, Selection] = {"nearest": nearest, "diverse": select_by_posterior_variance}
+SELECTIONS: dict[str, Selection] = {"nearest": nearest_indices, "diverse": select_by_posterior_variance}

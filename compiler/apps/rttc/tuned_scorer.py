@@ -20,7 +20,7 @@ from ...core.safe_read import CONFIG, read_json, refuse_irregular_file
 from ...models.rows.forward import evaluating
 from .attachment import KINDS, attach_adapters, default_attachment_paths
 from .embedder import MeanPooledEncoder
-from .reward import finite_scores
+from .reward import require_finite_scores
 from .scorer import FORMAT, NAME, WEIGHTS, LabelledAnswer, auc, broken_scorer, refuse_weak_auc, split_by_question
 
 _BATCH, _CLIP = 8, 1.0
@@ -31,11 +31,11 @@ class FineTunedScorer:
 
     name, scale = "scorer", "log-odds"
 
-    def __init__(self, embedder: MeanPooledEncoder, kind: str, rank: int, seed: int = 0):
-        self._embedder, self._kind, self._rank, self.auc = embedder, kind, rank, 0.5
+    def __init__(self, embedder: MeanPooledEncoder, adapter_kind: str, rank: int, seed: int = 0):
+        self._embedder, self._kind, self._rank, self.auc = embedder, adapter_kind, rank, 0.5
         encoder = embedder.encoder
         self._attachment = attach_adapters(
-            kind, encoder, default_attachment_paths(encoder, kind), rank, 2.0 * rank, seed
+            adapter_kind, encoder, default_attachment_paths(encoder, adapter_kind), rank, 2.0 * rank, seed
         )
         self._head = nn.Linear(embedder.width, 1)
         nn.init.zeros_(self._head.weight)
@@ -46,7 +46,7 @@ class FineTunedScorer:
         self._attachment.switch(enabled=False)
 
     def score(self, question: str, answers: Sequence[str]) -> list[float]:
-        return finite_scores(self.log_odds([question] * len(answers), answers).tolist(), self.name)
+        return require_finite_scores(self.log_odds([question] * len(answers), answers).tolist(), self.name)
 
     def log_odds(self, questions: Sequence[str], answers: Sequence[str]) -> Tensor:
         """Log-odds [n] of answers to questions."""
@@ -119,7 +119,7 @@ class FineTunedScorer:
 def train_fine_tuned_scorer(
     labelled_answers: Sequence[LabelledAnswer],
     embedder: MeanPooledEncoder,
-    kind: str,
+    adapter_kind: str,
     *,
     rank: int = 8,
     seed: int = 0,
@@ -129,7 +129,7 @@ def train_fine_tuned_scorer(
     """Train one; questions are split, so that none is on both sides. Reject (weak-reward) where the AUC on those held
     out is below 0.55, unless `force`."""
     learned, validation = split_by_question(labelled_answers, seed)
-    scorer = FineTunedScorer(embedder, kind, rank, seed)
+    scorer = FineTunedScorer(embedder, adapter_kind, rank, seed)
     scorer.fit(learned, seed=seed, **training_options)
     odds = scorer.log_odds([g.question for g in validation], [g.answer for g in validation])
     scorer.auc = auc(odds.tolist(), [g.right for g in validation])

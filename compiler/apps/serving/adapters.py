@@ -30,20 +30,20 @@ def parse_adapter_options(name_folder_pairs: Sequence[str]) -> dict[str, Path]:
     folders: dict[str, Path] = {}
     for text in name_folder_pairs:
         name, equals, path_text = text.partition("=")
-        if not equals or not path_text or not (name == ALL or _is_name(name)):
+        if not equals or not path_text or not (name == ALL or _is_adapter_name(name)):
             raise no_adapter(f"`--adapter {text}` names no adapter", help="write --adapter NAME=FOLDER").rejection()
-        for each, folder in adapter_folders(text).items():
+        for each, folder in folder_by_adapter_of_option(text).items():
             if each in folders:
                 raise no_adapter(f"two adapters are called `{each}`", help="give either a name of its own").rejection()
             folders[each] = _weights_folder(folder)
     return folders
 
 
-def _is_name(name: str) -> bool:
+def _is_adapter_name(name: str) -> bool:
     return bool(name) and name.isprintable() and not any(mark in name for mark in ":/ ")
 
 
-def adapter_folders(option: str) -> dict[str, Path]:
+def folder_by_adapter_of_option(option: str) -> dict[str, Path]:
     """Folders that `NAME=FOLDER` or `*=FOLDER` names, with or without `MODEL:`. Raises Reject (no-adapter)."""
     name, _, location = option.partition("=")
     folder = Path(location)
@@ -55,7 +55,7 @@ def adapter_folders(option: str) -> dict[str, Path]:
         reason = (error.strerror or str(error)).lower()
         raise no_adapter(f"{folder} is no folder of adapters: {reason}").rejection() from error
     for entry in entries:
-        if not _is_name(entry.name):
+        if not _is_adapter_name(entry.name):
             help = "rename it: `:`, `/` and spaces are in no name"
             raise no_adapter(f"{str(entry)!a} has no name for an adapter", help=help).rejection()
     return {entry.name: entry for entry in entries}
@@ -94,7 +94,7 @@ def model_copies_with_adapters(model: Any, label: str, folders: Mapping[str, Pat
     base_sha = cache(partial(model_weights_hash, model))
     copies = {}
     for name, folder in folders.items():
-        _check_files(folder)
+        _check_manifest_hashes(folder)
         is_lora = not (folder / FILE).is_file()
         if not is_lora:
             _refuse_other_base(folder, label, base_sha())
@@ -133,7 +133,7 @@ def engine_adapters(model: "DecoderModel", label: str, folders: Mapping[str, Pat
 
     engine, adapters = _native_engine(model, label), {}
     for name, folder in folders.items():
-        _check_files(folder)
+        _check_manifest_hashes(folder)
         try:
             if (folder / FILE).is_file():
                 adapters[name] = _intervention_adapter(model, engine, label, folder)
@@ -201,7 +201,7 @@ def _refuse_other_base(folder: Path, label: str, base_sha: str) -> None:
         ).rejection()
 
 
-def _check_files(folder: Path) -> None:
+def _check_manifest_hashes(folder: Path) -> None:
     """Compare with the manifest, where the folder is an artifact's."""
     from ...artifacts.manifest import NAME, read_manifest, verify_files
 
@@ -220,8 +220,8 @@ class AdapterChats:
         self.name = list(chat_sessions)[-1] if len(chat_sessions) == 2 else ""
 
     @property
-    def chats(self) -> bool:
-        return self.chat_sessions[""].chats
+    def has_chat_template(self) -> bool:
+        return self.chat_sessions[""].has_chat_template
 
     def answer(self, prompt: str, on_text: Callable[[str], None]) -> "Reply":
         from .chat import Reply

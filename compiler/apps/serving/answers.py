@@ -26,15 +26,15 @@ class _Choice:
         self.count = self.n_cached = 0
         self.parser = CallParser(policy) if policy else None
 
-    def add(self, piece: AnswerChunk) -> str:
+    def add(self, chunk: AnswerChunk) -> str:
         """Take a piece; the text of it that is in no call of a tool."""
-        text = piece.text
+        text = chunk.text
         if self.parser:
-            text = self.parser.push(text) + (self.parser.end() if piece.finish else "")
+            text = self.parser.push(text) + (self.parser.end() if chunk.finish else "")
         self.texts.append(text)
-        self.tokens += piece.tokens
-        self.count, self.n_cached = piece.count, piece.n_cached
-        self.finish = ("tool_calls" if self.calls and piece.finish == "stop" else piece.finish) or None
+        self.tokens += chunk.tokens
+        self.count, self.n_cached = chunk.count, chunk.n_cached
+        self.finish = ("tool_calls" if self.calls and chunk.finish == "stop" else chunk.finish) or None
         return text
 
     @property
@@ -79,7 +79,7 @@ class AnswerBuilder:
         ]
         return {**self._head, "object": self.kind, "choices": choices, "usage": self.usage()}
 
-    def opening(self) -> list[dict[str, Any]]:
+    def opening_chunks(self) -> list[dict[str, Any]]:
         """Chunks before the first text."""
         return []
 
@@ -94,7 +94,7 @@ class AnswerBuilder:
         }
         return self._chunk([fields])
 
-    def closing(self) -> dict[str, Any]:
+    def usage_chunk(self) -> dict[str, Any]:
         """The chunk that tells the usage alone."""
         return {**self._chunk([]), "usage": self.usage()}
 
@@ -138,7 +138,7 @@ class AnswerBuilder:
 class ChatAnswer(AnswerBuilder):
     prefix, kind, chunk_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
-    def opening(self) -> list[dict[str, Any]]:
+    def opening_chunks(self) -> list[dict[str, Any]]:
         delta = {"role": "assistant", "content": ""}
         indices = range(len(self._choices))
         return [self._chunk([{"index": i, "delta": delta, "logprobs": None, "finish_reason": None}]) for i in indices]

@@ -21,7 +21,7 @@ from .answers import AnswerBuilder, ChatAnswer
 from .body import wait_for_request_slot
 from .elastic import text_fingerprint
 from .error_response import ErrorResponse
-from .errors import record_fault
+from .errors import log_fault_and_client_message
 from .grammar import GrammarCompiler, Matcher
 from .guard import client_id
 from .metrics import ModelMetrics
@@ -29,7 +29,7 @@ from .protocol import ChatRequest, CompletionRequest
 from .request import AnswerChunk, Job, Request
 from .scheduler import QueueFull, Scheduler, Stopped
 from .stream import sse_events, wait_for_disconnect
-from .text import hidden_tokens
+from .text import hidden_token_texts_by_id
 from .tools import END, START, CallPolicy
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Service:
         self.created = int(time.time())
         self._n_unsubmitted = 0  # requests whose prompts are cut into tokens
         self.text_fingerprint = text_fingerprint(tokenizer)
-        self._hidden_marks = hidden_tokens(tokenizer, (START, END))
+        self._hidden_marks = hidden_token_texts_by_id(tokenizer, (START, END))
         self._max_characters = context_length * max(map(len, tokenizer.get_vocab()), default=1)
 
     # -- life ------------------------------------------------------------------------------------------------
@@ -99,8 +99,8 @@ class Service:
         """Take no more requests, and end once all are answered."""
         self.scheduler.drain()
 
-    def join(self, seconds: float | None = None) -> None:
-        self.scheduler.join(seconds)
+    def join(self, timeout_s: float | None = None) -> None:
+        self.scheduler.join(timeout_s)
 
     # -- answers ---------------------------------------------------------------------------------------------
 
@@ -131,7 +131,7 @@ class Service:
         if request_body.stream:
             return StreamingResponse(
                 sse_events(
-                    answer, _queued_chunks(pieces), request_body.tells_usage, request_body.alternatives is not None
+                    answer, _queued_chunks(pieces), request_body.includes_usage, request_body.alternatives is not None
                 ),
                 headers={"Cache-Control": "no-cache", **(headers or {})},
                 media_type="text/event-stream",
@@ -155,7 +155,7 @@ class Service:
             if span is not None and piece.finish:
                 span.end_choice(piece)
             if piece.finish == "failed":
-                piece = replace(piece, error=record_fault(call, piece.error))
+                piece = replace(piece, error=log_fault_and_client_message(call, piece.error))
             elif piece.finish == "logits_not_finite":
                 call.state.fault = piece.finish
             loop.call_soon_threadsafe(pieces.put_nowait, replace(piece, index=index))

@@ -80,7 +80,7 @@ class ChatSession:
         refuse_without_generate(self.model)
 
     @property
-    def chats(self) -> bool:
+    def has_chat_template(self) -> bool:
         """Whether the tokenizer knows how a conversation is written."""
         return bool(getattr(self.tokenizer, "chat_template", None))
 
@@ -100,7 +100,7 @@ class ChatSession:
         except KeyboardInterrupt:
             stop = "stopped"
         stream.end()
-        if self.chats:
+        if self.has_chat_template:
             self.history = [*messages, {"role": "assistant", "content": stream.text}]
         stop = stop or ("length" if len(stream.tokens) >= self.max_new_tokens else "end")
         prompt_tokens, seconds = inputs["input_ids"].shape[1], time.monotonic() - started
@@ -122,7 +122,7 @@ class ChatSession:
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, messages
 
     def _prompt_ids(self, messages: Sequence[Message], prompt: str) -> torch.Tensor:
-        if self.chats:
+        if self.has_chat_template:
             text = render_template_or_reject(self.tokenizer, messages, add_generation_prompt=True)
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         else:

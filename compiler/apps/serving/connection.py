@@ -101,13 +101,13 @@ class UvicornConnection(H11Protocol):
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # TCP's, as h11's own says
         super().connection_made(transport)
-        if len(self.connections) > self.limits.connections or self._is_crowd():
+        if len(self.connections) > self.limits.connections or self._exceeds_connections_per_address():
             transport.write(_raw_error_response(503, "as many connections are open as may", "too_many_connections"))
             transport.close()
         else:
             self._restart_timer_while_open()
 
-    def _is_crowd(self) -> bool:
+    def _exceeds_connections_per_address(self) -> bool:
         """Whether an address of another machine has more connections than one may."""
         clients = [getattr(other, "client", None) for other in self.connections]
         addresses = [client[0] for client in clients if client is not None]
@@ -170,7 +170,7 @@ class UvicornConnection(H11Protocol):
             self._timer = None
 
 
-def protocol_of(limits: Limits) -> type[UvicornConnection]:
+def connection_class_with_limits(limits: Limits) -> type[UvicornConnection]:
     """The class that uvicorn makes an object of for each connection."""
     return type("UvicornConnection", (UvicornConnection,), {"limits": limits, "errors": ErrorPace()})
 
@@ -178,7 +178,7 @@ def protocol_of(limits: Limits) -> type[UvicornConnection]:
 def uvicorn_settings(limits: Limits) -> dict[str, Any]:
     """Options of uvicorn's Config."""
     return {
-        "http": protocol_of(limits),
+        "http": connection_class_with_limits(limits),
         "loop": "asyncio",  # which accepts by the socket's own method
         "ws": "none",
         "h11_max_incomplete_event_size": _HEADER_BYTES,

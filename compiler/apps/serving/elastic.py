@@ -21,13 +21,13 @@ no_elastic = Fault(
 )
 
 
-def parse_elastic_options(texts: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+def parse_elastic_options(options: Sequence[str], model_names: Sequence[str]) -> dict[str, str]:
     """Names of smaller models by those of larger ones, out of `LARGE:SMALL`. Raises Reject (no-elastic)."""
-    pairs = {f"{large}:{small}": (large, small) for large in names for small in names if large != small}
+    pairs = {f"{large}:{small}": (large, small) for large in model_names for small in model_names if large != small}
     smaller: dict[str, str] = {}
-    for text in texts:
+    for text in options:
         if text not in pairs:
-            known = ", ".join(f"`{name:.80}`" for name in names)
+            known = ", ".join(f"`{name:.80}`" for name in model_names)
             raise no_elastic(
                 f"`--elastic {text:.80}` names no two models of {known}", help="write --elastic LARGE:SMALL"
             ).rejection()

@@ -42,7 +42,7 @@ class EmbeddingRequest(BaseModel):
 
     @field_validator("input", mode="before")
     @classmethod
-    def are_a_list(cls, value: Any) -> Any:
+    def as_list(cls, value: Any) -> Any:
         """A text or its tokens, or a list of either."""
         single = isinstance(value, str) or (isinstance(value, list) and value and {*map(type, value)} <= {int})
         inputs = [value] if single else value

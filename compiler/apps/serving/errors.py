@@ -20,7 +20,7 @@ def traceback_location(error: Exception) -> str:
     return f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}{kernel_message}"
 
 
-def record_fault(call: Call, fault: str) -> str:
+def log_fault_and_client_message(call: Call, fault: str) -> str:
     """Give the log a fault inside; what the client hears of it, which is where the log has it."""
     call.state.fault = fault
     return failure_message(call.scope.get("state", {}).get("request", "the request's id"))
@@ -32,7 +32,7 @@ def failure_message(request_id: str) -> str:
 
 def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ErrorResponse, _error_response)
-    app.add_exception_handler(HTTPException, _unrouted)
+    app.add_exception_handler(HTTPException, _unknown_route_response)
 
 
 async def _error_response(call: Call, error: Any) -> JSONResponse:
@@ -41,7 +41,7 @@ async def _error_response(call: Call, error: Any) -> JSONResponse:
     return JSONResponse(error.body, error.status, error.headers)
 
 
-async def _unrouted(call: Call, error: Any) -> JSONResponse:
+async def _unknown_route_response(call: Call, error: Any) -> JSONResponse:
     no_route = error.status_code in (404, 405)
     message = f"there is no {call.method} {call.url.path:.80} here" if no_route else str(error.detail)
     return JSONResponse(error_body(message, INVALID), error.status_code, error.headers)

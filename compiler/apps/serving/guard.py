@@ -47,7 +47,7 @@ class Admission:
         if self.rate is not None and path not in _OFTEN:
             self.rate.count_or_refuse(client)
 
-    def authorized_key_index(self, path: str, headers: dict[str, str]) -> int | None:
+    def check_access_and_get_key_index(self, path: str, headers: dict[str, str]) -> int | None:
         """The number of the key; Refused who may not ask."""
         host = _host_without_port(headers.get("host", ""))
         if self.hosts is not None and host not in self.hosts:
@@ -58,7 +58,7 @@ class Admission:
             )
         if not self.keys or path in _OPEN:
             return None
-        number = self.keys.number(headers.get("authorization", ""))
+        number = self.keys.key_index(headers.get("authorization", ""))
         if number is None:
             raise ErrorResponse(
                 401,
@@ -104,7 +104,7 @@ class _Exchange:
     ) -> None:
         started, key, broken = time.monotonic(), None, None
         try:
-            key = admission.authorized_key_index(self._scope["path"], self._headers)
+            key = admission.check_access_and_get_key_index(self._scope["path"], self._headers)
             self._scope["state"]["key"] = key
             admission.count_or_refuse_request(self._scope["path"], client_id(self._scope))
             if self._scope["method"] == "POST":
@@ -123,7 +123,7 @@ class _Exchange:
             self._log_response(log, key, broken, seconds)
             count_response(self._scope["path"], self._status or 499, seconds)
 
-    def _log_response(self, log: AccessLog, key: int | None, broken: str | None, seconds: float) -> None:
+    def _log_response(self, log: AccessLog, key_index: int | None, broken: str | None, seconds: float) -> None:
         """A line; health and metrics, asked every few seconds, have none while all is well."""
         path, well = self._scope["path"], self._status < 400 and not broken
         if path in _OFTEN and well:
@@ -139,7 +139,7 @@ class _Exchange:
             ms=round(seconds * 1000, 1),
             bytes_in=len(self._body) if self._body is not None else None,
             bytes_out=self._out,
-            key=key,
+            key=key_index,
             fault=fault,
             left=True if self._left else None,
         )

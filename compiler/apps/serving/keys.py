@@ -34,7 +34,7 @@ class Keys:
     def __bool__(self) -> bool:
         return bool(self._hashes)
 
-    def number(self, authorization: str) -> int | None:
+    def key_index(self, authorization: str) -> int | None:
         """Whose key an `Authorization` header holds. All keys are looked at, whichever it is."""
         scheme, _, key = authorization.partition(" ")
         presented = sha256(key.strip().encode()).digest()

@@ -32,12 +32,12 @@ class LogitEdits:
         self._grammar = grammar.copy() if grammar else None
 
     @property
-    def are_none(self) -> bool:
+    def is_empty(self) -> bool:
         return not (len(self._bias) or self._frequency or self._presence or self._grammar)
 
     def apply(self, logits: Tensor) -> Tensor:
         """The changed logits; the tensor itself where nothing changes."""
-        if self.are_none:
+        if self.is_empty:
             return logits
         logits = logits.to(torch.float32, copy=True)
         logits.index_add_(0, self._bias_ids, self._bias)

@@ -55,7 +55,7 @@ class Metrics:
         self._answers = self._counter("effc_http_responses", "Answers by the path and the status.", "path", "status")
         self._http = self._histogram("effc_http_response_seconds", "From the headers to the end of an answer.")
 
-    def add_answer(self, path: str, status: int, seconds: float) -> None:
+    def count_response(self, path: str, status: int, seconds: float) -> None:
         self._answers.labels(path, str(status)).inc()
         self._http.observe(seconds)
 
@@ -102,7 +102,7 @@ class ModelMetrics:
     def count_requests(self, outcome: str, count: int = 1) -> None:
         self._requests[outcome].inc(count)
 
-    def request_answered(self, seconds: float) -> None:
+    def observe_request_seconds(self, seconds: float) -> None:
         """A request was answered whole."""
         self._request_seconds.observe(seconds)
         self._seconds, self._count = self._seconds + seconds, self._count + 1

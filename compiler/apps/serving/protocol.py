@@ -49,7 +49,7 @@ class ResponseFormat(BaseModel):
     json_schema: NamedSchema | None = None
 
     @model_validator(mode="after")
-    def has_its_schema(self) -> "ResponseFormat":
+    def require_json_schema(self) -> "ResponseFormat":
         if (self.type == "json_schema") != (self.json_schema is not None):
             raise ValueError("`json_schema` belongs to the type `json_schema`, which needs it")
         return self
@@ -107,7 +107,7 @@ class AnyRequest(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def are_no_numbers_for_truth_values(cls, value: Any, info: Any) -> Any:
+    def refuse_bools_for_numbers(cls, value: Any, info: Any) -> Any:
         """Refuse `true` for a number, which Python takes for 1."""
         kinds = get_args(cls.model_fields[info.field_name].annotation)
         if isinstance(value, bool) and bool not in kinds and {int, float} & set(kinds):
@@ -116,26 +116,26 @@ class AnyRequest(BaseModel):
 
     @field_validator("stop", mode="before")
     @classmethod
-    def are_a_list(cls, stop: Any) -> Any:
+    def as_list(cls, stop: Any) -> Any:
         return [stop] if isinstance(stop, str) else stop
 
     @field_validator("logit_bias", mode="before")
     @classmethod
-    def are_of_tokens(cls, bias: Any) -> Any:
+    def parse_logit_bias_ids(cls, bias: Any) -> Any:
         """JSON's names are strings: each is a number in one spelling, so that no token has two."""
         if isinstance(bias, dict) and (odd := next((key for key in bias if not _NUMBER.fullmatch(str(key))), None)):
             raise ValueError(f"`{odd!s:.40}` is no number of a token")
         return bias
 
     @model_validator(mode="after")
-    def has_a_stream_for_its_options(self) -> "AnyRequest":
+    def require_stream_for_its_options(self) -> "AnyRequest":
         if self.stream_options is not None and not self.stream:
             raise ValueError("`stream_options` is for a stream: send `stream: true` with it")
         return self
 
     @field_validator(*_LEAST)
     @classmethod
-    def can_be_computed_with(cls, value: float | None, info: Any) -> float | None:
+    def refuse_tiny_values(cls, value: float | None, info: Any) -> float | None:
         least = _LEAST[info.field_name]
         if value and value < least:
             instead = "0, which takes the likeliest token, or " if info.field_name == "temperature" else ""
@@ -152,7 +152,7 @@ class AnyRequest(BaseModel):
         return self.response_format.schema_or_none if self.response_format else None
 
     @property
-    def tells_usage(self) -> bool:
+    def includes_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
@@ -182,7 +182,7 @@ class Message(BaseModel):
     tool_call_id: str | None = None
 
     @model_validator(mode="after")
-    def has_content(self) -> "Message":
+    def require_content(self) -> "Message":
         if self.content is None and not (self.role == "assistant" and self.tool_calls is not None):
             raise ValueError("a message needs `content`; only an assistant's with `tool_calls` may go without")
         if self.role == "tool" and not self.tool_call_id:
@@ -214,7 +214,7 @@ class ChatRequest(AnyRequest):
 
     @field_validator("tool_choice", mode="before")
     @classmethod
-    def is_a_choice(cls, choice: Any) -> Any:
+    def require_tool_choice_form(cls, choice: Any) -> Any:
         """Before the forms of it are tried, each of which would be complained of."""
         if choice in (None, "none", "auto", "required") or (
             isinstance(choice, dict) and choice.get("type") == "function" and isinstance(choice.get("function"), dict)
@@ -226,7 +226,7 @@ class ChatRequest(AnyRequest):
         )
 
     @model_validator(mode="after")
-    def has_one_grammar(self) -> "ChatRequest":
+    def refuse_two_grammars(self) -> "ChatRequest":
         policy = self.call_policy
         if policy and policy.forced and self.schema_or_none is not None:
             raise ValueError("a call is required, so that `response_format` can't say what the answer is")
@@ -272,7 +272,7 @@ class CompletionRequest(AnyRequest):
 
     @field_validator("prompt", mode="before")
     @classmethod
-    def are_a_list_of_prompts(cls, prompt: Any) -> Any:
+    def prompts_as_list(cls, prompt: Any) -> Any:
         """A text or its tokens, or a list of such."""
         single = isinstance(prompt, str) or (isinstance(prompt, list) and {*map(type, prompt)} <= {int})
         prompts = [prompt] if single else prompt
@@ -282,13 +282,13 @@ class CompletionRequest(AnyRequest):
         return prompts
 
     @model_validator(mode="after")
-    def has_few_choices(self) -> "CompletionRequest":
+    def refuse_many_choices(self) -> "CompletionRequest":
         if (count := len(self.prompt) * (self.n or 1)) > _MAX_PROMPTS:
             raise ValueError(f"prompts times `n` are {count}, and at most {_MAX_PROMPTS} answers are given at a time")
         return self
 
     @model_validator(mode="after")
-    def has_an_answer(self) -> "CompletionRequest":
+    def require_tokens_to_answer(self) -> "CompletionRequest":
         if self.max_tokens == 0 and not self.echo:
             raise ValueError("`max_tokens` is 0, which leaves an answer with `echo` alone")
         return self

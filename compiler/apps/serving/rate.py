@@ -54,11 +54,11 @@ class ErrorPace:
         self._clock = clock
         self._next: dict[str, float] = {}
 
-    def delay(self, client: str) -> float:
+    def delay(self, client_address: str) -> float:
         """Seconds until the next error of a client may be sent; the turn is taken."""
         current = self._clock()
-        turn = min(max(current, self._next.get(client, 0.0)), current + self._LONGEST)
+        turn = min(max(current, self._next.get(client_address, 0.0)), current + self._LONGEST)
         if len(self._next) >= _MAX_KEYS:
             self._next = {name: later for name, later in self._next.items() if later > current}
-        self._next[client] = turn + self._SECONDS
+        self._next[client_address] = turn + self._SECONDS
         return turn - current

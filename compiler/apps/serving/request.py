@@ -249,7 +249,7 @@ class _Echo:
         return text, tokens
 
 
-def _token(token: int, logits: Tensor, alternatives: int, offset: int) -> Token:
+def _token(token_id: int, logits: Tensor, n_top_logprobs: int, offset: int) -> Token:
     logprobs = logits.float().log_softmax(-1)
-    values, ids = logprobs.topk(min(alternatives, len(logprobs)))
-    return Token(token, float(logprobs[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)), offset)
+    values, ids = logprobs.topk(min(n_top_logprobs, len(logprobs)))
+    return Token(token_id, float(logprobs[token_id]), tuple(zip(ids.tolist(), values.tolist(), strict=True)), offset)

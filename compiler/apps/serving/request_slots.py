@@ -24,25 +24,25 @@ class RequestSlots:
         self._bytes: Counter[str] = Counter()
 
     @asynccontextmanager
-    async def wait_for_slot(self, client: str, size: int) -> AsyncIterator[None]:
-        """Wait for a slot for a request of `size` bytes; ErrorResponse (429) where too many of the client wait."""
-        if size <= SMALL:
+    async def wait_for_slot(self, client: str, body_bytes: int) -> AsyncIterator[None]:
+        """Wait for a slot for a request of `body_bytes` bytes; ErrorResponse (429) where too many of its wait."""
+        if body_bytes <= SMALL:
             async with self._slot_in_turn_of_client(client, _SMALL_OF_A_CLIENT, self._small):
                 yield
             return
-        if self._bytes[client] and self._bytes[client] + size > _MAX_CLIENT_BYTES:
+        if self._bytes[client] and self._bytes[client] + body_bytes > _MAX_CLIENT_BYTES:
             raise ErrorResponse(
                 429,
                 f"{self._bytes[client]} bytes of requests of this client wait: send this one once they are answered",
                 code="too_many_requests",
                 headers={"Retry-After": "1"},
             )
-        self._bytes[client] += size
+        self._bytes[client] += body_bytes
         try:
             async with self._slot_in_turn_of_client(client, _LARGE_OF_A_CLIENT, self._large):
                 yield
         finally:
-            self._bytes[client] -= size
+            self._bytes[client] -= body_bytes
             if not self._bytes[client]:
                 del self._bytes[client]
 

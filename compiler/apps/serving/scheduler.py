@@ -305,7 +305,7 @@ class Scheduler:
         """Choose the tokens of the next call: the last one of each answer that grows, and pieces of prompts."""
         growing = [job for job in self._running if not job.is_reading_prompt]
         starting = [job for job in self._running if job.is_reading_prompt]
-        shares = _shares_of_prompts(starting, SHARED_PROMPT_TOKENS if growing else PROMPT_TOKENS)
+        shares = _prompt_tokens_by_job(starting, SHARED_PROMPT_TOKENS if growing else PROMPT_TOKENS)
         pieces = [(job, job.pending if job.is_complete else job.pending[: shares[job]]) for job in shares]
         return [*((job, job.pending) for job in growing), *pieces]
 
@@ -356,7 +356,7 @@ class Scheduler:
         self.metrics.count_requests(finish)
         if piece:
             piece = replace(piece, timing=job.timing(end_time))
-            self.metrics.request_answered(end_time - job.submitted)
+            self.metrics.observe_request_seconds(end_time - job.submitted)
             if job.count > 1:
                 self.metrics.step.observe((end_time - job.first) / (job.count - 1))
         self._notify(job, piece or AnswerChunk("", job.count, finish, error))
@@ -373,7 +373,7 @@ def _pool_owner(job: Job) -> str:
     return f"{job.request.owner}\n{job.request.adapter}" if job.request.adapter else job.request.owner
 
 
-def _shares_of_prompts(starting: Sequence[Job], long_tokens: int) -> dict[Job, int]:
+def _prompt_tokens_by_job(starting: Sequence[Job], long_tokens: int) -> dict[Job, int]:
     """Tokens that a call reads of prompts, in the order in which they came: all of the short ones, so that answers wait
     less often, if longer, and none until a long one is read; of long ones what is left of `long_tokens`, and a
     quarter of that for the first prompt in any case."""

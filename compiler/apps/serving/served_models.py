@@ -16,7 +16,7 @@ from .embeddings import EmbeddingRequest, EmbeddingService
 from .error_response import ErrorResponse
 from .metrics import Metrics
 from .protocol import ChatRequest, CompletionRequest
-from .stream import check_name
+from .stream import require_model_name
 
 if TYPE_CHECKING:
     from .tracing import RequestSpan, Tracing
@@ -101,7 +101,7 @@ class ServedModels:
     async def answer_text(self, request_body: ChatRequest | CompletionRequest, call: Call) -> Any:
         service, requested = self._service_of(request_body.model), request_body
         if not isinstance(service, Service):
-            raise _other_endpoint(f"`{service.name}` is an encoder: send texts to /v1/embeddings")
+            raise _wrong_endpoint_error(f"`{service.name}` is an encoder: send texts to /v1/embeddings")
         headers = None
         if elastic := self._elastic.get(request_body.model):
             small = self._services[elastic.small_name]
@@ -115,7 +115,7 @@ class ServedModels:
     async def answer_embedding(self, request_body: EmbeddingRequest, call: Call) -> Any:
         service = self._service_of(request_body.model)
         if not isinstance(service, EmbeddingService):
-            raise _other_endpoint(f"`{service.name}` continues texts, and an encoder is served at /v1/embeddings")
+            raise _wrong_endpoint_error(f"`{service.name}` continues texts, and an encoder is served at /v1/embeddings")
         with self._tracked(service), self._spanned("embeddings", request_body, service.name, call) as span:
             return await service.answer_request(request_body, call, span)
 
@@ -126,7 +126,7 @@ class ServedModels:
         return service
 
     def _service_of(self, name: str) -> AnyService:
-        check_name(name, *self.names)
+        require_model_name(name, *self.names)
         return next(service for service in self._services.values() if name in service.names)
 
     @contextmanager
@@ -153,5 +153,5 @@ class ServedModels:
             raise
 
 
-def _other_endpoint(reason: str) -> ErrorResponse:
+def _wrong_endpoint_error(reason: str) -> ErrorResponse:
     return ErrorResponse(404, reason, "model", "model_not_supported")

@@ -15,14 +15,16 @@ HEARTBEAT = ": \n\n"  # a comment, which readers skip: https://html.spec.whatwg.
 SILENCE_S = 15  # without a byte; proxies cut a connection after a minute (nginx: proxy_read_timeout)
 
 
-def check_name(name: str, *served_names: str) -> None:
+def require_model_name(requested_name: str, *served_names: str) -> None:
     """Refused where a model of another name is asked for."""
-    if name not in served_names:
+    if requested_name not in served_names:
         those = " and ".join(f"`{one}`" for one in served_names[:8])
         if len(served_names) > 8:
             those += f" and {len(served_names) - 8} more"
         does = "does" if len(served_names) == 1 else "do"
-        raise ErrorResponse(404, f"the model `{name:.80}` does not exist, {those} {does}", "model", "model_not_found")
+        raise ErrorResponse(
+            404, f"the model `{requested_name:.80}` does not exist, {those} {does}", "model", "model_not_found"
+        )
 
 
 async def sse_events(
@@ -33,7 +35,7 @@ async def sse_events(
     extra_fields: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[str]:
     """An answer as server-sent events, as its pieces come. `extra_fields` are fields of the last one."""
-    for chunk in answer.opening():
+    for chunk in answer.opening_chunks():
         yield server_sent_event(chunk)
     last_sent = time.monotonic()
     async for piece in _with_none_while_waiting(pieces):
@@ -55,7 +57,7 @@ async def sse_events(
         if answer.is_complete:
             break
     if with_usage:
-        yield server_sent_event(answer.closing())
+        yield server_sent_event(answer.usage_chunk())
     yield DONE
 
 

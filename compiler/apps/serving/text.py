@@ -48,7 +48,7 @@ class TextDecoder:
         return self._tokenizer.decode(self._ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def hidden_tokens(tokenizer: Any, texts: Sequence[str]) -> dict[int, str]:
+def hidden_token_texts_by_id(tokenizer: Any, texts: Sequence[str]) -> dict[int, str]:
     """Texts that are tokens which decoders leave out, by their ids."""
     added: dict[str, int] = tokenizer.get_added_vocab()
     return {added[t]: t for t in texts if t in added and not tokenizer.decode([added[t]], skip_special_tokens=True)}

@@ -34,7 +34,7 @@ class Function(BaseModel):
 
     @field_validator("parameters")
     @classmethod
-    def are_of_an_object(cls, parameters: dict[str, Any] | None) -> dict[str, Any] | None:
+    def require_object_schema(cls, parameters: dict[str, Any] | None) -> dict[str, Any] | None:
         if parameters is not None and parameters.get("type", "object") != "object":
             raise ValueError("a function takes an object: its schema has the type `object`")
         return parameters
@@ -77,7 +77,7 @@ class FunctionCall(BaseModel):
 
     @field_validator("arguments")
     @classmethod
-    def are_an_object(cls, arguments: str) -> str:
+    def require_json_object(cls, arguments: str) -> str:
         """Read here, so that a conversation with other ones is refused before anything is done."""
         try:
             if isinstance(parse_strict_json(arguments or "{}"), dict):

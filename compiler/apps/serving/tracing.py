@@ -85,7 +85,7 @@ class RequestSpan:
         """Take the last chunk of a choice."""
         self._last_chunks.append(chunk)
         if len(self._last_chunks) == self._n_choices and self._span.is_recording():
-            self._span.set_attributes(_usage(self._last_chunks))
+            self._span.set_attributes(_usage_attributes(self._last_chunks))
             if broken := next((one.finish for one in self._last_chunks if one.error), None):
                 self._set_error(broken)
             self._span.end()
@@ -104,7 +104,7 @@ class RequestSpan:
         self._span.set_status(Status(StatusCode.ERROR))
 
 
-def _usage(chunks: Sequence[AnswerChunk]) -> Mapping[str, Any]:
+def _usage_attributes(chunks: Sequence[AnswerChunk]) -> Mapping[str, Any]:
     """Attributes of an answer: tokens, why its choices ended, and seconds of the slowest one."""
     attributes: dict[str, Any] = {
         "gen_ai.usage.output_tokens": sum(chunk.count for chunk in chunks),

@@ -94,9 +94,9 @@ def existing_deployment_folder(app: Path) -> Path:
 
 
 def _wait_and_print_status(deployment: "Deployment", shared: SharedFlags) -> None:
-    from ...apps.federation.deployment import wait_for_run
+    from ...apps.federation.deployment import wait_for_run_or_dead_process
 
-    _print_status(deployment, shared, wait_for_run(deployment))
+    _print_status(deployment, shared, wait_for_run_or_dead_process(deployment))
 
 
 def _print_status(deployment: "Deployment", shared: SharedFlags, status: "RunStatus | None" = None) -> None:

@@ -361,13 +361,13 @@ def _verify_signers_of_artifact_arguments(arguments: Mapping[str, Any], keys: Se
 
 
 def _artifact_paths(name: str, value: Any) -> list[Path]:
-    from ...apps.serving.adapters import adapter_folders
+    from ...apps.serving.adapters import folder_by_adapter_of_option
     from .model_sources import split_model_argument
 
     if isinstance(value, (str, Path)):
         return [Path(value)]
     if name == "adapter":
-        return [folder for option in value for folder in adapter_folders(option).values()]
+        return [folder for option in value for folder in folder_by_adapter_of_option(option).values()]
     return [path if isinstance(path, Path) else Path(split_model_argument(path)[1]) for path in value]
 
 

@@ -145,7 +145,7 @@ def run_chat_loop(chat_session, label: str, shared: SharedFlags) -> None:
     from .interrupt import only_raise_on_interrupt
 
     screen = shared.screen
-    kind = "answers" if chat_session.chats else "continues your text"
+    kind = "answers" if chat_session.has_chat_template else "continues your text"
     screen.note(screen.styled(f"{label} {kind}; Ctrl-C stops it, Ctrl-D ends", "dim", stream=sys.stderr))
     mark = _prompt_for_readline(screen.styled("> ", "cyan"))
     with only_raise_on_interrupt():

@@ -253,9 +253,9 @@ def _make_service(
     shared: SharedFlags,
     options: ModelOptions,
 ) -> Service:
-    from ...apps.rttc.app_folder import is_app
+    from ...apps.rttc.app_folder import is_rttc_app_folder
 
-    source, apps = sources[0], [s.location for s in sources if is_app(s.location)]
+    source, apps = sources[0], [s.location for s in sources if is_rttc_app_folder(s.location)]
     if not apps:
         if role or knowledge or engine != "auto":
             raise no_such_role(

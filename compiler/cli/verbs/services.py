@@ -35,7 +35,7 @@ def model_service(sources: Sequence[ModelSource], shared: SharedFlags, options: 
     return Service(
         [source.name for source in sources],
         make_openai_application(served),
-        served.metrics.add_answer,
+        served.metrics.count_response,
         served.stop,
         lambda log: Reloader(served, opener.reopen, log),
     )
@@ -78,7 +78,9 @@ def knowledge_service(location: str, name: str, shared: SharedFlags, engine: str
         reward = Judge(folder / REWARD)
     elif app.reward == "scorer" and app.embed == "folder":
         reward = open_encoder_reward(folder, open_folder_embedder(folder / EMBEDDER, shared.cache_folder))
-    library = KnowledgeService(open_knowledge_base(folder / KNOWLEDGE).searched_by(engine), app.selection, reward)
+    library = KnowledgeService(
+        open_knowledge_base(folder / KNOWLEDGE).with_search_engine(engine), app.selection, reward
+    )
     return Service(
         [name],
         make_knowledge_application(library),

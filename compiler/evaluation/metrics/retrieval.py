@@ -60,13 +60,13 @@ class Retrieval(Metric):
             reciprocal.pooled.double() for reciprocal in pooled_state_batches(model, ctx.rows(self.data), pooling)
         ]
         queries, sought = nn.functional.normalize(torch.cat(pooled), dim=-1).chunk(2)
-        reciprocal = 1.0 / ranks(queries @ sought.T)
+        reciprocal = 1.0 / ranks_of_matching_columns(queries @ sought.T)
         finite(float(reciprocal.sum()), "retrieval", self.data.name)
         scores = (reciprocal if self.score == "mrr" else reciprocal.floor()).tolist()
         scores = scores if indices is None else [scores[i] for i in indices]  # each among all texts
         return RowScores(scores, [1.0] * len(scores), "mean" if self.score == "mrr" else "share", "text")
 
 
-def ranks(likeness: Tensor) -> Tensor:
+def ranks_of_matching_columns(similarity: Tensor) -> Tensor:
     """The place of each row's own column [n] among all, from 1; equal ones come before it."""
-    return (likeness >= likeness.diagonal()[:, None]).sum(1).double()
+    return (similarity >= similarity.diagonal()[:, None]).sum(1).double()

@@ -29,7 +29,7 @@ class Synthetic(Data):
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         import torch
 
-        from ...models.rows.packed_inputs import fill_placeholders
+        from ...models.rows.packed_inputs import prepend_placeholders
 
         generator = torch.Generator().manual_seed(ctx.seed if self.seed is None else self.seed)
         layout = self._layout(ctx)
@@ -40,7 +40,7 @@ class Synthetic(Data):
         numbers = torch.randn(self.count, *layout.shape, generator=generator)
         ids = torch.randint(layout.words, (self.count, self.length), generator=generator)
         refuse_rows_beyond_model(ids, "synthetic", ctx.origin)
-        return iter(torch.cat([numbers, fill_placeholders(layout.model, ids).float()], dim=1))
+        return iter(torch.cat([numbers, prepend_placeholders(layout.model, ids).float()], dim=1))
 
     def identity(self, ctx: Context) -> str:
         from ...models.rows.packed_inputs import placeholders_of

@@ -15,13 +15,13 @@ from ...models.rows.inputs import dtype_of, vocabulary_size
 from ...models.rows.packed_inputs import (
     PICTURES,
     WAVE,
-    fill_placeholders,
     has_image_and_text_towers,
     is_media_encoder_decoder,
     main_input_name,
     media_shape,
     packed_input_parts,
     parameter_names,
+    prepend_placeholders,
     sound_shape,
     token_input_name,
 )
@@ -100,7 +100,7 @@ def _media_with_tokens(model: PreTrainedModel, batch: int, length: int, padding_
     if is_media_encoder_decoder(model):
         media = {part.name: numbers.sub(1) if sound_shape(model) else numbers}
         return media | sample_decoder_inputs(read["input_ids"]) | {"use_cache": True}
-    ids = fill_placeholders(model, read["input_ids"])
+    ids = prepend_placeholders(model, read["input_ids"])
     if ids.shape[1] > length:  # as many rows as were asked for, none of them filled up
         read = {"input_ids": ids}
     inputs = read | {part.name: numbers} | ({"use_cache": True} if not has_image_and_text_towers(model) else {})

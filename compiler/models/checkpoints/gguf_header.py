@@ -15,7 +15,7 @@ class Reader:
     def __init__(self, data: bytes):
         self.data, self.at = data, 0
 
-    def take(self, count: int) -> bytes:
+    def take_bytes(self, count: int) -> bytes:
         if count < 0 or count > len(self.data) - self.at:
             raise ValueError("it ends within its header")
         self.at += count
@@ -23,10 +23,10 @@ class Reader:
 
     def number(self, value_type: int) -> Any:
         code = _SCALARS[value_type]
-        return struct.unpack(f"<{code}", self.take(struct.calcsize(code)))[0]
+        return struct.unpack(f"<{code}", self.take_bytes(struct.calcsize(code)))[0]
 
     def text(self) -> str:
-        return self.take(self.number(10)).decode("utf-8")
+        return self.take_bytes(self.number(10)).decode("utf-8")
 
     def read_value(self, value_type: int, depth: int = 0) -> Any:
         if value_type == _TEXT:
@@ -49,7 +49,7 @@ def check_gguf_header(path: Path) -> None:
 
 
 def read_gguf_header(reader: Reader) -> tuple[dict[str, Any], list[tuple[str, int, tuple[int, ...], int]]]:
-    if reader.take(4) != b"GGUF" or reader.number(4) not in (2, 3):
+    if reader.take_bytes(4) != b"GGUF" or reader.number(4) not in (2, 3):
         raise ValueError("it does not begin as GGUF does")
     tensors, keys = reader.number(10), reader.number(10)
     if tensors > _MAX_TENSORS or keys > _MAX_KEYS:

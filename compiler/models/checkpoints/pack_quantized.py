@@ -54,7 +54,7 @@ class Scheme:
         }
 
     @staticmethod
-    def holding(bits: int, group_size: int, symmetric: bool) -> "Scheme":
+    def smallest_for_grid(bits: int, group_size: int, symmetric: bool) -> "Scheme":
         """The scheme of least bits that has the codes of a grid."""
         return Scheme(next(b for b in BITS if b >= bits), group_size, symmetric)
 
@@ -183,7 +183,7 @@ def _unpack(path: str, parts: Mapping[str, Tensor | None], schemes: tuple[Scheme
     words, scale, zeros, shape = (parts[name] for name in (_PACKED, _SCALE, _ZERO, _SHAPE))
     stated = shape is not None and shape.dtype == torch.int64 and shape.shape == (2,)
     n, k = shape.tolist() if stated and shape is not None else (0, 0)
-    scheme = next((s for s in schemes if _match_scheme(s, n, k, words, scale, zeros)), None)
+    scheme = next((s for s in schemes if _fits_scheme(s, n, k, words, scale, zeros)), None)
     if scheme is None or words is None or scale is None:
         message = f"{label}: the tensors of `{path}{_PACKED}` are of no scheme of the config"
         raise damaged_weights(message, help=_REMEDY).rejection()
@@ -195,7 +195,7 @@ def _unpack(path: str, parts: Mapping[str, Tensor | None], schemes: tuple[Scheme
     return ((groups - zero[:, :, None]).to(scale.dtype) * scale[:, :, None]).reshape(n, k)
 
 
-def _match_scheme(
+def _fits_scheme(
     scheme: Scheme, n: int, k: int, words: Tensor | None, scale: Tensor | None, zeros: Tensor | None
 ) -> bool:
     """Whether tensors have the types and shapes of a weight [n, k] of a scheme."""

@@ -55,7 +55,7 @@ class TextProcess:
 
     def _exchange(self, message: bytes, seconds: float, memory_bytes: int) -> ProcessReply:
         if self._process and self._process.poll() is not None:  # ended by somebody else since the last text
-            self._end()
+            self._end_and_exit_code()
         process = self._process or self._start_child()
         assert process.stdin and process.stdout, "both are pipes"
         try:
@@ -67,21 +67,21 @@ class TextProcess:
             size = fields.pop("attached")
             body = process.stdout.read(size) if size <= memory_bytes else None
         except BaseException:  # Ctrl-C: the answer would be taken for the next one
-            self._end()
+            self._end_and_exit_code()
             raise
         if body is not None and len(body) == size:
             return ProcessReply(fields, body)
         with suppress(subprocess.TimeoutExpired):
             process.wait(_ENDING)  # its pipe closes before it ends, and a signal of ours would hide its own end
-        code = self._end()
+        code = self._end_and_exit_code()
         if code >= 0:
             assert self._errors is not None, "it was started"
             self._errors.seek(0)
             lines = self._errors.read().decode(errors="replace").split("\n")
-            raise _not_started(next(filter(None, reversed(lines)), f"it ended with exit code {code}"))
+            raise _start_failure(next(filter(None, reversed(lines)), f"it ended with exit code {code}"))
         raise LimitExceeded(f"it takes more than {seconds:.2g} s or more memory than there is for it (signal {-code})")
 
-    def _end(self) -> int:
+    def _end_and_exit_code(self) -> int:
         """End the process; its exit code, which is that of its own end where it had ended before."""
         process, self._process = self._process, None
         assert process and process.stdin, "it was started"
@@ -103,11 +103,11 @@ class TextProcess:
                 start_new_session=True,  # Ctrl-C stops an answer, and not what the next one needs
             )
         except (OSError, TypeError) as error:  # there may be no file of Python's
-            raise _not_started(str(error)) from error
+            raise _start_failure(str(error)) from error
         return process
 
 
-def _not_started(reason: str) -> Reject:
+def _start_failure(reason: str) -> Reject:
     message = f"the process that cuts texts into tokens doesn't start: {reason}"
     command = " ".join(map(str, (sys.executable, "-P", "-c", "'import transformers'")))
     return no_text_process(message, help=f"see whether this runs: {command}").rejection()
@@ -116,6 +116,6 @@ def _not_started(reason: str) -> Reject:
 _processes: dict[tuple[int, bool], TextProcess] = {}
 
 
-def text_process(size: int) -> TextProcess:
+def text_process(request_bytes: int) -> TextProcess:
     """The process of requests of so many bytes; one that was forked off this one has processes of its own."""
-    return _processes.setdefault((os.getpid(), size > LARGE), TextProcess())
+    return _processes.setdefault((os.getpid(), request_bytes > LARGE), TextProcess())

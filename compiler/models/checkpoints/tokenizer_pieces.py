@@ -27,18 +27,18 @@ def refuse_unbounded_sentencepiece(data: bytes) -> None:
             for inner, table in _iterate_protobuf_fields(part):
                 if inner == 2 and table:
                     refuse_unbounded_charsmap(table if isinstance(table, bytes) else b"")
-    _check_lengths(pieces)
+    _refuse_long_tokens(pieces)
 
 
 def refuse_unbounded_tiktoken(data: bytes) -> None:
     """Check lines with a piece in base64 and its rank. Raises Unbounded, or ValueError of another form."""
-    _check_lengths([_token_length_of_line(line.split()) for line in data.splitlines() if line])
+    _refuse_long_tokens([_token_length_of_line(line.split()) for line in data.splitlines() if line])
 
 
-def _token_length_of_line(words: list[bytes]) -> int:
-    if len(words) != 2 or not words[1].isdigit():
+def _token_length_of_line(fields: list[bytes]) -> int:
+    if len(fields) != 2 or not fields[1].isdigit():
         raise Unbounded("a line of it is no piece with a rank")
-    return len(base64.b64decode(words[0], validate=True))
+    return len(base64.b64decode(fields[0], validate=True))
 
 
 def refuse_unbounded_tekken(body: Any) -> None:
@@ -51,12 +51,12 @@ def refuse_unbounded_tekken(body: Any) -> None:
     pattern = body.get("config", {}).get("pattern", "")
     if not isinstance(pattern, str) or len(pattern) > _MAX_PATTERN:
         raise Unbounded("the expression that cuts texts is no text, or far too long")
-    _check_lengths([*map(len, texts), *(len(base64.b64decode(entry["token_bytes"])) for entry in body["vocab"])])
+    _refuse_long_tokens([*map(len, texts), *(len(base64.b64decode(entry["token_bytes"])) for entry in body["vocab"])])
 
 
-def _check_lengths(lengths: list[int]) -> None:
-    if len(lengths) > _MAX_PIECES or max(lengths, default=0) > _LONGEST or sum(lengths) > _MAX_CUTS:
-        raise Unbounded(f"it has {len(lengths)} pieces of up to {max(lengths, default=0)} bytes")
+def _refuse_long_tokens(token_lengths: list[int]) -> None:
+    if len(token_lengths) > _MAX_PIECES or max(token_lengths, default=0) > _LONGEST or sum(token_lengths) > _MAX_CUTS:
+        raise Unbounded(f"it has {len(token_lengths)} pieces of up to {max(token_lengths, default=0)} bytes")
 
 
 def _iterate_protobuf_fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:

@@ -18,7 +18,7 @@ class BatchLimit:
     fewer: int | None = None
 
 
-def rows_at_once() -> int:
+def max_rows_per_forward() -> int:
     return min(MAX_ROWS, BatchLimit.fewer or MAX_ROWS)
 
 
@@ -38,7 +38,7 @@ def retry_with_smaller_batches_on_oom(function: Callable[[], T], device: str, on
         except torch.OutOfMemoryError:
             pass  # what the traceback holds is let go before it begins again
         empty_device_cache(device)
-        current = rows_at_once()
+        current = max_rows_per_forward()
         if current == 1:
             raise out_of_device_memory_diagnostic(device, "running one row at a time").rejection()
         BatchLimit.fewer = current // 2

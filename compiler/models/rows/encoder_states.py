@@ -67,10 +67,10 @@ def _attended_mask(model: nn.Module, rows: Tensor, tokens: Tensor) -> Tensor:
     return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
 
 
-def _model_states(output: Any, name: str) -> Tensor:
+def _model_states(output: Any, model_name: str) -> Tensor:
     pooled = output.get("pooler_output") if isinstance(output, Mapping) else None
     if pooled is None:
-        raise no_pooling(f"{name} pools nothing itself", help="`pooling: mean`, or another").rejection()
+        raise no_pooling(f"{model_name} pools nothing itself", help="`pooling: mean`, or another").rejection()
     return pooled.flatten(1)
 
 

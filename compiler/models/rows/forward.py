@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ....dsl.syntax.diagnostics import Fault
 from ...core.events import iterate_and_report
-from .batch_limit import rows_at_once
+from .batch_limit import max_rows_per_forward
 from .inputs import forward_args_and_kwargs, targets_and_prediction_mask, vocabulary_size
 from .prompt_positions import prompts
 
@@ -124,7 +124,7 @@ def memory_batches(model: nn.Module, rows: Tensor) -> Iterator[Tensor]:
     """Rows in batches whose logits fit `BATCH_BYTES`; a function of shapes alone, so two models agree."""
     width = vocabulary(model) or 1 << 15
     each = rows[0].numel() * (4 if rows.is_floating_point() else width * 4)
-    return iter(rows.split(max(1, min(rows_at_once(), BATCH_BYTES // each))))
+    return iter(rows.split(max(1, min(max_rows_per_forward(), BATCH_BYTES // each))))
 
 
 def vocabulary(model: nn.Module) -> int | None:
@@ -252,7 +252,7 @@ def _batches_within_logits_bytes(model: nn.Module, rows: Sequence[ContextRow]) -
         end = start + 1
         while (
             end < len(rows)
-            and end - start < rows_at_once()
+            and end - start < max_rows_per_forward()
             and ((end - start + 1) * len(rows[end][0]) * width * 4 <= BATCH_BYTES)
         ):
             end += 1
@@ -260,11 +260,11 @@ def _batches_within_logits_bytes(model: nn.Module, rows: Sequence[ContextRow]) -
         start = end
 
 
-def finite(value: float, metric: str, data: str = "") -> float:
+def finite(value: float, metric_name: str, data_name: str = "") -> float:
     """The value, or `Reject` naming the metric and the data."""
     if math.isfinite(value):
         return value
-    over = f" over `{data}`" if data else ""
+    over = f" over `{data_name}`" if data_name else ""
     raise not_a_number(
-        f"{metric}{over} is {'not a number' if math.isnan(value) else 'infinite'}", help=REMEDY
+        f"{metric_name}{over} is {'not a number' if math.isnan(value) else 'infinite'}", help=REMEDY
     ).rejection()

@@ -76,7 +76,7 @@ def reads_pictures(model: nn.Module) -> bool:
     return is_pretrained(model) and main_input_name(model) in PICTURES
 
 
-def hears_fixed_length(model: nn.Module) -> bool:
+def has_fixed_audio_length(model: nn.Module) -> bool:
     """Whether the config of a model that hears says how long its sounds are, as Whisper's does."""
     sizes = ("num_mel_bins", "max_source_positions")
     reads_features = getattr(model, "main_input_name", "") == "input_features"
@@ -163,7 +163,7 @@ def placeholders_of(model: nn.Module) -> Placeholders | None:
     )
 
 
-def fill_placeholders(model: nn.Module, ids: Tensor) -> Tensor:
+def prepend_placeholders(model: nn.Module, ids: Tensor) -> Tensor:
     """Token ids [b, t] behind the placeholders of a model, without any of them in between; others as they are."""
     placeholders = placeholders_of(model)
     if placeholders is None:
@@ -262,7 +262,7 @@ def sound_shape(model: nn.Module) -> tuple[int, ...]:
         return (WAVE,)
     if main != "input_features":
         return ()
-    if hears_fixed_length(model):
+    if has_fixed_audio_length(model):
         return pretrained(model).config.num_mel_bins, 2 * pretrained(model).config.max_source_positions
     parts = (config, getattr(config, "encoder_config", None))
     sizes = ((part, getattr(part, name, None)) for part in parts for name in _BANDS)

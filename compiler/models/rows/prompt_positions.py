@@ -89,18 +89,18 @@ class Prompts:
         return self._cache[n_first, n_last]
 
 
-def edited_counts_at_both_ends(length: Tensor, n_first: int, n_last: int) -> tuple[Tensor, Tensor]:
+def edited_counts_at_both_ends(prompt_lengths: Tensor, n_first: int, n_last: int) -> tuple[Tensor, Tensor]:
     """Number of edited positions at the start and at the end of prompts of these lengths [b], without overlap.
 
     A prompt shorter than both together is halved, the middle one of an odd number behind. Source: LoReFT (Wu et al.
     2024, arXiv 2404.03592), appendix C; where only one side is asked for, it gets all there is: own.
     """
     if not n_first or not n_last:
-        return length.clamp(max=n_first), length.clamp(max=n_last)
-    short, half = length < n_first + n_last, length // 2
+        return prompt_lengths.clamp(max=n_first), prompt_lengths.clamp(max=n_last)
+    short, half = prompt_lengths < n_first + n_last, prompt_lengths // 2
     return (
         torch.where(short, half.clamp(max=n_first), n_first),
-        torch.where(short, (length - half).clamp(max=n_last), n_last),
+        torch.where(short, (prompt_lengths - half).clamp(max=n_last), n_last),
     )
 
 
@@ -181,10 +181,10 @@ def _forward_parameter_names(module_class: type[nn.Module]) -> tuple[str, ...]:
 
 
 @contextmanager
-def prompts(model: nn.Module, lengths: Tensor | None = None, subspace: Tensor | None = None) -> Iterator[None]:
-    """Inside, the prompt of row i is its first `lengths[i]` tokens after padding, in forwards without a cache.
+def prompts(model: nn.Module, prompt_lengths: Tensor | None = None, subspace: Tensor | None = None) -> Iterator[None]:
+    """Inside, the prompt of row i is its first `prompt_lengths[i]` tokens after padding, in forwards without a cache.
 
-    lengths    [b] int64; without it, rows are prompts as a whole
+    prompt_lengths  [b] int64; without it, rows are prompts as a whole
     subspace   [r] or [b, r] bool: which coordinates of an edit are active; all where it is None
     Nothing happens where the model has no interventions.
     """
@@ -193,7 +193,7 @@ def prompts(model: nn.Module, lengths: Tensor | None = None, subspace: Tensor | 
         yield
         return
     before = hook.mask, hook.subspace
-    hook.mask, hook.subspace = lengths, subspace
+    hook.mask, hook.subspace = prompt_lengths, subspace
     try:
         yield
     finally:

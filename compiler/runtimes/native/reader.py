@@ -12,7 +12,7 @@ from ...ir.program import Program
 from ...models.checkpoints.origin import POSITIONS
 from ...models.checkpoints.pretrained import pretrained
 from ...models.rows.inputs import is_encoder_decoder
-from ...models.rows.packed_inputs import hears_fixed_length, is_media_encoder_decoder, sound_shape
+from ...models.rows.packed_inputs import has_fixed_audio_length, is_media_encoder_decoder, sound_shape
 from . import encoder_decoder, linears
 from .layer_outputs import layer_output_registers
 from .layout import IrregularColumns, Layout
@@ -127,7 +127,7 @@ def _check_inputs(program: Program, model: nn.Module) -> None:
     if is_media_encoder_decoder(program.model):
         senses = "hears sounds" if sound_shape(program.model) else "sees images"
         reason = f"it {senses}: the engine reads token ids, and has no convolution that sees what follows"
-        targets = "`hf` and `onnx` write" if hears_fixed_length(program.model) else "`hf` writes"
+        targets = "`hf` and `onnx` write" if has_fixed_audio_length(program.model) else "`hf` writes"
         raise model_rejection(model, reason, help=f"{targets} it")
     if "input_ids" not in program.inputs:
         raise model_rejection(model, f"it takes {' and '.join(program.inputs)}, and the engine reads token ids")

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...core.json_errors import first_line
-from ...evaluation.results import first_result_of, tensors_of
+from ...evaluation.results import example_inputs_by_name, with_main_output_only
 from ...ir.layers.linear import count_params
 from ...ir.program import Program
 from ...models.checkpoints.origin import max_row_tokens
@@ -49,7 +49,7 @@ def export_onnx(program: Program, folder: Path, nbits: Mapping[str, NBitsWeight]
                 exported = _export_module(graph.module, graph.arguments, graph.shapes, graph.inputs, graph.outputs)
                 _save_and_check(exported, facts, folder, graph.name)
         else:
-            exported = _decoder(model) if decodes(model) else _export_forward(model, tensors_of(program))
+            exported = _decoder(model) if decodes(model) else _export_forward(model, example_inputs_by_name(program))
             _save_and_check(exported, facts, folder, NAME)
 
 
@@ -122,7 +122,7 @@ def _export_forward(model: nn.Module, inputs: dict[str, Any]) -> Any:
     shapes = {name: dict.fromkeys(range(axes), free) if x.dim() else None for name, x in inputs.items()}
     output = model(**inputs) if isinstance(model, PreTrainedModel) else None
     outputs = [main_output_name(output)] if isinstance(output, Mapping) and not tower_embeddings(output) else None
-    return _export_module(first_result_of(model), inputs, shapes, list(inputs), outputs)
+    return _export_module(with_main_output_only(model), inputs, shapes, list(inputs), outputs)
 
 
 def _export_module(

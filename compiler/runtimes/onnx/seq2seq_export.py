@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ...ir.capture.sample import sample_inputs
 from ...models.checkpoints.pretrained import pretrained
 from ...models.rows.forward import logits_of_output
-from ...models.rows.packed_inputs import hears_fixed_length, is_media_encoder_decoder
+from ...models.rows.packed_inputs import has_fixed_audio_length, is_media_encoder_decoder
 from .checking import BEGINNING, CONTINUATION, ENCODER, FEATURES
 from .refusal import cannot_write_onnx
 
@@ -24,7 +24,7 @@ _FREE = torch.export.Dim.DYNAMIC
 def refuse_unsupported_encoder_decoder(model: nn.Module) -> None:
     """Raise Reject of an encoder with a decoder that takes neither texts nor sounds, or has no head."""
     kind = type(model).__name__
-    if model.main_input_name != "input_ids" and not hears_fixed_length(model):
+    if model.main_input_name != "input_ids" and not has_fixed_audio_length(model):
         reason = f"{kind} takes `{model.main_input_name}`, and encoders of ids or sounds of one length are written"
     elif pretrained(model).get_output_embeddings() is None:
         reason = f"the decoder of {kind} has no head of logits"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ...evaluation.timing import cache_of
+from ...evaluation.timing import cache_kwargs_of
 from ...models.rows.forward import evaluating, finite, logits_of_output, token_losses
 from ...plugin.row_checks import invalid_rows
 from .prediction_error import Accuracy
@@ -68,6 +68,6 @@ def decode_logits(model: nn.Module, ids: Tensor, prompt_length: int, ctx: "Conte
     with evaluating(model):
         out = model(input_ids=ids[:, :prompt_length], use_cache=True)
         for position in ctx.each(range(prompt_length, ids.shape[1]), label, ids.shape[1] - prompt_length):
-            out = model(input_ids=ids[:, position : position + 1], use_cache=True, **cache_of(out))
+            out = model(input_ids=ids[:, position : position + 1], use_cache=True, **cache_kwargs_of(out))
             logits.append(logits_of_output(out)[:, -1].float())
     return torch.stack(logits, 1)

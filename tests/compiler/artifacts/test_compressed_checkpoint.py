@@ -273,7 +273,9 @@ def test_what_it_saves_again_is_an_ordinary_checkpoint(compiled, tmp_path):
 
 
 def test_bits_that_a_scheme_lacks_take_the_next():
-    assert Scheme.holding(2, 32, True) == Scheme(4, 32, True) and Scheme.holding(5, 0, False) == Scheme(8, 0, False)
+    assert Scheme.smallest_for_grid(2, 32, True) == Scheme(4, 32, True) and Scheme.smallest_for_grid(
+        5, 0, False
+    ) == Scheme(8, 0, False)
 
 
 @pytest.mark.slow

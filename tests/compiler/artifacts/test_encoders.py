@@ -10,7 +10,7 @@ from effc.compiler.artifacts.load import load
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 from effc.compiler.evaluation import similarity
-from effc.compiler.evaluation.metrics.retrieval import ranks
+from effc.compiler.evaluation.metrics.retrieval import ranks_of_matching_columns
 from effc.compiler.models.checkpoints.model_folder import origin_of_folder
 from effc.compiler.models.rows import inputs
 from effc.compiler.models.rows.encoder_states import pooled_hidden_states, resolve_pooling_name
@@ -182,7 +182,7 @@ def test_cka_forgives_a_turn_that_cosine_does_not(ctx):
 
 def test_a_rank_counts_all_that_are_as_near():
     likeness = torch.tensor([[1.0, 0.5, 0.2], [0.9, 0.4, 0.1], [0.3, 0.3, 0.3]])
-    assert ranks(likeness).tolist() == [1, 2, 3]
+    assert ranks_of_matching_columns(likeness).tolist() == [1, 2, 3]
 
 
 def test_retrieval_finds_what_the_vectors_say(ctx):

@@ -14,7 +14,11 @@ RESAMPLES, ROWS = 400, 400
 @pytest.fixture(scope="module")
 def pools():
     """Differences of rows of 12 tokens of the embedded model in int4: nats a token, and the divergence."""
-    model, original, rows = sequential.rounded(sequential.load()), sequential.load(), sequential.windows(12)[:1200]
+    model, original, rows = (
+        sequential.with_rounded_weights(sequential.load()),
+        sequential.load(),
+        sequential.token_windows(12)[:1200],
+    )
     torch.set_num_threads(1)
     return dict(
         zip(("nats", "divergence"), sequential.nats_and_divergence_differences(model, original, rows), strict=True)
@@ -24,16 +28,18 @@ def pools():
 @pytest.mark.parametrize("name", ["nats", "divergence"])
 @pytest.mark.slow
 def test_a_limit_at_the_truth_is_called_held_or_missed_in_at_most_one_of_twenty_resamples(pools, name):
-    outcomes = [o for o, _ in sequential.resampled(pools[name], 0.0, ROWS, RESAMPLES, np.random.default_rng(0))]
+    outcomes = [
+        o for o, _ in sequential.resampled_outcomes(pools[name], 0.0, ROWS, RESAMPLES, np.random.default_rng(0))
+    ]
     assert outcomes.count("holds") <= 0.05 * RESAMPLES and outcomes.count("missed") <= 0.05 * RESAMPLES
 
 
 @pytest.mark.parametrize(("distance", "outcome"), [(0.5, "holds"), (-0.5, "missed")])
 def test_a_clear_truth_takes_a_third_of_the_rows_of_a_fixed_test_of_the_power_for_close_ones(pools, distance, outcome):
     rng = np.random.default_rng(1)
-    close = [o for o, _ in sequential.resampled(pools["nats"], 0.2, ROWS, 100, rng)]
+    close = [o for o, _ in sequential.resampled_outcomes(pools["nats"], 0.2, ROWS, 100, rng)]
     fixed = sequential.fixed_rows(0.2, close.count("holds") / 100)
-    clear = sequential.resampled(pools["nats"], distance, ROWS, 100, rng)
+    clear = sequential.resampled_outcomes(pools["nats"], distance, ROWS, 100, rng)
     assert close.count("holds") >= 80 and all(o == outcome for o, _ in clear)
     assert 3 * np.mean([rows for _, rows in clear]) < fixed
 

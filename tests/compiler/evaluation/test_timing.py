@@ -100,7 +100,7 @@ def test_models_that_memory_does_not_hold_together_take_turns_by_the_round(monke
     a, b = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
     a.name, b.name, begun = "a", "b", len(SEEN)
     monkeypatch.setattr("effc.compiler.core.memory.total_memory_bytes", lambda: 5 * 72 * 4)
-    assert timing.fit([a, b])
+    assert timing.fit_in_memory_together([a, b])
     monkeypatch.setattr("effc.compiler.core.memory.total_memory_bytes", lambda: 2 * 72 * 4)
     turns = timing.measure_interleaved({"a": a, "b": b}, Drifting(), rounds=2)
     half = timing.WARMUP + 4

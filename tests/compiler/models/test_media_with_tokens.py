@@ -10,7 +10,7 @@ from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.capture.sample import sample_inputs
 from effc.compiler.models.rows.forward import logits, row_nll
 from effc.compiler.models.rows.inputs import forward_args_and_kwargs, targets_and_prediction_mask
-from effc.compiler.models.rows.packed_inputs import fill_placeholders, pack_inputs, packed_input_parts
+from effc.compiler.models.rows.packed_inputs import pack_inputs, packed_input_parts, prepend_placeholders
 from effc.dsl.syntax.diagnostics import Reject
 from torch import nn
 
@@ -92,9 +92,9 @@ def test_tokens_of_a_packed_row_are_what_is_predicted(make):
 
 def test_placeholders_are_as_many_as_the_vectors_that_take_their_place():
     model, ids = answerer(), torch.tensor([[9, 3, 127], [1, 9, 9]])
-    filled = fill_placeholders(model, ids)
+    filled = prepend_placeholders(model, ids)
     assert filled.tolist() == [[9] * 4 + [10, 3, 127], [9] * 4 + [1, 10, 10]]
-    assert torch.equal(fill_placeholders(captioner(), ids), ids), "it reads images beside its tokens"
+    assert torch.equal(prepend_placeholders(captioner(), ids), ids), "it reads images beside its tokens"
 
 
 @pytest.mark.parametrize("count", [0, 3, 5])

@@ -312,7 +312,7 @@ def test_tied_weights_are_narrowed_together():
     model = tiny.model("llama", tie_word_embeddings=True)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     program = capture(model)
-    before = record_logits_of_sample_calls(model, vocab=100)
+    before = record_logits_of_sample_calls(model, vocab_size=100)
     with Rewriter(program) as rewrite:
         rewrite.narrow("model.embed_tokens.weight", 0, range(100))
         rewrite.set_attr("config.vocab_size", 100)

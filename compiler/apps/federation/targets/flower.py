@@ -73,10 +73,10 @@ class Flower(FederationTarget):
     def emit(self, program: Program, destination: Path, ctx: Context) -> None:
         from ..app import write_flower_app
         from ..declaration import base_hash
-        from ..request import declared_state_shapes, make_declaration, size_per_client
+        from ..request import check_and_get_state_shapes, make_declaration, sub_network_per_client
 
         self.foresee(ctx)  # what no step can change is refused here, whatever a plan said of it
-        full, sizes = declared_state_shapes(self, program, ctx), size_per_client(self, program, ctx)
+        full, sizes = check_and_get_state_shapes(self, program, ctx), sub_network_per_client(self, program, ctx)
         folder = self._write_model(program, destination, ctx)
         declared = make_declaration(
             self, full, sizes, folder, base_hash(destination / folder, ctx.settings.cache_dir), ctx

@@ -22,6 +22,6 @@ class InvertedFile:
             self._index = inverted
         self._index.add(vectors.numpy())
 
-    def nearest(self, query: Tensor, count: int) -> list[int]:
+    def nearest_indices(self, query: Tensor, count: int) -> list[int]:
         _, rows = self._index.search(query[None].numpy(), min(count, self._index.ntotal))
         return [row for row in rows[0].tolist() if row >= 0]

@@ -6,7 +6,7 @@ from typing import Protocol
 from torch import Tensor
 
 from .....dsl.syntax.diagnostics import Fault
-from ..selection import nearest
+from ..selection import nearest_indices
 
 no_engine = Fault(
     "no-vector-engine",
@@ -25,7 +25,7 @@ class Unreachable(Exception):
 class Index(Protocol):
     """Vectors of one version of a base."""
 
-    def nearest(self, query: Tensor, count: int) -> list[int]:
+    def nearest_indices(self, query: Tensor, count: int) -> list[int]:
         """Rows with the largest inner products with a query [width], the largest first. Raises Unreachable."""
 
 
@@ -35,5 +35,5 @@ class Flat:
 
     vectors: Tensor
 
-    def nearest(self, query: Tensor, count: int) -> list[int]:
-        return nearest(query, self.vectors, count)
+    def nearest_indices(self, query: Tensor, count: int) -> list[int]:
+        return nearest_indices(query, self.vectors, count)

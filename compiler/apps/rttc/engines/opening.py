@@ -13,26 +13,26 @@ from .index import Flat, Index, no_engine
 MANY = 100_000  # vectors; exact search of more is a job for faiss, where it is installed
 
 
-def open_index(engine: str, vectors: Tensor, version: str) -> Index:
+def open_index(engine_name_or_url: str, vectors: Tensor, version: str) -> Index:
     """The engine of a name, with these vectors in it. "auto" is exact up to 100,000 of them, and where faiss is not
     installed. Reject (no-vector-engine) where there is none."""
-    kind, _, address = engine.partition(":")
-    if engine == "auto":
+    kind, _, address = engine_name_or_url.partition(":")
+    if engine_name_or_url == "auto":
         kind = "faiss" if len(vectors) > MANY and find_spec("faiss") else "flat"
     if kind == "flat" and not address:
         return Flat(vectors)
     if kind == "faiss" and not address:
-        _require_module("faiss", engine)
+        _require_module("faiss", engine_name_or_url)
         from .faiss import InvertedFile
 
         return InvertedFile(vectors)
     if kind in ("postgresql", "postgres") and address.startswith("//"):
-        _require_module("psycopg", engine)
+        _require_module("psycopg", engine_name_or_url)
         from .postgres import Postgres
 
-        return Postgres(engine, vectors, version)
+        return Postgres(engine_name_or_url, vectors, version)
     if kind == "qdrant" and address:
-        _require_module("qdrant_client", engine)
+        _require_module("qdrant_client", engine_name_or_url)
         from .qdrant import Qdrant
 
         return Qdrant(address, vectors, version)

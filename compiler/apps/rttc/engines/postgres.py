@@ -33,7 +33,7 @@ class Postgres:
             self._connection = self._connect()
             self._store_vectors_unless_stored(vectors, f"effc_{version}")
 
-    def nearest(self, query: Tensor, count: int) -> list[int]:
+    def nearest_indices(self, query: Tensor, count: int) -> list[int]:
         statement = sql.SQL("SELECT row FROM {} ORDER BY vector <#> %s::vector LIMIT %s").format(self._table)
 
         def find(connection: Any) -> list[int]:
@@ -60,10 +60,10 @@ class Postgres:
                 except psycopg.OperationalError as error:
                     if last:
                         raise Unreachable("PostgreSQL does not answer") from error
-                    self._renew()
+                    self._reconnect()
         raise AssertionError("the second try returns or raises")
 
-    def _renew(self) -> None:
+    def _reconnect(self) -> None:
         self._connection.close()
         try:
             self._connection = self._connect()

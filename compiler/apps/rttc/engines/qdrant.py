@@ -29,7 +29,7 @@ class Qdrant:
                 f"Qdrant can't be used: {type(error).__name__}", help="see `effc explain`"
             ).rejection() from error
 
-    def nearest(self, query: Tensor, count: int) -> list[int]:
+    def nearest_indices(self, query: Tensor, count: int) -> list[int]:
         try:
             response: Any = self._client.query_points(self._name, query=query.tolist(), limit=count)
         except Exception as error:
@@ -50,6 +50,6 @@ class Qdrant:
             client.upsert(self._name, points, wait=True)
 
 
-def _client(url: str) -> QdrantClient:
+def _client(location: str) -> QdrantClient:
     key = os.environ.get("QDRANT_API_KEY")
-    return QdrantClient(url=url, api_key=key, timeout=_SECONDS, check_compatibility=False)
+    return QdrantClient(url=location, api_key=key, timeout=_SECONDS, check_compatibility=False)

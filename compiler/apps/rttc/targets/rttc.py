@@ -235,7 +235,7 @@ class Rttc(CheckpointTarget):
     ) -> Literal["torch", "native", "adapted"]:
         """Write the engine's folder, and say what generates; why it is not the engine goes into the notes."""
         from ....runtimes.native.refusal import cannot_run_natively
-        from ..app import engine_and_reason
+        from ..app import choose_engine_and_limitation
 
         if self.generation == "torch":
             return "torch"
@@ -247,7 +247,7 @@ class Rttc(CheckpointTarget):
             shutil.rmtree(destination / FOLDER)
             _append_note(destination, f"PyTorch answers, not the native engine: {rejection.diagnostics[0].message}.")
             return "torch"
-        engine, reason = engine_and_reason(destination, program.model, ctx.tokenizer, app, probe_question)
+        engine, reason = choose_engine_and_limitation(destination, program.model, ctx.tokenizer, app, probe_question)
         if reason:
             _append_note(destination, f"Answers after a training come from PyTorch, not the native engine: {reason}.")
         return engine

@@ -24,7 +24,7 @@ from effc.compiler.apps.federation.processes import (
     is_port_in_use,
     last_log_line,
     start_process,
-    terminate_processes,
+    terminate_live_processes,
 )
 from effc.dsl.syntax.diagnostics import Reject
 
@@ -97,8 +97,8 @@ def test_a_process_is_known_by_its_start_and_ended_with_what_it_started(tmp_path
         time.sleep(0.05)
     assert made.is_alive
     other = Process("other", made.pid, "123", made.log)  # its id was given to another process since
-    assert not other.is_alive and terminate_processes([other]) == [] and made.is_alive
-    assert terminate_processes([made]) == ["one"] and not made.is_alive
+    assert not other.is_alive and terminate_live_processes([other]) == [] and made.is_alive
+    assert terminate_live_processes([made]) == ["one"] and not made.is_alive
     with pytest.raises(ProcessLookupError):
         for _ in range(100):  # nothing of its session is left
             os.killpg(made.pid, 0)

@@ -20,7 +20,12 @@ import numpy as np
 import pytest
 from effc.compiler.apps.federation import deployment
 from effc.compiler.apps.federation.app import FLWR, make_readme
-from effc.compiler.apps.federation.processes import accepts_connections, free_ports, start_process, terminate_processes
+from effc.compiler.apps.federation.processes import (
+    accepts_connections,
+    free_ports,
+    start_process,
+    terminate_live_processes,
+)
 
 pytest.importorskip("flwr")
 pytest.importorskip("peft")
@@ -196,7 +201,7 @@ def test_the_same_app_runs_in_flowers_simulation_to_the_same_bits(artifact, tmp_
             status = flwr("list", "--run-id", str(made["run-id"]), "--format", "json")["runs"][0]["status"]
         assert status == "finished:completed", (tmp_path / "superlink.log").read_text()[-3000:]
     finally:
-        terminate_processes([process])
+        terminate_live_processes([process])
     whole = run(artifact, tmp_path / "simulated")
     write_results(whole.strategy.results(), whole.course, declared(artifact), tmp_path / "wanted")
     for client in range(3):

@@ -92,4 +92,4 @@ def test_the_app_leaves_the_states_of_the_simulation_and_a_checkpoint(artifact, 
         )
         assert one.read_bytes() == two.read_bytes()
     said = declared(artifact)
-    assert Checkpoint(tmp_path / "work" / said.identity, said.identity).read_round() is not None
+    assert Checkpoint(tmp_path / "work" / said.identity, said.identity).read_last_round() is not None

@@ -135,9 +135,9 @@ def test_rounds_of_another_number_of_threads_are_not_gone_on_with(tmp_path):
     before = torch.get_num_threads()
     torch.set_num_threads(before + 1)
     with pytest.raises(Reject, match=f"round 3 was computed with {before} threads, and there are {before + 1} now"):
-        Checkpoint(tmp_path, "one").read_round()
+        Checkpoint(tmp_path, "one").read_last_round()
     torch.set_num_threads(before)
-    states, body = Checkpoint(tmp_path, "one").read_round()
+    states, body = Checkpoint(tmp_path, "one").read_last_round()
     assert states["fedavg"]["a"].tolist() == [0, 0] and body == {"number": 3}
 
 

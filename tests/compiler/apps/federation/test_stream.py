@@ -10,7 +10,7 @@ from effc.compiler.apps.federation.averaging import FedAvg
 from effc.compiler.apps.federation.declaration import read_declaration
 from effc.compiler.apps.federation.history import ClientUpdate, History, Round
 from effc.compiler.apps.federation.simulation import simulate_federation
-from effc.compiler.apps.federation.stream import forgetting_by_task, task_of_round
+from effc.compiler.apps.federation.stream import forgetting_by_task, task_index_of_round
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 from effc.dsl.syntax.diagnostics import Reject
@@ -26,7 +26,7 @@ RECIPES = Path(__file__).parents[4] / "recipes" / "federated"
 def test_tasks_come_in_order_and_share_the_rounds_evenly(rounds, tasks):
     if tasks > rounds:
         return
-    found = [task_of_round(number, rounds, tasks) for number in range(1, rounds + 1)]
+    found = [task_index_of_round(number, rounds, tasks) for number in range(1, rounds + 1)]
     counts = [found.count(task) for task in range(tasks)]
     assert found == sorted(found) and max(counts) - min(counts) <= 1 and min(counts) >= 1
 
@@ -54,7 +54,7 @@ class Anchored(Regression):
     anchors = True
 
     def begin(self, number, rounds):
-        self.task = task_of_round(number, rounds, 2)
+        self.task = task_index_of_round(number, rounds, 2)
 
     def train(self, state, names, added, seed, until):
         self.seen = [*getattr(self, "seen", []), {n: a.copy() for n, a in self.anchor.items()}]

@@ -8,10 +8,10 @@ import time
 
 import pytest
 from effc.compiler.apps.federation import deployment
-from effc.compiler.apps.federation.deployment import Deployment, RunStatus, wait_for_run
-from effc.compiler.apps.federation.grid import LONGEST_POLL, LocalGrid, Message, poll_interval, send_and_receive
+from effc.compiler.apps.federation.deployment import Deployment, RunStatus, wait_for_run_or_dead_process
+from effc.compiler.apps.federation.grid import LONGEST_POLL, LocalGrid, Message, poll_interval_s, send_and_receive
 from effc.compiler.apps.federation.identities import write_keys_and_certificates
-from effc.compiler.apps.federation.processes import start_process, terminate_processes
+from effc.compiler.apps.federation.processes import start_process, terminate_live_processes
 from effc.compiler.cli.verbs.federate import _traffic_sentence
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,7 +47,7 @@ def running(tmp_path, monkeypatch):
     sleep = (sys.executable, "-c", "import time; time.sleep(120)")
     processes = tuple(start_process(name, sleep, os.environ, tmp_path) for name in ("superlink", "server", "node0"))
     yield Deployment(tmp_path, 9, processes, "7")
-    terminate_processes(processes)
+    terminate_live_processes(processes)
 
 
 def ends_later(running, seconds=2.0):
@@ -57,14 +57,14 @@ def ends_later(running, seconds=2.0):
 def test_a_wait_is_one_stream_and_one_question_however_long_it_takes(running):
     (running.folder / "stable").touch()
     ends_later(running)
-    assert wait_for_run(running) == RunStatus("finished:completed", "N/A", 120.0, 3000, 9000)
+    assert wait_for_run_or_dead_process(running) == RunStatus("finished:completed", "N/A", 120.0, 3000, 9000)
     assert (running.folder / "calls").read_text().split() == ["log", "ls"]
 
 
 def test_a_stream_that_breaks_off_is_begun_again(running):
     threading.Timer(1.0, (running.folder / "stable").touch).start()
     ends_later(running)
-    assert wait_for_run(running).is_over
+    assert wait_for_run_or_dead_process(running).is_over
     assert (running.folder / "calls").read_text().split()[:3] == ["log", "ls", "log"]
 
 
@@ -72,7 +72,7 @@ def test_a_stream_that_says_nothing_more_is_left_and_the_run_itself_asked(runnin
     (running.folder / "stable").touch()
     monkeypatch.setattr(deployment, "LONGEST_STREAM", 0.2)
     ends_later(running, 1.5)
-    assert wait_for_run(running).is_over
+    assert wait_for_run_or_dead_process(running).is_over
 
 
 @pytest.mark.parametrize("lost", [0, 1])
@@ -82,7 +82,7 @@ def test_a_wait_ends_with_a_process_that_no_run_goes_on_without(running, lost):
     threading.Timer(0.5, os.killpg, (process, signal.SIGKILL)).start()
     threading.Timer(0.7, os.waitpid, (process, 0)).start()
     started = time.monotonic()
-    assert wait_for_run(running) is None and time.monotonic() - started < 60
+    assert wait_for_run_or_dead_process(running) is None and time.monotonic() - started < 60
 
 
 def test_a_wait_goes_on_without_a_node(running):
@@ -90,7 +90,7 @@ def test_a_wait_goes_on_without_a_node(running):
     os.killpg(running.processes[2].pid, signal.SIGKILL)
     os.waitpid(running.processes[2].pid, 0)
     ends_later(running, 0.5)
-    assert wait_for_run(running).is_over
+    assert wait_for_run_or_dead_process(running).is_over
 
 
 def test_bytes_are_said_a_minute_and_node_and_what_is_not_among_them():
@@ -103,7 +103,7 @@ def test_bytes_are_said_a_minute_and_node_and_what_is_not_among_them():
 
 @given(waited=st.floats(0, 1e6), first=st.floats(0.001, 1))
 def test_looks_for_replies_cost_at_most_a_fiftieth_of_the_wait(waited, first):
-    pause = poll_interval(waited, first)
+    pause = poll_interval_s(waited, first)
     assert first <= pause <= max(first, LONGEST_POLL) and pause <= max(first, waited / 50)
 
 

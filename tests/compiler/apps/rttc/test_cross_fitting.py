@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 from effc.compiler.apps.rttc.calibration import cross_fitted_point, cross_fitted_router_point, fit_policy
-from effc.compiler.apps.rttc.cross_fitting import FOLDS, folds
+from effc.compiler.apps.rttc.cross_fitting import FOLDS, cross_fitting_folds
 from effc.compiler.apps.rttc.policy import BRANCHES, Policy, Trial, measure
 from effc.compiler.apps.rttc.router import features, measure_router, train_router
 from effc.compiler.apps.rttc.signals import Signals
@@ -27,7 +27,7 @@ def coin_trials(count, seed, tells=False):
 
 @given(count=st.integers(1, 40), seed=st.integers(0, 99))
 def test_each_row_is_held_out_once_from_a_fit_on_all_others(count, seed):
-    parts = list(folds(count, seed))
+    parts = list(cross_fitting_folds(count, seed))
     assert len(parts) <= FOLDS and sorted(row for _, held_out in parts for row in held_out) == list(range(count))
     assert all(sorted(training + held_out) == list(range(count)) for training, held_out in parts)
 

@@ -27,7 +27,7 @@ def clustered(rows, width=32, seed=0):
 
 def recall(index, vectors, count=10):
     exact = Flat(vectors)
-    shared = [len(set(index.nearest(v, count)) & set(exact.nearest(v, count))) for v in vectors[:40]]
+    shared = [len(set(index.nearest_indices(v, count)) & set(exact.nearest_indices(v, count))) for v in vectors[:40]]
     return sum(shared) / (40 * count)
 
 
@@ -52,12 +52,12 @@ def test_qdrant_finds_what_exact_search_finds():
 
 @needs("faiss")
 def test_a_base_gives_the_same_samples_whichever_engine_finds_them(world):
-    query = world.base.project(world.embedder.embed([QUESTIONS[3]])[0])
+    query = world.base.center_and_normalize(world.embedder.embed([QUESTIONS[3]])[0])
     for selection in ("nearest", "diverse"):
         wanted = [match.sample for match in world.base.search(query, 5, selection)]
-        found = world.base.searched_by("faiss").search(query, 5, selection)
+        found = world.base.with_search_engine("faiss").search(query, 5, selection)
         assert [match.sample for match in found] == wanted
-    assert isinstance(world.base.searched_by("auto").index, Flat)
+    assert isinstance(world.base.with_search_engine("auto").index, Flat)
 
 
 @pytest.mark.parametrize("engine", ["magic", "faiss:x", "flat:1", "qdrant:", "postgresql:x"])
@@ -76,7 +76,7 @@ def test_an_engine_that_dies_leaves_no_samples_and_no_exception_of_its_own(world
     from dataclasses import replace
 
     class Dead:
-        def nearest(self, query, count):
+        def nearest_indices(self, query, count):
             raise Unreachable("PostgreSQL does not answer")
 
     with pytest.raises(Unreachable):
@@ -97,10 +97,12 @@ def test_a_real_postgresql_is_filled_once_searched_and_found_again_after_it_stop
     index = open_index(server.get_uri(), vectors, VERSION)
     assert recall(index, vectors) > 0.97
     again = open_index(server.get_uri(), vectors, VERSION)  # what is there is taken
-    assert again.nearest(vectors[7], 5) == index.nearest(vectors[7], 5) and again.nearest(vectors[7], 1) == [7]
+    assert again.nearest_indices(vectors[7], 5) == index.nearest_indices(vectors[7], 5) and again.nearest_indices(
+        vectors[7], 1
+    ) == [7]
     base = build_knowledge_base([world.folder / "kb.jsonl"], world.embedder, tmp_path / "kb")
     query = base.vectors[2]
-    assert base.searched_by(server.get_uri()).search(query, 4) == base.search(query, 4)
+    assert base.with_search_engine(server.get_uri()).search(query, 4) == base.search(query, 4)
     server.cleanup()
     with pytest.raises(Unreachable, match="PostgreSQL does not answer"):
-        index.nearest(vectors[0], 3)
+        index.nearest_indices(vectors[0], 3)

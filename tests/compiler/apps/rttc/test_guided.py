@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from effc.compiler.apps.rttc.adaptation import indices_above_threshold
+from effc.compiler.apps.rttc.adaptation import indices_above_min_of_mean_and_median
 from effc.compiler.apps.rttc.generation import Cancelled, Settings
 from effc.compiler.apps.rttc.policy import Policy
 from effc.compiler.apps.rttc.retrieval import Local, Unreachable
-from effc.compiler.apps.rttc.reward import SelfLikelihood, finite_scores
+from effc.compiler.apps.rttc.reward import SelfLikelihood, require_finite_scores
 from effc.compiler.apps.rttc.sample import Sample
 from effc.dsl.syntax.diagnostics import Reject
 from hypothesis import given
@@ -107,7 +107,10 @@ def test_cached_adapters_and_lists_are_there_after_a_restart_to_the_bit(world, a
     again = world.client(Config(), TTT, adaptable, near=(0.999, 0.999), folder=tmp_path)
     found = again.answer_conversation(asked(QUESTIONS[3]), SHORT)
     assert found.decision.adapter_hit and found.text == wanted.text
-    state, vector = again.states.find_nearest(again._facts.project(world.embedder.embed([QUESTIONS[3]])[0])), None
+    state, vector = (
+        again.states.find_nearest(again._facts.center_and_normalize(world.embedder.embed([QUESTIONS[3]])[0])),
+        None,
+    )
     assert vector is None and all(torch.equal(state[n], t) for n, t in adaptable.state().items())
 
 
@@ -184,7 +187,7 @@ def test_a_server_that_dies_while_its_new_version_is_looked_at_leaves_the_direct
 def test_a_reward_that_is_no_number_gives_the_direct_answer_and_says_so(world, adaptable):
     class Broken(Config):
         def score(self, question, answers):
-            return finite_scores([float("nan")], "broken")
+            return require_finite_scores([float("nan")], "broken")
 
     found = world.client(Broken(), Policy(count=4, shown=2), adaptable).answer_conversation(asked(QUESTIONS[0]), SHORT)
     assert found.decision.branch == "direct" and found.decision.note == "the reward `broken` gave nan"
@@ -249,7 +252,7 @@ def test_data_reduction_keeps_exactly_the_scores_above_the_lower_of_mean_and_med
     bound = min(statistics.fmean(scores), statistics.median(scores))
     wanted = [i for i, score in enumerate(scores) if score > bound + 1e-15]
     if not any(abs(score - bound) < 1e-12 and score != bound for score in scores):
-        assert indices_above_threshold(scores) == (wanted or list(range(len(scores))))
+        assert indices_above_min_of_mean_and_median(scores) == (wanted or list(range(len(scores))))
 
 
 def test_training_stops_when_its_seconds_are_over(world):

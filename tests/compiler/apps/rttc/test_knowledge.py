@@ -7,7 +7,7 @@ import pytest
 import torch
 from effc.compiler.apps.rttc.knowledge import build_knowledge_base, open_knowledge_base, refuse_other_embedder
 from effc.compiler.apps.rttc.sample import parse_sample, read_samples, without_duplicate_texts
-from effc.compiler.apps.rttc.selection import nearest, select_by_posterior_variance
+from effc.compiler.apps.rttc.selection import nearest_indices, select_by_posterior_variance
 from effc.compiler.apps.rttc.targets.rttc import Rttc
 from effc.dsl.syntax.diagnostics import Reject
 from hypothesis import given
@@ -26,7 +26,7 @@ def unit(seed, rows, width):
 def test_the_nearest_are_those_of_a_full_sort(seed, rows, count):
     vectors, query = unit(seed, rows, 8), unit(seed + 1000, 1, 8)[0]
     wanted = sorted(range(rows), key=lambda i: -float(vectors[i] @ query))[:count]
-    assert nearest(query, vectors, count) == wanted
+    assert nearest_indices(query, vectors, count) == wanted
 
 
 @given(seed=st.integers(0, 99), rows=st.integers(2, 12))
@@ -51,13 +51,13 @@ def test_a_diverse_selection_takes_no_copies_before_something_new():
     vectors = torch.nn.functional.normalize(torch.tensor([[1, 0.1, 0], [1, 0.1, 0.001], [1, -0.4, 0]]), dim=-1)
     query = torch.tensor([1.0, 0.0, 0.0])
     assert (
-        nearest(query, vectors, 2) == [0, 1] and set(select_by_posterior_variance(query, vectors, 2)) == {0, 2}
+        nearest_indices(query, vectors, 2) == [0, 1] and set(select_by_posterior_variance(query, vectors, 2)) == {0, 2}
     ) or set(select_by_posterior_variance(query, vectors, 2)) == {1, 2}
 
 
 def test_a_question_of_the_base_finds_itself(world):
     for question in QUESTIONS[::5]:
-        query = world.base.project(world.embedder.embed([question])[0])
+        query = world.base.center_and_normalize(world.embedder.embed([question])[0])
         found = world.base.search(query, 3, "nearest")
         assert found[0].sample.question == question and found[0].score == pytest.approx(1, abs=1e-4)
         assert len(world.base.search(query, 999)) == len(QUESTIONS)

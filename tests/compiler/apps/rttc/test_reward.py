@@ -6,7 +6,7 @@ import pytest
 import torch
 from effc.compiler.apps.rttc import knowledge_server
 from effc.compiler.apps.rttc.embedder import open_folder_embedder
-from effc.compiler.apps.rttc.reward import Judge, Verifier, finite_scores, last_number
+from effc.compiler.apps.rttc.reward import Judge, Verifier, last_number, require_finite_scores
 from effc.compiler.apps.rttc.scorer import LabelledAnswer, auc, open_scorer, train_logistic_scorer
 from effc.compiler.apps.rttc.tuned_scorer import open_tuned_scorer, train_fine_tuned_scorer
 from effc.dsl.syntax.diagnostics import Reject
@@ -168,7 +168,7 @@ def test_a_small_model_beside_a_model_says_no_more_than_its_weights_have_room_fo
 def test_a_server_whose_reward_gives_no_number_says_so(world):
     class Broken(Config):
         def score(self, question, answers):
-            return finite_scores([float("nan")], "broken")
+            return require_finite_scores([float("nan")], "broken")
 
     app = knowledge_server.make_knowledge_application(
         knowledge_server.KnowledgeService(world.base, "diverse", Broken())

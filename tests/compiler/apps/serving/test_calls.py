@@ -10,7 +10,7 @@ from effc.compiler.apps.serving.grammar import GrammarCompiler, Matcher
 from effc.compiler.apps.serving.protocol import ChatRequest
 from effc.compiler.apps.serving.request import AnswerChunk
 from effc.compiler.apps.serving.stream import HEARTBEAT, sse_events
-from effc.compiler.apps.serving.text import TextDecoder, hidden_tokens
+from effc.compiler.apps.serving.text import TextDecoder, hidden_token_texts_by_id
 from effc.compiler.apps.serving.tools import END, START, CallParser, CallPolicy, Function
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,7 +86,7 @@ def test_at_most_one_call_is_allowed_where_calls_are_not_parallel(tokenizer):
 
 
 def test_the_text_of_a_call_has_its_marks_whatever_tokens_they_are(tokenizer):
-    decoder = TextDecoder(tokenizer, (), hidden_tokens(tokenizer, (START, END)))
+    decoder = TextDecoder(tokenizer, (), hidden_token_texts_by_id(tokenizer, (START, END)))
     parser = CallParser(CallPolicy((WEATHER,), forced=False))
     ids = tokenizer(f"Behold {CALL} so", add_special_tokens=False)["input_ids"]
     shown = "".join(parser.push(decoder.push(token)) for token in ids) + parser.push(decoder.end()) + parser.end()

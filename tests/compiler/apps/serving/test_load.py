@@ -247,7 +247,7 @@ def test_connections_are_known_as_tcp_so_that_answers_wait_for_no_acknowledgemen
 
 @pytest.fixture(scope="module")
 def loaded_server(chatty):
-    with loads.server(str(chatty)) as url:
+    with loads.chat_server_url(str(chatty)) as url:
         yield url
 
 

@@ -9,7 +9,11 @@ import httpx
 import openai
 import pytest
 import torch
-from effc.compiler.apps.serving.adapters import adapter_folders, model_copies_with_adapters, parse_adapter_options
+from effc.compiler.apps.serving.adapters import (
+    folder_by_adapter_of_option,
+    model_copies_with_adapters,
+    parse_adapter_options,
+)
 from effc.compiler.apps.serving.runner import CachedModel
 from effc.compiler.artifacts.adapter import CONFIG, WEIGHTS
 from effc.compiler.cli.verbs.model_sources import parse_model_arguments
@@ -86,7 +90,7 @@ def test_a_folder_of_adapters_names_each_by_its_folder(opened, tmp_path):
     (tmp_path / "all" / "readme.txt").write_text("")
     everything = f"*={tmp_path / 'all'}"
     assert list(parse_adapter_options([everything])) == ["law", "verse"]
-    assert list(adapter_folders(f"tiny:{everything}")) == ["law", "verse"]
+    assert list(folder_by_adapter_of_option(f"tiny:{everything}")) == ["law", "verse"]
     with pytest.raises(Reject, match="two adapters are called `law`"):
         parse_adapter_options([everything, f"law={tmp_path / 'all/law'}"])
     with pytest.raises(Reject, match=r"`tiny:law` may be an adapter's name, too"):

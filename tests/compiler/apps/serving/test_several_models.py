@@ -11,7 +11,7 @@ import openai
 import pytest
 from effc.compiler.apps.serving.error_response import ErrorResponse
 from effc.compiler.apps.serving.fair_lock import FairLock
-from effc.compiler.apps.serving.stream import check_name
+from effc.compiler.apps.serving.stream import require_model_name
 from effc.compiler.cli.verbs.model_sources import ModelSource, parse_model_arguments
 from effc.dsl.syntax.diagnostics import Reject
 
@@ -48,7 +48,7 @@ def test_an_unknown_model_is_404_with_the_names_of_those_that_exist(server):
     assert refusal.value.code == "model_not_found"
     assert "`other` does not exist, `served` and `plain` and `words` do" in refusal.value.message
     with pytest.raises(ErrorResponse) as many:
-        check_name("other", *map(str, range(10)))
+        require_model_name("other", *map(str, range(10)))
     assert str(many.value).endswith("`7` and 2 more do")
 
 
