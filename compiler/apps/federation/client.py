@@ -236,16 +236,16 @@ class Participant:
         return self._mix_peer_state(local_state, peer_state, config, delta)
 
     def _mix_peer_state(
-        self, local_state: State, mean_of_others: State | None, config: Mapping[str, Any], delta: State
+        self, local_state: State, peer_mean: State | None, config: Mapping[str, Any], delta: State
     ) -> tuple[State, float]:
-        if not mean_of_others:
+        if not peer_mean:
             return local_state, 0.0
         if config["mix"] == "adaptive":
             share, state = best_mix(
-                local_state, mean_of_others, lambda s: _loss_or_infinity(self.learner.loss(s, delta)), config["way"]
+                local_state, peer_mean, lambda s: _loss_or_infinity(self.learner.loss(s, delta)), config["way"]
             )
             return state, share
-        return mix(local_state, mean_of_others, float(config["mix"]), config["way"]), float(config["mix"])
+        return mix(local_state, peer_mean, float(config["mix"]), config["way"]), float(config["mix"])
 
 
 def get_or_create_mask_keys(memory: dict[str, Any]) -> Keys:
