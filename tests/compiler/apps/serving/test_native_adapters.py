@@ -140,13 +140,13 @@ def test_requests_of_all_adapters_at_once_are_each_answered_as_alone(artifact, o
 
 def test_edges_of_prompts_have_their_adapters_and_all_tokens_a_lora():
     edges = EngineAdapter(first=1, last=2, n_first=2, n_last=3)
-    assert edges.of_tokens(0, 7) == [1, 1, -1, -1, 2, 2, 2]
-    assert edges.of_tokens(0, 5) == [1, 1, 2, 2, 2]
-    assert edges.of_tokens(0, 3) == [1, 2, 2]
-    assert edges.of_tokens(0, 1) == [2]
-    assert edges.of_tokens(7, 2) == [-1, -1]
-    assert EngineAdapter(first=4, last=-1, n_first=3).of_tokens(0, 5) == [4, 4, 4, -1, -1]
-    assert EngineAdapter(default=5).of_tokens(0, 2) == EngineAdapter(default=5).of_tokens(9, 2) == [5, 5]
+    assert edges.adapter_of_each_token(0, 7) == [1, 1, -1, -1, 2, 2, 2]
+    assert edges.adapter_of_each_token(0, 5) == [1, 1, 2, 2, 2]
+    assert edges.adapter_of_each_token(0, 3) == [1, 2, 2]
+    assert edges.adapter_of_each_token(0, 1) == [2]
+    assert edges.adapter_of_each_token(7, 2) == [-1, -1]
+    assert EngineAdapter(first=4, last=-1, n_first=3).adapter_of_each_token(0, 5) == [4, 4, 4, -1, -1]
+    assert EngineAdapter(default=5).adapter_of_each_token(0, 2) == EngineAdapter(default=5).of_tokens(9, 2) == [5, 5]
 
 
 @pytest.mark.heavy
