@@ -201,8 +201,8 @@ def path_of_governing_config(model: nn.Module, path: str) -> str:
 
 
 def path_of_saved_config(model: nn.Module, path: str) -> str | None:
-    """`config_path` of the config that a module reads; None where it is a copy, as each stack of a T5 has, that is not
-    saved with the model."""
+    """`path_of_governing_config` of a config that a module reads; None where it is a copy that is not saved with the
+    model, as each stack of a T5 has."""
     while True:
         path = split_parent_and_name(path)[0]
         config = vars(model.get_submodule(path)).get("config")

@@ -275,7 +275,7 @@ def interleave_rotary_rows(tensor: Tensor, head_dim: int) -> Tensor:
 
 
 def separate_rotary_rows(tensor: Tensor, head_dim: int) -> Tensor:
-    """Inverse of `interleaved`."""
+    """Inverse of `interleave_rotary_rows`."""
     # [h * d, ...] -> [h, d / 2, 2, ...]: the two of a pair become halves of the head
     pairs = tensor.view(-1, head_dim // 2, 2, *tensor.shape[1:])
     return pairs.transpose(1, 2).reshape(tensor.shape)

@@ -82,7 +82,7 @@ def test_a_mask_of_another_shape_than_the_tokens_is_refused_with_both_shapes(dec
     for call in (decoder, decoder.generate):
         message = refused(lambda call=call: call(ids, attention_mask=mask), "unfit-inputs")
         assert str(list(shape)) in message and "[2, 9]" in message
-    assert decoder.spare == 6
+    assert decoder.num_free_sequences == 6
 
 
 def test_behind_a_cache_a_mask_is_of_the_new_tokens_or_of_all(decoder, ids):
@@ -163,7 +163,7 @@ def test_labels_of_a_translator_give_its_loss(tmp_path, name):
     with torch.no_grad():
         expected = model(input_ids=sources, labels=labels).loss
     assert torch.allclose(native(sources, labels=labels).loss, expected, rtol=0.02)  # bf16 weights
-    assert native.spare == 3
+    assert native.num_free_sequences == 3
 
 
 def test_labels_of_an_encoder_give_its_loss(tmp_path):

@@ -209,7 +209,7 @@ def speculative(native, ids=LOOP, **settings):
 def test_tokens_are_those_without_drafts_drawn_ones_too(native, settings, start):
     ids = torch.randint(3, 128, (12,), generator=torch.Generator().manual_seed(start)).tolist() * 2
     plain, drafted, _ = speculative(native, ids, **settings)
-    assert torch.equal(drafted, plain) and native.spare == 2
+    assert torch.equal(drafted, plain) and native.num_free_sequences == 2
 
 
 def test_text_that_is_copied_takes_fewer_calls(native, copying):
@@ -282,7 +282,7 @@ def test_a_processor_that_breaks_in_a_draft_leaves_no_rejected_token_in_what_is_
     broken = {"logits_processor": LogitsProcessorList([*copying["logits_processor"], Breaks()])}
     with pytest.raises(RuntimeError, match="it breaks"):
         model.generate(torch.tensor([LOOP]), max_new_tokens=40, prompt_lookup_num_tokens=9, **broken)
-    assert model.spare == 1 and model.engine.length(0) == len(LOOP) + 6
+    assert model.num_free_sequences == 1 and model.engine.length(0) == len(LOOP) + 6
     different = torch.tensor([[*LOOP, 5, 6, 40, 41, 42]])
     options = {"max_new_tokens": 6, "eos_token_id": None, "pad_token_id": 0}
     assert torch.equal(model.generate(different, **options), unread_copy(native).generate(different, **options))
@@ -325,4 +325,4 @@ def test_streamers_and_criteria_hear_of_each_token_alone(native, copying):
 def test_drafts_for_several_rows_are_refused(native):
     with pytest.raises(Reject, match="drafts are for one row, and 2 are given"):
         native.generate(torch.tensor([LOOP, LOOP]), prompt_lookup_num_tokens=3)
-    assert native.spare == 2
+    assert native.num_free_sequences == 2

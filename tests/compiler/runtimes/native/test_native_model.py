@@ -64,9 +64,9 @@ def test_a_cache_goes_on_where_it_was_and_gives_its_sequences_back(original, nat
     second = native(ids[:, 5:], cache=first.cache)
     both = torch.cat([first.logits, second.logits], 1)
     assert torch.allclose(both, rows_of(original, ids, torch.ones_like(ids)), atol=ATOL)
-    assert second.cache.get_seq_length() == 9 and native.spare == 1
+    assert second.cache.get_seq_length() == 9 and native.num_free_sequences == 1
     del first, second
-    assert native.spare == 3
+    assert native.num_free_sequences == 3
 
 
 @pytest.mark.parametrize("more", [{}, {"min_new_tokens": 12}, {"repetition_penalty": 1.3}])
@@ -127,7 +127,7 @@ def roomy(original):
 def test_every_mode_gives_what_transformers_generates(original, roomy, batch, mode):
     ids, mask = batch
     expected, actual = (seeded(model, ids, attention_mask=mask, **MODES[mode]) for model in (original, roomy))
-    assert torch.equal(actual, expected) and roomy.spare == 6
+    assert torch.equal(actual, expected) and roomy.num_free_sequences == 6
 
 
 @pytest.mark.parametrize("mode", ["greedy", "n-grams", "drawn", "drawn, with a penalty", "several of each"])
@@ -154,13 +154,13 @@ def test_drafts_of_the_prompt_and_of_an_assistant_are_verified_as_in_transformer
     assert torch.equal(seeded(roomy, ids, **options, prompt_lookup_num_tokens=3), plain)
     expected = seeded(original, ids, assistant_model=original, **options)
     assert torch.equal(seeded(original, ids, assistant_model=roomy, **options), expected)
-    assert roomy.spare == 6
+    assert roomy.num_free_sequences == 6
 
 
 def test_beams_beyond_the_context_are_refused_and_hold_no_sequence(roomy):
     with pytest.raises(Reject, match="longer than the model's context of 24") as refusal:
         roomy.generate(torch.full((1, 20), 5), max_new_tokens=50, eos_token_id=None, num_beams=2)
-    assert roomy.spare == 6 and refusal.value.exit == 2
+    assert roomy.num_free_sequences == 6 and refusal.value.exit == 2
 
 
 def test_generation_goes_on_from_a_cache(roomy, batch):
@@ -180,7 +180,7 @@ def test_states_that_cannot_be_cut_back_are_computed_again_for_beams_and_take_no
     assert torch.equal(seeded(model, ids, num_beams=3), seeded(original, ids, num_beams=3))
     with pytest.raises(Reject, match="bad-sampling"):
         model.generate(ids, prompt_lookup_num_tokens=2, max_new_tokens=5)
-    assert model.spare == 3
+    assert model.num_free_sequences == 3
 
 
 def test_processors_and_criteria_of_the_caller_see_every_row(roomy, batch):
@@ -218,7 +218,7 @@ def test_a_sequence_ends_at_the_models_context_and_past_it_is_an_error(native):
     assert native.generate(ids, max_new_tokens=50).shape == (1, 25)  # 24 positions, and what the last predicts
     with pytest.raises(Reject, match="25 tokens is longer than the model's context of 24"):
         native(torch.full((1, 25), 5))
-    assert native.spare == 3
+    assert native.num_free_sequences == 3
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_a_sequence_ends_at_the_models_context_and_past_it_is_an_error(native):
 def test_settings_that_mean_nothing_are_refused(native, settings):
     with pytest.raises(Reject, match="bad-sampling"):
         native.generate(torch.tensor([[4, 5]]), **settings)
-    assert native.spare == 3
+    assert native.num_free_sequences == 3
 
 
 def test_a_folders_generation_config_is_refused_or_generates(original):

@@ -74,7 +74,9 @@ def test_it_holds_no_dtype_but_its_own(tmp_path):
 
 def test_it_keeps_as_many_sequences_as_it_is_loaded_for(tmp_path):
     folder, _ = emitted(tmp_path, tiny.model("llama"))
-    assert load(folder / "native").spare == 16 and load(folder / "native", sequences=3, threads=1).spare == 3
+    assert (
+        load(folder / "native").num_free_sequences == 16 and load(folder / "native", sequences=3, threads=1).spare == 3
+    )
 
 
 def test_it_is_refused_on_a_device_that_has_no_engine(tmp_path):

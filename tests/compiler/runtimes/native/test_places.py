@@ -166,6 +166,6 @@ def test_an_answer_that_breaks_off_leaves_a_sequence_that_is_right(pair):
 
     with pytest.raises(Enough):
         mindful.generate(row, max_new_tokens=9, do_sample=False, eos_token_id=None, streamer=Streamer())
-    assert mindful.spare == 2
+    assert mindful.num_free_sequences == 2
     whole = {"max_new_tokens": 9, "do_sample": False, "eos_token_id": None}
     assert torch.equal(mindful.generate(row, **whole), plain.generate(row, **whole))

@@ -280,7 +280,7 @@ def test_two_threads_share_a_model_one_after_the_other(whole, tmp_path):
     for thread in threads:
         thread.join()
     assert len(found) == 90 and all(torch.equal(logits, wanted) for logits in found)
-    assert model.spare == 3
+    assert model.num_free_sequences == 3
 
 
 def test_what_is_read_lies_where_the_table_says(whole, tmp_path):

@@ -151,7 +151,7 @@ def test_what_is_longer_than_the_positions_is_refused(tmp_path):
         native(torch.full((1, 4), 7), decoder_input_ids=torch.full((1, 41), 7))
     said = native.generate(torch.full((1, 40), 7), max_new_tokens=90, eos_token_id=[])
     assert said.shape[1] == 41, "the last token needs no position"
-    assert native.spare == 3, "sequences that failed are free again"
+    assert native.num_free_sequences == 3, "sequences that failed are free again"
 
 
 def test_calls_without_a_source_or_a_target_are_refused(tmp_path):
@@ -168,7 +168,7 @@ def test_calls_without_a_source_or_a_target_are_refused(tmp_path):
             native(**asked)
     with pytest.raises(Reject, match="`forced_bos_token_id` names a token that is none of the 128"):
         native.generate(ids, forced_bos_token_id=128)
-    assert native.spare == 3
+    assert native.num_free_sequences == 3
 
 
 def test_a_target_token_by_token_is_the_whole(tmp_path):
@@ -208,7 +208,7 @@ def test_rules_of_a_generation_config_hold_as_in_transformers(rules, tmp_path):
     torch.manual_seed(3)
     expected = model.generate(ids, **options)
     torch.manual_seed(3)
-    assert torch.equal(native.generate(ids, **options), expected) and native.spare == 9
+    assert torch.equal(native.generate(ids, **options), expected) and native.num_free_sequences == 9
 
 
 @pytest.mark.slow
