@@ -74,7 +74,7 @@ def loss(program, ctx, name="dev"):
 
 def off_orthonormal(model):
     return max(
-        float((f.rows() @ f.rows().T - torch.eye(len(f.rows()))).abs().max())
+        float((f.projection_rows() @ f.projection_rows().T - torch.eye(len(f.projection_rows()))).abs().max())
         for _, m in interventions(model)
         for f in m.functions.values()
     )
