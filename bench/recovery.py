@@ -155,7 +155,8 @@ def main() -> None:
             row = measured_row(folder, ARMS[arm], millions, options.seed)
             store.add({"arm": arm, "millions": millions} | row)
             print(*table_lines(original, pruned, store.rows[-1:])[-1], flush=True)
-    columns, *lines = table_lines(original, pruned, store.rows)
+    rows = sorted(store.rows, key=lambda row: (list(ARMS).index(row["arm"]), row["millions"]))
+    columns, *lines = table_lines(original, pruned, rows)
     print(markdown([columns, *lines]))
     write_table(options.json, columns, lines)
 
