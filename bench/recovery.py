@@ -83,10 +83,10 @@ def write_texts(folder: Path, text: Path) -> None:
     (folder / "train.txt").write_text("\n\n".join(p for i, p in enumerate(paragraphs) if i % 10 != 9), "utf-8")
 
 
-def program_after(folder: Path, steps: str, seed: int) -> tuple[Program, Any, float]:
+def program_after(folder: Path, step_lines: str, seed: int) -> tuple[Program, Any, float]:
     """The model behind its steps, the context that has its data, and the seconds of processor time that they took."""
     recipe = folder / "recovery.effspec"
-    recipe.write_text(RECIPE.format(zoo=ZOO, steps=steps), "utf-8")
+    recipe.write_text(RECIPE.format(zoo=ZOO, steps=step_lines), "utf-8")
     session = api.open_session(recipe, cache_dir=folder / "cache", threads=1, seed=seed)
     (plan,) = api.plan_all_pipelines(session)
     build = Build(plan, session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir))
@@ -100,8 +100,8 @@ def perplexities(program: Program, ctx: Any) -> dict[str, float]:
     return {name: math.exp(nats / tokens) for name, (nats, tokens) in sums.items()}
 
 
-def measured_row(folder: Path, arm: Arm, millions: float, seed: int) -> dict[str, Any]:
-    steps = round(millions * 1e6 / BATCH / LENGTH)
+def measured_row(folder: Path, arm: Arm, million_tokens: float, seed: int) -> dict[str, Any]:
+    steps = round(million_tokens * 1e6 / BATCH / LENGTH)
     heal = f"  fit = tune.heal(data: {arm.data}, steps: {steps}, batch: {BATCH}, {arm.settings})\n"
     try:
         program, ctx, seconds = program_after(folder, CUT + heal, seed)
