@@ -62,6 +62,7 @@ def test_explaining_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_value_and_a_parameter_name_the_pages_that_have_them():
     page = explain_page("racing")
     assert "`racing` is a value of `search` of `prune.multi`" in page and "`effc explain prune.blocks`" in page

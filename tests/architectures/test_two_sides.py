@@ -113,6 +113,7 @@ def test_both_stacks_can_be_sliced(name, kind):
     assert_sliced_is_silenced(captured(name), kind)
 
 
+@pytest.mark.slow
 def test_a_model_that_hears_says_the_same_of_sounds_token_by_token():
     program, reference = copy.deepcopy(captured("whisper")), table.model("whisper")
     said = equivalence.record_logits_of_sample_calls(reference)

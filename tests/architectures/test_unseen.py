@@ -200,6 +200,7 @@ def test_query_heads_whose_keys_another_layer_makes_come_back_beside_the_right_o
     assert max_logit_difference(silenced, stock) < 1e-4
 
 
+@pytest.mark.slow
 def test_heads_come_back_in_their_own_width_or_not_at_all():
     """A config without a word for it makes the same width of fewer, wider heads."""
     program = copy.deepcopy(captured("deberta_v2"))
@@ -252,6 +253,7 @@ def test_models_that_draw_random_numbers_are_refused(device):
     assert "vit.embeddings draws random numbers when it runs" in said and "torch.rand(" in said
 
 
+@pytest.mark.slow
 def test_a_size_that_a_layer_is_handed_is_known_after_its_graph_was_stored():
     """Swin's layers take height and width as a tuple, which JSON has as a list."""
     program, again = copy.deepcopy(captured("swin")), table.model("swin")

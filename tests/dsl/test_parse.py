@@ -278,6 +278,7 @@ def test_a_broken_statement_leaves_the_others():
     assert len(said(text)) == 4
 
 
+@pytest.mark.slow
 def test_every_token_removed_costs_at_most_one_diagnostic():
     """No cascades, wherever a recipe breaks."""
     from pathlib import Path

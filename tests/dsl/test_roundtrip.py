@@ -86,6 +86,7 @@ def sprinkle(text: str, places: list[tuple[int, int, bool]]) -> tuple[str, list[
     return text, sorted(re.findall(r"# (c\d+)\n", "".join(comments.values())))
 
 
+@pytest.mark.slow
 @given(
     st.one_of(files.map(format_file), st.sampled_from(TEXTS)),
     st.lists(st.tuples(st.integers(0, 10**4), st.integers(0, 2), st.booleans()), min_size=1, max_size=8),

@@ -50,6 +50,7 @@ def closed(folder: Path, *command: str) -> subprocess.CompletedProcess:
     return done
 
 
+@pytest.mark.slow
 def test_a_cache_that_can_only_be_read_gives_what_it_has_and_keeps_nothing(tmp_path):
     cache, parts = Cache(tmp_path / "cache"), {"step": {"word": "prune.blocks"}, "seed": 0}
     cache.store_value({"of": "base"}, 34.0)

@@ -180,6 +180,7 @@ def test_a_long_text_is_cut_anew_where_its_tokenizer_or_a_setting_is_another(fol
     assert ours(text + "it")["input_ids"] == library(text + "it")["input_ids"]
 
 
+@pytest.mark.slow
 def test_no_variable_of_a_template_changes_its_limits(tmp_path, monkeypatch):
     from effc.compiler.models.rows.chat_template import TooLong, render_template
 

@@ -80,6 +80,7 @@ def test_templates_that_take_all_memory_are_stopped(tmp_path, text):
         written(tmp_path, text)
 
 
+@pytest.mark.slow
 def test_after_a_template_that_was_stopped_the_next_is_written(tmp_path, quick):
     with pytest.raises(TooLong):
         written(tmp_path / "bad", TIME[1])
@@ -94,6 +95,7 @@ def test_many_threads_get_each_its_own_text(tmp_path):
     assert found == said
 
 
+@pytest.mark.slow
 def test_a_process_that_was_forked_has_a_renderer_of_its_own(tmp_path):
     tokenizer = worlds.tokenizer(tmp_path, chat="{{ messages[0].content }}")
     render_template(tokenizer, BIDI_CONTROLS)

@@ -22,6 +22,7 @@ def values(codes, k, dtype):
     return (steps * codes.scale[:, :, None]).flatten(1)[:, :k].to(dtype)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     bits=st.integers(2, 8),

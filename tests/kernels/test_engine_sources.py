@@ -221,6 +221,7 @@ def test_a_table_of_distances_of_a_whole_text_has_a_middle():
 FIELDS = ("slot", "kv_heads", "head_dim", "value_dim", "heads", "q", "k", "v", "to", "context", "scale", "distances")
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_no_change_of_either_part_crashes_the_engine(data):

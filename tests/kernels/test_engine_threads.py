@@ -52,6 +52,7 @@ def test_uneven_shares_give_the_same_bits_with_any_number_of_threads():
     assert torch.equal(*rows)
 
 
+@pytest.mark.slow
 def test_weights_are_the_same_however_many_threads_copy_them():
     b = Built("dense_linear")
     wide = COPIED_BYTES // 32 + 5  # the table is copied in several pieces

@@ -49,6 +49,7 @@ def drop(site):
     return "prune.blocks", {"remove": 1, "unit": unit, "on": Selector((("|", f"model.layers.{site}"),))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["llama", "gpt2", *(pytest.param(n, marks=pytest.mark.heavy) for n in tiny.NAMES if n not in ("llama", "gpt2"))],

@@ -243,6 +243,7 @@ def test_in_bfloat16_outputs_are_kept_within_its_rounding(tmp_path):
 ON_RANDOM = CLEANED.replace('hf("./padded/lean/compat")', 'config("tiny.json", seed: 0)')
 
 
+@pytest.mark.slow
 def test_a_model_without_zeros_is_told_to_leave_the_step_out(folder):
     with pytest.raises(Reject) as refused:
         compiled(folder, ON_RANDOM, "tidy")

@@ -97,6 +97,7 @@ def test_attention_that_rows_do_not_suit_is_refused_with_the_reason(tmp_path, na
     assert found.slug == "no-attention" and said in found.message
 
 
+@pytest.mark.slow
 def test_grouped_queries_are_stored_and_loaded(tmp_path):
     program, _ = lowered(tmp_path, tiny.model("llama"), "group_queries")
     out = written(tmp_path, program)
@@ -146,6 +147,7 @@ def test_a_forgetful_cache_grows_and_differs_from_a_whole_one_only_where_it_forg
     assert store.bytes < 0.75 * 166 * 16 * 4 * 4  # 2 sequences, 2 heads
 
 
+@pytest.mark.slow
 def test_a_store_that_is_full_grows(tmp_path):
     from effc.compiler.ir.layers import attention as decoding
 
@@ -190,6 +192,7 @@ def test_several_tokens_after_a_prompt_are_fed_as_one_by_one(tmp_path):
     assert torch.allclose(together, apart, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_forgetful_cache_is_stored_and_loaded_and_has_no_stock_form(tmp_path):
     program, _ = pruned(tmp_path, tiny.model("llama", **LONG), keep=Ratio(0.5), divergence=9.0)
     out = written(tmp_path, program)

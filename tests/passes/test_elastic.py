@@ -136,6 +136,7 @@ def test_a_choice_computes_masked_what_it_does_cut_out(families, name, depth, se
     assert family.space.decoded(family.space.genome(choice)) == choice
 
 
+@pytest.mark.slow
 def test_discovery_gives_dials_of_every_kind(families):
     for name in ("llama", "gpt2", "bert", "bamba"):
         kinds = {dim.kind for dim in families(name).space.dims}
@@ -170,6 +171,7 @@ def test_every_choice_is_drawn_and_larger_ones_come_in_first(families, each, san
     assert all(seen[d.name] == set(d.values) for d in space.dims)
 
 
+@pytest.mark.slow
 def test_one_width_for_all_layers_is_read_by_plain_transformers(tmp_path):
     family, ids = family_of("llama", per="model"), rows_of(3)
     choice = family.space.choice("smallest")
@@ -184,6 +186,7 @@ def test_one_width_for_all_layers_is_read_by_plain_transformers(tmp_path):
     assert shrink.param_count(family.smaller(choice)) == sum(p.numel() for p in again.parameters())
 
 
+@pytest.mark.slow
 def test_scans_are_trained_as_choices_of_which_plain_transformers_reads_one(tmp_path):
     model, ids = tiny.model("bamba"), rows_of(3)
     net = {"states": [Ratio(1.0), Ratio(0.5)], "per": "model", "data": ROWS, "steps": 2, "batch": 2, "lr": 3e-3}
@@ -224,6 +227,7 @@ def test_shares_that_can_not_be_are_refused(tmp_path):
     assert found.diagnostics[0].slug == "one-choice" and "further apart" in found.diagnostics[0].help
 
 
+@pytest.mark.slow
 def test_training_leaves_the_program_as_it_was_and_no_adapters_apart(tmp_path):
     model, ids = tiny.model("llama"), rows_of(3)
     steps = ("supernet.elastic", {**NET, "depth": "blocks", "steps": 2, "ranks": [4]})

@@ -84,6 +84,7 @@ def test_a_layer_keeps_the_same_number_of_each_group_that_its_router_compares():
     assert all(sum(item // 4 == block for item in gone[2]) == 2 for block in (0, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", ["adapters", "weights"])
 def test_experts_go_by_trust_and_one_choice_is_read_by_plain_transformers(tmp_path, train):
     model, ids = tiny.model("mixtral"), rows_of(3)

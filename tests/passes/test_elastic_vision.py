@@ -175,6 +175,7 @@ def test_a_choice_computes_masked_what_it_does_cut_out(name, norms):
     assert all(torch.equal(n.running_mean, kept) for n, kept in zip(batch_norms(model), before, strict=True))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_measured_statistics_are_means_and_variances_of_what_a_norm_is_given():
     family = family_of("resnet")
@@ -202,6 +203,7 @@ def trained(tmp_path, name, classes="labels", **args):
     return step.result_of(Model(capture(model)), ctx)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_family_that_learned_from_images_has_norms_of_its_own_for_every_choice(tmp_path):
     with torch.enable_grad():
@@ -217,6 +219,7 @@ def test_a_family_that_learned_from_images_has_norms_of_its_own_for_every_choice
         assert torch.allclose(alone(family, choice).model(images(3)).logits, masked, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_images_and_their_models_can_not_do_is_refused(tmp_path):
     with pytest.raises(Reject, match="no-classes"):
         trained(tmp_path, "vit", classes=None)
@@ -253,6 +256,7 @@ def test_a_smaller_kernel_replays_from_stored_edits(tmp_path):
     assert again.blocks[1].depthwise.kernel_size == (3, 3) and again.blocks[1].depthwise.around.padding == [0, 1, 0, 1]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", wide((*CONFIGS, "lite"), ("vit", "resnet", "lite")))
 def test_operations_of_an_image_are_those_that_torch_counts_of_the_smaller_network(name):

@@ -31,6 +31,7 @@ def experts(program: Program) -> list:
     return [g for g in skeleton_of(program).groups if g.kind == "experts"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", wide(NAMES, {"mixtral", "jamba"}))
 @settings(max_examples=4, deadline=None)
 @given(data=st.data())

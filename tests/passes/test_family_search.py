@@ -65,6 +65,7 @@ def test_a_killed_search_goes_on_to_the_front_that_the_seed_decides(net, tmp_pat
     assert not any(beats(a, b) for a in values for b in values) and values == sorted(values)
 
 
+@pytest.mark.slow
 def test_measures_of_a_point_are_those_of_the_model_that_it_is(net, tmp_path):
     from tests.passes.test_elastic import alone
 

@@ -106,6 +106,7 @@ def test_a_healed_model_predicts_better_and_is_the_same_tree(tmp_path, name, fac
     assert json.loads(json.dumps(note))["trained"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("facts", [LORA, FULL], ids=["lora", "full"])
 def test_layers_that_lost_a_branch_run_their_edited_graphs_while_they_heal(tmp_path, facts):
     model = tiny.model("llama")
@@ -141,6 +142,7 @@ def test_tied_embeddings_stay_tied(tmp_path, facts):
     assert program.model.lm_head.weight is program.model.model.embed_tokens.weight
 
 
+@pytest.mark.slow
 def test_the_seed_decides_the_result_bit_for_bit(tmp_path):
     first, again, other = (
         healed(tmp_path / name, tiny.model("llama"), batch=batch, **LORA)[0].model.state_dict()
@@ -161,6 +163,7 @@ def test_gradient_checkpointing_gives_the_same_weights(tmp_path, name, before):
     assert all(torch.allclose(seen[0][n], seen[1][n], atol=1e-6) for n in seen[0])
 
 
+@pytest.mark.slow
 def test_distilled_alone_a_model_comes_closer_to_the_original(tmp_path):
     model, cut = tiny.model("llama"), ("prune.channels", {"keep": Ratio(0.5, "channels"), "align": 16})
 
@@ -196,6 +199,7 @@ def test_merged_adapters_are_judged_once_more(tmp_path):
 # -- refusals ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("facts", [LORA, FULL], ids=["lora", "full"])
 def test_training_that_helps_nothing_is_refused_and_says_how_it_went(tmp_path, facts):
     backwards = rows_of(1).flip(1)  # what is learned forwards is wrong backwards

@@ -247,6 +247,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
     assert equal(whole, again) and known == course
 
 
+@pytest.mark.slow
 def test_a_run_of_other_settings_starts_anew(tmp_path):
     trained(tmp_path / "a")
     other, _ = trained(tmp_path / "a", lr=3e-3)
@@ -296,6 +297,7 @@ def test_the_best_weights_are_kept_and_waiting_ends_the_run(tmp_path):
     assert nats / tokens == course.lowest
 
 
+@pytest.mark.slow
 def test_a_narrow_model_learns_from_steps_that_its_own_type_rounds_off(tmp_path):
     weights, course = trained(
         tmp_path / "a", dtype=torch.bfloat16, steps=40, lr=1e-4, judged=False, schedule="constant"

@@ -100,12 +100,14 @@ def test_a_hybrid_is_cut_by_its_latency(tmp_path, word):
     assert_runs(program)
 
 
+@pytest.mark.slow
 def test_steps_are_counted_over_all_kinds(tmp_path):
     program = cut(tmp_path, mixers.model("nemotron_h"), "shed.multi", remove=5)
     assert len(cuts(program)) == 5
     assert_runs(program)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ARGUMENTS)
 def test_selected_blocks_alone_are_cut(tmp_path, word):
     program = cut(

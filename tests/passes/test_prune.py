@@ -204,6 +204,7 @@ def test_layers_run_their_own_forwards_again_where_binding_fails_half_way():
     assert not any("forward" in vars(layer) for layer in program.model.model.layers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "layers", "gone"), [("jamba", 5, ["4", "3"]), ("bamba", 3, ["0", "2"])])
 @pytest.mark.parametrize("search", wide(["exact", "racing"], {"racing"}))
 def test_layers_that_the_model_needs_are_no_candidates(tmp_path, name, layers, gone, search):
@@ -239,6 +240,7 @@ def test_more_layers_than_the_model_can_do_without_are_out_of_reach(tmp_path, na
     assert found.fault.slug == "out-of-reach" and f"at most {reach}" in found.message
 
 
+@pytest.mark.slow
 def test_a_layer_that_only_others_free_is_counted_when_it_can_go():
     program = capture(tiny.model("jamba", num_hidden_layers=5))
     pool = Layers(program, skeleton_of(program).units, SavingsTable(skeleton_of(program)))

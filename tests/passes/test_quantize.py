@@ -152,6 +152,7 @@ def test_scales_of_many_groups_are_fitted_in_slices_and_by_any_number_of_threads
     assert (found[0] != scales.scale).any() and all(torch.allclose(found[0], other, rtol=0.01) for other in found)
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(sweeps=st.integers(1, 4), symmetric=st.booleans(), sparse=st.booleans(), seed=st.integers(0, 99))
 def test_no_sweep_raises_the_error_or_leaves_the_grid(sweeps, symmetric, sparse, seed):

@@ -165,6 +165,7 @@ def test_rows_stay_orthonormal_through_training_saving_loading_and_the_step_afte
     assert (stored[name] - moved).abs().max() > 1e-2 and off_orthonormal(again.model) < 1e-5
 
 
+@pytest.mark.slow
 def test_the_seed_decides_the_interventions_bit_for_bit(home, tmp_path):
     one, two, other = (
         taught(context(home, tmp_path / name), batch=batch) for name, batch in (("a", 8), ("b", 8), ("c", 7))
@@ -174,6 +175,7 @@ def test_the_seed_decides_the_interventions_bit_for_bit(home, tmp_path):
     assert not all(torch.equal(p, q) for p, q in zip(one.model.parameters(), other.model.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_layers_that_run_again_in_the_backward_pass_edit_the_same_places(home, tmp_path):
     one, two = (
         taught(context(home, tmp_path / name), gradient_checkpointing=again)
@@ -229,6 +231,7 @@ FIRST = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", FIRST)
 def test_a_changed_model_takes_interventions_and_keeps_its_change(ctx, before):
     program = capture(ctx.origin.load())

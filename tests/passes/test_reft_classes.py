@@ -49,6 +49,7 @@ def naive_accuracy(model, ctx, part):
     return right / len(part)
 
 
+@pytest.mark.slow
 def test_classes_are_learned_by_edits_and_head_while_the_body_stays(home, tmp_path):
     ctx = context(home, tmp_path)
     program, base = taught(ctx, steps=80), ctx.origin.load()

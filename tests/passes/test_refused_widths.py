@@ -1,5 +1,6 @@
 """Groups that a model does not run without stay, each with its reason, and the pass goes on with the others."""
 
+import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.ir.capture.capture import capture
@@ -25,6 +26,7 @@ def test_a_model_that_runs_with_numbers_alone_tells_what_it_needs():
     assert "Error" not in why
 
 
+@pytest.mark.slow
 def test_dead_heads_that_the_model_needs_stay_and_dead_channels_go(tmp_path):
     model = table.model("t5")
     with torch.no_grad():

@@ -95,6 +95,7 @@ def test_a_branch_that_goes_takes_its_weights_along(tmp_path, name, site, module
     assert torch.equal(made, again)
 
 
+@pytest.mark.slow
 def test_a_branch_whose_state_is_read_by_what_stays_is_left_alone_with_the_reason(tmp_path):
     """RWKV's feed-forward is handed what its attention keeps, so attention runs on."""
     model = model_of("rwkv")

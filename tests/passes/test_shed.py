@@ -139,6 +139,7 @@ def block_oracle(model, count):
     return gone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", wide([0, 1], [0]))
 @pytest.mark.parametrize("name", ["mamba2", "mamba", "bamba"])
 def test_blocks_go_in_the_order_of_an_exhaustive_oracle(tmp_path, name, seed):
@@ -250,6 +251,7 @@ def assert_masked_is_sliced(data, name, kind, mask):
     assert max_difference(tried, record_logits_of_sample_calls(reloaded(program, name))) == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", wide(mixers.MAMBA2, ["mamba2", "bamba"]))
 @MIN_SAMPLES
 @given(data=st.data())
@@ -257,6 +259,7 @@ def test_a_model_without_heads_is_the_one_that_masks_them(name, data):
     assert_masked_is_sliced(data, name, "ssm_heads", mixers.behead)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", wide(mixers.MAMBA1, ["mamba"]))
 @MIN_SAMPLES
 @given(data=st.data())
@@ -264,6 +267,7 @@ def test_a_model_without_channels_is_the_one_that_reads_them_nowhere(name, data)
     assert_masked_is_sliced(data, name, "ssm_channels", mixers.ignore)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", wide([*mixers.MAMBA1, *mixers.MAMBA2], ["mamba", "bamba"]))
 @MIN_SAMPLES
 @given(data=st.data())

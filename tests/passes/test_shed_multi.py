@@ -101,6 +101,7 @@ def test_an_exact_search_over_blocks_and_scans_decides_as_a_naive_oracle(tmp_pat
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "of"),
     wide(
@@ -127,6 +128,7 @@ def test_a_budget_of_the_model_is_met_by_parts_of_every_kind(tmp_path, name, of)
     assert torch.equal(one, two)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", [None, DataRef("rows")], ids=["by weights", "by routing"])
 def test_whole_experts_compete_as_far_as_their_router_goes(tmp_path, data):
     model = mixers.model("granitemoehybrid")
@@ -177,6 +179,7 @@ def test_kinds_take_turns_as_split_says(tmp_path):
     assert ["scan" in cut for cut in cuts(program)] == [False, False, False, True]
 
 
+@pytest.mark.slow
 def test_latency_is_saved_where_it_is_measured(tmp_path):
     model = mixers.model("bamba", num_hidden_layers=4, attn_layer_indices=[2])
     program = shed(
@@ -191,6 +194,7 @@ def test_latency_is_saved_where_it_is_measured(tmp_path):
     assert cuts(program)
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_with_the_scores_that_it_had(tmp_path):
     model, seen = mixers.model("bamba"), []
     expected = cuts(shed(tmp_path, model, remove=3, search="exact", order=("blocks", "scans", "states")))

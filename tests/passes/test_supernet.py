@@ -121,6 +121,7 @@ def test_every_choice_of_a_trained_family_predicts_better(tmp_path, ranks):
     assert loss(picked.program.model) < 0.8 * loss(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_zeros_stay_zero_when_a_choice_is_merged(tmp_path, name):
     mask = ("sparsify.wanda", {"sparsity": Ratio(0.5, "weights"), "data": ROWS})
@@ -151,6 +152,7 @@ def test_what_is_rounded_with_its_adapter_gives_and_learns_what_its_matrix_says(
         assert torch.allclose(found, wanted, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_choice_that_was_trained_through_a_grid_is_on_it_when_it_is_merged(tmp_path):
     model, ids, coarse = tiny.model("llama"), rows_of(3), {"bits": 3, "group": 32}
     mask = ("sparsify.wanda", {"sparsity": Ratio(0.5, "weights"), "data": ROWS})
@@ -185,6 +187,7 @@ def test_layers_that_run_again_meet_the_ranks_that_the_loss_was_of(tmp_path):
     assert all(torch.allclose(plain[name], again[name], atol=1e-5) for name in plain)
 
 
+@pytest.mark.slow
 def test_the_seed_decides_the_family_bit_for_bit(tmp_path):
     one, other = (
         through(tmp_path / name, tiny.model("llama"), ("supernet.lora", {**NET, "dropout": 0.1})).tensors

@@ -50,6 +50,7 @@ def test_a_decoder_of_classes_is_observed_though_it_says_nothing_of_tokens():
     )
 
 
+@pytest.mark.slow
 def test_a_branch_that_went_takes_its_tensors_out_of_groups_that_reach_beyond_it():
     program = capture(table.model("mobilevitv2"))
     savings_table, first = SavingsTable(skeleton_of(program)), skeleton_of(program).branches[0]

@@ -85,6 +85,7 @@ def test_a_pass_after_a_mask_leaves_its_zeros(tmp_path, name, word):
         assert not matrix(program.model.get_submodule(path))[~keep].any(), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("name", wide(["llama", "gpt2", "mixtral"], {"gpt2"}))
 @pytest.mark.parametrize("pattern", ["any", "2:4"])

@@ -75,6 +75,7 @@ def test_the_first_term_is_the_slope_of_the_loss():
         assert found[candidate.name].first == pytest.approx(slope, rel=1e-3)  # rounded to float32 on the way
 
 
+@pytest.mark.slow
 def test_the_second_term_is_half_of_the_fisher_information(monkeypatch):
     monkeypatch.setattr(gradients, "WINDOW", IDS.shape[1])
     model, part = tiny.model("llama").double(), 1e-2

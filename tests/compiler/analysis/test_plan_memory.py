@@ -75,6 +75,7 @@ def told(folder, step, model=RANDOM):
     return [stage.peak_bytes for stage in plan.stages]
 
 
+@pytest.mark.slow
 def test_a_peak_follows_from_the_weights_and_from_what_is_scored(folder):
     (even,), (scored,), (compared, later) = (told(folder, step) for step in (EVEN, SCORED, COMPARED))
     logits = 4 * 8 * 256 * CONFIG["vocab_size"]

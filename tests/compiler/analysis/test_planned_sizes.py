@@ -79,6 +79,7 @@ def check_sizes(folder, pipeline, target, format="sparse_int8"):
     assert planned.weight_bytes == pytest.approx(weights, rel=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pipeline", "target"), QUICK)
 def test_the_bytes_of_an_artifact_are_planned_from_the_skeleton(tmp_path, pipeline, target):
     check_sizes(tmp_path, pipeline, target)

@@ -72,6 +72,7 @@ def test_a_written_artifact_is_whole_and_says_what_it_holds(tmp_path):
     assert leftovers(tmp_path / "out") == []
 
 
+@pytest.mark.slow
 def test_the_hash_is_of_what_was_decided_not_of_what_was_measured(tmp_path):
     write_artifact(tmp_path / "a", build=build)
     slower = (Measure("decode.p50", "ms", 2.0, float("nan")),)
@@ -183,6 +184,7 @@ def test_a_folder_without_manifest_is_no_artifact(tmp_path):
     assert slug(lambda: read_manifest(tmp_path / "nowhere")) == "no-artifact"
 
 
+@pytest.mark.slow
 def test_what_is_there_stays_unless_force_is_given(tmp_path):
     write_artifact(tmp_path / "a", build=build)
     before = artifact_hash(tmp_path / "a")
@@ -254,6 +256,7 @@ except Reject as reject:
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_old_artifact(tmp_path):
     write_artifact(tmp_path / "a", build=build)
     before = artifact_hash(tmp_path / "a")
@@ -328,6 +331,7 @@ def test_killed_at_any_moment_a_new_artifact_is_whole_or_absent(tmp_path):
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_draft_of_a_living_process_is_left_alone(tmp_path):
     def meanwhile(folder: Path) -> Manifest:
         write_artifact(tmp_path / "b", build=build)
@@ -362,6 +366,7 @@ def test_diff_tells_shapes_measures_and_recipe(tmp_path):
     assert diff_artifacts(tmp_path / "a", tmp_path / "a").rows == ()
 
 
+@pytest.mark.slow
 def test_a_diff_counts_what_packed_weights_stand_for_and_else_says_that_it_does_not_know(tmp_path):
     def packed(measures):
         def make(folder):

@@ -107,6 +107,7 @@ def test_several_grids_are_several_groups_and_the_rest_stands_in_ignore(tmp_path
     assert all(check.holds for check in verify_forms(folder, program.model, target.forms()))
 
 
+@pytest.mark.slow
 def test_a_module_that_shares_its_weight_stays_dense_and_is_named(tmp_path):
     model = tiny.model("llama", tie_word_embeddings=True, **WIDE)
     folder, target = emitted(
@@ -136,11 +137,13 @@ def refusal(tmp_path, program, **options):
     return refused.value.diagnostics
 
 
+@pytest.mark.slow
 def test_a_model_without_a_grid_is_refused(tmp_path):
     (fault,) = refusal(tmp_path, capture(tiny.model("llama")))
     assert fault.slug == "nothing-quantized" and "quantize.gptq" in fault.help
 
 
+@pytest.mark.slow
 def test_several_grids_whose_zero_lies_anywhere_are_refused_since_transformers_reads_one(tmp_path):
     grids = {"q_proj": Grid(8, 32, True, True), "up_proj": Grid(4, 64, False, True)}
     (fault,) = refusal(tmp_path, quantised(tiny.model("llama", **WIDE), grids))

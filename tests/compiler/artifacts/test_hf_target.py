@@ -253,6 +253,7 @@ def test_a_norm_over_cut_heads_can_not_be_filled_up(tmp_path):
     assert found.slug == "cannot-write-form" and "a norm" in found.message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "width", "heads"),
     [
@@ -285,6 +286,7 @@ def test_compat_is_no_wider_than_its_widest_layer(tmp_path, name, width, heads):
     assert program.model.num_parameters() < made.num_parameters() < tiny.model(name).num_parameters()
 
 
+@pytest.mark.slow
 def test_a_lost_branch_that_hands_on_a_state_can_not_be_filled_up_with_zeros(tmp_path):
     folder = emit(changed("rwkv", "one branch"), tmp_path / "a")
     assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == ["compact"]
@@ -301,6 +303,7 @@ def test_a_width_outside_all_groups_can_not_be_filled_up():
 # -- what a folder holds -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_large_weights_go_into_shards_and_tied_ones_once(tmp_path):
     program = changed("gpt2", "uneven")
     folder = emit(program, tmp_path / "a", shard=Bytes(60_000))
@@ -320,6 +323,7 @@ def test_large_weights_go_into_shards_and_tied_ones_once(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_half_precision_keeps_its_type_and_its_logits(tmp_path):
     program = changed("llama", "uneven")
     program.model.to(torch.bfloat16)
@@ -338,6 +342,7 @@ def test_half_precision_keeps_its_type_and_its_logits(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_tokenizer_and_generation_config_come_along_byte_for_byte(tmp_path):
     from effc.compiler.models.checkpoints.model_folder import origin_of_folder
 
@@ -354,6 +359,7 @@ def test_tokenizer_and_generation_config_come_along_byte_for_byte(tmp_path):
         assert ids == ctx.tokenizer(text)["input_ids"]
 
 
+@pytest.mark.slow
 def test_the_same_program_gives_the_same_bytes(tmp_path):
     for name in ("a", "b"):
         emit(changed("llama", "uneven"), tmp_path / name)

@@ -55,6 +55,7 @@ def test_a_loaded_artifact_is_the_model_it_was_written_from(tmp_path, change):
     assert {n: p.shape for n, p in made.named_parameters()} == {n: p.shape for n, p in program.model.named_parameters()}
 
 
+@pytest.mark.slow
 def test_infinity_in_a_config_is_read_as_transformers_writes_it(tmp_path):
     """Mamba-2 limits its time step by infinity, which is no number of JSON."""
     from effc.compiler.models.checkpoints.model_folder import origin_of_folder, read_model_config
@@ -90,6 +91,7 @@ def test_a_config_value_of_another_type_is_refused():
     assert reject.diagnostics[0].slug == "bad-config" and "hidden_size" in reject.diagnostics[0].note
 
 
+@pytest.mark.slow
 def test_one_form_can_be_named(tmp_path):
     program, path = artifact(tmp_path)
     assert load(path / "compat").num_parameters() == tiny.model("llama").num_parameters()
@@ -104,6 +106,7 @@ def test_tied_weights_stay_one_tensor(tmp_path, name):
     assert made.get_output_embeddings().weight is made.get_input_embeddings().weight
 
 
+@pytest.mark.slow
 def test_another_dtype_can_be_asked_for(tmp_path):
     _, path = artifact(tmp_path)
     made = load(path, dtype=torch.bfloat16)
@@ -161,6 +164,7 @@ def test_a_loaded_model_trains_saves_and_loads_again(tmp_path, name):
     assert file_sha256(weights) == before  # mapped privately: the artifact is as it was
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_gives_the_same_losses(tmp_path):
     _, path = artifact(tmp_path)
     plain, checkpointed = load(path), load(path)
@@ -168,6 +172,7 @@ def test_gradient_checkpointing_gives_the_same_losses(tmp_path):
     assert trained(plain) == pytest.approx(trained(checkpointed), rel=1e-5)  # float32: recomputed sums
 
 
+@pytest.mark.slow
 def test_a_compat_model_that_trains_keeps_its_zeros(tmp_path):
     _, path = artifact(tmp_path)
     made = load(path / "compat")
@@ -179,6 +184,7 @@ def test_a_compat_model_that_trains_keeps_its_zeros(tmp_path):
 # -- plain transformers must not load it at random -----------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saved_again", [False, True])
 def test_plain_transformers_refuses_the_compact_form(tmp_path, saved_again):
     _, path = artifact(tmp_path)
@@ -194,6 +200,7 @@ def test_plain_transformers_refuses_the_compact_form(tmp_path, saved_again):
 # -- what is refused -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_byte_edited_by_hand_is_found(tmp_path):
     _, path = artifact(tmp_path)
     weights = path / "compact" / "model.safetensors"
@@ -206,6 +213,7 @@ def test_a_byte_edited_by_hand_is_found(tmp_path):
     assert load(path / "compat").num_parameters() > 0  # the other form is as it was
 
 
+@pytest.mark.slow
 def test_a_cut_file_is_found_even_without_a_manifest(tmp_path):
     _, path = artifact(tmp_path)
     weights = path / "compact" / "model.safetensors"
@@ -330,11 +338,13 @@ def test_an_option_of_load_that_means_nothing_is_refused_before_a_file_is_read(t
     assert f"`{name}=" in diagnostic.message and diagnostic.help
 
 
+@pytest.mark.slow
 def test_a_device_that_is_not_here_is_refused_as_such(tmp_path):
     _, path = artifact(tmp_path)
     assert slug(lambda: load(path, device="hpu")) == "device-missing"
 
 
+@pytest.mark.slow
 def test_a_dtype_may_be_named_by_a_text(tmp_path):
     _, path = artifact(tmp_path)
     assert load(path, dtype="auto").dtype == load(path).dtype

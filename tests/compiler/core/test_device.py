@@ -47,6 +47,7 @@ def test_an_original_is_loaded_to_the_device_as_a_baseline_too(recipe):
         assert devices(ctx.origin.load()) == devices(baseline_origin("base", ctx).load()) == {device}
 
 
+@pytest.mark.slow
 def test_a_kept_step_is_restored_to_the_device(recipe):
     api.compile(recipe, recipe.parent / "out", cache_dir=recipe.parent / "cache", threads=1)
     cache = Cache(recipe.parent / "cache")

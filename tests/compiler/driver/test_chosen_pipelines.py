@@ -27,6 +27,7 @@ def test_a_plan_of_one_pipeline_says_nothing_of_the_others(recipe, tmp_path, cap
     assert '"narrow"' not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_compile_of_one_pipeline_leaves_the_others_alone(recipe, tmp_path):
     (tmp_path / "out" / "narrow").mkdir(parents=True)
     (tmp_path / "out" / "narrow" / "notes.txt").write_text("of somebody else: a compile of both is refused")

@@ -34,6 +34,7 @@ def planned(tmp_path_factory):
     return plan
 
 
+@pytest.mark.slow
 def test_a_search_that_is_to_remove_much_asks_for_tokens_to_choose_by(planned):
     with pytest.raises(
         Reject, match=r"too-few-rows: perplexity\(rows\) reads 256 tokens, too few to choose"

@@ -122,6 +122,7 @@ def test_an_upload_is_every_file_of_the_artifact_with_its_card_and_manifest(arti
     assert server.created["name"] == "tiny" and "private" in json.dumps(server.created)
 
 
+@pytest.mark.slow
 def test_what_the_hub_does_not_take_is_said_in_its_own_words(artifact):
     with hub(status=403) as server:
         assert "not-uploaded" in (said := upload(artifact, "me/tiny", server.server_port)) and "403" in said

@@ -41,6 +41,7 @@ def logits(model) -> torch.Tensor:
         return model.eval()(input_ids=IDS).logits.float()
 
 
+@pytest.mark.slow
 def test_a_smaller_model_comes_out_and_the_one_in_memory_stays_bit_for_bit(options):
     model = tiny.model("llama").to(torch.bfloat16).train()
     model.model.layers[0].eval()
@@ -70,6 +71,7 @@ def test_what_it_saves_compiles_to_the_same_bytes_in_a_process_of_its_own(option
         slim.save(tmp_path / "saved")
 
 
+@pytest.mark.slow
 def test_without_steps_a_model_comes_back_with_the_same_numbers_and_nothing_is_printed(options, capfd):
     model = tiny.model("gpt2").to(torch.bfloat16)
     same = effc.optimize(model, **options)
@@ -78,6 +80,7 @@ def test_without_steps_a_model_comes_back_with_the_same_numbers_and_nothing_is_p
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_adapters_of_peft_are_merged_in_a_copy(options):
     peft = pytest.importorskip("peft")
     wrapped = peft.get_peft_model(tiny.model("llama"), peft.LoraConfig(r=2, target_modules=["q_proj"]))
@@ -150,11 +153,13 @@ def test_rows_with_names_are_used_by_their_names(options):
     assert "score: perplexity(mine)" in slim.recipe and "perplexity(tests) <= 99" in slim.recipe
 
 
+@pytest.mark.slow
 def test_steps_of_one_pass_get_names_of_their_own(options):
     slim = effc.optimize(tiny.model("llama"), HALF, effc.sparsify.magnitude(sparsity="60% of weights"), **options)
     assert [s["name"] for s in slim.artifact.manifest.steps] == ["magnitude", "magnitude_2"]
 
 
+@pytest.mark.slow
 def test_a_bound_that_is_missed_is_said_and_the_model_is_there(options):
     slim = effc.optimize(tiny.model("llama"), HALF, expect=["params <= 0.5 * base"], **options)
     assert [d.slug for d in slim.missed] == ["expectation-missed"] and slim.model is slim.model
@@ -248,6 +253,7 @@ def test_verbs_that_read_recipes_say_who_takes_a_model():
         assert "effc.optimize" in render(raised.value.diagnostics) and len(str(raised.value)) < 100
 
 
+@pytest.mark.slow
 def test_a_saved_model_goes_with_the_cache(options):
     effc.optimize(tiny.model("llama"), **options)
     assert any((options["cache_dir"] / "models").iterdir())

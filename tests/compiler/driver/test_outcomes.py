@@ -125,6 +125,7 @@ def test_every_point_was_reopened_in_a_process_of_its_own(front):
     assert {name.split("/")[1] for name in seen} == {"thin", "slim"}
 
 
+@pytest.mark.slow
 def test_what_is_picked_is_the_point_itself_and_an_artifact_of_its_own(front, tmp_path):
     path = front.artifacts[0].path
     events = []
@@ -212,6 +213,7 @@ def test_a_front_is_tested_again_point_by_point(front):
     assert [o.state for o in tested.outcomes] == ["ok", "ok", "missed"]
 
 
+@pytest.mark.slow
 def test_a_second_compile_of_a_front_runs_no_step_and_gives_the_same_hash(front, tmp_path):
     folder = front.artifacts[0].path.parents[1]
     before = artifact_hash(front.artifacts[0].path)
@@ -242,6 +244,7 @@ def test_stock_peft_opens_the_adapters_and_computes_what_effc_does(tmp_path):
     assert torch.allclose(torch.tensor(json.loads(done.stdout)), ours.flatten(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_adapters_on_shapes_that_no_config_has_are_refused_with_a_way_out(tmp_path):
     text = ADAPTERS.replace(
         "  apart", "  thin = prune.channels(keep: 75% of channels, align: 16, score: perplexity(more))\n  apart"
@@ -252,6 +255,7 @@ def test_adapters_on_shapes_that_no_config_has_are_refused_with_a_way_out(tmp_pa
     assert not any((tmp_path / "out").glob("adapter"))
 
 
+@pytest.mark.slow
 def test_bounds_are_judged_where_no_target_writes_a_model(tmp_path):
     text = (
         HEAD
@@ -281,6 +285,7 @@ emit lean { pruning_config("config")  hf("a", form: compact)  hf("b", form: comp
     assert [len(a.manifest.expectations) for a in result.artifacts] == [1, 1, 1], "each artifact tells of it"
 
 
+@pytest.mark.slow
 def test_a_bound_in_a_target_is_asked_of_that_artifact_alone(tmp_path):
     text = (
         HEAD

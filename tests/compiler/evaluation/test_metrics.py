@@ -300,6 +300,7 @@ def quiz(ctx):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalised", [False, True])
 def test_choice_equals_a_loop_over_options(quiz, model, normalised):
     right = 0

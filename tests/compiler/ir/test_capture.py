@@ -336,6 +336,7 @@ def test_a_module_whose_operations_depend_on_sizes_or_numbers_becomes_a_leaf(for
     assert max_logit_difference(reference, bind(program)) == 0.0
 
 
+@pytest.mark.slow
 def test_a_model_of_seventy_billion_is_one_program_and_no_memory():
     config = tiny.config(
         "llama",

@@ -159,6 +159,7 @@ def test_a_kept_step_comes_back_with_its_packed_weights(tmp_path):
     assert torch.equal(logits(again.model), logits(program.model))
 
 
+@pytest.mark.slow
 def test_hf_writes_a_compact_folder_that_generates_and_saves_itself_again(tmp_path):
     program = made()
     out = written(program, tmp_path, hf())

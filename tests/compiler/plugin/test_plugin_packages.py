@@ -148,6 +148,7 @@ RULED = HALVE.replace(
 )
 
 
+@pytest.mark.slow
 def test_rules_of_a_package_run_without_importing_it_and_where_they_fail_are_a_diagnostic(process, tmp_path):  # noqa: F811
     files = {"passes/acme/halve.py": RULED, "targets/acme/vault.py": VAULT}
     site = installed(tmp_path / "site", "effc_acme", files)
@@ -161,6 +162,7 @@ def test_rules_of_a_package_run_without_importing_it_and_where_they_fail_are_a_d
     assert "was imported" not in done.err
 
 
+@pytest.mark.slow
 def test_a_recipe_is_checked_without_importing_a_package_that_it_names(process, tmp_path):  # noqa: F811
     site = installed(tmp_path / "site", "effc_acme", {"passes/acme/halve.py": HALVE, "targets/acme/vault.py": VAULT})
     (tmp_path / "r.effspec").write_text(RECIPE)
@@ -214,6 +216,7 @@ def test_a_package_in_the_working_directory_is_not_installed(process, tmp_path):
     assert done.code == 0 and "acme.halve" not in done.out
 
 
+@pytest.mark.slow
 def test_doctor_and_the_bill_of_materials_name_packages_with_plug_ins(process, acme, tmp_path):  # noqa: F811
     assert "effc_acme, of effc_acme 1.0" in process("doctor", PYTHONPATH=acme).out
     code = "from effc.compiler.artifacts.sbom import cyclonedx_json; from effc.compiler.artifacts.manifest import Manifest\n"

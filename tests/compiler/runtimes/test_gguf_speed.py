@@ -75,6 +75,7 @@ def test_what_llama_cpp_can_not_time_is_refused_with_the_reason(model, child, mo
         make_decode_step(model, 12)
 
 
+@pytest.mark.slow
 def test_a_bound_on_a_time_that_was_not_taken_is_undecided_and_its_row_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(llama_clock, "find_spec", lambda name: None)
     (tmp_path / "r.effspec").write_text(RECIPE)

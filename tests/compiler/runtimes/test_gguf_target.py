@@ -257,6 +257,7 @@ def test_models_whose_layers_are_alike_keep_their_own_architecture(tmp_path, nam
     assert made.facts["model_type"] == ("llama" if name == "mistral" else name)
 
 
+@pytest.mark.slow
 def test_every_mode_gives_what_transformers_generates(tmp_path):
     model = tiny.model("llama", vocab_size=worlds.VOCABULARY)
     worlds.tokenizer(tmp_path / "words")

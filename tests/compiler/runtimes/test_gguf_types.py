@@ -133,6 +133,7 @@ emit slim { gguf("slim", type: q8_0) }
 """
 
 
+@pytest.mark.slow
 def test_a_gguf_in_q4_k_becomes_a_narrower_one_in_another_type(tmp_path):
     worlds.llama(tmp_path / "model", hidden_size=256, intermediate_size=256)
     worlds.tokenizer(tmp_path / "model")
@@ -205,6 +206,7 @@ def rounded(tmp_path, model, **options):
     return folder, target, json.loads((folder / "notes.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_rounded_file_computes_what_its_numbers_do_in_transformers(tmp_path, quantizer):
     model = tiny.model("llama", vocab_size=worlds.VOCABULARY)
     folder, target, notes = rounded(tmp_path, model, type="q4_k")

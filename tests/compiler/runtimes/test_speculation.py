@@ -225,6 +225,7 @@ def test_logits_of_each_step_are_those_without_drafts_to_the_bit(native, copying
         assert torch.equal(torch.stack(drafted[name]), torch.stack(plain[name]))
 
 
+@pytest.mark.slow
 def test_frequencies_of_drawn_tokens_are_their_probabilities(native):
     """By a chi-squared test of 600 draws behind drafts of two tokens and more; the seeds are fixed."""
     row, top = torch.tensor([LOOP]), 4

@@ -26,6 +26,7 @@ def skeleton(name):
     return skeleton_of(capture(tiny.model(name) if name in ("llama", "mixtral") else table.model(name)))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)  # the first example of a name captures a model
 @given(name=st.sampled_from(NAMES), data=st.data())
 def test_steps_save_what_the_model_loses_in_any_order(name, data):

@@ -81,6 +81,7 @@ def test_an_optimizer_that_moves_weights_without_a_gradient_leaves_zeros_zero(tm
     assert equal(before, zeros(model))
 
 
+@pytest.mark.slow
 def test_training_that_resumes_gives_what_one_without_a_break_gives(tmp_path):
     whole, broken, resumed = sparse_model(), sparse_model(), sparse_model(seed=9)
     before = zeros(whole)

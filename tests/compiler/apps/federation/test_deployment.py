@@ -89,6 +89,7 @@ def test_certificates_that_are_missing_or_over_are_refused(keys, tmp_path):
     assert slug(refused) == "bad-deployment-certificate"
 
 
+@pytest.mark.slow
 def test_a_process_is_known_by_its_start_and_ended_with_what_it_started(tmp_path):
     code = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); print('up', flush=True); time.sleep(60)"
     made = start_process("one", [sys.executable, "-c", code], os.environ, tmp_path)

@@ -119,6 +119,7 @@ def test_the_page_names_every_command_and_the_models_hash(artifact):
         assert command in page
 
 
+@pytest.mark.slow
 def test_the_first_command_of_the_page_works_in_the_folder_that_it_is_written_for(artifact, monkeypatch):
     monkeypatch.setenv("EFFC_CACHE_DIR", str(artifact.parents[1] / "cache"))
     monkeypatch.chdir(artifact)
@@ -142,6 +143,7 @@ def test_clients_together_learn_and_a_killed_run_goes_on_to_the_same_bits(artifa
     assert not (tmp_path / "two" / "cache" / "federations" / said.identity).exists()  # nothing is left to go on with
 
 
+@pytest.mark.slow
 def test_training_leaves_the_model_as_it_was(artifact, tmp_path):
     said = declared(artifact, strategy="stack")
     place = ClientHost(said, artifact / "model", artifact.parents[1], Settings(tmp_path / "cache"))
@@ -163,6 +165,7 @@ def test_every_strategy_runs_over_a_model(artifact, tmp_path, strategy):
     assert last.loss < np.mean([t.before for t in first.updates.values()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trains", "shapes"),
     [("prompt", {"prompt": (4, 128)}), ("full", {"model.layers.0.mlp.up_proj.weight": (384, 128)})],
@@ -174,6 +177,7 @@ def test_prompts_and_weights_are_trained_together_too(artifact, tmp_path, trains
     assert {t.bytes_up for t in last.updates.values()} == {4 * math.prod(next(iter(shapes.values())))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["fedavg", "stack", "abm"])
 def test_results_are_adapters_that_peft_loads(artifact, tmp_path, strategy):
     from effc.compiler.models.rows.forward import total_nll

@@ -110,6 +110,7 @@ def by_us(said, path, state):
         return slots.model.eval()(IDS).logits
 
 
+@pytest.mark.slow
 def test_a_stack_goes_on_from_the_heads_mean_and_merges_what_was_learned(app, tmp_path):
     home, path, told = app
     said = told.with_changes(strategy="stack")

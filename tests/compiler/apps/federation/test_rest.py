@@ -71,6 +71,7 @@ def test_a_client_that_outweighs_all_others_gets_their_mean():
     np.testing.assert_allclose(found["head"], wanted["head"], rtol=1e-5)
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 99))
 def test_clients_that_learned_the_same_in_rotated_bases_get_it_back_in_their_own(seed):
     states, _ = clients(1, seed)

@@ -78,6 +78,7 @@ def loss(model, ids, cuts) -> float:
     return nats / tokens
 
 
+@pytest.mark.slow
 def test_heads_that_weigh_least_are_missed_less_than_some_by_chance_and_those_that_weigh_most():
     path = zoo_folders_by_name()["tiny-llama"]
     model = AutoModelForCausalLM.from_pretrained(path)

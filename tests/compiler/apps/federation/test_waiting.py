@@ -54,6 +54,7 @@ def ends_later(running, seconds=2.0):
     threading.Timer(seconds, (running.folder / "over").touch).start()
 
 
+@pytest.mark.slow
 def test_a_wait_is_one_stream_and_one_question_however_long_it_takes(running):
     (running.folder / "stable").touch()
     ends_later(running)
@@ -61,6 +62,7 @@ def test_a_wait_is_one_stream_and_one_question_however_long_it_takes(running):
     assert (running.folder / "calls").read_text().split() == ["log", "ls"]
 
 
+@pytest.mark.slow
 def test_a_stream_that_breaks_off_is_begun_again(running):
     threading.Timer(1.0, (running.folder / "stable").touch).start()
     ends_later(running)
@@ -68,6 +70,7 @@ def test_a_stream_that_breaks_off_is_begun_again(running):
     assert (running.folder / "calls").read_text().split()[:3] == ["log", "ls", "log"]
 
 
+@pytest.mark.slow
 def test_a_stream_that_says_nothing_more_is_left_and_the_run_itself_asked(running, monkeypatch):
     (running.folder / "stable").touch()
     monkeypatch.setattr(deployment, "LONGEST_STREAM", 0.2)
@@ -107,6 +110,7 @@ def test_looks_for_replies_cost_at_most_a_fiftieth_of_the_wait(waited, first):
     assert first <= pause <= max(first, LONGEST_POLL) and pause <= max(first, waited / 50)
 
 
+@pytest.mark.slow
 def test_replies_are_taken_when_they_come_and_a_late_one_is_left():
     class Looks(LocalGrid):
         count = 0

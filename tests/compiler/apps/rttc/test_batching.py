@@ -245,6 +245,7 @@ def test_the_same_new_question_many_times_at_once_is_trained_for_once(world):
     assert len({one.text for one in found}) == 1 and len(client.states) == 1
 
 
+@pytest.mark.slow
 def test_a_query_whose_adapters_are_kept_meanwhile_waits_for_no_other_training(world):
     adaptable = world.adaptable()
     client = world.client(Config(), Policy("ttt", count=4, shown=2), adaptable, near=(2, 0.9999))

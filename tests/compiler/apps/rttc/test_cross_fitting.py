@@ -32,6 +32,7 @@ def test_each_row_is_held_out_once_from_a_fit_on_all_others(count, seed):
     assert all(sorted(training + held_out) == list(range(count)) for training, held_out in parts)
 
 
+@pytest.mark.slow
 def test_thresholds_that_fit_noise_are_not_praised_for_it():
     praised, held_out = [], []
     for seed in range(10):

@@ -42,6 +42,7 @@ def test_faiss_finds_what_exact_search_finds_and_nearly_so_in_cells():
     assert recall(open_index("faiss", many, VERSION), many) > 0.95
 
 
+@pytest.mark.slow
 @needs("qdrant_client")
 def test_qdrant_finds_what_exact_search_finds():
     vectors = clustered(300)

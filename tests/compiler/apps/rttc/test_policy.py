@@ -95,6 +95,7 @@ def test_a_second_that_costs_enough_buys_no_dear_branch():
     assert measure(many, calibrate_thresholds(many, price_per_second=1.0)[0]).shares["direct"] == 1
 
 
+@pytest.mark.slow
 @given(many=st.lists(trials, min_size=2, max_size=12), value=rewards)
 def test_a_reward_that_says_nothing_leaves_the_branch_that_is_right_most_often_once_it_has_scales(many, value):
     flat = [Trial(dict.fromkeys(BRANCHES, value), t.right, t.seconds) for t in many]

@@ -31,6 +31,7 @@ def world_of(rows, seed=0, noise=False):
     return found, of
 
 
+@pytest.mark.slow
 def test_a_router_sends_each_kind_of_question_where_it_is_answered():
     (found, of), (fresh, of_fresh) = world_of(160), world_of(100, seed=1)
     router = train_router(found, of, 0.0)
@@ -40,6 +41,7 @@ def test_a_router_sends_each_kind_of_question_where_it_is_answered():
     assert point.seconds == pytest.approx(point.shares["direct"] + 2 * point.shares["rag"])
 
 
+@pytest.mark.slow
 def test_a_dear_second_makes_the_cheapest_branch_the_only_one_and_costs_never_rise_with_the_price():
     found, of = world_of(80)
     router = train_router(found, of, 0.0)
@@ -107,6 +109,7 @@ def test_a_router_of_one_dev_question_is_refused_and_one_that_is_forced_has_numb
     assert torch.isfinite(train_router(found, of, 0.0, force=True).probabilities_right(of)).all()
 
 
+@pytest.mark.slow
 def test_a_router_is_the_same_from_its_file_and_a_cut_one_is_refused(tmp_path):
     found, of = world_of(40)
     router = train_router(found, of, 0.01)

@@ -106,6 +106,7 @@ def test_a_body_that_is_too_large_is_told_so_whether_its_length_is_told_or_not(s
     assert server.complete(max_tokens=1).usage.completion_tokens == 1
 
 
+@pytest.mark.slow
 def test_connections_that_never_say_a_whole_request_are_closed_and_others_are_answered(server):
     beginnings = (
         b"",
@@ -179,6 +180,7 @@ def test_headers_are_as_long_as_they_are_however_they_come(server, most, pieces)
         assert rest(connection).startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.slow
 def test_headers_that_trickle_in_have_no_more_time_than_others(server):
     with raw(server, b"GET /health HTTP/1.1\r\n") as connection:
         for at in range(100):
@@ -190,11 +192,13 @@ def test_headers_that_trickle_in_have_no_more_time_than_others(server):
         assert at < 99 and b"408" in rest(connection)
 
 
+@pytest.mark.slow
 def test_a_connection_that_asks_nothing_more_is_closed(server):
     with raw(server, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n") as connection:
         assert rest(connection).startswith(b"HTTP/1.1 200")  # ends: the server closed
 
 
+@pytest.mark.slow
 def test_more_connections_than_may_be_open_are_told_so(server):
     with ExitStack() as stack:
         many = [stack.enter_context(raw(server, b"")) for _ in range(20)]

@@ -62,6 +62,7 @@ def test_a_completion_is_what_the_artifact_generates(server, artifact):
     assert server.complete(prompt=ids[0].tolist()).choices[0].text == found.choices[0].text
 
 
+@pytest.mark.slow
 def test_a_stream_has_the_text_of_the_whole_answer_and_its_usage_at_the_end(server):
     chat = server.client.chat.completions
     asked = {"model": server.name, "messages": HI, "max_completion_tokens": 10, "temperature": 0}

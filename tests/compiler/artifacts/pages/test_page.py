@@ -103,6 +103,7 @@ def test_forms_stand_beside_the_original_and_memory(whole):
         assert row in said, row
 
 
+@pytest.mark.slow
 def test_perplexity_of_the_few_tokens_leads_where_no_measure_is_on_rows(whole):
     label = "perplexity of 256 tokens of text.heldout +5.4 % 32.12 → to 33.88"
     assert label in Reader(whole).text
@@ -255,6 +256,7 @@ def test_artifacts_of_several_pipelines_are_compared_with_a_page_of_each_beside(
     assert "2 artifacts of 2 results" in text
 
 
+@pytest.mark.slow
 def test_a_folder_of_artifacts_is_reported_as_what_lies_in_it(kinds, tmp_path):
     place = tmp_path / "all.html"
     assert main(["report", str(kinds), "-o", str(place)]) == 0

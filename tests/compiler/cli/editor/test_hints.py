@@ -41,6 +41,7 @@ def hints(editor) -> list[tuple[int, int, str]]:
     return [(h["position"]["line"], h["position"]["character"], h["label"]) for h in found]
 
 
+@pytest.mark.slow
 def test_defaults_stand_before_the_closing_parenthesis_where_an_editor_asks_for_them(started):
     editor = started(plan=False, defaults=True)
     assert editor.open("lean.effspec", RECIPE) == []

@@ -140,6 +140,7 @@ def complete(editor, old: str, new: str) -> dict[str, str]:
     return labels(editor, text.replace("^", ""), line, character)
 
 
+@pytest.mark.slow
 def test_completion_knows_statements_words_parameters_values_and_names(editor):
     assert {"pipeline", "expect", "model"} <= set(complete(editor, "profile laptop", "^\nprofile laptop"))
     passes = complete(editor, "slim = prune.blocks(", "slim = prune.^(")
@@ -347,6 +348,7 @@ def test_malformed_messages_and_odd_texts_do_not_end_the_session(editor):
     assert editor.change("lean.effspec", RECIPE) == []
 
 
+@pytest.mark.slow
 def test_a_message_that_is_announced_as_longer_than_memory_is_refused_in_words(tmp_path):
     command = [sys.executable, "-X", "utf8", "-c", SCRIPT, "lsp"]
     announced = b"Content-Length: 99000000000\r\n\r\n{"

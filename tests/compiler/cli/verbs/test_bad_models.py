@@ -265,6 +265,7 @@ def test_weights_of_fewer_layers_are_refused_before_they_are_read(effc, here):
     assert CLASS_PATHS["model"] in run.err and "take the config they were saved with" in run.err
 
 
+@pytest.mark.slow
 def test_weights_that_need_no_tensor_of_their_own_are_planned(effc, here):
     """Two tables are one, and the file holds it once."""
     assert "lm_head.weight" not in load_file(weights(here))

@@ -107,6 +107,7 @@ def lower(body):
         measure["value"] *= {"params": 1.1, "perplexity(data: heldout)": 0.9999}.get(measure["metric"], 1)
 
 
+@pytest.mark.slow
 def test_a_measure_that_is_worse_fails_on_the_line_of_its_bound(effc, own, monkeypatch):
     edit(own, lower)
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(own / "summary.md"))
@@ -131,6 +132,7 @@ def test_a_measure_that_is_worse_fails_on_the_line_of_its_bound(effc, own, monke
     )
 
 
+@pytest.mark.slow
 def test_counts_that_differ_by_little_are_told_with_all_their_digits(effc, own):
     def less(body):
         for measure in body["artifacts"][0]["measures"]:
@@ -143,6 +145,7 @@ def test_counts_that_differ_by_little_are_told_with_all_their_digits(effc, own):
     assert f"{then + 1:,.0f} against {then:,.0f}" in run.out
 
 
+@pytest.mark.slow
 def test_a_measure_that_nothing_measures_any_more_is_warned_of(effc, own):
     edit(own, lambda body: body["artifacts"][0]["measures"][0].update(metric="flops"))
     run = effc("test", "r.effspec", "--no-progress")
@@ -228,6 +231,7 @@ def test_a_broken_baseline_is_told_before_anything_else_is_looked_at(effc, own, 
     assert run.code == 2 and "error[broken-baseline]" in run.err
 
 
+@pytest.mark.slow
 def test_a_missed_bound_is_not_blessed(effc, own):
     text = (own / "r.effspec").read_text().replace("0.99 * base", "0.1 * base")
     (own / "r.effspec").write_text(text)

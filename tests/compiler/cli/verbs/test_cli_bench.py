@@ -100,6 +100,7 @@ def test_what_it_does_not_know_is_a_usage_error(effc, args):
     assert effc("bench", "kernels", *args).code == 2
 
 
+@pytest.mark.slow
 def test_a_level_that_this_machine_lacks_is_a_sentence(process):
     lacking = next((name for name in levels.NAMES if levels.level_unavailability_reason(name)), None)
     if lacking is None:

@@ -188,12 +188,14 @@ def test_a_device_that_is_not_here_is_refused_before_work(effc, write, verb):
     ) and "error[device-missing]: there is no device `cuda:99`" in missing.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", [("--offline",), ()])
 def test_a_hub_out_of_reach_is_exit_8(process, write, flag):
     run = process("plan", write(model='hf("no/such")'), *flag, HF_ENDPOINT="http://127.0.0.1:9")
     assert run.code == 8 and "error[hub-unreachable]" in run.err
 
 
+@pytest.mark.slow
 def test_an_interrupt_while_torch_is_imported_ends_the_process_and_is_not_raised_into_the_import(tmp_path):
     script = """
 import os, signal, sys, time
@@ -216,6 +218,7 @@ with raise_or_exit_on_signal():
     assert (run.returncode, run.stdout) == (130, "") and run.stderr.startswith("note[interrupted]: stopped"), run.stderr
 
 
+@pytest.mark.slow
 def test_an_interrupt_in_a_callback_where_python_can_not_raise_ends_the_process_without_a_trace(tmp_path):
     script = """
 import os, signal, time, weakref

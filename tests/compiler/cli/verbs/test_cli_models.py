@@ -74,6 +74,7 @@ def test_plan_says_what_is_cached_and_whether_there_is_work(effc, compiled, tmp_
     assert json.loads((tmp_path / "p.json").read_text())["plans"][0]["pipeline"] == "small"
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_fit_their_config_are_refused_by_the_plan(effc, write, tmp_path):
     folder = shutil.copytree(zoo_folders_by_name()["tiny-llama"], tmp_path / "m")
     config = (folder / "config.json").read_text()
@@ -89,6 +90,7 @@ def test_weights_that_do_not_fit_their_config_are_refused_by_the_plan(effc, writ
     assert run.code == 5 and "error[damaged-weights]: m/model.safetensors is cut" in run.err
 
 
+@pytest.mark.slow
 def test_a_model_seen_for_the_first_time_is_compared_with_the_recipe_before_work(effc, write, tmp_path):
     shutil.copytree(zoo_folders_by_name()["tiny-llama"], tmp_path / "m")
     (tmp_path / "m" / "skeleton.json").unlink()
@@ -100,6 +102,7 @@ def test_a_model_seen_for_the_first_time_is_compared_with_the_recipe_before_work
         assert run.code == 3 and "did you mean `layers.*.mlp`?" in run.err and "unseen" not in run.err
 
 
+@pytest.mark.slow
 def test_what_a_person_should_know_of_a_model_is_told_before_work(effc, write, tmp_path):
     import torch
     from safetensors.torch import load_file, save_file
@@ -142,6 +145,7 @@ def test_compile_refuses_what_the_plan_does_not_say(effc, write, tmp_path):
     assert effc("compile", path, "--plan", "none.json").code == 2
 
 
+@pytest.mark.slow
 def test_test_measures_again_in_every_format(effc, compiled):
     folder, _ = compiled
     artifact = folder / "out" / "small"
@@ -177,6 +181,7 @@ def test_diff_of_an_artifact_with_itself_says_so(effc, compiled):
     assert effc("diff", artifact, "nowhere").code == 5
 
 
+@pytest.mark.slow
 def test_inspect_draws_what_is_left(effc, compiled):
     artifact = compiled[0] / "out" / "small"
     forms = [f for f in artifact.iterdir() if (f / "config.json").is_file()]
@@ -185,6 +190,7 @@ def test_inspect_draws_what_is_left(effc, compiled):
         assert "288 channels" in effc("inspect", place).out
 
 
+@pytest.mark.slow
 def test_inspect_reads_the_zoo_recipes_and_layers(effc, write):
     assert "8 heads of 16 in 4 KV groups" in effc("inspect", "zoo:tiny-llama").out
     assert "384 channels" in effc("inspect", write()).out

@@ -12,6 +12,7 @@ def written(effc, folder, model):
     return run, (folder / "r.effspec").read_text() if run.code == 0 else ""
 
 
+@pytest.mark.slow
 def test_where_the_goal_is_out_of_reach_a_share_that_can_go_is_written_with_its_bound(effc, tmp_path):
     import transformers
 

@@ -173,6 +173,7 @@ def test_a_lost_line_leaves_nothing_unused(effc, write):
     assert "error[wrong-sign]: a `:` is missing after `score`" in run.err and "unused" not in run.err
 
 
+@pytest.mark.slow
 def test_a_model_of_the_hub_is_not_fetched_to_be_checked(process, write):
     path = write("  thin = prune.channels(keep: 75% of channels, aling: 32)", model='hf("no/such")')
     run = process("check", path, HF_ENDPOINT="http://127.0.0.1:9")
@@ -347,6 +348,7 @@ def test_new_names_a_folder_as_the_recipe_sees_it(effc, tmp_path):
         assert effc("check", out).code == 0
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_quote_in_its_name_is_named_in_a_new_recipe_as_it_is(effc, tmp_path):
     shutil.copytree(zoo_folders_by_name()["tiny-llama"], tmp_path / 'we"ird')
     assert effc("new", 'we"ird', "-o", "r.effspec").code == 0

@@ -55,6 +55,7 @@ def test_a_refused_recipe_is_exit_3_though_nobody_reads_it(run, write, unread, f
     assert run("check", recipe, "--format", form, stdout=unread, stderr=unread).returncode == 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 def test_a_refused_recipe_is_exit_3_though_its_words_fit_no_disk(run, write):
     recipe = write("  thin = prune.chanels(keep: 75% of channels)")
@@ -63,6 +64,7 @@ def test_a_refused_recipe_is_exit_3_though_its_words_fit_no_disk(run, write):
         assert run("check", recipe, "--format", "json", stdout=full, stderr=full).returncode == 3
 
 
+@pytest.mark.slow
 def test_streams_that_were_closed_at_the_start_are_not_taken_for_others(run, write, tmp_path):
     recipe = write("  thin = prune.chanels(keep: 75% of channels)")
     command = f"{sys.executable} -c '{SCRIPT}' check {recipe} 2>&-; echo $?; {sys.executable} -c '{SCRIPT}' passes >&-"
@@ -87,6 +89,7 @@ def test_events_that_nobody_reads_end_no_compile(run, write, tmp_path):
     assert done.returncode == 0 and (tmp_path / "o/small/manifest.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_signal_ends_a_command_whose_words_nobody_reads(unread, tmp_path):
     code = f"""
 from pathlib import Path

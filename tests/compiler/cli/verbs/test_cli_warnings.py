@@ -26,21 +26,25 @@ def test_a_warning_of_a_run_is_on_stderr_without_progress_and_when_the_step_is_c
     assert MIN_SAMPLES not in effc("compile", "r.effspec", "--quiet", "--force").err
 
 
+@pytest.mark.slow
 def test_progress_shows_a_warning_once(effc, warns):
     assert effc("compile", "r.effspec").err.count(MIN_SAMPLES) == 1
 
 
+@pytest.mark.slow
 def test_an_answer_in_json_ends_with_the_warnings_and_is_no_failure(effc, warns):
     run = effc("compile", "r.effspec", "--no-progress", "--format", "json")
     (told,) = (d for d in json.loads(run.out)["diagnostics"] if d["slug"] == "few-rows")
     assert run.code == 0 and told["severity"] == "warning" and told["line"] == 5 and MIN_SAMPLES in told["message"]
 
 
+@pytest.mark.slow
 def test_a_runner_of_ci_jobs_gets_a_warning_at_the_line_of_its_step(effc, warns):
     run = effc("compile", "r.effspec", "--no-progress", "--format", "github")
     assert run.code == 0 and run.out.startswith("::warning file=r.effspec,line=5") and "title=few-rows" in run.out
 
 
+@pytest.mark.slow
 def test_the_manifest_the_card_and_the_page_tell_a_warning(effc, warns):
     assert effc("compile", "r.effspec", "--no-progress").code == 0
     (step,) = json.loads((warns / "out/small/manifest.json").read_text())["steps"]

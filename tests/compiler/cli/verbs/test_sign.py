@@ -183,6 +183,7 @@ def test_an_edited_artifact_is_not_signed(artifact, keys, tmp_path):  # noqa: F8
     assert not (folder / "signatures.json").exists()
 
 
+@pytest.mark.slow
 def test_the_bill_of_materials_is_the_same_whatever_the_process_had_imported():
     code = "import sys; from effc.compiler.artifacts.sbom import cyclonedx_json; from effc.compiler.artifacts.manifest import Manifest"
     code += "; sys.stdout.buffer.write(cyclonedx_json(Manifest('hf')))"

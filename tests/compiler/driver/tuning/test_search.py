@@ -76,6 +76,7 @@ def searched(folder: Path, name: str, **wish_options) -> Search:
     return search
 
 
+@pytest.mark.slow
 def test_the_best_of_all_candidates_is_nearly_reached_by_looking_at_a_quarter_of_them(tmp_path):
     losses, shares = [], []
     for number in range(6):
@@ -149,6 +150,7 @@ def test_a_candidate_that_cannot_be_timed_is_refused_and_the_others_are_timed():
         relative_times_and_refusals(nn.Dropout(), {"good": nn.Identity()}, Halting(), 0.1)
 
 
+@pytest.mark.slow
 def test_a_search_that_was_killed_decides_the_same(tmp_path):
     wish = wish_of(tmp_path)
 

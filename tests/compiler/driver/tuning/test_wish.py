@@ -87,6 +87,7 @@ def test_a_recipe_with_open_steps_checks_and_is_planned_by_tune_alone(tmp_path, 
     assert "open-steps" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_every_candidate_is_a_recipe_that_checks_and_reads_no_rows_of_the_search(tmp_path):
     wish = wish_of(written(tmp_path), tmp_path.parent / "texts")
     for candidate in allowed_candidates(wish):
@@ -258,6 +259,7 @@ def test_the_search_leaves_what_is_there_alone_and_says_so_before_it_begins(othe
     assert "output-exists" in capsys.readouterr().err and (tmp_path / other).read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_preview_names_each_change_with_its_planned_time_and_size(tmp_path, capsys):
     file = written(tmp_path)
     assert main(["tune", str(file), "--explain", "--cache-dir", str(tmp_path.parent / "texts")]) == 0
@@ -270,6 +272,7 @@ def test_a_preview_names_each_change_with_its_planned_time_and_size(tmp_path, ca
     assert main([*named, "int9"]) == 2 and "did you mean `int8`?" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_of_several_open_pipelines_one_is_named(tmp_path, capsys):
     file = written(tmp_path)
     second = file.read_text().partition("pipeline fast")[2]
@@ -289,6 +292,7 @@ def test_of_several_open_pipelines_one_is_named(tmp_path, capsys):
     assert "search.steps" not in closed and "pipeline small" in closed and "fast" not in closed, closed
 
 
+@pytest.mark.slow
 def test_a_model_is_enough_for_a_preview(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     bounds = ["--expect", "perplexity <= 1.02 * base", "--expect", "bytes <= 2MB"]

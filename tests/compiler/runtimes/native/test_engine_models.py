@@ -88,6 +88,7 @@ def test_most_tokens_meet_the_very_experts_of_the_model(name):
     assert near.float().mean() >= 0.75
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_experts_of_few_bits_stay_near_what_they_round(weights):
     model = alike(made("qwen3_moe"))

@@ -93,6 +93,7 @@ def written(tmp_path):
     return write
 
 
+@pytest.mark.slow
 def test_a_plan_refuses_what_the_engine_has_no_step_for_where_the_target_stands(written, monkeypatch):
     path = written(NARROW)
     with pytest.raises(Reject) as refused:

@@ -52,6 +52,7 @@ def llama():
     return tiny.model("llama", tie_word_embeddings=True)
 
 
+@pytest.mark.slow
 def test_a_quantised_program_runs_on_its_own_codes_and_a_plain_one_is_rounded_to_the_same(llama, tmp_path):
     quantised = on_grid(llama, 32)
     wanted, before = logits(quantised), logits(llama)

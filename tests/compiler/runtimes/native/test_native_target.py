@@ -44,6 +44,7 @@ def test_a_fresh_process_computes_what_the_model_does(tmp_path, name, dtype, opt
     assert len(checks) == 6 and all(check.holds and check.reason for check in checks)
 
 
+@pytest.mark.slow
 def test_a_model_whose_numbers_bfloat16_does_not_keep_is_held_to_what_torch_makes_of_it(tmp_path, monkeypatch):
     monkeypatch.setitem(SHARES, "bf16", 1e-4)  # as if all numbers were harder to keep
     model = tiny.model("llama")
@@ -54,6 +55,7 @@ def test_a_model_whose_numbers_bfloat16_does_not_keep_is_held_to_what_torch_make
         verify_forms(folder, tiny.model("llama", seed=1), target.forms())
 
 
+@pytest.mark.slow
 def test_weights_of_another_model_are_found_by_the_fresh_process(tmp_path):
     folder, target = emitted(tmp_path, tiny.model("llama"))
     with pytest.raises(Reject, match="logits of a batch differ by"):
@@ -123,6 +125,7 @@ def mixture(name: str, dtype: torch.dtype, seed: int) -> torch.nn.Module:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name,dtype",
     [
@@ -147,6 +150,7 @@ def test_a_mixture_is_written_though_rounding_sends_some_tokens_to_other_experts
     raise AssertionError("no token of eight models met another expert")
 
 
+@pytest.mark.slow
 def test_a_model_that_never_read_its_mask_takes_padding_for_text(tmp_path):
     model = tiny.model("rwkv")
     folder, target = emitted(tmp_path, copy.deepcopy(model))
@@ -167,6 +171,7 @@ def swapped(model):
         parameter[:2] = parameter[:2].flip(0).clone()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", (doubled, swapped))
 def test_a_mixture_with_a_layer_doubled_or_two_experts_swapped_is_found(tmp_path, spoil):
     model = mixture("hunyuan_v1_moe", torch.bfloat16, 0)

@@ -123,6 +123,7 @@ def _pair(model):
     return model, naive(capture(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
 def test_channels_of_uneven_widths_run_as_they_are(tmp_path, name):
     model = halved(tiny.model(name))

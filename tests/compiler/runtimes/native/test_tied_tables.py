@@ -85,6 +85,7 @@ def test_an_embedding_reads_the_codes_of_the_head_times_their_scales(model, numb
     assert torch.equal(actual, logits(opened(tmp_path / "exact", with_table(exact, table)), rows[:2]))
 
 
+@pytest.mark.slow
 @by_numbers
 def test_it_costs_less_than_a_ten_thousandth_of_a_nat(model, numbers, rows, tmp_path):
     original = logits(model, rows)
