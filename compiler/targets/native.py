@@ -82,6 +82,8 @@ class Native(Target):
         ({}, ("lower.sparse_cpu(data: {data})",), "auto"),
         ({"weights": "int8", "inputs": "int16"}, (), ""),
         ({"weights": "int8"}, (), "sparse_int8"),
+        ({"weights": "int8", "inputs": "int16"}, ("quantize.scale(data: {data}, bits: 8, group: 0)",), ""),
+        ({"weights": "int8"}, ("quantize.scale(data: {data}, bits: 8, group: 0, inputs: int8)",), ""),
         ({"weights": "int4", "group": 64}, (), ""),
         ({"weights": "int4", "group": 32}, (), ""),
         ({"weights": "int4", "group": 64}, ("quantize.gptq(data: {data}, group: 64)",), ""),
