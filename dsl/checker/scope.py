@@ -182,12 +182,14 @@ class Scope:
         other_words: Iterable[str] = (),
         noun: str = "name",
         is_string_accepted: bool = False,
+        value_help: str = "",
     ) -> None:
         """Report a name that stands for nothing.
 
         accepted_kinds        of entries that would fit; the nearest of them is suggested
         other_words           names that are no entries, and would fit as well
         is_string_accepted    whether the name in quotes would do
+        value_help            remedy where no name is near
         """
         if name.path == "" or self.is_in_unreadable_module(name.path) or name.path in self.session.unparsed:
             return
@@ -207,7 +209,7 @@ class Scope:
         if entry := known.get(nearest_name(name.path, fitting)):
             entry.used = True  # or the typo would be reported a second time, as unused
         closest = nearest_name(name.path, [*fitting, *other_words])
-        text = f'write `"{name.path}"`' if is_string_accepted else ""
+        text = f'write `"{name.path}"`' if is_string_accepted else value_help
         self.report(
             unknown_name(
                 f"no {noun} is called `{name.path}`",

@@ -26,7 +26,7 @@ SAMPLES = {
     "float": "0.5",
     "ratio": "85%",
     "bytes": "24GiB",
-    "duration": "30ms",
+    "duration": "30min",
     "string": '"text"',
     "selector": '"layers.*.mlp"',
     "range": "1..8",

@@ -282,7 +282,12 @@ def _report_not_a_value(
     if entry is None:
         metrics = scope.session.vocabulary.words("metric") if param and "metric" in param.types else ()
         scope.report_unknown_name(
-            expr, accepted_kinds, metrics, expected, is_string_accepted=param is not None and "string" in param.types
+            expr,
+            accepted_kinds,
+            metrics,
+            expected,
+            is_string_accepted=param is not None and "string" in param.types,
+            value_help=example_remedy(param) if param is not None else "",
         )
     else:
         scope.report(kind_mismatch_diagnostic(expr, entry, f", {expected} is needed"))
