@@ -171,7 +171,7 @@ def interrupted_after(scores, monkeypatch, run):
     """Run with an interrupt in place of a score, as Ctrl-C would come."""
     from effc.compiler.transforms.search.loop import Search
 
-    real, count = Search._score_or_nan, 0
+    real, count = Search._timed_score, 0
 
     def measure(self, *args):
         nonlocal count
@@ -181,7 +181,7 @@ def interrupted_after(scores, monkeypatch, run):
         return real(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Search, "_score_or_nan", measure)
+        patch.setattr(Search, "_score_and_count_time", measure)
         run()
 
 

@@ -11,7 +11,7 @@ from ....dsl.checker.values import DataRef, MetricRef
 from ...core.device import memory_budget_bytes_on
 from . import importance
 from .reconstruct import Moments, Reconstruction, has_moments, module_of, readers
-from .routing import router_weight_sums
+from .routing import sum_router_weights
 
 if TYPE_CHECKING:
     from ...ir.program import Program
@@ -33,7 +33,7 @@ class Fit:
     repair: bool = True
     data: DataRef | None = None
 
-    def groups_to_observe(self, parts: "Sequence[Parts]") -> list[Group]:
+    def groups_with_observed_readers(self, parts: "Sequence[Parts]") -> list[Group]:
         """The groups whose readers' inputs are looked at."""
 
         def looked_at(kind: "Parts") -> bool:
@@ -50,14 +50,14 @@ class Fitting:
         self.moments = Moments(ctx.workdir / "moments")
         self.repair = Reconstruction(program, self.moments) if fit.repair else None
 
-    def collect_moments(self, parts: "Sequence[Parts]") -> None:
+    def collect_and_store_moments(self, parts: "Sequence[Parts]") -> None:
         """Moments over the data's rows, or over what the model writes."""
-        model, groups = self.program.model, self.fit.groups_to_observe(parts)
+        model, groups = self.program.model, self.fit.groups_with_observed_readers(parts)
         modules = [module_of(m) for g in groups for m in readers(g) if has_moments(model, m)]
         if modules:
             settings = self.ctx.settings
             max_bytes = memory_budget_bytes_on(settings.device, settings.max_memory)
-            self.search.collect_moments(self.moments, modules, self.score, self.fit.data, max_bytes)
+            self.search.collect_and_store_moments(self.moments, modules, self.score, self.fit.data, max_bytes)
 
     def item_importance(self, group: Group) -> torch.Tensor:
         """[count] float64, larger for items that matter more."""
@@ -67,11 +67,11 @@ class Fitting:
             self.program, group, self.moments
         )
 
-    def ranked(self, group: Group) -> torch.Tensor:
+    def obs_importance(self, group: Group) -> torch.Tensor:
         """Ranking by the error that readers are left with; of items that only a scan reads, by weights."""
         return importance.obs_importance(self.program, group, self.moments)
 
-    def trusted(self, groups: Sequence[Group]) -> Important:
+    def make_expert_importance(self, groups: Sequence[Group]) -> Important:
         """Importance of experts: by routing weights on data, or by their weights."""
-        known = router_weight_sums(self.program, self.ctx, self.fit.data, groups) if self.fit.data else {}
+        known = sum_router_weights(self.program, self.ctx, self.fit.data, groups) if self.fit.data else {}
         return lambda group: known[group.site] if group.site in known else importance.l1_importance(self.program, group)
