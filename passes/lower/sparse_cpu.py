@@ -185,7 +185,7 @@ class SparseCpu(Pass):
         program.note(
             lowered=[c.to_json() for c in choices],
             accuracy=accuracy and accuracy.to_json(),
-            times=self._source(ctx),
+            times=self._timing_source_text(ctx),
             isa=self._isa(ctx),
             threads=self._threads(ctx),
             timings=[case.to_json() | {"seconds": dict(seconds)} for case, seconds in seconds_by_case.items()],
@@ -235,7 +235,7 @@ class SparseCpu(Pass):
         ) <= usable_cpu_count()
         return is_local and not missing_isa_reason(self.machine.name if self.machine else None, ctx)
 
-    def _source(self, ctx: Context) -> str:
+    def _timing_source_text(self, ctx: Context) -> str:
         if self.format != "auto":
             return "none"
         return (

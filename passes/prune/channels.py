@@ -46,5 +46,5 @@ class Channels(RefittingPruner):
             rank="loss",
             align=self.align,
             even_params=True,
-            fit=self.fit,
+            fit=self.fit_settings,
         )

@@ -41,7 +41,7 @@ class Heads(RefittingPruner):
             self.score,
             exact=self.search == "exact",
             rank="loss",
-            fit=self.fit,
+            fit=self.fit_settings,
         )
 
     def _head_groups_or_reject(self, skeleton: Skeleton) -> tuple[Group, ...]:

@@ -90,15 +90,13 @@ class Hidden(Pass):
             streams.refit_readers(program, ctx, stream, moments, sorted(removed))
         self._remove_channels(program, stream, removed)
 
-    def _channel_importance(
-        self, program: Program, ctx: Context, stream: Group, moments_or_none: "Moments | None"
-    ) -> "Tensor":
+    def _channel_importance(self, program: Program, ctx: Context, stream: Group, moments: "Moments | None") -> "Tensor":
         if self.data is None or self.reorder == "l1":
             return l1_importance(program, stream)
         if self.reorder == "norms":
             return streams.measure_norm_importance(program, ctx, stream, self.data)
-        assert moments_or_none is not None, "no rows were read"
-        return streams.energy_importance(program, stream, moments_or_none)
+        assert moments is not None, "no rows were read"
+        return streams.energy_importance(program, stream, moments)
 
     def _remove_channels(self, program: Program, stream: Group, removed_channels: set[int]) -> None:
         with Rewriter(program) as rewrite:

@@ -106,7 +106,7 @@ class Multi(CompetingPruner):
             estimate=self.estimate,
             together=self.together,
             overshoots=self.overshoot or exact,
-            fit=self.fit(self.reorder or ("l1" if exact else "obs")),
+            fit=self.fit_settings(self.reorder or ("l1" if exact else "obs")),
         )
 
     def reads_clock(self) -> bool:

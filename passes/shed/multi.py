@@ -91,7 +91,7 @@ class Multi(CompetingPruner):
             estimate=self.estimate,
             together=self.together,
             overshoots=self.overshoot or self.exact,
-            fit=self.fit(),
+            fit=self.fit_settings(),
         )
 
     def reads_clock(self) -> bool:

@@ -2,7 +2,7 @@
 
 from ...compiler.analysis.planning.selection import groups
 from ...compiler.plugin.interfaces import param
-from ...compiler.transforms.search.compensation import Fit
+from ...compiler.transforms.search.compensation import FitSettings
 from ...compiler.transforms.search.greedy import GreedySearch
 from ...compiler.transforms.search.parts import SliceParts
 from ...compiler.transforms.search.width_pruner import WidthPruner
@@ -42,4 +42,4 @@ class State(WidthPruner):
     def make_search(self, skeleton: Skeleton) -> GreedySearch:
         chosen = groups(skeleton, "ssm_state", self.on)
         parts = SliceParts("ssm_state", groups=chosen, step=self.step)
-        return self.narrowing_search(self.keep, parts, Fit("obs", False), self.step)
+        return self.narrowing_search(self.keep, parts, FitSettings("obs", False), self.step)

@@ -181,7 +181,7 @@ def interrupted_after(scores, monkeypatch, run):
         return real(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Search, "_score_and_count_time", measure)
+        patch.setattr(Search, "_timed_score", measure)
         run()
 
 
@@ -291,8 +291,8 @@ def test_a_candidate_without_a_score_costs_the_search_nothing(tmp_path, monkeypa
     from effc.compiler.core.cache import canonical_json
     from effc.compiler.transforms.search.loop import Search
 
-    real = Search._run
-    monkeypatch.setattr(Search, "_run", lambda self, metric: refuse_one(self, real(self, metric)))
+    real = Search._measure
+    monkeypatch.setattr(Search, "_measure", lambda self, metric: refuse_one(self, real(self, metric)))
     program = pruned(tmp_path, tiny.model("llama"), remove=Ratio(0.2, "params"), search="exact", split=PUBLISHED)
     first = next(n for n in program.notes if "cut" in n)
     assert list(first["scores"].values()).count(None) == 1

@@ -134,7 +134,7 @@ def test_codes_and_scales_are_looked_at_again_as_a_naive_search_does(symmetric, 
     fitted = descent.refit_scales_and_values(weight.float(), gram.float(), scales, first)[0]
     gained = (fitted.scale != scales.scale).any(1)
     assert gained.any() and torch.equal(fitted.scale[gained], naive_scales(weight, gram, scales, first)[gained])
-    found = descent.sweep_columns(weight.float(), gram.float(), scales, first, keep)
+    found = descent.sweep_coordinate_descent(weight.float(), gram.float(), scales, first, keep)
     assert torch.allclose(found.double(), naive_sweep(weight, gram, scales, first, keep), atol=1e-6)
 
 

@@ -67,16 +67,16 @@ class Rewriter:
 
     # -- edits of the tree -----------------------------------------------------------------------------------
 
-    def narrow(self, path: str, axis: int, keep: torch.Tensor | Sequence[int]) -> None:
+    def narrow(self, tensor_path: str, axis: int, keep: torch.Tensor | Sequence[int]) -> None:
         """Keep some indices along an axis of one parameter or buffer, in the order given.
 
         Tied tensors, `in/out_features`, a Conv1D's `nf`, convolution groups and normalised shapes follow. A
         bias is a tensor of its own: narrow it, too. Asserts that indices are distinct, in range and not none.
         """
         keep = torch.as_tensor(keep, dtype=torch.int64).cpu()
-        for tensor_path in surgery.narrow_tensor(self.program.model, path, axis, keep):
-            self.program.edits.shapes[tensor_path] = list(surgery.tensor_at(self.program.model, tensor_path).shape)
-            self._touch(tensor_path)
+        for narrowed_path in surgery.narrow_tensor(self.program.model, tensor_path, axis, keep):
+            self.program.edits.shapes[narrowed_path] = list(surgery.tensor_at(self.program.model, narrowed_path).shape)
+            self._touch(narrowed_path)
 
     def set_attr(self, attribute_path: str, value: Any) -> None:
         """Set an attribute of a module or config; `value` is plain data.

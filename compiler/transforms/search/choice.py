@@ -65,7 +65,7 @@ class CutStrategy(ABC):
     scores_all: ClassVar[bool] = False
 
     @abstractmethod
-    def choose(self, round_: Round) -> Candidate | None:
+    def score_and_choose(self, round_: Round) -> Candidate | None:
         """The candidate to cut; None where none has a finite score."""
 
     def joint_companions_and_growths(self, round_: Round, best: Candidate) -> list[tuple[Candidate, float]]:
@@ -96,7 +96,7 @@ class Exact(CutStrategy):
     def __init__(self, quantity: str = ""):
         self.per = quantity
 
-    def choose(self, round_: Round) -> Candidate | None:
+    def score_and_choose(self, round_: Round) -> Candidate | None:
         best, least = None, math.inf
         losses = round_.score_losses(round_.candidates)
         for candidate, loss in zip(round_.candidates, losses, strict=True):
@@ -130,7 +130,7 @@ class Racing(CutStrategy):
         self.score_estimates, self.n_joint, self.max_joint = score_estimates, max_joint, max_joint
         self.known: dict[str, float] = {}  # place -> growth at its last score
 
-    def choose(self, round_: Round) -> Candidate | None:
+    def score_and_choose(self, round_: Round) -> Candidate | None:
         race = _Race(self, round_)
         race.score_and_update_best([index for index, c in enumerate(round_.candidates) if self._needs_first_score(c)])
         while hopeful := race.indices_that_may_win():

@@ -23,7 +23,7 @@ Important = Callable[[Group], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Fit:
+class FitSettings:
     """order   of a group's items: by weights, by weights and inputs, or by the error left after repair
     repair  whether what reads the items that go is refitted
     data    rows for both, and for routers; None: those of the model's own
@@ -42,10 +42,10 @@ class Fit:
         return [g for kind in parts if looked_at(kind) for g in kind.groups if g.readers]
 
 
-class Fitting:
+class GroupRanking:
     """Ranking for one search. Activations are those of the model before the first cut."""
 
-    def __init__(self, program: "Program", ctx: "Context", search: "Search", score: MetricRef, fit: Fit):
+    def __init__(self, program: "Program", ctx: "Context", search: "Search", score: MetricRef, fit: FitSettings):
         self.program, self.ctx, self.search, self.score, self.fit = program, ctx, search, score, fit
         self.moments = Moments(ctx.workdir / "moments")
         self.repair = Reconstruction(program, self.moments) if fit.repair else None

@@ -35,11 +35,11 @@ def coordinate_descent(
     values = initial_values
     for _ in range(sweep_count):
         scales, values = refit_scales_and_values(weight, input_gram, scales, values)
-        values = sweep_columns(weight, input_gram, scales, values, keep_mask)
+        values = sweep_coordinate_descent(weight, input_gram, scales, values, keep_mask)
     return values, scales
 
 
-def sweep_columns(
+def sweep_coordinate_descent(
     weight: Tensor, input_gram: Tensor, scales: Scales, grid_values: Tensor, keep_mask: Tensor | None
 ) -> Tensor:
     """Coordinate descent over columns: set each in turn to what is best for the outputs while the others stay."""

@@ -9,7 +9,7 @@ tokens that lie far apart add more noise than they tell, so squares are of sums 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +115,7 @@ def _are_tokens(ids: object) -> TypeGuard[Tensor]:
 
 
 def _taylor_estimate(
-    grads_by_call: list[Tensor], outputs_before: list, outputs_after: list, token_count: int
+    grads_by_call: list[Tensor], outputs_before: list[Any], outputs_after: list[Any], token_count: int
 ) -> Estimate:
     first = second = 0.0
     for grad, before, after in zip(grads_by_call, outputs_before, outputs_after, strict=True):

@@ -22,7 +22,7 @@ from ...core.deadline import DeadlineExceeded
 from ...plugin.interfaces import Effort
 from .budget import CUTS, Budget
 from .choice import CutStrategy, Exact, Racing
-from .compensation import Fit, Fitting
+from .compensation import FitSettings, GroupRanking
 from .effort import estimate_fitting_effort
 from .estimate import shrink_to_budget
 from .goals import (
@@ -82,7 +82,7 @@ class GreedySearch:
     score: MetricRef | None
     exact: bool
     rank: str = "ratio"
-    fit: Fit = field(default_factory=Fit)
+    fit: FitSettings = field(default_factory=FitSettings)
     align: int = 1
     order: tuple[str, ...] = ()
     split: Shares | None = None
@@ -113,7 +113,7 @@ class GreedySearch:
         )
         self._refuse_unmeetable_goal(savings_table, goal)
         search.limit = None if self.overshoots or goal.of not in OF_MODEL else goal
-        fitting = Fitting(program, ctx, search, self.widths or self.score, self.fit)
+        fitting = GroupRanking(program, ctx, search, self.widths or self.score, self.fit)
         try:
             able = self._select_cuttable_parts_and_collect_moments(program, search, fitting, goal)
         except DeadlineExceeded:
@@ -134,7 +134,7 @@ class GreedySearch:
         search.finish_cuts_and_record_cost(list(pools.values()))
 
     def _select_cuttable_parts_and_collect_moments(
-        self, program: "Program", search: Search, fitting: Fitting, goal: Budget
+        self, program: "Program", search: Search, fitting: GroupRanking, goal: Budget
     ) -> list[Parts]:
         """The parts without groups that can't be cut, each of which is said with the reason; moments that rank items of
         the others are collected."""

@@ -83,7 +83,7 @@ def wanda_importance(program: "Program", group: Group, moments: Moments) -> torc
     return total
 
 
-def obs_importance(program: "Program", group: Group, moments: Moments, damping: float = DAMPING) -> torch.Tensor:
+def obs_importance(program: "Program", group: Group, moments: Moments, damping_share: float = DAMPING) -> torch.Tensor:
     """Squared error of the readers' outputs when an item goes and the others make up for it; [count] float64.
 
     Where only grouped convolutions or experts read it, by weights alone, as `l1_importance`.
@@ -105,7 +105,7 @@ def obs_importance(program: "Program", group: Group, moments: Moments, damping: 
             [input_columns_of_items(weight, member, [i]) for i in range(group.count)],
         )
         if len(moment) <= BATCH_ROWS:
-            total += _removal_errors(weight, member, moment, columns_of, range(len(moment)), damping)
+            total += _removal_errors(weight, member, moment, columns_of, range(len(moment)), damping_share)
             continue
         for part in torch.arange(group.count).tensor_split(min(group.count, input_block_count(len(moment)))):
             part_columns = [columns_of[i] for i in part.tolist()]
@@ -115,7 +115,7 @@ def obs_importance(program: "Program", group: Group, moments: Moments, damping: 
                 moment,
                 part_columns,
                 [i for item_columns in part_columns for i in item_columns],
-                damping,
+                damping_share,
             )
     return total
 
@@ -131,11 +131,11 @@ def _removal_errors(
     input_gram: torch.Tensor,
     columns_by_item: Sequence[Sequence[int]],
     fitted_columns: Sequence[int],
-    damping: float,
+    damping_share: float,
 ) -> torch.Tensor:
     """[items] float64 on the CPU: what is lost with each item's inputs where the others of `fitted_columns` make up for
     it."""
-    lower = damped_cholesky_factor(input_gram, fitted_columns, damping)
+    lower = damped_cholesky_factor(input_gram, fitted_columns, damping_share)
     inverse = torch.cholesky_inverse(lower, out=lower)
     index = torch.tensor(columns_by_item, device=input_gram.device)  # [items, size]
     where = torch.empty(len(input_gram), dtype=torch.int64, device=input_gram.device)

@@ -226,7 +226,7 @@ class Search:
         self.rows[-1].remember_baseline(self)
         if not self.cuts or self.scored_by != metric:
             strategy.take_forecast(partial(estimate_scores_by_gradients, self, number, round_.candidates, metric))
-        while (best := strategy.choose(round_)) is not None:
+        while (best := strategy.score_and_choose(round_)) is not None:
             group, score = self._joint_cut_and_score(number, round_, best, strategy, metric)
             names = [c.name for c in group]  # before the cut: they say what is left
             if first := self._cut_or_exclude(best, round_, budget):

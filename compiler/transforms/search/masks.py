@@ -5,6 +5,7 @@ counts and multiplies two to five times as fast as torch does with one thread.
 """
 
 import math
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ def is_sparse(weight: Tensor) -> bool:
     return LEAST * weight.numel() <= zeros < weight.numel()
 
 
-def keep_mask(scores: Tensor, sparsity: float, pattern: str, scope: str) -> Tensor:
+def keep_mask(scores: Tensor, sparsity: float, pattern: str, scope: Literal["row", "module"]) -> Tensor:
     """True where a weight stays; of equal scores the first ones go.
 
     scores   [out, in]   not negative, float32 or float64; but of "blocks" int16 as well

@@ -20,7 +20,7 @@ from .widths import Widths
 
 if TYPE_CHECKING:
     from ...ir.program import Program
-    from .compensation import Fitting
+    from .compensation import GroupRanking
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Parts(ABC):
         """Number of candidates at the start."""
 
     @abstractmethod
-    def make_candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
+    def make_candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "GroupRanking") -> Pool:
         """The candidates of a search."""
 
     def restricted_to(self, groups: Sequence[Group]) -> "Parts":
@@ -110,7 +110,7 @@ class BlockParts(RemovableParts):
     def without(self, skeleton: Skeleton, name: str) -> Skeleton:
         return shrink.without_branch(skeleton, next(b for b in skeleton.branches if b.site == name))
 
-    def make_candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
+    def make_candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "GroupRanking") -> Pool:
         return Branches(program, self.branches, savings_table)
 
 
@@ -118,7 +118,7 @@ class BlockParts(RemovableParts):
 class MixerParts(BlockParts):
     """Residual branches of state-space mixers: layers where each chosen one is a layer that the model runs without."""
 
-    def make_candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
+    def make_candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "GroupRanking") -> Pool:
         single_branch = {u for u in program.units if sum(b.unit == u for b in skeleton_of(program).branches) == 1}
         units = [b.unit for b in self.branches]
         if single_branch.issuperset(units):
@@ -144,7 +144,7 @@ class LayerParts(RemovableParts):
     def without(self, skeleton: Skeleton, name: str) -> Skeleton:
         return shrink.without_unit(skeleton, name)
 
-    def make_candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
+    def make_candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "GroupRanking") -> Pool:
         return Layers(program, self.units, savings_table)
 
 
@@ -170,7 +170,7 @@ class ScanParts(RemovableParts):
     def without(self, skeleton: Skeleton, name: str) -> Skeleton:
         return shrink.without_scan(skeleton, next(s for s in skeleton.scans if s.site == name))
 
-    def make_candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
+    def make_candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "GroupRanking") -> Pool:
         return Scans(program, self.scans, savings_table)
 
 
@@ -197,7 +197,7 @@ class WidthParts(Parts):
         """Number of steps that a group loses per cut."""
         return steps_per_cut(group, self.step)
 
-    def make_candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
+    def make_candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "GroupRanking") -> Pool:
         return Widths(program, self.groups, self.step, savings_table, fitting.item_importance, fitting.repair)
 
 
@@ -208,7 +208,7 @@ class SliceParts(WidthParts):
     least: int = 1
     sliced = True
 
-    def make_candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
+    def make_candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "GroupRanking") -> Pool:
         ranked = fitting.make_expert_importance(self.groups) if self.kind == "experts" else fitting.obs_importance
         kind = self.groups[0].kind if self.groups else self.kind
         return Slices(program, self.groups, self.step, savings_table, ranked, kind, self.least)

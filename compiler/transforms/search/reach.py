@@ -76,7 +76,7 @@ def affordable_candidates(
 
     overall_goal  the goal of all turns, beyond which nothing may go far. Raises Reject (overshoots) where all would.
     """
-    within = [(pool, c) for pool, c in pool_candidate_pairs if budget.has_budget(already_saved, c)]
+    within = [(pool, c) for pool, c in pool_candidate_pairs if budget.is_within_with_cut(already_saved, c)]
     if overall_goal is None:
         return within or pool_candidate_pairs
     if not within:

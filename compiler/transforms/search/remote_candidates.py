@@ -31,7 +31,7 @@ class ScoringWorker(CutStrategy):
     def __init__(self, task_source: TaskSource, cut_index: int, work: Callable[[], float]):
         self.task_source, self.number, self.work = task_source, cut_index, work
 
-    def choose(self, round_: Round) -> Candidate | None:
+    def score_and_choose(self, round_: Round) -> Candidate | None:
         known = {candidate.name: candidate for candidate in round_.candidates}
         while True:
             task: Any = self.task_source.next()

@@ -65,7 +65,7 @@ class SavingsTable:
         self.removed: dict[tuple[str, str, str], float] = {}  # (site, kind, of) -> saved there by narrowing
         self.removed_steps: dict[tuple[str, str], int] = {}  # (site, kind) -> steps that are gone
         self.crossing = _groups_across_same_tensor(skeleton)
-        self.partly = {b.site: _partly(skeleton, b) for b in skeleton.branches}
+        self.partly = {b.site: _groups_partly_in_branch(skeleton, b) for b in skeleton.branches}
         self.missing: tuple[str, ...] = ()  # branches that are gone and held a part of groups that stay
         self.inside: dict[str, set[tuple[str, str]]] = {
             b.site: {(g.site, g.kind) for g in skeleton.groups if is_group_inside_branch(g, b)}
@@ -76,7 +76,7 @@ class SavingsTable:
         self.original_branch_savings = cache(self._of_branch)
         self.savings_per_step = cache(self._savings_per_step)
         self.layer_savings = cache(self._layer)
-        self._crossed = cache(self._crossed_saving)
+        self._crossed = cache(self._savings_across_same_tensor)
 
     @property
     def budget_kinds(self) -> tuple[str, ...]:
@@ -120,11 +120,16 @@ class SavingsTable:
         )
         return self._crossed((site, kind), step_count, quantity, kin, missing)
 
-    def _crossed_saving(
-        self, key: Key, count: int, quantity: str, kin: RemovedSteps, missing: tuple[str, ...]
+    def _savings_across_same_tensor(
+        self,
+        group_key: Key,
+        step_count: int,
+        quantity: str,
+        removed_steps: RemovedSteps,
+        missing_sites: tuple[str, ...],
     ) -> float:
-        left = _narrowed(self.skeleton, kin)
-        skeletons = (_without(side, missing) for side in (left, with_fewer_steps(left, key, count)))
+        left = _skeleton_without_steps(self.skeleton, removed_steps)
+        skeletons = (_without(side, missing_sites) for side in (left, with_fewer_steps(left, group_key, step_count)))
         before, after = (OF_MODEL[quantity](side) for side in skeletons)
         return before - after
 
@@ -150,7 +155,7 @@ class SavingsTable:
             return self.latency.per_branch[branch.role]
         if quantity not in OF_MODEL:
             return 0
-        skeleton = _narrowed(self.skeleton, removed_steps)
+        skeleton = _skeleton_without_steps(self.skeleton, removed_steps)
         if quantity == "params" and not self.norms:
             return float(_branch_params_without_norms(skeleton, branch))
         return OF_MODEL[quantity](skeleton) - OF_MODEL[quantity](shrink.without_branch(skeleton, branch))
@@ -184,7 +189,7 @@ class SavingsTable:
         return OF_MODEL[quantity](self.skeleton) - OF_MODEL[quantity](less)
 
 
-def _partly(skeleton: Skeleton, branch: Branch) -> frozenset[Key]:
+def _groups_partly_in_branch(skeleton: Skeleton, branch: Branch) -> frozenset[Key]:
     """Groups that have some of their tensors in a branch and others outside of it."""
     membership = ((g, [m.tensor.rpartition(".")[0] in branch.parts for m in g.members]) for g in skeleton.groups)
     return frozenset((g.site, g.kind) for g, inside in membership if any(inside) and not all(inside))
@@ -207,9 +212,9 @@ def _groups_across_same_tensor(skeleton: Skeleton) -> dict[tuple[str, str], tupl
     return {key: tuple(partners) for key, partners in crossed.items()}
 
 
-def _narrowed(skeleton: Skeleton, kin: RemovedSteps) -> Skeleton:
+def _skeleton_without_steps(skeleton: Skeleton, removed_steps: RemovedSteps) -> Skeleton:
     """The skeleton when groups have lost so many steps each."""
-    for key, count in kin:
+    for key, count in removed_steps:
         skeleton = with_fewer_steps(skeleton, key, count)
     return skeleton
 
@@ -220,12 +225,12 @@ def _without(skeleton: Skeleton, sites: Sequence[str]) -> Skeleton:
     return skeleton
 
 
-def with_fewer_steps(skeleton: Skeleton, key: tuple[str, str], count: int) -> Skeleton:
-    """The skeleton when a group has lost `count` more of its steps."""
-    if not count:
+def with_fewer_steps(skeleton: Skeleton, group_key: tuple[str, str], step_count: int) -> Skeleton:
+    """The skeleton when a group has lost `step_count` more of its steps."""
+    if not step_count:
         return skeleton
-    group = next(g for g in skeleton.groups if (g.site, g.kind) == key)
-    return shrink.with_narrowed_group(skeleton, group, group.count - count * group.count // step_count_of(group))
+    group = next(g for g in skeleton.groups if (g.site, g.kind) == group_key)
+    return shrink.with_narrowed_group(skeleton, group, group.count - step_count * group.count // step_count_of(group))
 
 
 def _branch_params_without_norms(skeleton: Skeleton, branch: Branch) -> int:

@@ -5,6 +5,7 @@ W x as they are: least squares, layer by layer, without training.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ SettleColumn = Callable[[int, Tensor], Tensor]  # column number, its weights [ou
 
 
 def upper_factor_of_inverse(gram: Tensor, damping_share: float) -> Tensor:
-    """Upper R with R^T R = (H + damping * mean diagonal)^-1, [in, in] float32, solved in float64.
+    """Upper R with R^T R = (H + damping_share * mean diagonal)^-1, [in, in] float32, solved in float64.
 
     Inputs that are always zero get 1 on the diagonal first: their weights are worth nothing and ask for nothing.
     """
@@ -79,10 +80,10 @@ def settle_columns_inplace(
 ) -> Tensor:
     """Columns become what `settle_column` says, one after another; those behind give back what that costs.
 
-    weight      [out, in] float32; overwritten with the result
-    inverse_factor       the factor of the inverse, `upper_factor_of_inverse`
-    on_block    is shown the columns start .. start + every, as they are then, before they are settled; `block_columns`
-                divides 128
+    weight          [out, in] float32; overwritten with the result
+    inverse_factor  the factor of the inverse, `upper_factor_of_inverse`
+    on_block        is shown the columns start .. start + block_columns, as they are then, before they are settled
+    block_columns   divides 128
     Source: the blocked loop of GPTQ (Frantar et al. 2022, arXiv 2210.17323), section 3.3.
     """
     for start in range(0, weight.shape[1], BLOCK):
@@ -107,7 +108,7 @@ def solve_gptq(
     weight: Tensor,
     input_gram: Tensor,
     grid: Grid,
-    column_order_kind: str,
+    column_order_kind: Literal["activation", "given"],
     keep_mask: Tensor | None,
     damping_share: float = DAMPING,
     sweep_count: int = 0,

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from ....dsl.checker.values import DataRef, MetricRef, Ratio
 from ...analysis.planning.amount import Amount
 from ...plugin.interfaces import Lossy, Pass, param
-from .compensation import Fit
+from .compensation import FitSettings
 from .greedy import GreedyPruner, GreedySearch
 from .parts import WidthParts
 
@@ -29,7 +29,7 @@ class WidthPruner(GreedyPruner, Pass):
         if self.score is not None:
             yield self.uneven
 
-    def narrowing_search(self, keep: Ratio, parts: WidthParts, fit: Fit, align: int) -> GreedySearch:
+    def narrowing_search(self, keep: Ratio, parts: WidthParts, fit: FitSettings, align: int) -> GreedySearch:
         """The search for how narrow the groups of some parts become, `align` items at a time."""
         total, exact = sum(group.count for group in parts.groups), self.search == "exact"
         return GreedySearch(Amount(keep), parts.kind, total, (parts,), self.score, exact, align=align, fit=fit)
@@ -51,5 +51,5 @@ class RefittingPruner(WidthPruner):
     )
 
     @property
-    def fit(self) -> Fit:
-        return Fit(self.reorder or "obs", self.repair, self.data)
+    def fit_settings(self) -> FitSettings:
+        return FitSettings(self.reorder or "obs", self.repair, self.data)

@@ -122,14 +122,14 @@ class Fixed:
 def foreseen(estimates):
     """A foresight over scores that are one and the nats on top."""
     score_estimates = ScoreEstimates()
-    score_estimates.take({n: (e, 1.0) for n, e in estimates.items()}, lambda score, nats: score + nats)
+    score_estimates.set_estimates({n: (e, 1.0) for n, e in estimates.items()}, lambda score, nats: score + nats)
     return score_estimates
 
 
 def choose(choice, growths, left=math.inf):
     candidates = [Fixed(n) for n in growths]
     now = Round(candidates, lambda: 1.0, lambda asked: [1.0 + growths[c.name] for c in asked], 1.0, left)
-    return choice.choose(now), now
+    return choice.score_and_choose(now), now
 
 
 terms = st.tuples(st.floats(-1, 1), st.floats(0, 1))

@@ -113,7 +113,7 @@ def test_inputs_that_depend_on_each_other_are_solved_with_more_damping():
 def test_items_that_depend_on_each_other_are_ranked(tmp_path):
     program = capture(tiny.model("llama"))
     moments = read(program, tmp_path, IDS[:1, :3])  # 3 tokens, 96 channels
-    scores = importance.obs_importance(program, skeleton_of(program).groups[0], moments, damping=0.0)
+    scores = importance.obs_importance(program, skeleton_of(program).groups[0], moments, damping_share=0.0)
     assert scores.isfinite().all()
 
 
@@ -126,7 +126,7 @@ def test_an_item_costs_more_the_fewer_others_may_make_up_for_it(tmp_path, monkey
     found, inputs = [], program.model.get_parameter(reader.tensor).shape[1]
     for together in (inputs, inputs // 2, 1):
         monkeypatch.setattr(importance, "BATCH_ROWS", together)
-        found.append(importance.obs_importance(program, group, moments, damping=1e-6))
+        found.append(importance.obs_importance(program, group, moments, damping_share=1e-6))
     assert all((more >= less * (1 - 1e-4)).all() for less, more in pairwise(found))
     assert not torch.allclose(found[0], found[1]) and not torch.allclose(found[1], found[2])
 

@@ -153,7 +153,7 @@ def choose(choice, losses, base=1.0, sizes=None):
     """The chosen name and the names that were scored, in order."""
     candidates = [Fixed(n, (sizes or {}).get(n, 1.0)) for n in losses]
     now = Round(candidates, lambda: base, lambda asked: [losses[c.name] for c in asked], 1.0)
-    best = choice.choose(now)
+    best = choice.score_and_choose(now)
     return best and best.name, list(now.scores)
 
 
@@ -204,4 +204,4 @@ def test_what_is_saved_beyond_the_budget_is_worth_nothing():
     for choice in (Exact("params"), Racing("params")):
         for left, name in ((10.0, "large"), (1.0, "small")):
             now = Round(candidates, lambda: 1.0, lambda asked: [losses[c.name] for c in asked], 1.0, left)
-            assert copy.deepcopy(choice).choose(now).name == name
+            assert copy.deepcopy(choice).score_and_choose(now).name == name
