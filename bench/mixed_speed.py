@@ -141,14 +141,14 @@ def write_mixed(bench: Bench, once: bool) -> None:
     program, ctx = build.load_outcome(build.plan.identity).program, build.ctx
     zeros = [Ratio(z / 100) for z in ZEROS]
     step = Mixed(keep=Ratio(0.5, "latency"), data=DataRef("calib"), formats=FORMATS, zeros=zeros)
-    sites = step.sites(program)
-    options = {path: step.options_of(site) for path, site in sites.items()}
+    sites = step.kernel_sites_by_path_or_reject(program)
+    options = {path: step.options_of_site(site) for path, site in sites.items()}
     packer = Packer({path: program.model.get_submodule(path) for path in sites})
     parts = [part for part in step._parts(build.plan.skeleton) if part.path in sites]
     packer.observe(program, stages(program, parts), ctx.rows(step.data), options)
     costs_file = bench.folder / "milliseconds.json"
     if not costs_file.is_file():
-        costs, _ = step.costs_and_budget(packer, options, ctx)
+        costs, _ = step.measure_costs_and_budget(packer, options, ctx)
         costs_file.write_text(json.dumps({path: [1e3 * s for s in seconds] for path, seconds in costs.items()}))
     costs = json.loads(costs_file.read_text())
     rows = ctx.rows(DataRef("losses"))

@@ -49,7 +49,7 @@ def program_and_metric_rows(folder: Path) -> tuple[Program, torch.Tensor]:
 def relative_error_without_inputs(weight: torch.Tensor, gram: torch.Tensor, removed_inputs: list[int]) -> float:
     """The error of a reader's outputs without some inputs, of their squares."""
     removed_inputs.sort()
-    change = solve_takeover(gram, [], removed_inputs, DAMPING).apply_to(weight).double() - weight.double()
+    change = solve_takeover(gram, [], removed_inputs, DAMPING).refitted_copy(weight).double() - weight.double()
     gram, weight = gram.double(), weight.double()
     return float(((change @ gram) * change).sum() / ((weight @ gram) * weight).sum())
 
@@ -66,7 +66,7 @@ def main() -> None:
         groups = [g for g in skeleton_of(program).groups if g.kind == "channels"][:: options.every]
         members = [member for group in groups for member in readers(group)]
         moments, seconds, errors = Moments(Path(name) / "moments"), {}, {}
-        moments.collect_in_passes(
+        moments.collect_missing_and_count_passes(
             program, [m.tensor.rpartition(".")[0] for m in members], lambda: read(program, rows), 1 << 30
         )
         for group, member in zip(groups, members, strict=True):
@@ -75,7 +75,7 @@ def main() -> None:
             for inputs in INPUTS:
                 began = time.perf_counter()
                 with patch.object(importance, "BATCH_ROWS", inputs):
-                    order = importance.ascending(importance.obs_importance(program, group, moments))
+                    order = importance.ascending_indices(importance.obs_importance(program, group, moments))
                 seconds[inputs] = seconds.get(inputs, 0.0) + time.perf_counter() - began
                 for share in options.share:
                     lost = order[: int(share * len(order))]

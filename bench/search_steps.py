@@ -21,7 +21,7 @@ from effc.compiler.core.fingerprint import machine_facts
 from effc.compiler.core.memory import anonymous_memory_bytes
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.models.rows.forward import evaluating
-from effc.compiler.transforms.search.gradients import DRAWS, Gradients
+from effc.compiler.transforms.search.gradients import DRAWS, GradientSweep
 from effc.compiler.transforms.search.importance import obs_importance
 from effc.compiler.transforms.search.prefix import Prefix
 from effc.compiler.transforms.search.reconstruct import Moments, Reconstruction, module_of, readers
@@ -65,12 +65,12 @@ def measure_steps(size: str, folder: Path, tokens: int) -> dict[str, float]:
         found["read"] = timed(f"{tokens} tokens, read", read)
         collect = timed(
             f"{tokens} tokens, read for moments of one MLP",
-            lambda: moments.collect_in_passes(program, [module_of(member)], read, 1 << 40),
+            lambda: moments.collect_missing_and_count_passes(program, [module_of(member)], read, 1 << 40),
         )
         found["moments"] = max(0.0, collect - found["read"])
         found["rank"] = timed("channels of one MLP, ranked", lambda: obs_importance(program, group, moments))
         repair, items = Reconstruction(program, moments), list(range(GROUP[size]))
-        found["fit"] = timed("one cut of channels, refitted", lambda: repair.weights_without(group, (), items))
+        found["fit"] = timed("one cut of channels, refitted", lambda: repair.refitted_reader_weights(group, (), items))
     found["layer"], found["behind"] = time_sweeps(program, ids)
     return found
 
@@ -86,12 +86,14 @@ def time_sweeps(program, ids: torch.Tensor) -> tuple[float, float]:
         return 0.0
 
     prefix.measure_from(run)
-    sweep, grads = Gradients(prefix, 0), []
-    behind = timed("gradients of what the last layer gives", lambda: grads.extend(sweep._last_layer_gradients()[0]))
+    sweep, grads = GradientSweep(prefix, 0), []
+    behind = timed(
+        "gradients of what the last layer gives", lambda: grads.extend(sweep._last_layer_gradients_and_token_count()[0])
+    )
     last = len(program.units) - 1
     layer = timed(
         f"gradients through one layer, {1 + DRAWS} at once",
-        lambda: [sweep._through(last, call, grad) for call, grad in enumerate(grads)],
+        lambda: [sweep._backpropagate_through_layer(last, call, grad) for call, grad in enumerate(grads)],
     )
     return layer, behind
 

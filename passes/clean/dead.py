@@ -19,10 +19,10 @@ from ...compiler.ir.surgery import tensor_at
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Close, Pass, param
 from ...compiler.transforms.editing.rewrite import Rewriter
-from ...compiler.transforms.editing.trial import branch_skipped, without_layer
-from ...compiler.transforms.search.savings import stride
-from ...compiler.transforms.search.uniform_widths import report_refusals, split_cuttable
-from ...compiler.transforms.search.widths import slice_all
+from ...compiler.transforms.editing.trial import with_branch_skipped, with_layer_skipped
+from ...compiler.transforms.search.savings import steps_per_cut
+from ...compiler.transforms.search.uniform_widths import note_and_report_refusals, split_cuttable_and_uncuttable
+from ...compiler.transforms.search.widths import slice_groups
 from ...dsl.checker.skeleton import Branch, Group, Member
 from ...dsl.syntax.diagnostics import Fault
 
@@ -55,8 +55,8 @@ class Dead(Pass):
 
     def run(self, program: Program, ctx: Context) -> None:
         version = program.version
-        _drop_zero_layers(program)
-        _drop_zero_branches(program)
+        _drop_and_note_zero_layers(program)
+        _drop_and_note_zero_branches(program)
         # KV heads first: query heads of one that is gone need no look.
         for kinds in (("kv_heads",), ("heads", "channels")):
             self._remove_dead_items(program, kinds, ctx)
@@ -68,7 +68,7 @@ class Dead(Pass):
 
     def _remove_dead_items(self, program: Program, group_kinds: tuple[str, ...], ctx: Context) -> None:
         groups = [g for g in skeleton_of(program).groups if g.kind in group_kinds]
-        silent = _reader_items_always_zero(program, groups)
+        silent = _zero_input_masks_in_one_run(program, groups)
         cuts = [
             (
                 group,
@@ -78,21 +78,21 @@ class Dead(Pass):
             )
             for group in groups
         ]
-        able, refusals = split_cuttable(
+        able, refusals = split_cuttable_and_uncuttable(
             program, [(g, len(dead) * (g.per_block or g.count) // g.count) for g, dead in cuts]
         )
-        report_refusals(program, refusals, ctx.emit_event)
+        note_and_report_refusals(program, refusals, ctx.emit_event)
         with Rewriter(program) as rewrite:
-            slice_all(program, rewrite, [(group, dead) for group, dead in cuts if dead and group in able])
+            slice_groups(program, rewrite, [(group, dead) for group, dead in cuts if dead and group in able])
 
     def _align(self, group: Group) -> int:
-        return stride(group, self.align if group.kind == "channels" else 1)
+        return steps_per_cut(group, self.align if group.kind == "channels" else 1)
 
 
 # -- channels and heads --------------------------------------------------------------------------------------
 
 
-def _unread_or_zero_items(program: Program, group: Group, silent: dict[Member, torch.Tensor]) -> list[int]:
+def _unread_or_zero_items(program: Program, group: Group, zero_input_masks: dict[Member, torch.Tensor]) -> list[int]:
     """Items that nobody reads, or that are made of zeros and come out as zero."""
 
     def zero(members: tuple[Member, ...]) -> torch.Tensor:
@@ -104,21 +104,21 @@ def _unread_or_zero_items(program: Program, group: Group, silent: dict[Member, t
         m for m in group.members[: -group.readers] if isinstance(tensor_at(program.model, m.tensor), nn.Parameter)
     )
     # With all makers zero an item is the same whatever the input: one run tells whether that is zero.
-    quiet = torch.stack([silent[m] for m in readers]).all(0)
+    quiet = torch.stack([zero_input_masks[m] for m in readers]).all(0)
     return torch.nonzero(zero(readers) | (zero(makers) & quiet)).flatten().tolist()
 
 
-def _dead_items_removable_in_all_blocks(group: Group, dead: list[int], align: int) -> set[int]:
+def _dead_items_removable_in_all_blocks(group: Group, dead_items: list[int], step_multiple: int) -> set[int]:
     """The dead items that may go: as many of every block, and never the last step of it."""
     block = group.per_block or group.count
-    by_block = [[i for i in dead if i // block == b] for b in range(group.count // block)]
+    by_block = [[i for i in dead_items if i // block == b] for b in range(group.count // block)]
     excess = block - min(map(len, by_block))
-    excess = max(-(-excess // align), 1) * align
+    excess = max(-(-excess // step_multiple), 1) * step_multiple
     return {i for items in by_block for i in items[: max(block - excess, 0)]}
 
 
 @torch.no_grad()
-def _reader_items_always_zero(program: Program, groups: list[Group]) -> dict[Member, torch.Tensor]:
+def _zero_input_masks_in_one_run(program: Program, groups: list[Group]) -> dict[Member, torch.Tensor]:
     """Masks of the items that every reader gets as zeros throughout, [count] bool, from one run."""
     masks, handles = {}, []
     for group in groups:
@@ -127,7 +127,7 @@ def _reader_items_always_zero(program: Program, groups: list[Group]) -> dict[Mem
             module = program.model.get_submodule(member.tensor.rpartition(".")[0])
             if isinstance(module, (nn.Linear, Conv1D)):  # others lay out their input in ways of their own
                 masks[member] = torch.ones(group.count, dtype=torch.bool)
-                handles.append(module.register_forward_pre_hook(_listener(masks[member], member)))
+                handles.append(module.register_forward_pre_hook(_make_zero_input_hook(masks[member], member)))
     try:
         outputs(program)
     finally:
@@ -136,10 +136,12 @@ def _reader_items_always_zero(program: Program, groups: list[Group]) -> dict[Mem
     return masks
 
 
-def _listener(silent: torch.Tensor, member: Member) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
+def _make_zero_input_hook(
+    zero_input_mask: torch.Tensor, member: Member
+) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
     def hook(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         nonzero = (args[0] != 0).reshape(-1, args[0].shape[-1]).any(0).cpu()
-        silent.logical_and_(~_any_of_item(nonzero, member, len(silent)))
+        zero_input_mask.logical_and_(~_any_of_item(nonzero, member, len(zero_input_mask)))
 
     return hook
 
@@ -161,13 +163,13 @@ def _any_of_item(flags: torch.Tensor, member: Member, count: int) -> torch.Tenso
 # -- branches and layers -------------------------------------------------------------------------------------
 
 
-def _drop_zero_layers(program: Program) -> None:
+def _drop_and_note_zero_layers(program: Program) -> None:
     """Layers all of whose branches give zero, from the last to the first."""
     before = outputs(program)
     for unit in reversed(list(program.units)):
         branches = [b for b in skeleton_of(program).branches if b.unit == unit]
         if len(program.units) > 1 and branches and all(_is_branch_output_always_zero(program, b) for b in branches):
-            with without_layer(program, unit):
+            with with_layer_skipped(program, unit):
                 same = torch.equal(outputs(program), before)
             if same:
                 with Rewriter(program) as rewrite:
@@ -175,12 +177,12 @@ def _drop_zero_layers(program: Program) -> None:
                 program.note(cut=unit, why="all of its branches give zero")
 
 
-def _drop_zero_branches(program: Program) -> None:
+def _drop_and_note_zero_branches(program: Program) -> None:
     before = outputs(program)
     sites = [b.site for b in skeleton_of(program).branches if _is_branch_output_always_zero(program, b)]
     for site in sites:
         branch = next(b for b in skeleton_of(program).branches if b.site == site)
-        with branch_skipped(program, branch):
+        with with_branch_skipped(program, branch):
             same = torch.equal(outputs(program), before)
         if same and len(skeleton_of(program).branches) > 1:
             with Rewriter(program) as rewrite:
@@ -195,15 +197,15 @@ def _is_branch_output_always_zero(program: Program, branch: Branch) -> bool:
     return _is_always_zero(program, node_named(unit.graph, branch.value), unit.path)
 
 
-def _is_always_zero(program: Program, node: fx.Node, module_path: str) -> bool:
-    """Whether a value of the graph of the module `module_path` is zero whatever comes in."""
-    root = program.model.get_submodule(module_path)
+def _is_always_zero(program: Program, node: fx.Node, graph_module_path: str) -> bool:
+    """Whether a value of the graph of the module `graph_module_path` is zero whatever comes in."""
+    root = program.model.get_submodule(graph_module_path)
     while (before := _input_of_zero_preserving_node(node, root)) is not None:
         node = before
     if node.op != "call_module":
         return False
     name = str(node.target)
-    module, inner_path = root.get_submodule(name), f"{module_path}.{name}" if module_path else name
+    module, inner_path = root.get_submodule(name), f"{graph_module_path}.{name}" if graph_module_path else name
     inside = mixer_graphs(program).get(inner_path)
     if inside is not None and inside.graph is not None:  # a mixer that is one node for the state that it keeps
         *_, output = inside.graph.nodes
@@ -211,7 +213,7 @@ def _is_always_zero(program: Program, node: fx.Node, module_path: str) -> bool:
     return isinstance(module, (nn.Linear, Conv1D)) and not any(p.any() for p in module.parameters())
 
 
-def _input_of_zero_preserving_node(node: fx.Node, root: nn.Module) -> fx.Node | None:
+def _input_of_zero_preserving_node(node: fx.Node, root_module: nn.Module) -> fx.Node | None:
     """Input of a node that maps zeros to zeros: casts, views, products with a number, norms."""
     if (behind := unwrap_identity(node)) is not node:
         return behind
@@ -219,7 +221,7 @@ def _input_of_zero_preserving_node(node: fx.Node, root: nn.Module) -> fx.Node | 
     if len(inputs) != 1:
         return None
     if node.op == "call_module":
-        module = root.get_submodule(str(node.target))
+        module = root_module.get_submodule(str(node.target))
         bias = getattr(module, "bias", None)
         return inputs[0] if module_role(module) == "norm" and (bias is None or not bias.any()) else None
     return inputs[0] if node.op != "placeholder" and target_name(node) in MOVES | {"mul"} else None

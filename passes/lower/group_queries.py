@@ -37,14 +37,14 @@ class GroupQueries(Pass):
 
     def run(self, program: Program, ctx: Context) -> None:
         chosen = attention_calls(program, self.on)
-        left = rewrite_attention_calls(program, chosen, _reason, _grouped)
+        left = rewrite_attention_calls(program, chosen, _unchanged_reason_or_empty, _replace_by_grouped_attention)
         program.note(grouped=[a.site for a in chosen if a.site not in left], unchanged=left)
 
 
-def _reason(node: fx.Node) -> str:
-    queries, keys = query_and_key_heads(node)
-    return unsupported_option(node) or ("every query head has keys of its own" if queries == keys else "")
+def _unchanged_reason_or_empty(attention_node: fx.Node) -> str:
+    queries, keys = query_and_key_heads(attention_node)
+    return unsupported_option(attention_node) or ("every query head has keys of its own" if queries == keys else "")
 
 
-def _grouped(graph: fx.Graph, node: fx.Node) -> None:
-    replace_call(graph, node, leaves.grouped_attention, node.args, {})
+def _replace_by_grouped_attention(graph: fx.Graph, attention_node: fx.Node) -> None:
+    replace_call(graph, attention_node, leaves.grouped_attention, attention_node.args, {})

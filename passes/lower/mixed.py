@@ -88,13 +88,13 @@ class Mixed(Pass):
     )
 
     def run(self, program: Program, ctx: Context) -> None:
-        sites, rows = self.sites(program), ctx.rows(self.data)
-        options = {path: self.options_of(site) for path, site in sites.items()}
+        sites, rows = self.kernel_sites_by_path_or_reject(program), ctx.rows(self.data)
+        options = {path: self.options_of_site(site) for path, site in sites.items()}
         packer = Packer({path: program.model.get_submodule(path) for path in sites})
         chosen_parts = [part for part in self._parts(skeleton_of(program)) if part.path in sites]
         packer.observe(program, stages(program, chosen_parts), rows, options)
         rows = rows[:ROWS]
-        costs, budget = self.costs_and_budget(packer, options, ctx)
+        costs, budget = self.measure_costs_and_budget(packer, options, ctx)
         if sum(min(costs[path]) for path in sites) > budget:
             share = sum(min(costs[path]) for path in sites) / budget * self.keep.value
             raise over_budget(f"the cheapest formats keep {share:.1%} of {self.keep.of}", help="keep more").rejection()
@@ -113,12 +113,12 @@ class Mixed(Pass):
             for path, option in ctx.each(list(chosen.items()), "packing", len(chosen)):
                 rewrite.swap_module(path, packer.pack(path, option))
         prediction_error.delete_original_outputs(ctx.workdir)
-        self._record(program, ctx, chosen, history)
+        self._report_and_note(program, ctx, chosen, history)
 
     def _parts(self, skeleton: Skeleton) -> tuple[Part, ...]:
         return inner_parts(skeleton, self.on)
 
-    def sites(self, program: Program) -> dict[str, choice.Site]:
+    def kernel_sites_by_path_or_reject(self, program: Program) -> dict[str, choice.Site]:
         """Modules that can run a kernel."""
         paths = [part.path for part in self._parts(skeleton_of(program))]
         unsuitable = choice.unsupported_reasons(program, paths)
@@ -127,7 +127,7 @@ class Mixed(Pass):
             raise choice.nothing_lowered("no linear module can run a kernel", help="select others by `on:`").rejection()
         return sites
 
-    def options_of(self, site: choice.Site) -> list[Option]:
+    def options_of_site(self, site: choice.Site) -> list[Option]:
         """Options of a module: the kernels that take its shape."""
         options = []
         for name in self.formats:
@@ -143,41 +143,46 @@ class Mixed(Pass):
                 options.append(Option(kernel))
         return options
 
-    def costs_and_budget(
-        self, packer: Packer, options: Mapping[str, list[Option]], ctx: Context
+    def measure_costs_and_budget(
+        self, packer: Packer, options_by_path: Mapping[str, list[Option]], ctx: Context
     ) -> tuple[dict[str, list[float]], float]:
         """Cost of every option of every module, and the budget, in bytes or seconds."""
         costs: dict[str, list[float]] = {}
         total, seconds = 0.0, {}
-        for path in ctx.each(list(options), "costs", len(options)):
+        for path in ctx.each(list(options_by_path), "costs", len(options_by_path)):
             weight = weight_of(packer.modules[path])
             if self.keep.of == "bytes":
                 total += weight.nbytes
-                costs[path] = [float(packer.pack(path, option).packed.numel()) for option in options[path]]
+                costs[path] = [float(packer.pack(path, option).packed.numel()) for option in options_by_path[path]]
                 continue
-            shape = (*weight.shape, weight.dtype, tuple(options[path]))
+            shape = (*weight.shape, weight.dtype, tuple(options_by_path[path]))
             if shape not in seconds:
-                seconds[shape] = _seconds_of_options_and_torch(weight, options[path], packer.norms[path])
+                seconds[shape] = _race_options_and_torch(weight, options_by_path[path], packer.norms[path])
             costs[path], eager = seconds[shape]
             total += eager
         return costs, total * self.keep.value
 
-    def _record(self, program: Program, ctx: Context, chosen: Allocation, history: list[float]) -> None:
+    def _report_and_note(
+        self, program: Program, ctx: Context, chosen_options: Allocation, divergence_history: list[float]
+    ) -> None:
         """Say and note what each module got."""
         counts: dict[Option, int] = {}
-        for option in chosen.values():
+        for option in chosen_options.values():
             counts[option] = counts.get(option, 0) + 1
         for option, number in sorted(counts.items(), key=lambda entry: -entry[1]):
             detail = (
                 f", {option.zeros:.0%} zeros" if option.zeros else f", group {option.group}" if option.group else ""
             )
             ctx.emit_event(Said(f"{count_text(number, 'module')} on {choice.FORMAT_OF[option.kernel]}{detail}"))
-        ctx.emit_event(Said("predictions moved by " + ", then ".join(map(significant_digits, history)) + " nats"))
+        ctx.emit_event(
+            Said("predictions moved by " + ", then ".join(map(significant_digits, divergence_history)) + " nats")
+        )
         program.note(
             allocated={
-                p: {"format": choice.FORMAT_OF[o.kernel], "zeros": o.zeros, "group": o.group} for p, o in chosen.items()
+                p: {"format": choice.FORMAT_OF[o.kernel], "zeros": o.zeros, "group": o.group}
+                for p, o in chosen_options.items()
             },
-            divergence=history,
+            divergence=divergence_history,
         )
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
@@ -203,14 +208,14 @@ class Mixed(Pass):
         return self.keep.of == "latency"
 
 
-def _seconds_of_options_and_torch(
-    weight: torch.Tensor, options: list[Option], norms: torch.Tensor
+def _race_options_and_torch(
+    weight: torch.Tensor, options: list[Option], input_norms: torch.Tensor
 ) -> tuple[list[float], float]:
     """Seconds of each option, and of torch, on one row."""
     dense = [option for option in options if not option.zeros]
     times = race_kernels_and_torch(weight, list(dict.fromkeys(option.kernel for option in dense)), 1, "native")
     seconds = {option: times[option.kernel] for option in dense}
     for option in (o for o in options if o.zeros):
-        sparse = race_kernels_and_torch(mixed.masked(weight, option.zeros, norms), [option.kernel], 1, "native")
+        sparse = race_kernels_and_torch(mixed.masked(weight, option.zeros, input_norms), [option.kernel], 1, "native")
         seconds[option] = sparse[option.kernel] / sparse[EAGER] * times[EAGER]  # seconds of two races can't be compared
     return [seconds[option] for option in options], times[EAGER]

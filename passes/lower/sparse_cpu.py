@@ -109,7 +109,9 @@ class SparseCpu(Pass):
         samples = choice.sampled(program, [p for p in paths if p not in unsuitable], rows)
         able = {s.path: choice.usable_kernels(s, self.format) for s in sites}
         raced_sites = [s for s in sites if s.path not in unsuitable and able[s.path][0]]
-        times = self._known_or_raced_seconds(program, ctx, raced_sites, {s.path: able[s.path][0] for s in raced_sites})
+        times = self._seconds_by_case_and_contender(
+            program, ctx, raced_sites, {s.path: able[s.path][0] for s in raced_sites}
+        )
         choices, trials = [], {}
         with Rewriter(program) as rewrite:
             for site in ctx.each(sites, "packing", len(sites)):
@@ -131,31 +133,31 @@ class SparseCpu(Pass):
                     rewrite.swap_module(site.path, packed)
                 if kernel in ROUNDED and self.format == "auto":
                     trials[site.path] = trial  # its weight is needed where all together move predictions too far
-        cost = None if before is None else self._refine_until_accurate(program, ctx, choices, trials, before)
+        cost = None if before is None else self._repack_finer_until_accurate(program, ctx, choices, trials, before)
         self._refuse_or_record_choices(program, ctx, choices, times, cost)
 
-    def _refine_until_accurate(
+    def _repack_finer_until_accurate(
         self,
         program: Program,
         ctx: Context,
         choices: list[KernelChoice],
-        trials: Mapping[str, choice.KernelTrial],
-        before: prediction_error.OutputsBefore,
+        trial_by_path: Mapping[str, choice.KernelTrial],
+        outputs_before: prediction_error.OutputsBefore,
     ) -> prediction_error.Accuracy:
         """Accuracy after modules with large errors were given a finer grid, if needed."""
-        cost = before.compare_to(program.model)
+        cost = outputs_before.compare_to(program.model)
         while cost.divergence > self.divergence:
-            packed_choices = [c for c in choices if c.site.path in trials]
+            packed_choices = [c for c in choices if c.site.path in trial_by_path]
             finer = choice.more_exact_kernels(packed_choices, 1 - self.divergence / cost.divergence)
             if not finer:
                 break
             with Rewriter(program) as rewrite:
                 for number, chosen in enumerate(choices):
                     if kernel := finer.get(chosen.site.path):
-                        trial = trials[chosen.site.path]
+                        trial = trial_by_path[chosen.site.path]
                         rewrite.swap_module(chosen.site.path, trial.pack(kernel))
                         choices[number] = chosen.with_finer_kernel(kernel, trial)
-            previous, cost = cost.divergence, before.compare_to(program.model)
+            previous, cost = cost.divergence, outputs_before.compare_to(program.model)
             nats, nats_now = significant_digits(previous), significant_digits(cost.divergence)
             message = f"predictions moved by {nats} nats, now by {nats_now}"
             ctx.emit_event(Said(f"{count_text(len(finer), 'module')} furthest off on finer grids: {message}"))
@@ -166,8 +168,8 @@ class SparseCpu(Pass):
         program: Program,
         ctx: Context,
         choices: Sequence[KernelChoice],
-        times: Mapping[KernelCase, Mapping[str, float]],
-        cost: prediction_error.Accuracy | None,
+        seconds_by_case: Mapping[KernelCase, Mapping[str, float]],
+        accuracy: prediction_error.Accuracy | None,
     ) -> None:
         """Judge, then say what was decided."""
         if not any(choice.kernel for choice in choices):
@@ -175,24 +177,24 @@ class SparseCpu(Pass):
                 f"all {len(choices)} modules stay as they are: {choices[0].site.path}, {choices[0].reason}",
                 help="leave the step out, make zeros first, or ask for a format by name",
             ).rejection()
-        if cost is not None:
-            choice.refuse_inaccurate(cost, self.divergence, choices)
+        if accuracy is not None:
+            choice.refuse_inaccurate(accuracy, self.divergence, choices)
         prediction_error.delete_original_outputs(ctx.workdir)
         for sentence in choice.choice_summary(choices):
             ctx.emit_event(Said(sentence))
         program.note(
             lowered=[c.to_json() for c in choices],
-            accuracy=cost and cost.to_json(),
-            times=self._source(ctx),
+            accuracy=accuracy and accuracy.to_json(),
+            times=self._timing_source_text(ctx),
             isa=self._isa(ctx),
             threads=self._threads(ctx),
-            timings=[case.to_json() | {"seconds": dict(seconds)} for case, seconds in times.items()],
+            timings=[case.to_json() | {"seconds": dict(seconds)} for case, seconds in seconds_by_case.items()],
         )
 
     # -- times -----------------------------------------------------------------------------------------------
 
-    def _known_or_raced_seconds(
-        self, program: Program, ctx: Context, sites: Sequence[Site], kernels: Mapping[str, list[str]]
+    def _seconds_by_case_and_contender(
+        self, program: Program, ctx: Context, sites: Sequence[Site], kernels_by_path: Mapping[str, list[str]]
     ) -> dict[KernelCase, dict[str, float]]:
         """Seconds of each case's contenders, by name."""
         if self.format != "auto":
@@ -206,12 +208,12 @@ class SparseCpu(Pass):
         for case in ctx.each(cases, "racing", len(cases)):
             site = first[case]
             weight = choice.weight_of(program.model.get_submodule(site.path))
-            if self._has_timings(ctx):
+            if self._can_time_on_this_machine(ctx):
                 times[case] = journal.get_or_compute(
-                    case.name, partial(race_kernels_and_torch, weight, kernels[site.path], self.rows, isa)
+                    case.name, partial(race_kernels_and_torch, weight, kernels_by_path[site.path], self.rows, isa)
                 )
             else:
-                sizes = {kernel: _packed_size(kernel, site) for kernel in kernels[site.path]}
+                sizes = {kernel: _packed_bytes(kernel, site) for kernel in kernels_by_path[site.path]}
                 times[case] = estimate_seconds(case, sizes, self.rows, isa, threads)
         return times
 
@@ -225,7 +227,7 @@ class SparseCpu(Pass):
         declared = ctx.recipe.profiles[self.machine.name].get("threads") if self.machine else None
         return int(declared or ctx.settings.threads or 1)
 
-    def _has_timings(self, ctx: Context) -> bool:
+    def _can_time_on_this_machine(self, ctx: Context) -> bool:
         """Whether this machine can tell how fast the kernels will be."""
         isa = self._isa(ctx)
         is_local = (isa == "native" or not levels.level_unavailability_reason(isa)) and self._threads(
@@ -233,16 +235,22 @@ class SparseCpu(Pass):
         ) <= usable_cpu_count()
         return is_local and not missing_isa_reason(self.machine.name if self.machine else None, ctx)
 
-    def _source(self, ctx: Context) -> str:
+    def _timing_source_text(self, ctx: Context) -> str:
         if self.format != "auto":
             return "none"
-        return f"from {self.timings}" if self.timings else "raced here" if self._has_timings(ctx) else "estimated"
+        return (
+            f"from {self.timings}"
+            if self.timings
+            else "raced here"
+            if self._can_time_on_this_machine(ctx)
+            else "estimated"
+        )
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         """Unchanged shapes, of packed weights."""
-        return shrink.with_packed_modules(skeleton, self._packed_sizes(skeleton))
+        return shrink.with_packed_modules(skeleton, self._forecast_packed_bytes(skeleton))
 
-    def _packed_sizes(self, skeleton: Skeleton) -> dict[str, int]:
+    def _forecast_packed_bytes(self, skeleton: Skeleton) -> dict[str, int]:
         """Bytes of each module; where kernels race, those of int8."""
         sizes = {}
         for part in linear_parts(skeleton, self.on):
@@ -267,7 +275,9 @@ class SparseCpu(Pass):
         work = {"seconds": SECONDS * contenders * len(set(shapes)), "pack": 2 * numbers}
         if self.format != "auto" and BY_NAME[self.format].grouped:
             work["grid"] = numbers
-        return Effort(tokens, n_separate=max(race_bytes, sum(self._packed_sizes(skeleton).values())), work=work)
+        return Effort(
+            tokens, n_separate=max(race_bytes, sum(self._forecast_packed_bytes(skeleton).values())), work=work
+        )
 
     def reads_clock(self) -> bool:
         return self.format == "auto" and self.timings is None
@@ -276,7 +286,7 @@ class SparseCpu(Pass):
         return (self.timings,) if self.timings else ()
 
 
-def _packed_size(kernel: str, site: Site) -> int:
+def _packed_bytes(kernel: str, site: Site) -> int:
     """Bytes of a packed weight, from its shares of zeros."""
     zeros = site.case.blocks if BY_KERNEL[kernel].skips == "blocks" else site.zeros
     return packed_weight_bytes(kernel, site.case.n, site.case.k, zeros)

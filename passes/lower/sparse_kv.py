@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import NoReturn
 
 from torch import fx
 
@@ -84,31 +85,31 @@ class SparseKv(Pass):
         left = rewrite_attention_calls(
             program,
             chosen,
-            _packed_cache_unsupported_reason,
-            partial(_replace_by_packed_attention, facts=self._facts()),
+            _unsupported_reason_or_empty,
+            partial(_replace_by_packed_attention, cache_settings=self._cache_settings()),
         )
         cost = None if before is None else before.compare_to(program.model, ctx)
         if cost is not None and not cost.divergence <= self.divergence:
-            self._refuse_inaccurate(cost, len(chosen) - len(left))
+            self._raise_inaccurate(cost, len(chosen) - len(left))
         program.note(
             pruned=[a.site for a in chosen if a.site not in left],
             unchanged=left,
-            **self._facts(),
+            **self._cache_settings(),
             accuracy=None if cost is None else cost.to_json(),
         )
 
-    def _refuse_inaccurate(self, cost: Accuracy, count: int) -> None:
-        facts, (before, after) = self._facts(), cost.perplexity or (math.nan, math.nan)
+    def _raise_inaccurate(self, accuracy: Accuracy, pruned_count: int) -> NoReturn:
+        facts, (before, after) = self._cache_settings(), accuracy.perplexity or (math.nan, math.nan)
         raise lowering_inaccurate(
-            f"predictions moved by {significant_digits(cost.divergence)} nats while decoding, at most "
+            f"predictions moved by {significant_digits(accuracy.divergence)} nats while decoding, at most "
             f"{significant_digits(self.divergence)} are allowed, perplexity {significant_digits(before)} became "
             f"{significant_digits(after)}",
             help="keep more, of keys first, or make the window longer",
-            note=f"the caches of {count} attention modules keep {facts['keep_keys']:.0%} of keys and "
+            note=f"the caches of {pruned_count} attention modules keep {facts['keep_keys']:.0%} of keys and "
             f"{facts['keep_values']:.0%} of values",
         ).rejection()
 
-    def _facts(self) -> dict[str, float | int]:
+    def _cache_settings(self) -> dict[str, float | int]:
         keep = {
             name: float((override or self.keep).value)
             for name, override in (("keep_keys", self.keys), ("keep_values", self.values))
@@ -116,25 +117,29 @@ class SparseKv(Pass):
         return {**keep, "window": self.window, "sinks": self.sinks}
 
 
-def _packed_cache_unsupported_reason(node: fx.Node) -> str:
-    (queries, keys), d = query_and_key_heads(node), node.args[1].meta["shape"][-1]
-    if unsupported_option(node):
-        return unsupported_option(node)
-    if node.kwargs.get("sliding_window"):
-        return f"it sees the newest {node.kwargs['sliding_window']} tokens only"
-    if exclusive_cache_update(node) is None:
+def _unsupported_reason_or_empty(attention_node: fx.Node) -> str:
+    (queries, keys), d = query_and_key_heads(attention_node), attention_node.args[1].meta["shape"][-1]
+    if unsupported_option(attention_node):
+        return unsupported_option(attention_node)
+    if attention_node.kwargs.get("sliding_window"):
+        return f"it sees the newest {attention_node.kwargs['sliding_window']} tokens only"
+    if exclusive_cache_update(attention_node) is None:
         return "it attends to something else than its cache"
-    if node.args[3].meta["shape"][-1] != d:
-        return f"its keys have {d} dimensions and its values {node.args[3].meta['shape'][-1]}"
+    if attention_node.args[3].meta["shape"][-1] != d:
+        return f"its keys have {d} dimensions and its values {attention_node.args[3].meta['shape'][-1]}"
     return KERNELS["sparse_attention"].unsupported_reason(queries, keys, d)
 
 
-def _replace_by_packed_attention(graph: fx.Graph, node: fx.Node, facts: dict[str, float | int]) -> None:
-    update = exclusive_cache_update(node)
-    assert update is not None, f"{node.name} was refused"
+def _replace_by_packed_attention(
+    graph: fx.Graph, attention_node: fx.Node, cache_settings: dict[str, float | int]
+) -> None:
+    update = exclusive_cache_update(attention_node)
+    assert update is not None, f"{attention_node.name} was refused"
     cache, k, v, slot = update.args
-    module, q, _, _, mask = node.args
-    replace_call(graph, node, leaves.packed_attention, (module, q, k, v, mask, cache, slot), dict(facts))
+    module, q, _, _, mask = attention_node.args
+    replace_call(
+        graph, attention_node, leaves.packed_attention, (module, q, k, v, mask, cache, slot), dict(cache_settings)
+    )
     for user in list(update.users):
         graph.erase_node(user)
     graph.erase_node(update)

@@ -9,8 +9,8 @@ from ...compiler.ir.program import Program
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Lossy, Pass, param
 from ...compiler.transforms.editing.rewrite import Rewriter
-from ...compiler.transforms.search.importance import ascending, l1_importance
-from ...compiler.transforms.search.widths import slice_out
+from ...compiler.transforms.search.importance import ascending_indices, l1_importance
+from ...compiler.transforms.search.widths import slice_group
 from ...dsl.checker.skeleton import Group
 
 
@@ -42,10 +42,15 @@ class Apply(Pass):
     def run(self, program: Program, ctx: Context) -> None:
         skeleton = skeleton_of(program)
         config, layers = read_pruning_config(ctx.folder / self.path, skeleton), layers_by_number(skeleton)
-        orders = {id(g): self._order(program, g) for layer in layers for g in (layer.heads, layer.channels) if g}
+        orders = {
+            id(g): self._items_in_removal_order(program, g)
+            for layer in layers
+            for g in (layer.heads, layer.channels)
+            if g
+        }
         for kind, role in (("attn", "attention"), ("mlp", "mlp")):
             for number in config[f"pruned_{kind}_idx"]:
-                self._drop_branch_of_role(program, layers[number], role)
+                self._drop_and_note_branch_of_role(program, layers[number], role)
         for number, layer in enumerate(layers):
             for kind, role, group in (("attn", "attention", layer.heads), ("mlp", "mlp", layer.channels)):
                 if group and number not in config[f"pruned_{kind}_idx"]:
@@ -54,14 +59,16 @@ class Apply(Pass):
                     removed = orders[id(group)][: group.count - width // size]
                     if removed:
                         with Rewriter(program) as rewrite:
-                            slice_out(program, rewrite, group, set(removed))
+                            slice_group(program, rewrite, group, set(removed))
 
-    def _order(self, program: Program, group: Group) -> list[int]:
+    def _items_in_removal_order(self, program: Program, group: Group) -> list[int]:
         """Items from the first to go to the last."""
-        return ascending(l1_importance(program, group)) if self.reorder == "l1" else list(range(group.count))[::-1]
+        return (
+            ascending_indices(l1_importance(program, group)) if self.reorder == "l1" else list(range(group.count))[::-1]
+        )
 
-    def _drop_branch_of_role(self, program: Program, layer: Layer, role: str) -> None:
-        branch = layer.branches[role]
+    def _drop_and_note_branch_of_role(self, program: Program, config_layer: Layer, role: str) -> None:
+        branch = config_layer.branches[role]
         current = next(b for b in skeleton_of(program).branches if b.site == branch.site)
         with Rewriter(program) as rewrite:
             graph = program.units[current.unit].graph

@@ -6,7 +6,7 @@ from typing import Literal
 from ...compiler.analysis.planning.selection import branches, layers
 from ...compiler.plugin.interfaces import param
 from ...compiler.transforms.search.block_pruner import BlockPruner
-from ...compiler.transforms.search.greedy import Greedy
+from ...compiler.transforms.search.greedy import GreedySearch
 from ...compiler.transforms.search.parts import BlockParts, LayerParts
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import Ratio, Selector
@@ -40,14 +40,14 @@ class Blocks(BlockPruner):
         if self.unit == "branch":
             yield "missing branches"
 
-    def greedy(self, skeleton: Skeleton) -> Greedy:
+    def make_search(self, skeleton: Skeleton) -> GreedySearch:
         self._refuse_single_removable(skeleton)
         parts: LayerParts | BlockParts
         if self.unit == "layer":
             parts = LayerParts("blocks", all=len(skeleton.units), units=layers(skeleton, self.on))
         else:
             parts = BlockParts("blocks", all=len(skeleton.branches), branches=branches(skeleton, self.on))
-        return self.removing(self.remove, "blocks", parts)
+        return self.removal_search(self.remove, "blocks", parts)
 
     def _refuse_single_removable(self, skeleton: Skeleton) -> None:
         """The last one stays, so that one alone is none to remove."""

@@ -3,7 +3,7 @@
 from ...compiler.analysis.planning.amount import Amount
 from ...compiler.analysis.planning.selection import groups, reject_if_model_has_none
 from ...compiler.plugin.interfaces import param
-from ...compiler.transforms.search.greedy import Greedy, items
+from ...compiler.transforms.search.greedy import GreedySearch, total_step_count
 from ...compiler.transforms.search.parts import WidthParts
 from ...compiler.transforms.search.width_pruner import RefittingPruner
 from ...dsl.checker.skeleton import Skeleton
@@ -34,17 +34,17 @@ class Channels(RefittingPruner):
         "Widths are multiples of this, and it is the step of the search.", default=32, ge=1, unit="channels"
     )
 
-    def greedy(self, skeleton: Skeleton) -> Greedy:
+    def make_search(self, skeleton: Skeleton) -> GreedySearch:
         chosen = reject_if_model_has_none(skeleton, "channels", groups(skeleton, "channels", self.on))
-        return Greedy(
+        return GreedySearch(
             Amount(self.keep),
             "channels",
-            items(chosen),
+            total_step_count(chosen),
             (WidthParts("channels", groups=chosen, step=self.align),),
             self.score,
             exact=self.search == "exact",
             rank="loss",
             align=self.align,
             even_params=True,
-            fit=self.fit,
+            fit=self.fit_settings,
         )

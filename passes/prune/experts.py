@@ -9,13 +9,13 @@ from ...compiler.analysis.planning.selection import groups, reject_if_model_has_
 from ...compiler.ir.program import Program
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, Lossy, Pass, param
-from ...compiler.transforms.editing.dry_run import dry_run
+from ...compiler.transforms.editing.dry_run import dry_run_or_reject
 from ...compiler.transforms.editing.rewrite import Rewriter
 from ...compiler.transforms.search import routing
-from ...compiler.transforms.search.importance import ascending, l1_importance
-from ...compiler.transforms.search.savings import steps
+from ...compiler.transforms.search.importance import ascending_indices, l1_importance
+from ...compiler.transforms.search.savings import step_count_of
 from ...compiler.transforms.search.uniform_widths import forecast_even_widths
-from ...compiler.transforms.search.widths import RankedGroup, slice_all
+from ...compiler.transforms.search.widths import RankedGroup, slice_groups
 from ...dsl.checker.skeleton import Group, Skeleton
 from ...dsl.checker.values import DataRef, Ratio, Selector
 
@@ -43,28 +43,35 @@ class Experts(Pass):
 
     def run(self, program: Program, ctx: Context) -> None:
         chosen = self._expert_groups_or_reject(skeleton_of(program))
-        trusted = routing.router_weight_sums(program, ctx, self.data, chosen) if self.data else {}
+        trusted = routing.sum_router_weights(program, ctx, self.data, chosen) if self.data else {}
         cuts = []
         for group in chosen:
             scores = trusted[group.site] if group.site in trusted else l1_importance(program, group)
-            site = RankedGroup(group, ascending(scores))
-            removed = site.least_important_items(site.size - Amount(self.keep).remaining_count(site.size))
+            site = RankedGroup(group, ascending_indices(scores))
+            removed = site.least_important_per_block(site.size - Amount(self.keep).remaining_count(site.size))
             cuts += [(group, set(removed))] if removed else []
-        dry_run(
+        dry_run_or_reject(
             program,
             f"{1 - self.keep.value:.0%} of the experts",
-            lambda trial: self._take(trial, cuts),
+            lambda trial: self._remove_items_and_set_counts(trial, cuts),
             remedy="make experts narrower instead: `prune.channels`",
         )
         with Rewriter(program) as rewrite:
-            self._take(program, cuts, rewrite)
+            self._remove_items_and_set_counts(program, cuts, rewrite)
 
-    def _take(self, program: Program, cuts: Sequence[tuple[Group, set[int]]], rewrite: Rewriter | None = None) -> None:
-        rewrite = rewrite or Rewriter(program)
-        slice_all(program, rewrite, cuts)
+    def _remove_items_and_set_counts(
+        self,
+        program: Program,
+        groups_and_removed_items: Sequence[tuple[Group, set[int]]],
+        rewriter: Rewriter | None = None,
+    ) -> None:
+        rewriter = rewriter or Rewriter(program)
+        slice_groups(program, rewriter, groups_and_removed_items)
         expert_groups = [g for g in skeleton_of(program).groups if g.kind == "experts"]
-        for name, count in routing.expert_count_attributes(program, [group for group, _ in cuts], expert_groups):
-            rewrite.set_attr(name, Amount(self.keep).remaining_count(count))
+        for name, count in routing.expert_count_attributes(
+            program, [group for group, _ in groups_and_removed_items], expert_groups
+        ):
+            rewriter.set_attr(name, Amount(self.keep).remaining_count(count))
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         return forecast_even_widths(skeleton, self._expert_groups_or_reject(skeleton), Amount(self.keep), 1)
@@ -76,6 +83,6 @@ class Experts(Pass):
         """The layers of experts; Reject where one would be left with fewer than are chosen for a token."""
         expert_groups = reject_if_model_has_none(skeleton, "experts", groups(skeleton, "experts", self.on))
         for group in expert_groups:
-            remaining = Amount(self.keep).remaining_count(steps(group)) * group.count // steps(group)
-            routing.check_expert_count(skeleton, group, remaining, "keep")
+            remaining = Amount(self.keep).remaining_count(step_count_of(group)) * group.count // step_count_of(group)
+            routing.refuse_too_few_experts(skeleton, group, remaining, "keep")
         return expert_groups

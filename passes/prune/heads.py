@@ -3,7 +3,7 @@
 from ...compiler.analysis.planning.amount import Amount
 from ...compiler.analysis.planning.selection import groups, reject_if_model_has_none
 from ...compiler.plugin.interfaces import param
-from ...compiler.transforms.search.greedy import Greedy, items
+from ...compiler.transforms.search.greedy import GreedySearch, total_step_count
 from ...compiler.transforms.search.parts import WidthParts
 from ...compiler.transforms.search.width_pruner import RefittingPruner
 from ...dsl.checker.skeleton import Group, Skeleton
@@ -30,21 +30,21 @@ class Heads(RefittingPruner):
     keep: Ratio = param("Share of the query heads or KV heads that stays.", of=("heads", "kv_heads"), gt=0, le=1)
     on: Selector | None = param("Which attention modules.", default=None)
 
-    def greedy(self, skeleton: Skeleton) -> Greedy:
-        chosen = self._groups(skeleton)
+    def make_search(self, skeleton: Skeleton) -> GreedySearch:
+        chosen = self._head_groups_or_reject(skeleton)
         kind = chosen[0].kind if chosen else "heads"
-        return Greedy(
+        return GreedySearch(
             Amount(self.keep),
             kind,
-            items(chosen),
+            total_step_count(chosen),
             (WidthParts(kind, groups=chosen),),
             self.score,
             exact=self.search == "exact",
             rank="loss",
-            fit=self.fit,
+            fit=self.fit_settings,
         )
 
-    def _groups(self, skeleton: Skeleton) -> tuple[Group, ...]:
+    def _head_groups_or_reject(self, skeleton: Skeleton) -> tuple[Group, ...]:
         """Groups of the kind that `keep` counts; where every query head has its own KV head, both are one."""
         kind = "kv_heads" if self.keep.of == "kv_heads" else "heads"
         of_kind = groups(skeleton, kind, self.on)

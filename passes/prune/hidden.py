@@ -8,12 +8,12 @@ from ...compiler.analysis.planning.stream_width import remaining_width, require_
 from ...compiler.ir.program import Program
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, Lossy, Pass, param
-from ...compiler.transforms.editing.dry_run import dry_run
+from ...compiler.transforms.editing.dry_run import dry_run_or_reject
 from ...compiler.transforms.editing.rewrite import Rewriter
 from ...compiler.transforms.search import stream as streams
 from ...compiler.transforms.search.effort import estimate_fitting_effort
-from ...compiler.transforms.search.importance import ascending, l1_importance
-from ...compiler.transforms.search.widths import slice_out
+from ...compiler.transforms.search.importance import ascending_indices, l1_importance
+from ...compiler.transforms.search.widths import slice_group
 from ...dsl.checker.rules import Conflict, Problem, Unread
 from ...dsl.checker.skeleton import Group, Skeleton
 from ...dsl.checker.values import DataRef, Ratio
@@ -73,32 +73,34 @@ class Hidden(Pass):
         count = remaining_width(skeleton_with_stream(program), self.keep, self.align)
         moments = None
         if self.data and (self.repair or self.reorder in (None, "wanda")):
-            modules = [path for path, _ in streams.observed_readers(program, stream)]
-            moments = streams.observe(program, ctx, modules, self.data)
-        removed = set(ascending(self._importance(program, ctx, stream, moments))[: stream.count - count])
+            modules = [path for path, _ in streams.matrix_readers(program, stream)]
+            moments = streams.collect_moments(program, ctx, modules, self.data)
+        removed = set(
+            ascending_indices(self._channel_importance(program, ctx, stream, moments))[: stream.count - count]
+        )
         if not removed:
             return
-        dry_run(
+        dry_run_or_reject(
             program,
             f"{len(removed)} channels of the residual stream",
-            lambda trial: self._take(trial, stream, removed),
+            lambda trial: self._remove_channels(trial, stream, removed),
             remedy="narrow what is inside of layers: `prune.channels`, `prune.heads`",
         )
         if self.repair and moments is not None:
             streams.refit_readers(program, ctx, stream, moments, sorted(removed))
-        self._take(program, stream, removed)
+        self._remove_channels(program, stream, removed)
 
-    def _importance(self, program: Program, ctx: Context, stream: Group, moments: "Moments | None") -> "Tensor":
+    def _channel_importance(self, program: Program, ctx: Context, stream: Group, moments: "Moments | None") -> "Tensor":
         if self.data is None or self.reorder == "l1":
             return l1_importance(program, stream)
         if self.reorder == "norms":
-            return streams.norm_importance(program, ctx, stream, self.data)
+            return streams.measure_norm_importance(program, ctx, stream, self.data)
         assert moments is not None, "no rows were read"
         return streams.energy_importance(program, stream, moments)
 
-    def _take(self, program: Program, stream: Group, removed: set[int]) -> None:
+    def _remove_channels(self, program: Program, stream: Group, removed_channels: set[int]) -> None:
         with Rewriter(program) as rewrite:
-            slice_out(program, rewrite, stream, removed)
+            slice_group(program, rewrite, stream, removed_channels)
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         return with_stream_width(skeleton, remaining_width(skeleton, self.keep, self.align))

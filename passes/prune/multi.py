@@ -6,7 +6,7 @@ from typing import Literal
 from ...compiler.analysis.planning.amount import Amount
 from ...compiler.plugin.interfaces import param
 from ...compiler.transforms.search.competing_pruner import CompetingPruner
-from ...compiler.transforms.search.greedy import Greedy
+from ...compiler.transforms.search.greedy import GreedySearch
 from ...compiler.transforms.search.latency import no_clock
 from ...compiler.transforms.search.parts import select_parts
 from ...dsl.checker.rules import Problem, Unread
@@ -82,14 +82,14 @@ class Multi(CompetingPruner):
         if self.split is None:
             yield Unread(("width_score",), "`split`", ())
 
-    def greedy(self, skeleton: Skeleton) -> Greedy:
+    def make_search(self, skeleton: Skeleton) -> GreedySearch:
         if self.machine is not None and self.remove.of != "latency":
             raise no_clock(
                 f"`machine` is whose latency is saved, and {self.remove.of} are the same on all",
                 help="write `of latency`, or leave `machine` out",
             ).rejection()
         exact = self.exact
-        return Greedy(
+        return GreedySearch(
             Amount(self.remove, removes=True),
             "params",
             0,
@@ -106,7 +106,7 @@ class Multi(CompetingPruner):
             estimate=self.estimate,
             together=self.together,
             overshoots=self.overshoot or exact,
-            fit=self.fit(self.reorder or ("l1" if exact else "obs")),
+            fit=self.fit_settings(self.reorder or ("l1" if exact else "obs")),
         )
 
     def reads_clock(self) -> bool:

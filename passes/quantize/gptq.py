@@ -9,9 +9,9 @@ from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.ir.program import Program
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, param
-from ...compiler.transforms.search.quantizing import Quantizer, nonzero_mask, record_grids
-from ...compiler.transforms.search.solving import estimate_layerwise_effort, solve_layerwise
-from ...compiler.transforms.search.updates import gptq
+from ...compiler.transforms.search.quantizing import Quantizer, nonzero_mask, note_grids
+from ...compiler.transforms.search.solving import estimate_layerwise_effort, solve_and_replace_weights
+from ...compiler.transforms.search.updates import solve_gptq
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import DataRef
 
@@ -54,9 +54,11 @@ class Gptq(Quantizer):
             if gram is None:  # no row reached it
                 nearest = grid.fit_scales(weight.float()).round(weight.float())
                 return nearest if keep is None else torch.where(keep, nearest, 0.0)
-            return gptq(weight, gram, grid, self.order, keep, self.damping, self.sweeps)
+            return solve_gptq(weight, gram, grid, self.order, keep, self.damping, self.sweeps)
 
-        record_grids(program, chosen, *solve_layerwise(program, ctx, chosen, rows, new), grid, tokens=rows.numel())
+        note_grids(
+            program, chosen, *solve_and_replace_weights(program, ctx, chosen, rows, new), grid, tokens=rows.numel()
+        )
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
         return estimate_layerwise_effort(skeleton, self.chosen(skeleton), ctx.rows(self.data), "uniform")

@@ -6,8 +6,8 @@ from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.ir.program import Program
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort
-from ...compiler.transforms.search.quantizing import Quantizer, nonzero_mask, record_grids
-from ...compiler.transforms.search.sparsity import finite_weight, relative_change, replace_weight, sizes
+from ...compiler.transforms.search.quantizing import Quantizer, nonzero_mask, note_grids
+from ...compiler.transforms.search.sparsity import finite_weight, relative_change, replace_weight, weight_count_by_path
 from ...dsl.checker.skeleton import Skeleton
 
 
@@ -30,9 +30,9 @@ class Round(Quantizer):
             new = new if keep is None else torch.where(keep, new, 0.0)
             errors[part.path] = relative_change(weight, new)
             zeros[part.path] = replace_weight(program, part.path, new, ctx)
-        record_grids(program, chosen, zeros, errors, self.grid)
+        note_grids(program, chosen, zeros, errors, self.grid)
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
         """Scales of every number's group are tried, or follow from the largest."""
         how = "grid" if self.grid.search else "select"
-        return Effort(work={how: float(sum(sizes(self.chosen(skeleton)).values()))})
+        return Effort(work={how: float(sum(weight_count_by_path(self.chosen(skeleton)).values()))})

@@ -13,10 +13,10 @@ from ...compiler.ir.program import Program
 from ...compiler.ir.surgery import replace_tensor_everywhere
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Close, Effort, param
-from ...compiler.transforms.search.folds import Fold, folds
+from ...compiler.transforms.search.folds import Fold, find_folds_by_unit
 from ...compiler.transforms.search.layerwise import Layerwise, Stage, stages
 from ...compiler.transforms.search.quantizing import GridPass
-from ...compiler.transforms.search.scaling import N_TRIALS, Scaling, Sums
+from ...compiler.transforms.search.scaling import N_TRIALS, InputStatistics, Scaling
 from ...compiler.transforms.search.solving import estimate_layerwise_effort
 from ...compiler.transforms.search.sparsity import finite_weight
 from ...dsl.checker.inputs import in_features_of
@@ -54,36 +54,39 @@ class Scale(GridPass):
 
     def run(self, program: Program, ctx: Context) -> None:
         chosen, rows = self.chosen(skeleton_of(program)), ctx.rows(self.data)
-        parts, folds_by_unit, shards = stages(program, chosen), folds(program), Shards(ctx.workdir / "layers")
+        parts, folds_by_unit, shards = (
+            stages(program, chosen),
+            find_folds_by_unit(program),
+            Shards(ctx.workdir / "layers"),
+        )
         walk, changed = Layerwise(program, rows), []
         for stage in ctx.each(parts, "layers", len(parts)):
             tensors = shards.get_or_compute_tensors(
-                stage.unit,
-                partial(self._scaled_tensors_of_stage, program, walk, stage, folds_by_unit.get(stage.unit, [])),
+                stage.unit, partial(self._scale_stage_in_model, program, walk, stage, folds_by_unit.get(stage.unit, []))
             )
             for path, tensor in tensors.items():
                 replace_tensor_everywhere(
                     program.model, path, ctx.map_from_cache(tensor.to(program.model.get_parameter(path).device))
                 )
-            walk.leave(stage)
+            walk.mark_changed(stage)
             changed += [fold.writer for fold in folds_by_unit.get(stage.unit, []) if f"{fold.writer}.weight" in tensors]
         program.changed()
         program.note(scaled=changed, folds=sum(map(len, folds_by_unit.values())), tokens=rows.numel())
 
-    def _scaled_tensors_of_stage(
-        self, program: Program, layerwise: Layerwise, stage: Stage, unit_folds: list[Fold]
+    def _scale_stage_in_model(
+        self, program: Program, layerwise: Layerwise, stage: Stage, folds_of_unit: list[Fold]
     ) -> dict[str, Tensor]:
-        model, sums, tensors = program.model, Sums(), {}
+        model, sums, tensors = program.model, InputStatistics(), {}
         for path in stage.modules:
             finite_weight(program, path)
-        layerwise.observe_inputs(stage, sums.accumulate)
+        layerwise.run_and_observe_inputs(stage, sums.accumulate)
         scaling = Scaling.of(model, self.grid, sums, stage.modules, self.inputs == "int8")
-        for fold in unit_folds:
-            by = scaling.best_factor(fold)
+        for fold in folds_of_unit:
+            by = scaling.best_factors_or_none(fold)
             if by is None:
                 continue
-            scaling.accumulate_factors(fold, by)
-            for path, tensor in fold.scaled_tensors(model, by).items():
+            scaling.multiply_in_factors(fold, by)
+            for path, tensor in fold.scaled_tensors_by_path(model, by).items():
                 tensors[path] = tensor
                 replace_tensor_everywhere(model, path, tensor)
         return tensors

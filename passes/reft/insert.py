@@ -67,7 +67,7 @@ class Insert(Pass):
     )
 
     def run(self, program: Program, ctx: Context) -> None:
-        self._refuse_identity_start_of_form()
+        self._refuse_form_without_identity()
         chosen = layers(skeleton_of(program), self.on)
         interventions = make_interventions(
             program,
@@ -94,7 +94,7 @@ class Insert(Pass):
         )
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
-        self._refuse_identity_start_of_form()
+        self._refuse_form_without_identity()
         (first, last), width = parse_first_last_counts(self.positions), skeleton.facts.get("hidden") or 0
         if width and self.rank > width:
             raise wide_rank_diagnostic(self.rank, width, "").rejection()
@@ -108,7 +108,7 @@ class Insert(Pass):
         ]
         return replace(skeleton, parts=(*skeleton.parts, *added))
 
-    def _refuse_identity_start_of_form(self) -> None:
+    def _refuse_form_without_identity(self) -> None:
         if self.start == "identity" and not has_identity(self.form):
             raise no_identity(
                 f"`{self.form}` sets these coordinates to constants for every hidden state, so it has no identity",

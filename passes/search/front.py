@@ -55,15 +55,19 @@ class Front(Pass):
         originals: dict[str, float] = {}
         points = [self._measure_point(ref, ctx, originals) for ref in ctx.each(self.points, "points", len(self.points))]
         best = (
-            [p for p in points if not any(beats(turned(other), turned(p)) for other in points)]
+            [
+                p
+                for p in points
+                if not any(beats(less_is_better_values(other), less_is_better_values(p)) for other in points)
+            ]
             if self.keep == "best"
             else points
         )
         return Points(tuple(best), ctx.results)
 
-    def _measure_point(self, ref: StepRef, ctx: Context, originals: dict[str, float]) -> Point:
-        """`originals` are times of the original beside the first point, by measure."""
-        key, program = ctx.result(ref)
+    def _measure_point(self, step_ref: StepRef, ctx: Context, original_time_by_measure: dict[str, float]) -> Point:
+        """`original_time_by_measure` are times of the original beside the first point, by measure."""
+        key, program = ctx.result(step_ref)
         words = [ctx.metric(metric) for metric in self.measure]
         original = ctx.origin.load().eval() if any(word.timed for word in words) else None
         values = []
@@ -75,9 +79,11 @@ class Front(Pass):
             times = measure_interleaved(
                 {"original": original, "point": program.model}, word, ROUNDS, calls_per_round=ROUNDS
             )
-            values.append(originals.setdefault(value_text(metric), times.values["original"]) * times.ratio)
+            values.append(
+                original_time_by_measure.setdefault(value_text(metric), times.values["original"]) * times.ratio
+            )
         return Point(
-            ref.name,
+            step_ref.name,
             key,
             {
                 value_text(metric): (value, word.unit, word.better)
@@ -86,6 +92,6 @@ class Front(Pass):
         )
 
 
-def turned(point: Point) -> tuple[float, ...]:
+def less_is_better_values(point: Point) -> tuple[float, ...]:
     """Its measures, so that less is better."""
     return tuple(value if better == "lower" else -value for value, _, better in point.measures.values())

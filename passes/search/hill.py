@@ -23,9 +23,9 @@ class Hill(Method):
     """
 
     def explore(self, explorer: Explorer, rng: random.Random) -> None:
-        evaluate_proposals(explorer, rng, lambda: self._new_neighbour_of_front(explorer, rng))
+        evaluate_proposals(explorer, rng, lambda: self._draw_new_neighbour_of_front(explorer, rng))
 
-    def _new_neighbour_of_front(self, explorer: Explorer, rng: random.Random) -> Genome:
+    def _draw_new_neighbour_of_front(self, explorer: Explorer, rng: random.Random) -> Genome:
         front = explorer.pareto_front()
         rng.shuffle(front)
         for genome in front:

@@ -35,24 +35,24 @@ class Predict(Method):
     def explore(self, explorer: Explorer, rng: random.Random) -> None:
         def propose() -> Genome:
             early = len(explorer.known) < max(self.evals // 3, 3)
-            return sample_allowed_genome(explorer, rng) if early else self._new_candidate_by_prediction(explorer, rng)
+            return sample_allowed_genome(explorer, rng) if early else self._draw_promising_new_candidate(explorer, rng)
 
         evaluate_proposals(explorer, rng, propose)
 
-    def _new_candidate_by_prediction(self, explorer: Explorer, rng: random.Random) -> Genome:
+    def _draw_promising_new_candidate(self, explorer: Explorer, rng: random.Random) -> Genome:
         front = explorer.pareto_front()
         pool = {g for one in front for g in neighbours(one, choice_counts(explorer))}
         pool |= {tuple(rng.randrange(size) for size in choice_counts(explorer)) for _ in range(self.pool)}
         fresh = sorted(g for g in pool if g not in explorer.known and explorer.allows(g))
         if not fresh:
             return sample_allowed_genome(explorer, rng)
-        predicted = predict_measures(explorer, fresh)
+        predicted = fit_and_predict_measures(explorer, fresh)
         among = {genome: explorer.known[genome] for genome in front} | predicted
         better = [genome for genome in non_dominated(among) if genome in predicted]
         return rng.choice(better or fresh)
 
 
-def predict_measures(explorer: Explorer, genomes: list[Genome]) -> dict[Genome, Values]:
+def fit_and_predict_measures(explorer: Explorer, genomes: list[Genome]) -> dict[Genome, Values]:
     """The measures of genomes by ridge regression over which value each dimension has, from what was evaluated."""
     known = {g: v for g, v in explorer.known.items() if all(map(math.isfinite, v))}
     x, y = _one_hot(list(known), choice_counts(explorer)), torch.tensor(list(known.values()), dtype=torch.float64)

@@ -3,7 +3,7 @@
 from ...compiler.analysis.planning.selection import state_space_branches
 from ...compiler.plugin.interfaces import param
 from ...compiler.transforms.search.block_pruner import BlockPruner
-from ...compiler.transforms.search.greedy import Greedy
+from ...compiler.transforms.search.greedy import GreedySearch
 from ...compiler.transforms.search.parts import MixerParts
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import Ratio, Selector
@@ -34,8 +34,8 @@ class Blocks(BlockPruner):
     )
     on: Selector | None = param("Which mixers may go.", default=None)
 
-    def greedy(self, skeleton: Skeleton) -> Greedy:
+    def make_search(self, skeleton: Skeleton) -> GreedySearch:
         parts = MixerParts(
             "blocks", all=len(state_space_branches(skeleton, None)), branches=state_space_branches(skeleton, self.on)
         )
-        return self.removing(self.remove, "blocks", parts)
+        return self.removal_search(self.remove, "blocks", parts)

@@ -2,8 +2,8 @@
 
 from ...compiler.analysis.planning.selection import groups
 from ...compiler.plugin.interfaces import param
-from ...compiler.transforms.search.compensation import Fit
-from ...compiler.transforms.search.greedy import Greedy
+from ...compiler.transforms.search.compensation import FitSettings
+from ...compiler.transforms.search.greedy import GreedySearch
 from ...compiler.transforms.search.parts import SliceParts, WidthParts
 from ...compiler.transforms.search.width_pruner import WidthPruner
 from ...dsl.checker.skeleton import Skeleton
@@ -47,7 +47,7 @@ class Channels(WidthPruner):
         "Rows that rank channels and refit readers; unless given, 32 that the model writes.", default=None
     )
 
-    def greedy(self, skeleton: Skeleton) -> Greedy:
+    def make_search(self, skeleton: Skeleton) -> GreedySearch:
         chosen = groups(skeleton, "ssm_channels", self.on)
         parts = (WidthParts if self.repair else SliceParts)("ssm_channels", groups=chosen, step=self.align)
-        return self.narrowing(self.keep, parts, Fit("obs", self.repair, self.data), self.align)
+        return self.narrowing_search(self.keep, parts, FitSettings("obs", self.repair, self.data), self.align)

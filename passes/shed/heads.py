@@ -2,8 +2,8 @@
 
 from ...compiler.analysis.planning.selection import groups
 from ...compiler.plugin.interfaces import param
-from ...compiler.transforms.search.compensation import Fit
-from ...compiler.transforms.search.greedy import Greedy
+from ...compiler.transforms.search.compensation import FitSettings
+from ...compiler.transforms.search.greedy import GreedySearch
 from ...compiler.transforms.search.parts import SliceParts
 from ...compiler.transforms.search.width_pruner import WidthPruner
 from ...dsl.checker.skeleton import Skeleton
@@ -43,7 +43,7 @@ class Heads(WidthPruner):
     step: int = param("Heads of every group per cut.", default=1, ge=1, unit="heads")
     data: DataRef | None = param("Rows that heads are ranked on; unless given, 32 that the model writes.", default=None)
 
-    def greedy(self, skeleton: Skeleton) -> Greedy:
+    def make_search(self, skeleton: Skeleton) -> GreedySearch:
         chosen = groups(skeleton, "ssm_heads", self.on)
         parts = SliceParts("ssm_heads", groups=chosen, step=self.step)
-        return self.narrowing(self.keep, parts, Fit("obs", False, self.data), self.step)
+        return self.narrowing_search(self.keep, parts, FitSettings("obs", False, self.data), self.step)

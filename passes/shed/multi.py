@@ -6,9 +6,9 @@ from ...compiler.analysis.planning.amount import Amount
 from ...compiler.plugin.interfaces import param
 from ...compiler.transforms.search.budget import CUTS
 from ...compiler.transforms.search.competing_pruner import CompetingPruner
-from ...compiler.transforms.search.greedy import Greedy
+from ...compiler.transforms.search.greedy import GreedySearch
 from ...compiler.transforms.search.parts import select_parts
-from ...compiler.transforms.search.routing import least_experts
+from ...compiler.transforms.search.routing import min_expert_count
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import Ratio, Selector, Shares
 from ...dsl.syntax.diagnostics import Fault
@@ -68,16 +68,16 @@ class Multi(CompetingPruner):
     states: int = param("States of every group of a scan per cut.", default=4, ge=1, unit="states")
     on: Selector | None = param("Which blocks may be cut, whole or inside.", default=None)
 
-    def greedy(self, skeleton: Skeleton) -> Greedy:
+    def make_search(self, skeleton: Skeleton) -> GreedySearch:
         sizes = {"group": self.group, "heads": self.heads, "experts": self.experts, "states": self.states}
-        parts = select_parts(skeleton, self.on, self.order, sizes, least_experts(skeleton))
+        parts = select_parts(skeleton, self.on, self.order, sizes, min_expert_count(skeleton))
         if not parts:
             raise nothing_to_shed(
                 f"the model has none of {', '.join(self.order)}",
                 help="name other kinds in `order`, or let it choose among all",
             ).rejection()
         exact = self.exact
-        return Greedy(
+        return GreedySearch(
             Amount(self.remove, removes=True),
             CUTS,
             0,
@@ -91,7 +91,7 @@ class Multi(CompetingPruner):
             estimate=self.estimate,
             together=self.together,
             overshoots=self.overshoot or self.exact,
-            fit=self.fit(),
+            fit=self.fit_settings(),
         )
 
     def reads_clock(self) -> bool:

@@ -3,7 +3,7 @@
 from ...compiler.analysis.planning.selection import scans
 from ...compiler.plugin.interfaces import param
 from ...compiler.transforms.search.block_pruner import BlockPruner
-from ...compiler.transforms.search.greedy import Greedy
+from ...compiler.transforms.search.greedy import GreedySearch
 from ...compiler.transforms.search.parts import ScanParts
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import Ratio, Selector
@@ -39,6 +39,6 @@ class Ssm(BlockPruner):
     )
     on: Selector | None = param("Which mixers may lose their scan.", default=None)
 
-    def greedy(self, skeleton: Skeleton) -> Greedy:
+    def make_search(self, skeleton: Skeleton) -> GreedySearch:
         parts = ScanParts("scans", all=len(skeleton.scans), scans=scans(skeleton, self.on))
-        return self.removing(self.remove, "scans", parts)
+        return self.removal_search(self.remove, "scans", parts)

@@ -2,8 +2,8 @@
 
 from ...compiler.analysis.planning.selection import groups
 from ...compiler.plugin.interfaces import param
-from ...compiler.transforms.search.compensation import Fit
-from ...compiler.transforms.search.greedy import Greedy
+from ...compiler.transforms.search.compensation import FitSettings
+from ...compiler.transforms.search.greedy import GreedySearch
 from ...compiler.transforms.search.parts import SliceParts
 from ...compiler.transforms.search.width_pruner import WidthPruner
 from ...dsl.checker.skeleton import Skeleton
@@ -39,7 +39,7 @@ class State(WidthPruner):
     on: Selector | None = param("Which mixers.", default=None)
     step: int = param("States of every group per cut.", default=4, ge=1, unit="states")
 
-    def greedy(self, skeleton: Skeleton) -> Greedy:
+    def make_search(self, skeleton: Skeleton) -> GreedySearch:
         chosen = groups(skeleton, "ssm_state", self.on)
         parts = SliceParts("ssm_state", groups=chosen, step=self.step)
-        return self.narrowing(self.keep, parts, Fit("obs", False), self.step)
+        return self.narrowing_search(self.keep, parts, FitSettings("obs", False), self.step)

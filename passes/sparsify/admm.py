@@ -4,7 +4,7 @@ from torch import Tensor
 
 from ...compiler.plugin.interfaces import param
 from ...compiler.transforms.search.solving import ReconstructingSparsifier
-from ...compiler.transforms.search.updates import admm
+from ...compiler.transforms.search.updates import solve_admm
 from ...dsl.checker.values import Ratio
 
 
@@ -29,4 +29,4 @@ class Admm(ReconstructingSparsifier):
     damping: float = param("What is added to the inputs' squares, as a share of each.", default=0.01, gt=0)
 
     def solve(self, weight: Tensor, gram: Tensor, sparsity: float) -> Tensor:
-        return admm(weight, gram, sparsity, pattern=self.pattern, damping=self.damping)
+        return solve_admm(weight, gram, sparsity, pattern=self.pattern, damping_share=self.damping)

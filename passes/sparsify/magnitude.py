@@ -7,15 +7,15 @@ from ...compiler.analysis.planning.peak_memory import bytes_per_parameter
 from ...compiler.ir.program import Program
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, param
-from ...compiler.transforms.search.masks import keep_mask, magnitude, magnitude_keys
+from ...compiler.transforms.search.masks import keep_mask, magnitude, magnitude_sort_keys
 from ...compiler.transforms.search.sparsity import (
     Sparsifier,
     chosen_parts,
     finite_weight,
-    looking,
-    mask,
-    record_zero_shares,
-    sizes,
+    mask_weight,
+    mask_work,
+    note_zero_shares,
+    weight_count_by_path,
 )
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import Ratio
@@ -40,19 +40,19 @@ class Magnitude(Sparsifier):
     def run(self, program: Program, ctx: Context) -> None:
         chosen, masks = self.chosen(skeleton_of(program)), {}
         for part in ctx.each(chosen, "masks", len(chosen)):
-            masks[part.path] = self._mask(program, part.path, ctx)
-        record_zero_shares(program, chosen, masks, pattern=self.pattern)
+            masks[part.path] = self._zero_smallest_of_module(program, part.path, ctx)
+        note_zero_shares(program, chosen, masks, pattern=self.pattern)
 
-    def _mask(self, program: Program, path: str, ctx: Context) -> float:
+    def _zero_smallest_of_module(self, program: Program, path: str, ctx: Context) -> float:
         """Of one module, so that nothing of it is held when the next one begins; its share of zeros."""
         weight = finite_weight(program, path)
-        score = magnitude(weight) if self.pattern == "blocks" else magnitude_keys(weight)
-        return mask(program, path, keep_mask(score, self.sparsity.value, self.pattern, self.each), ctx)
+        score = magnitude(weight) if self.pattern == "blocks" else magnitude_sort_keys(weight)
+        return mask_weight(program, path, keep_mask(score, self.sparsity.value, self.pattern, self.each), ctx)
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
         """Of a module what is ordered, a mask, the result and its bytes are held; of blocks and groups sums and
         places, too."""
         chosen = chosen_parts(skeleton, self.on)
         bytes_per_weight = 3 * bytes_per_parameter(skeleton) + 1 if self.pattern == "any" else 32
-        work = looking(chosen, self.pattern, self.each)
-        return Effort(n_separate=bytes_per_weight * max(sizes(chosen).values(), default=0), work=work)
+        work = mask_work(chosen, self.pattern, self.each)
+        return Effort(n_separate=bytes_per_weight * max(weight_count_by_path(chosen).values(), default=0), work=work)

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from ...compiler.plugin.interfaces import param
 from ...compiler.transforms.search.solving import ReconstructingSparsifier
-from ...compiler.transforms.search.updates import sparsegpt
+from ...compiler.transforms.search.updates import solve_sparsegpt
 
 
 class SparseGpt(ReconstructingSparsifier):
@@ -27,4 +27,4 @@ class SparseGpt(ReconstructingSparsifier):
     damping: float = param("What is added to the inputs' squares, as a share of their mean.", default=0.01, gt=0)
 
     def solve(self, weight: Tensor, gram: Tensor, sparsity: float) -> Tensor:
-        return sparsegpt(weight, gram, sparsity, pattern=self.pattern, damping=self.damping)
+        return solve_sparsegpt(weight, gram, sparsity, pattern=self.pattern, damping_share=self.damping)

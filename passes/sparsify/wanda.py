@@ -12,17 +12,16 @@ from ...compiler.core.journal import Journal
 from ...compiler.ir.program import Program
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, param
-from ...compiler.transforms.search.allocation import allocate_layer_sparsity
-from ...compiler.transforms.search.allocation import effort as allocation_effort
+from ...compiler.transforms.search.allocation import allocate_sparsity_by_unit, allocation_token_count
 from ...compiler.transforms.search.layerwise import Layerwise, Norms, Stage, stages
 from ...compiler.transforms.search.masks import keep_mask
 from ...compiler.transforms.search.sparsity import (
     Sparsifier,
     chosen_parts,
-    looking,
-    mask,
-    record_zero_shares,
-    sizes,
+    mask_weight,
+    mask_work,
+    note_zero_shares,
+    weight_count_by_path,
     weight_score,
 )
 from ...dsl.checker.skeleton import Skeleton
@@ -55,29 +54,31 @@ class Wanda(Sparsifier):
     def run(self, program: Program, ctx: Context) -> None:
         chosen, masks, rows = self.chosen(skeleton_of(program)), {}, ctx.rows(self.data)
         parts, journal = stages(program, chosen), Journal(ctx.workdir / "norms.jsonl")
-        spread = allocate_layer_sparsity(program, parts, rows, self.sparsity.value, self.allocation, sizes(chosen), ctx)
+        spread = allocate_sparsity_by_unit(
+            program, parts, rows, self.sparsity.value, self.allocation, weight_count_by_path(chosen), ctx
+        )
         walk = Layerwise(program, rows)
         for stage in ctx.each(parts, "masks", len(parts)):
-            norms = journal.get_or_compute(stage.unit, partial(_norms, walk, stage))
+            norms = journal.get_or_compute(stage.unit, partial(_input_norms_of_stage, walk, stage))
             for path in stage.modules:
                 score = weight_score(program, path, norms[path])
                 keep = keep_mask(score, spread[stage.unit], self.pattern, "row")
-                masks[path] = mask(program, path, keep, ctx)
-            walk.leave(stage)
-        record_zero_shares(
-            program, chosen, masks, pattern=self.pattern, allocation=self.allocation, tokens=rows.numel()
-        )
+                masks[path] = mask_weight(program, path, keep, ctx)
+            walk.mark_changed(stage)
+        note_zero_shares(program, chosen, masks, pattern=self.pattern, allocation=self.allocation, tokens=rows.numel())
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
         """Estimate the effort: every layer runs twice, once for the look at it, once masked."""
         rows: Tensor = ctx.rows(self.data)
         chosen = chosen_parts(skeleton, self.on)
-        tokens = 2 * token_or_image_count(rows) + allocation_effort(self.allocation, len(skeleton.units), rows)
-        buffer_bytes = MAX_SHARDS * max(sizes(chosen).values(), default=0) + estimate_batch_bytes(skeleton, rows)
-        return Effort(tokens, n_separate=buffer_bytes, work=looking(chosen, self.pattern, "row"))
+        tokens = 2 * token_or_image_count(rows) + allocation_token_count(self.allocation, len(skeleton.units), rows)
+        buffer_bytes = MAX_SHARDS * max(weight_count_by_path(chosen).values(), default=0) + estimate_batch_bytes(
+            skeleton, rows
+        )
+        return Effort(tokens, n_separate=buffer_bytes, work=mask_work(chosen, self.pattern, "row"))
 
 
-def _norms(layerwise: Layerwise, stage: Stage) -> dict[str, list[float]]:
+def _input_norms_of_stage(layerwise: Layerwise, stage: Stage) -> dict[str, list[float]]:
     norms = Norms()
-    layerwise.observe_inputs(stage, norms.listen)
-    return {path: norms.of(path) for path in stage.modules}
+    layerwise.run_and_observe_inputs(stage, norms.accumulate)
+    return {path: norms.input_norms_or_empty(path) for path in stage.modules}

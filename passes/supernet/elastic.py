@@ -20,8 +20,8 @@ from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, Lossy, param
 from ...compiler.transforms.search.importance import l1_importance, obs_importance, wanda_importance
 from ...compiler.transforms.search.reconstruct import has_moments, module_of, readers
-from ...compiler.transforms.search.routing import router_weight_sums
-from ...compiler.transforms.search.stream import observe
+from ...compiler.transforms.search.routing import sum_router_weights
+from ...compiler.transforms.search.stream import collect_moments
 from ...compiler.transforms.supernet.choices import ChoiceSampler, ElasticDim, Space, rank_dims
 from ...compiler.transforms.supernet.elastic_dims import (
     able,
@@ -177,7 +177,7 @@ class Elastic(Learner):
         refuse_same_rows(self.data, self.held_out, ctx)
         adapts = self.train == "adapters" and self.steps > 0
         paths = adaptable_modules(program, None) if adapts else ()
-        space, orders = self._search_space_and_orders(program, paths, ctx)
+        space, orders = self._make_space_and_item_orders(program, paths, ctx)
         family = Family(program, None, space, Shape(self.ranks[0], self.alpha, self.dropout) if adapts else None)
         family.orders = orders
         if batch_norms(program.model):
@@ -194,14 +194,16 @@ class Elastic(Learner):
             inside = tuple(f"{unit}." for unit in skeleton.units)
             check_ranks(self.ranks, [p for p in linear_parts(skeleton, None) if p.path.startswith(inside)])
         widths = [
-            d for kind, shares in self._widths() for d in self._dials(chosen(skeleton, self.on, kind), kind, shares)
+            d
+            for kind, shares in self._kinds_and_shares()
+            for d in self._width_dims(chosen(skeleton, self.on, kind), kind, shares)
         ]
         check_experts(self.experts, skeleton, self.on)
         require_larger_kernels(self.kernels, skeleton, self.on)
         ranked = self.train == "adapters" and self.steps > 0 and len(self.ranks) > 1
         if not (self.kernels or self.depth != "none" or ranked):
-            is_selected = any(chosen(skeleton, self.on, kind) for kind, _ in self._widths())
-            names = " or ".join(KINDS[kind] for kind, _ in self._widths())
+            is_selected = any(chosen(skeleton, self.on, kind) for kind, _ in self._kinds_and_shares())
+            names = " or ".join(KINDS[kind] for kind, _ in self._kinds_and_shares())
             refuse_single_choice(
                 widths, "no group has two widths of these shares" if is_selected else f"no {names} are selected"
             )
@@ -215,48 +217,50 @@ class Elastic(Learner):
 
     # -- what may be chosen ----------------------------------------------------------------------------------
 
-    def _widths(self) -> list[tuple[str, list[Ratio]]]:
+    def _kinds_and_shares(self) -> list[tuple[str, list[Ratio]]]:
         return [(kind, shares) for kind, name in KINDS.items() if (shares := getattr(self, name.replace(" ", "_")))]
 
-    def _dials(self, groups, kind: str, shares: list[Ratio]) -> list[ElasticDim]:
+    def _width_dims(self, groups, kind: str, shares: list[Ratio]) -> list[ElasticDim]:
         return width_dims(groups, shares, self.per, self.align if kind == "channels" else 1)
 
-    def _search_space_and_orders(
-        self, program: Program, paths: tuple[str, ...], ctx: Context
+    def _make_space_and_item_orders(
+        self, program: Program, adapter_paths: tuple[str, ...], ctx: Context
     ) -> tuple[Space, dict[str, list[int]]]:
         skeleton = skeleton_of(program)
         dims: list[ElasticDim] = []
         elastic: list[Group] = []
-        for kind, shares in self._widths():
+        for kind, shares in self._kinds_and_shares():
             selected = chosen(skeleton, self.on, kind)
-            groups = able(program, selected, self._dials(selected, kind, shares))
+            groups = able(program, selected, self._width_dims(selected, kind, shares))
             elastic += groups
-            dims += self._dials(groups, kind, shares)
+            dims += self._width_dims(groups, kind, shares)
         dims += kernel_dims(program, self.on, self.kernels, self.per)
         if self.depth != "none":
             deep = depth_dims(program, self.on, self.depth)
             refuse_no_depth(deep, self.depth)
             dims += deep
-        if len(self.ranks) > 1 and paths:
-            dims += rank_dims(paths, "layer", skeleton, self.ranks)
+        if len(self.ranks) > 1 and adapter_paths:
+            dims += rank_dims(adapter_paths, "layer", skeleton, self.ranks)
         refuse_single_choice(dims, "the model does not run without what would go")
         routed = [group for group in elastic if group.kind == "experts"]
-        trust = router_weight_sums(program, ctx, self.data, routed, self.adapt) if routed else {}
-        importance = self._importance(program, ctx, [group for group in elastic if group.kind != "experts"])
+        trust = sum_router_weights(program, ctx, self.data, routed, self.adapt) if routed else {}
+        importance = self._make_importance_function(
+            program, ctx, [group for group in elastic if group.kind != "experts"]
+        )
         return Space(tuple(dims)), items_least_important_first(program, elastic, trust, importance)
 
-    def _importance(
+    def _make_importance_function(
         self, program: Program, ctx: Context, groups: Sequence[Group]
     ) -> Callable[[Program, Group], Tensor]:
         if self.reorder == "l1":
             return l1_importance
         modules = [module_of(m) for g in groups for m in readers(g) if has_moments(program.model, m)]
-        moments = observe(program, ctx, modules, self.data, self.adapt)
+        moments = collect_moments(program, ctx, modules, self.data, self.adapt)
         return partial(obs_importance if self.reorder == "obs" else wanda_importance, moments=moments)
 
     # -- training --------------------------------------------------------------------------------------------
 
-    def _train_family(self, family: Family, paths: tuple[str, ...], ctx: Context) -> None:
+    def _train_family(self, family: Family, adapter_paths: tuple[str, ...], ctx: Context) -> None:
         program, crops = family.program, init_crop_matrices(family.space)
         switches = SubnetMasks(program, family.space, family.orders, crops)
         sampler = ChoiceSampler(
@@ -268,11 +272,11 @@ class Elastic(Learner):
             switches.set_active_subnet,
         )
         with ExitStack() as stack:
-            if paths:
+            if adapter_paths:
                 shape, seed = family.shape, seed_of("adapters", ctx.seed)
                 assert shape is not None, "adapters without a shape"
-                adapters = stack.enter_context(with_adapters(program.model, paths, shape, seed, zeros="keep"))
-                sampler.ranks.update(dict.fromkeys(paths, shape.rank))
+                adapters = stack.enter_context(with_adapters(program.model, adapter_paths, shape, seed, zeros="keep"))
+                sampler.ranks.update(dict.fromkeys(adapter_paths, shape.rank))
                 adapters.follow(sampler.ranks)
                 weights, weight_masks, family.masked = adapters.parameters(), None, True
             else:
@@ -280,7 +284,10 @@ class Elastic(Learner):
                 weight_masks = masks(weights)
             stack.enter_context(switches.hooks_installed())
             lesson = SubnetObjective(
-                self._objective(program.model, ctx), sampler, Journal(ctx.workdir / "losses.jsonl"), self.distill.value
+                self._make_objective(program.model, ctx),
+                sampler,
+                Journal(ctx.workdir / "losses.jsonl"),
+                self.distill.value,
             )
             course = run_training(
                 self,
@@ -289,24 +296,26 @@ class Elastic(Learner):
                 {**weights, **crops},
                 len(lesson.objective.rows),
                 lesson.accumulate_gradients,
-                lambda: self._middle_subnet_validation_loss(family, sampler, ctx),
+                lambda: self._activate_middle_and_measure_validation_loss(family, sampler, ctx),
                 masks=weight_masks,
                 begin=sampler.draw_for_step,
             )
             tensors = {name: p.detach().clone() for name, p in weights.items()}
             family.crops = {name: p.detach().clone() for name, p in crops.items()}
-        family.tensors, family.weights = (tensors, {}) if paths else ({}, tensors)
+        family.tensors, family.weights = (tensors, {}) if adapter_paths else ({}, tensors)
         family.losses = tuple(lesson.mean_losses_by_choice(course.step))
         program.note(steps=course.step, best=course.best, loss=course.curve, held_out=course.held_out)
 
-    def _objective(self, model: nn.Module, ctx: Context) -> Tokens | ClassificationObjective:
+    def _make_objective(self, model: nn.Module, ctx: Context) -> Tokens | ClassificationObjective:
         rows, labels = ctx.rows(self.data), ctx.labels(self.data)
         if labels is None:
             refuse_unlabelled_images(rows, self.data.name)
             return Tokens(model, rows, learned=ctx.answers(self.data))
         return ClassificationObjective(model, rows, ctx.prompts(self.data), labels, self.data.name)
 
-    def _middle_subnet_validation_loss(self, family: Family, sampler: ChoiceSampler, ctx: Context) -> float:
+    def _activate_middle_and_measure_validation_loss(
+        self, family: Family, sampler: ChoiceSampler, ctx: Context
+    ) -> float:
         model = family.program.model
         sampler.take(sampler.space.choice("middle"))
         if family.norms is not None:

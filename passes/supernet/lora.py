@@ -11,7 +11,7 @@ from ...compiler.ir.outcome import Model, Outcome
 from ...compiler.models.rows.forward import total_nll
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, Lossy, param
-from ...compiler.transforms.search.grid import check_groups
+from ...compiler.transforms.search.grid import refuse_indivisible_groups
 from ...compiler.transforms.supernet.choices import ChoiceSampler, Space
 from ...compiler.transforms.supernet.family import Family, check_ranks
 from ...compiler.transforms.training.acceptance import refuse_same_rows
@@ -115,7 +115,7 @@ class Lora(Learner):
         check_modules(self.requires, self.extra, "`supernet.lora`")
         check_ranks(self.ranks, self._chosen(skeleton))
         if self.bits:
-            check_groups(self._chosen(skeleton), self.group)
+            refuse_indivisible_groups(self._chosen(skeleton), self.group)
         return skeleton
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
@@ -128,7 +128,7 @@ class Lora(Learner):
         return tuple(p for p in linear_parts(skeleton, self.on) if self.on is not None or p.path.startswith(inside))
 
     def _train_adapters_to_best(
-        self, outcome: Model, ctx: Context, weights: dict[str, torch.nn.Parameter], sampler: ChoiceSampler
+        self, outcome: Model, ctx: Context, adapter_weights: dict[str, torch.nn.Parameter], sampler: ChoiceSampler
     ) -> TrainingState:
         program = outcome.program
         model, rows = program.model, ctx.rows(self.data)
@@ -141,5 +141,12 @@ class Lora(Learner):
             return nats / tokens
 
         return run_training(
-            self, program, ctx, weights, len(rows), lesson.accumulate_gradients, judge, begin=sampler.draw_for_step
+            self,
+            program,
+            ctx,
+            adapter_weights,
+            len(rows),
+            lesson.accumulate_gradients,
+            judge,
+            begin=sampler.draw_for_step,
         )

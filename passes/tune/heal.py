@@ -107,7 +107,7 @@ class Heal(Learner):
     def result_of(self, outcome: Outcome, ctx: Context) -> Outcome:
         if self.merge:
             return super().result_of(outcome, ctx)
-        self._check_rows(ctx)
+        self._require_packages_and_other_rows(ctx)
         assert isinstance(outcome, Model), f"healed: {outcome.kind}"
         program, shape = outcome.program, Shape(self.rank, self.alpha, self.dropout)
         paths = adaptable_modules(program, self.on, "method: full")
@@ -115,11 +115,11 @@ class Heal(Learner):
             weights = adapters.parameters()
             course = self._train_and_restore_best(program, ctx, weights)
             tensors = {name: p.detach().clone() for name, p in weights.items()}
-        self._note_training_in_program(program, course, weights, merged=None)
+        self._note_training(program, course, weights, merged_loss=None)
         return UnmergedAdapters(program, None, shape, tensors)
 
     def run(self, program: Program, ctx: Context) -> None:
-        self._check_rows(ctx)
+        self._require_packages_and_other_rows(ctx)
         if self.method == "full":
             weights = self._trainable_weights(program)
             course = self._train_and_restore_best(program, ctx, weights, masks(weights) if self.zeros == "keep" else {})
@@ -130,12 +130,18 @@ class Heal(Learner):
                 weights = adapters.parameters()
                 course = self._train_and_restore_best(program, ctx, weights)
                 adapters.merge()
-        merged = self._judge_merged(program, ctx, course) if self.held_out and self.method == "lora" else None
+        merged = (
+            self._measure_merged_or_reject(program, ctx, course) if self.held_out and self.method == "lora" else None
+        )
         program.changed()
-        self._note_training_in_program(program, course, weights, merged)
+        self._note_training(program, course, weights, merged)
 
-    def _note_training_in_program(
-        self, program: Program, training_state: TrainingState, weights: dict[str, nn.Parameter], merged: float | None
+    def _note_training(
+        self,
+        program: Program,
+        training_state: TrainingState,
+        weights: dict[str, nn.Parameter],
+        merged_loss: float | None,
     ) -> None:
         program.note(
             method=self.method,
@@ -144,7 +150,7 @@ class Heal(Learner):
             best=training_state.best,
             loss=training_state.curve,
             held_out=training_state.held_out,
-            merged=merged,
+            merged=merged_loss,
         )
 
     def originals(self) -> tuple[DataRef, ...]:
@@ -152,7 +158,7 @@ class Heal(Learner):
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         """Unchanged shapes. A missing peft is reported here, before any weight is read."""
-        self._check_packages()
+        self._require_packages()
         return skeleton
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
@@ -178,7 +184,7 @@ class Heal(Learner):
         output_kind = output_kind_of(model, rows[:1])
         if output_kind == "states":
             return self._train_towards_hidden_states(program, ctx, weights, weight_masks)
-        loss_mask = self._learned_tokens_mask(self.data, ctx)
+        loss_mask = self._loss_mask_or_none(self.data, ctx)
         share = self.distill.value if output_kind == "tokens" else 1.0
         original = reference.load_or_make_reference(ctx, self.data) if share else None
         lesson = Objective(model, rows, original, share, self.temperature, loss_mask)
@@ -224,7 +230,7 @@ class Heal(Learner):
             verb="healing",
         )
 
-    def _judge_merged(self, program: Program, ctx: Context, training_state: TrainingState) -> float:
+    def _measure_merged_or_reject(self, program: Program, ctx: Context, training_state: TrainingState) -> float:
         """Measured with adapters beside the weights, and now again with their sum, which is rounded."""
         start, merged = training_state.held_out[0][1], self._validation_loss(program.model, ctx)
         if not merged < start:
@@ -245,18 +251,19 @@ class Heal(Learner):
                 resolve_pooling_name(ctx.origin.folder, "auto"),
             )
             return similarity.mean_hidden_state_loss(model, rows, original_states, pooling)
-        nats, tokens = total_nll(model, rows, self._learned_tokens_mask(self.held_out, ctx))
+        nats, tokens = total_nll(model, rows, self._loss_mask_or_none(self.held_out, ctx))
         return nats / tokens
 
-    def _learned_tokens_mask(self, ref: DataRef, ctx: Context) -> torch.Tensor | None:
+    def _loss_mask_or_none(self, data_ref: DataRef, ctx: Context) -> torch.Tensor | None:
         """Mask of the tokens that count: None for all."""
         if self.learn == "all":
-            return ctx.answers(ref)
-        loss_mask = ctx.assistant_masks(ref)
+            return ctx.answers(data_ref)
+        loss_mask = ctx.assistant_masks(data_ref)
         if loss_mask is None or not loss_mask[:, 1:].any():
             who = "has rows without a speaker" if loss_mask is None else "holds rows in which no assistant speaks"
             raise no_speakers(
-                f"`{ref.name}` {who}, and only responses are to be learned", help="give rows of `chat`, or `learn: all`"
+                f"`{data_ref.name}` {who}, and only responses are to be learned",
+                help="give rows of `chat`, or `learn: all`",
             ).rejection()
         return loss_mask
 
@@ -275,10 +282,10 @@ class Heal(Learner):
 
     # -- what is refused -------------------------------------------------------------------------------------
 
-    def _check_packages(self) -> None:
+    def _require_packages(self) -> None:
         if self.method == "lora":
             check_modules(self.requires, self.extra, "`tune.heal` with `method: lora`")
 
-    def _check_rows(self, ctx: Context) -> None:
-        self._check_packages()
+    def _require_packages_and_other_rows(self, ctx: Context) -> None:
+        self._require_packages()
         refuse_same_rows(self.data, self.held_out, ctx)

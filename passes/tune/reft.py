@@ -118,15 +118,19 @@ class Reft(Learner):
         self,
         program: Program,
         ctx: Context,
-        edits: dict[str, Edits],
+        intervention_by_path: dict[str, Edits],
         weights: dict[str, nn.Parameter],
-        active: Tensor | None,
+        coordinate_mask: Tensor | None,
     ) -> TrainingState:
         """Train, and leave the best interventions in place; raises Reject where the start was the best."""
         model, rows = program.model, ctx.rows(self.data)
         regime = training_settings(self, ctx.seed, self.weight_decay)
-        learn = self._make_batch_gradient_function(model, edits, ctx, active)
-        judge = self._make_validation_loss_function(model, edits, ctx, active) if self.held_out else None
+        learn = self._make_batch_gradient_function(model, intervention_by_path, ctx, coordinate_mask)
+        judge = (
+            self._make_validation_loss_function(model, intervention_by_path, ctx, coordinate_mask)
+            if self.held_out
+            else None
+        )
         layers = [unit.module(model) for unit in program.units.values()] if self.gradient_checkpointing else ()
         with training_mode(model, weights), activation_checkpointing(layers):
             course = TrainingLoop(TrainedParameters(weights), regime, len(rows), learn, judge, ctx).run()
@@ -135,25 +139,25 @@ class Reft(Learner):
         return course
 
     def _make_batch_gradient_function(
-        self, model: nn.Module, edits: dict[str, Edits], ctx: Context, active: Tensor | None
+        self, model: nn.Module, intervention_by_path: dict[str, Edits], ctx: Context, coordinate_mask: Tensor | None
     ) -> Callable[[Tensor, float], float]:
         """Loss of a batch: on the answers to its prompts, or on its classes."""
         rows, prompt_lengths, labels = (
             ctx.rows(self.data),
-            self._prompt_lengths(self.data, edits, ctx),
+            self._prompt_lengths_or_reject(self.data, intervention_by_path, ctx),
             ctx.labels(self.data),
         )
         lesson = Objective(model, rows, learned=ctx.assistant_masks(self.data))
 
         def learn(chosen: Tensor, weight: float) -> float:
-            with prompts(model, prompt_lengths[chosen], active):
+            with prompts(model, prompt_lengths[chosen], coordinate_mask):
                 return lesson.accumulate_gradients(chosen, weight)
 
         if labels is None:
             return learn
 
         def classify(chosen: Tensor, weight: float) -> float:
-            logits = class_logits(model, rows[chosen], prompt_lengths[chosen], active).float()
+            logits = class_logits(model, rows[chosen], prompt_lengths[chosen], coordinate_mask).float()
             refuse_labels_beyond_outputs(logits, labels[chosen], self.data.name)
             loss = nn.functional.cross_entropy(logits, labels[chosen].to(logits.device))
             (loss * weight).backward()
@@ -162,46 +166,51 @@ class Reft(Learner):
         return classify
 
     def _make_validation_loss_function(
-        self, model: nn.Module, edits: dict[str, Edits], ctx: Context, active: Tensor | None
+        self, model: nn.Module, intervention_by_path: dict[str, Edits], ctx: Context, coordinate_mask: Tensor | None
     ) -> Callable[[], float]:
         validation = self.held_out
         assert validation is not None, "judged by no rows"
         rows, loss_mask = ctx.rows(validation), ctx.assistant_masks(validation)
-        prompt_lengths, labels = self._prompt_lengths(validation, edits, ctx), ctx.labels(validation)
+        prompt_lengths, labels = (
+            self._prompt_lengths_or_reject(validation, intervention_by_path, ctx),
+            ctx.labels(validation),
+        )
 
         def judge() -> float:
             if labels is not None:
                 return classification_loss_and_accuracy(model, rows, prompt_lengths, labels, validation.name)[0]
-            nats, tokens = total_nll(model, rows, loss_mask, prompt_lengths, active)
+            nats, tokens = total_nll(model, rows, loss_mask, prompt_lengths, coordinate_mask)
             return nats / tokens
 
         return judge
 
-    def _prompt_lengths(self, ref: DataRef, edits: dict[str, Edits], ctx: Context) -> Tensor:
+    def _prompt_lengths_or_reject(
+        self, data_ref: DataRef, intervention_by_path: dict[str, Edits], ctx: Context
+    ) -> Tensor:
         """Number of prompt tokens of each row."""
-        lengths = ctx.prompts(ref)
+        lengths = ctx.prompts(data_ref)
         if lengths is None:
             raise no_prompts(
-                f"`{ref.name}` does not say where a prompt ends and its answer begins",
+                f"`{data_ref.name}` does not say where a prompt ends and its answer begins",
                 help="give rows of `pairs`, or of `labels` to a model with a head",
                 argument="data",
             ).rejection()
-        for path, module in edits.items():
+        for path, module in intervention_by_path.items():
             positions = module.first + module.last
             if int(lengths.max()) < positions:
                 raise prompts_too_short(
-                    f"{path} edits {positions} positions, and the longest prompt of `{ref.name}` has "
+                    f"{path} edits {positions} positions, and the longest prompt of `{data_ref.name}` has "
                     f"{int(lengths.max())} tokens",
                     help="insert interventions of fewer `positions`",
                     argument="data",
                 ).rejection()
         return lengths
 
-    def _trained_coordinates_mask(self, edits: dict[str, Edits]) -> Tensor | None:
+    def _trained_coordinates_mask(self, intervention_by_path: dict[str, Edits]) -> Tensor | None:
         """Mask of trained coordinates, [r] bool; None: all."""
         if self.subspace is None:
             return None
-        ranks = {module.shape[2] for module in edits.values()}
+        ranks = {module.shape[2] for module in intervention_by_path.values()}
         if len(ranks) > 1 or not self.subspace or not set(self.subspace) <= set(range(min(ranks))):
             available = f"0 to {min(ranks) - 1}" if len(ranks) == 1 else "layers of several ranks"
             raise no_coordinate(
@@ -214,11 +223,11 @@ class Reft(Learner):
         return active
 
 
-def _make_gradient_mask_hook(active: Tensor) -> Callable[[Tensor], Tensor]:
+def _make_gradient_mask_hook(coordinate_mask: Tensor) -> Callable[[Tensor], Tensor]:
     """A gradient with zeros for coordinates that are not trained."""
 
     def keep(gradient: Tensor) -> Tensor:
-        mask = active.to(gradient.device).view(-1, *(1,) * (gradient.dim() - 1))
+        mask = coordinate_mask.to(gradient.device).view(-1, *(1,) * (gradient.dim() - 1))
         return gradient * mask
 
     return keep

@@ -18,7 +18,7 @@ from effc.compiler.evaluation import equivalence
 from effc.compiler.ir.capture.capture import capture, full_model_unit
 from effc.compiler.ir.program import Program
 from effc.compiler.transforms.editing.rewrite import Rewriter
-from effc.compiler.transforms.search.widths import slice_all
+from effc.compiler.transforms.search.widths import slice_groups
 from effc.dsl.checker.skeleton import Group
 from effc.dsl.syntax.diagnostics import Reject
 from hypothesis import given, settings
@@ -81,7 +81,7 @@ def check(name: str, seed: int) -> None:
     for group, items in cuts:
         timeouts(silenced, group, items)
     with Rewriter(program) as rewrite:
-        slice_all(program, rewrite, cuts)
+        slice_groups(program, rewrite, cuts)
     expected, found = (
         equivalence.record_logits_of_sample_calls(silenced),
         equivalence.record_logits_of_sample_calls(program.model),
@@ -144,7 +144,7 @@ def test_experts_of_a_width_that_torch_cannot_multiply_are_refused_before_anythi
     program = copy.deepcopy(captured("mixtral"))
     group = next(g for g in skeleton_of(program).groups if g.kind == "channels")
     with pytest.raises(Reject) as refused, Rewriter(program) as rewrite:
-        slice_all(program, rewrite, [(group, {0})])
+        slice_groups(program, rewrite, [(group, {0})])
     assert refused.value.diagnostics[0].slug == "odd-experts"
     assert sum(p.numel() for p in program.model.parameters()) == sum(
         p.numel() for p in captured("mixtral").model.parameters()
@@ -183,7 +183,7 @@ def test_a_layer_that_is_a_torch_layer_but_for_its_forward_is_looked_into():
     }
     timeouts(silenced, group, {1, 7})
     with Rewriter(program) as rewrite:
-        slice_all(program, rewrite, [(group, {1, 7})])
+        slice_groups(program, rewrite, [(group, {1, 7})])
     assert (
         equivalence.max_difference(
             equivalence.record_logits_of_sample_calls(silenced),

@@ -11,7 +11,7 @@ from effc.compiler.analysis.planning.selection import reject_if_model_has_none
 from effc.compiler.artifacts.compat import plan_padding_to_stock
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.transforms.editing.rewrite import Rewriter
-from effc.compiler.transforms.search.widths import slice_all
+from effc.compiler.transforms.search.widths import slice_groups
 from effc.dsl.syntax.diagnostics import Reject
 from torch import nn
 
@@ -57,7 +57,7 @@ def test_uneven_cuts_of_a_model_that_asks_for_numbers_are_filled_up_with_zeros(n
     group = next((g for g in skeleton.groups if g.kind == "channels"), None)
     with Rewriter(program) as rewrite:
         if group is not None:
-            slice_all(program, rewrite, [(group, {1, 2, 3})])
+            slice_groups(program, rewrite, [(group, {1, 2, 3})])
         else:
             branch = skeleton.branches[1]
             rewrite.drop_branch(

@@ -8,8 +8,8 @@ from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.evaluation import equivalence
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.transforms.editing.rewrite import Rewriter
-from effc.compiler.transforms.search.importance import ascending, l1_importance
-from effc.compiler.transforms.search.widths import slice_all
+from effc.compiler.transforms.search.importance import ascending_indices, l1_importance
+from effc.compiler.transforms.search.widths import slice_groups
 from effc.compiler.transforms.supernet.choices import Space
 from effc.compiler.transforms.supernet.elastic_dims import (
     able,
@@ -53,11 +53,13 @@ def test_graphs_and_groups_of_all_its_blocks_are_found(net):
 
 def test_a_tenth_of_every_width_can_go(net):
     program, silenced = capture(copy.deepcopy(net)), copy.deepcopy(net)
-    cuts = [(g, set(ascending(l1_importance(program, g))[: g.count // 10])) for g in skeleton_of(program).groups]
+    cuts = [
+        (g, set(ascending_indices(l1_importance(program, g))[: g.count // 10])) for g in skeleton_of(program).groups
+    ]
     for group, items in cuts:
         timeouts(silenced, group, items)
     with Rewriter(program) as rewrite:
-        slice_all(program, rewrite, [(group, items) for group, items in cuts if items])
+        slice_groups(program, rewrite, [(group, items) for group, items in cuts if items])
     expected, found = (
         equivalence.record_logits_of_sample_calls(silenced),
         equivalence.record_logits_of_sample_calls(program.model),

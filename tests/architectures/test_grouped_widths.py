@@ -12,7 +12,7 @@ from effc.compiler.ir.program import Program
 from effc.compiler.models.checkpoints.pretrained import pretrained
 from effc.compiler.plugin.registry import Registry
 from effc.compiler.transforms.editing.rewrite import Rewriter
-from effc.compiler.transforms.search.widths import slice_all
+from effc.compiler.transforms.search.widths import slice_groups
 from effc.dsl.checker.recipe import Invocation
 from effc.dsl.checker.skeleton import Group, Skeleton
 from effc.dsl.checker.values import Ratio
@@ -97,7 +97,7 @@ def test_a_checkpoint_that_is_filled_up_has_widths_that_can_be_multiplied(tmp_pa
     program = capture(table.model(name))
     cuts = [(g, set(range(4))) for g in skeleton_of(program).groups if g.kind == "channels"]
     with Rewriter(program) as rewrite:  # 28 of 32 for each expert, 60 of 64 for two shared ones together: 30 each
-        slice_all(program, rewrite, cuts)
+        slice_groups(program, rewrite, cuts)
     filled = plan_padding_to_stock(program)
     assert not filled.reasons
     filled.config.save_pretrained(tmp_path)

@@ -5,7 +5,7 @@ import transformers
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.ir import graph_json
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.transforms.editing.rehearsed import unremovable_branches
+from effc.compiler.transforms.editing.rehearsed import unremovable_branch_reasons
 from effc.compiler.transforms.editing.rewrite import Rewriter
 
 from tests.architectures import table
@@ -31,7 +31,9 @@ def test_a_branch_of_a_layer_with_a_config_of_its_own_goes(canine):
     branch = next(b for b in skeleton_of(program).branches if b.unit.startswith("canine.initial_char_encoder"))
     with Rewriter(program) as rewrite:
         rewrite.drop_branch(branch.unit, branch.join)
-    assert branch.site not in {b.site for b in skeleton_of(program).branches} and not unremovable_branches(program)
+    assert branch.site not in {b.site for b in skeleton_of(program).branches} and not unremovable_branch_reasons(
+        program
+    )
 
 
 @pytest.mark.parametrize("name", ["convnextv2", "fnet"])

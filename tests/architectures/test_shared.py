@@ -8,7 +8,7 @@ from effc.compiler.artifacts.compat import plan_padding_to_stock
 from effc.compiler.evaluation import equivalence
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.transforms.editing.rewrite import Rewriter
-from effc.compiler.transforms.search.widths import slice_all
+from effc.compiler.transforms.search.widths import slice_groups
 
 from tests.architectures import table
 from tests.architectures.test_closure import SHARE, timeouts
@@ -41,7 +41,7 @@ def test_what_two_layers_share_is_cut_once_and_stays_shared():
     for group, items in cuts:
         timeouts(silenced, group, items)
     with Rewriter(program) as rewrite:
-        slice_all(program, rewrite, cuts)
+        slice_groups(program, rewrite, cuts)
     expected, found = (
         equivalence.record_logits_of_sample_calls(silenced),
         equivalence.record_logits_of_sample_calls(program.model),

@@ -30,7 +30,7 @@ from effc.compiler.plugin.registry import Registry
 from effc.compiler.targets.hf import Hf
 from effc.compiler.transforms.editing.dry_run import layer_needed
 from effc.compiler.transforms.editing.rewrite import Rewriter
-from effc.compiler.transforms.search.widths import slice_all
+from effc.compiler.transforms.search.widths import slice_groups
 from effc.dsl.checker.recipe import Recipe
 from effc.dsl.syntax.diagnostics import Reject
 from effc.dsl.syntax.source import Source
@@ -62,7 +62,7 @@ def assert_sliced_is_silenced(program: Program, kind: str) -> None:
     for group, items in cuts:
         timeouts(silenced, group, items)
     with Rewriter(trial) as rewrite:
-        slice_all(trial, rewrite, cuts)
+        slice_groups(trial, rewrite, cuts)
     expected, found = (
         equivalence.record_logits_of_sample_calls(silenced),
         equivalence.record_logits_of_sample_calls(trial.model),
@@ -97,7 +97,7 @@ def test_a_layer_that_adds_its_mask_itself_runs_without_one_also_after_a_cut(nam
             unit.unbind(program.model)
         group = next(g for g in skeleton_of(program).groups if g.kind == "channels")
         with Rewriter(program) as rewrite:
-            slice_all(program, rewrite, [(group, {0})])
+            slice_groups(program, rewrite, [(group, {0})])
         reference = copy.deepcopy(program.model)
 
 
@@ -142,7 +142,7 @@ def test_experts_go_with_all_that_has_an_entry_for_each(name):
     assert groups[0].per_block == (4 if name == "deepseek_v3" else 0)
     block = groups[0].per_block or count
     with Rewriter(program) as rewrite:
-        slice_all(program, rewrite, [(g, {i for i in range(count) if i % block < block // 2}) for g in groups])
+        slice_groups(program, rewrite, [(g, {i for i in range(count) if i % block < block // 2}) for g in groups])
     left = [
         t
         for n, t in program.model.state_dict().items()
@@ -192,7 +192,7 @@ def test_query_heads_whose_keys_another_layer_makes_come_back_beside_the_right_o
     silenced = copy.deepcopy(program.model)
     timeouts(silenced, group, {0, 2})
     with Rewriter(program) as rewrite:
-        slice_all(program, rewrite, [(group, {0, 2})])
+        slice_groups(program, rewrite, [(group, {0, 2})])
     filled = plan_padding_to_stock(program)
     assert not filled.reasons
     stock = copy.deepcopy(silenced)
@@ -205,7 +205,7 @@ def test_heads_come_back_in_their_own_width_or_not_at_all():
     """A config without a word for it makes the same width of fewer, wider heads."""
     program = copy.deepcopy(captured("deberta_v2"))
     with Rewriter(program) as rewrite:
-        slice_all(program, rewrite, [(g, {0, 1}) for g in skeleton_of(program).groups if g.kind == "heads"])
+        slice_groups(program, rewrite, [(g, {0, 1}) for g in skeleton_of(program).groups if g.kind == "heads"])
     filled, stock = plan_padding_to_stock(program), table.model("deberta_v2")
     assert not filled.reasons and filled.config.num_attention_heads == 4
     stock.load_state_dict({piece.name: piece.make() for piece in filled.padded_tensor_pieces(program)}, strict=False)

@@ -48,7 +48,7 @@ def test_widths_are_learned_from_the_answers_alone(tmp_path):
     build = built(tmp_path, "supernet.elastic")
     step = build.ctx.registry.make("pass", build.plan.stages[0].call)
     model = build.ctx.origin.load()
-    lesson = step._objective(model, build.ctx)
+    lesson = step._make_objective(model, build.ctx)
     ids, said = (getattr(build.ctx, part)(DataRef("rows")) for part in ("rows", "answers"))
     with torch.no_grad():
         values = model(input_ids=ids).logits[:, :-1][said[:, 1:]]

@@ -23,7 +23,7 @@ from effc.compiler.ir.layers.fast_mixers import (
 )
 from effc.compiler.transforms.editing.rewrite import Rewriter
 from effc.compiler.transforms.editing.scan_removal import drop_scan
-from effc.compiler.transforms.search.widths import slice_out
+from effc.compiler.transforms.search.widths import slice_group
 from effc.dsl.syntax.render import render
 from effc.kernels import levels
 from transformers import AutoModelForCausalLM
@@ -251,7 +251,7 @@ def test_a_model_that_lost_a_scan_and_states_runs_on_kernels_and_reloads_so(tmp_
     for kind in ("ssm_heads", "ssm_channels", "ssm_state"):
         if group := next((g for g in skeleton_of(program).groups if g.kind == kind and g.count > 2), None):
             with Rewriter(program) as rewrite:
-                slice_out(program, rewrite, group, first_of_each(group))
+                slice_group(program, rewrite, group, first_of_each(group))
     before = record_logits_of_sample_calls(program.model)
     recipe = recipe_of([("fast", "lower.cpu_scan", {})])
     ctx = context_of(tmp_path, program.model, recipe)

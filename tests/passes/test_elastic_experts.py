@@ -8,7 +8,7 @@ from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.analysis.planning import shrink
 from effc.compiler.artifacts.stock import stock_config
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.transforms.search.routing import router_weight_sums
+from effc.compiler.transforms.search.routing import sum_router_weights
 from effc.compiler.transforms.supernet.choices import BLOCKS, Space
 from effc.compiler.transforms.supernet.elastic_dims import (
     able,
@@ -90,7 +90,7 @@ def test_experts_go_by_trust_and_one_choice_is_read_by_plain_transformers(tmp_pa
     model, ids = tiny.model("mixtral"), rows_of(3)
     bare = capture(copy.deepcopy(model))
     groups = chosen(skeleton_of(bare), None, "experts")
-    trust = router_weight_sums(bare, context_of(tmp_path, bare.model, recipe_of([]), rows_of(1)), ROWS, groups, 64)
+    trust = sum_router_weights(bare, context_of(tmp_path, bare.model, recipe_of([]), rows_of(1)), ROWS, groups, 64)
     net = {"experts": [Ratio(1.0), Ratio(0.5)], "per": "model", "data": ROWS, "steps": 2, "batch": 2, "lr": 3e-3}
     family = through(
         tmp_path / "net", model, ("supernet.elastic", {**net, "train": train, "gradient_checkpointing": True})

@@ -10,7 +10,7 @@ from effc.compiler.evaluation import equivalence
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.program import Program
 from effc.compiler.transforms.editing.rewrite import Rewriter
-from effc.compiler.transforms.search.widths import slice_all
+from effc.compiler.transforms.search.widths import slice_groups
 from effc.dsl.checker.values import DataRef, Ratio
 from effc.dsl.syntax.diagnostics import Reject
 from effc.passes.prune.experts import Experts
@@ -54,7 +54,7 @@ def test_without_an_expert_the_router_chooses_as_if_it_had_the_least_score(name,
     finally:
         F.linear = linear
     with Rewriter(program) as rewrite:
-        slice_all(program, rewrite, cuts)
+        slice_groups(program, rewrite, cuts)
     largest = max(float(x.abs().max()) for x in expected)
     assert (
         equivalence.max_difference(expected, equivalence.record_logits_of_sample_calls(program.model)) <= 1e-5 * largest

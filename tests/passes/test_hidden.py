@@ -14,7 +14,7 @@ from effc.compiler.evaluation import equivalence
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.runtimes.gguf.shapes import gguf_shape_of, shape_metadata
 from effc.compiler.transforms.editing.rewrite import Rewriter
-from effc.compiler.transforms.search.widths import slice_out
+from effc.compiler.transforms.search.widths import slice_group
 from effc.dsl.checker.values import DataRef, Ratio
 from effc.dsl.syntax.diagnostics import Reject
 from effc.passes.prune.hidden import Hidden
@@ -96,7 +96,7 @@ def test_a_narrower_stream_computes_what_norms_over_the_channels_that_stay_give(
     forecast = with_stream_width(skeleton_with_stream(program), len(kept))
     expected = equivalence.record_logits_of_sample_calls(with_masked_norms(model, stream.count, kept))
     with Rewriter(program) as rewrite:
-        slice_out(program, rewrite, stream, dead)
+        slice_group(program, rewrite, stream, dead)
     actual = equivalence.record_logits_of_sample_calls(program.model)
     largest = max(float(x.abs().max()) for x in expected)
     assert equivalence.max_difference(expected, actual) <= 1e-5 * largest, "sums in another order"
@@ -109,7 +109,7 @@ def test_a_narrower_stream_has_a_stock_config_where_that_says_how_wide_heads_are
     program = capture(model_of(name))
     stream = stream_group_or_refusal(program)
     with Rewriter(program) as rewrite:
-        slice_out(program, rewrite, stream, dead_channels(stream.count))
+        slice_group(program, rewrite, stream, dead_channels(stream.count))
     config, reasons = stock_config(program.model)
     assert (name in STOCK) is (not reasons), reasons[:3]
     if not reasons:

@@ -8,11 +8,11 @@ import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.transforms.search.allocation import equal_cost_sparsities, owl_sparsities
+from effc.compiler.transforms.search.allocation import equal_marginal_cost_sparsities, owl_sparsities
 from effc.compiler.transforms.search.layerwise import Grams, Layerwise, Norms, stages
 from effc.compiler.transforms.search.masks import keep_mask
 from effc.compiler.transforms.search.sparsity import chosen_parts
-from effc.compiler.transforms.search.updates import admm, sparsegpt
+from effc.compiler.transforms.search.updates import solve_admm, solve_sparsegpt
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -62,7 +62,7 @@ def naive_sparsegpt(weight, gram, share, pattern, damping=0.01, block=128):
 )
 def test_sparsegpt_settles_weights_as_a_naive_one_does(k, pattern, dead):
     weight, _, gram = problem(6, k, seed=k, dead=dead)
-    found = sparsegpt(weight, gram, 0.5, pattern)
+    found = solve_sparsegpt(weight, gram, 0.5, pattern)
     expected, gone = naive_sparsegpt(weight, gram, 0.5, pattern)
     assert torch.equal(found == 0, (expected == 0) | gone)
     assert torch.allclose(found.double(), expected, rtol=1e-3, atol=1e-3)  # float32 sums over 4 k inputs
@@ -74,7 +74,7 @@ def test_sparsegpt_settles_weights_as_a_naive_one_does(k, pattern, dead):
 def test_the_more_weights_move_the_less_of_the_outputs_is_lost(seed, pattern):
     weight, x, gram = problem(32, 64, seed)
     keep = keep_mask(weight.abs() * gram.diagonal().sqrt(), 0.5, pattern, "row")
-    found = [torch.where(keep, weight, 0.0), *(f(weight, gram, 0.5, pattern) for f in (sparsegpt, admm))]
+    found = [torch.where(keep, weight, 0.0), *(f(weight, gram, 0.5, pattern) for f in (solve_sparsegpt, solve_admm))]
     for w in found:
         assert int((w == 0).sum()) == weight.numel() // 2
         assert not torch.signbit(w[w == 0]).any()
@@ -85,7 +85,7 @@ def test_the_more_weights_move_the_less_of_the_outputs_is_lost(seed, pattern):
 
 def test_admm_ends_near_the_best_weights_for_its_zeros():
     weight, x, gram = problem(8, 48, seed=4)
-    found = admm(weight, gram, 0.5, "any", damping=1e-6)
+    found = solve_admm(weight, gram, 0.5, "any", damping_share=1e-6)
     best = torch.zeros_like(weight, dtype=torch.float64)
     for row, keep in enumerate(found != 0):
         inner, given_ = gram.double()[keep][:, keep], (gram.double() @ weight[row].double())[keep]
@@ -112,14 +112,14 @@ def test_grams_and_norms_are_those_of_whole_forwards():
         hook.remove()
     for stage in stages(program, chosen_parts(skeleton_of(program), None)):
         grams, norms = Grams(), Norms()
-        walk.observe_inputs(stage, grams.accumulate)
-        walk.observe_inputs(stage, norms.listen)
-        walk.leave(stage)
+        walk.run_and_observe_inputs(stage, grams.accumulate)
+        walk.run_and_observe_inputs(stage, norms.accumulate)
+        walk.mark_changed(stage)
         assert len(grams.sums) == 4  # q, k and v are given the same, and gate and up
         for path in stage.modules:
             x = torch.cat(inputs[path]).flatten(0, 1)
-            assert torch.allclose(grams.gram_of(path), x.T @ x, rtol=1e-3, atol=1e-3)
-            assert torch.allclose(torch.tensor(norms.of(path)), x.norm(dim=0), rtol=1e-4)
+            assert torch.allclose(grams.finite_gram_or_none(path), x.T @ x, rtol=1e-3, atol=1e-3)
+            assert torch.allclose(torch.tensor(norms.input_norms_or_empty(path)), x.norm(dim=0), rtol=1e-4)
 
 
 @pytest.mark.parametrize("word", ["wanda", "sparsegpt"])
@@ -172,11 +172,11 @@ def test_owl_gives_the_published_shares():
 def test_searched_shares_have_the_mean_that_was_asked_and_the_dearer_layer_keeps_more(layers, share):
     costs = {str(i): ((share - 0.1, cost), (share + 0.1, cost * rise)) for i, (cost, rise, _) in enumerate(layers)}
     weights = {str(i): size for i, (_, _, size) in enumerate(layers)}
-    found = equal_cost_sparsities(costs, weights, share)
+    found = equal_marginal_cost_sparsities(costs, weights, share)
     mean = sum(found[u] * weights[u] for u in found) / sum(weights.values())
     assert mean == pytest.approx(share, abs=1e-6)
     assert all(share - 0.2 <= s <= share + 0.2 for s in found.values())
-    alike = equal_cost_sparsities(
+    alike = equal_marginal_cost_sparsities(
         {"cheap": ((share - 0.1, 0.01), (share + 0.1, 0.1)), "dear": ((share - 0.1, 0.02), (share + 0.1, 0.2))},
         {"cheap": 1, "dear": 1},
         share,
@@ -194,8 +194,8 @@ def test_layers_take_uneven_shares_that_make_the_whole_one(tmp_path, word, how):
 
 
 def test_probes_leave_the_model_as_it_was(tmp_path):
-    from effc.compiler.transforms.search.allocation import allocate_layer_sparsity
-    from effc.compiler.transforms.search.sparsity import sizes
+    from effc.compiler.transforms.search.allocation import allocate_sparsity_by_unit
+    from effc.compiler.transforms.search.sparsity import weight_count_by_path
 
     from tests.recipes_in_memory import context_of, recipe_of
 
@@ -203,8 +203,14 @@ def test_probes_leave_the_model_as_it_was(tmp_path):
     program, before = capture(model), copy.deepcopy(model.state_dict())
     chosen = chosen_parts(skeleton_of(program), None)
     ctx = context_of(tmp_path, model, recipe_of([]))
-    spread = allocate_layer_sparsity(
-        program, stages(program, chosen), torch.randint(3, 128, (4, 12)), 0.5, "searched", sizes(chosen), ctx
+    spread = allocate_sparsity_by_unit(
+        program,
+        stages(program, chosen),
+        torch.randint(3, 128, (4, 12)),
+        0.5,
+        "searched",
+        weight_count_by_path(chosen),
+        ctx,
     )
     assert len(spread) == 3
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

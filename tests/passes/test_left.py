@@ -3,7 +3,7 @@
 import pytest
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.transforms.search.uniform_widths import split_cuttable
+from effc.compiler.transforms.search.uniform_widths import split_cuttable_and_uncuttable
 
 from tests.architectures import passes, table
 from tests.grids import wide
@@ -85,20 +85,20 @@ def test_every_module_is_left_under_its_own_name(models):
     program = capture(table.model("trocr"))
     heads = [g for g in skeleton_of(program).groups if g.kind == "heads"]
     channels = [g for g in skeleton_of(program).groups if g.kind == "channels"]
-    able, refused = split_cuttable(program, [(g, 1) for g in (*heads, *channels)])
+    able, refused = split_cuttable_and_uncuttable(program, [(g, 1) for g in (*heads, *channels)])
     assert able == channels and [g for g, _ in refused] == heads
     assert all(g.site in why for g, why in refused)
 
 
 def test_what_can_not_go_is_told_with_the_remedy_for_its_kind():
-    from effc.compiler.transforms.editing.dry_run import dry_run
+    from effc.compiler.transforms.editing.dry_run import dry_run_or_reject
     from effc.compiler.transforms.editing.rewrite import Rewriter
     from effc.dsl.syntax.diagnostics import Reject
 
     program = capture(table.model("llama"))
     last = program.model.config.num_hidden_layers
     with pytest.raises(Reject) as refused:
-        dry_run(
+        dry_run_or_reject(
             program,
             "half of the experts",
             lambda trial: Rewriter(trial).narrow(f"model.layers.{last - 1}.mlp.up_proj.weight", 0, [0, 1]),

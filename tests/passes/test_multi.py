@@ -172,7 +172,7 @@ def interrupted_after(scores, monkeypatch, run):
     """Run with an interrupt in place of a score, as Ctrl-C would come."""
     from effc.compiler.transforms.search.loop import Search
 
-    real, count = Search._score_or_nan, 0
+    real, count = Search._timed_score, 0
 
     def measure(self, *args):
         nonlocal count
@@ -182,7 +182,7 @@ def interrupted_after(scores, monkeypatch, run):
         return real(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Search, "_score_or_nan", measure)
+        patch.setattr(Search, "_timed_score", measure)
         run()
 
 
@@ -295,8 +295,8 @@ def test_a_candidate_without_a_score_costs_the_search_nothing(tmp_path, monkeypa
     from effc.compiler.core.cache import canonical_json
     from effc.compiler.transforms.search.loop import Search
 
-    real = Search._run
-    monkeypatch.setattr(Search, "_run", lambda self, metric: refuse_one(self, real(self, metric)))
+    real = Search._measure
+    monkeypatch.setattr(Search, "_measure", lambda self, metric: refuse_one(self, real(self, metric)))
     program = pruned(tmp_path, tiny.model("llama"), remove=Ratio(0.2, "params"), search="exact", split=PUBLISHED)
     first = next(n for n in program.notes if "cut" in n)
     assert list(first["scores"].values()).count(None) == 1

@@ -8,11 +8,11 @@ import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.core.events import Ticked, listening_with
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.transforms.editing.trial import with_bound_graphs
+from effc.compiler.transforms.editing.trial import with_units_bound_temporarily
 from effc.compiler.transforms.search.branches import Layers
 from effc.compiler.transforms.search.importance import l1_importance
 from effc.compiler.transforms.search.savings import SavingsTable
-from effc.compiler.transforms.search.widths import with_parameters
+from effc.compiler.transforms.search.widths import with_parameters_replaced
 from effc.dsl.checker.values import Ratio
 from effc.dsl.syntax.diagnostics import Reject
 
@@ -188,7 +188,7 @@ def test_weights_come_back_where_swapping_them_fails_half_way():
     before = {name: p.data for name, p in program.model.named_parameters()}
     first, second = "model.layers.0.mlp.down_proj.weight", "model.layers.1.mlp.down_proj.weight"
     values = {first: torch.zeros(64, 96), second: torch.zeros(64, 96, device="meta")}
-    with pytest.raises(RuntimeError), with_parameters(program, values):
+    with pytest.raises(RuntimeError), with_parameters_replaced(program, values):
         raise AssertionError("a meta tensor took the place of weights")
     assert all(p.data.is_set_to(before[name]) for name, p in program.model.named_parameters())
 
@@ -198,7 +198,7 @@ def test_layers_run_their_own_forwards_again_where_binding_fails_half_way():
     units = [*program.units.values()]
     with (
         pytest.raises(AttributeError),
-        with_bound_graphs(program, [*units[:2], dataclasses.replace(units[2], path="nowhere")]),
+        with_units_bound_temporarily(program, [*units[:2], dataclasses.replace(units[2], path="nowhere")]),
     ):
         raise AssertionError("a layer that is nowhere was bound")
     assert not any("forward" in vars(layer) for layer in program.model.model.layers)

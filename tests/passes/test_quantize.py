@@ -8,7 +8,7 @@ from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.layers.linear import weight_of
 from effc.compiler.transforms.search import descent
-from effc.compiler.transforms.search.updates import gptq
+from effc.compiler.transforms.search.updates import solve_gptq
 from effc.dsl.checker.values import DataRef, Ratio
 from effc.kernels.grid import Grid
 from hypothesis import given, settings
@@ -90,7 +90,7 @@ def test_gptq_settles_weights_as_a_naive_one_does(order, sparse, search):
     keep = torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) < 0.5 if sparse else None
     weight = weight if keep is None else weight * keep
     grid = Grid(4, 32, False, search)
-    found, expected = gptq(weight, gram, grid, order, keep), naive_gptq(weight, gram, grid, order, keep)
+    found, expected = solve_gptq(weight, gram, grid, order, keep), naive_gptq(weight, gram, grid, order, keep)
     # A sum in float32 may fall to the other side of a rounding, and what follows with it: a few in a hundred.
     assert ((found - expected).abs() < 1e-3).float().mean() > 0.9
     assert keep is None or not found[~keep].any()
@@ -131,10 +131,10 @@ def test_codes_and_scales_are_looked_at_again_as_a_naive_search_does(symmetric, 
     weight = weight if keep is None else weight * keep
     scales = Grid(3, 8, symmetric, False).fit_scales(weight.float())
     first = scales.round(weight.float())
-    fitted = descent.fit_scales(weight.float(), gram.float(), scales, first)[0]
+    fitted = descent.refit_scales_and_values(weight.float(), gram.float(), scales, first)[0]
     gained = (fitted.scale != scales.scale).any(1)
     assert gained.any() and torch.equal(fitted.scale[gained], naive_scales(weight, gram, scales, first)[gained])
-    found = descent.sweep_columns(weight.float(), gram.float(), scales, first, keep)
+    found = descent.sweep_coordinate_descent(weight.float(), gram.float(), scales, first, keep)
     assert torch.allclose(found.double(), naive_sweep(weight, gram, scales, first, keep), atol=1e-6)
 
 
@@ -146,7 +146,7 @@ def test_scales_of_many_groups_are_fitted_in_slices_and_by_any_number_of_threads
         torch.set_num_threads(threads)
         monkeypatch.setattr(descent, "SQUARES", squares)
         try:
-            found.append(descent.fit_scales(weight, gram, scales, first)[0].scale)
+            found.append(descent.refit_scales_and_values(weight, gram, scales, first)[0].scale)
         finally:
             torch.set_num_threads(before)
     assert (found[0] != scales.scale).any() and all(torch.allclose(found[0], other, rtol=0.01) for other in found)
@@ -165,7 +165,7 @@ def test_no_sweep_raises_the_error_or_leaves_the_grid(sweeps, symmetric, sparse,
         apart = values.double() - weight
         return ((apart @ damped) * apart).sum(1)
 
-    before, after = (gptq(weight, gram, grid, "activation", keep, sweeps=n) for n in (sweeps - 1, sweeps))
+    before, after = (solve_gptq(weight, gram, grid, "activation", keep, sweep_count=n) for n in (sweeps - 1, sweeps))
     assert (lost(after) <= lost(before) * (1 + 1e-4)).all()  # sums are float32
     assert keep is None or not after[~keep].any()
     assert all(len(row.unique()) <= 16 for row in after.view(-1, 32))
@@ -183,9 +183,9 @@ def test_what_is_given_back_and_searched_loses_less(seed, symmetric):
         return float(((w - weight) @ x.T).square().sum())
 
     nearest = lost(plain.fit_scales(weight).round(weight))
-    published = lost(gptq(weight, gram, plain, "given", None))
-    ours = lost(gptq(weight, gram, better, "activation", None))
-    again = lost(gptq(weight, gram, better, "activation", None, sweeps=2))
+    published = lost(solve_gptq(weight, gram, plain, "given", None))
+    ours = lost(solve_gptq(weight, gram, better, "activation", None))
+    again = lost(solve_gptq(weight, gram, better, "activation", None, sweep_count=2))
     assert again < ours < published < nearest
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.transforms.search.savings import stride
-from effc.compiler.transforms.search.uniform_widths import split_cuttable
+from effc.compiler.transforms.search.savings import steps_per_cut
+from effc.compiler.transforms.search.uniform_widths import split_cuttable_and_uncuttable
 
 from tests.architectures import table
 from tests.passes.test_clean import cleaned
@@ -17,7 +17,7 @@ def test_a_model_that_runs_with_numbers_alone_tells_what_it_needs():
     """DBRX looks which experts were chosen, so nothing shows without weights: their width stands in its config."""
     program = capture(table.model("dbrx"))
     groups = skeleton_of(program).groups
-    able, refused = split_cuttable(program, [(group, stride(group, 1)) for group in groups])
+    able, refused = split_cuttable_and_uncuttable(program, [(group, steps_per_cut(group, 1)) for group in groups])
     assert {g.kind for g in able} >= {"kv_heads"} and {g.kind for g, _ in refused} == {"channels"}
     why = refused[0][1]
     assert why.startswith(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.transforms.editing.trial import branch_skipped
+from effc.compiler.transforms.editing.trial import with_branch_skipped
 from effc.compiler.transforms.search.budget import Budget
 from effc.compiler.transforms.search.choice import Exact
 from effc.compiler.transforms.search.loop import Search
@@ -110,7 +110,7 @@ def test_what_layers_hand_on_in_a_dict_is_still_there_while_a_branch_is_on_trial
     model = table.model("gemma3n")
     program = capture(model)
     for branch in skeleton_of(program).branches:
-        with branch_skipped(program, branch), torch.no_grad():
+        with with_branch_skipped(program, branch), torch.no_grad():
             assert model(input_ids=IDS).logits.isfinite().all()
 
 
@@ -145,9 +145,9 @@ def test_a_search_that_saved_less_than_its_cuts_promised_fails(tmp_path):
     model = model_of("llama")
     ctx, program = context_of(tmp_path, model, recipe_of([])), capture(copy.deepcopy(model))
     search, pool = Search(program, ctx), Idle(program)
-    search.run([pool], SCORE, Budget("params", 900, size(model)), Exact())
+    search.cut_until_met([pool], SCORE, Budget("params", 900, size(model)), Exact())
     with pytest.raises(Reject) as refused:
-        search.apply_cuts([pool])
+        search.finish_cuts_and_record_cost([pool])
     (found,) = refused.value.diagnostics
     assert found.fault.slug == "saved-less" and "1000 parameters less, and 0 went" in found.message
     assert found.fault.exit == "failure"

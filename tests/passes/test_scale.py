@@ -5,7 +5,7 @@ import torch
 from effc.compiler.evaluation import equivalence
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.layers.linear import KernelLinear, weight_of
-from effc.compiler.transforms.search.folds import folds
+from effc.compiler.transforms.search.folds import find_folds_by_unit
 from effc.dsl.checker.values import DataRef
 from effc.kernels.grid import Grid
 from hypothesis import HealthCheck, given, settings
@@ -55,7 +55,7 @@ def listened(model, rows):
 
 
 def test_the_folds_of_a_llama_are_its_norms_its_values_and_the_factor_of_its_gate():
-    found = folds(capture(tiny.model("llama")))
+    found = find_folds_by_unit(capture(tiny.model("llama")))
     for unit, some in found.items():
         below = {f.writer.removeprefix(f"{unit}."): [r.path.removeprefix(f"{unit}.") for r in f.readers] for f in some}
         assert below == {

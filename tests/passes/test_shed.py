@@ -14,7 +14,7 @@ from effc.compiler.ir.edits import Edits, replay_edits
 from effc.compiler.transforms.editing.rewrite import Rewriter
 from effc.compiler.transforms.editing.scan_removal import drop_scan
 from effc.compiler.transforms.search.slices import with_narrowed_group_temporarily
-from effc.compiler.transforms.search.widths import slice_out
+from effc.compiler.transforms.search.widths import slice_group
 from effc.dsl.checker.values import Ratio
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -239,7 +239,7 @@ def assert_masked_is_sliced(data, name, kind, mask):
         tried = record_logits_of_sample_calls(program.model)
     assert max_difference(untouched, record_logits_of_sample_calls(program.model)) == 0.0
     with Rewriter(program) as rewrite:
-        slice_out(program, rewrite, group, dead)
+        slice_group(program, rewrite, group, dead)
     assert max_difference(tried, record_logits_of_sample_calls(program.model)) == 0.0
     assert max_difference(expected, tried) < 1e-4  # 1e-4: float32 sums in another order
     assert foreseen.shapes() == skeleton_of(program).shapes()

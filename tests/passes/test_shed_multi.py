@@ -15,7 +15,7 @@ from effc.compiler.ir.capture.capture import capture
 from effc.compiler.transforms.editing.rewrite import Rewriter
 from effc.compiler.transforms.editing.scan_removal import drop_scan
 from effc.compiler.transforms.search.savings import model_total
-from effc.compiler.transforms.search.widths import slice_out
+from effc.compiler.transforms.search.widths import slice_group
 from effc.dsl.checker.values import DataRef, MetricRef, Ratio, Shares
 from effc.dsl.syntax.diagnostics import Reject
 
@@ -238,7 +238,7 @@ def test_halves_that_a_config_can_say_make_a_stock_checkpoint(name, kind):
     with Rewriter(program) as rewrite:
         for group in [g for g in skeleton_of(program).groups if g.kind == kind]:
             size = group.per_block or group.count
-            slice_out(program, rewrite, group, {i for i in range(group.count) if i % size < size // 2})
+            slice_group(program, rewrite, group, {i for i in range(group.count) if i % size < size // 2})
     config, why = stock_config(program.model)
     assert not why
     stock = type(program.model)(type(config).from_dict(config.to_dict())).eval()

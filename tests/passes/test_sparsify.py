@@ -8,7 +8,13 @@ from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.analysis.planning.shape_change import describe_change
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.layers.linear import weight_of
-from effc.compiler.transforms.search.masks import apply_mask, keep_mask, kth_smallest, magnitude, magnitude_keys
+from effc.compiler.transforms.search.masks import (
+    keep_mask,
+    kth_smallest_of_rows,
+    magnitude,
+    magnitude_sort_keys,
+    masked_copy,
+)
 from effc.dsl.checker.values import DataRef, Ratio, Selector
 from hypothesis import given
 from hypothesis import strategies as st
@@ -73,9 +79,9 @@ def test_a_masked_weight_has_the_bits_that_sorting_and_choosing_give(dtype, each
     order = flat.argsort(dim=1, stable=True)[:, : int(0.6 * flat.shape[1])]
     keep = torch.ones_like(flat, dtype=torch.bool).scatter_(1, order, False).view(score.shape)
     assert torch.equal(keep_mask(magnitude(weight), 0.6, "any", each), keep)
-    assert torch.equal(keep_mask(magnitude_keys(weight), 0.6, "any", each), keep)
+    assert torch.equal(keep_mask(magnitude_sort_keys(weight), 0.6, "any", each), keep)
     expected = torch.where(keep, weight, 0.0)
-    assert torch.equal(apply_mask(weight, keep).view(torch.uint8), expected.view(torch.uint8))
+    assert torch.equal(masked_copy(weight, keep).view(torch.uint8), expected.view(torch.uint8))
 
 
 @pytest.mark.parametrize("place", [1, 2, 70_000, 1 << 20, (1 << 20) + 12])
@@ -90,8 +96,8 @@ def test_the_threshold_of_a_long_row_is_that_of_its_order(kind, place):
     elif kind == "every other":  # a sample of every sixteenth sees none of the others
         row[::16] += 100
     elif kind == "bits":
-        row = magnitude_keys(row.bfloat16())
-    assert float(kth_smallest(row[None], place)) == float(row.sort().values[place - 1])
+        row = magnitude_sort_keys(row.bfloat16())
+    assert float(kth_smallest_of_rows(row[None], place)) == float(row.sort().values[place - 1])
 
 
 @given(rows=st.integers(1, 70), columns=st.integers(1, 30), seed=st.integers(0, 99))

@@ -104,12 +104,12 @@ class Scale:
     """All sizes of a program from the smallest, 1, to the whole, STEPS; each is worked out once."""
 
     def __init__(self, program: "Program", load: Load):
-        from ...transforms.search.importance import ascending, l1_importance
+        from ...transforms.search.importance import ascending_indices, l1_importance
         from ...transforms.search.widths import RankedGroup
 
         self.program, self.load = program, load
         self.sites = [
-            RankedGroup(group, ascending(l1_importance(program, group))) for group in cuttable_groups(program)
+            RankedGroup(group, ascending_indices(l1_importance(program, group))) for group in cuttable_groups(program)
         ]
         self._sizes: dict[int, SubNetwork] = {STEPS: SubNetwork(shrink.param_count(skeleton_of(program)), {}, {})}
         self._cost: dict[tuple[str, int], float] = {}
@@ -159,13 +159,15 @@ class Scale:
 
 def skeleton_of_sub_network(program: "Program", size: SubNetwork) -> "Skeleton":
     """The program's skeleton when it is that sub-network."""
-    from ...transforms.search.uniform_widths import refreshed
+    from ...transforms.search.uniform_widths import group_in_skeleton
 
     skeleton = skeleton_of(program)
     for group in skeleton_of(program).groups:
         removed = size.cuts.get(f"{group.site} {group.kind}", ())
         if removed:
-            skeleton = shrink.with_narrowed_group(skeleton, refreshed(skeleton, group), group.count - len(removed))
+            skeleton = shrink.with_narrowed_group(
+                skeleton, group_in_skeleton(skeleton, group), group.count - len(removed)
+            )
     return skeleton
 
 
@@ -173,16 +175,20 @@ def _sub_network_at_step(program: "Program", sites: Sequence["RankedGroup"], ste
     """So many of STEPS parts of every group that can be cut, those that weigh most."""
     from ....dsl.checker.values import Ratio
     from ...analysis.planning.amount import Amount
-    from ...transforms.search.uniform_widths import forecast_even_widths, split_cuttable
+    from ...transforms.search.uniform_widths import forecast_even_widths, split_cuttable_and_uncuttable
 
     groups = [s.group for s in sites]
     small = forecast_even_widths(skeleton_of(program), groups, Amount(Ratio(step / STEPS, "")), 1)
     left = {(g.site, g.kind): g.count for g in small.groups}
     removed = [s.size - left.get((s.group.site, s.group.kind), 1) * s.size // s.group.count for s in sites]
-    able, _ = split_cuttable(program, [(s.group, n) for s, n in zip(sites, removed, strict=True)])
+    able, _ = split_cuttable_and_uncuttable(program, [(s.group, n) for s, n in zip(sites, removed, strict=True)])
     return _sub_network_of_cuts(
         program,
-        [(s.group, s.least_important_items(n)) for s, n in zip(sites, removed, strict=True) if n and s.group in able],
+        [
+            (s.group, s.least_important_per_block(n))
+            for s, n in zip(sites, removed, strict=True)
+            if n and s.group in able
+        ],
     )
 
 
@@ -215,11 +221,11 @@ def _sub_network_of_cuts(program: "Program", cuts: Sequence[tuple["Group", Seque
 def cut_to_sub_network(program: "Program", size: SubNetwork) -> None:
     """Make a program's model that sub-network: smaller tensors, fewer heads, nothing masked."""
     from ...transforms.editing.rewrite import Rewriter
-    from ...transforms.search.widths import slice_all
+    from ...transforms.search.widths import slice_groups
 
     groups = {f"{g.site} {g.kind}": g for g in skeleton_of(program).groups}
     with Rewriter(program) as rewrite:
-        slice_all(program, rewrite, [(groups[name], set(items)) for name, items in size.cuts.items()])
+        slice_groups(program, rewrite, [(groups[name], set(items)) for name, items in size.cuts.items()])
 
 
 class Coverage(FedAvg):

@@ -20,7 +20,7 @@ def input_importance_by_gguf_name(program: Program, token_rows: Tensor) -> dict[
     """
     names = gguf_weight_name_by_linear_path(program.model, gguf_shape_of(program.model))
     squares, importance = Norms(), {}
-    Layerwise(program, token_rows).observe_inputs(Stage("", tuple(names)), squares.listen)
+    Layerwise(program, token_rows).run_and_observe_inputs(Stage("", tuple(names)), squares.accumulate)
     for path, sums in squares.sums.items():
         refuse_non_finite(path, sums)
         means = sums / token_rows.numel()

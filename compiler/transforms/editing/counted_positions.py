@@ -9,26 +9,26 @@ from ...ir.program import Program
 from ...models.checkpoints.origin import POSITIONS
 
 
-def loses_count(program: Program, trial: Program, path: str) -> bool:
-    """Whether the stack of a unit loses the last of its cached attentions in `trial`, and has a table of positions.
+def loses_position_counter(program: Program, edited_program: Program, unit_path: str) -> bool:
+    """Whether a unit's stack, which has a table of positions, loses its last cached attention in `edited_program`.
 
     What is cached says where the next token stands; nothing is behind an attention over what an encoder gave.
     """
-    stack = surgery.split_parent_and_name(path)[0]
+    stack = surgery.split_parent_and_name(unit_path)[0]
     before, after = (
         any(
             uses_self_attention_cache(unit.graph)
             for unit in of.units.values()
             if surgery.split_parent_and_name(unit.path)[0] == stack
         )
-        for of in (program, trial)
+        for of in (program, edited_program)
     )
-    return before and not after and _has_position_table(program, path)
+    return before and not after and _has_position_table(program, unit_path)
 
 
-def _has_position_table(program: Program, path: str) -> bool:
+def _has_position_table(program: Program, unit_path: str) -> bool:
     """Whether a tensor outside of the units has a row for each position that the config of a unit's stack states."""
-    config = _innermost_config(program.model, path)
+    config = _innermost_config(program.model, unit_path)
     positions = next((size for name in POSITIONS if isinstance(size := getattr(config, name, None), int)), None)
     if positions is None:
         return False
@@ -55,10 +55,10 @@ def _word_embeddings(model: nn.Module) -> set[nn.Module]:
     return tables
 
 
-def _innermost_config(model: nn.Module, path: str) -> object:
+def _innermost_config(model: nn.Module, unit_path: str) -> object:
     """The config of the innermost module around a unit that has one."""
-    while path:
-        path = surgery.split_parent_and_name(path)[0]
-        if (config := vars(model.get_submodule(path)).get("config")) is not None:
+    while unit_path:
+        unit_path = surgery.split_parent_and_name(unit_path)[0]
+        if (config := vars(model.get_submodule(unit_path)).get("config")) is not None:
             return config
     return getattr(model, "config", None)

@@ -34,36 +34,36 @@ frees_nothing = Fault(
 )
 
 
-def dry_run(
+def dry_run_or_reject(
     program: Program,
-    label: str,
-    edit: Callable[[Program], None],
+    removed_label: str,
+    remove: Callable[[Program], None],
     remedy: str = "remove another layer, or branches of this one",
 ) -> Program:
-    """Dry run of an edit that removes `label`, on a copy without weights.
+    """Dry run of an edit that removes `removed_label`, on a copy without weights.
 
     Raises Reject (layer-needed) if the model does not run after the edit. One that doesn't run without weights at
     all tells nothing: then the edit itself will show.
     """
     trial = copy_on_meta(program)
-    edit(trial)
+    remove(trial)
     try:
         record_first_calls(trial.model, trial.inputs)
     except Reject as error:
         if forward_runs(copy_on_meta(program)):
             name = type(program.model).__name__
             raise layer_needed(
-                f"{label} can't be removed: {name} does not run without it",
+                f"{removed_label} can't be removed: {name} does not run without it",
                 help=remedy,
                 note=error.diagnostics[0].message,
             ).rejection() from error
     return trial
 
 
-def unread_outputs(program: Program, path: str) -> frozenset[int]:
-    """Outputs of a layer besides its first that neither the model nor its caller ever reads."""
+def unread_output_indices(program: Program, unit_path: str) -> frozenset[int]:
+    """Indices of a layer's outputs besides the first that neither the model nor its caller ever reads."""
     trial = copy_on_meta(program)
-    layer, count = trial.model.get_submodule(path), _output_count(program.units[path].graph)
+    layer, count = trial.model.get_submodule(unit_path), _output_count(program.units[unit_path].graph)
     return frozenset(index for index in range(1, count) if _is_output_unused(trial, layer, index))
 
 
@@ -72,17 +72,17 @@ def _output_count(graph: fx.Graph) -> int:
     return len(returned) if isinstance(returned, (tuple, list)) else 1
 
 
-def _is_output_unused(trial: Program, layer: nn.Module, index: int) -> bool:
+def _is_output_unused(meta_program: Program, layer: nn.Module, output_index: int) -> bool:
     """Whether a model runs, and says nothing of it, when a layer gives a mark in place of one of its values."""
     mark = object()
 
     def marked(_layer: nn.Module, _args: Any, output: Any) -> Any:
-        return tuple(mark if i == index else value for i, value in enumerate(output))
+        return tuple(mark if i == output_index else value for i, value in enumerate(output))
 
     handle = layer.register_forward_hook(marked)
     try:
         with torch.no_grad():
-            output_of_model = trial.model(**trial.inputs)
+            output_of_model = meta_program.model(**meta_program.inputs)
     except Exception:  # whatever the model does with a value that is no tensor, it reads it
         return False
     finally:
@@ -122,21 +122,21 @@ def copy_on_meta(program: Program) -> Program:
     inputs = {
         name: value.to("meta") if isinstance(value, torch.Tensor) else value for name, value in program.inputs.items()
     }
-    return _copied(program, bare, inputs)
+    return _deepcopy_program(program, bare, inputs)
 
 
-def small_copy(program: Program) -> Program | None:
+def copy_with_weights_if_small(program: Program) -> Program | None:
     """A copy with all numbers, for a model that doesn't run without any; None where it would take `SMALL` bytes."""
     if sum(tensor.nbytes for tensor in _tensors(program)) > SMALL:
         return None
-    return _copied(program, {}, dict(program.inputs))
+    return _deepcopy_program(program, {}, dict(program.inputs))
 
 
 def _tensors(program: Program) -> list[torch.Tensor]:
     return [*program.model.parameters(), *program.model.buffers()]
 
 
-def _copied(program: Program, memo: dict[int, object], inputs: dict[str, Any]) -> Program:
+def _deepcopy_program(program: Program, memo: dict[int, object], inputs: dict[str, Any]) -> Program:
     units = {path: replace(unit) for path, unit in program.units.items()}
     model = copy.deepcopy(program.model, memo)
     return Program(model, inputs, units, dict(program.opaque), edits=copy.deepcopy(program.edits))

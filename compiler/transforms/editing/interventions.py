@@ -1,7 +1,7 @@
 """Interventions at the end of layers: found on the graph, put in as one call, and taken out again."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import fx
@@ -24,11 +24,11 @@ no_stream = Fault(
 twice_intervened = Fault("twice-intervened", "A layer that has interventions gets others.")
 
 
-def hidden_widths(program: Program, paths: tuple[str, ...]) -> dict[str, int]:
+def hidden_widths_or_reject(program: Program, layer_paths: tuple[str, ...]) -> dict[str, int]:
     """The width of what each layer hands on. Raises Reject where one hands on no row of hidden states."""
     result = {}
-    for path in paths:
-        node = stream_behind(program.units[path].graph)
+    for path in layer_paths:
+        node = residual_output_node(program.units[path].graph)
         if node is None:
             raise no_stream(
                 f"{path} hands on no hidden states [batch, position, width]", help="leave it out of `on`"
@@ -37,7 +37,7 @@ def hidden_widths(program: Program, paths: tuple[str, ...]) -> dict[str, int]:
     return result
 
 
-def stream_behind(graph: fx.Graph) -> fx.Node | None:
+def residual_output_node(graph: fx.Graph) -> fx.Node | None:
     """Residual stream behind a unit: its first result of the shape of one of its inputs."""
     *_, output = graph.nodes
     shapes = [n.meta.get("shape") for n in graph.nodes if n.op == "placeholder"]
@@ -49,22 +49,22 @@ def _is_rows(node: fx.Node) -> bool:
     return isinstance(shape, (tuple, list)) and len(shape) == 3 and isinstance(dtype, str) and "float" in dtype
 
 
-def insert_interventions(program: Program, interventions: Mapping[str, Reft]) -> None:
+def insert_interventions(program: Program, intervention_by_unit: Mapping[str, Reft]) -> None:
     """Put interventions at the end of units; what is behind reads the edited stream, the unit itself the old one.
 
-    interventions   unit path -> its interventions
+    intervention_by_unit  unit path -> its interventions
     Raises Reject (twice-intervened), with nothing changed, where a unit has some.
     """
-    occupied = next((path for path in interventions if NAME in program.model.get_submodule(path)._modules), None)
+    occupied = next((path for path in intervention_by_unit if NAME in program.model.get_submodule(path)._modules), None)
     if occupied is not None:
         raise twice_intervened(
             f"{occupied} has interventions already",
             help="insert them once, with the rank and the positions that you want",
         ).rejection()
     with Rewriter(program) as rewrite:
-        for path, module in interventions.items():
+        for path, module in intervention_by_unit.items():
             graph = copy.deepcopy(program.units[path].graph)
-            value, (*_, output) = stream_behind(graph), graph.nodes
+            value, (*_, output) = residual_output_node(graph), graph.nodes
             assert value is not None, f"{path} has no stream"
             with graph.inserting_before(output):
                 edited = graph.call_module(NAME, (value,))
@@ -78,14 +78,14 @@ def insert_interventions(program: Program, interventions: Mapping[str, Reft]) ->
 
 def make_interventions(
     program: Program,
-    paths: tuple[str, ...],
+    layer_paths: tuple[str, ...],
     form: str,
     rank: int,
     first_last_counts: tuple[int, int],
-    tied: bool,
+    is_tied: bool,
     dropout: float,
-    init: str,
-    seed_of_layer,
+    init_name: str,
+    seed_of_layer: Callable[[str], int],
 ) -> dict[str, Reft]:
     """New interventions for layers, with their first values.
 
@@ -94,7 +94,7 @@ def make_interventions(
     Raises Reject (rank-too-large, no-stream).
     """
     result = {}
-    for path, width in hidden_widths(program, paths).items():
+    for path, width in hidden_widths_or_reject(program, layer_paths).items():
         if rank > width:
             raise wide_rank_diagnostic(rank, width, f" of {path}").rejection()
         assert form in FORMS, nearest_name_help(form, FORMS, "there is")
@@ -104,13 +104,13 @@ def make_interventions(
             "rank": rank,
             "first": first_last_counts[0],
             "last": first_last_counts[1],
-            "tied": tied,
+            "tied": is_tied,
             "dropout": dropout,
         }
         result[path] = Reft.from_spec(program.model.get_submodule(path), spec)
         generator = torch.Generator().manual_seed(seed_of_layer(path))
         for function in result[path].interventions():
-            function.init_weights(init, generator)
+            function.init_weights(init_name, generator)
         result[path].train(program.model.get_submodule(path).training)
     return result
 

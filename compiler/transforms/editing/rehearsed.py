@@ -35,12 +35,12 @@ def _discover_skeleton(origin: Origin) -> Skeleton:
 
     program = capture_on_meta(origin)
     skeleton = skeleton_with_stream(program)
-    if stays := unremovable_branches(program):
+    if stays := unremovable_branch_reasons(program):
         return replace(skeleton, facts={**skeleton.facts, "stays": [[site, reason] for site, reason in stays.items()]})
     return skeleton
 
 
-def unremovable_branches(program: "Program") -> dict[str, str]:
+def unremovable_branch_reasons(program: "Program") -> dict[str, str]:
     """Sites of branches that can't be removed, with the reason; one that goes speaks for those of equal layers.
 
     Nothing for a model that does not run without weights: then the edit itself will show.
@@ -56,15 +56,15 @@ def unremovable_branches(program: "Program") -> dict[str, str]:
         kind = (program.units[branch.unit].key, branch.join)
         if kind in going:
             continue
-        if reason := _removal_refusal(program, branch):
+        if reason := _removal_refusal_on_meta_copy(program, branch):
             reasons[branch.site] = reason
         else:
             going.add(kind)
     return reasons
 
 
-def _removal_refusal(program: "Program", branch: Branch) -> str:
-    """Reason why a copy without weights can't lose a branch; "" where it can."""
+def _removal_refusal_on_meta_copy(program: "Program", branch: Branch) -> str | None:
+    """Reason why a copy without weights can't lose a branch; None where it can."""
     from ...analysis.discovery.bypass import other_operand_of_join
     from ...analysis.discovery.discover import skeleton_of
     from .dry_run import copy_on_meta
@@ -79,5 +79,5 @@ def _removal_refusal(program: "Program", branch: Branch) -> str:
     except Reject as rejection:
         return rejection.diagnostics[0].message
     except RuntimeError:  # of torch, which has not every function for tensors without numbers: that tells nothing
-        return ""
-    return ""
+        return None
+    return None

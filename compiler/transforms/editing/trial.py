@@ -15,29 +15,29 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def with_bound_graphs(program: "Program", units: Sequence["Unit"]) -> Iterator[None]:
+def with_units_bound_temporarily(program: "Program", unit_copies: Sequence["Unit"]) -> Iterator[None]:
     """Layers run these graphs, also where they are their own: a layer's own forward is another kind of code."""
     try:
-        for unit in units:
+        for unit in unit_copies:
             unit.bind(program.model)
         yield
     finally:
-        for path in {unit.path for unit in units} & program.units.keys():
+        for path in {unit.path for unit in unit_copies} & program.units.keys():
             unit = program.units[path]
             (unit.bind if unit.edited else unit.unbind)(program.model)
 
 
-def branch_skipped(program: "Program", branch: Branch) -> AbstractContextManager[None]:
+def with_branch_skipped(program: "Program", branch: Branch) -> AbstractContextManager[None]:
     """The branch's unit runs a copy of its graph in which the residual add is its other operand."""
     unit = program.units[branch.unit]
     graph = copy_without_branch(unit.graph, branch)
-    return with_bound_graphs(program, [replace(unit, graph=graph, key=graph_code_hash(graph), edited=True)])
+    return with_units_bound_temporarily(program, [replace(unit, graph=graph, key=graph_code_hash(graph), edited=True)])
 
 
 @contextmanager
-def without_layer(program: "Program", unit: str) -> Iterator[None]:
+def with_layer_skipped(program: "Program", unit_path: str) -> Iterator[None]:
     """The unit returns the hidden states that it was given."""
-    module = program.model.get_submodule(unit)
+    module = program.model.get_submodule(unit_path)
 
     def skip(_module, args, kwargs, output) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]

@@ -16,7 +16,7 @@ from ...ir.layers.linear import KernelLinear, weight_of
 from ...ir.layers.number_formats import BY_KERNEL, NUMBER_FORMATS
 from ...models.rows.forward import REMEDY, evaluating, not_a_number
 from ..search.masks import INPUTS, OUTPUTS
-from ..search.sparsity import zeros
+from ..search.sparsity import zero_share
 from .contenders import DYNAMIC, EAGER, PREPACKED
 from .prediction_error import Accuracy, output_error, sample_module_inputs
 from .speed import ROUNDED, KernelCase
@@ -109,7 +109,7 @@ def linear_site_of(path: str, module: nn.Module) -> Site:
     weight = weight_of(module)
     if not weight.isfinite().all():
         raise not_a_number(f"{path}.weight holds NaN or infinite numbers", help=REMEDY).rejection()
-    share = zeros(weight)
+    share = zero_share(weight)
     return Site(path, KernelCase.of(weight, share, block_zeros(weight) if share else 0.0), share, weight.nbytes)
 
 

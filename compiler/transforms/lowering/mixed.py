@@ -20,10 +20,10 @@ from ...core.events import iterate_and_report
 from ...ir.layers.linear import KernelLinear, weight_of
 from ...ir.program import Program
 from ..search.layerwise import Grams, Layerwise, Stage
-from ..search.masks import apply_mask, keep_mask, magnitude
+from ..search.masks import keep_mask, magnitude, masked_copy
 from ..search.prefix import Prefix
 from ..search.quantizing import nonzero_mask
-from ..search.updates import gptq
+from ..search.updates import solve_gptq
 
 ROUNDS = 2  # of solving, at most: a third one gains next to nothing
 
@@ -78,7 +78,7 @@ def masked(weight: Tensor, zeros: float, norms: Tensor) -> Tensor:
     """A weight without the share of each row that matters least by Wanda's score; `norms` are those of the inputs."""
     score = magnitude(weight)
     keep = keep_mask(score * norms.to(score), zeros, "any", "row")
-    return apply_mask(weight, keep)
+    return masked_copy(weight, keep)
 
 
 def _with_weight(weight: Tensor, bias: nn.Parameter | None) -> nn.Linear:
@@ -109,14 +109,14 @@ class Packer:
         layerwise = Layerwise(program, rows)
         for stage in iterate_and_report(list(stages), "four bits"):
             grams = Grams()
-            layerwise.observe_inputs(stage, grams.accumulate)
+            layerwise.run_and_observe_inputs(stage, grams.accumulate)
             for path in stage.modules:
-                weight, gram = weight_of(self.modules[path]), grams.gram_of(path)
+                weight, gram = weight_of(self.modules[path]), grams.finite_gram_or_none(path)
                 self.norms[path] = torch.ones(weight.shape[1]) if gram is None else gram.diagonal().sqrt()
                 for option in options[path]:
                     if option.group and gram is not None:
                         grid = Grid(4, option.group, False, True)
-                        weight4 = gptq(weight, gram, grid, "activation", nonzero_mask(weight), sweeps=2)
+                        weight4 = solve_gptq(weight, gram, grid, "activation", nonzero_mask(weight), sweep_count=2)
                         self.int4[path, option.group] = self._kernel(path, option.kernel, weight4.to(weight.dtype))
 
     def pack(self, path: str, option: Option) -> KernelLinear:

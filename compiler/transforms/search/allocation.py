@@ -30,128 +30,138 @@ TOKENS = 512  # that a probe reads, at most; and at least one row
 CACHE_BYTES = 512 << 20  # bytes of kept layer outputs
 
 
-def allocate_layer_sparsity(
+def allocate_sparsity_by_unit(
     program: "Program",
     stages: Sequence[Stage],
     rows: Tensor,
-    sparsity: float,
+    mean_sparsity: float,
     method: str,
-    weight_counts: Mapping[str, int],
+    weight_count_by_module: Mapping[str, int],
     ctx: Context,
 ) -> dict[str, float]:
-    """The share of zeros of each stage by its unit; those outside of all units take `sparsity`.
+    """The share of zeros of each stage by its unit; those outside of all units take `mean_sparsity`.
 
-    weight_counts   weights of each module
-    Stages weighed by their weights, the mean is `sparsity`.
+    weight_count_by_module  weights of each module
+    Stages weighed by their weights, the mean is `mean_sparsity`.
     """
     inside = [s for s in stages if s.unit]
     if method == "uniform" or not inside:
-        return {s.unit: sparsity for s in stages}
-    weights = {s.unit: sum(weight_counts[path] for path in s.modules) for s in inside}
+        return {s.unit: mean_sparsity for s in stages}
+    weights = {s.unit: sum(weight_count_by_module[path] for path in s.modules) for s in inside}
     journal = Journal(ctx.workdir / "allocation.jsonl")
-    norms = journal.get_or_compute("norms", lambda: _norms(program, inside, rows))
+    norms = journal.get_or_compute("norms", lambda: _input_norms_by_module(program, inside, rows))
     if method == "owl":
-        ratios = {s.unit: journal.get_or_compute(s.unit, partial(_outliers, program, s, norms)) for s in inside}
-        spread = owl_sparsities(ratios, weights, sparsity)
+        ratios = {s.unit: journal.get_or_compute(s.unit, partial(_outlier_ratio, program, s, norms)) for s in inside}
+        spread = owl_sparsities(ratios, weights, mean_sparsity)
     else:
-        spread = equal_cost_sparsities(
-            _sparsity_costs(program, inside, rows, sparsity, norms, journal, ctx), weights, sparsity
+        spread = equal_marginal_cost_sparsities(
+            _probe_sparsity_costs(program, inside, rows, mean_sparsity, norms, journal, ctx), weights, mean_sparsity
         )
-    return {s.unit: spread.get(s.unit, sparsity) for s in stages}
+    return {s.unit: spread.get(s.unit, mean_sparsity) for s in stages}
 
 
-def _norms(program: "Program", stages: Sequence[Stage], rows: Tensor) -> dict[str, list[float]]:
+def _input_norms_by_module(program: "Program", stages: Sequence[Stage], rows: Tensor) -> dict[str, list[float]]:
     paths, norms = [path for stage in stages for path in stage.modules], Norms()
-    Layerwise(program, rows).observe_inputs(Stage("", tuple(paths)), norms.listen)
-    return {path: norms.of(path) for path in paths}
+    Layerwise(program, rows).run_and_observe_inputs(Stage("", tuple(paths)), norms.accumulate)
+    return {path: norms.input_norms_or_empty(path) for path in paths}
 
 
 # -- by outliers ---------------------------------------------------------------------------------------------
 
 
-def _outliers(program: "Program", stage: Stage, norms: Mapping[str, list[float]]) -> float:
+def _outlier_ratio(program: "Program", stage: Stage, input_norms_by_module: Mapping[str, list[float]]) -> float:
     """Share of a layer's weights whose score, magnitude times input norm, is above five times the layer's mean."""
-    scores = [weight_score(program, path, norms[path]).flatten() for path in stage.modules]
+    scores = [weight_score(program, path, input_norms_by_module[path]).flatten() for path in stage.modules]
     mean = sum(float(s.double().sum()) for s in scores) / sum(s.numel() for s in scores)
     return sum(int((s > OUTLIER * mean).sum()) for s in scores) / sum(s.numel() for s in scores)
 
 
 def owl_sparsities(
-    outlier_ratios: Mapping[str, float], weight_counts: Mapping[str, int], sparsity: float
+    outlier_ratio_by_unit: Mapping[str, float], weight_count_by_unit: Mapping[str, int], mean_sparsity: float
 ) -> dict[str, float]:
     """Layers with more outliers keep more: shares at most 0.16 apart.
 
     Source: OWL (Yin et al. 2023, arXiv 2310.05175), section 3.2 and its code, the mean weighed by sizes.
     """
-    low, high = min(outlier_ratios.values()), max(outlier_ratios.values())
-    scaled = {unit: (r - low) * 2 * SPREAD / (high - low) if high > low else 0.0 for unit, r in outlier_ratios.items()}
-    mean = math.fsum(scaled[unit] * weight_counts[unit] for unit in scaled) / sum(weight_counts.values())
-    targets = {unit: sparsity + mean - x for unit, x in scaled.items()}
-    return _solve_for_mean(
-        lambda shift: {u: min(0.999, max(0.0, w + shift)) for u, w in targets.items()}, weight_counts, sparsity
+    low, high = min(outlier_ratio_by_unit.values()), max(outlier_ratio_by_unit.values())
+    scaled = {
+        unit: (r - low) * 2 * SPREAD / (high - low) if high > low else 0.0 for unit, r in outlier_ratio_by_unit.items()
+    }
+    mean = math.fsum(scaled[unit] * weight_count_by_unit[unit] for unit in scaled) / sum(weight_count_by_unit.values())
+    targets = {unit: mean_sparsity + mean - x for unit, x in scaled.items()}
+    return _solve_for_mean_sparsity(
+        lambda shift: {u: min(0.999, max(0.0, w + shift)) for u, w in targets.items()},
+        weight_count_by_unit,
+        mean_sparsity,
     )
 
 
 # -- by measured sensitivity ---------------------------------------------------------------------------------
 
 
-def equal_cost_sparsities(
-    probed_costs: Mapping[str, Sequence[tuple[float, float]]], weight_counts: Mapping[str, int], sparsity: float
+def equal_marginal_cost_sparsities(
+    sparsity_cost_pairs_by_unit: Mapping[str, Sequence[tuple[float, float]]],
+    weight_count_by_unit: Mapping[str, int],
+    mean_sparsity: float,
 ) -> dict[str, float]:
     """The shares at which one more zero costs the same in every layer.
 
-    probed_costs    unit -> (share, divergence in nats per token when only this layer has that share), two points
+    sparsity_cost_pairs_by_unit  two points (share, divergence in nats per token when only this layer has that share)
     Between and beyond the points a layer's cost is taken to rise exponentially, within 20% of the mean share.
     """
     curves = {}
-    for unit, ((low, cheap), (high, dear)) in probed_costs.items():
+    for unit, ((low, cheap), (high, dear)) in sparsity_cost_pairs_by_unit.items():
         cheap = max(cheap, 1e-9)
         rise = max(math.log(max(dear, cheap) / cheap) / (high - low), 1.0)
         curves[unit] = rise, math.log(cheap) - rise * low
-    least, upper = max(0.0, sparsity - REACH), min(0.99, sparsity + REACH)
+    least, upper = max(0.0, mean_sparsity - REACH), min(0.99, mean_sparsity + REACH)
 
     def at(slope: float) -> dict[str, float]:
         """Shares at which the cost per weight, exp(rise * s + start) * rise / weights, is exp(slope)."""
         return {
-            unit: min(upper, max(least, (slope - start - math.log(rise / weight_counts[unit])) / rise))
+            unit: min(upper, max(least, (slope - start - math.log(rise / weight_count_by_unit[unit])) / rise))
             for unit, (rise, start) in curves.items()
         }
 
-    return _solve_for_mean(at, weight_counts, sparsity)
+    return _solve_for_mean_sparsity(at, weight_count_by_unit, mean_sparsity)
 
 
-def _solve_for_mean(
-    sparsities_at: Callable[[float], dict[str, float]], weight_counts: Mapping[str, int], sparsity: float
+def _solve_for_mean_sparsity(
+    sparsities_at_level: Callable[[float], dict[str, float]],
+    weight_count_by_unit: Mapping[str, int],
+    mean_sparsity: float,
 ) -> dict[str, float]:
-    """`sparsities_at` of the number at which the weighed mean is `sparsity`; the mean rises with the number."""
+    """`sparsities_at_level` of the level whose weighed mean is `mean_sparsity`; the mean rises with the level."""
     low, high = -100.0, 100.0
     for _ in range(80):
         middle = (low + high) / 2
-        level = sparsities_at(middle)
-        mean = math.fsum(level[unit] * weight_counts[unit] for unit in level) / sum(weight_counts.values())
-        low, high = (middle, high) if mean < sparsity else (low, middle)
-    return sparsities_at(low)
+        level = sparsities_at_level(middle)
+        mean = math.fsum(level[unit] * weight_count_by_unit[unit] for unit in level) / sum(
+            weight_count_by_unit.values()
+        )
+        low, high = (middle, high) if mean < mean_sparsity else (low, middle)
+    return sparsities_at_level(low)
 
 
-def _sparsity_costs(
+def _probe_sparsity_costs(
     program: "Program",
     stages: Sequence[Stage],
     rows: Tensor,
-    sparsity: float,
-    norms: Mapping[str, list[float]],
+    mean_sparsity: float,
+    input_norms_by_module: Mapping[str, list[float]],
     journal: Journal,
     ctx: Context,
 ) -> dict[str, list[tuple[float, float]]]:
     """Loss of the model where one layer alone has zeros by magnitude times input norm."""
     rows = rows[: max(1, TOKENS // rows[0].numel())]
-    probes = [max(0.01, sparsity - STEP), min(0.99, sparsity + STEP)]
+    probes = [max(0.01, mean_sparsity - STEP), min(0.99, mean_sparsity + STEP)]
     trials = [(stage, probe) for stage in stages for probe in probes]
-    probing: list[_Probing] = []  # made when the first answer is not known yet
+    probing: list[_SparsityProbe] = []  # made when the first answer is not known yet
 
     def cost(stage: Stage, probe: float) -> float:
         if not probing:
-            probing.append(_Probing(program, rows))
-        return probing[0].cost(stage, probe, norms)
+            probing.append(_SparsityProbe(program, rows))
+        return probing[0].divergence_with_zeros(stage, probe, input_norms_by_module)
 
     costs: dict[str, list[tuple[float, float]]] = {stage.unit: [] for stage in stages}
     for stage, probe in ctx.each(trials, "probes", len(trials)):
@@ -160,23 +170,25 @@ def _sparsity_costs(
     return costs
 
 
-class _Probing:
+class _SparsityProbe:
     """Divergence of the model with one layer changed from the model as it is; layers in front are not run."""
 
     def __init__(self, program: "Program", rows: Tensor):
         self.program, self.rows = program, rows
         self.outputs: list[Tensor] = []  # log-probabilities of the model as it is, by batch
         self.prefix = Prefix(program, CACHE_BYTES)
-        self.prefix.measure_from(self._divergence_from_first_run)
+        self.prefix.measure_from(self._record_first_outputs_or_measure_divergence)
 
-    def cost(self, stage: Stage, sparsity: float, norms: Mapping[str, list[float]]) -> float:
+    def divergence_with_zeros(
+        self, stage: Stage, sparsity: float, input_norms_by_module: Mapping[str, list[float]]
+    ) -> float:
         return self.prefix.measure_from(
-            self._divergence_from_first_run,
+            self._record_first_outputs_or_measure_divergence,
             stage.unit,
-            partial(_with_temporary_zeros, self.program, stage, sparsity, norms),
+            partial(_with_temporary_zeros, self.program, stage, sparsity, input_norms_by_module),
         )
 
-    def _divergence_from_first_run(self) -> float:
+    def _record_first_outputs_or_measure_divergence(self) -> float:
         total, first = 0.0, not self.outputs
         with evaluating(self.program.model):
             for number, batch in enumerate(memory_batches(self.program.model, self.rows)):
@@ -202,22 +214,22 @@ def _squares(outputs: Tensor, reference: Tensor) -> Tensor:
 
 @contextmanager
 def _with_temporary_zeros(
-    program: "Program", stage: Stage, sparsity: float, norms: Mapping[str, list[float]]
+    program: "Program", stage: Stage, sparsity: float, input_norms_by_module: Mapping[str, list[float]]
 ) -> Iterator[None]:
     """A layer with zeros for as long as the context lasts."""
     with ExitStack() as stack:
         for path in stage.modules:
             weight = tensor_at(program.model, f"{path}.weight")
             stack.callback(setattr, weight, "data", weight.data)
-            keep = keep_mask(weight_score(program, path, norms[path]), sparsity, "any", "row")
+            keep = keep_mask(weight_score(program, path, input_norms_by_module[path]), sparsity, "any", "row")
             turned = isinstance(program.model.get_submodule(path), Conv1D)
             weight.data = torch.where(keep.T if turned else keep, weight.data, 0.0)
         yield
 
 
-def effort(method: str, units: int, rows: Tensor) -> int:
+def allocation_token_count(method: str, unit_count: int, rows: Tensor) -> int:
     """Tokens through the whole model that it takes: a look at the inputs, and half of the model for every probe."""
     if method == "uniform":
         return 0
     sampled_tokens = max(1, TOKENS // rows[0].numel()) * rows[0].numel()
-    return token_or_image_count(rows) + (sampled_tokens * (units + 2) if method == "searched" else 0)
+    return token_or_image_count(rows) + (sampled_tokens * (unit_count + 2) if method == "searched" else 0)

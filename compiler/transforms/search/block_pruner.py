@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from ....dsl.checker.values import MetricRef, Ratio
 from ...analysis.planning.amount import Amount
 from ...plugin.interfaces import Lossy, Pass, param
-from .greedy import Greedy, GreedyPruner
+from .greedy import GreedyPruner, GreedySearch
 from .parts import RemovableParts
 
 
@@ -19,7 +19,7 @@ class BlockPruner(GreedyPruner, Pass):
     score: MetricRef = param("What the model is scored by without each candidate.")
     search: Literal["racing", "exact"] = param("Score what may be missed least, or everything.", default="racing")
 
-    def removing(self, remove: int | Ratio, unit: str, parts: RemovableParts) -> Greedy:
+    def removal_search(self, remove: int | Ratio, budget_kind: str, parts: RemovableParts) -> GreedySearch:
         """The search for as many of some parts as are to go."""
         amount = Amount(remove, removes=True)
-        return Greedy(amount, unit, parts.all, (parts,), self.score, exact=self.search == "exact")
+        return GreedySearch(amount, budget_kind, parts.all, (parts,), self.score, exact=self.search == "exact")

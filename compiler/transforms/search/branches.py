@@ -11,7 +11,7 @@ from ...analysis.discovery.bypass import other_operand_of_join
 from ...analysis.discovery.discover import skeleton_of
 from ..editing.dry_run import copy_on_meta, layer_needed
 from ..editing.rewrite import Rewriter
-from ..editing.trial import branch_skipped, without_layer
+from ..editing.trial import with_branch_skipped, with_layer_skipped
 from .candidate import Candidate, Pool
 from .savings import SavingsTable
 
@@ -60,7 +60,7 @@ class BranchCut(Candidate):
         return self.branch.unit
 
     def applied(self) -> AbstractContextManager[None]:
-        return branch_skipped(self.pool.program, self.branch)
+        return with_branch_skipped(self.pool.program, self.branch)
 
     def cut(self) -> None:
         program, branch = self.pool.program, self.branch
@@ -71,7 +71,7 @@ class BranchCut(Candidate):
                 keep=other_operand_of_join(program.units[branch.unit].graph, branch),
                 frees=self.saves("params"),
             )
-        self.pool.savings_table.dropped(branch.site)
+        self.pool.savings_table.note_dropped_branch(branch.site)
 
     def saves(self, quantity: str) -> float:
         return self.pool.savings_table.branch_savings(self.branch.site, quantity)
@@ -90,7 +90,7 @@ class Layers(Pool):
         self.program, self.savings_table = program, savings_table
         self.names = list(skeleton_of(program).units)  # of what is left, in order
         self.allowed = set(selected)
-        self.free = self._removable_layer_names()
+        self.free = self._names_of_removable_layers()
         self.independent = self.free == self.allowed
 
     def candidates(self) -> list["LayerCut"]:
@@ -100,27 +100,29 @@ class Layers(Pool):
 
     def reachable(self, quantity: str) -> float:
         if not self.independent:
-            return self._max_savings_from_the_end(quantity)
-        each = sorted(self.savings_table.layer(name, quantity) for name in self.names if name in self.allowed)
+            return self._savings_by_dropping_from_the_end(quantity)
+        each = sorted(self.savings_table.layer_savings(name, quantity) for name in self.names if name in self.allowed)
         return sum(each[1:] if len(each) == len(self.names) else each)
 
-    def leave(self, name: str) -> None:
+    def note_cut_layer(self, original_name: str) -> None:
         """Note that a layer was cut."""
-        self.names.remove(name)
-        self.free = self.free - {name} if self.independent else self._removable_layer_names()
+        self.names.remove(original_name)
+        self.free = self.free - {original_name} if self.independent else self._names_of_removable_layers()
 
     def _pairs(self) -> Iterable[tuple[str, str]]:
         return zip(self.names, skeleton_of(self.program).units, strict=True)
 
-    def _removable_layer_names(self) -> set[str]:
+    def _names_of_removable_layers(self) -> set[str]:
         """The names of the layers that may go and that the model, as it is, runs without; the last one stays."""
         if len(self.names) <= 1:
             return set()
         return {
-            name for name, unit in self._pairs() if name in self.allowed and _try_drop(copy_on_meta(self.program), unit)
+            name
+            for name, unit in self._pairs()
+            if name in self.allowed and _drop_layer_if_removable(copy_on_meta(self.program), unit)
         }
 
-    def _max_savings_from_the_end(self, quantity: str) -> float:
+    def _savings_by_dropping_from_the_end(self, quantity: str) -> float:
         """Savings when the last removable layer is dropped repeatedly, from a copy without weights."""
         bare, left, total = copy_on_meta(self.program), list(self.names), 0.0
         while len(left) > 1:
@@ -128,21 +130,21 @@ class Layers(Pool):
                 (
                     name
                     for name, unit in reversed(list(zip(left, bare.units, strict=True)))
-                    if name in self.allowed and _try_drop(bare, unit)
+                    if name in self.allowed and _drop_layer_if_removable(bare, unit)
                 ),
                 None,
             )
             if last is None:
                 break
             left.remove(last)
-            total += self.savings_table.layer(last, quantity)
+            total += self.savings_table.layer_savings(last, quantity)
         return total
 
 
-def _try_drop(meta_program: "Program", unit: str) -> bool:
+def _drop_layer_if_removable(meta_program: "Program", unit_path: str) -> bool:
     """Drop a layer from a copy without weights, if it can go; else the copy stays as it is."""
     try:
-        Rewriter(meta_program).drop_layer(unit)
+        Rewriter(meta_program).drop_layer(unit_path)
     except Reject as rejection:
         if any(d.fault is not layer_needed for d in rejection.diagnostics):
             raise
@@ -163,12 +165,12 @@ class LayerCut(Candidate):
         return self.name
 
     def applied(self) -> AbstractContextManager[None]:
-        return without_layer(self.pool.program, self.unit)
+        return with_layer_skipped(self.pool.program, self.unit)
 
     def cut(self) -> None:
         with Rewriter(self.pool.program) as rewrite:
             rewrite.drop_layer(self.unit)
-        self.pool.leave(self.name)
+        self.pool.note_cut_layer(self.name)
 
     def saves(self, quantity: str) -> float:
-        return self.pool.savings_table.layer(self.name, quantity)
+        return self.pool.savings_table.layer_savings(self.name, quantity)

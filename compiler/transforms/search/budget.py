@@ -20,7 +20,7 @@ class Budget:
     def is_met(self, saved_amount: float) -> bool:
         return saved_amount >= self.goal * (1 - 1e-9)  # 1e-9: sums of differences of large numbers
 
-    def has_budget(self, saved_amount: float, candidate: Candidate) -> bool:
+    def is_within_with_cut(self, saved_amount: float, candidate: Candidate) -> bool:
         """Whether a cut saves at most half of the goal more than is asked for: a branch of a small model may be
         all of it, and more, where some channels would do."""
         return self.of == CUTS or self.is_within(saved_amount + candidate.saves(self.of))

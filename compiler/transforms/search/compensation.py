@@ -11,7 +11,7 @@ from ....dsl.checker.values import DataRef, MetricRef
 from ...core.device import memory_budget_bytes_on
 from . import importance
 from .reconstruct import Moments, Reconstruction, has_moments, module_of, readers
-from .routing import router_weight_sums
+from .routing import sum_router_weights
 
 if TYPE_CHECKING:
     from ...ir.program import Program
@@ -23,7 +23,7 @@ Important = Callable[[Group], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Fit:
+class FitSettings:
     """order   of a group's items: by weights, by weights and inputs, or by the error left after repair
     repair  whether what reads the items that go is refitted
     data    rows for both, and for routers; None: those of the model's own
@@ -33,7 +33,7 @@ class Fit:
     repair: bool = True
     data: DataRef | None = None
 
-    def groups_to_observe(self, parts: "Sequence[Parts]") -> list[Group]:
+    def groups_with_observed_readers(self, parts: "Sequence[Parts]") -> list[Group]:
         """The groups whose readers' inputs are looked at."""
 
         def looked_at(kind: "Parts") -> bool:
@@ -42,22 +42,22 @@ class Fit:
         return [g for kind in parts if looked_at(kind) for g in kind.groups if g.readers]
 
 
-class Fitting:
+class GroupRanking:
     """Ranking for one search. Activations are those of the model before the first cut."""
 
-    def __init__(self, program: "Program", ctx: "Context", search: "Search", score: MetricRef, fit: Fit):
+    def __init__(self, program: "Program", ctx: "Context", search: "Search", score: MetricRef, fit: FitSettings):
         self.program, self.ctx, self.search, self.score, self.fit = program, ctx, search, score, fit
         self.moments = Moments(ctx.workdir / "moments")
         self.repair = Reconstruction(program, self.moments) if fit.repair else None
 
-    def collect_moments(self, parts: "Sequence[Parts]") -> None:
+    def collect_and_store_moments(self, parts: "Sequence[Parts]") -> None:
         """Moments over the data's rows, or over what the model writes."""
-        model, groups = self.program.model, self.fit.groups_to_observe(parts)
+        model, groups = self.program.model, self.fit.groups_with_observed_readers(parts)
         modules = [module_of(m) for g in groups for m in readers(g) if has_moments(model, m)]
         if modules:
             settings = self.ctx.settings
             max_bytes = memory_budget_bytes_on(settings.device, settings.max_memory)
-            self.search.collect_moments(self.moments, modules, self.score, self.fit.data, max_bytes)
+            self.search.collect_and_store_moments(self.moments, modules, self.score, self.fit.data, max_bytes)
 
     def item_importance(self, group: Group) -> torch.Tensor:
         """[count] float64, larger for items that matter more."""
@@ -67,11 +67,11 @@ class Fitting:
             self.program, group, self.moments
         )
 
-    def ranked(self, group: Group) -> torch.Tensor:
+    def obs_importance(self, group: Group) -> torch.Tensor:
         """Ranking by the error that readers are left with; of items that only a scan reads, by weights."""
         return importance.obs_importance(self.program, group, self.moments)
 
-    def trusted(self, groups: Sequence[Group]) -> Important:
+    def make_expert_importance(self, groups: Sequence[Group]) -> Important:
         """Importance of experts: by routing weights on data, or by their weights."""
-        known = router_weight_sums(self.program, self.ctx, self.fit.data, groups) if self.fit.data else {}
+        known = sum_router_weights(self.program, self.ctx, self.fit.data, groups) if self.fit.data else {}
         return lambda group: known[group.site] if group.site in known else importance.l1_importance(self.program, group)

@@ -6,7 +6,7 @@ from typing import Literal
 from ....dsl.checker.rules import Problem, Unread
 from ....dsl.checker.values import DataRef, MetricRef
 from ...plugin.interfaces import Lossy, Pass, param
-from .compensation import Fit
+from .compensation import FitSettings
 from .greedy import GreedyPruner
 
 
@@ -49,7 +49,7 @@ class CompetingPruner(GreedyPruner, Pass):
     def exact(self) -> bool:
         return self.search == "exact"
 
-    def fit(self, reorder: Literal["l1", "wanda", "obs"] | None = None) -> Fit:
+    def fit_settings(self, reorder: Literal["l1", "wanda", "obs"] | None = None) -> FitSettings:
         """Items ordered by `reorder`, or by what the repair leaves where there is one, else by weights."""
         repair = not self.exact if self.repair is None else self.repair
-        return Fit(reorder or ("obs" if repair else "l1"), repair, self.data)
+        return FitSettings(reorder or ("obs" if repair else "l1"), repair, self.data)

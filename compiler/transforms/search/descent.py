@@ -15,75 +15,84 @@ BLOCK = 128  # columns whose effect on each other is followed one by one, on the
 
 @torch.no_grad()
 def coordinate_descent(
-    weight: Tensor, gram: Tensor, scales: Scales, initial: Tensor, keep: Tensor | None, sweeps: int
+    weight: Tensor,
+    input_gram: Tensor,
+    scales: Scales,
+    initial_values: Tensor,
+    keep_mask: Tensor | None,
+    sweep_count: int,
 ) -> tuple[Tensor, Scales]:
-    """Values on grids, and their scales, no worse than `initial` over the inputs.
+    """Values on grids, and their scales, no worse than `initial_values` over the inputs.
 
     weight    [out, in] float32
-    gram      [in, in] float32, its diagonal positive
-    initial   [out, in] values on the grids of `scales`
-    keep      [out, in] bool: where it is False values are and stay 0
-    sweeps    how often scales are fitted to the codes, and then every code is looked at
+    input_gram  [in, in] float32, its diagonal positive
+    initial_values  [out, in] values on the grids of `scales`
+    keep_mask  [out, in] bool: where it is False values are and stay 0
+    sweep_count  how often scales are fitted to the codes, and then every code is looked at
     Source: the descent is QuantEase (Behdin et al. 2023, arXiv 2309.01885), algorithm 2; fitting the scales between is
     own: least squares over all groups of an output at once.
     """
-    values = initial
-    for _ in range(sweeps):
-        scales, values = fit_scales(weight, gram, scales, values)
-        values = sweep_columns(weight, gram, scales, values, keep)
+    values = initial_values
+    for _ in range(sweep_count):
+        scales, values = refit_scales_and_values(weight, input_gram, scales, values)
+        values = sweep_coordinate_descent(weight, input_gram, scales, values, keep_mask)
     return values, scales
 
 
-def sweep_columns(weight: Tensor, gram: Tensor, scales: Scales, values: Tensor, keep: Tensor | None) -> Tensor:
+def sweep_coordinate_descent(
+    weight: Tensor, input_gram: Tensor, scales: Scales, grid_values: Tensor, keep_mask: Tensor | None
+) -> Tensor:
     """Coordinate descent over columns: set each in turn to what is best for the outputs while the others stay."""
-    width, values = weight.shape[1] // scales.scale.shape[1], values.clone()
-    slope = (values - weight) @ gram  # half the error's gradient, [out, in]
+    width, grid_values = weight.shape[1] // scales.scale.shape[1], grid_values.clone()
+    slope = (grid_values - weight) @ input_gram  # half the error's gradient, [out, in]
     for start in range(0, weight.shape[1], BLOCK):
         stop = min(start + BLOCK, weight.shape[1])
-        block_slope, inner = slope[:, start:stop].T.contiguous(), gram[start:stop, start:stop]  # [block, out]
+        block_slope, inner = slope[:, start:stop].T.contiguous(), input_gram[start:stop, start:stop]  # [block, out]
         steps = torch.empty_like(block_slope)
         for i, column in enumerate(range(start, stop)):
-            target = values[:, column] - block_slope[i] / inner[i, i]
+            target = grid_values[:, column] - block_slope[i] / inner[i, i]
             new = scales.round_column(target, column // width)
-            if keep is not None:
-                new = torch.where(keep[:, column], new, 0.0)
-            steps[i] = new - values[:, column]
-            values[:, column] = new
+            if keep_mask is not None:
+                new = torch.where(keep_mask[:, column], new, 0.0)
+            steps[i] = new - grid_values[:, column]
+            grid_values[:, column] = new
             block_slope[i + 1 :].addr_(inner[i, i + 1 :], steps[i])
-        slope.addmm_(steps.T, gram[start:stop])
-    return values
+        slope.addmm_(steps.T, input_gram[start:stop])
+    return grid_values
 
 
-def fit_scales(weight: Tensor, gram: Tensor, scales: Scales, values: Tensor) -> tuple[Scales, Tensor]:
+def refit_scales_and_values(
+    weight: Tensor, input_gram: Tensor, scales: Scales, grid_values: Tensor
+) -> tuple[Scales, Tensor]:
     """Scales that are best for the outputs while the codes stay; as they were where that is no gain."""
     count, width = scales.scale.shape[1], weight.shape[1] // scales.scale.shape[1]
-    steps = (values.unflatten(1, (count, width)) / scales.scale[:, :, None]).round()  # [out, groups, group]
+    steps = (grid_values.unflatten(1, (count, width)) / scales.scale[:, :, None]).round()  # [out, groups, group]
     rows = max(1, SQUARES // count**2)
-    parts = zip((weight @ gram).split(rows), steps.split(rows), strict=True)
-    best = torch.cat([least_squares_scales(gram, *part) for part in parts]).bfloat16().float()
+    parts = zip((weight @ input_gram).split(rows), steps.split(rows), strict=True)
+    best = torch.cat([least_squares_scales_or_nan(input_gram, *part) for part in parts]).bfloat16().float()
     is_close = steps.any(2) & (best > 0.5 * scales.scale) & (best < 2 * scales.scale)  # and no NaN
     best = torch.where(is_close, best, scales.scale)
     candidate = (steps * best[:, :, None]).flatten(1)
-    gains = _output_error(weight, gram, candidate) < _output_error(weight, gram, values)  # [out]
+    gains = _output_error(weight, input_gram, candidate) < _output_error(weight, input_gram, grid_values)  # [out]
     scale = torch.where(gains[:, None], best, scales.scale)
-    return Scales(scales.max_code, scale, scales.zero), torch.where(gains[:, None], candidate, values)
+    return Scales(scales.max_code, scale, scales.zero), torch.where(gains[:, None], candidate, grid_values)
 
 
-def least_squares_scales(gram: Tensor, weighted_gram: Tensor, centered_codes: Tensor) -> Tensor:
+def least_squares_scales_or_nan(input_gram: Tensor, weight_times_gram: Tensor, centered_codes: Tensor) -> Tensor:
     """The scales [out, groups] that lose least for steps C = code - zero [out, groups, group]; NaN where none do.
 
     The squared error of an output is a square in its scales: A s = b with A the sums of C H C^T over pairs of groups
-    and b those of C times `weighted_gram`, W H [out, in]. Not by linalg.solve: MKL's LU of many matrices of 150 rows
-    and more fails or hangs with several threads.
+    and b those of C times `weight_times_gram`, W H [out, in]. Not by linalg.solve: MKL's LU of many matrices of 150
+    rows and more fails or hangs with several threads.
     """
     count, width = centered_codes.shape[1:]
-    pairs = gram.new_empty(len(centered_codes), count, count)
+    pairs = input_gram.new_empty(len(centered_codes), count, count)
     for g in range(count):
-        products = centered_codes[:, g] @ gram[g * width : (g + 1) * width]  # [out, in]
+        products = centered_codes[:, g] @ input_gram[g * width : (g + 1) * width]  # [out, in]
         pairs[:, g] = (products.unflatten(1, (count, width)) * centered_codes).sum(2)
     diagonal = pairs.diagonal(dim1=1, dim2=2)
     diagonal.add_(torch.where(centered_codes.any(2), 1e-6 * diagonal, 1.0))  # a group of zeros asks for nothing
-    sums = (weighted_gram.unflatten(1, (count, width)) * centered_codes).sum(2).double()[:, :, None]
+    sums = (weight_times_gram.unflatten(1, (count, width)) * centered_codes).sum(2).double()[:, :, None]
     lower, failed = torch.linalg.cholesky_ex(pairs.double())
     solution = torch.linalg.solve_triangular(lower, sums, upper=False)
     solution = torch.linalg.solve_triangular(lower.mT, solution, upper=True)[:, :, 0]

@@ -11,7 +11,7 @@ from ...analysis.planning.peak_memory import bytes_per_parameter
 from ...core.memory import reuse_budget_bytes
 from ...inputs.data.generated import AT_ONCE, Generated
 from ...plugin.interfaces import Effort
-from .importance import parts
+from .importance import input_block_count
 from .reconstruct import bytes_on_disk, readers
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def estimate_fitting_effort(
 
 def _factored(width: int) -> float:
     """Operations for a reader: of each part a factor (1/3) and an inverse (2/3) for the order, of all a first fit."""
-    return width**3 / parts(width) ** 2 + width**3 / 3
+    return width**3 / input_block_count(width) ** 2 + width**3 / 3
 
 
 def _cache_bytes_per_token(skeleton: Skeleton) -> int:

@@ -21,7 +21,7 @@ from ...ir.surgery import tensor_at
 from ...ir.unit import Unit
 from ...models.rows.forward import evaluating, main_tensor_of_output
 from .reconstruct import module_of, readers
-from .widths import with_parameters
+from .widths import with_parameters_replaced
 
 if TYPE_CHECKING:
     from ...ir.program import Program
@@ -57,30 +57,30 @@ class Fold:
     readers: tuple[Reader, ...]
     offset: float = 0.0
 
-    def spread(self, reader: Reader, channel_factors: Tensor, n_inputs: int) -> Tensor:
+    def input_factors_of(self, reader: Reader, channel_factors: Tensor, n_inputs: int) -> Tensor:
         """Factors [n_inputs] of a reader's inputs, from the channels'; 1 where an input is no channel of the fold."""
         factors = torch.ones(n_inputs, device=channel_factors.device)
         factors[list(reader.inputs)] = channel_factors[list(reader.channels)]
         return factors
 
     @torch.no_grad()
-    def representable_factors(self, model: nn.Module, factors: Tensor) -> Tensor:
+    def nearest_representable_factors(self, model: nn.Module, channel_factors: Tensor) -> Tensor:
         """The factors nearest to these, [channels], for which a norm's weight is a number of its type: then its readers
         are scaled by exactly what it lacks. 1 where that would be nothing."""
         weight = tensor_at(model, f"{self.writer}.weight").detach()
         if weight.dim() != 1:
-            return factors
+            return channel_factors
         effective = weight.float() + self.offset
-        less = (effective / factors - self.offset).to(weight.dtype).float() + self.offset
+        less = (effective / channel_factors - self.offset).to(weight.dtype).float() + self.offset
         return torch.where((effective != 0) & (less != 0), effective / less, 1.0)
 
     @torch.no_grad()
-    def scaled_tensors(self, model: nn.Module, factors: Tensor) -> dict[str, Tensor]:
-        """Tensors by path with every channel `factors` [channels] times smaller where it is written, larger where it is
-        read."""
+    def scaled_tensors_by_path(self, model: nn.Module, channel_factors: Tensor) -> dict[str, Tensor]:
+        """Tensors by path with every channel `channel_factors` [channels] times smaller where it is written, and larger
+        where it is read."""
         writer = model.get_submodule(self.writer)
-        less = torch.ones(outputs_of(writer), device=factors.device)
-        less[list(self.rows)] = factors
+        less = torch.ones(output_count_of(writer), device=channel_factors.device)
+        less[list(self.rows)] = channel_factors
         writer_weight = tensor_at(writer, "weight")
         weight = writer_weight.detach().float()
         if weight.dim() == 1:
@@ -93,26 +93,26 @@ class Fold:
             tensors[f"{self.writer}.bias"] = (bias.detach().float() / less).to(bias.dtype)
         for reader in self.readers:
             module = model.get_submodule(reader.path)
-            reader_factors = self.spread(reader, factors, inputs_of(module))
+            reader_factors = self.input_factors_of(reader, channel_factors, input_count_of(module))
             read = tensor_at(module, "weight")
             wide = read.detach().float() * (reader_factors[:, None] if isinstance(module, Conv1D) else reader_factors)
             tensors[f"{reader.path}.weight"] = wide.to(read.dtype)
         return tensors
 
 
-def outputs_of(module: nn.Module) -> int:
+def output_count_of(module: nn.Module) -> int:
     return tensor_at(module, "weight").shape[1 if isinstance(module, Conv1D) else 0]
 
 
-def inputs_of(module: nn.Module) -> int:
+def input_count_of(module: nn.Module) -> int:
     return tensor_at(module, "weight").shape[0 if isinstance(module, Conv1D) else 1]
 
 
-def folds(program: "Program") -> dict[str, list[Fold]]:
+def find_folds_by_unit(program: "Program") -> dict[str, list[Fold]]:
     """All folds of every unit, those of norms first."""
-    trial, by_unit = _Trial(program), {}
+    trial, by_unit = _FoldTrials(program), {}
     for path, unit in program.units.items():
-        by_unit[path] = [*_norm_folds(program, unit), *_group_folds(program, unit, trial)]
+        by_unit[path] = [*_norm_folds(program, unit), *_proven_group_folds(program, unit, trial)]
     return by_unit
 
 
@@ -125,7 +125,7 @@ def _is_linear(program: "Program", path: str) -> bool:
     return isinstance(program.model.get_submodule(path), LINEAR) and _is_free(program, path)
 
 
-def _random_powers(count: int, device: torch.device) -> Tensor:
+def _random_powers_of_two(count: int, device: torch.device) -> Tensor:
     """[count] of 1/2, 1 and 2."""
     chance = torch.Generator().manual_seed(count)
     return (2.0 ** torch.randint(-1, 2, (count,), generator=chance)).to(device)
@@ -179,7 +179,7 @@ def _norm_weight_offset(norm: nn.Module) -> float | None:
         return None
     original, count = copy.deepcopy(norm).float().cpu(), len(weight)
     x = torch.randn(1, 3, count, generator=torch.Generator().manual_seed(0))
-    by = _random_powers(count, torch.device("cpu"))
+    by = _random_powers_of_two(count, torch.device("cpu"))
     bias = getattr(norm, "bias", None)
     for offset in (0.0, 1.0):
         less = copy.deepcopy(original)
@@ -197,7 +197,7 @@ def _norm_weight_offset(norm: nn.Module) -> float | None:
 # -- what linear modules write for others --------------------------------------------------------------------
 
 
-class _Trial:
+class _FoldTrials:
     """Whether folds leave the model's outputs as they are. One of each kind of layer is tried."""
 
     def __init__(self, program: "Program"):
@@ -205,18 +205,18 @@ class _Trial:
         self._known: dict[tuple[object, ...], bool] = {}
         self._before: Tensor | None = None
 
-    def is_equal(self, unit: Unit, fold: Fold) -> bool:
+    def preserves_outputs(self, unit: Unit, fold: Fold) -> bool:
         key = id(unit.graph), fold.writer.removeprefix(unit.path), fold.rows
         if key not in self._known:
-            self._known[key] = self._preserves_outputs(fold)
+            self._known[key] = self._run_with_fold_and_compare(fold)
         return self._known[key]
 
-    def _preserves_outputs(self, fold: Fold) -> bool:
+    def _run_with_fold_and_compare(self, fold: Fold) -> bool:
         if self._before is None:
             self._before = self._outputs()
         device = tensor_at(self.program.model, f"{fold.writer}.weight").device
-        by = _random_powers(len(fold.rows), device)
-        with with_parameters(self.program, fold.scaled_tensors(self.program.model, by)):
+        by = _random_powers_of_two(len(fold.rows), device)
+        with with_parameters_replaced(self.program, fold.scaled_tensors_by_path(self.program.model, by)):
             after = self._outputs()
         return torch.allclose(after, self._before, rtol=0, atol=_EXACT * float(self._before.abs().max()))
 
@@ -225,13 +225,13 @@ class _Trial:
             return main_tensor_of_output(self.program.model(**self.program.inputs)).float()
 
 
-def _group_folds(program: "Program", unit: Unit, trial: _Trial) -> Iterator[Fold]:
+def _proven_group_folds(program: "Program", unit: Unit, trials: _FoldTrials) -> Iterator[Fold]:
     for group in skeleton_of(program).groups:
         if group.kind not in _KINDS or not is_submodule(group.site, unit.path):
             continue
         if not all(_is_linear(program, module_of(m)) and _is_input(program.model, m) for m in readers(group)):
             continue
-        fold = next((fold for fold in _candidate_folds(program, group) if trial.is_equal(unit, fold)), None)
+        fold = next((fold for fold in _candidate_folds(program, group) if trials.preserves_outputs(unit, fold)), None)
         if fold is not None:
             yield fold
 

@@ -17,10 +17,10 @@ from .reconstruct import (
     DAMPING,
     Moments,
     as_matrix,
-    cholesky_factor,
-    columns,
+    damped_cholesky_factor,
     exact_device,
     has_moments,
+    input_columns_of_items,
     module_of,
     readers,
 )
@@ -73,7 +73,7 @@ def wanda_importance(program: "Program", group: Group, moments: Moments) -> torc
     if not any(has_moments(program.model, member) for member in readers(group)):
         return l1_importance(program, group)
     for member in readers(group):
-        norms = moments.input_norms(module_of(member))
+        norms = moments.load_input_norms(module_of(member))
         if norms is not None:
             tensor = as_matrix(program.model.get_parameter(member.tensor).detach(), member)
             scores = tensor.abs().sum(0).cpu().double() * norms
@@ -83,7 +83,7 @@ def wanda_importance(program: "Program", group: Group, moments: Moments) -> torc
     return total
 
 
-def obs_importance(program: "Program", group: Group, moments: Moments, damping: float = DAMPING) -> torch.Tensor:
+def obs_importance(program: "Program", group: Group, moments: Moments, damping_share: float = DAMPING) -> torch.Tensor:
     """Squared error of the readers' outputs when an item goes and the others make up for it; [count] float64.
 
     Where only grouped convolutions or experts read it, by weights alone, as `l1_importance`.
@@ -100,11 +100,14 @@ def obs_importance(program: "Program", group: Group, moments: Moments, damping: 
         if moment is None:
             continue
         weight = program.model.get_parameter(member.tensor).detach()
-        moment, columns_of = moment.to(exact_device(weight)), [columns(weight, member, [i]) for i in range(group.count)]
+        moment, columns_of = (
+            moment.to(exact_device(weight)),
+            [input_columns_of_items(weight, member, [i]) for i in range(group.count)],
+        )
         if len(moment) <= BATCH_ROWS:
-            total += _removal_errors(weight, member, moment, columns_of, range(len(moment)), damping)
+            total += _removal_errors(weight, member, moment, columns_of, range(len(moment)), damping_share)
             continue
-        for part in torch.arange(group.count).tensor_split(min(group.count, parts(len(moment)))):
+        for part in torch.arange(group.count).tensor_split(min(group.count, input_block_count(len(moment)))):
             part_columns = [columns_of[i] for i in part.tolist()]
             total[part] += _removal_errors(
                 weight,
@@ -112,34 +115,38 @@ def obs_importance(program: "Program", group: Group, moments: Moments, damping: 
                 moment,
                 part_columns,
                 [i for item_columns in part_columns for i in item_columns],
-                damping,
+                damping_share,
             )
     return total
 
 
-def parts(inputs: int) -> int:
+def input_block_count(input_count: int) -> int:
     """Number of blocks of a reader's inputs for `obs_importance`."""
-    return math.ceil(inputs / BATCH_ROWS)
+    return math.ceil(input_count / BATCH_ROWS)
 
 
 def _removal_errors(
     weight: torch.Tensor,
     member: Member,
-    gram: torch.Tensor,
-    item_columns: Sequence[Sequence[int]],
+    input_gram: torch.Tensor,
+    columns_by_item: Sequence[Sequence[int]],
     fitted_columns: Sequence[int],
-    damping: float,
+    damping_share: float,
 ) -> torch.Tensor:
     """[items] float64 on the CPU: what is lost with each item's inputs where the others of `fitted_columns` make up for
     it."""
-    lower = cholesky_factor(gram, fitted_columns, damping)
+    lower = damped_cholesky_factor(input_gram, fitted_columns, damping_share)
     inverse = torch.cholesky_inverse(lower, out=lower)
-    index = torch.tensor(item_columns, device=gram.device)  # [items, size]
-    where = torch.empty(len(gram), dtype=torch.int64, device=gram.device)
-    where[torch.tensor(fitted_columns, device=gram.device)] = torch.arange(len(fitted_columns), device=gram.device)
+    index = torch.tensor(columns_by_item, device=input_gram.device)  # [items, size]
+    where = torch.empty(len(input_gram), dtype=torch.int64, device=input_gram.device)
+    where[torch.tensor(fitted_columns, device=input_gram.device)] = torch.arange(
+        len(fitted_columns), device=input_gram.device
+    )
     at = where[index]
     blocks = inverse[at[:, :, None], at[:, None, :]]  # [items, size, size]
-    item_weights = as_matrix(weight, member).to(gram.device)[:, index].double().permute(1, 2, 0)  # [items, size, out]
+    item_weights = (
+        as_matrix(weight, member).to(input_gram.device)[:, index].double().permute(1, 2, 0)
+    )  # [items, size, out]
     # one by one: MKL's LU of many matrices of 150 rows and more fails or hangs with several threads
     errors = [(rows * torch.linalg.solve(block, rows)).sum() for block, rows in zip(blocks, item_weights, strict=True)]
     return torch.stack(errors).cpu()
@@ -149,7 +156,7 @@ def _axis_length(program: "Program", member: Member) -> int:
     return program.model.get_parameter(member.tensor).shape[member.axis]
 
 
-def ascending(scores: torch.Tensor) -> list[int]:
+def ascending_indices(scores: torch.Tensor) -> list[int]:
     """Items from the least to the most important; equal ones by index."""
     return torch.sort(scores, stable=True).indices.tolist()
 

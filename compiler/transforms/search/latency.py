@@ -13,12 +13,13 @@ from ...analysis.discovery.discover import skeleton_of
 from ...evaluation.timing import WARMUP, timing_conditions
 from ...ir.unit import Unit, graph_code_hash
 from ...plugin.clock import Clock
-from ..editing.scan_removal import without_scan
-from ..editing.trial import with_bound_graphs
+from ..editing.scan_removal import unit_copy_without_scan
+from ..editing.trial import with_units_bound_temporarily
 
 if TYPE_CHECKING:
     from ...core.journal import Journal
     from ...ir.program import Program
+    from ...plugin.interfaces import Metric
     from .loop import Search
 
 no_clock = Fault(
@@ -41,18 +42,20 @@ class Latency:
     per_branch: dict[str, float]
 
 
-def measure_latency(program: "Program", search: "Search", clock: MetricRef) -> Latency:
+def measure_and_note_latency(program: "Program", search: "Search", clock_metric: MetricRef) -> Latency:
     """Latency of a model and of its branches by a metric, recorded; Reject (no-clock) where the metric reads no
     clock."""
-    metric = search.ctx.metric(clock)
+    metric = search.ctx.metric(clock_metric)
     if not metric.timed:
-        raise no_clock(f"`{value_text(clock)}` reads no clock", help="`clock: decode.p50` or `prefill.p50`").rejection()
-    latency = latency_by_role(program, metric, search.journal)
-    program.note(latency=latency.total, of=value_text(clock), per_branch=latency.per_branch)
+        raise no_clock(
+            f"`{value_text(clock_metric)}` reads no clock", help="`clock: decode.p50` or `prefill.p50`"
+        ).rejection()
+    latency = measure_latency_by_role_once(program, metric, search.journal)
+    program.note(latency=latency.total, of=value_text(clock_metric), per_branch=latency.per_branch)
     return latency
 
 
-def latency_by_role(program: "Program", metric: Any, journal: "Journal") -> Latency:
+def measure_latency_by_role_once(program: "Program", timed_metric: "Metric", journal: "Journal") -> Latency:
     """Time the model as it is and without all branches of each role, the cases taking turns step by step.
 
     Single branches cost less than a clock tells apart, so a role's are left out together and share what that saves:
@@ -61,10 +64,12 @@ def latency_by_role(program: "Program", metric: Any, journal: "Journal") -> Late
     The table is journalled: a search that goes on after a kill goes on with the same one.
     Source: own; latency tables as in HALP (Shen et al. 2021, arXiv 2110.10811).
     """
-    return Latency(**journal.get_or_compute("latency", lambda: _time_model_without_roles(program, metric)))
+    return Latency(
+        **journal.get_or_compute("latency", lambda: _time_model_with_and_without_roles(program, timed_metric))
+    )
 
 
-def _time_model_without_roles(program: "Program", metric: Any) -> dict[str, Any]:
+def _time_model_with_and_without_roles(program: "Program", timed_metric: "Metric") -> dict[str, Any]:
     counts = Counter(b.role for b in skeleton_of(program).branches)
     if skeleton_of(program).scans:
         counts[SCAN] = len(skeleton_of(program).scans)
@@ -72,12 +77,12 @@ def _time_model_without_roles(program: "Program", metric: Any) -> dict[str, Any]
     totals: list[float] = []
     between: dict[str, list[float]] = {role: [] for role in counts}
     for _ in range(ROUNDS):
-        clocks: dict[str, Clock] = {case: metric.clock(program.model) for case in cases}
+        clocks: dict[str, Clock] = {case: timed_metric.clock(program.model) for case in cases}
         seconds_by_case: dict[str, list[float]] = {case: [] for case in cases}
         with timing_conditions(program.model):
             for step in range(WARMUP + clocks[""].count):
                 for case in list(cases)[:: 1 if step % 2 == 0 else -1]:
-                    with with_bound_graphs(program, cases[case]):
+                    with with_units_bound_temporarily(program, cases[case]):
                         seconds_by_case[case].append(clocks[case].step())
         value = clocks[""].value
         totals.append(value(seconds_by_case[""][WARMUP:]))
@@ -94,7 +99,7 @@ def _unit_copies_without_branches_of_role(program: "Program", role: str) -> list
     units = []
     scans = {s.unit: s for s in skeleton_of(program).scans} if role == SCAN else {}
     for path, unit in program.units.items():
-        graph = without_scan(program, scans[path]).graph if path in scans else unit.graph
+        graph = unit_copy_without_scan(program, scans[path]).graph if path in scans else unit.graph
         for branch in skeleton_of(program).branches:
             if (branch.unit, branch.role) == (path, role):
                 graph = copy_without_branch(graph, branch)

@@ -16,7 +16,7 @@ from .reconstruct import as_matrix_inputs
 if TYPE_CHECKING:
     from ...ir.program import Program
 
-Listen = Callable[[str, nn.Module, Tensor], None]  # path, module, what it is given
+OnInput = Callable[[str, nn.Module, Tensor], None]  # path, module, what it is given
 
 
 @dataclass(frozen=True)
@@ -50,22 +50,22 @@ class Layerwise:
         self.program, self.rows = program, rows
         self._prefix: Prefix | None = None
 
-    def observe_inputs(self, stage: Stage, callback: Listen) -> None:
-        """Let `callback` hear what the modules of a stage are given over all rows, batch by batch."""
-        chain = self.layer_chain if stage.unit else None  # is tried now, before anyone listens
-        with _input_hooks(self.program.model, stage.modules, callback):
+    def run_and_observe_inputs(self, stage: Stage, on_input: OnInput) -> None:
+        """Let `on_input` hear what the modules of a stage are given over all rows, batch by batch."""
+        chain = self.tested_prefix if stage.unit else None  # is tried now, before anyone listens
+        with _with_input_hooks(self.program.model, stage.modules, on_input):
             if chain is not None and chain.chain:
-                chain.passing(self._index(stage.unit))
+                chain.run_layer(self._index(stage.unit))
             else:
                 self._run_until_after(self.program.model.get_submodule(stage.unit) if stage.unit else None)
 
-    def leave(self, stage: Stage) -> None:
-        """Say that a stage's modules are as they stay: what follows is given their outputs."""
+    def mark_changed(self, stage: Stage) -> None:
+        """Note that a stage's modules were changed: what follows is given their outputs."""
         if stage.unit and self._prefix is not None:
-            self._prefix.changed_at(self._index(stage.unit))
+            self._prefix.forget_outputs_from(self._index(stage.unit))
 
     @property
-    def layer_chain(self) -> Prefix:
+    def tested_prefix(self) -> Prefix:
         """Entered for the first time, it is tried on one batch whether layers can be."""
         if self._prefix is None:
             model = self.program.model
@@ -75,7 +75,7 @@ class Layerwise:
             with evaluating(model):
                 prefix.measure_from(lambda: float(outputs(model, sample_batches[0]).numel()))
             if prefix.chain:
-                prefix.begin_anew(calls)
+                prefix.replace_calls(calls)
         return self._prefix
 
     def _index(self, unit: str) -> int:
@@ -90,15 +90,15 @@ class Layerwise:
 
 
 @contextmanager
-def _input_hooks(model: nn.Module, paths: Sequence[str], listen: Listen) -> Iterator[None]:
+def _with_input_hooks(model: nn.Module, module_paths: Sequence[str], on_input: OnInput) -> Iterator[None]:
     def hook(path: str) -> Any:
         def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            listen(path, module, args[0] if args else next(iter(kwargs.values())))
+            on_input(path, module, args[0] if args else next(iter(kwargs.values())))
 
         return record
 
     with ExitStack() as stack:
-        for path in paths:
+        for path in module_paths:
             handle = model.get_submodule(path).register_forward_pre_hook(hook(path), with_kwargs=True)
             stack.callback(handle.remove)
         yield
@@ -113,16 +113,16 @@ class Norms:
 
     sums: dict[str, Tensor] = field(default_factory=dict)
 
-    def listen(self, path: str, module: nn.Module, x: Tensor) -> None:
+    def accumulate(self, module_path: str, module: nn.Module, x: Tensor) -> None:
         squares = as_matrix_inputs(module, x).square().sum(0).double().cpu()
-        self.sums[path] = self.sums[path] + squares if path in self.sums else squares
+        self.sums[module_path] = self.sums[module_path] + squares if module_path in self.sums else squares
 
-    def of(self, path: str) -> list[float]:
+    def input_norms_or_empty(self, module_path: str) -> list[float]:
         """Their roots, [] of a module that was not run. Reject (not-a-number) where one is no number."""
-        if path not in self.sums:
+        if module_path not in self.sums:
             return []
-        refuse_non_finite(path, self.sums[path])
-        return self.sums[path].sqrt().tolist()
+        refuse_non_finite(module_path, self.sums[module_path])
+        return self.sums[module_path].sqrt().tolist()
 
 
 @dataclass
@@ -136,34 +136,34 @@ class Grams:
     leader: dict[str, str] = field(default_factory=dict)
     _inputs: dict[str, Tensor] = field(default_factory=dict)
 
-    def accumulate(self, path: str, module: nn.Module, x: Tensor) -> None:
-        if path not in self.leader:
-            self.leader[path] = next((p for p, y in self._inputs.items() if y is x), path)
-        leader = self.leader[path]
-        if leader != path:
-            assert self._inputs.get(leader) is x, f"{path} is not given what {leader} is any more"
+    def accumulate(self, module_path: str, module: nn.Module, x: Tensor) -> None:
+        if module_path not in self.leader:
+            self.leader[module_path] = next((p for p, y in self._inputs.items() if y is x), module_path)
+        leader = self.leader[module_path]
+        if leader != module_path:
+            assert self._inputs.get(leader) is x, f"{module_path} is not given what {leader} is any more"
             return
-        self._inputs[path] = x
+        self._inputs[module_path] = x
         rows = as_matrix_inputs(module, x)  # [tokens, in]
-        if path in self.sums:
-            self.sums[path].addmm_(rows.T, rows)
+        if module_path in self.sums:
+            self.sums[module_path].addmm_(rows.T, rows)
         else:
-            self.sums[path] = rows.T @ rows
+            self.sums[module_path] = rows.T @ rows
 
-    def gram_of(self, path: str) -> Tensor | None:
+    def finite_gram_or_none(self, module_path: str) -> Tensor | None:
         """Gram matrix of a module's inputs; None of a module that was not run. Reject (not-a-number) where a number is
         none."""
-        if path not in self.leader:
+        if module_path not in self.leader:
             return None
-        gram = self.sums[self.leader[path]]
-        refuse_non_finite(path, gram.diagonal())
+        gram = self.sums[self.leader[module_path]]
+        refuse_non_finite(module_path, gram.diagonal())
         return gram
 
 
-def refuse_non_finite(path: str, squares: Tensor) -> None:
-    if not squares.isfinite().all():
-        problem = "not a number" if squares.isnan().any() else "infinite, or its square is"
-        raise not_a_number(f"what {path} is given is {problem}", help=REMEDY).rejection()
+def refuse_non_finite(module_path: str, input_squares: Tensor) -> None:
+    if not input_squares.isfinite().all():
+        problem = "not a number" if input_squares.isnan().any() else "infinite, or its square is"
+        raise not_a_number(f"what {module_path} is given is {problem}", help=REMEDY).rejection()
 
 
 class _Enough(Exception):

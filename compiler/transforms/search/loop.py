@@ -24,15 +24,15 @@ from ...models.rows.packed_inputs import can_generate_from_ids_alone
 from ..editing.dry_run import frees_nothing, layer_needed
 from .budget import CUTS, Budget
 from .candidate import Candidate, Cut, JointCandidate, Pool
-from .choice import Choice, Round
-from .overfit import OverfitCheck, Rows
+from .choice import CutStrategy, Round
+from .overfit import OverfitCheck, ScoreRowsCheck
 from .prefix import Prefix
 from .reach import affordable_candidates
 from .reconstruct import Moments
 from .refusals import SCORE_HELP, no_candidate_diagnostic, no_finite_score, saved_less
-from .remote_candidates import ScoringWorker, key_of, task_of
-from .score_estimates import forecast_scores
-from .unpadded import unpadded_rows
+from .remote_candidates import ScoringWorker, score_key, scoring_task
+from .score_estimates import estimate_scores_by_gradients
+from .unpadded import unpadded_rows_by_length
 
 if TYPE_CHECKING:
     from ...ir.program import Program
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 
 _UNCUT = (layer_needed, frees_nothing)
 _HONEST = 0.98  # of what was promised: parts that two branches share are counted with each
-
-
 JOINTLY = 1.2  # of what cuts cost each alone that they may cost together
 
 
@@ -64,7 +62,7 @@ class Search:
         self.rejected: dict[str, str] = {}  # places that can't be cut -> why
         self.size = _parameters(program)
         self.overfit: OverfitCheck | None = None
-        self.rows: list[Rows] = []  # of every metric that has decided
+        self.rows: list[ScoreRowsCheck] = []  # of every metric that has decided
         self.scored, self.layers_naive, self.bytes_stored = 0, 0, 0
         self.layers_other, self.layers_ranking = 0.0, 0.0  # outside of prefixes; of them for ranking and refitting
         self.stopped, self._spent = False, 0.0  # whether the time was over; seconds of scoring
@@ -74,30 +72,30 @@ class Search:
         remote = self.ctx.remote_scorer.work if self.ctx.remote_scorer else 0.0
         return self.layers_other + remote + sum(p.layers_run for p in self.prefixes.values())
 
-    def run(self, pools: Sequence[Pool], metric: MetricRef, budget: Budget, choice: Choice) -> None:
+    def cut_until_met(self, pools: Sequence[Pool], metric: MetricRef, budget: Budget, strategy: CutStrategy) -> None:
         """Cut until the budget is met or nothing may go any more. Every score is journalled: a killed run goes on."""
         self._forget_prefixes_but(metric)
         if not budget.is_met(self.saved.get(budget.of, 0.0)):
-            self.rows.append(Rows(metric))
-            self.rows[-1].warn_too_few(self)
+            self.rows.append(ScoreRowsCheck(metric))
+            self.rows[-1].warn_if_too_few_tokens(self)
         while not budget.is_met(saved := self.saved.get(budget.of, 0.0)):
             if self.overfit and not self.ctx.task_source:  # a worker looks at nothing but what it is asked
-                self.overfit.measure_if_due(self, saved, metric)
+                self.overfit.measure_and_record_if_due(self, saved, metric)
             pairs = [(pool, c) for pool in pools for c in pool.candidates() if c.location not in self.rejected]
             if not pairs:
                 return
-            if not choice.scores_all:
+            if not strategy.scores_all:
                 pairs = affordable_candidates(pairs, pools, saved, budget, self.limit)
             try:
-                self._decide_round(pairs, metric, budget, choice)
+                self._decide_and_cut(pairs, metric, budget, strategy)
             except DeadlineExceeded:
-                self._record_early_stop(len(pairs), budget)
+                self._record_early_stop_or_reject(len(pairs), budget)
                 return
 
-    def _record_early_stop(self, candidate_count: int, budget: Budget) -> None:
+    def _record_early_stop_or_reject(self, candidate_count: int, budget: Budget) -> None:
         """Leave it at the cuts that were made. Raises Reject (no-time) where there are none."""
         if not self.cuts:
-            raise self.too_short(candidate_count)
+            raise self.too_short_rejection(candidate_count)
         deadline, of = self.ctx.run.deadline, budget.of
         assert deadline, "nobody said how long a search may take"
         share = "" if of == CUTS else f", {self.saved[of] / budget.total:.1%} of {of}"
@@ -106,15 +104,15 @@ class Search:
         self.stopped = True
         self.ctx.emit_event(Said(f"search: the time is over after {reached}"))
 
-    def too_short(self, candidates: int) -> Reject:
+    def too_short_rejection(self, candidate_count: int) -> Reject:
         """For the time that was given, where not even the first of so many candidates could be chosen."""
         deadline = self.ctx.run.deadline
         assert deadline, "nobody said how long a search may take"
         each = self._spent / self.scored if self.scored else deadline.allowed
-        return deadline.too_short_rejection("one cut", max(1, candidates - self.scored) * each)
+        return deadline.too_short_rejection("one cut", max(1, candidate_count - self.scored) * each)
 
-    def collect_moments(
-        self, moments: Moments, modules: Sequence[str], metric: MetricRef, data: DataRef | None, max_bytes: int
+    def collect_and_store_moments(
+        self, moments: Moments, module_paths: Sequence[str], metric: MetricRef, data: DataRef | None, max_bytes: int
     ) -> None:
         """Second moments of what modules are given, over the data's rows.
 
@@ -122,15 +120,15 @@ class Search:
         keep what is fitted on them apart from what is scored on the metric's. A model that writes nothing has the
         metric's rows for both.
         """
-        self.base(metric)  # a model that has no score is told so, before it writes nonsense
-        rows = unpadded_rows(self.ctx, data) if data else self._generated_rows()
+        self.current_score(metric)  # a model that has no score is told so, before it writes nonsense
+        rows = unpadded_rows_by_length(self.ctx, data) if data else self._generated_rows()
         label = data.name if data else "what the model writes"
-        run = partial(self._model_score, metric) if rows is None else partial(self._read, rows, label)
+        run = partial(self._model_score_or_reject, metric) if rows is None else partial(self._run_on_rows, rows, label)
         with self.ctx.run.interruptible_search():
-            runs = moments.collect_in_passes(self.program, modules, run, max_bytes)
+            runs = moments.collect_missing_and_count_passes(self.program, module_paths, run, max_bytes)
         if rows is not None and data is None:
             runs += 1  # a token that is written goes through every layer once
-        cost = runs * len(self.program.units) * (1.0 if rows is None else self._weight(rows, metric))
+        cost = runs * len(self.program.units) * (1.0 if rows is None else self._tokens_per_metric_token(rows, metric))
         self.layers_other, self.layers_ranking = self.layers_other + cost, self.layers_ranking + cost
 
     def _generated_rows(self) -> list[Tensor] | None:
@@ -139,27 +137,27 @@ class Search:
             return None
         return [torch.stack(list(Generated.fitting(self.ctx.origin).rows(self.ctx.tokenizer, self.ctx)))]
 
-    def _weight(self, rows: Sequence[Tensor], metric: MetricRef) -> float:
+    def _tokens_per_metric_token(self, rows: Sequence[Tensor], metric: MetricRef) -> float:
         """Number of tokens of some rows per token that the metric reads."""
         scored = sum(self.ctx.rows(ref).numel() for ref in references_in(dict(metric.args), DataRef))
         return sum(part.numel() for part in rows) / scored if scored else 1.0
 
-    def _read(self, rows: Sequence[Tensor], label: str) -> None:
+    def _run_on_rows(self, rows: Sequence[Tensor], label: str) -> None:
         """Run the model over rows."""
         model = self.program.model
         with evaluating(model):
             for batch in self.ctx.each([b for part in rows for b in memory_batches(model, part)], f"reading {label}"):
                 outputs(model, batch)
 
-    def apply_cuts(self, pools: Sequence[Pool]) -> None:
+    def finish_cuts_and_record_cost(self, pools: Sequence[Pool]) -> None:
         """Make the cuts real and say what the search cost.
 
         The cost is said, not noted: a run that was killed and went on has another one, and the same result.
         """
         if self.overfit and self.cuts:
             assert self.scored_by is not None, "cuts that nothing scored"
-            self.overfit.measure_if_due(self, self.saved[self.budget_of], self.scored_by, is_last=True)
-            self.overfit.record_and_warn_overfit(self)
+            self.overfit.measure_and_record_if_due(self, self.saved[self.budget_of], self.scored_by, is_last=True)
+            self.overfit.note_and_warn_if_overfit(self)
         for pool in pools:
             pool.finish()
         self._refuse_less_saved_than_estimated()
@@ -177,7 +175,7 @@ class Search:
             )
         )
 
-    def warn_overshoot(self, goal: Budget) -> None:
+    def warn_if_overshot(self, goal: Budget) -> None:
         """Warn where far more went than was asked for: parts that could go were that large."""
         saved = self.saved.get(goal.of, 0.0)
         if self.cuts and goal.is_beyond(saved):
@@ -193,49 +191,51 @@ class Search:
             remedy = "cut other kinds of parts, or leave out with `on:` what does not become smaller"
             raise saved_less(fact, help=remedy).rejection()
 
-    def base(self, metric: MetricRef) -> float:
+    def current_score(self, metric: MetricRef) -> float:
         """The score of the model as it is."""
         if self.scored_by == metric:
             return self.cuts[-1].score
         key = f"{len(self.cuts)}:{value_text(metric)}"
-        return self.journal.get_or_compute(key, lambda: self._score_or_nan(None, metric))
+        return self.journal.get_or_compute(key, lambda: self._timed_score(None, metric))
 
-    def measure_journalled(self, key: str, metric: MetricRef) -> float:
+    def measure_journalled(self, journal_key: str, metric: MetricRef) -> float:
         """A metric of the model as it is, by whole forwards, journalled."""
 
         def measure() -> float:
             scored = [self.ctx.rows(ref) for ref in references_in(dict(metric.args), DataRef)]
-            forward_weight = self._weight(scored, self.scored_by or metric) if scored else 1.0
+            forward_weight = self._tokens_per_metric_token(scored, self.scored_by or metric) if scored else 1.0
             self.layers_other += len(self.program.units) * forward_weight
-            return self._run(metric)
+            return self._measure(metric)
 
-        return self.journal.get_or_compute(f"{key} {value_text(metric)}", measure)
+        return self.journal.get_or_compute(f"{journal_key} {value_text(metric)}", measure)
 
-    def _decide_round(self, pairs: list[tuple[Pool, Candidate]], metric: MetricRef, budget: Budget, choice: Choice):
+    def _decide_and_cut(
+        self, pairs: list[tuple[Pool, Candidate]], metric: MetricRef, budget: Budget, strategy: CutStrategy
+    ) -> None:
         number, kinds = len(self.cuts), {c.name: pool.kind for pool, c in pairs}
         round_ = Round(
             [c for _, c in pairs],
-            lambda: self.base(metric),
-            lambda requested: self._scores_of(number, round_, requested, metric, budget),
+            lambda: self.current_score(metric),
+            lambda requested: self._score_candidates(number, round_, requested, metric, budget),
             1.0 if self.ctx.metric(metric).better == "lower" else -1.0,
             budget.goal - self.saved.get(budget.of, 0.0),
             self._prefetch,
         )
         if self.ctx.task_source:
-            choice = ScoringWorker(self.ctx.task_source, number, lambda: self.layers_run)
-        self.rows[-1].begin(self)
+            strategy = ScoringWorker(self.ctx.task_source, number, lambda: self.layers_run)
+        self.rows[-1].remember_baseline(self)
         if not self.cuts or self.scored_by != metric:
-            choice.foresee(partial(forecast_scores, self, number, round_.candidates, metric))
-        while (best := choice.choose(round_)) is not None:
-            group, score = self._choose_joint_cut(number, round_, best, choice, metric)
+            strategy.take_forecast(partial(estimate_scores_by_gradients, self, number, round_.candidates, metric))
+        while (best := strategy.score_and_choose(round_)) is not None:
+            group, score = self._joint_cut_and_score(number, round_, best, strategy, metric)
             names = [c.name for c in group]  # before the cut: they say what is left
-            if first := self._try_cut(best, round_, budget):
+            if first := self._cut_or_exclude(best, round_, budget):
                 break
         else:
             raise no_candidate_diagnostic(
                 round_, self.rejected, budget.of, self.saved.get(budget.of, 0.0) / budget.total
             ).rejection()
-        saves = [first, *(self._try_cut(c, round_, budget) for c in group[1:])]
+        saves = [first, *(self._cut_or_exclude(c, round_, budget) for c in group[1:])]
         assert all(saves), f"{names} were scored together, and not all can be cut"
         self.layers_naive += len(pairs) * len(self.program.units) * len(group)
         self.scored_by, self.budget_of = metric, budget.of
@@ -244,27 +244,27 @@ class Search:
                 self.saved[of] = self.saved.get(of, 0.0) + value
             scores, second = (round_.scores, round_.runner_up(name)) if name == names[0] else ({}, None)
             cut = Cut(name, kinds[name], score, second, scores, self.saved[budget.of], budget.total)
-            self._record_cut(cut, metric, choice.statistics(round_) | ({"together": names} if len(names) > 1 else {}))
-        self.rows[-1].warn_improving_score(self, score)
+            self._record_cut(cut, metric, strategy.pop_facts(round_) | ({"together": names} if len(names) > 1 else {}))
+        self.rows[-1].warn_once_if_score_improves(self, score)
         self.ctx.emit_event(Pruned(names[-1]))
 
-    def _choose_joint_cut(
-        self, cut_index: int, round_: Round, best: Candidate, choice: Choice, metric: MetricRef
+    def _joint_cut_and_score(
+        self, cut_index: int, round_: Round, best: Candidate, strategy: CutStrategy, metric: MetricRef
     ) -> tuple[list[Candidate], float]:
         """Removed candidates, and the score: the best, and others with it where that costs no more than expected."""
-        companions = choice.joint_companions(round_, best)
+        companions = strategy.joint_companions_and_growths(round_, best)
         single = [best], round_.scores[best.name]
         if not companions:
             return single
         joint = JointCandidate((best, *(c for c, _ in companions)), list(self.program.units))
-        score = self.journal.get_or_compute(f"{cut_index}:{joint.name}", lambda: self._score_or_nan(joint, metric))
-        base = round_.sign * self.base(metric)
+        score = self.journal.get_or_compute(f"{cut_index}:{joint.name}", lambda: self._timed_score(joint, metric))
+        base = round_.sign * self.current_score(metric)
         expected = round_.sign * round_.scores[best.name] - base + sum(growth for _, growth in companions)
         accepted = math.isfinite(score) and round_.sign * score - base <= JOINTLY * max(expected, 0.0)
-        choice.judged(accepted)
+        strategy.adapt_joint_count(accepted)
         return ([*joint.members], score) if accepted else single
 
-    def _record_cut(self, cut: Cut, metric: MetricRef, extra: dict[str, Any]) -> None:
+    def _record_cut(self, cut: Cut, metric: MetricRef, extra_facts: dict[str, Any]) -> None:
         self.cuts.append(cut)
         self.ctx.record(f"cut {len(self.cuts)}: {cut.name}", cut.score)
         self.program.note(
@@ -276,10 +276,10 @@ class Search:
             saved=round(cut.saved),
             share=round(cut.saved / cut.total, 6),
             scores={n: float(f"{s:.6g}") if math.isfinite(s) else None for n, s in cut.scores.items()},
-            **extra,
+            **extra_facts,
         )
 
-    def _try_cut(self, candidate: Candidate, round_: Round, budget: Budget) -> dict[str, float] | None:
+    def _cut_or_exclude(self, candidate: Candidate, round_: Round, budget: Budget) -> dict[str, float] | None:
         """Cut a candidate, and say what it saved; what the model does not run without stays, and is none to choose."""
         units = list(self.program.units)  # before the cut
         saves = {of: 1.0 if of == CUTS else candidate.saves(of) for of in {"params", "flops", budget.of}}
@@ -289,30 +289,30 @@ class Search:
         except Reject as rejection:
             if any(d.fault not in _UNCUT for d in rejection.diagnostics):
                 raise
-            self.leave(candidate.location, rejection.diagnostics[0].message)
+            self.exclude_location(candidate.location, rejection.diagnostics[0].message)
             round_.candidates = [c for c in round_.candidates if c is not candidate]
             return None
         for prefix in self.prefixes.values():
-            prefix.changed_at(layer)
+            prefix.forget_outputs_from(layer)
         return saves
 
-    def leave(self, path: str, reason: str) -> None:
+    def exclude_location(self, location: str, reason: str) -> None:
         """Take a place out of the search, for good and with a reason."""
-        self.rejected[path] = reason
-        self.program.note(left=path, why=reason)
-        self.ctx.emit_event(Said(f"search: {path} stays: {reason}"))
+        self.rejected[location] = reason
+        self.program.note(left=location, why=reason)
+        self.ctx.emit_event(Said(f"search: {location} stays: {reason}"))
 
-    def _scores_of(
+    def _score_candidates(
         self, cut_index: int, round_: Round, candidates: Sequence[Candidate], metric: MetricRef, budget: Budget
     ) -> list[float]:
         """Scores of candidates, of which none depends on another: workers compute them at once."""
         if len(candidates) > 1:
             self._prefetch(candidates)
         for candidate in candidates:
-            round_.scores[candidate.name] = self._score_of(cut_index, round_, candidate, metric, budget)
+            round_.scores[candidate.name] = self._score_with_progress(cut_index, round_, candidate, metric, budget)
         return [round_.scores[candidate.name] for candidate in candidates]
 
-    def _score_of(
+    def _score_with_progress(
         self, cut_index: int, round_: Round, candidate: Candidate, metric: MetricRef, budget: Budget
     ) -> float:
         """A candidate's score; progress is how much of the budget is saved, and what is best so far."""
@@ -324,11 +324,11 @@ class Search:
         note = f"{left}, best {best}: {round_.scores[best]:.4g}" if best else left
         tick = Ticked(f"cut {cut_index + 1}, % of the budget", round(100 * done), 100, note)
         self.ctx.tick(tick)
-        key, measure = key_of(cut_index, candidate), partial(self._score_or_nan, candidate, metric)
+        key, measure = score_key(cut_index, candidate), partial(self._timed_score, candidate, metric)
         with listening_with(partial(_within, tick, self.ctx.tick)):
             if self.ctx.remote_scorer:
                 with self.ctx.run.interruptible_search():
-                    task = task_of(self.cuts, candidate)
+                    task = scoring_task(self.cuts, candidate)
                     return self.ctx.remote_scorer.value_from_workers(self.journal, key, task, measure)
             return self.journal.get_or_compute(key, measure)
 
@@ -336,36 +336,36 @@ class Search:
         if self.ctx.remote_scorer:
             number = len(self.cuts)
             self.ctx.remote_scorer.prefetch(
-                self.journal, {key_of(number, c): task_of(self.cuts, c) for c in candidates}
+                self.journal, {score_key(number, c): scoring_task(self.cuts, c) for c in candidates}
             )
 
-    def _score_or_nan(self, candidate: Candidate | JointCandidate | None, metric: MetricRef) -> float:
+    def _timed_score(self, removed: Candidate | JointCandidate | None, metric: MetricRef) -> float:
         """A candidate without which the model gives no finite score is no candidate: NaN."""
         started = time.monotonic()
         with self.ctx.run.interruptible_search():
-            value = self._score(candidate, metric)
+            value = self._measure_score_or_nan(removed, metric)
         self.scored, self._spent = self.scored + 1, self._spent + time.monotonic() - started
         return value
 
-    def _score(self, candidate: Candidate | JointCandidate | None, metric: MetricRef) -> float:
-        prefix = self.prefix(metric)
-        run = partial(self._run, metric)
-        if candidate is None:
-            return prefix.measure_from(partial(self._model_score, metric))
+    def _measure_score_or_nan(self, removed: Candidate | JointCandidate | None, metric: MetricRef) -> float:
+        prefix = self.prefix_of(metric)
+        run = partial(self._measure, metric)
+        if removed is None:
+            return prefix.measure_from(partial(self._model_score_or_reject, metric))
         try:
-            return prefix.measure_from(run, candidate.unit, candidate.applied)
+            return prefix.measure_from(run, removed.unit, removed.applied)
         except Reject as rejection:
             if any(d.fault is not not_a_number for d in rejection.diagnostics):
                 raise
             return math.nan
 
-    def _run(self, metric: MetricRef) -> float:
+    def _measure(self, metric: MetricRef) -> float:
         return self.ctx.metric(metric).measure(self.program.model, self.ctx)
 
-    def _model_score(self, metric: MetricRef) -> float:
+    def _model_score_or_reject(self, metric: MetricRef) -> float:
         """The score of the model as it is; where it has none, no candidate has."""
         try:
-            return self._run(metric)
+            return self._measure(metric)
         except Reject as rejection:
             if any(d.fault is not not_a_number for d in rejection.diagnostics):
                 raise
@@ -379,7 +379,7 @@ class Search:
             self.layers_other += self.prefixes[other].layers_run
             self.bytes_stored = max(self.bytes_stored, self.prefixes.pop(other).bytes_stored)
 
-    def prefix(self, metric: MetricRef) -> Prefix:
+    def prefix_of(self, metric: MetricRef) -> Prefix:
         """Stored outputs of the layers for a metric, shared by all its measurements."""
         if metric not in self.prefixes:
             settings = self.ctx.settings

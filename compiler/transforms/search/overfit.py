@@ -29,28 +29,28 @@ FALLEN = 0.995  # of the whole model's score: less than that is no accident of r
 FITTED = 1.25  # how many times faster than the score it may grow before that is said
 
 
-def check_enough_rows(metric: MetricRef, removed_params: float, ctx: "Context") -> None:
-    """Raise Reject (too-few-rows) where a metric that reads tokens has fewer than `removed_params` parameters ask
+def refuse_too_few_rows(metric: MetricRef, removed_param_count: float, ctx: "Context") -> None:
+    """Raise Reject (too-few-rows) where a metric that reads tokens has fewer than `removed_param_count` parameters ask
     for."""
     if ctx.metric(metric).dearer(1.0, 0.0) is None:
         return
-    least, tokens = min(LEAST, math.ceil(removed_params / PER_TOKEN)), tokens_of(metric, ctx)
+    least, tokens = min(LEAST, math.ceil(removed_param_count / PER_TOKEN)), token_count_of(metric, ctx)
     if tokens < least:
         raise too_few_rows(
             f"{value_text(metric)} reads {si_count(tokens)} tokens, too few to choose "
-            f"{si_count(round(removed_params))} parameters by",
+            f"{si_count(round(removed_param_count))} parameters by",
             help=f"give it {si_count(least)} or more, of more than one kind of text",
             argument="score",
         ).rejection()
 
 
-def tokens_of(metric: MetricRef, ctx: "Context") -> int:
+def token_count_of(metric: MetricRef, ctx: "Context") -> int:
     """Number of tokens that a metric reads."""
     return sum(ctx.rows(ref).numel() for ref in references_in(dict(metric.args), DataRef))
 
 
 @dataclass
-class Rows:
+class ScoreRowsCheck:
     """Overfit checks without other rows: before the first cut, and where the score improves as parts are removed.
 
     baseline  what the model scored when it was whole; None before it was scored, and for metrics that read no tokens
@@ -60,19 +60,19 @@ class Rows:
     baseline: float | None = None
     warns: bool = True
 
-    def begin(self, search: "Search") -> None:
+    def remember_baseline(self, search: "Search") -> None:
         """Remember what the first cut is made of."""
         if self.baseline is None and self._reads_tokens(search):
-            self.baseline = search.base(self.metric)
+            self.baseline = search.current_score(self.metric)
 
     def _reads_tokens(self, search: "Search") -> bool:
         return search.ctx.metric(self.metric).dearer(1.0, 0.0) is not None
 
-    def warn_too_few(self, search: "Search") -> None:
+    def warn_if_too_few_tokens(self, search: "Search") -> None:
         """Say, before anything is scored, that rows are too few."""
         if not self._reads_tokens(search):
             return
-        tokens = tokens_of(self.metric, search.ctx)
+        tokens = token_count_of(self.metric, search.ctx)
         if tokens < ENOUGH:
             search.ctx.emit_event(
                 Warned(
@@ -84,7 +84,7 @@ class Rows:
                 )
             )
 
-    def warn_improving_score(self, search: "Search", score: float) -> None:
+    def warn_once_if_score_improves(self, search: "Search", score: float) -> None:
         """Warn, once, of a score that is better without parts than with them."""
         if self.baseline is None or not self.warns or score > FALLEN * self.baseline:
             return
@@ -125,16 +125,23 @@ class OverfitCheck:
     every: float = 0.25
     looks: list[Checkpoint] = field(default_factory=list)
 
-    def measure_if_due(self, search: "Search", saved_amount: float, metric: MetricRef, is_last: bool = False) -> None:
-        """Measure if it is time to; `metric` is what the search scores by now."""
+    def measure_and_record_if_due(
+        self, search: "Search", saved_amount: float, score_metric: MetricRef, is_last: bool = False
+    ) -> None:
+        """Measure if it is time to; `score_metric` is what the search scores by now."""
         share = round(saved_amount / self.goal, 6)
-        if self.looks and not is_last and share < self.looks[-1].share + self.every and metric == self.looks[-1].by:
+        if (
+            self.looks
+            and not is_last
+            and share < self.looks[-1].share + self.every
+            and score_metric == self.looks[-1].by
+        ):
             return
         value = search.measure_journalled(f"{len(search.cuts)}:beside", self.metric)
-        self.looks.append(Checkpoint(share, metric, search.base(metric), value))
+        self.looks.append(Checkpoint(share, score_metric, search.current_score(score_metric), value))
         search.ctx.record(f"{value_text(self.metric)} after {count_text(len(search.cuts), 'cut')}", value)
 
-    def record_and_warn_overfit(self, search: "Search") -> None:
+    def note_and_warn_if_overfit(self, search: "Search") -> None:
         """Note what was seen, and warn where the metric grew much faster than the score since that was in use."""
         search.program.note(beside=value_text(self.metric), seen=[self._row(s) for s in self.looks])
         last = self.looks[-1]

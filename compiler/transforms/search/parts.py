@@ -13,14 +13,14 @@ from ...analysis.planning import shrink
 from ...analysis.planning.selection import branches, competing_groups_by_kind, removable_branches
 from .branches import Branches, Layers
 from .candidate import Pool
-from .savings import OF_MODEL, SCANS, SavingsTable, steps, stride
+from .savings import OF_MODEL, SCANS, SavingsTable, step_count_of, steps_per_cut
 from .scans import Scans
 from .slices import Slices
 from .widths import Widths
 
 if TYPE_CHECKING:
     from ...ir.program import Program
-    from .compensation import Fitting
+    from .compensation import GroupRanking
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Parts(ABC):
         """Number of candidates at the start."""
 
     @abstractmethod
-    def candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
+    def make_candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "GroupRanking") -> Pool:
         """The candidates of a search."""
 
-    def only(self, groups: Sequence[Group]) -> "Parts":
+    def restricted_to(self, groups: Sequence[Group]) -> "Parts":
         """Parts restricted to groups that can be cut."""
         assert not groups, f"{self.kind} are no groups"
         return self
@@ -66,20 +66,20 @@ class RemovableParts(Parts):
         """In the order of the model."""
 
     @abstractmethod
-    def weigh(self, savings_table: SavingsTable, name: str, quantity: str) -> float:
+    def savings_of(self, savings_table: SavingsTable, name: str, quantity: str) -> float:
         """Amount that one of them saves."""
 
     @abstractmethod
     def without(self, skeleton: Skeleton, name: str) -> Skeleton:
         """The skeleton when one of them is gone."""
 
-    def remove_fewest_params_first_until(
-        self, skeleton: Skeleton, is_budget_met: Callable[[Skeleton], bool]
+    def remove_smallest_or_largest_until_met(
+        self, skeleton: Skeleton, is_met: Callable[[Skeleton], bool]
     ) -> tuple[Skeleton, int]:
         """The skeleton when the smallest went until a budget is met, or the largest where those do not meet it, and how
         many: no more than what comes."""
         savings_table = SavingsTable(skeleton)
-        order = sorted(self.names, key=lambda name: self.weigh(savings_table, name, "params"))
+        order = sorted(self.names, key=lambda name: self.savings_of(savings_table, name, "params"))
         limit = max(0, min(len(order), self.all - 1))
 
         def left(names: Sequence[str]) -> Skeleton:
@@ -88,9 +88,9 @@ class RemovableParts(Parts):
                 current = self.without(current, name)
             return current
 
-        if not is_budget_met(left(order[:limit])):
+        if not is_met(left(order[:limit])):
             order.reverse()
-        count = bisect_left(range(limit), True, key=lambda count: is_budget_met(left(order[:count])))
+        count = bisect_left(range(limit), True, key=lambda count: is_met(left(order[:count])))
         return left(order[:count]), count
 
 
@@ -104,13 +104,13 @@ class BlockParts(RemovableParts):
     def names(self) -> list[str]:
         return [b.site for b in self.branches]
 
-    def weigh(self, savings_table: SavingsTable, name: str, quantity: str) -> float:
+    def savings_of(self, savings_table: SavingsTable, name: str, quantity: str) -> float:
         return savings_table.branch_savings(name, quantity)
 
     def without(self, skeleton: Skeleton, name: str) -> Skeleton:
         return shrink.without_branch(skeleton, next(b for b in skeleton.branches if b.site == name))
 
-    def candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
+    def make_candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "GroupRanking") -> Pool:
         return Branches(program, self.branches, savings_table)
 
 
@@ -118,7 +118,7 @@ class BlockParts(RemovableParts):
 class MixerParts(BlockParts):
     """Residual branches of state-space mixers: layers where each chosen one is a layer that the model runs without."""
 
-    def candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
+    def make_candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "GroupRanking") -> Pool:
         single_branch = {u for u in program.units if sum(b.unit == u for b in skeleton_of(program).branches) == 1}
         units = [b.unit for b in self.branches]
         if single_branch.issuperset(units):
@@ -138,13 +138,13 @@ class LayerParts(RemovableParts):
     def names(self) -> list[str]:
         return list(self.units)
 
-    def weigh(self, savings_table: SavingsTable, name: str, quantity: str) -> float:
-        return savings_table.layer(name, quantity)
+    def savings_of(self, savings_table: SavingsTable, name: str, quantity: str) -> float:
+        return savings_table.layer_savings(name, quantity)
 
     def without(self, skeleton: Skeleton, name: str) -> Skeleton:
         return shrink.without_unit(skeleton, name)
 
-    def candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
+    def make_candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "GroupRanking") -> Pool:
         return Layers(program, self.units, savings_table)
 
 
@@ -158,17 +158,19 @@ class ScanParts(RemovableParts):
     def names(self) -> list[str]:
         return [s.site for s in self.scans]
 
-    def weigh(self, savings_table: SavingsTable, name: str, quantity: str) -> float:
+    def savings_of(self, savings_table: SavingsTable, name: str, quantity: str) -> float:
         if quantity == SCANS:
             return 1
         return (
-            savings_table.scan(next(s for s in self.scans if s.site == name), quantity) if quantity in OF_MODEL else 0
+            savings_table.scan_savings(next(s for s in self.scans if s.site == name), quantity)
+            if quantity in OF_MODEL
+            else 0
         )
 
     def without(self, skeleton: Skeleton, name: str) -> Skeleton:
         return shrink.without_scan(skeleton, next(s for s in skeleton.scans if s.site == name))
 
-    def candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
+    def make_candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "GroupRanking") -> Pool:
         return Scans(program, self.scans, savings_table)
 
 
@@ -184,18 +186,18 @@ class WidthParts(Parts):
     def count(self) -> int:
         return len(self.groups)
 
-    def only(self, groups: Sequence[Group]) -> "Parts":
+    def restricted_to(self, groups: Sequence[Group]) -> "Parts":
         return replace(self, groups=tuple(groups))
 
     def max_cuts(self, group: Group) -> int:
         """Maximum number of cuts of a group."""
-        return max(0, steps(group) - self.least) // self.stride(group)
+        return max(0, step_count_of(group) - self.least) // self.stride(group)
 
     def stride(self, group: Group) -> int:
         """Number of steps that a group loses per cut."""
-        return stride(group, self.step)
+        return steps_per_cut(group, self.step)
 
-    def candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
+    def make_candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "GroupRanking") -> Pool:
         return Widths(program, self.groups, self.step, savings_table, fitting.item_importance, fitting.repair)
 
 
@@ -206,8 +208,8 @@ class SliceParts(WidthParts):
     least: int = 1
     sliced = True
 
-    def candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
-        ranked = fitting.trusted(self.groups) if self.kind == "experts" else fitting.ranked
+    def make_candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "GroupRanking") -> Pool:
+        ranked = fitting.make_expert_importance(self.groups) if self.kind == "experts" else fitting.obs_importance
         kind = self.groups[0].kind if self.groups else self.kind
         return Slices(program, self.groups, self.step, savings_table, ranked, kind, self.least)
 
@@ -226,17 +228,17 @@ _STEPS = {
 def select_parts(
     skeleton: Skeleton,
     selector: Selector | None,
-    order: Sequence[str],
-    step_sizes: Mapping[str, int],
-    least_experts: int = 1,
+    kind_order: Sequence[str],
+    step_size_by_parameter: Mapping[str, int],
+    min_experts: int = 1,
 ) -> tuple[Parts, ...]:
     """Parts of several kinds, as far as the model has them, inside of what `selector` selects.
 
-    step_sizes   how much a cut takes, by the name of the parameter that says it
+    step_size_by_parameter  how much a cut takes, by the name of the parameter that says it
     """
     blocks, inside = removable_branches(skeleton, selector), competing_groups_by_kind(skeleton, selector)
     result: list[Parts] = []
-    for kind in dict.fromkeys(order):
+    for kind in dict.fromkeys(kind_order):
         if kind == "blocks":
             result += [BlockParts(kind, all=len(skeleton.branches), branches=blocks)] if blocks else []
         elif kind == "scans":
@@ -244,11 +246,11 @@ def select_parts(
             free = tuple(s for s in skeleton.scans if any(s.site in b.parts for b in around))
             result += [ScanParts(kind, all=len(skeleton.scans), scans=free)] if free else []
         elif groups := inside.get(_INSIDE_SCANS.get(kind, kind), ()):
-            size = step_sizes[_STEPS[kind]]
+            size = step_size_by_parameter[_STEPS[kind]]
             if kind in _INSIDE_SCANS:
                 result.append(SliceParts(kind, groups=groups, step=size))
             elif kind == "experts":
-                result.append(SliceParts(kind, groups=groups, step=size, least=least_experts))
+                result.append(SliceParts(kind, groups=groups, step=size, least=min_experts))
             else:
                 result.append(WidthParts(kind, _STEPS[kind], groups=groups, step=size))
     return tuple(result)

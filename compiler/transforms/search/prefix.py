@@ -1,7 +1,7 @@
 """Measuring a model again and again without running the layers in front of the one that changed."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # How a forward fails that lacks what an earlier layer would have left.
 _MISSING = (RuntimeError, LookupError, AttributeError, TypeError, ValueError, AssertionError)
+
+MakeChange = Callable[[], AbstractContextManager[None]]
 
 
 class _Reached(Exception):
@@ -42,7 +44,7 @@ class MetricForward:
 class Prefix:
     """Keeps what every layer gave, so that a changed layer's effect costs only the layers from it on.
 
-    The first `measure` runs the whole model, looks at the forwards that the metric makes, and keeps the layers'
+    The first `measure_from` runs the whole model, looks at the forwards that the metric makes, and keeps the layers'
     outputs, at most `max_bytes` of them: where all don't fit, every second, fourth, ... layer's, and the ones
     between are run again. Later measures of the same metric, over the same rows, skip the layers before the one
     that is named; layers then run on the very tensors that they would have been given, so scores are equal bit
@@ -50,7 +52,7 @@ class Prefix:
     every measure runs the whole.
 
     layers_run   layer forwards so far, one being a layer over all the metric's tokens
-    bytes_kept   of outputs, at most
+    bytes_stored of outputs, at most
     chain        whether the layers can be entered in the middle; None before the first measure
 
     Source: own; that prefix activations are the same is noted for ShortGPT- and BlockPruner-like searches.
@@ -68,27 +70,29 @@ class Prefix:
 
     # -- measuring -------------------------------------------------------------------------------------------
 
-    def measure_from(self, run: Callable[[], float], first_unit: str | None = None, change_context=None) -> float:
-        """`run()` with the change applied; layers before `first_unit` are not run. `change_context` makes a context."""
+    def measure_from(
+        self, measure: Callable[[], float], first_changed_unit: str | None = None, make_change: MakeChange | None = None
+    ) -> float:
+        """`measure()` inside of the context `make_change()`; layers before `first_changed_unit` are not run again."""
         if self.chain is None:
-            value = self._record_first_run(run)
-            if change_context is None:
+            value = self._record_first_run(measure)
+            if make_change is None:
                 return value
-        index = self._index(first_unit)
+        index = self._index(first_changed_unit)
         if self.chain and index > 0:
             try:
-                return self._measure_from_layer(run, index, change_context)
+                return self._measure_from_layer(measure, index, make_change)
             except _OtherForwards:  # a metric whose forwards depend on what the model says
                 self._disable()
-        return self._measure_from_layer(run, 0, change_context)
+        return self._measure_from_layer(measure, 0, make_change)
 
-    def _measure_from_layer(self, run: Callable[[], float], index: int, change) -> float:
+    def _measure_from_layer(self, measure: Callable[[], float], index: int, make_change: MakeChange | None) -> float:
         with ExitStack() as stack:
             if index > 0:
-                stack.enter_context(self._replay_layers_before(index, self.layer_outputs(index - 1)))
-            if change is not None:
-                stack.enter_context(change())
-            value = run()
+                stack.enter_context(self._with_layers_replayed(index, self.compute_layer_outputs(index - 1)))
+            if make_change is not None:
+                stack.enter_context(make_change())
+            value = measure()
         self.layers_run += len(self._layers()) - index
         return value
 
@@ -96,68 +100,68 @@ class Prefix:
         """Measure whole models from now on."""
         self.chain, self.calls, self.outputs, self.front = False, [], {}, None
 
-    def changed_at(self, index: int) -> None:
-        """The layer at `index` is another from now on: what it and the ones behind it gave is void."""
-        self.outputs = {k: v for k, v in self.outputs.items() if k < index}
+    def forget_outputs_from(self, layer_index: int) -> None:
+        """The layer at `layer_index` is another from now on: what it and the ones behind it gave is void."""
+        self.outputs = {k: v for k, v in self.outputs.items() if k < layer_index}
         self.sizes = {k: self.sizes[k] for k in self.outputs}
-        if self.front and self.front[0] >= index:
+        if self.front and self.front[0] >= layer_index:
             self.front = None
 
-    def layer_outputs(self, layer: int) -> list[Any]:
+    def compute_layer_outputs(self, layer_index: int) -> list[Any]:
         """Outputs of a layer in every call, from the nearest stored output before it."""
-        if layer in self.outputs:
-            return self.outputs[layer]
-        if self.front and self.front[0] == layer:
+        if layer_index in self.outputs:
+            return self.outputs[layer_index]
+        if self.front and self.front[0] == layer_index:
             return self.front[1]
-        known = [k for k in self.outputs if k < layer]
+        known = [k for k in self.outputs if k < layer_index]
         start, inputs = max(known, default=-1), None
-        if self.front and start < self.front[0] < layer:
+        if self.front and start < self.front[0] < layer_index:
             start, inputs = self.front
         elif start >= 0:
             inputs = self.outputs[start]
-        self.front = (layer, self._run_layers_between(start, inputs, layer))
+        self.front = (layer_index, self._run_layers_behind_up_to(start, inputs, layer_index))
         self.bytes_stored = max(self.bytes_stored, sum(self.sizes.values()) + _bytes(self.front[1]))
         return self.front[1]
 
-    def begin_anew(self, calls: list[MetricForward]) -> None:
+    def replace_calls(self, calls: list[MetricForward]) -> None:
         """Other forwards from now on, of the same kind; nothing of the ones before is kept."""
         self.calls, self.outputs, self.sizes, self.front = calls, {}, {}, None
         self.stride = len(self._layers()) + 1 if self.max_bytes == 0 else 1
 
-    def of_one(self, layer: int, change=None) -> list[Any]:
+    def outputs_of_changed_layer(self, layer_index: int, make_change: MakeChange | None = None) -> list[Any]:
         """Outputs of one layer with a change, over the unchanged outputs before it."""
         assert self.chain, "layers can't be entered in the middle"
-        inputs = self.layer_outputs(layer - 1) if layer else None
-        with change() if change is not None else nullcontext():
-            return self._run_layers_between(layer - 1, inputs, layer, keeps_outputs=False)
+        inputs = self.compute_layer_outputs(layer_index - 1) if layer_index else None
+        with make_change() if make_change is not None else nullcontext():
+            return self._run_layers_behind_up_to(layer_index - 1, inputs, layer_index, stores_outputs=False)
 
-    def forward_with_input_leaf(self, layer: int, call_index: int) -> tuple[Tensor, Tensor]:
+    def forward_from_input_leaf(self, layer_index: int, call_index: int) -> tuple[Tensor, Tensor]:
         """A layer's input in one call, as a leaf that takes gradients, and what it gives, or for the one behind the
         last layer the model's main output; gradients flow from the second to the first."""
-        assert self.chain and layer > 0, "layers can't be entered in the middle"
-        leaf, inputs = _with_leaf(self.layer_outputs(layer - 1)[call_index])
+        assert self.chain and layer_index > 0, "layers can't be entered in the middle"
+        leaf, inputs = _with_leaf(self.compute_layer_outputs(layer_index - 1)[call_index])
         model, layers, one = self.program.model, self._layers(), self.calls[call_index]
         outputs: dict[int, Any] = {}
         with ExitStack() as stack:
             at = _Position([one], [inputs])
             stack.callback(model.register_forward_pre_hook(at.begin, with_kwargs=True).remove)
-            for skipped in layers[:layer]:
-                stack.enter_context(_with_forward(skipped, at.instead_of(skipped.forward)))
+            for skipped in layers[:layer_index]:
+                stack.enter_context(_with_forward_replaced(skipped, at.instead_of(skipped.forward)))
             stack.enter_context(in_eval_mode(model))
             stack.enter_context(torch.enable_grad())
-            if layer == len(layers):
+            if layer_index == len(layers):
                 return leaf, main_tensor_of_output(model(*one.args, **one.kwargs))
-            stack.callback(
-                layers[layer].register_forward_hook(_collect_outputs_hook(outputs, layer, True, detach=False)).remove
-            )
+            hook = layers[layer_index].register_forward_hook(_make_output_hook(outputs, layer_index, True, False))
+            stack.callback(hook.remove)
             with suppress(_Reached):
                 model(*one.args, **one.kwargs)
-        return leaf, stream(outputs[layer])
+        return leaf, hidden_states_of(outputs[layer_index])
 
-    def passing(self, layer: int) -> None:
+    def run_layer(self, layer_index: int) -> None:
         """Run one layer over what those before it give, for whoever listens; its outputs are not kept."""
         assert self.chain, "layers can't be entered in the middle"
-        self._run_layers_between(layer - 1, self.layer_outputs(layer - 1) if layer else None, layer)
+        inputs = self.compute_layer_outputs(layer_index - 1) if layer_index else None
+        self._run_layers_behind_up_to(layer_index - 1, inputs, layer_index)
 
     def unit_of(self, path: str) -> str | None:
         """The layer that a module is in; None outside all layers."""
@@ -171,105 +175,99 @@ class Prefix:
 
     # -- the first look --------------------------------------------------------------------------------------
 
-    def _record_first_run(self, run: Callable[[], float]) -> float:
+    def _record_first_run(self, measure: Callable[[], float]) -> float:
         """The value of the whole model, run once to see the metric's forwards and to keep the layers' outputs."""
         layers, model = self._layers(), self.program.model
         first_run = _FirstForward(self, layers)
         with ExitStack() as stack:
-            hook = model.register_forward_pre_hook(first_run.call, with_kwargs=True)
-            stack.callback(hook.remove)
-            hook = model.register_forward_hook(first_run.end)
-            stack.callback(hook.remove)
+            stack.callback(model.register_forward_pre_hook(first_run.call, with_kwargs=True).remove)
+            stack.callback(model.register_forward_hook(first_run.end).remove)
             for k, layer in enumerate(layers):
                 for handle in (
                     layer.register_forward_pre_hook(first_run.make_enter_hook(k), with_kwargs=True),
                     layer.register_forward_hook(first_run.make_leave_hook(k)),
                 ):
                     stack.callback(handle.remove)
-            value = run()
+            value = measure()
         self.layers_run += len(layers)
         self.calls = first_run.calls
         self.chain = first_run.is_chain and bool(layers) and bool(self.calls)
-        if not (self.chain and self._can_be_entered(first_run.result)):
+        if not (self.chain and self._matches_when_entered(first_run.result)):
             self._disable()
         return value
 
-    def store_output(self, layer: int, output: Any) -> None:
+    def store_output_within_budget(self, layer_index: int, output: Any) -> None:
         """Keep one call's output of a layer; thin out what is kept when it passes the room."""
-        if (layer + 1) % self.stride or layer + 1 == len(self.program.units):  # nothing begins behind the last
+        if (layer_index + 1) % self.stride or layer_index + 1 == len(self.program.units):  # none begins behind the last
             return
-        self.outputs.setdefault(layer, []).append(output)
-        self.sizes[layer] = self.sizes.get(layer, 0) + _bytes(output)
+        self.outputs.setdefault(layer_index, []).append(output)
+        self.sizes[layer_index] = self.sizes.get(layer_index, 0) + _bytes(output)
         while sum(self.sizes.values()) > self.max_bytes and self.outputs:
             self.stride *= 2
             self.outputs = {k: v for k, v in self.outputs.items() if (k + 1) % self.stride == 0}
             self.sizes = {k: self.sizes[k] for k in self.outputs}
         self.bytes_stored = max(self.bytes_stored, sum(self.sizes.values()))
 
-    def _can_be_entered(self, expected: Tensor | None) -> bool:
+    def _matches_when_entered(self, expected_result: Tensor | None) -> bool:
         """Whether the first call gives the same result when entered in the middle and at the last layer."""
-        if expected is None:
+        if expected_result is None:
             return False
         count, call = len(self._layers()), self.calls[0]
         share = call.tokens / sum(c.tokens for c in self.calls)
         for index in sorted({count // 2, count - 1} - {0}):
-            inputs = self.layer_outputs(index - 1)
-            with evaluating(self.program.model), self._replay_layers_before(index, inputs):
+            inputs = self.compute_layer_outputs(index - 1)
+            with evaluating(self.program.model), self._with_layers_replayed(index, inputs):
                 try:
                     result = main_tensor_of_output(self.program.model(*call.args, **call.kwargs))
                 except _MISSING:  # what a layer looked for was made by one that did not run
                     return False
             self.layers_run += (count - index) * share
-            if result.shape != expected.shape or not torch.equal(result, expected):
+            if result.shape != expected_result.shape or not torch.equal(result, expected_result):
                 return False
         return True
 
     # -- entering and leaving in the middle ------------------------------------------------------------------
 
     @contextmanager
-    def _replay_layers_before(self, index: int, inputs: list[Any]) -> Iterator[None]:
-        """The layers before `index` hand on what layer `index - 1` gave; forwards come in the order known."""
-        at = _Position(self.calls, inputs)
+    def _with_layers_replayed(self, layer_index: int, outputs_before_by_call: list[Any]) -> Iterator[None]:
+        """The layers before `layer_index` hand on what the last of them gave; forwards come in the order known."""
+        at = _Position(self.calls, outputs_before_by_call)
         with ExitStack() as stack:
-            hook = self.program.model.register_forward_pre_hook(at.begin, with_kwargs=True)
-            stack.callback(hook.remove)
-            for layer in self._layers()[:index]:
-                stack.enter_context(_with_forward(layer, at.instead_of(layer.forward)))
-            versions = [t._version for t in _nested_tensors(inputs)]
+            stack.callback(self.program.model.register_forward_pre_hook(at.begin, with_kwargs=True).remove)
+            for layer in self._layers()[:layer_index]:
+                stack.enter_context(_with_forward_replaced(layer, at.instead_of(layer.forward)))
+            versions = [t._version for t in _nested_tensors(outputs_before_by_call)]
             yield
-            if versions != [t._version for t in _nested_tensors(inputs)]:  # a layer writes to its input
+            if versions != [t._version for t in _nested_tensors(outputs_before_by_call)]:  # a layer writes to its input
                 self._disable()
 
     @torch.no_grad()
-    def _run_layers_between(
-        self, start: int, inputs: list[Any] | None, layer: int, keeps_outputs: bool = True
+    def _run_layers_behind_up_to(
+        self, behind_index: int, inputs_by_call: list[Any] | None, last_index: int, stores_outputs: bool = True
     ) -> list[Any]:
-        """Run the layers behind `start` up to `layer`; outputs of those between are kept by the stride."""
+        """Run the layers behind `behind_index` up to `last_index`; outputs of those between are kept by the stride."""
         model, layers, results = self.program.model, self._layers(), []
-        strides = [k for k in range(start + 1, layer + 1) if keeps_outputs and (k + 1) % self.stride == 0]
+        strides = [k for k in range(behind_index + 1, last_index + 1) if stores_outputs and (k + 1) % self.stride == 0]
         fresh: dict[int, list[Any]] = {k: [] for k in strides}
         for call_index, call in enumerate(self.calls):
             outputs: dict[int, Any] = {}
             with ExitStack() as stack:
-                if inputs is not None:
-                    one = _Position([call], [inputs[call_index]])
-                    hook = model.register_forward_pre_hook(one.begin, with_kwargs=True)
-                    stack.callback(hook.remove)
-                    for skipped in layers[: start + 1]:
-                        stack.enter_context(_with_forward(skipped, one.instead_of(skipped.forward)))
-                for k in range(start + 1, layer + 1):
-                    handle = layers[k].register_forward_hook(
-                        _collect_outputs_hook(outputs, k, stops_forward=k == layer)
-                    )
+                if inputs_by_call is not None:
+                    one = _Position([call], [inputs_by_call[call_index]])
+                    stack.callback(model.register_forward_pre_hook(one.begin, with_kwargs=True).remove)
+                    for skipped in layers[: behind_index + 1]:
+                        stack.enter_context(_with_forward_replaced(skipped, one.instead_of(skipped.forward)))
+                for k in range(behind_index + 1, last_index + 1):
+                    handle = layers[k].register_forward_hook(_make_output_hook(outputs, k, k == last_index))
                     stack.callback(handle.remove)
                 with evaluating(model), suppress(_Reached):
                     model(*call.args, **call.kwargs)
-            results.append(outputs[layer])
+            results.append(outputs[last_index])
             for k, stored in fresh.items():
                 stored.append(outputs[k])
         self.outputs |= fresh
         self.sizes |= {k: _bytes(stored) for k, stored in fresh.items()}
-        self.layers_run += layer - start
+        self.layers_run += last_index - behind_index
         return results
 
 
@@ -301,9 +299,9 @@ class _FirstForward:
     def make_leave_hook(self, layer_index: int) -> Callable[..., None]:
         def hook(_module, _args, output):
             self.next = layer_index + 1
-            self.stream = stream(output)
+            self.stream = hidden_states_of(output)
             if self.is_chain:
-                self.prefix.store_output(layer_index, _detached(output))
+                self.prefix.store_output_within_budget(layer_index, _detached(output))
 
         return hook
 
@@ -331,7 +329,7 @@ class _Position:
 
 
 @contextmanager
-def _with_forward(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def _with_forward_replaced(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """A layer with another forward; hooks that were put on it stay quiet, too, as it doesn't run."""
     before = vars(layer).get("forward")
     hooks, pre = layer._forward_hooks, layer._forward_pre_hooks
@@ -347,25 +345,25 @@ def _with_forward(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[Non
             layer.forward = before
 
 
-def _collect_outputs_hook(
-    outputs: dict[int, Any], layer_index: int, stops_forward: bool, detach: bool = True
+def _make_output_hook(
+    output_by_layer: dict[int, Any], layer_index: int, stops_forward: bool, detach: bool = True
 ) -> Callable[..., None]:
     def hook(_module, _args, output):
-        outputs[layer_index] = _detached(output) if detach else output
+        output_by_layer[layer_index] = _detached(output) if detach else output
         if stops_forward:
             raise _Reached
 
     return hook
 
 
-def stream(output: Any) -> Tensor:
+def hidden_states_of(output: Any) -> Tensor:
     """The hidden states of what a layer gave."""
     return output if isinstance(output, Tensor) else output[0]
 
 
 def _with_leaf(output: Any) -> tuple[Tensor, Any]:
     """A leaf in place of the hidden states of what a layer gave, and all that it gave with it."""
-    leaf = stream(output).detach().requires_grad_()
+    leaf = hidden_states_of(output).detach().requires_grad_()
     return leaf, leaf if isinstance(output, Tensor) else type(output)([leaf, *output[1:]])
 
 

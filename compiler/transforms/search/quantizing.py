@@ -12,9 +12,9 @@ from ....dsl.checker.values import Selector
 from ....kernels.grid import Grid
 from ...analysis.planning import shrink
 from ...plugin.interfaces import Lossy, Pass, param
-from .grid import check_groups
+from .grid import refuse_indivisible_groups
 from .masks import is_sparse
-from .sparsity import chosen_parts, sizes
+from .sparsity import chosen_parts, weight_count_by_path
 
 if TYPE_CHECKING:
     from ...ir.program import Program
@@ -42,7 +42,7 @@ class GridPass(Pass):
 
     def chosen(self, skeleton: Skeleton) -> Sequence[Part]:
         parts = chosen_parts(skeleton, self.on)
-        check_groups(parts, self.group)
+        refuse_indivisible_groups(parts, self.group)
         return parts
 
     @property
@@ -72,18 +72,18 @@ def nonzero_mask(weight: Tensor) -> Tensor | None:
     return weight != 0 if is_sparse(weight) else None
 
 
-def record_grids(
+def note_grids(
     program: "Program",
-    selected: Sequence[Part],
-    zero_shares: Mapping[str, float],
-    errors: Mapping[str, float],
+    parts: Sequence[Part],
+    zero_share_by_path: Mapping[str, float],
+    error_by_path: Mapping[str, float],
     grid: Grid,
-    **extra: Any,
+    **extra_facts: Any,
 ) -> None:
     """Note in the program what the grids are, how many bits a weight would take, and of each module the share of zeros
     and the error of its weights, relative to them."""
-    weights = sizes(selected)
-    bits = fsum(grid.bits_per_weight(in_features_of(part)) * weights[part.path] for part in selected) / sum(
+    weights = weight_count_by_path(parts)
+    bits = fsum(grid.bits_per_weight(in_features_of(part)) * weights[part.path] for part in parts) / sum(
         weights.values()
     )
     program.changed()
@@ -92,7 +92,7 @@ def record_grids(
         group=grid.group,
         symmetric=grid.symmetric,
         bits_per_weight=round(bits, 3),
-        quantized={path: round(share, 4) for path, share in zero_shares.items()},
-        errors={path: round(error, 5) for path, error in errors.items()},
-        **extra,
+        quantized={path: round(share, 4) for path, share in zero_share_by_path.items()},
+        errors={path: round(error, 5) for path, error in error_by_path.items()},
+        **extra_facts,
     )

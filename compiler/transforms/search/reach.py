@@ -22,10 +22,10 @@ def can_be_met(
     part_savings   savings of each part that goes as a whole
     max_width_savings  savings of all that is cut in steps, which meet any budget up to that
     """
-    return _savings_below_and_beyond(budget, already_saved, part_savings, max_width_savings) is None
+    return _gap_around_unmeetable_budget(budget, already_saved, part_savings, max_width_savings) is None
 
 
-def _savings_below_and_beyond(
+def _gap_around_unmeetable_budget(
     budget: Budget, already_saved: float, part_savings: Sequence[float], max_width_savings: float
 ) -> tuple[float, float] | None:
     """Savings below and beyond a budget that can't be met; None where it can be."""
@@ -42,7 +42,9 @@ def _savings_below_and_beyond(
 
 def refuse_gap(savings_table: SavingsTable, goal: Budget, parts: Sequence[Parts]) -> None:
     """Reject (overshoots) where less can go and far more, and nothing between."""
-    sizes = [p.weigh(savings_table, name, goal.of) for p in parts if isinstance(p, RemovableParts) for name in p.names]
+    sizes = [
+        p.savings_of(savings_table, name, goal.of) for p in parts if isinstance(p, RemovableParts) for name in p.names
+    ]
     steps = (
         p.max_cuts(g) * p.stride(g) * savings_of_step(savings_table, g, goal.of)
         for p in parts
@@ -50,7 +52,7 @@ def refuse_gap(savings_table: SavingsTable, goal: Budget, parts: Sequence[Parts]
         for g in p.groups
         if p.max_cuts(g)
     )
-    nearest = _savings_below_and_beyond(goal, 0.0, sizes, sum(steps))
+    nearest = _gap_around_unmeetable_budget(goal, 0.0, sizes, sum(steps))
     if nearest is None or not math.isfinite(nearest[1]):  # more than there is: another refusal says so
         return
     under, beyond = (value / goal.total for value in nearest)
@@ -64,30 +66,37 @@ def refuse_gap(savings_table: SavingsTable, goal: Budget, parts: Sequence[Parts]
 
 
 def affordable_candidates(
-    pairs: list[tuple[Pool, Candidate]], pools: Sequence[Pool], saved: float, budget: Budget, limit: Budget | None
+    pool_candidate_pairs: list[tuple[Pool, Candidate]],
+    pools: Sequence[Pool],
+    already_saved: float,
+    budget: Budget,
+    overall_goal: Budget | None,
 ) -> list[tuple[Pool, Candidate]]:
     """Candidates that don't go far beyond a budget, and behind which it can still be met; all where there are none.
 
-    limit   the goal of all turns, beyond which nothing may go far. Raises Reject (overshoots) where all would.
+    overall_goal  the goal of all turns, beyond which nothing may go far. Raises Reject (overshoots) where all would.
     """
-    within = [(pool, c) for pool, c in pairs if budget.has_budget(saved, c)]
-    if limit is None:
-        return within or pairs
+    within = [(pool, c) for pool, c in pool_candidate_pairs if budget.is_within_with_cut(already_saved, c)]
+    if overall_goal is None:
+        return within or pool_candidate_pairs
     if not within:
-        refuse_overshoot(min(c.saves(budget.of) for _, c in pairs), saved, limit)
-    return _completable(within, pools, saved, budget) or within or pairs
+        refuse_overshoot(min(c.saves(budget.of) for _, c in pool_candidate_pairs), already_saved, overall_goal)
+    return _candidates_leaving_budget_meetable(within, pools, already_saved, budget) or within or pool_candidate_pairs
 
 
-def _completable(
-    pairs: list[tuple[Pool, Candidate]], pools: Sequence[Pool], saved: float, budget: Budget
+def _candidates_leaving_budget_meetable(
+    pool_candidate_pairs: list[tuple[Pool, Candidate]], pools: Sequence[Pool], already_saved: float, budget: Budget
 ) -> list[tuple[Pool, Candidate]]:
-    sizes = [candidate.saves(budget.of) for _, candidate in pairs]
-    each = [sum(size for (owner, _), size in zip(pairs, sizes, strict=True) if owner is pool) for pool in pools]
+    sizes = [candidate.saves(budget.of) for _, candidate in pool_candidate_pairs]
+    each = [
+        sum(size for (owner, _), size in zip(pool_candidate_pairs, sizes, strict=True) if owner is pool)
+        for pool in pools
+    ]
     widths = sum(max(0.0, pool.reachable(budget.of) - once) for pool, once in zip(pools, each, strict=True))
-    if can_be_met(budget, saved, (), widths):  # whatever goes first
-        return pairs
+    if can_be_met(budget, already_saved, (), widths):  # whatever goes first
+        return pool_candidate_pairs
     return [
         pair
-        for at, pair in enumerate(pairs)
-        if can_be_met(budget, saved + sizes[at], sizes[:at] + sizes[at + 1 :], widths)
+        for at, pair in enumerate(pool_candidate_pairs)
+        if can_be_met(budget, already_saved + sizes[at], sizes[:at] + sizes[at + 1 :], widths)
     ]

@@ -43,12 +43,12 @@ def module_of(member: Member) -> str:
     return member.tensor.rpartition(".")[0]
 
 
-def reader_weights_without(model: nn.Module, group: Group, items: Sequence[int]) -> dict[str, Tensor]:
+def zeroed_reader_weights(model: nn.Module, group: Group, removed_items: Sequence[int]) -> dict[str, Tensor]:
     """The readers' weights with zeros for what comes from the items, by tensor path."""
     weights: dict[str, Tensor] = {}
     for member in readers(group):
         weight = weights.get(member.tensor, model.get_parameter(member.tensor).detach())
-        indices = torch.tensor(item_indices(member, items), dtype=torch.int64, device=weight.device)
+        indices = torch.tensor(item_indices(member, removed_items), dtype=torch.int64, device=weight.device)
         weights[member.tensor] = weight.index_fill(member.axis, indices, 0.0)
     return weights
 
@@ -63,14 +63,14 @@ class Moments:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def collect_in_passes(
-        self, program: "Program", modules: Sequence[str], run_model: Callable[[], object], max_bytes: int
+    def collect_missing_and_count_passes(
+        self, program: "Program", module_paths: Sequence[str], run_model: Callable[[], object], max_bytes: int
     ) -> int:
         """Run the model over the rows as often as `max_bytes` bytes of moments make necessary; returns how often.
 
         Raises Reject (not-a-number) naming the first module whose inputs are not finite.
         """
-        missing = [m for m in dict.fromkeys(modules) if not self._file(m).exists()]
+        missing = [m for m in dict.fromkeys(module_paths) if not self._file(m).exists()]
         rounds = 0
         for chunk in _chunks_that_fit(
             missing, [4 * _width(program.model.get_submodule(m)) ** 2 for m in missing], max_bytes
@@ -78,7 +78,7 @@ class Moments:
             sums: dict[str, Tensor] = {}
             with ExitStack() as stack:
                 for path in chunk:
-                    handle = program.model.get_submodule(path).register_forward_pre_hook(_sum_hook(sums, path))
+                    handle = program.model.get_submodule(path).register_forward_pre_hook(_make_gram_hook(sums, path))
                     stack.callback(handle.remove)
                 run_model()
             for path, moment in sums.items():
@@ -87,9 +87,9 @@ class Moments:
             rounds += 1
         return rounds
 
-    def load_moment(self, module: str) -> Tensor | None:
+    def load_moment(self, module_path: str) -> Tensor | None:
         """Load the second-moment matrix of a module's inputs; None where the module was not run."""
-        file = self._file(module)
+        file = self._file(module_path)
         if not file.exists():
             return None
         with safe_open(file, "pt") as opened:
@@ -101,23 +101,23 @@ class Moments:
                 full[:start, start : start + STRIPE] = stripe[:, :start].T
             return full
 
-    def input_norms(self, module: str) -> Tensor | None:
+    def load_input_norms(self, module_path: str) -> Tensor | None:
         """Root of the summed squares per input channel, [in] float64."""
-        file = self._file(module)
+        file = self._file(module_path)
         if not file.exists():
             return None
         with safe_open(file, "pt") as opened:
             return opened.get_tensor("diagonal").double().clamp(min=0).sqrt()
 
-    def _file(self, module: str) -> Path:
-        return self.folder / f"{hashlib.sha256(module.encode()).hexdigest()[:24]}.safetensors"
+    def _file(self, module_path: str) -> Path:
+        return self.folder / f"{hashlib.sha256(module_path.encode()).hexdigest()[:24]}.safetensors"
 
-    def _write_moment(self, module: str, gram: Tensor) -> None:
+    def _write_moment(self, module_path: str, gram: Tensor) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        file = self._file(module)
+        file = self._file(module_path)
         draft = file.with_suffix(".draft")
         stripes = {f"rows {i}": gram[i : i + STRIPE, : i + STRIPE].contiguous() for i in range(0, len(gram), STRIPE)}
-        save_file({**stripes, "diagonal": gram.diagonal().contiguous()}, draft, {"module": module})
+        save_file({**stripes, "diagonal": gram.diagonal().contiguous()}, draft, {"module": module_path})
         draft.rename(file)
 
 
@@ -133,34 +133,46 @@ class Reconstruction:
         self.program, self.moments = program, moments
         self._solved: dict[tuple[str, str, str], tuple[object, Takeover | None]] = {}
 
-    def weights_without(self, group: Group, removed_before: Collection[int], items: Sequence[int]) -> dict[str, Tensor]:
-        """`removed_before` went before, `items` go now; readers that aren't plain matrices only lose their columns."""
-        weights = reader_weights_without(self.program.model, group, items)
+    def refitted_reader_weights(
+        self, group: Group, removed_before: Collection[int], items_to_remove: Sequence[int]
+    ) -> dict[str, Tensor]:
+        """Weights by tensor path, fitted without both kinds of removed items; readers that aren't plain matrices only
+        lose their columns."""
+        weights = zeroed_reader_weights(self.program.model, group, items_to_remove)
         for member in readers(group):
-            takeover = self._cached_takeover(group, member, sorted(removed_before), list(items))
+            takeover = self._get_or_solve_takeover(group, member, sorted(removed_before), list(items_to_remove))
             if takeover is not None:
                 weight = self.program.model.get_parameter(member.tensor).detach()
-                new = takeover.apply_to(as_matrix(weight, member))
+                new = takeover.refitted_copy(as_matrix(weight, member))
                 weights[member.tensor] = new.view(weight.shape) if member.axis == 1 else new.T.contiguous()
         return weights
 
-    def _cached_takeover(self, group: Group, member: Member, dead: list[int], items: list[int]) -> "Takeover | None":
+    def _get_or_solve_takeover(
+        self, group: Group, reader: Member, removed_before: list[int], items_to_remove: list[int]
+    ) -> "Takeover | None":
         """Fit, or take from the cache, how other items take over removed ones; None where the module was not run, or is
         no matrix."""
-        key = (group.site, group.kind, member.tensor)
+        key = (group.site, group.kind, reader.tensor)
         known = self._solved.get(key)
-        if known is None or known[0] != (dead, items):
+        if known is None or known[0] != (removed_before, items_to_remove):
             self._solved.pop(key, None)
-            known = self._solved[key] = ((dead, items), self._solve_takeover(member, dead, items))
+            known = self._solved[key] = (
+                (removed_before, items_to_remove),
+                self._solve_takeover_if_matrix(reader, removed_before, items_to_remove),
+            )
         return known[1]
 
-    def _solve_takeover(self, member: Member, dead: list[int], items: list[int]) -> "Takeover | None":
-        module = self.program.model.get_submodule(module_of(member))
-        moment = self.moments.load_moment(module_of(member)) if _is_matrix(module, member) else None
+    def _solve_takeover_if_matrix(
+        self, reader: Member, removed_before: list[int], items_to_remove: list[int]
+    ) -> "Takeover | None":
+        module = self.program.model.get_submodule(module_of(reader))
+        moment = self.moments.load_moment(module_of(reader)) if _is_matrix(module, reader) else None
         if moment is None:
             return None
-        weight = self.program.model.get_parameter(member.tensor)
-        dead_columns, item_columns = (columns(weight, member, some) for some in (dead, items))
+        weight = self.program.model.get_parameter(reader.tensor)
+        dead_columns, item_columns = (
+            input_columns_of_items(weight, reader, some) for some in (removed_before, items_to_remove)
+        )
         return solve_takeover(moment.to(exact_device(weight)), dead_columns, item_columns, DAMPING)
 
 
@@ -175,7 +187,7 @@ class Takeover:
     removed: list[int]
     share: Tensor | None
 
-    def apply_to(self, weight: Tensor) -> Tensor:
+    def refitted_copy(self, weight: Tensor) -> Tensor:
         """[out, in] in the weight's dtype and on its device: zero where inputs are lost, the others fitted."""
         new = weight.index_fill(1, torch.tensor(self.removed, dtype=torch.int64, device=weight.device), 0.0)
         if self.share is not None:
@@ -185,42 +197,46 @@ class Takeover:
 
 
 def solve_takeover(
-    gram: Tensor, zero_columns: Sequence[int], columns_to_remove: Sequence[int], damping: float
+    input_gram: Tensor, columns_removed_before: Sequence[int], columns_to_remove: Sequence[int], damping_share: float
 ) -> Takeover:
-    """Least squares over the moments, where they lie; `zero_columns` inputs are neither kept nor lost now."""
-    out = {*zero_columns, *columns_to_remove}
-    keep = [i for i in range(len(gram)) if i not in out]
+    """Least squares over the moments, where they lie; `columns_removed_before` inputs are neither kept nor lost now."""
+    out = {*columns_removed_before, *columns_to_remove}
+    keep = [i for i in range(len(input_gram)) if i not in out]
     return Takeover(
         keep,
         list(columns_to_remove),
-        shares(gram, keep, columns_to_remove, damping) if keep and columns_to_remove else None,
+        takeover_coefficients(input_gram, keep, columns_to_remove, damping_share)
+        if keep and columns_to_remove
+        else None,
     )
 
 
-def shares(gram: Tensor, keep: Sequence[int], columns_to_remove: Sequence[int], damping: float) -> Tensor:
+def takeover_coefficients(
+    gram: Tensor, columns_to_keep: Sequence[int], columns_to_remove: Sequence[int], damping_share: float
+) -> Tensor:
     """The weights with which kept inputs give the lost ones best, [kept, lost] float64."""
-    lower = cholesky_factor(gram, keep, damping)
-    solution = gram[:, columns_to_remove][keep].double()
+    lower = damped_cholesky_factor(gram, columns_to_keep, damping_share)
+    solution = gram[:, columns_to_remove][columns_to_keep].double()
     solution = torch.linalg.solve_triangular(lower, solution, upper=False)  # cholesky_solve would copy the factor
     return torch.linalg.solve_triangular(lower.mT, solution, upper=True)
 
 
-def cholesky_factor(gram: Tensor, keep: Sequence[int], damping: float) -> Tensor:
+def damped_cholesky_factor(gram: Tensor, columns_to_keep: Sequence[int], damping_share: float) -> Tensor:
     """Lower Cholesky factor of the damped moments of some inputs, [kept, kept] float64, in one copy of them.
 
-    damping   of the mean diagonal; inputs that depend on each other get ten times as much until they have one
+    damping_share  of the mean diagonal; inputs that depend on each other get ten times as much until they have one
     """
-    index = torch.tensor(keep, device=gram.device)
+    index = torch.tensor(columns_to_keep, device=gram.device)
     inner = torch.empty(len(index), len(index), dtype=torch.float64, device=gram.device).mT  # as LAPACK has it
     for _ in range(_RAISES):
         for start, rows in zip(range(0, len(index), _ROWS), index.split(_ROWS), strict=True):
             inner[start : start + _ROWS] = gram[rows][:, index]
-        inner.diagonal().add_(damping * inner.diagonal().mean().clamp(min=1e-30))
+        inner.diagonal().add_(damping_share * inner.diagonal().mean().clamp(min=1e-30))
         try:
             return torch.linalg.cholesky(inner, out=inner)
         except torch.linalg.LinAlgError:
-            damping = max(10 * damping, 1e-8)  # 1e-8: about the rounding of float32 sums
-    raise AssertionError(f"finite moments have no Cholesky factor with a damping of {damping:g}")
+            damping_share = max(10 * damping_share, 1e-8)  # 1e-8: about the rounding of float32 sums
+    raise AssertionError(f"finite moments have no Cholesky factor with a damping of {damping_share:g}")
 
 
 def item_indices(member: Member, items: Sequence[int]) -> list[int]:
@@ -233,7 +249,7 @@ def as_matrix(weight: Tensor, member: Member) -> Tensor:
     return weight.flatten(1) if member.axis == 1 else weight.T
 
 
-def columns(weight: Tensor, member: Member, items: Sequence[int]) -> list[int]:
+def input_columns_of_items(weight: Tensor, member: Member, items: Sequence[int]) -> list[int]:
     """Input columns of items in that matrix, item by item."""
     each = math.prod(weight.shape[2:])
     return [i * each + offset for i in item_indices(member, items) for offset in range(each)]
@@ -284,31 +300,33 @@ def as_matrix_inputs(module: nn.Module, x: Tensor) -> Tensor:
     return nn.functional.unfold(x.float(), kernel, dilation, padding, stride).movedim(1, 2).flatten(0, 1)
 
 
-def _sum_hook(sums: dict[str, Tensor], path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+def _make_gram_hook(
+    gram_by_path: dict[str, Tensor], module_path: str
+) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         x = as_matrix_inputs(module, args[0].detach())  # [tokens, in]
-        if path in sums:
-            sums[path].addmm_(x.T, x)
+        if module_path in gram_by_path:
+            gram_by_path[module_path].addmm_(x.T, x)
         else:
-            sums[path] = x.T @ x
+            gram_by_path[module_path] = x.T @ x
 
     return hook
 
 
-def _refuse_non_finite(module: str, diagonal: Tensor) -> None:
+def _refuse_non_finite(module_path: str, squared_sums: Tensor) -> None:
     """Reject sums of which one isn't finite: no other entry is larger than the diagonal's largest."""
-    if not diagonal.isfinite().all():
-        problem = "not a number" if diagonal.isnan().any() else "infinite, or its square is"
+    if not squared_sums.isfinite().all():
+        problem = "not a number" if squared_sums.isnan().any() else "infinite, or its square is"
         raise not_a_number(
-            f"what {module} is given on the calibration rows is {problem}",
+            f"what {module_path} is given on the calibration rows is {problem}",
             help="look at what made the weights, or decide by weights alone: `reorder: l1, repair: false`",
         ).rejection()
 
 
-def _chunks_that_fit(items: Sequence[str], sizes: Sequence[int], max_bytes: int) -> Iterator[list[str]]:
+def _chunks_that_fit(items: Sequence[str], byte_sizes: Sequence[int], max_bytes: int) -> Iterator[list[str]]:
     chunk: list[str] = []
     chunk_bytes = 0
-    for item, size in zip(items, sizes, strict=True):
+    for item, size in zip(items, byte_sizes, strict=True):
         if chunk and chunk_bytes + size > max_bytes:
             yield chunk
             chunk, chunk_bytes = [], 0

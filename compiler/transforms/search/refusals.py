@@ -31,16 +31,16 @@ def percent_floor(fraction: float) -> str:
 
 
 def no_candidate_diagnostic(
-    round_: "Round", refusals: Mapping[str, str], quantity: str, saved_share: float
+    round_: "Round", refusal_by_location: Mapping[str, str], quantity: str, saved_share: float
 ) -> Diagnostic:
-    """Diagnostic for a round that has no winner; `refusals` parts can't go, each with its reason, and a share is saved
-    so far, which is as much as another recipe can remove."""
+    """Diagnostic for a round that has no winner; parts of `refusal_by_location` can't go, each with its reason, and a
+    share is saved so far, which is as much as another recipe can remove."""
     reach = percent_floor(saved_share)
     less = "" if reach == "0%" else f"remove at most {reach} of {quantity}, or "
-    if refusals and not round_.candidates:
+    if refusal_by_location and not round_.candidates:
         return out_of_reach(
-            f"none of the {len(refusals)} parts that are left can go, and {reach} of {quantity} are saved",
-            note="; ".join(list(refusals.values())[:5]),
+            f"none of the {len(refusal_by_location)} parts that are left can go, and {reach} of {quantity} are saved",
+            note="; ".join(list(refusal_by_location.values())[:5]),
             help=f"{less}narrow it instead: prune.channels, prune.heads",
             argument="keep remove",
         )

@@ -5,23 +5,23 @@ from typing import TYPE_CHECKING, Any
 
 from ...plugin.remote_scorer import TaskSource
 from .candidate import Candidate, Cut
-from .choice import Choice, Round
+from .choice import CutStrategy, Round
 
 if TYPE_CHECKING:
     from ...plugin.remote_scorer import Task
 
 
-def key_of(cut_index: int, candidate: Candidate) -> str:
+def score_key(cut_index: int, candidate: Candidate) -> str:
     """Key of a score in the journal; `cut_index` is of cuts that were made before."""
     return f"{cut_index}:{candidate.name}"
 
 
-def task_of(cuts: Sequence[Cut], candidate: Candidate) -> "Task":
+def scoring_task(cuts: Sequence[Cut], candidate: Candidate) -> "Task":
     """The score of a candidate after these cuts."""
     return {"cuts": [[cut.name, cut.score] for cut in cuts], "candidate": candidate.name}
 
 
-class ScoringWorker(Choice):
+class ScoringWorker(CutStrategy):
     """In a worker: scores what is asked of a round, and takes the candidate that was chosen elsewhere.
 
     number   of cuts that were made before this round
@@ -31,7 +31,7 @@ class ScoringWorker(Choice):
     def __init__(self, task_source: TaskSource, cut_index: int, work: Callable[[], float]):
         self.task_source, self.number, self.work = task_source, cut_index, work
 
-    def choose(self, round_: Round) -> Candidate | None:
+    def score_and_choose(self, round_: Round) -> Candidate | None:
         known = {candidate.name: candidate for candidate in round_.candidates}
         while True:
             task: Any = self.task_source.next()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .latency import Latency
 
 Key = tuple[str, str]  # site and kind of a group
-Kin = tuple[tuple[Key, int], ...]  # groups, and how many of their steps are gone
+RemovedSteps = tuple[tuple[Key, int], ...]  # groups, and how many of their steps are gone
 
 SCANS = "scans"
 CONTEXT = 512  # positions that a decoded token attends to where operations are counted
@@ -31,28 +31,28 @@ def model_total(skeleton: Skeleton, quantity: str) -> float:
         return OF_MODEL[quantity](skeleton)
     if quantity == "blocks":
         return len(skeleton.branches)
-    return sum(steps(g) for g in skeleton.groups if g.kind == quantity)
+    return sum(step_count_of(g) for g in skeleton.groups if g.kind == quantity)
 
 
-def steps(group: Group) -> int:
+def step_count_of(group: Group) -> int:
     """Number of steps of a group: items, or for query heads under GQA one item of every KV head."""
     return group.per_block or group.count
 
 
-def stride(group: Group, step: int) -> int:
-    """Number of steps that a group loses at a time for a given `step`: a multiple of those it is computed in."""
-    return math.lcm(step, group.multiple)
+def steps_per_cut(group: Group, requested_step: int) -> int:
+    """Number of steps that a group loses at a time for a `requested_step`: a multiple of those it is computed in."""
+    return math.lcm(requested_step, group.multiple)
 
 
 class SavingsTable:
     """Savings of a search's candidates, and what has been cut inside of which branch.
 
     branch_savings(site, of)        what a branch that may have been narrowed still has
-    layer(unit, of)                 what a whole layer has
-    of_step(site, kind, of)         what one step of a group has
+    layer_savings(unit, of)         what a whole layer has
+    savings_per_step(site, kind, of)  what one step of a group has
     step_savings(site, kind, n, of) what its next n steps have, after what is gone: of chained convolutions a step has
                                     less where a neighbour was narrowed, since both are sides of one tensor
-    dropped(site)                   note that a branch is gone: a group that spans more than it has less
+    note_dropped_branch(site)       note that a branch is gone: a group that spans more than it has less
 
     norms   whether a branch's own norms count with it. MultiPruner's code counts them as kept until the end,
             so a search that repeats its decisions leaves them out.
@@ -64,8 +64,8 @@ class SavingsTable:
         self.skeleton, self.norms, self.latency = skeleton, norms, latency
         self.removed: dict[tuple[str, str, str], float] = {}  # (site, kind, of) -> saved there by narrowing
         self.removed_steps: dict[tuple[str, str], int] = {}  # (site, kind) -> steps that are gone
-        self.crossing = _coupled_groups(skeleton)
-        self.partly = {b.site: _partly(skeleton, b) for b in skeleton.branches}
+        self.crossing = _groups_across_same_tensor(skeleton)
+        self.partly = {b.site: _groups_partly_in_branch(skeleton, b) for b in skeleton.branches}
         self.missing: tuple[str, ...] = ()  # branches that are gone and held a part of groups that stay
         self.inside: dict[str, set[tuple[str, str]]] = {
             b.site: {(g.site, g.kind) for g in skeleton.groups if is_group_inside_branch(g, b)}
@@ -73,21 +73,21 @@ class SavingsTable:
         }
         for b in skeleton.branches:
             self.inside[b.site] |= {(s.site, SCANS) for s in skeleton.scans if s.site in b.parts}
-        self.of_branch = cache(self._of_branch)
-        self.of_step = cache(self._amount_per_step)
-        self.layer = cache(self._layer)
-        self._crossed = cache(self._crossed_saving)
+        self.original_branch_savings = cache(self._of_branch)
+        self.savings_per_step = cache(self._savings_per_step)
+        self.layer_savings = cache(self._layer)
+        self._crossed = cache(self._savings_across_same_tensor)
 
     @property
     def budget_kinds(self) -> tuple[str, ...]:
         """Quantities that savings are recorded for."""
         return (*OF_MODEL, *(("latency",) if self.latency else ()))
 
-    def branch_savings(self, path: str, quantity: str) -> float:
+    def branch_savings(self, site: str, quantity: str) -> float:
         """Remaining amount of a branch that may have been narrowed."""
-        around = self.partly[path] & self.removed_steps.keys()
+        around = self.partly[site] & self.removed_steps.keys()
         kin = (
-            tuple((key, self.removed_steps[key]) for key in self.removed_steps if key in self.inside[path] | around)
+            tuple((key, self.removed_steps[key]) for key in self.removed_steps if key in self.inside[site] | around)
             if around
             else ()
         )
@@ -95,60 +95,69 @@ class SavingsTable:
         removed = sum(
             v
             for (group_site, kind, unit), v in self.removed.items()
-            if unit == quantity and (group_site, kind) in self.inside[path] and (group_site, kind) not in narrowed
+            if unit == quantity and (group_site, kind) in self.inside[site] and (group_site, kind) not in narrowed
         )
-        return (self._narrowed_branch_amount(path, quantity, kin) if kin else self.of_branch(path, quantity)) - removed
+        return (
+            self._remaining_branch_amount(site, quantity, kin) if kin else self.original_branch_savings(site, quantity)
+        ) - removed
 
-    def dropped(self, path: str) -> None:
+    def note_dropped_branch(self, site: str) -> None:
         """Note that a branch is gone."""
-        if self.partly[path]:
-            self.missing = (*self.missing, path)
+        if self.partly[site]:
+            self.missing = (*self.missing, site)
 
-    def scan(self, scan: Scan, quantity: str) -> float:
+    def scan_savings(self, scan: Scan, quantity: str) -> float:
         """Amount of a scan in the original model."""
         return OF_MODEL[quantity](self.skeleton) - OF_MODEL[quantity](shrink.without_scan(self.skeleton, scan))
 
-    def step_savings(self, path: str, kind: str, count: int, quantity: str) -> float:
-        """Savings of the next `count` steps of a group, after earlier cuts."""
-        missing = tuple(b for b in self.missing if (path, kind) in self.partly[b])
-        if quantity not in OF_MODEL or ((path, kind) not in self.crossing and not missing):
-            return count * self.of_step(path, kind, quantity)
+    def step_savings(self, site: str, kind: str, step_count: int, quantity: str) -> float:
+        """Savings of the next `step_count` steps of a group, after earlier cuts."""
+        missing = tuple(b for b in self.missing if (site, kind) in self.partly[b])
+        if quantity not in OF_MODEL or ((site, kind) not in self.crossing and not missing):
+            return step_count * self.savings_per_step(site, kind, quantity)
         kin = tuple(
-            (one, self.removed_steps[one]) for one in self.crossing.get((path, kind), ()) if self.removed_steps.get(one)
+            (one, self.removed_steps[one]) for one in self.crossing.get((site, kind), ()) if self.removed_steps.get(one)
         )
-        return self._crossed((path, kind), count, quantity, kin, missing)
+        return self._crossed((site, kind), step_count, quantity, kin, missing)
 
-    def _crossed_saving(self, key: Key, count: int, quantity: str, kin: Kin, missing: tuple[str, ...]) -> float:
-        left = _narrowed(self.skeleton, kin)
-        skeletons = (_without(side, missing) for side in (left, with_fewer_steps(left, key, count)))
+    def _savings_across_same_tensor(
+        self,
+        group_key: Key,
+        step_count: int,
+        quantity: str,
+        removed_steps: RemovedSteps,
+        missing_sites: tuple[str, ...],
+    ) -> float:
+        left = _skeleton_without_steps(self.skeleton, removed_steps)
+        skeletons = (_without(side, missing_sites) for side in (left, with_fewer_steps(left, group_key, step_count)))
         before, after = (OF_MODEL[quantity](side) for side in skeletons)
         return before - after
 
-    def narrowed(self, path: str, kind: str, count: int) -> None:
-        """Note that the next `count` steps of a group are gone."""
-        self.note_saved(path, kind, {of: self.step_savings(path, kind, count, of) for of in self.budget_kinds})
-        self.removed_steps[path, kind] = self.removed_steps.get((path, kind), 0) + count
+    def note_narrowed_group(self, site: str, kind: str, step_count: int) -> None:
+        """Note that the next `step_count` steps of a group are gone."""
+        self.note_saved(site, kind, {of: self.step_savings(site, kind, step_count, of) for of in self.budget_kinds})
+        self.removed_steps[site, kind] = self.removed_steps.get((site, kind), 0) + step_count
 
-    def note_saved(self, path: str, kind: str, saved: Mapping[str, float]) -> None:
+    def note_saved(self, site: str, kind: str, saved: Mapping[str, float]) -> None:
         """Note what cuts that are real at once have saved of a part so far."""
         for of, value in saved.items():
-            self.removed[path, kind, of] = self.removed.get((path, kind, of), 0.0) + value
+            self.removed[site, kind, of] = self.removed.get((site, kind, of), 0.0) + value
 
     def _of_branch(self, path: str, quantity: str) -> float:
-        return self._narrowed_branch_amount(path, quantity, ())
+        return self._remaining_branch_amount(path, quantity, ())
 
-    def _narrowed_branch_amount(self, path: str, quantity: str, kin: Kin) -> float:
+    def _remaining_branch_amount(self, site: str, quantity: str, removed_steps: RemovedSteps) -> float:
         """Amount of a branch whose groups have lost so many steps."""
-        branch = next(b for b in self.skeleton.branches if b.site == path)
+        branch = next(b for b in self.skeleton.branches if b.site == site)
         if quantity == "blocks":
             return 1
         if quantity == "latency":
             return self.latency.per_branch[branch.role]
         if quantity not in OF_MODEL:
             return 0
-        skeleton = _narrowed(self.skeleton, kin)
+        skeleton = _skeleton_without_steps(self.skeleton, removed_steps)
         if quantity == "params" and not self.norms:
-            return float(_params_without_norms(skeleton, branch))
+            return float(_branch_params_without_norms(skeleton, branch))
         return OF_MODEL[quantity](skeleton) - OF_MODEL[quantity](shrink.without_branch(skeleton, branch))
 
     def _layer(self, unit: str, quantity: str) -> float:
@@ -158,31 +167,35 @@ class SavingsTable:
             return 0
         return OF_MODEL[quantity](self.skeleton) - OF_MODEL[quantity](shrink.without_unit(self.skeleton, unit))
 
-    def _amount_per_step(self, path: str, kind: str, quantity: str) -> float:
-        group = next(g for g in self.skeleton.groups if (g.site, g.kind) == (path, kind))
+    def _savings_per_step(self, site: str, kind: str, quantity: str) -> float:
+        group = next(g for g in self.skeleton.groups if (g.site, g.kind) == (site, kind))
         if quantity == kind:
             return 1
         if quantity == "latency":
-            home = next((b for b, inside in self.inside.items() if (path, kind) in inside), None)
+            home = next((b for b, inside in self.inside.items() if (site, kind) in inside), None)
             if home is None:  # no branch whose time it is a part of
                 return 0.0
-            return self.of_branch(home, quantity) * self.of_step(path, kind, "params") / self.of_branch(home, "params")
+            return (
+                self.original_branch_savings(home, quantity)
+                * self.savings_per_step(site, kind, "params")
+                / self.original_branch_savings(home, "params")
+            )
         if quantity not in OF_MODEL:
             return 0
-        size = steps(group)
+        size = step_count_of(group)
         if size == 1:
             return 0
         less = shrink.with_narrowed_group(self.skeleton, group, group.count - group.count // size)
         return OF_MODEL[quantity](self.skeleton) - OF_MODEL[quantity](less)
 
 
-def _partly(skeleton: Skeleton, branch: Branch) -> frozenset[Key]:
+def _groups_partly_in_branch(skeleton: Skeleton, branch: Branch) -> frozenset[Key]:
     """Groups that have some of their tensors in a branch and others outside of it."""
     membership = ((g, [m.tensor.rpartition(".")[0] in branch.parts for m in g.members]) for g in skeleton.groups)
     return frozenset((g.site, g.kind) for g, inside in membership if any(inside) and not all(inside))
 
 
-def _coupled_groups(skeleton: Skeleton) -> dict[tuple[str, str], tuple[tuple[str, str], ...]]:
+def _groups_across_same_tensor(skeleton: Skeleton) -> dict[tuple[str, str], tuple[tuple[str, str], ...]]:
     """Groups whose steps save less as others are narrowed, with those: they are two sides of one tensor.
 
     A group that is both sides itself is among its own.
@@ -199,9 +212,9 @@ def _coupled_groups(skeleton: Skeleton) -> dict[tuple[str, str], tuple[tuple[str
     return {key: tuple(partners) for key, partners in crossed.items()}
 
 
-def _narrowed(skeleton: Skeleton, kin: Kin) -> Skeleton:
+def _skeleton_without_steps(skeleton: Skeleton, removed_steps: RemovedSteps) -> Skeleton:
     """The skeleton when groups have lost so many steps each."""
-    for key, count in kin:
+    for key, count in removed_steps:
         skeleton = with_fewer_steps(skeleton, key, count)
     return skeleton
 
@@ -212,15 +225,15 @@ def _without(skeleton: Skeleton, sites: Sequence[str]) -> Skeleton:
     return skeleton
 
 
-def with_fewer_steps(skeleton: Skeleton, key: tuple[str, str], count: int) -> Skeleton:
-    """The skeleton when a group has lost `count` more of its steps."""
-    if not count:
+def with_fewer_steps(skeleton: Skeleton, group_key: tuple[str, str], step_count: int) -> Skeleton:
+    """The skeleton when a group has lost `step_count` more of its steps."""
+    if not step_count:
         return skeleton
-    group = next(g for g in skeleton.groups if (g.site, g.kind) == key)
-    return shrink.with_narrowed_group(skeleton, group, group.count - count * group.count // steps(group))
+    group = next(g for g in skeleton.groups if (g.site, g.kind) == group_key)
+    return shrink.with_narrowed_group(skeleton, group, group.count - step_count * group.count // step_count_of(group))
 
 
-def _params_without_norms(skeleton: Skeleton, branch: Branch) -> int:
+def _branch_params_without_norms(skeleton: Skeleton, branch: Branch) -> int:
     """Parameters of the module that does a branch's work; of several modules, of those that multiply matrices."""
 
     def counts(part: Part) -> bool:

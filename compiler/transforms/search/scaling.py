@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ....kernels.grid import Grid
 from ...ir.layers.linear import weight_of
 from ...ir.surgery import tensor_at
-from .folds import Fold, outputs_of
+from .folds import Fold, output_count_of
 from .layerwise import Grams
 from .reconstruct import as_matrix_inputs as rows_of
 
@@ -20,7 +20,7 @@ MAX_CODE = 127  # the largest code of an input in int8
 
 
 @dataclass
-class Sums:
+class InputStatistics:
     """Input statistics of a layer's modules: sums of x x^T over all tokens, and some of the tokens themselves.
 
     tokens   how many there were, by module
@@ -30,13 +30,13 @@ class Sums:
     samples: dict[str, Tensor] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
 
-    def accumulate(self, path: str, module: nn.Module, x: Tensor) -> None:
-        self.grams.accumulate(path, module, x)
-        rows = rows_of(module, x)
-        self.tokens[path] = self.tokens.get(path, 0) + len(rows)
-        sample = self.samples.get(path, rows[:0])
+    def accumulate(self, module_path: str, module: nn.Module, inputs: Tensor) -> None:
+        self.grams.accumulate(module_path, module, inputs)
+        rows = rows_of(module, inputs)
+        self.tokens[module_path] = self.tokens.get(module_path, 0) + len(rows)
+        sample = self.samples.get(module_path, rows[:0])
         if len(sample) < SAMPLE:
-            self.samples[path] = torch.cat([sample, rows[: SAMPLE - len(sample)]])
+            self.samples[module_path] = torch.cat([sample, rows[: SAMPLE - len(sample)]])
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Scaling:
 
     model: nn.Module
     grid: Grid
-    sums: Sums
+    sums: InputStatistics
     weights: dict[str, Tensor]
     in_int8: bool = False
     inputs: dict[str, Tensor] = field(default_factory=dict)
@@ -62,45 +62,45 @@ class Scaling:
         self.outputs = {path: torch.ones_like(w[:, 0]) for path, w in self.weights.items()}
 
     @staticmethod
-    def of(model: nn.Module, grid: Grid, sums: Sums, paths: Sequence[str], in_int8: bool) -> "Scaling":
+    def of(model: nn.Module, grid: Grid, sums: InputStatistics, paths: Sequence[str], in_int8: bool) -> "Scaling":
         return Scaling(model, grid, sums, {p: weight_of(model.get_submodule(p)).float() for p in paths}, in_int8)
 
-    def output_error(self, path: str, input_scales: Tensor, output_scales: Tensor, grid: Grid) -> float:
+    def output_error(self, module_path: str, input_factors: Tensor, output_factors: Tensor, grid: Grid) -> float:
         """Squared error of a module's outputs over all tokens, in the size that they had; 0 of one that was not run."""
-        gram, weight = self.sums.grams.gram_of(path), self.weights[path]
+        gram, weight = self.sums.grams.finite_gram_or_none(module_path), self.weights[module_path]
         if gram is None:
             return 0.0
-        scaled = weight * input_scales / output_scales[:, None]
+        scaled = weight * input_factors / output_factors[:, None]
         rounded = grid.fit_scales(scaled).round(scaled)
-        off = rounded * output_scales[:, None] / input_scales - weight
+        off = rounded * output_factors[:, None] / input_factors - weight
         total = float(((off @ gram) * off).sum(dtype=torch.float64))
         if self.in_int8:
-            samples = self.sums.samples[path] / input_scales
+            samples = self.sums.samples[module_path] / input_factors
             step = (samples.abs().amax(1, keepdim=True) / MAX_CODE).clamp(min=torch.finfo(torch.float32).tiny)
-            error = ((samples / step).round() * step - samples) @ rounded.T * output_scales
-            total += float(error.square().sum(dtype=torch.float64)) * self.sums.tokens[path] / len(samples)
+            error = ((samples / step).round() * step - samples) @ rounded.T * output_factors
+            total += float(error.square().sum(dtype=torch.float64)) * self.sums.tokens[module_path] / len(samples)
         return total
 
-    def error_with_fold(self, fold: Fold, fold_factors: Tensor, grid: Grid) -> float:
+    def error_with_fold(self, fold: Fold, channel_factors: Tensor, grid: Grid) -> float:
         """Error in all modules that a fold changes."""
         total = 0.0
         for reader in fold.readers:
             if reader.path in self.weights:
-                factors = fold.spread(reader, fold_factors, len(self.inputs[reader.path]))
+                factors = fold.input_factors_of(reader, channel_factors, len(self.inputs[reader.path]))
                 total += self.output_error(
                     reader.path, self.inputs[reader.path] * factors, self.outputs[reader.path], grid
                 )
         if fold.writer in self.weights:
-            less = self._less(fold, fold_factors)
+            less = self._output_divisors(fold, channel_factors)
             total += self.output_error(fold.writer, self.inputs[fold.writer], self.outputs[fold.writer] * less, grid)
         return total
 
-    def _less(self, fold: Fold, factors: Tensor) -> Tensor:
-        less = torch.ones(outputs_of(self.model.get_submodule(fold.writer)), device=factors.device)
+    def _output_divisors(self, fold: Fold, factors: Tensor) -> Tensor:
+        less = torch.ones(output_count_of(self.model.get_submodule(fold.writer)), device=factors.device)
         less[list(fold.rows)] = factors
         return less
 
-    def best_factor(self, fold: Fold) -> Tensor | None:
+    def best_factors_or_none(self, fold: Fold) -> Tensor | None:
         """The factor of least loss, [channels]; None where none is better than to leave all as it is.
 
         Exponents are compared on scales that reach the largest weight, the winner with none on the grid itself.
@@ -116,13 +116,15 @@ class Scaling:
             best_factor = best_factor if better else None
         return best_factor
 
-    def accumulate_factors(self, fold: Fold, factors: Tensor) -> None:
+    def multiply_in_factors(self, fold: Fold, channel_factors: Tensor) -> None:
         """Scale by this from now on."""
         for reader in fold.readers:
             if reader.path in self.weights:
-                self.inputs[reader.path] *= fold.spread(reader, factors, len(self.inputs[reader.path]))
+                self.inputs[reader.path] *= fold.input_factors_of(
+                    reader, channel_factors, len(self.inputs[reader.path])
+                )
         if fold.writer in self.weights:
-            self.outputs[fold.writer] *= self._less(fold, factors)
+            self.outputs[fold.writer] *= self._output_divisors(fold, channel_factors)
 
     def _device(self, fold: Fold) -> torch.device:
         return tensor_at(self.model, f"{fold.writer}.weight").device
@@ -146,13 +148,13 @@ class Scaling:
                 powers = torch.where(alive, (size - middle).round().clamp(-WIDEST, WIDEST), 0.0)
                 if (key := tuple(powers.tolist())) not in activation_powers:
                     activation_powers.add(key)
-                    yield fold.representable_factors(self.model, 2.0**powers)
+                    yield fold.nearest_representable_factors(self.model, 2.0**powers)
 
     def _input_rms_and_max_weight(self, fold: Fold) -> tuple[Tensor, Tensor]:
         """[channels]: the root mean square of each, and the largest weight that reads it, over the fold's readers."""
         squares, weighed, count = torch.zeros(3, len(fold.rows), device=self._device(fold))
         for reader in fold.readers:
-            gram = self.sums.grams.gram_of(reader.path) if reader.path in self.weights else None
+            gram = self.sums.grams.finite_gram_or_none(reader.path) if reader.path in self.weights else None
             if gram is None:
                 continue
             channels = torch.tensor(reader.channels, device=squares.device)

@@ -9,8 +9,8 @@ from ....dsl.checker.skeleton import Scan, Skeleton
 from ...analysis.discovery.discover import skeleton_of
 from ...analysis.planning import shrink
 from ..editing.rewrite import Rewriter
-from ..editing.scan_removal import drop_scan, without_scan
-from ..editing.trial import with_bound_graphs
+from ..editing.scan_removal import drop_scan, unit_copy_without_scan
+from ..editing.trial import with_units_bound_temporarily
 from .candidate import Candidate, Pool
 from .latency import SCAN
 from .savings import OF_MODEL, SCANS, SavingsTable
@@ -34,9 +34,9 @@ class Scans(Pool):
 
     def reachable(self, quantity: str) -> float:
         scans = skeleton_of(self.program).scans
-        return all_but_the_last([self.saved(s, quantity) for s in scans if s.site in self.allowed], len(scans))
+        return all_but_the_last([self.savings_of(s, quantity) for s in scans if s.site in self.allowed], len(scans))
 
-    def saved(self, scan: Scan, quantity: str) -> float:
+    def savings_of(self, scan: Scan, quantity: str) -> float:
         if quantity == "latency":
             return self.savings_table.latency.per_branch.get(SCAN, 0.0)
         return scan_savings(skeleton_of(self.program), scan, quantity)
@@ -76,7 +76,7 @@ class ScanCut(Candidate):
         return self.scan.unit
 
     def applied(self) -> AbstractContextManager[None]:
-        return with_bound_graphs(self.pool.program, [without_scan(self.pool.program, self.scan)])
+        return with_units_bound_temporarily(self.pool.program, [unit_copy_without_scan(self.pool.program, self.scan)])
 
     def cut(self) -> None:
         pool = self.pool
@@ -88,4 +88,4 @@ class ScanCut(Candidate):
         pool.program.note(site=self.scan.site, kind=SCANS, removed=["scan"])
 
     def saves(self, quantity: str) -> float:
-        return self.pool.saved(self.scan, quantity)
+        return self.pool.savings_of(self.scan, quantity)

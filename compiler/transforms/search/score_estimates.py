@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ....dsl.checker.values import MetricRef
 from .candidate import Candidate
-from .gradients import Estimate, Gradients
+from .gradients import Estimate, GradientSweep
 
 if TYPE_CHECKING:
     from .choice import Round
@@ -43,7 +43,7 @@ class ScoreEstimates:
         self.slack = SLACK
         self._short: list[float] = []  # how far below, of the terms' sizes, in ascending order
 
-    def take(
+    def set_estimates(
         self, estimates: Mapping[str, tuple[Estimate, float]], dearer: Callable[[float, float], float | None]
     ) -> None:
         self.estimates, self.dearer = dict(estimates), dearer
@@ -51,24 +51,24 @@ class ScoreEstimates:
     def __contains__(self, path: str) -> bool:
         return path in self.estimates
 
-    def growths(self, candidate: Candidate, round_: "Round") -> ExpectedGrowth:
+    def expected_growth_and_bound(self, candidate: Candidate, round_: "Round") -> ExpectedGrowth:
         """Expected growth of the score without it, and a lower bound."""
-        growth, terms = self._expected_growth(candidate, round_)
+        growth, terms = self._expected_growth_and_term_size(candidate, round_)
         return ExpectedGrowth(growth, growth - self.slack * terms)
 
-    def update_slack_by_score(self, candidate: Candidate, growth: float, round_: "Round") -> None:
+    def update_slack_by_score(self, candidate: Candidate, measured_growth: float, round_: "Round") -> None:
         """Compare an estimate with what was scored."""
-        expected, terms = self._expected_growth(candidate, round_)
-        if not (terms > 0 and math.isfinite(growth)):
+        expected, terms = self._expected_growth_and_term_size(candidate, round_)
+        if not (terms > 0 and math.isfinite(measured_growth)):
             return
-        if growth < expected - self.slack * terms:
+        if measured_growth < expected - self.slack * terms:
             self.missed.append(candidate.name)
-        insort(self._short, (expected - growth) / terms)
+        insort(self._short, (expected - measured_growth) / terms)
         is_early = len(self._short) < MIN_SAMPLES
         worst = self._short[-1 if is_early else int(TRUST * len(self._short))]
         self.slack = max(SLACK if is_early else 0.0, worst + MARGIN)
 
-    def _expected_growth(self, candidate: Candidate, round_: "Round") -> tuple[float, float]:
+    def _expected_growth_and_term_size(self, candidate: Candidate, round_: "Round") -> tuple[float, float]:
         """The growth that its estimate tells, and the size of its terms.
 
         A candidate that has become smaller since, a branch that was narrowed, is taken to cost less as well.
@@ -78,27 +78,29 @@ class ScoreEstimates:
         return share * self._growth(estimate.growth, round_), share * self._growth(estimate.terms, round_)
 
     def _growth(self, log_increase: float, round_: "Round") -> float:
-        score = self.dearer(round_.base(), log_increase)
+        score = self.dearer(round_.current_score(), log_increase)
         assert score is not None, "a score that follows from nats was estimated"
-        return round_.sign * (score - round_.base())
+        return round_.sign * (score - round_.current_score())
 
 
-def forecast_scores(
+def estimate_scores_by_gradients(
     search: "Search", cut_index: int, candidates: Sequence[Candidate], metric: MetricRef
 ) -> Forecast | None:
     """Estimates by place, and how the score follows from them; None where it doesn't. Journalled under the number of
     the cut."""
-    dearer, base = search.ctx.metric(metric).dearer, search.base(metric)
+    dearer, base = search.ctx.metric(metric).dearer, search.current_score(metric)
     if dearer(base, 0.0) is None:
         return None
-    prefix = search.prefix(metric)
+    prefix = search.prefix_of(metric)
 
     def sweep() -> list[list[Any]]:
         if prefix.chain is None:  # the base came from the journal
             prefix.measure_from(lambda: search.ctx.metric(metric).measure(search.program.model, search.ctx))
-        gradients = Gradients(prefix, search.ctx.seed)
+        gradients = GradientSweep(prefix, search.ctx.seed)
         with search.ctx.run.interruptible_search():
-            tracked = search.ctx.each(gradients.estimate_all(candidates), "estimating candidates", len(candidates))
+            tracked = search.ctx.each(
+                gradients.estimate_if_supported(candidates), "estimating candidates", len(candidates)
+            )
             return [[c.location, e.first, e.second] for c, e in tracked]
 
     estimates = {

@@ -25,17 +25,17 @@ from .sparsity import (
     Sparsifier,
     chosen_parts,
     finite_weight,
-    record_zero_shares,
+    note_zero_shares,
     relative_change,
     replace_weight,
-    sizes,
+    weight_count_by_path,
 )
 
 if TYPE_CHECKING:
     from ...ir.program import Program
 
 # unit, weight [out, in], sums of x x^T or None where no row reached the module -> the weight that takes its place
-New = Callable[[str, Tensor, Tensor | None], Tensor]
+SolveWeight = Callable[[str, Tensor, Tensor | None], Tensor]
 
 
 class ReconstructingSparsifier(Sparsifier):
@@ -62,8 +62,8 @@ class ReconstructingSparsifier(Sparsifier):
         A module that no row reached keeps its largest weights as they are.
         """
         chosen, how, rows = self.chosen(skeleton_of(program)), self.allocation, ctx.rows(self.data)
-        spread = allocation.allocate_layer_sparsity(
-            program, stages(program, chosen), rows, self.sparsity.value, how, sizes(chosen), ctx
+        spread = allocation.allocate_sparsity_by_unit(
+            program, stages(program, chosen), rows, self.sparsity.value, how, weight_count_by_path(chosen), ctx
         )
 
         def replacement(unit: str, weight: Tensor, gram: Tensor | None) -> Tensor:
@@ -71,8 +71,8 @@ class ReconstructingSparsifier(Sparsifier):
                 return torch.where(keep_mask(weight.abs().float(), spread[unit], "any", "row"), weight, 0.0)
             return self.solve(weight, gram, spread[unit])
 
-        zeros, _ = solve_layerwise(program, ctx, chosen, rows, replacement)
-        record_zero_shares(program, chosen, zeros, allocation=how, tokens=rows.numel(), pattern=self.pattern)
+        zeros, _ = solve_and_replace_weights(program, ctx, chosen, rows, replacement)
+        note_zero_shares(program, chosen, zeros, allocation=how, tokens=rows.numel(), pattern=self.pattern)
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
         return estimate_layerwise_effort(
@@ -85,44 +85,53 @@ class LayerwiseChanges(NamedTuple):
     relative_changes: dict[str, float]
 
 
-def solve_layerwise(
-    program: "Program", ctx: Context, selected: Sequence[Part], rows: Tensor, solve_weight: New
+def solve_and_replace_weights(
+    program: "Program", ctx: Context, selected_parts: Sequence[Part], rows: Tensor, solve_weight: SolveWeight
 ) -> LayerwiseChanges:
     """Exchange the weights of the chosen modules, each layer for what the exchanged ones before it give; their shares
     of zeros and relative changes by path. Finished layers are stored; a run that was killed continues after them."""
-    parts, shards = stages(program, selected), Shards(ctx.workdir / "layers")
+    parts, shards = stages(program, selected_parts), Shards(ctx.workdir / "layers")
     zero_shares, changes = {}, {}
     walk = Layerwise(program, rows)
     for stage in ctx.each(parts, "layers", len(parts)):
-        weights = shards.get_or_compute_tensors(stage.unit, partial(_solve_stage, program, walk, stage, solve_weight))
+        weights = shards.get_or_compute_tensors(
+            stage.unit, partial(_solved_weights_of_stage, program, walk, stage, solve_weight)
+        )
         for path in stage.modules:
             before = weight_of(program.model.get_submodule(path))
             after = weights[path].to(before.device)
             changes[path] = relative_change(before, after)
             zero_shares[path] = replace_weight(program, path, after, ctx)
-        walk.leave(stage)
+        walk.mark_changed(stage)
     return LayerwiseChanges(zero_shares, changes)
 
 
-def _solve_stage(program: "Program", layerwise: Layerwise, stage: Stage, solve_weight: New) -> dict[str, Tensor]:
+def _solved_weights_of_stage(
+    program: "Program", layerwise: Layerwise, stage: Stage, solve_weight: SolveWeight
+) -> dict[str, Tensor]:
     grams, weights = Grams(), {}
-    layerwise.observe_inputs(stage, grams.accumulate)
+    layerwise.run_and_observe_inputs(stage, grams.accumulate)
     for path in stage.modules:
         weight = finite_weight(program, path)
-        weights[path] = solve_weight(stage.unit, weight, grams.gram_of(path)).to(weight.dtype)
+        weights[path] = solve_weight(stage.unit, weight, grams.finite_gram_or_none(path)).to(weight.dtype)
     return weights
 
 
-def estimate_layerwise_effort(skeleton: Skeleton, selected: Sequence[Part], rows: Tensor, method: str) -> Effort:
+def estimate_layerwise_effort(
+    skeleton: Skeleton, parts: Sequence[Part], rows: Tensor, allocation_method: str
+) -> Effort:
     """Estimate the effort of a layerwise solver: every layer runs twice; solving costs about as much as so many tokens
     more. Held are a layer's sums."""
     flops, gram_bytes = 0, 0
-    for part in selected:
+    for part in parts:
         n, k = dict(part.tensors)["weight"]
         k = in_features_of(part)
         flops += 2 * k**3 + 2 * n * k * (k if n else 0)
     for unit in skeleton.units:
-        gram_bytes = max(gram_bytes, sum(4 * in_features_of(p) ** 2 for p in selected if is_submodule(p.path, unit)))
+        gram_bytes = max(gram_bytes, sum(4 * in_features_of(p) ** 2 for p in parts if is_submodule(p.path, unit)))
     tokens = 2 * token_or_image_count(rows) + flops // max(1, shrink.flops_per_token(skeleton, 512))
-    widest = max(map(in_features_of, selected), default=0)
-    return Effort(tokens + allocation.effort(method, len(skeleton.units), rows), gram_bytes + 24 * widest**2)
+    widest = max(map(in_features_of, parts), default=0)
+    return Effort(
+        tokens + allocation.allocation_token_count(allocation_method, len(skeleton.units), rows),
+        gram_bytes + 24 * widest**2,
+    )

@@ -17,7 +17,7 @@ from ...ir.layers.linear import weight_of
 from ...ir.surgery import replace_tensor_everywhere, tensor_at
 from ...models.rows.forward import REMEDY, not_a_number
 from ...plugin.interfaces import Lossy, Pass, param
-from .masks import apply_mask, magnitude
+from .masks import magnitude, masked_copy
 
 if TYPE_CHECKING:
     from ...ir.program import Program
@@ -55,7 +55,7 @@ class Sparsifier(Pass):
     def chosen(self, skeleton: Skeleton) -> tuple[Part, ...]:
         """The modules, which the pattern fits; Reject (unfit-pattern) where it does not."""
         selected = chosen_parts(skeleton, self.on)
-        check_pattern(selected, self.pattern, self.sparsity, vars(self).get("allocation", "uniform"))
+        refuse_unsupported_pattern(selected, self.pattern, self.sparsity, vars(self).get("allocation", "uniform"))
         return selected
 
 
@@ -77,9 +77,11 @@ def chosen_parts(skeleton: Skeleton, selector: Selector | None) -> tuple[Part, .
     return parts
 
 
-def check_pattern(selected: Sequence[Part], pattern: str, sparsity: Ratio, allocation: str = "uniform") -> None:
+def refuse_unsupported_pattern(
+    parts: Sequence[Part], pattern: str, sparsity: Ratio, allocation: str = "uniform"
+) -> None:
     """Reject (unfit-pattern) a pattern that the modules or the share of zeros don't allow."""
-    if faults := sparsity_pattern_diagnostics(selected, pattern, sparsity, allocation):
+    if faults := sparsity_pattern_diagnostics(parts, pattern, sparsity, allocation):
         raise Reject(*faults)
 
 
@@ -98,9 +100,9 @@ def weight_score(program: "Program", path: str, norms: Sequence[float]) -> Tenso
 
 
 @torch.no_grad()
-def mask(program: "Program", path: str, keep: Tensor, ctx: "Context") -> float:
+def mask_weight(program: "Program", path: str, keep_mask: Tensor, ctx: "Context") -> float:
     """Zero what does not stay, in a tensor of its own; the share of zeros that the weight has now."""
-    return replace_weight(program, path, apply_mask(weight_of(program.model.get_submodule(path)), keep), ctx)
+    return replace_weight(program, path, masked_copy(weight_of(program.model.get_submodule(path)), keep_mask), ctx)
 
 
 @torch.no_grad()
@@ -113,10 +115,10 @@ def replace_weight(program: "Program", path: str, weight: Tensor, ctx: "Context"
     weight = weight.to(tensor_at(module, "weight").dtype)
     stored = weight.T.contiguous() if isinstance(module, Conv1D) else weight
     replace_tensor_everywhere(program.model, f"{path}.weight", ctx.map_from_cache(stored))
-    return zeros(weight)
+    return zero_share(weight)
 
 
-def zeros(weight: Tensor) -> float:
+def zero_share(weight: Tensor) -> float:
     """Share of zeros."""
     return 1.0 - int(weight.count_nonzero()) / weight.numel()
 
@@ -127,24 +129,24 @@ def relative_change(before: Tensor, after: Tensor) -> float:
     return float(torch.linalg.vector_norm(after.to(before) - before, dtype=torch.float32)) / norm if norm else 0.0
 
 
-def sizes(selected: Sequence[Part]) -> dict[str, int]:
+def weight_count_by_path(selected: Sequence[Part]) -> dict[str, int]:
     """Number of weights of each module, by path."""
     return {part.path: n * k for part in selected for n, k in [dict(part.tensors)["weight"]]}
 
 
-def looking(selected: Sequence[Part], pattern: str = "any", scope: str = "module") -> dict[str, float]:
+def mask_work(selected: Sequence[Part], pattern: str = "any", scope: str = "module") -> dict[str, float]:
     """Cost of computing masks, for `plan`: thresholds among all weights, or of every row, whose numbers are all
     partitioned, or the order in small groups."""
-    numbers = float(sum(sizes(selected).values()))
+    numbers = float(sum(weight_count_by_path(selected).values()))
     return {"sort": numbers} if pattern in PATTERNS else {"select": numbers * (ROWWISE if scope == "row" else 1)}
 
 
-def record_zero_shares(
-    program: "Program", selected: Sequence[Part], zero_shares: Mapping[str, float], **extra: Any
+def note_zero_shares(
+    program: "Program", parts: Sequence[Part], zero_share_by_path: Mapping[str, float], **extra_facts: Any
 ) -> None:
     """Note in the program how much of every module, and of all together, is zero."""
-    weights = sizes(selected)
-    overall = sum(zero_shares[path] * weights[path] for path in zero_shares) / sum(weights.values())
+    weights = weight_count_by_path(parts)
+    overall = sum(zero_share_by_path[path] * weights[path] for path in zero_share_by_path) / sum(weights.values())
     program.changed()
-    shares = {path: round(share, 4) for path, share in zero_shares.items()}
-    program.note(sparsity=round(overall, 4), zeros=shares, **extra)
+    shares = {path: round(share, 4) for path, share in zero_share_by_path.items()}
+    program.note(sparsity=round(overall, 4), zeros=shares, **extra_facts)

@@ -15,7 +15,7 @@ from ...core.device import memory_budget_bytes_on
 from ...ir.surgery import modules_holding_tensor, tensor_at
 from ...models.rows.forward import evaluating, memory_batches, outputs
 from .reconstruct import Moments, Reconstruction, has_moments, module_of, readers
-from .unpadded import unpadded_rows
+from .unpadded import unpadded_rows_by_length
 
 if TYPE_CHECKING:
     from ...ir.program import Program
@@ -30,7 +30,7 @@ def require_stream_of_model(program: "Program") -> Group:
     return stream
 
 
-def observed_readers(program: "Program", stream: Group) -> Iterator[tuple[str, Member]]:
+def matrix_readers(program: "Program", stream: Group) -> Iterator[tuple[str, Member]]:
     """Modules that multiply the stream by a matrix; a head that is tied to the embedding, too."""
     for member in stream.members:
         tied = modules_holding_tensor(program.model, tensor_at(program.model, member.tensor))
@@ -42,12 +42,14 @@ def observed_readers(program: "Program", stream: Group) -> Iterator[tuple[str, M
             yield module_of(member), member
 
 
-def observe(
-    program: "Program", ctx: "Context", modules: Sequence[str], data: DataRef, max_rows: int | None = None
+def collect_moments(
+    program: "Program", ctx: "Context", module_paths: Sequence[str], data: DataRef, max_rows: int | None = None
 ) -> Moments:
     """Second moments of what modules are given, over `max_rows` rows of data without their padding."""
     moments = Moments(ctx.workdir / "moments")
-    rows = [batch for part in unpadded_rows(ctx, data, max_rows) for batch in memory_batches(program.model, part)]
+    rows = [
+        batch for part in unpadded_rows_by_length(ctx, data, max_rows) for batch in memory_batches(program.model, part)
+    ]
 
     def run() -> None:
         with evaluating(program.model):
@@ -55,7 +57,9 @@ def observe(
                 outputs(program.model, batch)
 
     settings = ctx.settings
-    moments.collect_in_passes(program, modules, run, memory_budget_bytes_on(settings.device, settings.max_memory))
+    moments.collect_missing_and_count_passes(
+        program, module_paths, run, memory_budget_bytes_on(settings.device, settings.max_memory)
+    )
     return moments
 
 
@@ -66,7 +70,7 @@ def energy_importance(program: "Program", stream: Group, moments: Moments) -> Te
     Source: Wanda's score (Sun et al. 2023, arXiv 2306.11695) squared, so that it adds up; the share: own.
     """
     total = torch.zeros(stream.count, dtype=torch.float64)
-    for path, member in observed_readers(program, stream):
+    for path, member in matrix_readers(program, stream):
         moment = moments.load_moment(path)
         if moment is None:
             continue
@@ -80,7 +84,7 @@ def energy_importance(program: "Program", stream: Group, moments: Moments) -> Te
     return total
 
 
-def norm_importance(program: "Program", ctx: "Context", stream: Group, data: DataRef) -> Tensor:
+def measure_norm_importance(program: "Program", ctx: "Context", stream: Group, data: DataRef) -> Tensor:
     """[count] float64: magnitude of each channel behind the stream's norms, summed over norms.
 
     Of a row the mean over its tokens, over rows the root of the summed squares.
@@ -112,10 +116,14 @@ def norm_importance(program: "Program", ctx: "Context", stream: Group, data: Dat
     return torch.stack(magnitudes).sum(0)
 
 
-def refit_readers(program: "Program", ctx: "Context", stream: Group, moments: Moments, removed: Sequence[int]) -> None:
+def refit_readers(
+    program: "Program", ctx: "Context", stream: Group, moments: Moments, removed_channels: Sequence[int]
+) -> None:
     """Let what reads the stream do without some channels: least squares over moments, one matrix after another."""
     for member in ctx.each(readers(stream), "refitting", stream.readers):
         only = replace(stream, members=(member,), readers=1)
-        for path, weight in Reconstruction(program, moments).weights_without(only, (), removed).items():
+        for path, weight in (
+            Reconstruction(program, moments).refitted_reader_weights(only, (), removed_channels).items()
+        ):
             program.model.get_parameter(path).data = weight
     program.changed()

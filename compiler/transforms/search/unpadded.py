@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ...plugin.context import Context
 
 
-def unpadded_rows(ctx: "Context", data: DataRef, max_rows: int | None = None) -> list[Tensor]:
+def unpadded_rows_by_length(ctx: "Context", data: DataRef, max_rows: int | None = None) -> list[Tensor]:
     """Rows of data; texts with classes, which are filled up behind, by length and without their padding."""
     rows = ctx.rows(data)[:max_rows]
     lengths = ctx.prompts(data) if ctx.labels(data) is not None else None

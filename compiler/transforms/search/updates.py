@@ -5,6 +5,7 @@ W x as they are: least squares, layer by layer, without training.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,24 +13,24 @@ from torch import Tensor
 from ....dsl.checker.inputs import PATTERNS
 from ....kernels.grid import Grid, concatenate_scales
 from .descent import coordinate_descent
-from .masks import keep_mask, largest_mask, spare_groups
-from .reconstruct import cholesky_factor
+from .masks import group_keep_mask, keep_mask, largest_of_rows_mask
+from .reconstruct import damped_cholesky_factor
 
 BLOCK = 128  # columns that are settled together before those behind them follow
 DAMPING = 0.01  # of the mean diagonal of H
 
-Rounded = Callable[[int, Tensor], Tensor]  # column number, its weights [out] -> what they become
+SettleColumn = Callable[[int, Tensor], Tensor]  # column number, its weights [out] -> what they become
 
 
-def inverse_cholesky_factor(gram: Tensor, damping: float) -> Tensor:
-    """Upper R with R^T R = (H + damping * mean diagonal)^-1, [in, in] float32, solved in float64.
+def upper_factor_of_inverse(gram: Tensor, damping_share: float) -> Tensor:
+    """Upper R with R^T R = (H + damping_share * mean diagonal)^-1, [in, in] float32, solved in float64.
 
     Inputs that are always zero get 1 on the diagonal first: their weights are worth nothing and ask for nothing.
     """
     alive = alive_inputs(gram)
     flipped = gram.flip(0, 1)
     flipped.diagonal().copy_(torch.where(alive, gram.diagonal(), 1.0).flip(0))
-    lower = cholesky_factor(flipped, range(len(gram)), damping)
+    lower = damped_cholesky_factor(flipped, range(len(gram)), damping_share)
     eye = torch.eye(len(gram), dtype=lower.dtype, device=lower.device)
     return torch.linalg.solve_triangular(lower, eye, upper=False).flip(0, 1).float()
 
@@ -40,7 +41,9 @@ def alive_inputs(gram: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def sparsegpt(weight: Tensor, gram: Tensor, sparsity: float, pattern: str, damping: float = DAMPING) -> Tensor:
+def solve_sparsegpt(
+    weight: Tensor, input_gram: Tensor, sparsity: float, pattern: str, damping_share: float = DAMPING
+) -> Tensor:
     """W with zeros by SparseGPT, [out, in] float32.
 
     Columns are settled from the first to the last; what a zero takes from the outputs, the weights behind it give
@@ -51,8 +54,8 @@ def sparsegpt(weight: Tensor, gram: Tensor, sparsity: float, pattern: str, dampi
     Source: Frantar and Alistarh 2023 (arXiv 2301.00774), algorithm 1; block, damping and dead columns as in its
     code.
     """
-    work = weight.float() * alive_inputs(gram)
-    upper = inverse_cholesky_factor(gram, damping)
+    work = weight.float() * alive_inputs(input_gram)
+    upper = upper_factor_of_inverse(input_gram, damping_share)
     keep = torch.ones_like(work, dtype=torch.bool)
     group = PATTERNS[pattern][1] if pattern in PATTERNS else 0
 
@@ -64,23 +67,23 @@ def sparsegpt(weight: Tensor, gram: Tensor, sparsity: float, pattern: str, dampi
     def rounded(column: int, w: Tensor) -> Tensor:
         return torch.where(keep[:, column], w, 0.0)
 
-    return update_columns(work, upper, rounded, choose, group or BLOCK)
+    return settle_columns_inplace(work, upper, rounded, choose, group or BLOCK)
 
 
 @torch.no_grad()
-def update_columns(
+def settle_columns_inplace(
     weight: Tensor,
     inverse_factor: Tensor,
-    round_column: Rounded,
+    settle_column: SettleColumn,
     on_block: Callable[[int, Tensor], None] | None = None,
-    stride: int = BLOCK,
+    block_columns: int = BLOCK,
 ) -> Tensor:
-    """Columns become what `round_column` says, one after another; those behind give back what that costs.
+    """Columns become what `settle_column` says, one after another; those behind give back what that costs.
 
-    weight      [out, in] float32; overwritten with the result
-    inverse_factor       the factor of the inverse, `inverse_cholesky_factor`
-    on_block    is shown the columns start .. start + every, as they are then, before they are settled; `stride`
-                divides 128
+    weight          [out, in] float32; overwritten with the result
+    inverse_factor  the factor of the inverse, `upper_factor_of_inverse`
+    on_block        is shown the columns start .. start + block_columns, as they are then, before they are settled
+    block_columns   divides 128
     Source: the blocked loop of GPTQ (Frantar et al. 2022, arXiv 2210.17323), section 3.3.
     """
     for start in range(0, weight.shape[1], BLOCK):
@@ -88,9 +91,9 @@ def update_columns(
         block, inner = weight[:, start:stop].T.contiguous(), inverse_factor[start:stop, start:stop]  # [block, out]
         errors = torch.empty_like(block)
         for i in range(stop - start):
-            if on_block is not None and i % stride == 0:
-                on_block(start + i, block[i : i + stride].T)
-            new = round_column(start + i, block[i])
+            if on_block is not None and i % block_columns == 0:
+                on_block(start + i, block[i : i + block_columns].T)
+            new = settle_column(start + i, block[i])
             errors[i] = (block[i] - new) / inner[i, i]
             block[i] = new
             if i + 1 < stop - start:
@@ -101,31 +104,31 @@ def update_columns(
 
 
 @torch.no_grad()
-def gptq(
+def solve_gptq(
     weight: Tensor,
-    gram: Tensor,
+    input_gram: Tensor,
     grid: Grid,
-    column_order_name: str,
-    keep: Tensor | None,
-    damping: float = DAMPING,
-    sweeps: int = 0,
+    column_order_kind: Literal["activation", "given"],
+    keep_mask: Tensor | None,
+    damping_share: float = DAMPING,
+    sweep_count: int = 0,
 ) -> Tensor:
     """W on a grid by GPTQ, [out, in] float32: what a column loses by rounding, those behind it give back.
 
-    column_order_name  "activation": columns with large inputs first, on scales that were fitted to W before; or
+    column_order_kind  "activation": columns with large inputs first, on scales that were fitted to W before; or
                        "given": as they lie, each group's scales fitted when its turn comes
-    keep               [out, in] bool: where it is False the result is 0, and what that costs is given back, too
-    sweeps             how often scales and codes are looked at again after that, `descent`
+    keep_mask          [out, in] bool: where it is False the result is 0, and what that costs is given back, too
+    sweep_count        how often scales and codes are looked at again after that, `descent`
     Source: Frantar et al. 2022 (arXiv 2210.17323), section 3.3; activation order with static groups as in its code.
     """
-    target = weight.float() * alive_inputs(gram)
+    target = weight.float() * alive_inputs(input_gram)
     order_index = (
-        gram.diagonal().argsort(descending=True, stable=True)
-        if column_order_name == "activation"
-        else torch.arange(len(gram))
+        input_gram.diagonal().argsort(descending=True, stable=True)
+        if column_order_kind == "activation"
+        else torch.arange(len(input_gram))
     )
-    width, squares = grid.width(len(gram)), gram.diagonal()
-    late = column_order_name == "given" and BLOCK % width == 0
+    width, squares = grid.width(len(input_gram)), input_gram.diagonal()
+    late = column_order_kind == "given" and BLOCK % width == 0
     fitted = [] if late else [grid.fit_scales(target, squares)]
     column_order = order_index.tolist()
 
@@ -134,23 +137,27 @@ def gptq(
 
     def rounded(column: int, w: Tensor) -> Tensor:
         new = fitted[-1].round_column(w, 0 if late else column_order[column] // width)
-        return new if keep is None else torch.where(keep[:, column_order[column]], new, 0.0)
+        return new if keep_mask is None else torch.where(keep_mask[:, column_order[column]], new, 0.0)
 
-    upper = inverse_cholesky_factor(gram[order_index][:, order_index], damping)
-    done = update_columns(target[:, order_index], upper, rounded, fit if late else None, width if late else BLOCK)
+    upper = upper_factor_of_inverse(input_gram[order_index][:, order_index], damping_share)
+    done = settle_columns_inplace(
+        target[:, order_index], upper, rounded, fit if late else None, width if late else BLOCK
+    )
     done = torch.empty_like(done).index_copy_(1, order_index, done)
-    if not sweeps:
+    if not sweep_count:
         return done
-    damped = gram.clone()
-    damped.diagonal().add_(damping * gram.diagonal().mean())
-    return coordinate_descent(target, damped, concatenate_scales(fitted), done, keep, sweeps)[0]
+    damped = input_gram.clone()
+    damped.diagonal().add_(damping_share * input_gram.diagonal().mean())
+    return coordinate_descent(target, damped, concatenate_scales(fitted), done, keep_mask, sweep_count)[0]
 
 
 ADMM_STEPS, ADMM_GROWTH = 24, 16  # rounds, and those of them over which zeros become as many as asked
 
 
 @torch.no_grad()
-def admm(weight: Tensor, gram: Tensor, sparsity: float, pattern: str, damping: float = DAMPING) -> Tensor:
+def solve_admm(
+    weight: Tensor, input_gram: Tensor, sparsity: float, pattern: str, damping_share: float = DAMPING
+) -> Tensor:
     """W with zeros by alternating directions, [out, in] float32: all weights move, not only those behind a zero.
 
     Inputs are scaled to norm 1, so that a weight's size says what it is worth. Two copies of the weight are pulled
@@ -160,11 +167,11 @@ def admm(weight: Tensor, gram: Tensor, sparsity: float, pattern: str, damping: f
     Source: Boza 2024, "Fast and Effective Weight Update for Pruned Large Language Models" (arXiv 2401.02938),
     algorithms 1 and 2.
     """
-    alive = alive_inputs(gram)
-    norms = torch.where(alive, gram.diagonal(), 1.0).sqrt()  # [in]
-    scaled = gram / norms / norms[:, None]
+    alive = alive_inputs(input_gram)
+    norms = torch.where(alive, input_gram.diagonal(), 1.0).sqrt()  # [in]
+    scaled = input_gram / norms / norms[:, None]
     scaled.diagonal().copy_(torch.where(alive, scaled.diagonal(), 1.0))
-    scaled.diagonal().mul_(1 + damping)
+    scaled.diagonal().mul_(1 + damping_share)
     first = weight.float() * alive * norms
     target = first @ scaled  # W H [out, in]
     shifted = scaled.clone()
@@ -173,21 +180,21 @@ def admm(weight: Tensor, gram: Tensor, sparsity: float, pattern: str, damping: f
     current, dual, zeroed = first, torch.zeros_like(first), first
     for step in range(ADMM_STEPS):
         if step <= ADMM_GROWTH:
-            keep = _gradual_mask((current + dual).abs(), sparsity, pattern, min(1.0, (step + 1) / ADMM_GROWTH))
+            keep = _keep_mask_at_progress((current + dual).abs(), sparsity, pattern, min(1.0, (step + 1) / ADMM_GROWTH))
         zeroed = (current + dual) * keep
         dual = dual + current - zeroed
         current = (target + zeroed - dual) @ inverse
     return torch.where(keep, (current + dual) / norms, 0.0)
 
 
-def _gradual_mask(importance: Tensor, sparsity: float, pattern: str, progress: float) -> Tensor:
+def _keep_mask_at_progress(importance: Tensor, sparsity: float, pattern: str, progress: float) -> Tensor:
     """The mask on the way there: a cubic rise, as of gradual pruning (Zhu and Gupta 2017, arXiv 1710.01878)."""
     if pattern in PATTERNS:
         zeros, of = PATTERNS[pattern]
-        return spare_groups(importance, max(1, round(zeros * (1 - (1 - progress) ** 3))), of)
+        return group_keep_mask(importance, max(1, round(zeros * (1 - (1 - progress) ** 3))), of)
     zeros = (
         int(sparsity * importance.shape[1] * (1 - (1 - progress) ** 3))
         if progress < 1
         else int(sparsity * importance.shape[1])
     )
-    return largest_mask(importance, importance.shape[1] - zeros)
+    return largest_of_rows_mask(importance, importance.shape[1] - zeros)

@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 from ....dsl.checker.values import DataRef, MetricRef, Ratio
 from ...analysis.planning.amount import Amount
 from ...plugin.interfaces import Lossy, Pass, param
-from .compensation import Fit
-from .greedy import Greedy, GreedyPruner
+from .compensation import FitSettings
+from .greedy import GreedyPruner, GreedySearch
 from .parts import WidthParts
 
 
@@ -29,10 +29,10 @@ class WidthPruner(GreedyPruner, Pass):
         if self.score is not None:
             yield self.uneven
 
-    def narrowing(self, keep: Ratio, parts: WidthParts, fit: Fit, align: int) -> Greedy:
+    def narrowing_search(self, keep: Ratio, parts: WidthParts, fit: FitSettings, align: int) -> GreedySearch:
         """The search for how narrow the groups of some parts become, `align` items at a time."""
         total, exact = sum(group.count for group in parts.groups), self.search == "exact"
-        return Greedy(Amount(keep), parts.kind, total, (parts,), self.score, exact, align=align, fit=fit)
+        return GreedySearch(Amount(keep), parts.kind, total, (parts,), self.score, exact, align=align, fit=fit)
 
 
 class RefittingPruner(WidthPruner):
@@ -51,5 +51,5 @@ class RefittingPruner(WidthPruner):
     )
 
     @property
-    def fit(self) -> Fit:
-        return Fit(self.reorder or "obs", self.repair, self.data)
+    def fit_settings(self) -> FitSettings:
+        return FitSettings(self.reorder or "obs", self.repair, self.data)

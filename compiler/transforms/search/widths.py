@@ -20,9 +20,9 @@ from ...core.events import iterate_and_report
 from ...ir.surgery import attribute_at, replace_tensor_everywhere, tensor_at
 from ..editing.rewrite import Rewriter
 from .candidate import Candidate, Pool
-from .importance import ascending
-from .reconstruct import Reconstruction, reader_weights_without
-from .savings import SavingsTable, steps, stride
+from .importance import ascending_indices
+from .reconstruct import Reconstruction, zeroed_reader_weights
+from .savings import SavingsTable, step_count_of, steps_per_cut
 
 if TYPE_CHECKING:
     from ...ir.program import Program
@@ -45,20 +45,20 @@ class RankedGroup:
 
     @property
     def size(self) -> int:
-        return steps(self.group)
+        return step_count_of(self.group)
 
     @property
     def left(self) -> int:
         return self.size - len(self.dead) * self.size // self.group.count
 
-    def least_important_items(self, count: int) -> list[int]:
-        """The items of the `count` least important steps that are left."""
+    def least_important_per_block(self, count_per_block: int) -> list[int]:
+        """The items of the `count_per_block` least important steps that are left."""
         alive = [i for i in self.order if i not in self.dead]
         block = self.group.per_block or self.group.count
         by_block: dict[int, list[int]] = {}
         for item in alive:
             by_block.setdefault(item // block, []).append(item)
-        return [item for b in sorted(by_block) for item in by_block[b][:count]]
+        return [item for b in sorted(by_block) for item in by_block[b][:count_per_block]]
 
 
 class Widths(Pool):
@@ -80,17 +80,17 @@ class Widths(Pool):
     ):
         self.program, self.step, self.savings_table, self.repair = program, step, savings_table, repair
         self.kind = groups[0].kind if groups else "channels"
-        self.sites = [RankedGroup(g, ascending(important(g))) for g in groups]
+        self.sites = [RankedGroup(g, ascending_indices(important(g))) for g in groups]
 
     def candidates(self) -> list["Narrowing"]:
         units = skeleton_of(self.program).units
         return [
-            Narrowing(self, s, unit_of(s.group.site, units), stride(s.group, self.step))
-            for s in self._remaining_sites()
-            if s.left > stride(s.group, self.step)
+            Narrowing(self, s, unit_of(s.group.site, units), steps_per_cut(s.group, self.step))
+            for s in self._refresh_remaining_groups()
+            if s.left > steps_per_cut(s.group, self.step)
         ]
 
-    def _remaining_sites(self) -> list[RankedGroup]:
+    def _refresh_remaining_groups(self) -> list[RankedGroup]:
         """The sites that the program still has, as it has them: a branch that went takes its tensors out of a group."""
         left = []
         for site in self.sites:
@@ -102,21 +102,21 @@ class Widths(Pool):
 
     def reachable(self, quantity: str) -> float:
         return sum(
-            (s.left - 1) // step * step * self.savings_table.of_step(s.group.site, s.group.kind, quantity)
+            (s.left - 1) // step * step * self.savings_table.savings_per_step(s.group.site, s.group.kind, quantity)
             for s in self.sites
-            for step in (stride(s.group, self.step),)
+            for step in (steps_per_cut(s.group, self.step),)
         )
 
-    def weights_without(self, site: RankedGroup, items: Sequence[int]) -> dict[str, torch.Tensor]:
+    def reader_weights_after_removal(self, site: RankedGroup, items: Sequence[int]) -> dict[str, torch.Tensor]:
         """The readers' weights when items go, by tensor path."""
         if self.repair is not None:
-            return self.repair.weights_without(site.group, site.dead, items)
-        return reader_weights_without(self.program.model, site.group, items)
+            return self.repair.refitted_reader_weights(site.group, site.dead, items)
+        return zeroed_reader_weights(self.program.model, site.group, items)
 
     def finish(self) -> None:
-        dead_items = [(site.group, site.dead) for site in self._remaining_sites() if site.dead]
+        dead_items = [(site.group, site.dead) for site in self._refresh_remaining_groups() if site.dead]
         with Rewriter(self.program) as rewrite:
-            slice_all(self.program, rewrite, dead_items)
+            slice_groups(self.program, rewrite, dead_items)
 
 
 def _current(group: Group, groups: Sequence[Group]) -> Group | None:
@@ -147,17 +147,18 @@ class Narrowing(Candidate):
         return f"{self.site.group.site}:{self.site.group.kind}"
 
     def applied(self) -> AbstractContextManager[None]:
-        return with_parameters(
-            self.pool.program, self.pool.weights_without(self.site, self.site.least_important_items(self.step))
+        return with_parameters_replaced(
+            self.pool.program,
+            self.pool.reader_weights_after_removal(self.site, self.site.least_important_per_block(self.step)),
         )
 
     def cut(self) -> None:
         pool, site = self.pool, self.site
-        items = site.least_important_items(self.step)
-        for path, value in pool.weights_without(site, items).items():
+        items = site.least_important_per_block(self.step)
+        for path, value in pool.reader_weights_after_removal(site, items).items():
             pool.program.model.get_parameter(path).data = value
         site.dead.update(items)
-        pool.savings_table.narrowed(site.group.site, site.group.kind, self.step)
+        pool.savings_table.note_narrowed_group(site.group.site, site.group.kind, self.step)
         pool.program.changed()
 
     def saves(self, quantity: str) -> float:
@@ -165,11 +166,11 @@ class Narrowing(Candidate):
 
 
 @contextmanager
-def with_parameters(program: "Program", values: Mapping[str, torch.Tensor]) -> Iterator[None]:
+def with_parameters_replaced(program: "Program", value_by_path: Mapping[str, torch.Tensor]) -> Iterator[None]:
     """The model with other values in some parameters."""
-    before = {path: program.model.get_parameter(path).data for path in values}
+    before = {path: program.model.get_parameter(path).data for path in value_by_path}
     try:
-        for path, value in values.items():
+        for path, value in value_by_path.items():
             program.model.get_parameter(path).data = value
         yield
     finally:
@@ -177,24 +178,24 @@ def with_parameters(program: "Program", values: Mapping[str, torch.Tensor]) -> I
             program.model.get_parameter(path).data = value
 
 
-def slice_out(program: "Program", rewrite: Rewriter, group: Group, dead: set[int]) -> None:
+def slice_group(program: "Program", rewriter: Rewriter, group: Group, removed_items: set[int]) -> None:
     """Take dead items out of every tensor of a group, and set the integers that follow."""
-    slice_all(program, rewrite, [(group, dead)])
+    slice_groups(program, rewriter, [(group, removed_items)])
 
 
-def slice_all(
+def slice_groups(
     program: "Program",
-    rewrite: Rewriter,
-    cuts: Sequence[tuple[Group, set[int]]],
-    store: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    rewriter: Rewriter,
+    groups_and_removed_items: Sequence[tuple[Group, set[int]]],
+    store_tensor: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> None:
     """Slice several groups at once: of a concatenation each has a part of one axis.
 
-    store   takes a tensor that is as narrow as it will be, and gives it from where it shall lie
+    store_tensor  takes a tensor that is as narrow as it will be, and gives it from where it shall lie
     """
     removed: dict[str, dict[int, set[int]]] = {}
-    for group, dead in cuts:
-        _check_expert_width(group, len(dead))
+    for group, dead in groups_and_removed_items:
+        _refuse_misaligned_expert_width(group, len(dead))
         for member in group.members:
             removed.setdefault(member.tensor, {}).setdefault(member.axis, set()).update(
                 i for item in dead for i in member.indices(item)
@@ -202,20 +203,20 @@ def slice_all(
     for tensor, axes in iterate_and_report(removed.items(), "tensors made narrower"):
         for axis, indices in axes.items():
             total = tensor_at(program.model, tensor).shape[axis]
-            rewrite.narrow(tensor, axis, [i for i in range(total) if i not in indices])
+            rewriter.narrow(tensor, axis, [i for i in range(total) if i not in indices])
         narrow = tensor_at(program.model, tensor)
-        if (stored := store(narrow)) is not narrow:
+        if (stored := store_tensor(narrow)) is not narrow:
             replace_tensor_everywhere(program.model, tensor, stored)
-    for group, dead in cuts:
+    for group, dead in groups_and_removed_items:
         left = group.count - len(dead)
         for module, name, per in group.attributes:
             path = f"{module}.{name}" if module else name
-            rewrite.set_attr(path, round(attribute_at(program.model, path) - len(dead) * per))
+            rewriter.set_attr(path, round(attribute_at(program.model, path) - len(dead) * per))
         program.note(site=group.site, kind=group.kind, removed=sorted(dead), kept=left)
 
 
-def _check_expert_width(group: Group, n_removed: int) -> None:
-    left = group.count - n_removed
+def _refuse_misaligned_expert_width(group: Group, removed_count: int) -> None:
+    left = group.count - removed_count
     if left % group.multiple:
         raise odd_experts(
             f"{group.site} would be {left} wide, but experts are multiplied in steps of {group.multiple}",

@@ -15,10 +15,10 @@ from ...analysis.planning.amount import Amount
 from ...analysis.planning.selection import branches, competing_groups_by_kind, layers
 from ..editing.dry_run import copy_on_meta, layer_needed
 from ..editing.rewrite import Rewriter
-from ..search.importance import ascending, l1_importance
-from ..search.routing import check_expert_count
-from ..search.savings import steps, stride
-from ..search.uniform_widths import split_cuttable
+from ..search.importance import ascending_indices, l1_importance
+from ..search.routing import refuse_too_few_experts
+from ..search.savings import step_count_of, steps_per_cut
+from ..search.uniform_widths import split_cuttable_and_uncuttable
 from .choices import BLOCKS, KERNEL, LAYERS, ElasticDim
 from .kernels import reduced_padding
 from .mixtures import EXPERTS
@@ -42,13 +42,16 @@ def width_dims(
     sites: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for group in groups:
         values = sorted(
-            {Amount(share).remaining_count(steps(group), stride(group, align)) for share in remaining_shares},
+            {
+                Amount(share).remaining_count(step_count_of(group), steps_per_cut(group, align))
+                for share in remaining_shares
+            },
             reverse=True,
         )
-        name = f"{group.site}:{group.kind}" if shared_by == "layer" else f"{group.kind} of {steps(group)}"
+        name = f"{group.site}:{group.kind}" if shared_by == "layer" else f"{group.kind} of {step_count_of(group)}"
         if len(values) > 1:
             sites.setdefault((name, tuple(values)), []).append(group.site)
-    kinds = {f"{g.site}:{g.kind}": g.kind for g in groups} | {f"{g.kind} of {steps(g)}": g.kind for g in groups}
+    kinds = {f"{g.site}:{g.kind}": g.kind for g in groups} | {f"{g.kind} of {step_count_of(g)}": g.kind for g in groups}
     return [ElasticDim(name, kinds[name], values, tuple(sites_of)) for (name, values), sites_of in sites.items()]
 
 
@@ -61,7 +64,9 @@ def able(program: "Program", groups: Sequence[Group], dims: Sequence[ElasticDim]
     """Groups that masks can represent, and that allow the largest cut of their dimension."""
     least = {(site, d.kind): d.values[-1] for d in dims for site in d.places}
     narrow = [g for g in groups if (g.site, g.kind) in least and can_be_masked(program, g)]
-    cuttable_groups, _ = split_cuttable(program, [(g, steps(g) - least[g.site, g.kind]) for g in narrow])
+    cuttable_groups, _ = split_cuttable_and_uncuttable(
+        program, [(g, step_count_of(g) - least[g.site, g.kind]) for g in narrow]
+    )
     return cuttable_groups
 
 
@@ -147,8 +152,8 @@ def kernel_dims(
 def check_experts(shares: Sequence[Ratio], skeleton: Skeleton, selector: Selector | None) -> None:
     """Reject (too-few-experts) shares that would leave fewer than are chosen for a token."""
     for group in chosen(skeleton, selector, EXPERTS) if shares else ():
-        left = Amount(shares[-1]).remaining_count(steps(group)) * group.count // steps(group)
-        check_expert_count(skeleton, group, left, EXPERTS)
+        left = Amount(shares[-1]).remaining_count(step_count_of(group)) * group.count // step_count_of(group)
+        refuse_too_few_experts(skeleton, group, left, EXPERTS)
 
 
 def items_least_important_first(
@@ -161,9 +166,9 @@ def items_least_important_first(
 
     router_sums   of layers of experts, by site: those that it has least of, instead
     """
-    experts = {f"{site}:{EXPERTS}": ascending(scores) for site, scores in router_sums.items()}
+    experts = {f"{site}:{EXPERTS}": ascending_indices(scores) for site, scores in router_sums.items()}
     unrouted = [g for g in groups if f"{g.site}:{g.kind}" not in experts]
-    return {f"{g.site}:{g.kind}": ascending(importance(program, g)) for g in unrouted} | experts
+    return {f"{g.site}:{g.kind}": ascending_indices(importance(program, g)) for g in unrouted} | experts
 
 
 def refuse_no_depth(dims: Sequence[ElasticDim], kind: str) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from ....dsl.checker.skeleton import Group
 from ...analysis.discovery.discover import skeleton_of
-from ..search.savings import steps
+from ..search.savings import step_count_of
 from ..training.adapter_checks import check_adapters_fit_program
 from .choices import BLOCKS, KERNEL, LAYERS, RANK, WIDTHS, ElasticDim
 from .elastic_dims import larger_kernels
@@ -40,7 +40,7 @@ def check_family_fits_program(family: "Family") -> None:
         upper, least = 1, 0
         if dim.kind in WIDTHS:
             chosen = [groups[site, dim.kind] for site in dim.places]
-            upper, least = min(map(steps, chosen)), 1
+            upper, least = min(map(step_count_of, chosen)), 1
             if dim.kind in SCANNED:
                 assert all(is_maskable_scan(family.program.model, g) for g in chosen), f"{dim.name} can't be silenced"
             if dim.kind == EXPERTS:

@@ -24,9 +24,9 @@ from ...ir.unit import Unit, graph_code_hash
 from ..editing.rewrite import Rewriter
 from ..search.reconstruct import has_moments, module_of, readers
 from ..search.routing import expert_count_attributes
-from ..search.savings import steps
-from ..search.uniform_widths import refreshed
-from ..search.widths import RankedGroup, slice_all, unit_of
+from ..search.savings import step_count_of
+from ..search.uniform_widths import group_in_skeleton
+from ..search.widths import RankedGroup, slice_groups, unit_of
 from .choices import BLOCKS, KERNEL, LAYERS, WIDTHS, Space
 from .kernels import crop_to_choice, crop_weight, pad_kernel
 from .mixtures import EXPERTS, Mixtures, is_routed
@@ -78,7 +78,9 @@ def _zeroed_inputs_equal_slicing(model: nn.Module, member: Member) -> bool:
 def dead(orders: Orders, group: Group, remaining: int) -> set[int]:
     """The items that are gone where so many steps of a group are left."""
     return set(
-        RankedGroup(group, list(orders[f"{group.site}:{group.kind}"])).least_important_items(steps(group) - remaining)
+        RankedGroup(group, list(orders[f"{group.site}:{group.kind}"])).least_important_per_block(
+            step_count_of(group) - remaining
+        )
     )
 
 
@@ -279,7 +281,7 @@ def materialise_choice(
         is_even = len({count for _, count in fewer}) == 1
         above = list(expert_count_attributes(program, [group for group, _ in fewer], all_experts)) if is_even else []
         with Rewriter(program) as rewrite:
-            slice_all(program, rewrite, cuts)
+            slice_groups(program, rewrite, cuts)
             for name, count in above:
                 rewrite.set_attr(name, count - fewer[0][1])
     for site in sites:
@@ -304,8 +306,10 @@ def skeleton_of_choice(skeleton: Skeleton, space: Space, choice: Mapping[str, in
     for kind in WIDTHS:
         for site, left in space.by_path(choice, kind).items():
             if not is_site_removed(full, site, removed_units, sites):
-                group = refreshed(skeleton, next(g for g in skeleton.groups if (g.site, g.kind) == (site, kind)))
-                count = left * group.count // steps(group)
+                group = group_in_skeleton(
+                    skeleton, next(g for g in skeleton.groups if (g.site, g.kind) == (site, kind))
+                )
+                count = left * group.count // step_count_of(group)
                 skeleton = shrink.with_narrowed_group(skeleton, group, count) if count != group.count else skeleton
     for site in sites:
         if branches[site].unit not in removed_units:

@@ -47,12 +47,12 @@ def test_scores_are_foreseen_within_a_factor_of_two(tmp_path, search):
     ctx, program = context_of(tmp_path, model, recipe), capture(model)
     step = ctx.registry.make("pass", recipe.pipelines["lean"].steps[0].call)
     foreseen, scored = step.forwards(skeleton_of(program)), []
-    measure = Search._score_or_nan
-    Search._score_or_nan = lambda self, *args: scored.append(1) or measure(self, *args)
+    measure = Search._timed_score
+    Search._timed_score = lambda self, *args: scored.append(1) or measure(self, *args)
     try:
         step.run(program, ctx)
     finally:
-        Search._score_or_nan = measure
+        Search._timed_score = measure
     assert foreseen / 2 <= len(scored) <= 2 * foreseen
 
 

@@ -8,7 +8,7 @@ import torch
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.transforms.search import gradients
 from effc.compiler.transforms.search.choice import Exact, Racing, Round
-from effc.compiler.transforms.search.gradients import Estimate, Gradients
+from effc.compiler.transforms.search.gradients import Estimate, GradientSweep
 from effc.compiler.transforms.search.prefix import Prefix
 from effc.compiler.transforms.search.score_estimates import MARGIN, MIN_SAMPLES, SLACK, TRUST, ScoreEstimates
 from hypothesis import given, settings
@@ -59,7 +59,7 @@ def swept(model, part, draws):
 
     prefix.measure_from(run)
     candidates = [Dimmed(model, unit, part) for unit in program.units]
-    return candidates, {c.name: e for c, e in Gradients(prefix, 0, draws).estimate_all(candidates)}
+    return candidates, {c.name: e for c, e in GradientSweep(prefix, 0, draws).estimate_if_supported(candidates)}
 
 
 def test_the_first_term_is_the_slope_of_the_loss():
@@ -123,14 +123,14 @@ class Fixed:
 def foreseen(estimates):
     """A foresight over scores that are one and the nats on top."""
     score_estimates = ScoreEstimates()
-    score_estimates.take({n: (e, 1.0) for n, e in estimates.items()}, lambda score, nats: score + nats)
+    score_estimates.set_estimates({n: (e, 1.0) for n, e in estimates.items()}, lambda score, nats: score + nats)
     return score_estimates
 
 
 def choose(choice, growths, left=math.inf):
     candidates = [Fixed(n) for n in growths]
     now = Round(candidates, lambda: 1.0, lambda asked: [1.0 + growths[c.name] for c in asked], 1.0, left)
-    return choice.choose(now), now
+    return choice.score_and_choose(now), now
 
 
 terms = st.tuples(st.floats(-1, 1), st.floats(0, 1))
@@ -157,7 +157,7 @@ def test_what_is_left_out_is_above_the_best_by_the_bound_that_scores_made(lots):
     best, now = choose(racing, growths)
     assert growths[best.name] == pytest.approx(min(v - 1 for v in now.scores.values()), abs=1e-9)
     for name in growths.keys() - now.scores.keys():
-        assert racing.score_estimates.growths(Fixed(name), now)[1] >= growths[best.name] - 1e-9
+        assert racing.score_estimates.expected_growth_and_bound(Fixed(name), now)[1] >= growths[best.name] - 1e-9
 
 
 def test_what_can_not_win_is_not_scored():
@@ -179,7 +179,7 @@ def test_a_score_below_its_bound_widens_it_for_all_and_is_named():
     best, now = choose(racing, {"low": 1.0, "wrong": 0.1, "right": 0.05})
     assert racing.score_estimates.slack == pytest.approx(MARGIN + 3.45 / 3.5)
     assert best.name == "right"  # outside of the first bound, inside of the wider one
-    assert racing.statistics(now)["below"] == ["wrong"] and racing.statistics(now)["left_out"] == 0
+    assert racing.pop_facts(now)["below"] == ["wrong"] and racing.pop_facts(now)["left_out"] == 0
 
 
 @given(st.lists(st.floats(-3, 3), min_size=MIN_SAMPLES, max_size=60))
@@ -188,7 +188,7 @@ def test_nine_of_ten_scores_lie_above_the_bound_that_they_make(offs):
     now = Round([], lambda: 1.0, lambda _asked: [], 1.0)
     for i, off in enumerate(offs):
         score_estimates.update_slack_by_score(Fixed(str(i)), 1.5 + 1.5 * off, now)
-    least = [score_estimates.growths(Fixed(str(i)), now)[1] for i in range(len(offs))]
+    least = [score_estimates.expected_growth_and_bound(Fixed(str(i)), now)[1] for i in range(len(offs))]
     above = sum(1.5 + 1.5 * off >= bound for off, bound in zip(offs, least, strict=True))
     assert above >= TRUST * len(offs) and score_estimates.slack <= max(0.0, MARGIN - min(offs)) + 1e-9
 
@@ -203,26 +203,26 @@ def test_companions_cost_about_the_same_lie_in_other_layers_and_fit_into_the_bud
     racing = Racing("params", max_joint=3)
     growths = {"a": 1.0, "b": 1.2, "c": 1.3, "d": 1.4, "e": 9.0}
     best, now = choose(racing, growths)
-    assert [c.name for c, _ in racing.joint_companions(now, best)] == ["b", "c"]
+    assert [c.name for c, _ in racing.joint_companions_and_growths(now, best)] == ["b", "c"]
     _, now = choose(Racing("params", max_joint=3), growths, left=2.5)
-    assert [c.name for c, _ in racing.joint_companions(now, best)] == ["b"]
-    racing.judged(False)
-    assert racing.joint_companions(now, best)[1:] == []
+    assert [c.name for c, _ in racing.joint_companions_and_growths(now, best)] == ["b"]
+    racing.adapt_joint_count(False)
+    assert racing.joint_companions_and_growths(now, best)[1:] == []
 
 
 def test_where_the_best_costs_nothing_companions_cost_what_half_of_the_budget_will_cost_anyway():
     racing = Racing("params", max_joint=9)
     growths = {"a": 0.0, "b": 0.1, "c": 0.2, "d": 0.9, "e": 2.0}
     best, now = choose(racing, growths, left=6.0)
-    assert [c.name for c, _ in racing.joint_companions(now, best)] == ["b", "c", "d"]
+    assert [c.name for c, _ in racing.joint_companions_and_growths(now, best)] == ["b", "c", "d"]
     best, now = choose(racing, growths, left=2.0)
-    assert [c.name for c, _ in racing.joint_companions(now, best)] == ["b"]
+    assert [c.name for c, _ in racing.joint_companions_and_growths(now, best)] == ["b"]
 
 
 def test_what_has_no_score_is_nobodys_companion():
     racing = Racing("params", max_joint=9)
     growths = {"a": 0.0, "b": 0.1, "c": math.inf}
     best, now = choose(racing, growths, left=9.0)
-    assert [c.name for c, _ in racing.joint_companions(now, best)] == []
+    assert [c.name for c, _ in racing.joint_companions_and_growths(now, best)] == []
     best, now = choose(racing, growths, left=2.0)
-    assert [c.name for c, _ in racing.joint_companions(now, best)] == ["b"]
+    assert [c.name for c, _ in racing.joint_companions_and_growths(now, best)] == ["b"]

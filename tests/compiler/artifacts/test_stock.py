@@ -5,7 +5,7 @@ from effc.compiler.analysis.planning.amount import Amount
 from effc.compiler.analysis.planning.selection import groups
 from effc.compiler.artifacts.stock import stock_config
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.transforms.search.uniform_widths import narrow_evenly
+from effc.compiler.transforms.search.uniform_widths import narrow_evenly_and_report
 from effc.dsl.checker.values import Ratio
 
 from tests import tiny
@@ -14,7 +14,9 @@ from tests import tiny
 def with_fewer_heads(share: float):
     """A Llama of 8 heads on 4 KV heads whose config states head_dim, with that share of its KV heads left."""
     program = capture(tiny.model("llama", num_attention_heads=8, num_key_value_heads=4, head_dim=16))
-    narrow_evenly(program, groups(skeleton_of(program), "kv_heads", None), Amount(Ratio(share, "kv_heads")), 1)
+    narrow_evenly_and_report(
+        program, groups(skeleton_of(program), "kv_heads", None), Amount(Ratio(share, "kv_heads")), 1
+    )
     return program.model
 
 

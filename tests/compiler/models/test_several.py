@@ -316,8 +316,8 @@ def test_towers_that_are_given_everything_by_name_are_thinned_and_refused_by_the
     )
     layers, paths = Layerwise(program, rows), set()
     for stage in stages(program, [m for m in skeleton_of(program).parts if m.path.endswith("q_proj")]):
-        layers.observe_inputs(stage, lambda path, module, x: paths.add(path))
-        layers.leave(stage)
+        layers.run_and_observe_inputs(stage, lambda path, module, x: paths.add(path))
+        layers.mark_changed(stage)
     assert {path.split(".")[0] for path in paths} == {"text_model", "vision_model"}
     with pytest.raises(Reject, match="takes pictures as well"):
         Reader(program, "bf16").build_plan()

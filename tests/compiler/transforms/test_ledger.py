@@ -9,8 +9,8 @@ from effc.compiler.analysis.planning.selection import competing_groups_by_kind
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.transforms.search.branches import Branches
 from effc.compiler.transforms.search.importance import l1_importance
-from effc.compiler.transforms.search.savings import OF_MODEL, SavingsTable, steps
-from effc.compiler.transforms.search.uniform_widths import refreshed
+from effc.compiler.transforms.search.savings import OF_MODEL, SavingsTable, step_count_of
+from effc.compiler.transforms.search.uniform_widths import group_in_skeleton
 from effc.compiler.transforms.search.widths import Widths
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,17 +38,17 @@ def test_steps_save_what_the_model_loses_in_any_order(name, data):
             branch = data.draw(st.sampled_from(left.branches))
             for of in saved:
                 saved[of] += savings_table.branch_savings(branch.site, of)
-            savings_table.dropped(branch.site)
+            savings_table.note_dropped_branch(branch.site)
             left = shrink.without_branch(left, branch)
             continue
         known = {(g.site, g.kind) for g in left.groups}
-        group = refreshed(left, data.draw(st.sampled_from([g for g in groups if (g.site, g.kind) in known])))
-        if steps(group) < 3:
+        group = group_in_skeleton(left, data.draw(st.sampled_from([g for g in groups if (g.site, g.kind) in known])))
+        if step_count_of(group) < 3:
             continue
-        count = data.draw(st.integers(1, max(1, steps(group) // 3)))
+        count = data.draw(st.integers(1, max(1, step_count_of(group) // 3)))
         for of in saved:
             saved[of] += savings_table.step_savings(group.site, group.kind, count, of)
-        savings_table.narrowed(group.site, group.kind, count)
+        savings_table.note_narrowed_group(group.site, group.kind, count)
         left = shrink.with_narrowed_group(left, group, group.count - count)
     for of, value in saved.items():
         assert value == pytest.approx(OF_MODEL[of](before) - OF_MODEL[of](left))
@@ -78,5 +78,5 @@ def test_a_step_between_narrowed_neighbours_saves_less_than_at_first():
     before = skeleton("mobilenet_v1")
     savings_table = SavingsTable(before)
     (site, kind), kin = next((key, kin) for key, kin in savings_table.crossing.items() if len(kin) > 1)
-    savings_table.narrowed(*kin[0], 4)
-    assert savings_table.step_savings(site, kind, 1, "params") < savings_table.of_step(site, kind, "params")
+    savings_table.note_narrowed_group(*kin[0], 4)
+    assert savings_table.step_savings(site, kind, 1, "params") < savings_table.savings_per_step(site, kind, "params")

@@ -11,9 +11,9 @@ from effc.compiler.transforms.search import importance, reconstruct
 from effc.compiler.transforms.search.reconstruct import (
     Moments,
     Reconstruction,
-    reader_weights_without,
     readers,
     solve_takeover,
+    zeroed_reader_weights,
 )
 from effc.dsl.syntax.diagnostics import Reject
 from hypothesis import given, settings
@@ -29,7 +29,7 @@ IDS = torch.randint(3, 128, (4, 12), generator=torch.Generator().manual_seed(2))
 
 def repair_weight(weight, gram, zero_columns, columns_to_remove, damping):
     """The weight whose columns `columns_to_remove` are zero and whose others make up for them as well as they can."""
-    return solve_takeover(gram, zero_columns, columns_to_remove, damping).apply_to(weight)
+    return solve_takeover(gram, zero_columns, columns_to_remove, damping).refitted_copy(weight)
 
 
 def read(program, folder, ids=IDS):
@@ -37,7 +37,7 @@ def read(program, folder, ids=IDS):
     moments = Moments(folder)
     modules = [m.tensor.rpartition(".")[0] for g in skeleton_of(program).groups for m in readers(g)]
     with torch.no_grad():
-        moments.collect_in_passes(program, modules, lambda: program.model(ids, use_cache=False), 1 << 30)
+        moments.collect_missing_and_count_passes(program, modules, lambda: program.model(ids, use_cache=False), 1 << 30)
     return moments
 
 
@@ -59,9 +59,9 @@ class Real(Moments):
         with _disable_current_modes():
             return super().load_moment(module)
 
-    def input_norms(self, module):
+    def load_input_norms(self, module):
         with _disable_current_modes():
-            return super().input_norms(module)
+            return super().load_input_norms(module)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "phi3"])
@@ -81,8 +81,8 @@ def test_everything_is_computed_on_the_device_of_the_weights(tmp_path, name):
             ):
                 assert ranking.device.type == "cpu" and ranking.shape == (group.count,)
             for weights in (
-                reader_weights_without(there.model, group, [1]),
-                Reconstruction(there, moments).weights_without(group, {0}, [1]),
+                zeroed_reader_weights(there.model, group, [1]),
+                Reconstruction(there, moments).refitted_reader_weights(group, {0}, [1]),
             ):
                 assert {w.device.type for w in weights.values()} == {"meta"}
 
@@ -113,7 +113,7 @@ def test_inputs_that_depend_on_each_other_are_solved_with_more_damping():
 def test_items_that_depend_on_each_other_are_ranked(tmp_path):
     program = capture(tiny.model("llama"))
     moments = read(program, tmp_path, IDS[:1, :3])  # 3 tokens, 96 channels
-    scores = importance.obs_importance(program, skeleton_of(program).groups[0], moments, damping=0.0)
+    scores = importance.obs_importance(program, skeleton_of(program).groups[0], moments, damping_share=0.0)
     assert scores.isfinite().all()
 
 
@@ -126,7 +126,7 @@ def test_an_item_costs_more_the_fewer_others_may_make_up_for_it(tmp_path, monkey
     found, inputs = [], program.model.get_parameter(reader.tensor).shape[1]
     for together in (inputs, inputs // 2, 1):
         monkeypatch.setattr(importance, "BATCH_ROWS", together)
-        found.append(importance.obs_importance(program, group, moments, damping=1e-6))
+        found.append(importance.obs_importance(program, group, moments, damping_share=1e-6))
     assert all((more >= less * (1 - 1e-4)).all() for less, more in pairwise(found))
     assert not torch.allclose(found[0], found[1]) and not torch.allclose(found[1], found[2])
 
@@ -174,16 +174,16 @@ def test_a_trial_and_its_cut_are_solved_once_and_give_the_same_bits(tmp_path):
     moments = Counting(tmp_path)
     first, second = [g for g in skeleton_of(program).groups if g.kind == "channels"][:2]
     repair = Reconstruction(program, moments)
-    trials = [repair.weights_without(g, set(), [1, 3]) for g in (first, second)]
+    trials = [repair.refitted_reader_weights(g, set(), [1, 3]) for g in (first, second)]
     assert moments.reads == 2
-    cuts = [repair.weights_without(g, set(), [1, 3]) for g in (first, second)]
+    cuts = [repair.refitted_reader_weights(g, set(), [1, 3]) for g in (first, second)]
     assert moments.reads == 2
     assert all(torch.equal(a[t], b[t]) for a, b in zip(trials, cuts, strict=True) for t in a)
     for items, dead in (([1, 2], set()), ([1, 3], {0}), ([1, 3], set())):  # only the newest is kept
-        fresh = Reconstruction(program, Moments(tmp_path)).weights_without(first, dead, items)
-        found, before = repair.weights_without(first, dead, items), moments.reads
+        fresh = Reconstruction(program, Moments(tmp_path)).refitted_reader_weights(first, dead, items)
+        found, before = repair.refitted_reader_weights(first, dead, items), moments.reads
         assert all(torch.equal(found[t], fresh[t]) for t in fresh)
-        repair.weights_without(second, set(), [1, 3])
+        repair.refitted_reader_weights(second, set(), [1, 3])
         assert moments.reads == before
     assert moments.reads == 5
 
@@ -192,11 +192,11 @@ def test_what_was_solved_holds_for_weights_that_changed_meanwhile(tmp_path):
     program = capture(tiny.model("llama"))
     moments, group = read(program, tmp_path), skeleton_of(program).groups[0]
     repair = Reconstruction(program, moments)
-    repair.weights_without(group, set(), [1])
+    repair.refitted_reader_weights(group, set(), [1])
     with torch.no_grad():
         program.model.get_parameter(readers(group)[0].tensor).mul_(2)
-    fresh = Reconstruction(program, moments).weights_without(group, set(), [1])
-    assert all(torch.equal(w, fresh[t]) for t, w in repair.weights_without(group, set(), [1]).items())
+    fresh = Reconstruction(program, moments).refitted_reader_weights(group, set(), [1])
+    assert all(torch.equal(w, fresh[t]) for t, w in repair.refitted_reader_weights(group, set(), [1]).items())
 
 
 PROBLEMS = {
@@ -290,10 +290,10 @@ def test_what_a_convolution_reads_is_made_up_for_by_least_squares(tmp_path, kind
     (group,) = skeleton_of(program).groups
     moments, x = Moments(tmp_path), torch.randn(program.inputs["x"].repeat_interleave(8, 0).shape)
     with torch.no_grad():
-        moments.collect_in_passes(program, ["last"], lambda: program.model(x), 1 << 30)
+        moments.collect_missing_and_count_passes(program, ["last"], lambda: program.model(x), 1 << 30)
         before = program.model(x)
-        assert set(importance.ascending(importance.obs_importance(program, group, moments))[:2]) == {1, 4}
-        for path, value in Reconstruction(program, moments).weights_without(group, (), [4]).items():
+        assert set(importance.ascending_indices(importance.obs_importance(program, group, moments))[:2]) == {1, 4}
+        for path, value in Reconstruction(program, moments).refitted_reader_weights(group, (), [4]).items():
             program.model.get_parameter(path).data = value
         after = program.model(x)
     assert not program.model.last.weight[:, 4].any()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.transforms.editing.trial import branch_skipped
+from effc.compiler.transforms.editing.trial import with_branch_skipped
 from effc.compiler.transforms.search.choice import Exact, Racing, Round
 from effc.compiler.transforms.search.prefix import Prefix
 from hypothesis import example, given, settings
@@ -40,9 +40,9 @@ def test_a_score_from_the_middle_equals_the_whole_forwards_bit_for_bit(name, roo
     assert prefix.measure_from(run) == run()
     assert prefix.chain
     for branch in reversed(skeleton_of(program).branches):
-        with branch_skipped(program, branch):
+        with with_branch_skipped(program, branch):
             expected = run()
-        assert prefix.measure_from(run, branch.unit, lambda b=branch: branch_skipped(program, b)) == expected
+        assert prefix.measure_from(run, branch.unit, lambda b=branch: with_branch_skipped(program, b)) == expected
     assert prefix.bytes_stored <= room + IDS.numel() * 64 * 4  # and the outputs of the layer last asked for
 
 
@@ -66,7 +66,7 @@ def test_what_layers_gave_before_a_cut_is_not_used_after_it():
     prefix.measure_from(run, "model.layers.2")
     with torch.no_grad():
         program.model.model.layers[1].mlp.down_proj.weight.mul_(0.5)
-    prefix.changed_at(1)
+    prefix.forget_outputs_from(1)
     assert prefix.measure_from(run, "model.layers.2") == run()
 
 
@@ -133,9 +133,9 @@ def test_a_metric_whose_forwards_depend_on_what_the_model_says_is_measured_whole
     prefix = Prefix(program, 1 << 30)
     prefix.measure_from(run)
     for branch in skeleton_of(program).branches[::-1]:
-        with branch_skipped(program, branch):
+        with with_branch_skipped(program, branch):
             expected = run()
-        assert prefix.measure_from(run, branch.unit, lambda b=branch: branch_skipped(program, b)) == expected
+        assert prefix.measure_from(run, branch.unit, lambda b=branch: with_branch_skipped(program, b)) == expected
 
 
 class Fixed:
@@ -153,7 +153,7 @@ def choose(choice, losses, base=1.0, sizes=None):
     """The chosen name and the names that were scored, in order."""
     candidates = [Fixed(n, (sizes or {}).get(n, 1.0)) for n in losses]
     now = Round(candidates, lambda: base, lambda asked: [losses[c.name] for c in asked], 1.0)
-    best = choice.choose(now)
+    best = choice.score_and_choose(now)
     return best and best.name, list(now.scores)
 
 
@@ -204,4 +204,4 @@ def test_what_is_saved_beyond_the_budget_is_worth_nothing():
     for choice in (Exact("params"), Racing("params")):
         for left, name in ((10.0, "large"), (1.0, "small")):
             now = Round(candidates, lambda: 1.0, lambda asked: [losses[c.name] for c in asked], 1.0, left)
-            assert copy.deepcopy(choice).choose(now).name == name
+            assert copy.deepcopy(choice).score_and_choose(now).name == name

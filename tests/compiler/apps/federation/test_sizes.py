@@ -14,7 +14,7 @@ from effc.compiler.inputs.sources.zoo import zoo_folders_by_name
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.surgery import tensor_at
 from effc.compiler.models.rows.forward import total_nll
-from effc.compiler.transforms.search.importance import ascending, l1_importance
+from effc.compiler.transforms.search.importance import ascending_indices, l1_importance
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from tests import tiny
@@ -86,7 +86,7 @@ def test_heads_that_weigh_least_are_missed_less_than_some_by_chance_and_those_th
     ids = torch.tensor(AutoTokenizer.from_pretrained(path)(text)["input_ids"][:192]).view(4, 48)
     program = capture(model)
     heads = [g for g in cuttable_groups(program) if g.kind == "kv_heads"]
-    order = {f"{g.site} kv_heads": ascending(l1_importance(program, g)) for g in heads}
+    order = {f"{g.site} kv_heads": ascending_indices(l1_importance(program, g)) for g in heads}
     least, most = ({n: tuple(found[end]) for n, found in order.items()} for end in (slice(0, 1), slice(-1, None)))
     chance = [{n: (random.Random(f"{seed} {n}").randrange(4),) for n in order} for seed in range(4)]
     by_chance = mean(loss(model, ids, cuts) for cuts in chance)
@@ -99,7 +99,7 @@ def test_a_size_drops_the_items_that_weigh_least():
     (size,) = largest_sub_networks(program, [0.7])
     for group in cuttable_groups(program):
         items = size.cuts[f"{group.site} {group.kind}"]
-        assert set(items) == set(ascending(l1_importance(program, group))[: len(items)])
+        assert set(items) == set(ascending_indices(l1_importance(program, group))[: len(items)])
 
 
 def stored_declaration():
