@@ -339,7 +339,6 @@ def test_an_artifact_is_stock_where_shapes_allow_and_loads_with_kernels(tmp_path
         assert result.artifacts and (tmp_path / "two" / "compact").is_dir()
 
 
-@pytest.mark.slow
 def test_the_zoo_keeps_its_outputs(tmp_path):
     for name in ("tiny-mamba2", "tiny-hybrid"):
         model = resolve_origin(f"zoo:{name}", context(tmp_path).settings).load().eval()

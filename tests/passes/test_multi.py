@@ -124,7 +124,6 @@ def test_far_more_than_was_asked_for_is_refused_unless_the_recipe_allows_it(tmp_
     assert "`overshoot: true`" in no.value.diagnostics[0].help
 
 
-@pytest.mark.slow
 def test_repair_leaves_less_damage_than_none(tmp_path):
     model = tiny.model("llama")
     scores = {}
@@ -238,7 +237,6 @@ def test_every_decision_is_noted_with_the_scores_that_it_was_made_on(tmp_path):
     json.dumps(program.notes)
 
 
-@pytest.mark.slow
 def test_a_metric_beside_the_search_is_measured_on_rows_that_no_decision_reads(tmp_path):
     plain = pruned(tmp_path, tiny.model("llama"), remove=Ratio(0.2, "params"))
     (tmp_path / "again").mkdir()
@@ -253,7 +251,6 @@ def test_a_metric_beside_the_search_is_measured_on_rows_that_no_decision_reads(t
     assert cuts(watched) == cuts(plain)
 
 
-@pytest.mark.slow
 def test_a_metric_beside_is_compared_with_the_score_of_its_own_turn(tmp_path):
     program = pruned(
         tmp_path,
@@ -270,7 +267,6 @@ def test_a_metric_beside_is_compared_with_the_score_of_its_own_turn(tmp_path):
     assert all(s[2] == pytest.approx(s[3]) for s in note["seen"] if s[1] == "perplexity(other)")
 
 
-@pytest.mark.slow
 def test_shares_count_among_the_kinds_in_order(tmp_path):
     program = pruned(
         tmp_path,
@@ -356,7 +352,6 @@ def test_rows_of_their_own_rank_and_refit(tmp_path):
     assert notes["other"] != notes["same"] != notes["none"]
 
 
-@pytest.mark.slow
 def test_without_rows_those_that_the_original_writes_rank_and_refit(tmp_path, monkeypatch):
     from effc.compiler.inputs.data.generated import Generated
 
@@ -375,7 +370,6 @@ def test_without_rows_those_that_the_original_writes_rank_and_refit(tmp_path, mo
     assert to_write_as_well == pytest.approx(COSTS["layer forwards"] + reading)
 
 
-@pytest.mark.slow
 def test_a_model_that_writes_nothing_is_ranked_on_the_scores_rows(tmp_path):
     notes = {}
     for name, data in (("none", None), ("same", DataRef("rows"))):

@@ -72,7 +72,6 @@ def test_a_written_artifact_is_whole_and_says_what_it_holds(tmp_path):
     assert leftovers(tmp_path / "out") == []
 
 
-@pytest.mark.slow
 def test_the_hash_is_of_what_was_decided_not_of_what_was_measured(tmp_path):
     write_artifact(tmp_path / "a", build=build)
     slower = (Measure("decode.p50", "ms", 2.0, float("nan")),)
@@ -184,7 +183,6 @@ def test_a_folder_without_manifest_is_no_artifact(tmp_path):
     assert slug(lambda: read_manifest(tmp_path / "nowhere")) == "no-artifact"
 
 
-@pytest.mark.slow
 def test_what_is_there_stays_unless_force_is_given(tmp_path):
     write_artifact(tmp_path / "a", build=build)
     before = artifact_hash(tmp_path / "a")
@@ -256,7 +254,6 @@ except Reject as reject:
 """
 
 
-@pytest.mark.slow
 def test_a_full_disk_leaves_the_old_artifact(tmp_path):
     write_artifact(tmp_path / "a", build=build)
     before = artifact_hash(tmp_path / "a")
@@ -331,7 +328,6 @@ def test_killed_at_any_moment_a_new_artifact_is_whole_or_absent(tmp_path):
     assert leftovers(tmp_path) == []
 
 
-@pytest.mark.slow
 def test_a_draft_of_a_living_process_is_left_alone(tmp_path):
     def meanwhile(folder: Path) -> Manifest:
         write_artifact(tmp_path / "b", build=build)
