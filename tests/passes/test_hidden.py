@@ -293,11 +293,17 @@ def test_streams_that_can_not_go_are_refused_with_a_reason(tmp_path, name, reaso
 
 @pytest.mark.slow
 def test_narrower_streams_are_written_and_reopened_the_same(tmp_path):
+    # MobileBERT joins two matrices, ConvBERT's stream is read by convolutions, MiniCPM3's config derives a factor
     names = ["llama", "gpt2", "gemma2", "bert", "t5", "mixtral", "vit", "mamba", "jamba"]
+    names += ["mobilebert", "convbert", "minicpm3"]
     rows = body(run(names, {name: ["prune.hidden"] for name in names}, tmp_path))["rows"]
     cells = {name: {stage: cell[0] for stage, cell in row.items() if "hidden" in stage} for name, row in rows.items()}
     stages = ("prune.hidden prune", "prune.hidden emit", "prune.hidden reload")
     assert cells == {name: dict.fromkeys(stages, "green") for name in names}, rows
+
+
+def test_a_head_that_joins_two_matrices_leaves_a_model_its_stream():
+    assert not isinstance(stream_group_or_refusal(capture(table.model("mobilebert"))), str)
 
 
 def test_a_model_that_returns_its_stream_keeps_it():

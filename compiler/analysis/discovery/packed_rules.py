@@ -153,7 +153,10 @@ def label_concatenation(rules: "NodeRules") -> Tensor:
     """Parameters beside activations along an axis of positions, as a token for a whole image is: the same channels."""
     axis = rules.kwargs.get("dim", rules.args[1] if len(rules.args) > 1 else 0)
     pieces = list(rules.args[0])
-    channels = next(x for x in pieces if isinstance(x, Tensor)).narrow(axis, 0, 1)
+    activation = next((x for x in pieces if isinstance(x, Tensor)), None)
+    if activation is None:
+        raise ValueError("parameters alone are joined")  # as MobileBERT's head joins two matrices
+    channels = activation.narrow(axis, 0, 1)
     for i, w in enumerate(pieces):
         if isinstance(w, Weight):
             rules.out.couple(channels, claim_last_axis_channels(rules, w).narrow(axis, 0, 1))

@@ -14,7 +14,7 @@ from ...analysis.planning.stream_width import fixed_stream_diagnostic
 from ...core.device import memory_budget_bytes_on
 from ...ir.surgery import modules_holding_tensor, tensor_at
 from ...models.rows.forward import evaluating, memory_batches, outputs
-from .reconstruct import Moments, Reconstruction, has_moments, module_of, readers
+from .reconstruct import Moments, Reconstruction, as_matrix, has_moments, module_of, readers
 from .unpadded import unpadded_rows_by_length
 
 if TYPE_CHECKING:
@@ -75,10 +75,11 @@ def energy_importance(program: "Program", stream: Group, moments: Moments) -> Te
         if moment is None:
             continue
         weight = tensor_at(program.model, member.tensor).detach()
-        matrix = (weight if member.axis == 1 else weight.T).cpu().double()  # [out, in]
+        matrix = as_matrix(weight, member).cpu().double()
         moment = moment.double()
         energy = ((matrix @ moment) * matrix).sum().clamp(min=1e-30)
         through = matrix.square().sum(0) * moment.diagonal() / energy
+        through = through.reshape(weight.shape[member.axis], -1).sum(1)  # over the places of a convolution's kernel
         for start, size in member.segments:
             total += through[start : start + stream.count * size].reshape(stream.count, size).sum(1)
     return total
