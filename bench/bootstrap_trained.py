@@ -39,7 +39,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bench.bootstrap import context, train
-from bench.fashion import PARTS, channels_last, lite0, write_splits
+from bench.fashion import PARTS, channels_last, imagenet_lite0, write_splits
 from bench.json_table import add_json_option, write_table
 from bench.paired import Z, bits_of, bits_text, paired_difference
 from bench.tables import markdown
@@ -171,7 +171,7 @@ class Comparison:
 
 def trained_net(folder: Path, data: dict[str, Tensor], passes: int) -> nn.Module:
     """The net that all begin at, trained once and kept in a file."""
-    net, file = lite0(0), folder / f"base-{passes}.safetensors"
+    net, file = imagenet_lite0(0), folder / f"base-{passes}.safetensors"
     if not file.is_file():
         train(net, data, passes, 0, BATCH, LR)
         save_file({name: tensor.contiguous() for name, tensor in net.state_dict().items()}, file)

@@ -33,7 +33,7 @@ from typing import Any
 import torch
 
 from bench import rivals, smol, text_quality
-from bench.frontier_models import IK, IMATRIX, LLAMA, NATIVE_VARIANTS, bytes_of, files_of, write_files
+from bench.frontier_models import IK, IMATRIX, LLAMA, NATIVE_VARIANTS, bytes_of, files_of, write_contestant_if_absent
 
 REST = 0.03  # seconds before a turn: threads of the one before spin for some milliseconds
 PROMPT_ROUNDS = 3
@@ -281,7 +281,7 @@ def main() -> None:
         write_rows(folder)
     write_references(folder)
     for name in names:
-        write_files(folder, name, options.steps)
+        write_contestant_if_absent(folder, name, options.steps)
     original = json.loads((folder / "quality.json").read_text())
     known = json.loads(options.quality_from.read_text())["rows"] if options.quality_from else []
     earlier = {(row["engine"], row["label"]): row for row in known if row["engine"] in ("llama.cpp", "ONNX Runtime")}

@@ -44,7 +44,7 @@ def test_graphs_and_groups_of_all_its_blocks_are_found(net):
     reference = equivalence.record_logits_of_sample_calls(net)
     program = capture(copy.deepcopy(net))
     for unit in program.units.values():
-        unit.bind(program.model)
+        unit.install_graph_forward(program.model)
     assert equivalence.max_difference(reference, equivalence.record_logits_of_sample_calls(program.model)) == 0.0
     assert len(program.units) == 16 and not program.opaque
     assert len(skeleton_of(program).branches) == 9, "inverted residuals that keep their shape"

@@ -100,7 +100,7 @@ def test_recomputed_layers_run_twice_and_give_the_same_gradient(bound):
     program = capture(model)
     if bound:
         for unit in program.units.values():
-            unit.bind(model)
+            unit.install_graph_forward(model)
     model.get_submodule("transformer.h.1.mlp.c_fc").register_forward_pre_hook(lambda *_: calls.append(1))
     parameters = dict(model.named_parameters())
     for layers in ((), [unit.module(model) for unit in program.units.values()]):

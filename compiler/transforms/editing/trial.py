@@ -19,12 +19,12 @@ def with_bound_graphs(program: "Program", units: Sequence["Unit"]) -> Iterator[N
     """Layers run these graphs, also where they are their own: a layer's own forward is another kind of code."""
     try:
         for unit in units:
-            unit.bind(program.model)
+            unit.install_graph_forward(program.model)
         yield
     finally:
         for path in {unit.path for unit in units} & program.units.keys():
             unit = program.units[path]
-            (unit.bind if unit.edited else unit.unbind)(program.model)
+            (unit.install_graph_forward if unit.edited else unit.restore_class_forward)(program.model)
 
 
 def branch_skipped(program: "Program", branch: Branch) -> AbstractContextManager[None]:

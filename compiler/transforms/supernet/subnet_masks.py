@@ -161,7 +161,7 @@ class SubnetMasks:
         unit, model = self.program.units[path], self.program.model
         if state == FULL_STATE:
             del self._bound[path]
-            (unit.bind if unit.edited else unit.unbind)(model)
+            (unit.install_graph_forward if unit.edited else unit.restore_class_forward)(model)
             return
         if (path, state) not in self._units:
             graph = unit.graph
@@ -169,7 +169,7 @@ class SubnetMasks:
                 graph = copy_without_branch(graph, self.branches[site])
             graph = copy_with_current_integers(graph, unit.module(model)) or graph if state[1] else graph
             self._units[path, state] = replace(unit, graph=graph, key=graph_code_hash(graph), edited=True)
-        self._units[path, state].bind(model)
+        self._units[path, state].install_graph_forward(model)
         self._bound[path] = state
 
     @contextmanager
