@@ -97,7 +97,7 @@ class Comparison:
             save_file(tensors, file, {"family": json.dumps(family.to_json() | {"base": ""})})
             program = capture(copy.deepcopy(self.base))
         body = json.loads(metadata(file)["family"])
-        family = Family.from_json(body, program, load_file(file))
+        family = Family.from_json_assigning_weights(body, program, load_file(file))
         channels_last(family.program.model)
         return family
 
@@ -143,8 +143,8 @@ class Comparison:
         choices["the smallest"] = family.space.choice("smallest")
         for size, choice in choices.items():
             if self.lacks("super-network", size):
-                skeleton = family.smaller(choice)
-                with family.applied(choice):
+                skeleton = family.smaller_skeleton(choice)
+                with family.with_choice_applied(choice):
                     macs = shrink.flops_per_token(skeleton, 0) / 2
                     self.add_row(
                         "super-network", size, 3 * steps, family.program.model, macs, shrink.param_count(skeleton)
@@ -158,14 +158,14 @@ class Comparison:
 
     def train_alone(self, family: Family, arm: str, size: str, choice: Mapping[str, int], passes: int) -> None:
         parts = {"space": family.space, "orders": family.orders}
-        model = Family(capture(copy.deepcopy(self.base)), "", **parts).cut_to_choice(choice).model
+        model = Family(capture(copy.deepcopy(self.base)), "", **parts).cut_in_place_to_choice(choice).model
         if arm.startswith("random"):
             torch.manual_seed(self.seed)
             for module in model.modules():
                 if callable(reset := getattr(module, "reset_parameters", None)):
                     reset()
         train(channels_last(model), self.train, passes, self.seed, BATCH, LR)
-        macs = shrink.flops_per_token(family.smaller(choice), 0) / 2
+        macs = shrink.flops_per_token(family.smaller_skeleton(choice), 0) / 2
         self.add_row(arm, size, passes, model, macs, count(model))
 
 

@@ -44,7 +44,7 @@ ENGINES = ("OpenVINO", "ONNX Runtime", "torchao")
 
 def answer_stdin_commands(folder: Path, contestant_name: str, threads: int) -> None:
     """Answer lines of stdin: `decode` with seconds a token, `prompt` with seconds, `score TEXT` with JSON."""
-    from effc.compiler.transforms.lowering.racing import set_real_time_priority
+    from effc.compiler.transforms.lowering.racing import try_set_real_time_priority
 
     from bench.decoders import Ik, Llama, Own, silent_llama
 
@@ -66,10 +66,10 @@ def answer_stdin_commands(folder: Path, contestant_name: str, threads: int) -> N
         if verb == "score":
             print(json.dumps(text_quality.score(folder, text, contestant.logits)), flush=True)
             continue
-        raised = set_real_time_priority(True)
+        raised = try_set_real_time_priority(True)
         print(seconds_per_token_or_prompt(contestant, verb, ids[turn : turn + rivals.PROMPT]), flush=True)
         if raised:
-            set_real_time_priority(False)
+            try_set_real_time_priority(False)
 
 
 def seconds_per_token_or_prompt(contestant: Any, verb: str, ids: list[int]) -> float:

@@ -9,9 +9,9 @@ from ...compiler.plugin.interfaces import Close, Pass, param
 from ...compiler.transforms.lowering.attentions import (
     attention_calls,
     query_and_key_heads,
-    replace_call,
-    rewrite_attention_calls,
-    unsupported_option,
+    replace_attention_call,
+    rewrite_attentions_and_list_refusals,
+    unsupported_option_reason,
 )
 from ...dsl.checker.values import Selector
 
@@ -37,14 +37,14 @@ class GroupQueries(Pass):
 
     def run(self, program: Program, ctx: Context) -> None:
         chosen = attention_calls(program, self.on)
-        left = rewrite_attention_calls(program, chosen, _reason, _grouped)
+        left = rewrite_attentions_and_list_refusals(program, chosen, _reason, _grouped)
         program.note(grouped=[a.site for a in chosen if a.site not in left], unchanged=left)
 
 
 def _reason(node: fx.Node) -> str:
     queries, keys = query_and_key_heads(node)
-    return unsupported_option(node) or ("every query head has keys of its own" if queries == keys else "")
+    return unsupported_option_reason(node) or ("every query head has keys of its own" if queries == keys else "")
 
 
 def _grouped(graph: fx.Graph, node: fx.Node) -> None:
-    replace_call(graph, node, leaves.grouped_attention, node.args, {})
+    replace_attention_call(graph, node, leaves.grouped_attention, node.args, {})

@@ -77,8 +77,10 @@ def evaluate_if_renamed_router(builder: PlanBuilder, call: NodeCall) -> "Routed 
     if is_layer or len(call.args) != 1 or not isinstance(call.first, Rows) or call.first.index.dim() != 2:
         return NotImplemented
     value = _evaluate_router_on_samples(builder, call)
-    parts = value.samples[0] if value is not None and isinstance(value.samples[0], tuple) else ()
-    return value if any(isinstance(x, Tensor) and not x.is_floating_point() for x in parts) else NotImplemented
+    if value is None or not isinstance(value.samples[0], tuple):
+        return NotImplemented
+    has_indices = any(isinstance(x, Tensor) and not x.is_floating_point() for x in value.samples[0])
+    return value if has_indices else NotImplemented
 
 
 def _evaluate_router_on_samples(builder: PlanBuilder, call: NodeCall) -> Routed | None:
