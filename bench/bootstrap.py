@@ -203,7 +203,7 @@ def measure_sizes_and_searches(
             yield f"super-network, {share:.0%}", accuracy(net.program.model, ctx, "test")
         alone = (
             Family(capture(copy.deepcopy(model)), "", plain.space, orders=plain.orders)
-            .cut_in_place_to_choice(choice)
+            .cut_program_to_choice(choice)
             .model
         )
         if share == 1:

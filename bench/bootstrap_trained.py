@@ -158,7 +158,7 @@ class Comparison:
 
     def train_alone(self, family: Family, arm: str, size: str, choice: Mapping[str, int], passes: int) -> None:
         parts = {"space": family.space, "orders": family.orders}
-        model = Family(capture(copy.deepcopy(self.base)), "", **parts).cut_in_place_to_choice(choice).model
+        model = Family(capture(copy.deepcopy(self.base)), "", **parts).cut_program_to_choice(choice).model
         if arm.startswith("random"):
             torch.manual_seed(self.seed)
             for module in model.modules():

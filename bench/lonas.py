@@ -140,7 +140,7 @@ class Task:
             load: Any = build.load_outcome
             space = load(key).space
             for index, size in list(enumerate(SIZES))[not share :]:
-                program = load(key).cut_in_place_to_choice({dim.name: dim.values[index] for dim in space.dims})
+                program = load(key).cut_program_to_choice({dim.name: dim.values[index] for dim in space.dims})
                 build.results.release()
                 yield Measured(f"{arm}, {size}", self.options.steps if share else 0, program, build.ctx)
         else:

@@ -31,7 +31,7 @@ from ...compiler.transforms.supernet.elastic_dims import (
     narrowable_groups,
     refuse_no_depth,
     refuse_single_choice,
-    refuse_too_few_experts,
+    require_enough_experts,
     require_larger_kernels,
     width_dims,
 )
@@ -45,7 +45,7 @@ from ...compiler.transforms.supernet.objectives import (
     refuse_unlabelled_images,
 )
 from ...compiler.transforms.supernet.subnet_masks import SubnetMasks
-from ...compiler.transforms.training.acceptance import refuse_training_rows_as_held_out
+from ...compiler.transforms.training.acceptance import refuse_validation_on_training_rows
 from ...compiler.transforms.training.adapters import AdapterShape, require_adaptable_modules, with_adapters
 from ...compiler.transforms.training.effort import adapter_param_count, estimate_run_effort
 from ...compiler.transforms.training.masks import nonzero_masks
@@ -174,7 +174,7 @@ class Elastic(Learner):
         assert isinstance(outcome, Model), f"a family of {outcome.kind}"
         program = outcome.program
         self.forecast(skeleton_of(program))
-        refuse_training_rows_as_held_out(self.data, self.held_out, ctx)
+        refuse_validation_on_training_rows(self.data, self.held_out, ctx)
         adapts = self.train == "adapters" and self.steps > 0
         paths = require_adaptable_modules(program, None) if adapts else ()
         space, orders = self._search_space_and_orders(program, paths, ctx)
@@ -198,7 +198,7 @@ class Elastic(Learner):
             for kind, shares in self._widths()
             for d in self._dials(narrowable_groups(skeleton, self.on, kind), kind, shares)
         ]
-        refuse_too_few_experts(self.experts, skeleton, self.on)
+        require_enough_experts(self.experts, skeleton, self.on)
         require_larger_kernels(self.kernels, skeleton, self.on)
         ranked = self.train == "adapters" and self.steps > 0 and len(self.ranks) > 1
         if not (self.kernels or self.depth != "none" or ranked):
@@ -300,7 +300,7 @@ class Elastic(Learner):
             tensors = {name: p.detach().clone() for name, p in weights.items()}
             family.crops = {name: p.detach().clone() for name, p in crops.items()}
         family.tensors, family.weights = (tensors, {}) if paths else ({}, tensors)
-        family.losses = tuple(lesson.mean_losses_of_drawn_choices(course.step))
+        family.losses = tuple(lesson.mean_losses_of_sampled_choices(course.step))
         program.note(steps=course.step, best=course.best, loss=course.curve, held_out=course.held_out)
 
     def _objective(self, model: nn.Module, ctx: Context) -> Tokens | ClassificationObjective:

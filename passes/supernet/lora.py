@@ -14,7 +14,7 @@ from ...compiler.plugin.interfaces import Effort, Lossy, param
 from ...compiler.transforms.search.grid import check_groups
 from ...compiler.transforms.supernet.choices import ChoiceSampler, Space
 from ...compiler.transforms.supernet.family import Family, refuse_too_large_ranks
-from ...compiler.transforms.training.acceptance import refuse_training_rows_as_held_out
+from ...compiler.transforms.training.acceptance import refuse_validation_on_training_rows
 from ...compiler.transforms.training.adapters import AdapterShape, require_adaptable_modules, with_adapters
 from ...compiler.transforms.training.effort import adapter_param_count, estimate_run_effort
 from ...compiler.transforms.training.loop import TrainingState
@@ -84,7 +84,7 @@ class Lora(Learner):
         assert isinstance(outcome, Model), f"a family of {outcome.kind}"
         program = outcome.program
         self.forecast(skeleton_of(program))
-        refuse_training_rows_as_held_out(self.data, self.held_out, ctx)
+        refuse_validation_on_training_rows(self.data, self.held_out, ctx)
         paths = require_adaptable_modules(program, self.on)
         shape = AdapterShape(self.ranks[0], self.alpha, self.dropout)
         sampler = ChoiceSampler(Space.of_ranks(paths, self.per, skeleton_of(program), self.ranks), ctx.seed)

@@ -18,7 +18,7 @@ from ...compiler.models.rows.encoder_states import resolve_pooling_name
 from ...compiler.models.rows.forward import output_kind_of, total_nll
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, Lossy, param
-from ...compiler.transforms.training.acceptance import no_gain_diagnostic, refuse_training_rows_as_held_out
+from ...compiler.transforms.training.acceptance import no_gain_diagnostic, refuse_validation_on_training_rows
 from ...compiler.transforms.training.adapters import AdapterShape, require_adaptable_modules, with_adapters
 from ...compiler.transforms.training.effort import adapter_param_count, estimate_run_effort, param_count_of_parts
 from ...compiler.transforms.training.loop import TrainingState
@@ -283,4 +283,4 @@ class Heal(Learner):
 
     def _check_rows(self, ctx: Context) -> None:
         self._check_packages()
-        refuse_training_rows_as_held_out(self.data, self.held_out, ctx)
+        refuse_validation_on_training_rows(self.data, self.held_out, ctx)

@@ -84,6 +84,6 @@ def test_widths_kernels_and_blocks_of_it_are_elastic(net):
     choice, shown = space.choice("smallest"), net.dummy_inputs["inputs"]
     with family.with_choice_applied(choice):
         masked = program.model(shown)
-    cut = Family(capture(copy.deepcopy(net)), "", space, orders=family.orders).cut_in_place_to_choice(choice)
+    cut = Family(capture(copy.deepcopy(net)), "", space, orders=family.orders).cut_program_to_choice(choice)
     assert torch.allclose(cut.model(shown), masked, atol=1e-3 * float(masked.abs().max()))
     assert sum(p.numel() for p in cut.model.parameters()) < 0.6 * sum(p.numel() for p in net.parameters())

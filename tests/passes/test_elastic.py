@@ -64,7 +64,7 @@ def scan_family(name):
 def alone(family, choice):
     """The smaller program that a choice is; the family stays."""
     fresh = capture(copy.deepcopy(family.program.model))
-    return Family(fresh, "", family.space, orders=family.orders).cut_in_place_to_choice(choice)
+    return Family(fresh, "", family.space, orders=family.orders).cut_program_to_choice(choice)
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +193,7 @@ def test_scans_are_trained_as_choices_of_which_plain_transformers_reads_one(tmp_
         with family.with_switchable_choice() as take:
             take(choice)
             masked = family.program.model(ids).logits
-        cut = family.cut_in_place_to_choice(choice)
+        cut = family.cut_program_to_choice(choice)
         assert torch.allclose(cut.model(ids).logits, masked, atol=5e-4, rtol=1e-3)
     config, why = stock_config(cut.model)
     assert not why and config.mamba_d_state == 8
@@ -214,8 +214,8 @@ def test_training_a_family_makes_small_choices_better(tmp_path, train):
     with net.with_choice_applied(choice):
         small = loss(net.program.model)
     assert len(net.losses) == 60 and all(value > 0 for _, value in net.losses)
-    assert small < 0.9 * loss(bare.cut_in_place_to_choice(bare.space.choice("smallest")).model)
-    assert abs(loss(again.cut_in_place_to_choice(choice).model) - small) < 1e-3 * small
+    assert small < 0.9 * loss(bare.cut_program_to_choice(bare.space.choice("smallest")).model)
+    assert abs(loss(again.cut_program_to_choice(choice).model) - small) < 1e-3 * small
 
 
 def test_shares_that_can_not_be_are_refused(tmp_path):

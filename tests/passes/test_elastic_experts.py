@@ -98,7 +98,7 @@ def test_experts_go_by_trust_and_one_choice_is_read_by_plain_transformers(tmp_pa
     with torch.no_grad():
         with family.with_choice_applied(family.space.choice("smallest")):
             masked = family.program.model(ids).logits
-        cut = family.cut_in_place_to_choice(family.space.choice("smallest"))
+        cut = family.cut_program_to_choice(family.space.choice("smallest"))
         assert torch.allclose(cut.model(ids).logits, masked, atol=2e-4, rtol=1e-4)
     config, why = stock_config(cut.model)
     assert not why and config.num_local_experts == 2

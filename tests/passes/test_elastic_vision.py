@@ -144,7 +144,7 @@ def family_of(name):
 def alone(family, choice):
     bare = capture(copy.deepcopy(family.program.model))
     shared = {"orders": family.orders, "weights": family.weights, "norms": family.norms, "crops": family.crops}
-    return Family(bare, "", family.space, **shared).cut_in_place_to_choice(choice)
+    return Family(bare, "", family.space, **shared).cut_program_to_choice(choice)
 
 
 @torch.no_grad()

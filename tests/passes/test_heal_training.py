@@ -69,7 +69,9 @@ def test_the_loss_and_its_gradient_are_those_of_the_formula(share, temperature, 
     model, teacher = tiny.model("llama"), logits(tiny.model("llama", seed=1))
     chosen = torch.tensor([4, 0, 2])
     original = OriginalOutputs(teacher.argmax(-1).int(), teacher)
-    loss = Objective(model, ROWS, original, share, temperature, learned).accumulate_gradients(chosen, weight=0.5)
+    loss = Objective(model, ROWS, original, share, temperature, learned).accumulate_gradients(
+        chosen, gradient_factor=0.5
+    )
     found = {name: p.grad for name, p in model.named_parameters()}
     model.zero_grad()
     keep = torch.ones_like(ROWS).bool() if learned is None else learned

@@ -166,7 +166,7 @@ def test_a_choice_that_was_trained_through_a_grid_is_on_it_when_it_is_merged(tmp
     before = {path: weight_of(net.program.model.get_submodule(path)).clone() for path in net.paths}
     with torch.no_grad(), net.with_choice_applied(choice):
         within = net.program.model(ids).logits
-    cut = again.cut_in_place_to_choice(choice).model
+    cut = again.cut_program_to_choice(choice).model
     with torch.no_grad():
         assert torch.allclose(cut(ids).logits, within, atol=1e-4)
     assert loss(cut) < 0.95 * loss(rounded.model)

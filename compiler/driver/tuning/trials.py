@@ -62,7 +62,7 @@ class Trial:
         return value / original if original else value
 
 
-class WrittenArtifact(NamedTuple):
+class TrialArtifact(NamedTuple):
     """Folder of an artifact, and the first form in it, which is the one that is opened."""
 
     folder: Path
@@ -79,7 +79,7 @@ class Trials:
     wish: Wish
     cache: Cache
     folder: Path | None = None  # plans alone, no measurements
-    artifacts: dict[Candidate, WrittenArtifact] = field(default_factory=dict)
+    artifacts: dict[Candidate, TrialArtifact] = field(default_factory=dict)
 
     @cached_property
     def metrics(self) -> dict[str, MetricRef]:
@@ -152,10 +152,10 @@ class Trials:
         ctx = self.wish.session.context(plan.recipe, plan.pipeline)
         if candidate not in self.artifacts:
             self.artifacts[candidate] = self._build_and_write_artifact(plan, ctx)
-        written = self.artifacts[candidate]
-        return load_to_judge(written.folder / written.first_form, ctx.settings.device)
+        artifact = self.artifacts[candidate]
+        return load_to_judge(artifact.folder / artifact.first_form, ctx.settings.device)
 
-    def _build_and_write_artifact(self, plan: Plan, ctx: Context) -> WrittenArtifact:
+    def _build_and_write_artifact(self, plan: Plan, ctx: Context) -> TrialArtifact:
         """Run the steps of a plan, and write its artifact."""
         build = Build(plan, ctx, self.cache, total=len(plan.stages))
         for index in range(len(plan.stages)):
@@ -173,7 +173,7 @@ class Trials:
             raise
         forms = [form.folder for form in writer.forms_of(outcome) if (folder / form.folder).is_dir()]
         build.results.release()
-        return WrittenArtifact(folder, forms[0])
+        return TrialArtifact(folder, forms[0])
 
     def _trials_beside_original(
         self, opened: Mapping[Candidate, tuple[Any, float]], plan: Plan, num_rows: int

@@ -193,7 +193,7 @@ def choose_kernel(
     kernels: Sequence[str],
     seconds_by_kernel: Mapping[str, float],
     relative_error_of: Callable[[str], float | None],
-    max_error: float,
+    max_relative_error: float,
 ) -> ReasonedKernel:
     """(kernel or "", why) of a module whose contenders were timed.
 
@@ -205,11 +205,11 @@ def choose_kernel(
     def fits(kernel: str) -> bool:
         if kernel not in off:
             off[kernel] = (relative_error_of(kernel) or 0.0) if kernel in ROUNDED else 0.0
-        return off[kernel] <= max_error or kernel not in ROUNDED
+        return off[kernel] <= max_relative_error or kernel not in ROUNDED
 
     by_time = sorted((k for k in kernels if k in seconds_by_kernel), key=seconds_by_kernel.__getitem__)
     fastest = next(filter(fits, by_time), None)
-    barred = [k for k in by_time if off.get(k, 0.0) > max_error]
+    barred = [k for k in by_time if off.get(k, 0.0) > max_relative_error]
     barred_text = ", ".join(f"{FORMAT_OF[k]} would be off by {off[k]:.1%} of its outputs" for k in barred)
     left_out = f"; {barred_text}" if barred_text else ""
     if fastest is None:

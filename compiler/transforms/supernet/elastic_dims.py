@@ -150,7 +150,7 @@ def kernel_dims(
     ]
 
 
-def refuse_too_few_experts(remaining_shares: Sequence[Ratio], skeleton: Skeleton, selector: Selector | None) -> None:
+def require_enough_experts(remaining_shares: Sequence[Ratio], skeleton: Skeleton, selector: Selector | None) -> None:
     """Reject (too-few-experts) shares that would leave fewer than are chosen for a token."""
     for group in narrowable_groups(skeleton, selector, EXPERTS) if remaining_shares else ():
         left = Amount(remaining_shares[-1]).remaining_count(steps(group)) * group.count // steps(group)

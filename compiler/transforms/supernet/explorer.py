@@ -81,7 +81,7 @@ class Explorer:
         self.space = self.family.space
         self.journal = Journal(self.ctx.workdir / "genomes.jsonl")
         self._largest_count = self._count(self.space.choice("largest")) if self.cap else math.inf
-        self._refuse_cap_below_smallest()
+        self._require_cap_allows_smallest()
 
     # -- what may be taken -----------------------------------------------------------------------------------
 
@@ -96,7 +96,7 @@ class Explorer:
         assert self.cap is not None, "there is no cap"
         return _COUNTS[self.cap.of or "params"](self.family.smaller_skeleton(choice))
 
-    def _refuse_cap_below_smallest(self) -> None:
+    def _require_cap_allows_smallest(self) -> None:
         if self.cap is None:
             return
         of, least = self.cap.of or "params", self._count(self.space.choice("smallest")) / self._largest_count

@@ -103,7 +103,7 @@ class Family(Outcome):
 
     def program_at(self, point: Point) -> Program:
         assert point.choice is not None, f"{point.name} is no choice"
-        return self.cut_in_place_to_choice(point.choice)
+        return self.cut_program_to_choice(point.choice)
 
     def extract_adapters(self, choice: Mapping[str, int]) -> dict[str, Tensor]:
         """The adapters of a choice alone."""
@@ -123,7 +123,7 @@ class Family(Outcome):
         return tuple(dict.fromkeys(name.rpartition(".")[0] for name in self.tensors))
 
     @property
-    def has_more_than_ranks(self) -> bool:
+    def has_dims_besides_ranks(self) -> bool:
         """Whether more than ranks may be chosen."""
         return any(dim.kind != RANK for dim in self.space.dims)
 
@@ -177,13 +177,13 @@ class Family(Outcome):
                 layer.eval()  # new modules would drop some of what they are given
             yield adapters
 
-    def cut_in_place_to_choice(self, choice: Mapping[str, int]) -> Program:
+    def cut_program_to_choice(self, choice: Mapping[str, int]) -> Program:
         """The smaller program that a choice is, its adapters merged; the family is no more."""
         if self.shape is not None:
             with self._with_loaded_adapters(self.extract_adapters(choice)) as adapters:
                 adapters.merge_into_weights()
             self.program.changed()
-        if self.has_more_than_ranks:
+        if self.has_dims_besides_ranks:
             cut_program_to_choice(self.program, self.space, self.orders, choice, self.crops)
         self._measure_norms(choice)
         if self.weights or self.norms is not None:
@@ -192,7 +192,7 @@ class Family(Outcome):
         return self.program
 
     def smaller_skeleton(self, choice: Mapping[str, int]) -> Skeleton:
-        """The skeleton of what `cut_in_place_to_choice` gives."""
+        """The skeleton of what `cut_program_to_choice` gives."""
         return skeleton_of_choice(skeleton_of(self.program), self.space, choice)
 
     @property

@@ -32,7 +32,11 @@ def identity_crop_matrices(space: Space) -> dict[str, nn.Parameter]:
 
 
 def crop_weight(
-    weight: Tensor, path: str, descending_sizes: Sequence[int], target_size: int, crop_matrices: Mapping[str, Tensor]
+    weight: Tensor,
+    conv_path: str,
+    descending_sizes: Sequence[int],
+    target_size: int,
+    crop_matrices: Mapping[str, Tensor],
 ) -> Tensor:
     """[out, in, k, k] -> [out, in, target_size, target_size]: from value to value the middle, times its learned matrix.
 
@@ -44,7 +48,7 @@ def crop_weight(
             break
         rim = (weight.shape[-1] - value) // 2
         weight = weight[..., rim : rim + value, rim : rim + value]
-        if (learned := crop_matrices.get(crop_matrix_name(path, value))) is not None:
+        if (learned := crop_matrices.get(crop_matrix_name(conv_path, value))) is not None:
             weight = (weight.flatten(2) @ learned.to(weight)).unflatten(2, (value, value))
     return weight
 
@@ -55,7 +59,7 @@ def pad_kernel(kernel: Tensor, size: int) -> Tensor:
     return nn.functional.pad(kernel, [rim] * 4)
 
 
-def crop_kernels_in_place(
+def crop_convolution_kernels(
     program: "Program", space: Space, choice: Mapping[str, int], crop_matrices: Mapping[str, Tensor]
 ) -> None:
     """Give convolutions the kernels of a choice, and as much less zeros around."""
@@ -82,21 +86,21 @@ def crop_kernels_in_place(
 # -- zeros around --------------------------------------------------------------------------------------------
 
 
-def reduced_padding_attributes(program: "Program", conv_path: str, border: int) -> dict[str, list[int]] | None:
-    """Attributes that make the zeros around a convolution fewer, so that a kernel without its outermost `border` places
-    gives as many outputs; None where it can't be told who puts them there.
+def reduced_padding_attributes(program: "Program", conv_path: str, removed_border: int) -> dict[str, list[int]] | None:
+    """Attributes that make the zeros around a convolution fewer, so that a kernel without its
+    outermost `removed_border` places gives as many outputs; None where it can't be told who puts them there.
 
     They are the module's own, or those of a ZeroPad2d within it or right before it.
     """
     module = program.model.get_submodule(conv_path)
     if not isinstance(module, nn.Conv2d) or module.padding_mode != "zeros" or type(module.weight) is not nn.Parameter:
         return None
-    less = [border * step for step in module.dilation]  # [high, wide]
+    less = [removed_border * step for step in module.dilation]  # [high, wide]
     attributes = _reduced_module_padding_attributes(module, conv_path, less)
     if attributes is None:
         attributes = _reduced_zero_pad_attributes(_preceding_zero_pad(program, conv_path), less)
     elif type(module).forward is not nn.Conv2d.forward and not _smaller_padding_equals_crop(
-        module, conv_path, border, attributes
+        module, conv_path, removed_border, attributes
     ):
         attributes = None
     return attributes

@@ -81,4 +81,4 @@ def _measure_copy_cut_to_choice(
 ) -> float:
     """Metric of a choice cut out of a copy, without adapters: merged, they cost nothing."""
     bare = Family(capture(copy.deepcopy(family.program.model)), "", family.space, orders=family.orders)
-    return float(ctx.metric(timed_metric).measure(bare.cut_in_place_to_choice(choice).model, ctx))
+    return float(ctx.metric(timed_metric).measure(bare.cut_program_to_choice(choice).model, ctx))

@@ -55,10 +55,10 @@ def _gets_expert_indices(program: "Program", group: Group, experts_path: str) ->
     inner = experts_path.removeprefix(f"{path}.") if path else experts_path
     nodes = program.units[path].graph.nodes if path in program.units else ()
     calls = [node for node in nodes if node.op == "call_module" and node.target == inner]
-    return len(calls) == 1 and _takes_indices_and_weights(calls[0])
+    return len(calls) == 1 and _receives_indices_and_weights(calls[0])
 
 
-def _takes_indices_and_weights(call: fx.Node) -> bool:
+def _receives_indices_and_weights(call: fx.Node) -> bool:
     """Whether experts are called with numbers [tokens, chosen] and weights of that shape."""
     inputs = call.all_input_nodes
     numbers = [x.meta.get("shape") for x in inputs if "int" in str(x.meta.get("dtype"))]

@@ -69,7 +69,7 @@ class SubnetObjective:
             total += loss / len(choices)
         return total
 
-    def mean_losses_of_drawn_choices(self, step_count: int) -> list[tuple[dict[str, int], float]]:
+    def mean_losses_of_sampled_choices(self, step_count: int) -> list[tuple[dict[str, int], float]]:
         """The choices of the first so many steps, each with the mean of its batches' losses."""
         by_step: dict[tuple[int, int], list[float]] = {}
         for key, loss in self.journal.known.items():

@@ -51,7 +51,7 @@ def load_and_cut_program_of_point(folder: Path, point_name: str, origin: Origin)
             f"{folder / FAMILY} does not fit the model beside it: {type(error).__name__}: {first_line(error)}",
             help="compile the recipe again, or get the artifact again",
         ).rejection() from error
-    return family.cut_in_place_to_choice(choice)
+    return family.cut_program_to_choice(choice)
 
 
 def _load_family(folder: Path, family_json: Mapping[str, Any], origin: Origin) -> Family:

@@ -29,7 +29,7 @@ from ..search.savings import steps
 from ..search.uniform_widths import refreshed
 from ..search.widths import RankedGroup, slice_all, unit_of
 from .choices import BLOCKS, KERNEL, LAYERS, WIDTHS, Space
-from .kernels import crop_kernels_in_place, crop_weight, pad_kernel
+from .kernels import crop_convolution_kernels, crop_weight, pad_kernel
 from .mixtures import EXPERTS, Mixtures, is_maskable_experts
 from .scans import SCANNED, Scans, is_maskable_scan
 
@@ -264,7 +264,7 @@ def cut_program_to_choice(
     program: "Program", space: Space, orders: Orders, choice: Mapping[str, int], crop_matrices: Mapping[str, Tensor]
 ) -> None:
     """Make a program the smaller one that a choice is: kernels, widths, branches, then layers from the last."""
-    crop_kernels_in_place(program, space, choice, crop_matrices)
+    crop_convolution_kernels(program, space, choice, crop_matrices)
     removed_units = [unit for unit, on in space.by_path(choice, LAYERS).items() if not on]
     sites = [site for site, on in space.by_path(choice, BLOCKS).items() if not on]
     skeleton = skeleton_of(program)

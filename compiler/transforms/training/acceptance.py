@@ -18,10 +18,10 @@ held_out_learned = Fault(
 )
 
 
-def refuse_training_rows_as_held_out(data: DataRef, held_out: DataRef | None, ctx: Context) -> None:
-    if held_out and keys.data_identity(held_out, ctx) == keys.data_identity(data, ctx):
+def refuse_validation_on_training_rows(data: DataRef, validation: DataRef | None, ctx: Context) -> None:
+    if validation and keys.data_identity(validation, ctx) == keys.data_identity(data, ctx):
         raise held_out_learned(
-            f"`{held_out.name}` holds the same rows as `{data.name}`",
+            f"`{validation.name}` holds the same rows as `{data.name}`",
             help="judge by other rows, or leave `held_out` out",
         ).rejection()
 

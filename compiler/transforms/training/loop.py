@@ -223,7 +223,7 @@ class TrainingLoop:
             tensors |= {f"{part}:{key}": value for part, value in state.items()}
         self.saved.write_tensors(name, tensors)
         best = [f"best-{self.course.best}"] if self.evaluate and self.course.best else []
-        self.saved.write_manifest_and_remove_others(asdict(self.course), [name, *best])
+        self.saved.write_manifest_and_prune_folders(asdict(self.course), [name, *best])
         self.saved_step = self.course.step
 
     def _refuse_small_disk(self) -> None:

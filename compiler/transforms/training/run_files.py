@@ -56,17 +56,17 @@ class RunCheckpoints:
         shutil.rmtree(final, ignore_errors=True)  # left by a run that was killed before it could name it
         os.replace(draft, final)
 
-    def write_manifest_and_remove_others(self, run_json: Mapping[str, Any], folder_names: list[str]) -> None:
+    def write_manifest_and_prune_folders(self, run_json: Mapping[str, Any], folder_names: list[str]) -> None:
         """Let these folders count, and remove the others."""
         body = {"identity": self.identity, "folders": folder_names, "run": run_json}
         write_atomic(self.folder / MANIFEST, canonical_json(body).encode())
         self._remove_other_folders(folder_names)
 
-    def _remove_other_folders(self, kept_folder_names: list[str]) -> None:
+    def _remove_other_folders(self, listed_folder_names: list[str]) -> None:
         for path in self.folder.glob("*"):
             if (
                 path.is_dir()
                 and path.name.removeprefix(".").startswith(("state-", "best-"))
-                and path.name not in kept_folder_names
+                and path.name not in listed_folder_names
             ):
                 shutil.rmtree(path, ignore_errors=True)
