@@ -199,9 +199,13 @@ def measure_sizes_and_searches(
     net = family_of(folder, model, seed, options.budget // 3)
     plain = family_of(folder, model, seed, 0)
     for share, choice in zip(SHARES, sizes(net), strict=True):
-        with net.applied(choice):
+        with net.with_choice_applied(choice):
             yield f"super-network, {share:.0%}", accuracy(net.program.model, ctx, "test")
-        alone = Family(capture(copy.deepcopy(model)), "", plain.space, orders=plain.orders).cut_to_choice(choice).model
+        alone = (
+            Family(capture(copy.deepcopy(model)), "", plain.space, orders=plain.orders)
+            .cut_program_to_choice(choice)
+            .model
+        )
         if share == 1:
             whole = copy.deepcopy(alone)
             train(whole, data, options.budget, seed)

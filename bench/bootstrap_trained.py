@@ -39,7 +39,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bench.bootstrap import context, train
-from bench.fashion import PARTS, channels_last, lite0, write_splits
+from bench.fashion import PARTS, channels_last, imagenet_lite0, write_splits
 from bench.json_table import add_json_option, write_table
 from bench.paired import Z, bits_of, bits_text, paired_difference
 from bench.tables import markdown
@@ -97,7 +97,7 @@ class Comparison:
             save_file(tensors, file, {"family": json.dumps(family.to_json() | {"base": ""})})
             program = capture(copy.deepcopy(self.base))
         body = json.loads(metadata(file)["family"])
-        family = Family.from_json(body, program, load_file(file))
+        family = Family.from_json_assigning_weights(body, program, load_file(file))
         channels_last(family.program.model)
         return family
 
@@ -143,8 +143,8 @@ class Comparison:
         choices["the smallest"] = family.space.choice("smallest")
         for size, choice in choices.items():
             if self.lacks("super-network", size):
-                skeleton = family.smaller(choice)
-                with family.applied(choice):
+                skeleton = family.smaller_skeleton(choice)
+                with family.with_choice_applied(choice):
                     macs = shrink.flops_per_token(skeleton, 0) / 2
                     self.add_row(
                         "super-network", size, 3 * steps, family.program.model, macs, shrink.param_count(skeleton)
@@ -158,20 +158,20 @@ class Comparison:
 
     def train_alone(self, family: Family, arm: str, size: str, choice: Mapping[str, int], passes: int) -> None:
         parts = {"space": family.space, "orders": family.orders}
-        model = Family(capture(copy.deepcopy(self.base)), "", **parts).cut_to_choice(choice).model
+        model = Family(capture(copy.deepcopy(self.base)), "", **parts).cut_program_to_choice(choice).model
         if arm.startswith("random"):
             torch.manual_seed(self.seed)
             for module in model.modules():
                 if callable(reset := getattr(module, "reset_parameters", None)):
                     reset()
         train(channels_last(model), self.train, passes, self.seed, BATCH, LR)
-        macs = shrink.flops_per_token(family.smaller(choice), 0) / 2
+        macs = shrink.flops_per_token(family.smaller_skeleton(choice), 0) / 2
         self.add_row(arm, size, passes, model, macs, count(model))
 
 
 def trained_net(folder: Path, data: dict[str, Tensor], passes: int) -> nn.Module:
     """The net that all begin at, trained once and kept in a file."""
-    net, file = lite0(0), folder / f"base-{passes}.safetensors"
+    net, file = imagenet_lite0(0), folder / f"base-{passes}.safetensors"
     if not file.is_file():
         train(net, data, passes, 0, BATCH, LR)
         save_file({name: tensor.contiguous() for name, tensor in net.state_dict().items()}, file)

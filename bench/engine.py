@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from effc.compiler.transforms.lowering.contenders import memory_read_contender
-from effc.compiler.transforms.lowering.racing import Contender, involuntary_switches, set_real_time_priority
+from effc.compiler.transforms.lowering.racing import Contender, involuntary_switches, try_set_real_time_priority
 from effc.kernels import levels
 from effc.kernels.engine import Engine
 from effc.kernels.ops import LINEARS
@@ -197,7 +197,7 @@ def llama_cpp_calls(folder: Path, threads: int, context: int) -> dict[str, tuple
 def run_burst(contender: Contender, seconds: float = 0.05) -> None:
     """Calls one after another; the first two find threads asleep and count as none."""
     call = contender.calls[0]
-    set_real_time_priority(True)
+    try_set_real_time_priority(True)
     begun = time.perf_counter()
     call()
     call()
@@ -206,7 +206,7 @@ def run_burst(contender: Contender, seconds: float = 0.05) -> None:
         call()
         took = time.perf_counter() - start
         (contender.times if involuntary_switches() == before else contender.thrown).append(took)
-    set_real_time_priority(False)
+    try_set_real_time_priority(False)
     time.sleep(seconds)
 
 
@@ -236,16 +236,16 @@ def print_profile(name: str, engine: Engine, call, calls: int = 40) -> None:
         if kept == calls:
             break
         if kept % 10 == 0:
-            set_real_time_priority(False)
+            try_set_real_time_priority(False)
             time.sleep(0.03)
-            set_real_time_priority(True)
+            try_set_real_time_priority(True)
         engine.thread_seconds_by_work()
         before = involuntary_switches()
         call()
         if involuntary_switches() == before:
             kept += 1
             sums = {k: sums.get(k, 0) + v for k, v in engine.thread_seconds_by_work().items()}
-    set_real_time_priority(False)
+    try_set_real_time_priority(False)
     engine.thread_seconds_by_work(False)
     whole = sum(sums.values()) or 1
     parts = "  ".join(f"{k} {v / max(1, kept) * 1e3:.3f} ({v / whole:.0%})" for k, v in sums.items())

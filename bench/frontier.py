@@ -33,7 +33,7 @@ from typing import Any
 import torch
 
 from bench import rivals, smol, text_quality
-from bench.frontier_models import IK, IMATRIX, LLAMA, NATIVE_VARIANTS, bytes_of, files_of, write_files
+from bench.frontier_models import IK, IMATRIX, LLAMA, NATIVE_VARIANTS, bytes_of, files_of, write_contestant_if_absent
 
 REST = 0.03  # seconds before a turn: threads of the one before spin for some milliseconds
 PROMPT_ROUNDS = 3
@@ -44,7 +44,7 @@ ENGINES = ("OpenVINO", "ONNX Runtime", "torchao")
 
 def answer_stdin_commands(folder: Path, contestant_name: str, threads: int) -> None:
     """Answer lines of stdin: `decode` with seconds a token, `prompt` with seconds, `score TEXT` with JSON."""
-    from effc.compiler.transforms.lowering.racing import set_real_time_priority
+    from effc.compiler.transforms.lowering.racing import try_set_real_time_priority
 
     from bench.decoders import Ik, Llama, Own, silent_llama
 
@@ -66,10 +66,10 @@ def answer_stdin_commands(folder: Path, contestant_name: str, threads: int) -> N
         if verb == "score":
             print(json.dumps(text_quality.score(folder, text, contestant.logits)), flush=True)
             continue
-        raised = set_real_time_priority(True)
+        raised = try_set_real_time_priority(True)
         print(seconds_per_token_or_prompt(contestant, verb, ids[turn : turn + rivals.PROMPT]), flush=True)
         if raised:
-            set_real_time_priority(False)
+            try_set_real_time_priority(False)
 
 
 def seconds_per_token_or_prompt(contestant: Any, verb: str, ids: list[int]) -> float:
@@ -281,7 +281,7 @@ def main() -> None:
         write_rows(folder)
     write_references(folder)
     for name in names:
-        write_files(folder, name, options.steps)
+        write_contestant_if_absent(folder, name, options.steps)
     original = json.loads((folder / "quality.json").read_text())
     known = json.loads(options.quality_from.read_text())["rows"] if options.quality_from else []
     earlier = {(row["engine"], row["label"]): row for row in known if row["engine"] in ("llama.cpp", "ONNX Runtime")}

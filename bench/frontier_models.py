@@ -119,18 +119,18 @@ def write_rival(folder: Path, name: str) -> None:
     subprocess.run(command, check=True, env=os.environ | {"PATH": f"{environment}:{os.environ['PATH']}"})
 
 
-def write_files(folder: Path, name: str, steps: int) -> None:
+def write_contestant_if_absent(folder: Path, contestant: str, training_steps: int) -> None:
     """What that contestant opens, where it is not there yet; effc's trained points take so many steps of training."""
-    if files_of(folder, name).exists():
+    if files_of(folder, contestant).exists():
         return
-    if name in NATIVE_VARIANTS:
-        write_native(folder, name, steps)
-    elif name in IMATRIX:
-        write_gguf_by_importance(folder, name)
-    elif name in rivals.RIVALS:
-        write_rival(folder, name)
+    if contestant in NATIVE_VARIANTS:
+        write_native(folder, contestant, training_steps)
+    elif contestant in IMATRIX:
+        write_gguf_by_importance(folder, contestant)
+    elif contestant in rivals.RIVALS:
+        write_rival(folder, contestant)
     else:
-        write_llama_cpp_quant(folder, IK.get(name, name))
+        write_llama_cpp_quant(folder, IK.get(contestant, contestant))
 
 
 def bytes_of(folder: Path, name: str) -> int:

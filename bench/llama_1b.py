@@ -131,7 +131,7 @@ def open_contender(folder: Path, name: str, threads: int) -> Any:
 
 def answer_stdin_commands(folder: Path, name: str, threads: int) -> None:
     """Answer `decode` with seconds a token and `prompt` with seconds."""
-    from effc.compiler.transforms.lowering.racing import set_real_time_priority
+    from effc.compiler.transforms.lowering.racing import try_set_real_time_priority
 
     from bench.frontier import seconds_per_token_or_prompt
 
@@ -144,10 +144,10 @@ def answer_stdin_commands(folder: Path, name: str, threads: int) -> None:
     contender.prompt(ids[:64])
     print(json.dumps({"open_s": round(opened, 2), "MiB": peak() >> 20}), flush=True)
     for line in sys.stdin:
-        raised = set_real_time_priority(True)
+        raised = try_set_real_time_priority(True)
         print(seconds_per_token_or_prompt(contender, line.strip(), ids), flush=True)
         if raised:
-            set_real_time_priority(False)
+            try_set_real_time_priority(False)
 
 
 class Contender:

@@ -41,7 +41,7 @@ from effc.compiler.driver.pipeline import Build
 from effc.compiler.evaluation.timing import measure_interleaved
 from effc.compiler.ir.program import Program
 from effc.compiler.models.rows.classifier import class_logits
-from effc.compiler.transforms.training.adapters import Shape, adaptable_modules, with_adapters
+from effc.compiler.transforms.training.adapters import AdapterShape, require_adaptable_modules, with_adapters
 from effc.compiler.transforms.training.trainable import training_mode
 from effc.dsl.checker.values import DataRef, MetricRef
 from torch import nn
@@ -140,7 +140,7 @@ class Task:
             load: Any = build.load_outcome
             space = load(key).space
             for index, size in list(enumerate(SIZES))[not share :]:
-                program = load(key).cut_to_choice({dim.name: dim.values[index] for dim in space.dims})
+                program = load(key).cut_program_to_choice({dim.name: dim.values[index] for dim in space.dims})
                 build.results.release()
                 yield Measured(f"{arm}, {size}", self.options.steps if share else 0, program, build.ctx)
         else:
@@ -177,10 +177,10 @@ def train_weights(model: nn.Module, weights: dict[str, Any], ctx, steps: int, lr
 def train_lora(program: Program, ctx, steps: int, seed: int) -> None:
     """LoRA as the others have it, merged."""
     if steps:
-        paths = adaptable_modules(program, None)
-        with with_adapters(program.model, paths, Shape(RANK, 2.0 * RANK, 0.0), seed) as adapters:
+        paths = require_adaptable_modules(program, None)
+        with with_adapters(program.model, paths, AdapterShape(RANK, 2.0 * RANK, 0.0), seed) as adapters:
             train_weights(program.model, adapters.parameters(), ctx, steps, 1e-3, seed)
-            adapters.merge()
+            adapters.merge_into_weights()
 
 
 def measured_row(measured: Measured, is_timed: bool) -> dict[str, Any]:

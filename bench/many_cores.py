@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from effc.compiler.core.fingerprint import machine_facts
 from effc.compiler.transforms.lowering.contenders import memory_read_contender
-from effc.compiler.transforms.lowering.racing import involuntary_switches, set_real_time_priority
+from effc.compiler.transforms.lowering.racing import involuntary_switches, try_set_real_time_priority
 from effc.kernels.engine import Engine
 from effc.kernels.packed import allocate_zero_bytes
 
@@ -138,7 +138,7 @@ def median_sample(samples: list[Sample]) -> Sample:
 def timed_steps(engine: Engine, call: Callable[[], None]) -> list[Sample]:
     """Steps one after another; the first finds threads asleep and counts as none."""
     samples: list[Sample] = []
-    set_real_time_priority(True)
+    try_set_real_time_priority(True)
     engine.thread_seconds_by_work()
     call()
     until = time.perf_counter() + BURST
@@ -149,7 +149,7 @@ def timed_steps(engine: Engine, call: Callable[[], None]) -> list[Sample]:
         seconds = time.perf_counter() - start
         samples.append(Sample(seconds, engine.thread_seconds_by_work(), involuntary_switches() == before))
     engine.thread_seconds_by_work(False)
-    set_real_time_priority(False)
+    try_set_real_time_priority(False)
     return samples
 
 

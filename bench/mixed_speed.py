@@ -34,8 +34,8 @@ from effc.compiler.runtimes.native.emission import native_artifact_facts
 from effc.compiler.runtimes.native.linears import NumberFormats
 from effc.compiler.runtimes.native.opening import open_native
 from effc.compiler.runtimes.native.reader import Reader
-from effc.compiler.transforms.lowering.mixed import Allocation, Allocator, Option, Packer, solve
-from effc.compiler.transforms.lowering.racing import set_real_time_priority
+from effc.compiler.transforms.lowering.mixed import Allocation, Allocator, Option, Packer, choose_option_indices
+from effc.compiler.transforms.lowering.racing import try_set_real_time_priority
 from effc.compiler.transforms.search.layerwise import stages
 from effc.compiler.transforms.search.prefix import Prefix
 from effc.dsl.checker.values import DataRef, Ratio
@@ -145,7 +145,7 @@ def write_mixed(bench: Bench, once: bool) -> None:
     options = {path: step.options_of_site(site) for path, site in sites.items()}
     packer = Packer({path: program.model.get_submodule(path) for path in sites})
     parts = [part for part in step._parts(build.plan.skeleton) if part.path in sites]
-    packer.observe(program, stages(program, parts), ctx.rows(step.data), options)
+    packer.observe_inputs_and_quantize(program, stages(program, parts), ctx.rows(step.data), options)
     costs_file = bench.folder / "milliseconds.json"
     if not costs_file.is_file():
         costs, _ = step.measure_costs_and_budget(packer, options, ctx)
@@ -165,7 +165,7 @@ def write_mixed(bench: Bench, once: bool) -> None:
         )
 
     journal = Journal(bench.folder / "losses.jsonl")
-    losses = allocator(options, costs, 1.0, journal.get_or_compute).measured_losses(0)
+    losses = allocator(options, costs, 1.0, journal.get_or_compute).measure_option_losses(0)
     names: dict[str, str] = {}  # allocation -> name of its point
     for kind, is_allowed in KINDS.items():
         allowed = {path: [i for i, o in enumerate(listed) if is_allowed(o)] for path, listed in options.items()}
@@ -190,9 +190,12 @@ def write_mixed(bench: Bench, once: bool) -> None:
                 print(f"{name}: nothing is as fast", flush=True)
                 continue
             if once:
-                chosen = {path: subset[path][i] for path, i in solve(restricted(losses), prices, budget).items()}
+                chosen = {
+                    path: subset[path][i]
+                    for path, i in choose_option_indices(restricted(losses), prices, budget).items()
+                }
             else:
-                chosen, _ = allocator(subset, prices, budget, remember).allocate()
+                chosen, _ = allocator(subset, prices, budget, remember).allocate_and_list_round_losses()
             if (same := names.setdefault(repr(chosen), name)) in bench.points():
                 bench.record(name, bench.points()[same])
             else:
@@ -240,10 +243,10 @@ def tokens_per_second_by_point(bench: Bench, rounds: int, threads: int) -> dict[
     for number in range(rounds + 1):
         for name in sorted(engines, reverse=number % 2 == 1):
             time.sleep(PAUSE)
-            raised = set_real_time_priority(True)
+            raised = try_set_real_time_priority(True)
             rate = 1 / seconds_of_a_token(engines[name], tokens)
             if raised:
-                set_real_time_priority(False)
+                try_set_real_time_priority(False)
             rates[name] += [rate] if number else []
     return rates
 

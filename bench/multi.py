@@ -131,7 +131,7 @@ def run_build(build: Build) -> tuple[torch.nn.Module, float]:
     return build.load_outcome(key).program.model, COSTS["seconds"]
 
 
-def drop_similar_layers(build: Build, removed_share: float) -> torch.nn.Module:
+def drop_similar_layers(build: Build, removed_params_share: float) -> torch.nn.Module:
     """ShortGPT (Men et al. 2024, arXiv 2403.03853): layers go in the order of 1 - cosine(input, output)."""
     program = capture(build.ctx.origin.load())
     build.store_original_outputs(program)
@@ -154,7 +154,7 @@ def drop_similar_layers(build: Build, removed_share: float) -> torch.nn.Module:
         handle.remove()
     total, order = param_count(skeleton_of(program)), sorted(sums, key=sums.get)
     gone = []
-    while param_count(skeleton_of(program)) > (1 - removed_share) * total:
+    while param_count(skeleton_of(program)) > (1 - removed_params_share) * total:
         path = order.pop(0)
         gone.append(path)
         number = int(path.rpartition(".")[2]) - sum(

@@ -11,7 +11,7 @@ import time
 
 import torch
 from effc.compiler.transforms.lowering.contenders import random_weight
-from effc.compiler.transforms.lowering.racing import copies
+from effc.compiler.transforms.lowering.racing import cold_copies
 from effc.kernels import levels
 from effc.kernels.ops import LINEARS
 from torch.nn.functional import linear
@@ -30,7 +30,7 @@ def fastest_call(call, times: int = 300) -> float:
 
 
 def seconds(kernel: str, n: int, k: int, rows: int, zeros: float) -> float:
-    packed = LINEARS[kernel].pack(random_weight(n, k, zeros, in_blocks=kernel.startswith("block")))
+    packed = LINEARS[kernel].pack(random_weight(n, k, zeros, zeros_in_blocks=kernel.startswith("block")))
     x = torch.randn(rows, k).bfloat16()
     return fastest_call(lambda: LINEARS[kernel].call_op_or_kernel(x, packed, None, n))
 
@@ -44,7 +44,7 @@ def main() -> None:
             print(f"{kernel:<24}{zeros:4.0%} zero" + "".join(f"{1e9 * e:9.2f}" for e in each))
     for dtype in (torch.bfloat16, torch.float32):
         weight = torch.randn(4096, 4096).to(dtype)
-        held, x = copies(weight.clone, weight.nbytes), torch.randn(1, 4096).to(dtype)
+        held, x = cold_copies(weight.clone, weight.nbytes), torch.randn(1, 4096).to(dtype)
         took = statistics.median(fastest_call(lambda w=w, x=x: linear(x, w), 1) for w in held * 2)
         print(f"torch {str(dtype).removeprefix('torch.'):<16}{weight.nbytes / took / 1e9:.1f} GB/s")
 

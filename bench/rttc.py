@@ -119,7 +119,7 @@ def answer_by_every_branch(
         return client.generate_answer(options, settings, lambda: False, state)[0]
 
     def learn() -> Any:
-        adaptable.train(samples)
+        adaptable.reset_and_train(samples)
         state = adaptable.state()
         adaptable.disable_adapters()
         return state

@@ -48,7 +48,7 @@ def train(
     lesson, optimizer = Objective(program.model, rows), torch.optim.AdamW(weights, lr=lr, weight_decay=0.0)
     chance = torch.Generator().manual_seed(seed)
     for step in range(steps):
-        drawn.draw_for_step(step + 1)
+        drawn.draw_and_activate_first(step + 1)
         scale(adapters, drawn.ranks, rule)
         share = min(1.0, (step + 1) / max(1, steps // 20)) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
@@ -68,16 +68,16 @@ def perplexities(build: "Build", program: "Program", rule, steps: int, lr: float
     """On held-out text with each rank everywhere, after training by a rule."""
     from effc.compiler.models.rows.forward import total_nll
     from effc.compiler.transforms.supernet.choices import ChoiceSampler, Space
-    from effc.compiler.transforms.training.adapters import Shape, adaptable_modules, with_adapters
+    from effc.compiler.transforms.training.adapters import AdapterShape, require_adaptable_modules, with_adapters
     from effc.dsl.checker.values import DataRef
 
-    paths, found = adaptable_modules(program, None), []
+    paths, found = require_adaptable_modules(program, None), []
     drawn = ChoiceSampler(Space.of_ranks(paths, "layer", skeleton_of(program), RANKS), seed)
-    with with_adapters(program.model, paths, Shape(RANKS[0], ALPHA, 0.0), seed) as adapters:
-        adapters.follow(drawn.ranks)
+    with with_adapters(program.model, paths, AdapterShape(RANKS[0], ALPHA, 0.0), seed) as adapters:
+        adapters.follow_ranks(drawn.ranks)
         train(program, adapters, drawn, build.ctx.rows(DataRef("calib")), rule, steps, lr, seed)
         for name in ("largest", "middle", "smallest"):
-            drawn.take(drawn.space.choice(name))
+            drawn.activate(drawn.space.choice(name))
             scale(adapters, drawn.ranks, rule)
             nats, tokens = total_nll(program.model, build.ctx.rows(DataRef("heldout")))
             found.append(math.exp(nats / tokens))

@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 from effc.compiler.core.fingerprint import machine_facts
-from effc.compiler.transforms.lowering.contenders import kernel_contender, prepacked, random_weight
-from effc.compiler.transforms.lowering.racing import Contender, copies, race
+from effc.compiler.transforms.lowering.contenders import kernel_contender, prepacked_linear_contender, random_weight
+from effc.compiler.transforms.lowering.racing import Contender, cold_copies, race_and_record_times
 
 SETS = (2, 8, 32)
 LAYERS = {"attention": (2048, 2048), "up": (8192, 2048), "down": (2048, 8192)}  # outputs, inputs
@@ -61,7 +61,7 @@ def packed_layers(w: torch.Tensor, sets: int, classes: dict[str, Any]) -> dict[s
 
 def sparamx_contender(name: str, packed: Any, x: torch.Tensor) -> Contender:
     bytes_of_layer, inputs = sum(p.nbytes for p in packed.parameters()), x[None].contiguous()
-    layers = copies(partial(copy.deepcopy, packed), bytes_of_layer)
+    layers = cold_copies(partial(copy.deepcopy, packed), bytes_of_layer)
     return Contender(name, [partial(layer, inputs) for layer in layers], bytes_of_layer)
 
 
@@ -69,7 +69,7 @@ def contenders(w: torch.Tensor, x: torch.Tensor, packed: dict[str, Any]) -> Iter
     expected = torch.nn.functional.linear(x, w).float()
     ours = [kernel_contender(kernel, w, x) for kernels in WEIGHTS.values() for kernel in kernels]
     theirs = [sparamx_contender(name, layer, x) for name, layer in packed.items() if len(x) == 1 or name not in ONE_ROW]
-    for contender in [prepacked(w, x), *ours, *theirs]:
+    for contender in [prepacked_linear_contender(w, x), *ours, *theirs]:
         result = contender.calls[0]()
         assert isinstance(result, torch.Tensor)
         error = (result.float().reshape(expected.shape) - expected).norm() / expected.norm()
@@ -82,7 +82,7 @@ def fastest_sets(classes: dict[str, Any], seconds: float) -> int:
     w, x = random_weight(*LAYERS["up"], 0.5), torch.randn(1, LAYERS["up"][1]).bfloat16()
     sparse = {"SparAMX bf16 zeros": classes["SparAMX bf16 zeros"]}
     raced = [sparamx_contender(str(sets), packed_layers(w, sets, sparse)["SparAMX bf16 zeros"], x) for sets in SETS]
-    race(raced, seconds)
+    race_and_record_times(raced, seconds)
     print("microseconds by sets:", {c.name: round(c.seconds * 1e6) for c in raced}, flush=True)
     return int(min(raced, key=lambda c: c.seconds).name)
 
@@ -96,7 +96,7 @@ def measure(seconds: float) -> list[dict[str, Any]]:
             packed = packed_layers(w, sets, classes)
             for count in ROWS:
                 raced = list(contenders(w, SIZE * torch.randn(count, k).bfloat16(), packed))
-                race(raced, seconds)
+                race_and_record_times(raced, seconds)
                 microseconds = {c.name: round(c.seconds * 1e6, 1) for c in raced}
                 times = {weights: times_as_fast(microseconds, weights) for weights in WEIGHTS}
                 facts = {"layer": title, "zeros": zeros, "rows": count, "times_as_fast": times}

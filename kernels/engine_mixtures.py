@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 from .engine_steps import MAX_EXPERTS, STEPS
 
 if TYPE_CHECKING:
-    from .engine_plan import _Reader
+    from .engine_plan import _PlanReader
 
 
-def read_scores_step(self: _Reader, step: Mapping, destination: int, width: int) -> None:
+def read_scores_step(self: _PlanReader, step: Mapping, destination: int, width: int) -> None:
     matrix = self.retained.matrix_index(step["weight"], width, self.width(step["x"]))
     self.append_step(
         "scores", destination, x=step["x"], weight=matrix, bias=self.retained.vector_index(step["bias"], width)
     )
 
 
-def read_route_step(self: _Reader, step: Mapping, destination: int, width: int) -> None:
+def read_route_step(self: _PlanReader, step: Mapping, destination: int, width: int) -> None:
     experts, count, groups, top_groups = self.width(step["x"]), step["count"], step["groups"], step["kept"]
     self.require(experts <= MAX_EXPERTS, f"it chooses among {experts} experts, and the engine takes {MAX_EXPERTS}")
     self.require(
@@ -42,7 +42,7 @@ def read_route_step(self: _Reader, step: Mapping, destination: int, width: int) 
     self.append_step("route", destination, x=step["x"], kind=kind, weight=bias, **sizes, **rules)
 
 
-def read_experts_step(self: _Reader, step: Mapping, destination: int, width: int) -> None:
+def read_experts_step(self: _PlanReader, step: Mapping, destination: int, width: int) -> None:
     self.require(step["chosen"] in self.chosen, f"register {step['chosen']} is not what a `route` chose")
     known, count = self.chosen[step["chosen"]]
     names, x = step["weights"], self.width(step["x"])

@@ -53,10 +53,10 @@ def check_plan_and_weights(plan: Mapping, weights: Mapping[str, Tensor], compare
     weights   uint8 rows of bytes as `packed.pack` makes them, float32 or bfloat16; contiguous, in memory
     compares_checksums   read every packed weight whole and compare checksums, instead of sizes and headers alone
     """
-    return _Reader(plan, weights, compares_checksums).read_layout()
+    return _PlanReader(plan, weights, compares_checksums).check_plan_and_lay_out()
 
 
-class _Reader:
+class _PlanReader:
     def __init__(self, plan: Mapping, weights: Mapping[str, Tensor], compares_checksums: bool):
         self.plan, self.retained = plan, WeightTable(weights, compares_checksums, self.plan_error)
         self.location = "the plan"
@@ -76,7 +76,7 @@ class _Reader:
         if not condition:
             raise self.plan_error(problem)
 
-    def read_layout(self) -> Layout:
+    def check_plan_and_lay_out(self) -> Layout:
         plan = self.plan
         self.require(isinstance(plan, Mapping), "it is not an object")
         self.require(

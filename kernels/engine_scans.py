@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 from .engine_steps import MAX_STATES
 
 if TYPE_CHECKING:
-    from .engine_plan import _Reader
+    from .engine_plan import _PlanReader
 
 
-def emit_step_with_state(self: _Reader, op: str, destination: int, step: Mapping, **fields) -> None:
+def emit_step_with_state(self: _PlanReader, op: str, destination: int, step: Mapping, **fields) -> None:
     self.append_step(op, destination, x=step["x"], state=self.states, **fields)
     self.states += 1
 
 
-def read_convolution_step(self: _Reader, step: Mapping, destination: int, width: int) -> None:
+def read_convolution_step(self: _PlanReader, step: Mapping, destination: int, width: int) -> None:
     self.require(self.width(step["x"]) == width, f"registers {[step['x'], destination]} have different widths")
     filters = self.retained.matrix_index(step["filters"], None, width)
     weights = {"weight": filters, "bias": self.retained.vector_index(step["bias"], width)}
@@ -26,7 +26,7 @@ def read_convolution_step(self: _Reader, step: Mapping, destination: int, width:
     )
 
 
-def read_ssd_step(self: _Reader, step: Mapping, destination: int, width: int) -> None:
+def read_ssd_step(self: _PlanReader, step: Mapping, destination: int, width: int) -> None:
     heads, groups, states = (step[name] for name in ("heads", "groups", "states"))
     self.require(
         self.width(step["x"]) == width == heads * step["head_dim"] and heads % groups == 0,
@@ -42,7 +42,7 @@ def read_ssd_step(self: _Reader, step: Mapping, destination: int, width: int) ->
     emit_step_with_state(self, "ssd", destination, step, **fields, **sizes)
 
 
-def read_selective_scan_step(self: _Reader, step: Mapping, destination: int, width: int) -> None:
+def read_selective_scan_step(self: _PlanReader, step: Mapping, destination: int, width: int) -> None:
     states, gate = step["states"], step["gate"]
     widths = {"x": width, "dt": width, "b": states, "c": states}
     check_scan_operands(self, step, widths if gate is None else {**widths, "gate": width})
@@ -52,17 +52,17 @@ def read_selective_scan_step(self: _Reader, step: Mapping, destination: int, wid
     emit_step_with_state(self, "selective", destination, step, kind=step["softplus"], states=states, **fields)
 
 
-def check_scan_operands(self: _Reader, step: Mapping, widths: Mapping[str, int]) -> None:
+def check_scan_operands(self: _PlanReader, step: Mapping, widths: Mapping[str, int]) -> None:
     self.require(step["states"] <= MAX_STATES, f"a channel has {step['states']} states")
     check_register_widths(self, step, widths)
 
 
-def check_register_widths(self: _Reader, step: Mapping, widths: Mapping[str, int]) -> None:
+def check_register_widths(self: _PlanReader, step: Mapping, widths: Mapping[str, int]) -> None:
     for name, width in widths.items():
         self.require(self.width(step[name]) == width, f"its `{name}` has {self.width(step[name])} columns, not {width}")
 
 
-def read_delta_rule_step(self: _Reader, step: Mapping, destination: int, width: int) -> None:
+def read_delta_rule_step(self: _PlanReader, step: Mapping, destination: int, width: int) -> None:
     heads, groups, n, p = (step[name] for name in ("heads", "groups", "head_dim", "value_dim"))
     self.require(
         self.width(step["x"]) == width == heads * p and heads % groups == 0,

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from .engine_steps import VERSION
 
 if TYPE_CHECKING:
-    from .engine_plan import Layout, _Reader
+    from .engine_plan import Layout, _PlanReader
 
 
-def read_encoder_plan(self: "_Reader", plan: object) -> "Layout":
+def read_encoder_plan(self: "_PlanReader", plan: object) -> "Layout":
     """The encoder of a plan; its weights are numbered with those of the decoder."""
     self.require(not self.inside, "its encoder has an encoder")
     self.require(isinstance(plan, Mapping), "its encoder is not an object")
@@ -21,19 +21,19 @@ def read_encoder_plan(self: "_Reader", plan: object) -> "Layout":
     inner = type(self)({**plan, "version": VERSION}, {}, False)
     inner.retained, inner.inside, inner.location, inner.title = self.retained, True, "the encoder", "the encoder"
     refuse, self.retained.plan_error = self.retained.plan_error, inner.plan_error
-    laid = inner.read_layout()
+    laid = inner.check_plan_and_lay_out()
     self.retained.plan_error = refuse
     return laid
 
 
-def record_encoder_outputs(self: "_Reader", plan: Mapping, steps: list) -> None:
+def record_encoder_outputs(self: "_PlanReader", plan: Mapping, steps: list) -> None:
     """Checks of an encoder's plan in place of those of logits."""
     self.require("logits" not in plan, "it has logits, which nothing reads")
     self.require(bool(self.out.cached), "it remembers nothing")
     self.out.bidirectional = True  # a source comes in one call
 
 
-def read_remember_step(self: "_Reader", step: Mapping) -> None:
+def read_remember_step(self: "_PlanReader", step: Mapping) -> None:
     self.require(self.inside, "only an encoder remembers sources")
     slot, kv, d, v = (step[name] for name in ("slot", "kv_heads", "head_dim", "value_dim"))
     self.claim_cache_slot(slot, (kv, d, v))
@@ -43,7 +43,7 @@ def read_remember_step(self: "_Reader", step: Mapping) -> None:
     self.append_step("remember", -1, y=step["k"], z=step["v"], slot=slot, kv_heads=kv, head_dim=d, value_dim=v)
 
 
-def read_recall_step(self: "_Reader", step: Mapping, destination: int, width: int) -> None:
+def read_recall_step(self: "_PlanReader", step: Mapping, destination: int, width: int) -> None:
     slot, heads = step["slot"], step["heads"]
     kv, d, v = (step[name] for name in ("kv_heads", "head_dim", "value_dim"))
     source = self.out.encoder

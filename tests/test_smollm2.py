@@ -68,7 +68,7 @@ def test_it_is_captured_in_the_units_that_it_has_and_speaks_as_before(model):
     assert len(program.units) == 30 and not program.opaque
     assert {g.kind for g in skeleton_of(program).groups} == {"channels", "heads", "kv_heads"}
     for unit in program.units.values():
-        unit.bind(model)
+        unit.install_graph_forward(model)
     assert torch.equal(model.generate(**asked), before)
     assert torch.equal(model.generate(**asked, cache_implementation="static"), before)
 

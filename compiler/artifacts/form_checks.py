@@ -6,7 +6,7 @@ from .load import POINTS, checkpoint_folder_by_point, loadable_forms, target_cla
 from .manifest import Manifest, verify_files
 
 
-def check_present_forms(artifact: Path, manifest: Manifest) -> list[str]:
+def check_forms_and_list_paths(artifact: Path, manifest: Manifest) -> list[str]:
     """The forms that an artifact has, each read by its target's rules for files that come from anybody.
 
     Raises Reject where a file is not the one of the manifest, or a form holds what effc would not take.

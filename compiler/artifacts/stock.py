@@ -162,7 +162,7 @@ def stock_differences(
     ]
     return [
         *result,
-        *_differing_modules(model, stock_module, original_numbers),
+        *_module_difference_texts(model, stock_module, original_numbers),
         *modules_reading_stream_width(model, candidate_config),
     ]
 
@@ -185,7 +185,7 @@ def empty_model_or_reason(model_class: "type[PreTrainedModel]", config: Any, dty
         return f"{model_class.__name__} makes no model of the config: {(str(error).splitlines() or [''])[0]}"
 
 
-def _differing_modules(
+def _module_difference_texts(
     model: nn.Module, stock_module: nn.Module, original_numbers: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[str]:
     """Modules that only one has, that are of another class or say other numbers of themselves."""

@@ -218,7 +218,7 @@ def _extract_and_save_point(front_folder: Path, front: Manifest, point_name: str
     settings, folder = Settings(default_cache_folder()), front_folder / shared_weights.WEIGHTS
     origin = origin_of_folder(folder, str(folder), "auto", settings)
     with model_errors_as_diagnostics(str(folder)), announcing_stage("cutting the point out"):
-        program = shared_weights.load_program_of_point(front_folder, point_name, origin)
+        program = shared_weights.load_and_cut_program_of_point(front_folder, point_name, origin)
     ctx = Context.without_recipe(settings, front_folder, Registry(), origin, draft)
     write_stock_or_compact(program, draft, ctx, SHARD)
     return program.model

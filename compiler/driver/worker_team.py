@@ -176,13 +176,13 @@ class StepScorer(RemoteScorer):
         return self.team.work
 
     def prefetch(self, journal: Journal, tasks: Mapping[str, Task]) -> None:
-        self._publish_step_once()
+        self._start_workers_and_publish_step_once()
         self.queue = {key: t for key, t in tasks.items() if key not in journal.known and not self._is_running(key)}
         self._send_and_receive_tasks(journal, 0.0)
 
     def value_from_workers(self, journal: Journal, key: str, task: Task, compute: Callable[[], Any]) -> Any:
         if key not in journal.known and not self._is_running(key):
-            self._publish_step_once()
+            self._start_workers_and_publish_step_once()
             self.queue = {key: task, **self.queue}
         while key not in journal.known:
             if self.team.is_empty or self.failures.get(key, 0) >= LOSSES:
@@ -194,7 +194,7 @@ class StepScorer(RemoteScorer):
     def _is_running(self, key: str) -> bool:
         return (self.step["key"], key) in self.team.busy.values()
 
-    def _publish_step_once(self) -> None:
+    def _start_workers_and_publish_step_once(self) -> None:
         """Send a worker what it needs before the first task; workers start when a step first needs them."""
         if self.met:
             return

@@ -177,7 +177,7 @@ def _bind_stored_graph(model: nn.Module, path: str, entry: dict[str, Any]) -> No
     names = [node.target for node in graph.nodes if node.op == "placeholder"]
     assert names == entry["placeholders"], f"other arguments than the graph of {path} has"
     unit = Unit(path, graph, tuple(entry["placeholders"]), entry["statics"], graph_code_hash(graph), edited=True)
-    unit.bind(model)
+    unit.install_graph_forward(model)
 
 
 # -- reading -------------------------------------------------------------------------------------------------

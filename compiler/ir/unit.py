@@ -64,7 +64,7 @@ class Unit:
             _functions[self.graph] = compile_to_forward(self.graph, self.key)
         return _functions[self.graph]
 
-    def bind(self, model: nn.Module) -> None:
+    def install_graph_forward(self, model: nn.Module) -> None:
         """Let the layer run its graph: class, hooks, recording and gradient checkpointing stay."""
         layer = self.module(model)
         names = positional_argument_names(type(layer))
@@ -72,7 +72,7 @@ class Unit:
         vars(run)["__signature__"] = inspect.signature(inspect.unwrap(type(layer).forward))  # what exporters ask for
         layer.forward = types.MethodType(run, layer)
 
-    def unbind(self, model: nn.Module) -> None:
+    def restore_class_forward(self, model: nn.Module) -> None:
         """Let the layer run its class's own forward again."""
         vars(self.module(model)).pop("forward", None)
 

@@ -72,10 +72,10 @@ def report_invalid_amount(
 
 
 def _report_invalid_item_amount(
-    stage: Stage, kind: str, name: str, value: Any, selected: "Selectable", build: PipelineBuild
+    stage: Stage, item_kind: str, argument_name: str, value: Any, selected: "Selectable", build: PipelineBuild
 ) -> None:
     """Heads, channels or states of scans: every group of B and C keeps at least one step."""
-    noun, span = _ITEMS[kind], stage.call.argument_or_call_span(name)
+    noun, span = _ITEMS[item_kind], stage.call.argument_or_call_span(argument_name)
     step = next((n for n in map(stage.call.args.get, ("step", "align")) if type(n) is int), 1)
     if _allocates_across_layers(stage):
         sizes = [
@@ -84,25 +84,27 @@ def _report_invalid_item_amount(
     else:
         sizes = [(g.per_block or g.count, step, f"`{g.site}`") for g in selected.groups]
     for size, least, where in sizes:
-        target = _unrounded_remaining_count(name, value, size)
+        target = _unrounded_remaining_count(argument_name, value, size)
         if target < min(least, size) * (1 - 1e-9):
             build.report(
                 stage,
                 leaves_none(
-                    f"`{name}: {value_text(value)}` leaves {_rounded_count_text(target)} of {size} {noun} of {where}",
+                    f"`{argument_name}: {value_text(value)}` leaves {_rounded_count_text(target)} of {size} {noun} "
+                    f"of {where}",
                     span,
-                    help=f"{_AT[name]} {_least_share_text(name, min(least, size), size)}"
+                    help=f"{_AT[argument_name]} {_least_share_text(argument_name, min(least, size), size)}"
                     + (", or cut in smaller steps" if step > 1 else ""),
                 ),
             )
             return
     if sizes and all(
-        _round_to_multiple(_unrounded_remaining_count(name, value, size), step, size) >= size for size, _, _ in sizes
+        _round_to_multiple(_unrounded_remaining_count(argument_name, value, size), step, size) >= size
+        for size, _, _ in sizes
     ):
         build.report(
             stage,
             no_effect(
-                f"`{name}: {value_text(value)}` in steps of {step} rounds to all {sizes[0][0]} {noun}",
+                f"`{argument_name}: {value_text(value)}` in steps of {step} rounds to all {sizes[0][0]} {noun}",
                 span,
                 help="keep less, or cut in smaller steps",
             ),

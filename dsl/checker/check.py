@@ -8,7 +8,7 @@ from ..syntax.diagnostics import Diagnostic, Fault, sorted_distinct_diagnostics
 from ..syntax.source import Source, Span
 from .contradictions import report_contradicting_bounds
 from .declare import declare_all_names, declared_name
-from .demands import report_invalid_combinations
+from .demands import report_conflicting_arguments_and_missing_steps
 from .expectations import check_emit_calls, nothing_emitted, read_bound, report_invalid_artifact_paths
 from .judged_rows import report_judged_rows
 from .overrides import Overrides
@@ -110,7 +110,7 @@ def _check_matrix_variant(
         _report_unused_results_and_names(file, scope, results, unnamed_emit)
     for result in results.values():
         if result.line:
-            report_invalid_combinations(result.line, result.emits)
+            report_conflicting_arguments_and_missing_steps(result.line, result.emits)
             report_judged_rows(result.line, result.bounds, result.emits)
             report_contradicting_bounds(result.bounds, scope)
     unresolved = _check_steps_by_skeletons([r.line for r in results.values() if r.line], scope)

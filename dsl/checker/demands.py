@@ -25,7 +25,7 @@ no_prompts = Fault(
 missing_step = Fault("missing-step", "A pass or a target needs what another pass makes, and no step before it does.")
 
 
-def report_invalid_combinations(build: PipelineBuild, emits: Sequence[Emit]) -> None:
+def report_conflicting_arguments_and_missing_steps(build: PipelineBuild, emits: Sequence[Emit]) -> None:
     """Report steps and targets whose arguments don't go together, or that lack a step before them."""
     scope = build.scope
     for stage in build.stages:

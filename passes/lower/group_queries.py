@@ -9,9 +9,9 @@ from ...compiler.plugin.interfaces import Close, Pass, param
 from ...compiler.transforms.lowering.attentions import (
     attention_calls,
     query_and_key_heads,
-    replace_call,
-    rewrite_attention_calls,
-    unsupported_option,
+    replace_attention_call,
+    rewrite_attentions_and_list_refusals,
+    unsupported_option_reason,
 )
 from ...dsl.checker.values import Selector
 
@@ -37,14 +37,18 @@ class GroupQueries(Pass):
 
     def run(self, program: Program, ctx: Context) -> None:
         chosen = attention_calls(program, self.on)
-        left = rewrite_attention_calls(program, chosen, _unchanged_reason_or_empty, _replace_by_grouped_attention)
+        left = rewrite_attentions_and_list_refusals(
+            program, chosen, _unchanged_reason_or_empty, _replace_by_grouped_attention
+        )
         program.note(grouped=[a.site for a in chosen if a.site not in left], unchanged=left)
 
 
 def _unchanged_reason_or_empty(attention_node: fx.Node) -> str:
     queries, keys = query_and_key_heads(attention_node)
-    return unsupported_option(attention_node) or ("every query head has keys of its own" if queries == keys else "")
+    return unsupported_option_reason(attention_node) or (
+        "every query head has keys of its own" if queries == keys else ""
+    )
 
 
 def _replace_by_grouped_attention(graph: fx.Graph, attention_node: fx.Node) -> None:
-    replace_call(graph, attention_node, leaves.grouped_attention, attention_node.args, {})
+    replace_attention_call(graph, attention_node, leaves.grouped_attention, attention_node.args, {})

@@ -92,13 +92,13 @@ class Mixed(Pass):
         options = {path: self.options_of_site(site) for path, site in sites.items()}
         packer = Packer({path: program.model.get_submodule(path) for path in sites})
         chosen_parts = [part for part in self._parts(skeleton_of(program)) if part.path in sites]
-        packer.observe(program, stages(program, chosen_parts), rows, options)
+        packer.observe_inputs_and_quantize(program, stages(program, chosen_parts), rows, options)
         rows = rows[:ROWS]
         costs, budget = self.measure_costs_and_budget(packer, options, ctx)
         if sum(min(costs[path]) for path in sites) > budget:
             share = sum(min(costs[path]) for path in sites) / budget * self.keep.value
             raise over_budget(f"the cheapest formats keep {share:.1%} of {self.keep.of}", help="keep more").rejection()
-        before = prediction_error.OutputsBefore.record(program, ctx, rows)
+        before = prediction_error.OutputsBefore.record_on_disk(program, ctx, rows)
 
         def loss() -> float:
             return reference.mean_kl_divergence(program.model, rows, before.reference, "divergence")
@@ -108,7 +108,7 @@ class Mixed(Pass):
             program.model,
             *(options, costs, budget, packer.pack, loss, journal.get_or_compute),
             lambda: Prefix(program, memory_budget_bytes_on(ctx.settings.device, ctx.settings.max_memory)),
-        ).allocate()
+        ).allocate_and_list_round_losses()
         with Rewriter(program) as rewrite:
             for path, option in ctx.each(list(chosen.items()), "packing", len(chosen)):
                 rewrite.swap_module(path, packer.pack(path, option))
@@ -121,8 +121,12 @@ class Mixed(Pass):
     def kernel_sites_by_path_or_reject(self, program: Program) -> dict[str, choice.Site]:
         """Modules that can run a kernel."""
         paths = [part.path for part in self._parts(skeleton_of(program))]
-        unsuitable = choice.unsupported_reasons(program, paths)
-        sites = {p: choice.linear_site_of(p, program.model.get_submodule(p)) for p in paths if p not in unsuitable}
+        unsuitable = choice.no_kernel_reasons_from_run(program, paths)
+        sites = {
+            p: choice.linear_site_or_reject_non_finite(p, program.model.get_submodule(p))
+            for p in paths
+            if p not in unsuitable
+        }
         if not sites:
             raise choice.nothing_lowered("no linear module can run a kernel", help="select others by `on:`").rejection()
         return sites
@@ -216,6 +220,8 @@ def _race_options_and_torch(
     times = race_kernels_and_torch(weight, list(dict.fromkeys(option.kernel for option in dense)), 1, "native")
     seconds = {option: times[option.kernel] for option in dense}
     for option in (o for o in options if o.zeros):
-        sparse = race_kernels_and_torch(mixed.masked(weight, option.zeros, input_norms), [option.kernel], 1, "native")
+        sparse = race_kernels_and_torch(
+            mixed.wanda_pruned_weight(weight, option.zeros, input_norms), [option.kernel], 1, "native"
+        )
         seconds[option] = sparse[option.kernel] / sparse[EAGER] * times[EAGER]  # seconds of two races can't be compared
     return [seconds[option] for option in options], times[EAGER]

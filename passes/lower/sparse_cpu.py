@@ -23,14 +23,14 @@ from ...compiler.plugin.interfaces import Effort, Lossy, Pass, param
 from ...compiler.transforms.editing.rewrite import Rewriter
 from ...compiler.transforms.lowering import choice, prediction_error
 from ...compiler.transforms.lowering.choice import KernelChoice, Site
-from ...compiler.transforms.lowering.racing import bytes_of_copies
+from ...compiler.transforms.lowering.racing import bytes_of_cold_copies
 from ...compiler.transforms.lowering.speed import (
     ROUNDED,
     SECONDS,
     KernelCase,
-    estimate_seconds,
+    estimate_seconds_by_contender,
     race_kernels_and_torch,
-    read_recorded_seconds,
+    read_seconds_of_all_cases,
 )
 from ...compiler.transforms.search.sparsity import no_linear
 from ...dsl.checker.skeleton import Skeleton
@@ -101,12 +101,12 @@ class SparseCpu(Pass):
             raise no_linear(
                 f"{skeleton_of(program).model_type} has no linear module to lower", help="packed ones stay as they are"
             ).rejection()
-        rows = prediction_error.calibration_rows(program, ctx, self.data)
-        before = None if rows is None else prediction_error.OutputsBefore.record(program, ctx, rows)
-        unsuitable = choice.unsupported_reasons(program, paths)
+        rows = prediction_error.load_or_generate_rows(program, ctx, self.data)
+        before = None if rows is None else prediction_error.OutputsBefore.record_on_disk(program, ctx, rows)
+        unsuitable = choice.no_kernel_reasons_from_run(program, paths)
         modules = {path: program.model.get_submodule(path) for path in paths}
-        sites = [choice.linear_site_of(path, module) for path, module in modules.items()]
-        samples = choice.sampled(program, [p for p in paths if p not in unsuitable], rows)
+        sites = [choice.linear_site_or_reject_non_finite(path, module) for path, module in modules.items()]
+        samples = choice.sample_inputs_if_rows(program, [p for p in paths if p not in unsuitable], rows)
         able = {s.path: choice.usable_kernels(s, self.format) for s in sites}
         raced_sites = [s for s in sites if s.path not in unsuitable and able[s.path][0]]
         times = self._seconds_by_case_and_contender(
@@ -124,10 +124,12 @@ class SparseCpu(Pass):
                 kernel, reason = kernels[0], "as the recipe says"
                 if self.format == "auto":
                     kernel, reason = choice.choose_kernel(
-                        site, kernels, times[site.case], trial.relative_error, self.error
+                        kernels, times[site.case], trial.relative_output_error, self.error
                     )
-                packed = trial.pack(kernel) if kernel else None
-                size, error = (packed.packed.numel(), trial.relative_error(kernel)) if packed else (site.bytes, None)
+                packed = trial.pack_or_reject(kernel) if kernel else None
+                size, error = (
+                    (packed.packed.numel(), trial.relative_output_error(kernel)) if packed else (site.bytes, None)
+                )
                 choices.append(KernelChoice(site, kernel, reason, size, error, times.get(site.case, {})))
                 if packed:
                     rewrite.swap_module(site.path, packed)
@@ -148,14 +150,14 @@ class SparseCpu(Pass):
         cost = outputs_before.compare_to(program.model)
         while cost.divergence > self.divergence:
             packed_choices = [c for c in choices if c.site.path in trial_by_path]
-            finer = choice.more_exact_kernels(packed_choices, 1 - self.divergence / cost.divergence)
+            finer = choice.finer_kernels_by_path(packed_choices, 1 - self.divergence / cost.divergence)
             if not finer:
                 break
             with Rewriter(program) as rewrite:
                 for number, chosen in enumerate(choices):
                     if kernel := finer.get(chosen.site.path):
                         trial = trial_by_path[chosen.site.path]
-                        rewrite.swap_module(chosen.site.path, trial.pack(kernel))
+                        rewrite.swap_module(chosen.site.path, trial.pack_or_reject(kernel))
                         choices[number] = chosen.with_finer_kernel(kernel, trial)
             previous, cost = cost.divergence, outputs_before.compare_to(program.model)
             nats, nats_now = significant_digits(previous), significant_digits(cost.divergence)
@@ -180,7 +182,7 @@ class SparseCpu(Pass):
         if accuracy is not None:
             choice.refuse_inaccurate(accuracy, self.divergence, choices)
         prediction_error.delete_original_outputs(ctx.workdir)
-        for sentence in choice.choice_summary(choices):
+        for sentence in choice.choice_sentences(choices):
             ctx.emit_event(Said(sentence))
         program.note(
             lowered=[c.to_json() for c in choices],
@@ -202,7 +204,7 @@ class SparseCpu(Pass):
         first = {site.case: site for site in reversed(sites)}
         cases = list(dict.fromkeys(site.case for site in sites))
         if self.timings is not None:
-            return read_recorded_seconds(ctx.folder / self.timings, cases)
+            return read_seconds_of_all_cases(ctx.folder / self.timings, cases)
         isa, threads, times = self._isa(ctx), self._threads(ctx), {}
         journal = Journal(ctx.workdir / "times.jsonl")
         for case in ctx.each(cases, "racing", len(cases)):
@@ -214,7 +216,7 @@ class SparseCpu(Pass):
                 )
             else:
                 sizes = {kernel: _packed_bytes(kernel, site) for kernel in kernels_by_path[site.path]}
-                times[case] = estimate_seconds(case, sizes, self.rows, isa, threads)
+                times[case] = estimate_seconds_by_contender(case, sizes, self.rows, isa, threads)
         return times
 
     def _isa(self, ctx: Context) -> str:
@@ -267,7 +269,7 @@ class SparseCpu(Pass):
         shapes = [shape for part in chosen for name, shape in part.tensors if name == "weight"]
         races = self.format == "auto" and self.timings is None
         contenders = len(choice.FORMATS) + 3 if races else 0  # and torch's
-        race_bytes = contenders * max((bytes_of_copies(4 * prod(s)) for s in shapes), default=0)
+        race_bytes = contenders * max((bytes_of_cold_copies(4 * prod(s)) for s in shapes), default=0)
         rows = Generated.fitting(ctx.origin)
         read = rows.count * rows.length if self.data is None else token_or_image_count(ctx.rows(self.data))
         tokens = (4 if self.data is not None else 6) * read

@@ -17,12 +17,12 @@ from ...compiler.transforms.lowering.attentions import (
     attention_calls,
     exclusive_cache_update,
     query_and_key_heads,
-    replace_call,
-    rewrite_attention_calls,
-    unsupported_option,
+    replace_attention_call,
+    rewrite_attentions_and_list_refusals,
+    unsupported_option_reason,
 )
 from ...compiler.transforms.lowering.choice import lowering_inaccurate
-from ...compiler.transforms.lowering.prediction_error import Accuracy, calibration_rows
+from ...compiler.transforms.lowering.prediction_error import Accuracy, load_or_generate_rows
 from ...dsl.checker.values import DataRef, Ratio, Selector
 from ...dsl.syntax.diagnostics import Fault
 from ...kernels.cache import TOKENS
@@ -79,10 +79,14 @@ class SparseKv(Pass):
                 f"the kernel runs on the CPU, this compile is on {ctx.settings.device}",
                 help="compile with --device cpu",
             ).rejection()
-        rows = calibration_rows(program, ctx, self.data)
-        before = None if rows is None else decoding_error.OutputsBefore.record(program.model, rows, ctx, self.window)
+        rows = load_or_generate_rows(program, ctx, self.data)
+        before = (
+            None
+            if rows is None
+            else decoding_error.OutputsBefore.record_by_decoding(program.model, rows, ctx, self.window)
+        )
         chosen = attention_calls(program, self.on)
-        left = rewrite_attention_calls(
+        left = rewrite_attentions_and_list_refusals(
             program,
             chosen,
             _unsupported_reason_or_empty,
@@ -119,8 +123,8 @@ class SparseKv(Pass):
 
 def _unsupported_reason_or_empty(attention_node: fx.Node) -> str:
     (queries, keys), d = query_and_key_heads(attention_node), attention_node.args[1].meta["shape"][-1]
-    if unsupported_option(attention_node):
-        return unsupported_option(attention_node)
+    if unsupported_option_reason(attention_node):
+        return unsupported_option_reason(attention_node)
     if attention_node.kwargs.get("sliding_window"):
         return f"it sees the newest {attention_node.kwargs['sliding_window']} tokens only"
     if exclusive_cache_update(attention_node) is None:
@@ -137,7 +141,7 @@ def _replace_by_packed_attention(
     assert update is not None, f"{attention_node.name} was refused"
     cache, k, v, slot = update.args
     module, q, _, _, mask = attention_node.args
-    replace_call(
+    replace_attention_call(
         graph, attention_node, leaves.packed_attention, (module, q, k, v, mask, cache, slot), dict(cache_settings)
     )
     for user in list(update.users):

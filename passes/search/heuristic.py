@@ -5,7 +5,7 @@ from collections import Counter
 
 from ...compiler.plugin.interfaces import param
 from ...compiler.transforms.supernet.explorer import Explorer, Genome
-from ...compiler.transforms.supernet.search_pass import Method, choice_counts
+from ...compiler.transforms.supernet.search_pass import Method, value_counts_by_dim
 
 
 class Heuristic(Method):
@@ -44,16 +44,16 @@ class Heuristic(Method):
         candidates = list(dict.fromkeys(self._reduce_dims_until_allowed(genome, explorer) for genome in starts))[
             : self.evals
         ]
-        explorer.expect(candidates)
+        explorer.prefetch(candidates)
         for genome in candidates:
-            if not explorer.exhausted:
+            if not explorer.is_exhausted:
                 explorer.evaluate(genome)
 
     def _reduce_dims_until_allowed(self, genome: Genome, explorer: Explorer) -> Genome:
         """The nearest allowed one, each dimension in turn set one value lower."""
         position = 0
         while not explorer.allows(genome):
-            if genome[position] < choice_counts(explorer)[position] - 1:
+            if genome[position] < value_counts_by_dim(explorer)[position] - 1:
                 genome = (*genome[:position], genome[position] + 1, *genome[position + 1 :])
             position = (position + 1) % len(genome)
         return genome

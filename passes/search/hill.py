@@ -3,7 +3,12 @@
 import random
 
 from ...compiler.transforms.supernet.explorer import Explorer, Genome, neighbours
-from ...compiler.transforms.supernet.search_pass import Method, choice_counts, evaluate_proposals, sample_allowed_genome
+from ...compiler.transforms.supernet.search_pass import (
+    Method,
+    evaluate_extremes_and_proposals,
+    sample_allowed_genome,
+    value_counts_by_dim,
+)
 
 
 class Hill(Method):
@@ -23,14 +28,16 @@ class Hill(Method):
     """
 
     def explore(self, explorer: Explorer, rng: random.Random) -> None:
-        evaluate_proposals(explorer, rng, lambda: self._draw_new_neighbour_of_front(explorer, rng))
+        evaluate_extremes_and_proposals(explorer, rng, lambda: self._draw_new_neighbour_of_front(explorer, rng))
 
     def _draw_new_neighbour_of_front(self, explorer: Explorer, rng: random.Random) -> Genome:
         front = explorer.pareto_front()
         rng.shuffle(front)
         for genome in front:
             fresh = [
-                g for g in neighbours(genome, choice_counts(explorer)) if g not in explorer.known and explorer.allows(g)
+                g
+                for g in neighbours(genome, value_counts_by_dim(explorer))
+                if g not in explorer.known and explorer.allows(g)
             ]
             if fresh:
                 return rng.choice(fresh)

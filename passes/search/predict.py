@@ -7,7 +7,12 @@ import torch
 
 from ...compiler.plugin.interfaces import param
 from ...compiler.transforms.supernet.explorer import Explorer, Genome, Values, neighbours, non_dominated
-from ...compiler.transforms.supernet.search_pass import Method, choice_counts, evaluate_proposals, sample_allowed_genome
+from ...compiler.transforms.supernet.search_pass import (
+    Method,
+    evaluate_extremes_and_proposals,
+    sample_allowed_genome,
+    value_counts_by_dim,
+)
 
 RIDGE = 0.1  # of standardised measures
 
@@ -37,12 +42,12 @@ class Predict(Method):
             early = len(explorer.known) < max(self.evals // 3, 3)
             return sample_allowed_genome(explorer, rng) if early else self._draw_promising_new_candidate(explorer, rng)
 
-        evaluate_proposals(explorer, rng, propose)
+        evaluate_extremes_and_proposals(explorer, rng, propose)
 
     def _draw_promising_new_candidate(self, explorer: Explorer, rng: random.Random) -> Genome:
         front = explorer.pareto_front()
-        pool = {g for one in front for g in neighbours(one, choice_counts(explorer))}
-        pool |= {tuple(rng.randrange(size) for size in choice_counts(explorer)) for _ in range(self.pool)}
+        pool = {g for one in front for g in neighbours(one, value_counts_by_dim(explorer))}
+        pool |= {tuple(rng.randrange(size) for size in value_counts_by_dim(explorer)) for _ in range(self.pool)}
         fresh = sorted(g for g in pool if g not in explorer.known and explorer.allows(g))
         if not fresh:
             return sample_allowed_genome(explorer, rng)
@@ -55,11 +60,11 @@ class Predict(Method):
 def fit_and_predict_measures(explorer: Explorer, genomes: list[Genome]) -> dict[Genome, Values]:
     """The measures of genomes by ridge regression over which value each dimension has, from what was evaluated."""
     known = {g: v for g, v in explorer.known.items() if all(map(math.isfinite, v))}
-    x, y = _one_hot(list(known), choice_counts(explorer)), torch.tensor(list(known.values()), dtype=torch.float64)
+    x, y = _one_hot(list(known), value_counts_by_dim(explorer)), torch.tensor(list(known.values()), dtype=torch.float64)
     middle, spread = y.mean(0), y.std(0, unbiased=False).clamp_min(1e-12)
     gram = x.T @ x + RIDGE * torch.eye(x.shape[1], dtype=torch.float64)
     weights = torch.linalg.solve(gram, x.T @ ((y - middle) / spread))
-    predicted = _one_hot(genomes, choice_counts(explorer)) @ weights * spread + middle
+    predicted = _one_hot(genomes, value_counts_by_dim(explorer)) @ weights * spread + middle
     return {genome: tuple(row) for genome, row in zip(genomes, predicted.tolist(), strict=True)}
 
 

@@ -3,7 +3,7 @@
 import random
 
 from ...compiler.transforms.supernet.explorer import Explorer
-from ...compiler.transforms.supernet.search_pass import Method, evaluate_proposals, sample_allowed_genome
+from ...compiler.transforms.supernet.search_pass import Method, evaluate_extremes_and_proposals, sample_allowed_genome
 
 
 class Random(Method):
@@ -22,4 +22,4 @@ class Random(Method):
     """
 
     def explore(self, explorer: Explorer, rng: random.Random) -> None:
-        evaluate_proposals(explorer, rng, lambda: sample_allowed_genome(explorer, rng))
+        evaluate_extremes_and_proposals(explorer, rng, lambda: sample_allowed_genome(explorer, rng))

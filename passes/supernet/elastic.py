@@ -24,19 +24,19 @@ from ...compiler.transforms.search.routing import sum_router_weights
 from ...compiler.transforms.search.stream import collect_moments
 from ...compiler.transforms.supernet.choices import ChoiceSampler, ElasticDim, Space, rank_dims
 from ...compiler.transforms.supernet.elastic_dims import (
-    able,
-    check_experts,
-    chosen,
     depth_dims,
     items_least_important_first,
     kernel_dims,
+    maskable_groups,
+    narrowable_groups,
     refuse_no_depth,
     refuse_single_choice,
+    require_enough_experts,
     require_larger_kernels,
     width_dims,
 )
-from ...compiler.transforms.supernet.family import Family, check_ranks
-from ...compiler.transforms.supernet.kernels import init_crop_matrices
+from ...compiler.transforms.supernet.family import Family, refuse_too_large_ranks
+from ...compiler.transforms.supernet.kernels import identity_crop_matrices
 from ...compiler.transforms.supernet.norms import batch_norms, recalibrate_batch_norms
 from ...compiler.transforms.supernet.objectives import (
     ClassificationObjective,
@@ -45,10 +45,10 @@ from ...compiler.transforms.supernet.objectives import (
     refuse_unlabelled_images,
 )
 from ...compiler.transforms.supernet.subnet_masks import SubnetMasks
-from ...compiler.transforms.training.acceptance import refuse_same_rows
-from ...compiler.transforms.training.adapters import Shape, adaptable_modules, with_adapters
-from ...compiler.transforms.training.effort import adapter_size, estimate_run_effort
-from ...compiler.transforms.training.masks import masks
+from ...compiler.transforms.training.acceptance import refuse_validation_on_training_rows
+from ...compiler.transforms.training.adapters import AdapterShape, require_adaptable_modules, with_adapters
+from ...compiler.transforms.training.effort import adapter_param_count, estimate_run_effort
+from ...compiler.transforms.training.masks import nonzero_masks
 from ...compiler.transforms.training.schedule import seed_of
 from ...compiler.transforms.training.trained_pass import Learner
 from ...compiler.transforms.training.training_run import run_training
@@ -174,11 +174,11 @@ class Elastic(Learner):
         assert isinstance(outcome, Model), f"a family of {outcome.kind}"
         program = outcome.program
         self.forecast(skeleton_of(program))
-        refuse_same_rows(self.data, self.held_out, ctx)
+        refuse_validation_on_training_rows(self.data, self.held_out, ctx)
         adapts = self.train == "adapters" and self.steps > 0
-        paths = adaptable_modules(program, None) if adapts else ()
+        paths = require_adaptable_modules(program, None) if adapts else ()
         space, orders = self._make_space_and_item_orders(program, paths, ctx)
-        family = Family(program, None, space, Shape(self.ranks[0], self.alpha, self.dropout) if adapts else None)
+        family = Family(program, None, space, AdapterShape(self.ranks[0], self.alpha, self.dropout) if adapts else None)
         family.orders = orders
         if batch_norms(program.model):
             family.norms = ctx.rows(self.data)[: self.adapt].clone()
@@ -192,17 +192,17 @@ class Elastic(Learner):
         if self.train == "adapters" and self.steps:
             check_modules(("peft",), self.extra, "`supernet.elastic` with `train: adapters`")
             inside = tuple(f"{unit}." for unit in skeleton.units)
-            check_ranks(self.ranks, [p for p in linear_parts(skeleton, None) if p.path.startswith(inside)])
+            refuse_too_large_ranks(self.ranks, [p for p in linear_parts(skeleton, None) if p.path.startswith(inside)])
         widths = [
             d
             for kind, shares in self._kinds_and_shares()
-            for d in self._width_dims(chosen(skeleton, self.on, kind), kind, shares)
+            for d in self._width_dims(narrowable_groups(skeleton, self.on, kind), kind, shares)
         ]
-        check_experts(self.experts, skeleton, self.on)
+        require_enough_experts(self.experts, skeleton, self.on)
         require_larger_kernels(self.kernels, skeleton, self.on)
         ranked = self.train == "adapters" and self.steps > 0 and len(self.ranks) > 1
         if not (self.kernels or self.depth != "none" or ranked):
-            is_selected = any(chosen(skeleton, self.on, kind) for kind, _ in self._kinds_and_shares())
+            is_selected = any(narrowable_groups(skeleton, self.on, kind) for kind, _ in self._kinds_and_shares())
             names = " or ".join(KINDS[kind] for kind, _ in self._kinds_and_shares())
             refuse_single_choice(
                 widths, "no group has two widths of these shares" if is_selected else f"no {names} are selected"
@@ -210,10 +210,12 @@ class Elastic(Learner):
         return skeleton
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
-        adapters = adapter_size(linear_parts(skeleton, None), self.ranks[0])
+        adapters = adapter_param_count(linear_parts(skeleton, None), self.ranks[0])
         trained = adapters if self.train == "adapters" else shrink.param_count(skeleton)
         forwards = self.draws + 2 * self.sandwich
-        return estimate_run_effort(self, self.data, skeleton, ctx, trained if self.steps else 0, forwards=forwards)
+        return estimate_run_effort(
+            self, self.data, skeleton, ctx, trained if self.steps else 0, forwards_per_batch=forwards
+        )
 
     # -- what may be chosen ----------------------------------------------------------------------------------
 
@@ -230,8 +232,8 @@ class Elastic(Learner):
         dims: list[ElasticDim] = []
         elastic: list[Group] = []
         for kind, shares in self._kinds_and_shares():
-            selected = chosen(skeleton, self.on, kind)
-            groups = able(program, selected, self._width_dims(selected, kind, shares))
+            selected = narrowable_groups(skeleton, self.on, kind)
+            groups = maskable_groups(program, selected, self._width_dims(selected, kind, shares))
             elastic += groups
             dims += self._width_dims(groups, kind, shares)
         dims += kernel_dims(program, self.on, self.kernels, self.per)
@@ -261,7 +263,7 @@ class Elastic(Learner):
     # -- training --------------------------------------------------------------------------------------------
 
     def _train_family(self, family: Family, adapter_paths: tuple[str, ...], ctx: Context) -> None:
-        program, crops = family.program, init_crop_matrices(family.space)
+        program, crops = family.program, identity_crop_matrices(family.space)
         switches = SubnetMasks(program, family.space, family.orders, crops)
         sampler = ChoiceSampler(
             family.space,
@@ -277,11 +279,11 @@ class Elastic(Learner):
                 assert shape is not None, "adapters without a shape"
                 adapters = stack.enter_context(with_adapters(program.model, adapter_paths, shape, seed, zeros="keep"))
                 sampler.ranks.update(dict.fromkeys(adapter_paths, shape.rank))
-                adapters.follow(sampler.ranks)
+                adapters.follow_ranks(sampler.ranks)
                 weights, weight_masks, family.masked = adapters.parameters(), None, True
             else:
                 weights = dict(program.model.named_parameters())
-                weight_masks = masks(weights)
+                weight_masks = nonzero_masks(weights)
             stack.enter_context(switches.hooks_installed())
             lesson = SubnetObjective(
                 self._make_objective(program.model, ctx),
@@ -297,13 +299,13 @@ class Elastic(Learner):
                 len(lesson.objective.rows),
                 lesson.accumulate_gradients,
                 lambda: self._activate_middle_and_measure_validation_loss(family, sampler, ctx),
-                masks=weight_masks,
-                begin=sampler.draw_for_step,
+                trainable_masks=weight_masks,
+                before_step=sampler.draw_and_activate_first,
             )
             tensors = {name: p.detach().clone() for name, p in weights.items()}
             family.crops = {name: p.detach().clone() for name, p in crops.items()}
         family.tensors, family.weights = (tensors, {}) if adapter_paths else ({}, tensors)
-        family.losses = tuple(lesson.mean_losses_by_choice(course.step))
+        family.losses = tuple(lesson.mean_losses_of_sampled_choices(course.step))
         program.note(steps=course.step, best=course.best, loss=course.curve, held_out=course.held_out)
 
     def _make_objective(self, model: nn.Module, ctx: Context) -> Tokens | ClassificationObjective:
@@ -317,7 +319,7 @@ class Elastic(Learner):
         self, family: Family, sampler: ChoiceSampler, ctx: Context
     ) -> float:
         model = family.program.model
-        sampler.take(sampler.space.choice("middle"))
+        sampler.activate(sampler.space.choice("middle"))
         if family.norms is not None:
             recalibrate_batch_norms(model, family.norms)
         validation = self.held_out

@@ -13,10 +13,10 @@ from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, Lossy, param
 from ...compiler.transforms.search.grid import refuse_indivisible_groups
 from ...compiler.transforms.supernet.choices import ChoiceSampler, Space
-from ...compiler.transforms.supernet.family import Family, check_ranks
-from ...compiler.transforms.training.acceptance import refuse_same_rows
-from ...compiler.transforms.training.adapters import Shape, adaptable_modules, with_adapters
-from ...compiler.transforms.training.effort import adapter_size, estimate_run_effort
+from ...compiler.transforms.supernet.family import Family, refuse_too_large_ranks
+from ...compiler.transforms.training.acceptance import refuse_validation_on_training_rows
+from ...compiler.transforms.training.adapters import AdapterShape, require_adaptable_modules, with_adapters
+from ...compiler.transforms.training.effort import adapter_param_count, estimate_run_effort
 from ...compiler.transforms.training.loop import TrainingState
 from ...compiler.transforms.training.objective import Objective
 from ...compiler.transforms.training.schedule import seed_of
@@ -84,14 +84,14 @@ class Lora(Learner):
         assert isinstance(outcome, Model), f"a family of {outcome.kind}"
         program = outcome.program
         self.forecast(skeleton_of(program))
-        refuse_same_rows(self.data, self.held_out, ctx)
-        paths = adaptable_modules(program, self.on)
-        shape = Shape(self.ranks[0], self.alpha, self.dropout)
+        refuse_validation_on_training_rows(self.data, self.held_out, ctx)
+        paths = require_adaptable_modules(program, self.on)
+        shape = AdapterShape(self.ranks[0], self.alpha, self.dropout)
         sampler = ChoiceSampler(Space.of_ranks(paths, self.per, skeleton_of(program), self.ranks), ctx.seed)
-        sampler.take(sampler.space.choice("largest"))
+        sampler.activate(sampler.space.choice("largest"))
         seed, grid = seed_of("adapters", ctx.seed), self.grid
-        with with_adapters(program.model, paths, shape, seed, zeros=self.zeros, grid=grid) as adapters:
-            adapters.follow(sampler.ranks)
+        with with_adapters(program.model, paths, shape, seed, zeros=self.zeros, rounding_grid=grid) as adapters:
+            adapters.follow_ranks(sampler.ranks)
             weights = adapters.parameters()
             course = self._train_adapters_to_best(outcome, ctx, weights, sampler)
             tensors = {name: p.detach().clone() for name, p in weights.items()}
@@ -113,14 +113,14 @@ class Lora(Learner):
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         """Unchanged shapes. Impossible ranks, and a missing peft, are reported here, before any weight is read."""
         check_modules(self.requires, self.extra, "`supernet.lora`")
-        check_ranks(self.ranks, self._chosen(skeleton))
+        refuse_too_large_ranks(self.ranks, self._chosen(skeleton))
         if self.bits:
             refuse_indivisible_groups(self._chosen(skeleton), self.group)
         return skeleton
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
         return estimate_run_effort(
-            self, self.data, skeleton, ctx, adapter_size(self._chosen(skeleton), max(self.ranks))
+            self, self.data, skeleton, ctx, adapter_param_count(self._chosen(skeleton), max(self.ranks))
         )
 
     def _chosen(self, skeleton: Skeleton) -> tuple[Part, ...]:
@@ -135,7 +135,7 @@ class Lora(Learner):
         lesson = Objective(model, rows, learned=ctx.answers(self.data))
 
         def judge() -> float:
-            sampler.take(sampler.space.choice("middle"))
+            sampler.activate(sampler.space.choice("middle"))
             assert self.held_out is not None, "judged by no rows"
             nats, tokens = total_nll(model, ctx.rows(self.held_out), ctx.answers(self.held_out))
             return nats / tokens
@@ -148,5 +148,5 @@ class Lora(Learner):
             len(rows),
             lesson.accumulate_gradients,
             judge,
-            begin=sampler.draw_for_step,
+            before_step=sampler.draw_and_activate_first,
         )

@@ -54,7 +54,7 @@ class Pick(Pass):
         assert isinstance(outcome, Family), f"picked from {outcome.kind}"
         choice = outcome.space.choice(self.ranks)
         if not self.merge:
-            if outcome.has_shapes or outcome.shape is None:
+            if outcome.has_dims_besides_ranks or outcome.shape is None:
                 raise smaller_apart(
                     "the family's choices are smaller models, and no adapters alone say which",
                     help="leave `merge: false` out, or train it with `supernet.lora`",
@@ -72,5 +72,5 @@ class Pick(Pass):
                     help="leave `merge: false` out, or train it with `zeros: fill`",
                     argument="merge",
                 ).rejection()
-            return outcome.unmerged(choice)
-        return Model(outcome.cut_to_choice(choice))
+            return outcome.unmerged_adapters_of(choice)
+        return Model(outcome.cut_program_to_choice(choice))

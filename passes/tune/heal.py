@@ -18,11 +18,11 @@ from ...compiler.models.rows.encoder_states import resolve_pooling_name
 from ...compiler.models.rows.forward import output_kind_of, total_nll
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, Lossy, param
-from ...compiler.transforms.training.acceptance import no_gain_diagnostic, refuse_same_rows
-from ...compiler.transforms.training.adapters import Shape, adaptable_modules, with_adapters
-from ...compiler.transforms.training.effort import adapter_size, estimate_run_effort, full_size
+from ...compiler.transforms.training.acceptance import no_gain_diagnostic, refuse_validation_on_training_rows
+from ...compiler.transforms.training.adapters import AdapterShape, require_adaptable_modules, with_adapters
+from ...compiler.transforms.training.effort import adapter_param_count, estimate_run_effort, param_count_of_parts
 from ...compiler.transforms.training.loop import TrainingState
-from ...compiler.transforms.training.masks import masks
+from ...compiler.transforms.training.masks import nonzero_masks
 from ...compiler.transforms.training.objective import Objective
 from ...compiler.transforms.training.schedule import seed_of
 from ...compiler.transforms.training.trained_pass import Learner
@@ -109,8 +109,8 @@ class Heal(Learner):
             return super().result_of(outcome, ctx)
         self._require_packages_and_other_rows(ctx)
         assert isinstance(outcome, Model), f"healed: {outcome.kind}"
-        program, shape = outcome.program, Shape(self.rank, self.alpha, self.dropout)
-        paths = adaptable_modules(program, self.on, "method: full")
+        program, shape = outcome.program, AdapterShape(self.rank, self.alpha, self.dropout)
+        paths = require_adaptable_modules(program, self.on, "method: full")
         with with_adapters(program.model, paths, shape, seed_of("adapters", ctx.seed), zeros="fill") as adapters:
             weights = adapters.parameters()
             course = self._train_and_restore_best(program, ctx, weights)
@@ -122,14 +122,16 @@ class Heal(Learner):
         self._require_packages_and_other_rows(ctx)
         if self.method == "full":
             weights = self._trainable_weights(program)
-            course = self._train_and_restore_best(program, ctx, weights, masks(weights) if self.zeros == "keep" else {})
+            course = self._train_and_restore_best(
+                program, ctx, weights, nonzero_masks(weights) if self.zeros == "keep" else {}
+            )
         else:
-            shape = Shape(self.rank, self.alpha, self.dropout)
-            paths, seed = adaptable_modules(program, self.on, "method: full"), seed_of("adapters", ctx.seed)
+            shape = AdapterShape(self.rank, self.alpha, self.dropout)
+            paths, seed = require_adaptable_modules(program, self.on, "method: full"), seed_of("adapters", ctx.seed)
             with with_adapters(program.model, paths, shape, seed, zeros=self.zeros) as adapters:
                 weights = adapters.parameters()
                 course = self._train_and_restore_best(program, ctx, weights)
-                adapters.merge()
+                adapters.merge_into_weights()
         merged = (
             self._measure_merged_or_reject(program, ctx, course) if self.held_out and self.method == "lora" else None
         )
@@ -164,9 +166,9 @@ class Heal(Learner):
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
         chosen = linear_parts(skeleton, self.on)
         if self.method == "lora":
-            trained = adapter_size(chosen, self.rank)
+            trained = adapter_param_count(chosen, self.rank)
         else:
-            trained = full_size(chosen) if self.on else shrink.param_count(skeleton)
+            trained = param_count_of_parts(chosen) if self.on else shrink.param_count(skeleton)
         narrow = self.method == "full" and skeleton.facts.get("dtype") in ("bfloat16", "float16")
         return estimate_run_effort(
             self, self.data, skeleton, ctx, trained, extra_evaluations=2, has_master_weights=narrow
@@ -197,9 +199,9 @@ class Heal(Learner):
             len(teaching),
             lambda chosen, weight: lesson.accumulate_gradients(teaching[chosen], weight),
             lambda: self._validation_loss(model, ctx),
-            masks=weight_masks,
+            trainable_masks=weight_masks,
             weight_decay=self.weight_decay,
-            verb="healing",
+            run_label="healing",
         )
 
     def _train_towards_hidden_states(
@@ -225,9 +227,9 @@ class Heal(Learner):
                 model, rows, original, pooling, chosen, weight
             ),
             lambda: self._validation_loss(model, ctx),
-            masks=weight_masks,
+            trainable_masks=weight_masks,
             weight_decay=self.weight_decay,
-            verb="healing",
+            run_label="healing",
         )
 
     def _measure_merged_or_reject(self, program: Program, ctx: Context, training_state: TrainingState) -> float:
@@ -288,4 +290,4 @@ class Heal(Learner):
 
     def _require_packages_and_other_rows(self, ctx: Context) -> None:
         self._require_packages()
-        refuse_same_rows(self.data, self.held_out, ctx)
+        refuse_validation_on_training_rows(self.data, self.held_out, ctx)

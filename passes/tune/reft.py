@@ -18,7 +18,7 @@ from ...compiler.models.rows.forward import total_nll
 from ...compiler.models.rows.prompt_positions import parameters_above_body, prompts
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, Lossy, param
-from ...compiler.transforms.training.acceptance import no_gain_diagnostic, refuse_same_rows
+from ...compiler.transforms.training.acceptance import no_gain_diagnostic, refuse_validation_on_training_rows
 from ...compiler.transforms.training.effort import estimate_run_effort
 from ...compiler.transforms.training.loop import TrainingLoop, TrainingState
 from ...compiler.transforms.training.objective import Objective
@@ -76,7 +76,7 @@ class Reft(Learner):
         yield MissingStep("reft.insert", "it trains the interventions that a step inserts")
 
     def run(self, program: Program, ctx: Context) -> None:
-        refuse_same_rows(self.data, self.held_out, ctx)
+        refuse_validation_on_training_rows(self.data, self.held_out, ctx)
         edits = dict(interventions(program.model))
         if not edits:
             raise nothing_inserted(

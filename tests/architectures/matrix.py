@@ -84,7 +84,7 @@ def looks(model: nn.Module) -> dict[str, Cell]:
     except Reject as reject:
         return {look: refusal(reject) if look == LOOKS[0] else NONE for look in LOOKS}
     for unit in program.units.values():
-        unit.bind(program.model)
+        unit.install_graph_forward(program.model)
     seen = list(
         zip(
             equivalence.record_logits_of_sample_calls(reference),

@@ -199,11 +199,11 @@ def pruned(name: str, word: str, folder: Path) -> tuple[Program, Context] | Cell
     _assert_changed(word, before, program)
     for unit in program.units.values():
         if not unit.edited:
-            unit.bind(model)
+            unit.install_graph_forward(model)
     bound = equivalence.record_logits_of_sample_calls(model)
     for unit in program.units.values():
         if not unit.edited:
-            unit.unbind(model)
+            unit.restore_class_forward(model)
     assert equivalence.max_difference(equivalence.record_logits_of_sample_calls(model), bound) == 0.0, (
         f"{name}: {word} left graphs that differ"
     )

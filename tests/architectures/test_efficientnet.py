@@ -12,11 +12,11 @@ from effc.compiler.transforms.search.importance import ascending_indices, l1_imp
 from effc.compiler.transforms.search.widths import slice_groups
 from effc.compiler.transforms.supernet.choices import Space
 from effc.compiler.transforms.supernet.elastic_dims import (
-    able,
-    chosen,
     depth_dims,
     items_least_important_first,
     kernel_dims,
+    maskable_groups,
+    narrowable_groups,
     width_dims,
 )
 from effc.compiler.transforms.supernet.family import Family
@@ -44,7 +44,7 @@ def test_graphs_and_groups_of_all_its_blocks_are_found(net):
     reference = equivalence.record_logits_of_sample_calls(net)
     program = capture(copy.deepcopy(net))
     for unit in program.units.values():
-        unit.bind(program.model)
+        unit.install_graph_forward(program.model)
     assert equivalence.max_difference(reference, equivalence.record_logits_of_sample_calls(program.model)) == 0.0
     assert len(program.units) == 16 and not program.opaque
     assert len(skeleton_of(program).branches) == 9, "inverted residuals that keep their shape"
@@ -74,8 +74,8 @@ def test_widths_kernels_and_blocks_of_it_are_elastic(net):
     net = copy.deepcopy(net)
     net.dummy_inputs = {"inputs": net.dummy_inputs["inputs"][..., :64, :64]}
     program = capture(copy.deepcopy(net))
-    groups, shares = chosen(skeleton_of(program), None, "channels"), [Ratio(1.0), Ratio(0.75)]
-    groups = able(program, groups, width_dims(groups, shares, "layer", 8))
+    groups, shares = narrowable_groups(skeleton_of(program), None, "channels"), [Ratio(1.0), Ratio(0.75)]
+    groups = maskable_groups(program, groups, width_dims(groups, shares, "layer", 8))
     dims = [*width_dims(groups, shares, "layer", 8), *kernel_dims(program, None, [3], "layer")]
     assert len(groups) == 23, "all but the one of 16 channels, of which three quarters are no multiple of 8"
     five = [path for path, m in net.named_modules() if getattr(m, "kernel_size", 0) == (5, 5)]
@@ -84,8 +84,8 @@ def test_widths_kernels_and_blocks_of_it_are_elastic(net):
     assert len(space.of("blocks")) == 8, "all but the first of its inverted residuals that keep their shape"
     family = Family(program, "", space, orders=items_least_important_first(program, groups))
     choice, shown = space.choice("smallest"), net.dummy_inputs["inputs"]
-    with family.applied(choice):
+    with family.with_choice_applied(choice):
         masked = program.model(shown)
-    cut = Family(capture(copy.deepcopy(net)), "", space, orders=family.orders).cut_to_choice(choice)
+    cut = Family(capture(copy.deepcopy(net)), "", space, orders=family.orders).cut_program_to_choice(choice)
     assert torch.allclose(cut.model(shown), masked, atol=1e-3 * float(masked.abs().max()))
     assert sum(p.numel() for p in cut.model.parameters()) < 0.6 * sum(p.numel() for p in net.parameters())

@@ -63,7 +63,7 @@ def test_the_graphs_say_what_the_model_says_token_by_token(name):
     assert not program.opaque
     expected, said = generated(reference), equivalence.record_logits_of_sample_calls(reference)
     for unit in program.units.values():
-        unit.bind(program.model)
+        unit.install_graph_forward(program.model)
     assert equivalence.max_difference(said, equivalence.record_logits_of_sample_calls(program.model)) == 0.0
     assert equivalence.max_difference(expected, generated(program.model)) == 0.0
 
@@ -118,7 +118,7 @@ def test_a_model_that_hears_says_the_same_of_sounds_token_by_token():
     program, reference = copy.deepcopy(captured("whisper")), table.model("whisper")
     said = equivalence.record_logits_of_sample_calls(reference)
     for unit in program.units.values():
-        unit.bind(program.model)
+        unit.install_graph_forward(program.model)
     assert len(program.units) == 4 and not program.opaque
     assert equivalence.max_difference(said, equivalence.record_logits_of_sample_calls(program.model)) == 0.0
     probed = probe_model(reference, make_probe_inputs(reference))["logits of a batch, and of decode steps"]
@@ -175,7 +175,7 @@ def test_a_model_that_hears_says_the_same_of_any_sounds_token_by_token(kind):
     program, reference = (table.randomized(lambda: cls(config), spread=0.05) for _ in range(2))
     program, said = capture(program), equivalence.record_logits_of_sample_calls(reference)
     for unit in program.units.values():
-        unit.bind(program.model)
+        unit.install_graph_forward(program.model)
     assert len(program.units) >= 4 and not program.opaque
     assert equivalence.max_difference(said, equivalence.record_logits_of_sample_calls(program.model)) == 0.0
     probed = probe_model(reference, make_probe_inputs(reference))["logits of a batch, and of decode steps"]

@@ -91,10 +91,10 @@ def test_a_layer_that_adds_its_mask_itself_runs_without_one_also_after_a_cut(nam
     program, reference = copy.deepcopy(captured(name)), table.model(name)
     for _ in range(2):
         for unit in program.units.values():
-            unit.bind(program.model)
+            unit.install_graph_forward(program.model)
         assert max_logit_difference(reference, program.model) == 0.0
         for unit in program.units.values():
-            unit.unbind(program.model)
+            unit.restore_class_forward(program.model)
         group = next(g for g in skeleton_of(program).groups if g.kind == "channels")
         with Rewriter(program) as rewrite:
             slice_groups(program, rewrite, [(group, {0})])
@@ -150,7 +150,7 @@ def test_experts_go_with_all_that_has_an_entry_for_each(name):
     ]
     assert left and all(count not in t.shape[:1] for t in left)
     for unit in program.units.values():
-        unit.bind(program.model)
+        unit.install_graph_forward(program.model)
     bound = equivalence.record_logits_of_sample_calls(program.model)
     assert all(t.isfinite().all() for t in bound)
 

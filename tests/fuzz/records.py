@@ -228,6 +228,6 @@ def _use(outcome: Outcome) -> None:
     """What the step after it does with a result."""
     assert isinstance(outcome.summary, str)
     if isinstance(outcome, Family):
-        outcome.cut_to_choice(outcome.space.choice("smallest"))
+        outcome.cut_program_to_choice(outcome.space.choice("smallest"))
     elif not isinstance(outcome, (Model, Front)):
         list(outcome.members())

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from effc.compiler.transforms.lowering.racing import set_real_time_priority
+from effc.compiler.transforms.lowering.racing import try_set_real_time_priority
 from effc.kernels.cores import usable_cores
 from effc.kernels.engine import COPIED_BYTES, Engine
 
@@ -38,12 +38,12 @@ def test_threads_go_on_sharing_where_one_waits_for_another_that_has_more_to_do()
             waits.append(engine.thread_seconds_by_work()["waiting"])
         return sum(wait > 0 for wait in waits[-40:]) / 40
 
-    if not set_real_time_priority(True):
+    if not try_set_real_time_priority(True):
         pytest.skip("other work may hold a core, and no priority over it is to be had")
     try:  # a host that takes a core away for a while sends a thread on alone, rightly: one quiet moment is enough
         assert any(share_of_calls_that_waited() > 0.75 for _ in range(8))
     finally:
-        set_real_time_priority(False)
+        try_set_real_time_priority(False)
 
 
 def test_uneven_shares_give_the_same_bits_with_any_number_of_threads():

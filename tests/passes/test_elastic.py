@@ -12,14 +12,14 @@ from effc.compiler.artifacts.stock import stock_config
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.transforms.supernet.choices import ChoiceSampler, Space
 from effc.compiler.transforms.supernet.elastic_dims import (
-    able,
-    chosen,
     depth_dims,
     items_least_important_first,
+    maskable_groups,
+    narrowable_groups,
     width_dims,
 )
 from effc.compiler.transforms.supernet.family import Family
-from effc.compiler.transforms.supernet.subnet_masks import dead
+from effc.compiler.transforms.supernet.subnet_masks import removed_items
 from effc.dsl.checker.values import Ratio
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -38,8 +38,8 @@ def family_of(name, per="layer", depth="layers"):
     """What may be chosen of a tiny model, with nothing trained."""
     program, dims, elastic = capture(tiny.model(name)), [], []
     for kind in ("channels", "heads"):
-        groups = chosen(skeleton_of(program), None, kind)
-        groups = able(program, groups, width_dims(groups, SHARES, per, 1))
+        groups = narrowable_groups(skeleton_of(program), None, kind)
+        groups = maskable_groups(program, groups, width_dims(groups, SHARES, per, 1))
         dims += width_dims(groups, SHARES, per, 1)
         elastic += groups
     if depth != "none":
@@ -54,8 +54,8 @@ def scan_family(name):
     """What may be chosen of the scans of a tiny model."""
     program, dims, elastic = capture(tiny.model(name)), [], []
     for kind in SCANS:
-        groups = chosen(skeleton_of(program), None, kind)
-        groups = able(program, groups, width_dims(groups, SHARES, "layer", 1))
+        groups = narrowable_groups(skeleton_of(program), None, kind)
+        groups = maskable_groups(program, groups, width_dims(groups, SHARES, "layer", 1))
         dims += width_dims(groups, SHARES, "layer", 1)
         elastic += groups
     return Family(program, "", Space(tuple(dims)), orders=items_least_important_first(program, elastic))
@@ -64,7 +64,7 @@ def scan_family(name):
 def alone(family, choice):
     """The smaller program that a choice is; the family stays."""
     fresh = capture(copy.deepcopy(family.program.model))
-    return Family(fresh, "", family.space, orders=family.orders).cut_to_choice(choice)
+    return Family(fresh, "", family.space, orders=family.orders).cut_program_to_choice(choice)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_a_choice_of_scans_computes_masked_what_it_does_cut_out(name, kinds):
                     tensor.add_(0.1 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(len(tensor))))
         start = model(ids).logits
         for choice in (family.space.draw(1), family.space.choice("smallest")):
-            with family.running_choices() as take:
+            with family.with_switchable_choice() as take:
                 take(family.space.choice("largest"))
                 assert torch.equal(model(ids).logits, start)
                 take(choice)
@@ -108,7 +108,7 @@ def test_a_choice_of_scans_computes_masked_what_it_does_cut_out(name, kinds):
             assert not torch.allclose(masked, start, atol=1e-3)
             cut = alone(family, choice)
             assert torch.allclose(cut.model(ids).logits, masked, atol=2e-4, rtol=1e-4)
-            assert family.smaller(choice).parts == skeleton_of(cut).parts
+            assert family.smaller_skeleton(choice).parts == skeleton_of(cut).parts
 
 
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -124,7 +124,7 @@ def test_a_choice_computes_masked_what_it_does_cut_out(families, name, depth, se
     model, choice = family.program.model, family.space.draw(seed)
     with torch.no_grad():
         start = model(ids).logits
-        with family.running_choices() as take:
+        with family.with_switchable_choice() as take:
             take(family.space.choice("largest"))
             assert torch.equal(model(ids).logits, start)
             take(choice)
@@ -132,7 +132,7 @@ def test_a_choice_computes_masked_what_it_does_cut_out(families, name, depth, se
         assert torch.equal(model(ids).logits, start)
         cut = alone(family, choice)
         assert torch.allclose(cut.model(ids).logits, masked, atol=2e-4, rtol=1e-4)
-    assert shrink.param_count(family.smaller(choice)) == sum(p.numel() for p in cut.model.parameters())
+    assert shrink.param_count(family.smaller_skeleton(choice)) == sum(p.numel() for p in cut.model.parameters())
     assert family.space.decoded(family.space.genome(choice)) == choice
 
 
@@ -148,7 +148,7 @@ def test_discovery_gives_dials_of_every_kind(families):
 def test_narrower_choices_are_parts_of_wider_ones(families, seed):
     family = families("llama")
     group = next(g for g in skeleton_of(family.program).groups if g.kind == "channels")
-    left = [dead(family.orders, group, n) for n in sorted({1 + seed % 95, 1 + seed // 11, 96}, reverse=True)]
+    left = [removed_items(family.orders, group, n) for n in sorted({1 + seed % 95, 1 + seed // 11, 96}, reverse=True)]
     assert left[0] == set() and all(a <= b for a, b in itertools.pairwise(left))
 
 
@@ -158,9 +158,9 @@ def test_every_choice_is_drawn_and_larger_ones_come_in_first(families, each, san
     space = families("llama").space
     drawn, seen = ChoiceSampler(space, seed, each, sandwich, opening), {d.name: set() for d in space.dims}
     for step in range(1, 150):
-        drawn.draw_for_step(step)
+        drawn.draw_and_activate_first(step)
         first = [dict(c) for c in drawn.choices]
-        drawn.draw_for_step(step)
+        drawn.draw_and_activate_first(step)
         assert drawn.choices == first and len(first) == each + 2 * sandwich
         if sandwich:
             assert first[0] == space.choice("largest") and first[-1] == space.choice("smallest")
@@ -183,7 +183,7 @@ def test_one_width_for_all_layers_is_read_by_plain_transformers(tmp_path):
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     with torch.no_grad():
         assert torch.allclose(again(ids).logits, cut.model(ids).logits, atol=1e-5)
-    assert shrink.param_count(family.smaller(choice)) == sum(p.numel() for p in again.parameters())
+    assert shrink.param_count(family.smaller_skeleton(choice)) == sum(p.numel() for p in again.parameters())
 
 
 @pytest.mark.slow
@@ -193,10 +193,10 @@ def test_scans_are_trained_as_choices_of_which_plain_transformers_reads_one(tmp_
     family = through(tmp_path, model, ("supernet.elastic", net))
     choice = family.space.choice("smallest")
     with torch.no_grad():
-        with family.running_choices() as take:
+        with family.with_switchable_choice() as take:
             take(choice)
             masked = family.program.model(ids).logits
-        cut = family.cut_to_choice(choice)
+        cut = family.cut_program_to_choice(choice)
         assert torch.allclose(cut.model(ids).logits, masked, atol=5e-4, rtol=1e-3)
     config, why = stock_config(cut.model)
     assert not why and config.mamba_d_state == 8
@@ -211,14 +211,14 @@ def test_training_a_family_makes_small_choices_better(tmp_path, train):
     net = through(tmp_path, model, ("supernet.elastic", args))
     bare = through(tmp_path / "bare", model, ("supernet.elastic", {**NET, "depth": "blocks", "steps": 0}))
     choice = net.space.choice("smallest")
-    again = Family.from_json(
+    again = Family.from_json_assigning_weights(
         json.loads(json.dumps(net.to_json())), capture(copy.deepcopy(model)), {**net.tensors, **net.weights}
     )
-    with net.applied(choice):
+    with net.with_choice_applied(choice):
         small = loss(net.program.model)
     assert len(net.losses) == 60 and all(value > 0 for _, value in net.losses)
-    assert small < 0.9 * loss(bare.cut_to_choice(bare.space.choice("smallest")).model)
-    assert abs(loss(again.cut_to_choice(choice).model) - small) < 1e-3 * small
+    assert small < 0.9 * loss(bare.cut_program_to_choice(bare.space.choice("smallest")).model)
+    assert abs(loss(again.cut_program_to_choice(choice).model) - small) < 1e-3 * small
 
 
 def test_shares_that_can_not_be_are_refused(tmp_path):

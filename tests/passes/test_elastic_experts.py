@@ -11,15 +11,15 @@ from effc.compiler.ir.capture.capture import capture
 from effc.compiler.transforms.search.routing import sum_router_weights
 from effc.compiler.transforms.supernet.choices import BLOCKS, Space
 from effc.compiler.transforms.supernet.elastic_dims import (
-    able,
-    chosen,
     depth_dims,
     items_least_important_first,
+    maskable_groups,
+    narrowable_groups,
     width_dims,
 )
 from effc.compiler.transforms.supernet.family import Family
-from effc.compiler.transforms.supernet.form_checks import check_family_fits_program
-from effc.compiler.transforms.supernet.subnet_masks import dead
+from effc.compiler.transforms.supernet.form_checks import assert_family_fits_program
+from effc.compiler.transforms.supernet.subnet_masks import removed_items
 from effc.dsl.checker.values import Ratio
 from transformers import AutoModelForCausalLM
 
@@ -40,8 +40,8 @@ NAMES = ("mixtral", "qwen3_moe", "gpt_oss", "jamba", "deepseek_v3", "lfm2_moe", 
 def family_of(name, depth="none"):
     """A tiny model's experts as choices, beside its branches."""
     program = capture(table.model(name))
-    groups = chosen(skeleton_of(program), None, "experts")
-    groups = able(program, groups, width_dims(groups, SHARES, "layer", 1))
+    groups = narrowable_groups(skeleton_of(program), None, "experts")
+    groups = maskable_groups(program, groups, width_dims(groups, SHARES, "layer", 1))
     dims = width_dims(groups, SHARES, "layer", 1)
     if depth != "none":
         dims += depth_dims(program, None, depth)
@@ -54,13 +54,13 @@ def test_a_choice_of_experts_computes_masked_what_it_does_cut_out(name):
     family, ids = family_of(name, BLOCKS), rows_of(3)
     model, before = family.program.model, {}
     assert {dim.kind for dim in family.space.dims} == {"experts", "blocks"}
-    check_family_fits_program(family)
+    assert_family_fits_program(family)
     experts = {d.name: d.values[-1] for d in family.space.of("experts")}
     choices = [{**family.space.choice("largest"), **experts}, *(family.space.draw(seed) for seed in (1, 2))]
     with torch.no_grad():
         start, before = model(ids).logits, {n: t.clone() for n, t in model.state_dict().items()}
         for choice in choices:
-            with family.running_choices() as take:
+            with family.with_switchable_choice() as take:
                 take(family.space.choice("largest"))
                 assert torch.equal(model(ids).logits, start)
                 take(family.space.choice("smallest"))
@@ -70,7 +70,7 @@ def test_a_choice_of_experts_computes_masked_what_it_does_cut_out(name):
             assert not torch.allclose(masked, start, atol=1e-3)
             cut = alone(family, choice)
             assert torch.allclose(cut.model(ids).logits, masked, atol=2e-4, rtol=1e-4)
-            assert shrink.param_count(family.smaller(choice)) == sum(p.numel() for p in cut.model.parameters())
+            assert shrink.param_count(family.smaller_skeleton(choice)) == sum(p.numel() for p in cut.model.parameters())
     after = model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(after[name], t) for name, t in before.items())
 
@@ -79,7 +79,7 @@ def test_a_layer_keeps_the_same_number_of_each_group_that_its_router_compares():
     family = family_of("deepseek_v3")
     group = next(g for g in skeleton_of(family.program).groups if g.kind == "experts")
     assert group.per_block == 4 and {v for d in family.space.dims for v in d.values} == {4, 3, 2}
-    gone = [dead(family.orders, group, left) for left in (4, 3, 2)]
+    gone = [removed_items(family.orders, group, left) for left in (4, 3, 2)]
     assert [len(items) for items in gone] == [0, 2, 4] and gone[1] < gone[2]
     assert all(sum(item // 4 == block for item in gone[2]) == 2 for block in (0, 1))
 
@@ -89,7 +89,7 @@ def test_a_layer_keeps_the_same_number_of_each_group_that_its_router_compares():
 def test_experts_go_by_trust_and_one_choice_is_read_by_plain_transformers(tmp_path, train):
     model, ids = tiny.model("mixtral"), rows_of(3)
     bare = capture(copy.deepcopy(model))
-    groups = chosen(skeleton_of(bare), None, "experts")
+    groups = narrowable_groups(skeleton_of(bare), None, "experts")
     trust = sum_router_weights(bare, context_of(tmp_path, bare.model, recipe_of([]), rows_of(1)), ROWS, groups, 64)
     net = {"experts": [Ratio(1.0), Ratio(0.5)], "per": "model", "data": ROWS, "steps": 2, "batch": 2, "lr": 3e-3}
     family = through(
@@ -97,9 +97,9 @@ def test_experts_go_by_trust_and_one_choice_is_read_by_plain_transformers(tmp_pa
     )
     assert {k: v[0] for k, v in family.orders.items()} == {f"{s}:experts": int(t.argmin()) for s, t in trust.items()}
     with torch.no_grad():
-        with family.applied(family.space.choice("smallest")):
+        with family.with_choice_applied(family.space.choice("smallest")):
             masked = family.program.model(ids).logits
-        cut = family.cut_to_choice(family.space.choice("smallest"))
+        cut = family.cut_program_to_choice(family.space.choice("smallest"))
         assert torch.allclose(cut.model(ids).logits, masked, atol=2e-4, rtol=1e-4)
     config, why = stock_config(cut.model)
     assert not why and config.num_local_experts == 2
@@ -119,7 +119,7 @@ def test_weights_of_experts_that_are_out_are_not_learned_and_the_others_are(tmp_
         n: (t - model.get_parameter(n)).flatten(1).abs().amax(1) > 0 for n, t in family.weights.items() if t.dim() > 1
     }
     for group in (g for g in skeleton_of(family.program).groups if g.kind == "experts"):
-        gone = dead(family.orders, group, choice[f"{group.site}:experts"])
+        gone = removed_items(family.orders, group, choice[f"{group.site}:experts"])
         left = set(range(4)) - gone
         for member in group.members:
             assert not any(moved[member.tensor][sorted(gone)].tolist()), (member.tensor, gone)

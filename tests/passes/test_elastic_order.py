@@ -28,7 +28,7 @@ def test_channels_that_nothing_reads_go_first_unless_their_own_weights_decide(tm
         start = model(ids).logits
         net = {"channels": HALVES, "align": 1, "data": ROWS, "steps": 0, "reorder": reorder}
         family = through(tmp_path, model, ("supernet.elastic", net))
-        half = family.cut_to_choice(family.space.choice("smallest"))
+        half = family.cut_program_to_choice(family.space.choice("smallest"))
         assert half.model.model.layers[0].mlp.up_proj.out_features == model.config.intermediate_size // 2
         assert torch.allclose(half.model(ids).logits, start, atol=1e-5) == same
 

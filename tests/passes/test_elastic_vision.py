@@ -14,15 +14,15 @@ from effc.compiler.ir.edits import Edits, replay_edits
 from effc.compiler.ir.outcome import Model
 from effc.compiler.transforms.supernet.choices import ChoiceSampler, Space
 from effc.compiler.transforms.supernet.elastic_dims import (
-    able,
-    chosen,
     depth_dims,
     items_least_important_first,
     kernel_dims,
+    maskable_groups,
+    narrowable_groups,
     width_dims,
 )
 from effc.compiler.transforms.supernet.family import Family
-from effc.compiler.transforms.supernet.kernels import init_crop_matrices
+from effc.compiler.transforms.supernet.kernels import identity_crop_matrices
 from effc.compiler.transforms.supernet.norms import batch_norms
 from effc.compiler.transforms.supernet.objectives import ClassificationObjective, SubnetObjective
 from effc.dsl.checker.values import DataRef, Ratio
@@ -132,19 +132,19 @@ def family_of(name):
         nn.init.uniform_(norm.weight, 0.5, 1.5)
     program, dims, elastic = capture(model), [], []
     for kind in ("channels", "heads"):
-        groups = chosen(skeleton_of(program), None, kind)
-        elastic += (groups := able(program, groups, width_dims(groups, HALF, "layer", 1)))
+        groups = narrowable_groups(skeleton_of(program), None, kind)
+        elastic += (groups := maskable_groups(program, groups, width_dims(groups, HALF, "layer", 1)))
         dims += width_dims(groups, HALF, "layer", 1)
     dims += [*kernel_dims(program, None, [5, 3], "layer"), *depth_dims(program, None, "blocks")]
     space = Space(tuple(dims))
-    learned = {n: p.detach() + 0.1 * torch.randn_like(p) for n, p in init_crop_matrices(space).items()}
+    learned = {n: p.detach() + 0.1 * torch.randn_like(p) for n, p in identity_crop_matrices(space).items()}
     return Family(program, "", space, orders=items_least_important_first(program, elastic), crops=learned)
 
 
 def alone(family, choice):
     bare = capture(copy.deepcopy(family.program.model))
     shared = {"orders": family.orders, "weights": family.weights, "norms": family.norms, "crops": family.crops}
-    return Family(bare, "", family.space, **shared).cut_to_choice(choice)
+    return Family(bare, "", family.space, **shared).cut_program_to_choice(choice)
 
 
 @torch.no_grad()
@@ -158,15 +158,15 @@ def test_a_choice_computes_masked_what_it_does_cut_out(name, norms):
     start, before = logits(model, shown), [n.running_mean.clone() for n in batch_norms(model)]
     space = family.space
     assert "channels" in {d.kind for d in space.dims}
-    with family.running_choices() as take:
+    with family.with_switchable_choice() as take:
         take(space.choice("largest"))
         assert torch.equal(logits(model, shown), start)
     for choice in (space.choice("smallest"), space.draw(1)):
-        with family.applied(choice):
+        with family.with_choice_applied(choice):
             masked = logits(model, shown)
         cut = alone(family, choice)
         assert torch.allclose(logits(cut.model, shown), masked, atol=1e-4, rtol=1e-4)
-        assert shrink.param_count(family.smaller(choice)) == sum(p.numel() for p in cut.model.parameters())
+        assert shrink.param_count(family.smaller_skeleton(choice)) == sum(p.numel() for p in cut.model.parameters())
         if norms and name in ("resnet", "mobilenet"):  # of EfficientNet only what its last norm gives may be narrower
             family.norms = None
             assert not torch.allclose(alone(family, choice).model(shown).logits, masked, atol=1e-4, rtol=1e-4)
@@ -210,11 +210,13 @@ def test_a_family_that_learned_from_images_has_norms_of_its_own_for_every_choice
         family = trained(tmp_path, "resnet", kernels=[5, 3])
     learned = family.crops["resnet.embedder.embedder.convolution 3"]
     assert learned.shape == (9, 9) and not torch.equal(learned, torch.eye(9))
-    again = Family.from_json(family.to_json(), capture(copy.deepcopy(family.program.model)), family.stored)
+    again = Family.from_json_assigning_weights(
+        family.to_json(), capture(copy.deepcopy(family.program.model)), family.stored
+    )
     for choice in (family.space.choice("largest"), family.space.choice("smallest")):
-        with family.applied(choice):
+        with family.with_choice_applied(choice):
             masked = family.program.model(images(3)).logits
-        with again.applied(choice):
+        with again.with_choice_applied(choice):
             assert torch.allclose(again.program.model(images(3)).logits, masked, atol=1e-5)
         assert torch.allclose(alone(family, choice).model(images(3)).logits, masked, atol=1e-4)
 
@@ -267,7 +269,7 @@ def test_operations_of_an_image_are_those_that_torch_counts_of_the_smaller_netwo
             model.set_attn_implementation("eager")  # of the fused one on CPUs torch counts nothing
         with FlopCounterMode(display=False) as counted:
             model(**{name: value[:1] for name, value in family.program.inputs.items() if torch.is_tensor(value)})
-        assert shrink.flops_per_token(family.smaller(choice), 512) == counted.get_total_flops()
+        assert shrink.flops_per_token(family.smaller_skeleton(choice), 512) == counted.get_total_flops()
 
 
 def test_what_smaller_choices_learn_does_not_follow_from_running_statistics(tmp_path):
@@ -278,7 +280,7 @@ def test_what_smaller_choices_learn_does_not_follow_from_running_statistics(tmp_
         for norm in batch_norms(model):
             norm.running_mean += shift
         sampler = ChoiceSampler(family_of("resnet").space, 0, sandwich=True)
-        sampler.draw_for_step(1)
+        sampler.draw_and_activate_first(1)
         objective = ClassificationObjective(model, images(8), None, torch.arange(8) % 5, "digits")
         lesson = SubnetObjective(objective, sampler, Journal(tmp_path / f"{shift}.jsonl"), share=0.9)
         lesson.accumulate_gradients(torch.arange(8), 1.0)

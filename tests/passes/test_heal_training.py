@@ -14,7 +14,7 @@ from effc.compiler.evaluation.reference import OriginalOutputs
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.models.rows.batch_limit import BatchLimit
 from effc.compiler.models.rows.forward import total_nll
-from effc.compiler.transforms.training.adapters import Shape, adaptable_modules, with_adapters
+from effc.compiler.transforms.training.adapters import AdapterShape, require_adaptable_modules, with_adapters
 from effc.compiler.transforms.training.loop import TrainingLoop, TrainingSettings
 from effc.compiler.transforms.training.objective import Objective
 from effc.compiler.transforms.training.schedule import RowOrder, learning_rate_factor
@@ -30,7 +30,7 @@ from tests.recipes_in_memory import context_of, recipe_of
 
 ROWS = torch.randint(3, 128, (6, 10), generator=torch.Generator().manual_seed(1))
 SAID = torch.rand(6, 10, generator=torch.Generator().manual_seed(2)) < 0.4
-SHAPE = Shape(rank=4, alpha=8.0, dropout=0.0)
+SHAPE = AdapterShape(rank=4, alpha=8.0, dropout=0.0)
 # Their linear modules are called in ways that the ten of `tiny.NAMES` don't show: experts, scans, convolutions.
 UNUSUAL = ("mixtral", "qwen3_moe", "mamba", "mamba2", "jamba", "qwen3_next", "lfm2", "bloom", "mpt")
 EXPERTS = ("mixtral", "qwen3_moe", "jamba", "qwen3_next")
@@ -69,7 +69,9 @@ def test_the_loss_and_its_gradient_are_those_of_the_formula(share, temperature, 
     model, teacher = tiny.model("llama"), logits(tiny.model("llama", seed=1))
     chosen = torch.tensor([4, 0, 2])
     original = OriginalOutputs(teacher.argmax(-1).int(), teacher)
-    loss = Objective(model, ROWS, original, share, temperature, learned).accumulate_gradients(chosen, weight=0.5)
+    loss = Objective(model, ROWS, original, share, temperature, learned).accumulate_gradients(
+        chosen, gradient_factor=0.5
+    )
     found = {name: p.grad for name, p in model.named_parameters()}
     model.zero_grad()
     keep = torch.ones_like(ROWS).bool() if learned is None else learned
@@ -100,7 +102,7 @@ def test_recomputed_layers_run_twice_and_give_the_same_gradient(bound):
     program = capture(model)
     if bound:
         for unit in program.units.values():
-            unit.bind(model)
+            unit.install_graph_forward(model)
     model.get_submodule("transformer.h.1.mlp.c_fc").register_forward_pre_hook(lambda *_: calls.append(1))
     parameters = dict(model.named_parameters())
     for layers in ((), [unit.module(model) for unit in program.units.values()]):
@@ -134,14 +136,14 @@ def test_merged_adapters_compute_what_they_did_beside_the_weights_and_leave_no_t
     program = capture(model)
     before, start = portrait(model), logits(model)
     least = len(ROWS) - (name in EXPERTS)  # a rounding may turn a router's choice, and with it a row
-    with with_adapters(model, adaptable_modules(program, None), SHAPE, seed=0) as adapters:
+    with with_adapters(model, require_adaptable_modules(program, None), SHAPE, init_seed=0) as adapters:
         # A new adapter changes nothing; 1e-5: scans and experts add up in another order from run to run.
         assert alike(logits(model), start, 1e-5) >= least
         for place, parameter in enumerate(adapters.parameters().values()):
             generator = torch.Generator().manual_seed(place)
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
         beside = logits(model)
-        adapters.merge()
+        adapters.merge_into_weights()
     assert portrait(model) == before
     assert (beside - start).abs().max() > 1e-2
     assert alike(logits(model), beside, 1e-4) >= least  # 1e-4: (W + BA)x against Wx + B(Ax)
@@ -155,18 +157,21 @@ def alike(left, right, tolerance):
 def test_adapters_come_off_when_something_breaks():
     model = tiny.model("llama")
     program, before, start = capture(model), portrait(model), logits(model)
-    with pytest.raises(ZeroDivisionError), with_adapters(model, adaptable_modules(program, None), SHAPE, seed=0):
+    with (
+        pytest.raises(ZeroDivisionError),
+        with_adapters(model, require_adaptable_modules(program, None), SHAPE, init_seed=0),
+    ):
         _ = 1 / 0
     assert portrait(model) == before and torch.equal(logits(model), start)
 
 
 def test_adapters_go_on_what_is_selected_and_not_on_a_tied_weight():
     program = capture(tiny.model("llama", tie_word_embeddings=True))
-    up = adaptable_modules(program, Selector((("|", "layers.{0,2}.mlp.up_proj"),)))
+    up = require_adaptable_modules(program, Selector((("|", "layers.{0,2}.mlp.up_proj"),)))
     assert up == ("model.layers.0.mlp.up_proj", "model.layers.2.mlp.up_proj")
-    assert "lm_head" not in adaptable_modules(program, None)
+    assert "lm_head" not in require_adaptable_modules(program, None)
     with pytest.raises(Reject, match="tied-adapter"):
-        adaptable_modules(program, Selector((("|", "lm_head"),)))
+        require_adaptable_modules(program, Selector((("|", "lm_head"),)))
 
 
 # -- the loop ------------------------------------------------------------------------------------------------

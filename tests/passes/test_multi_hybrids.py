@@ -69,7 +69,7 @@ def assert_runs(program):
     """Bound graphs and the model's own forward agree, and so do decoding with a cache and without, padded."""
     before = record_logits_of_sample_calls(program.model)
     for unit in program.units.values():
-        unit.bind(program.model)
+        unit.install_graph_forward(program.model)
     assert max_difference(before, record_logits_of_sample_calls(program.model)) == 0.0
     ids, mask = mixers.rows()[:2, :6], torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])
     one, two = (

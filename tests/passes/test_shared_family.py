@@ -102,7 +102,7 @@ def test_a_family_that_does_not_fit_its_weights_is_refused(artifacts, tmp_path, 
     (tmp_path / "once" / shared_weights.FAMILY).write_text(json.dumps(body))
     model = tmp_path / "once" / shared_weights.WEIGHTS
     with pytest.raises(Reject, match="cache-damaged"):
-        shared_weights.load_program_of_point(
+        shared_weights.load_and_cut_program_of_point(
             tmp_path / "once", name, origin_of_folder(model, "model", "auto", Settings(tmp_path))
         )
 

@@ -313,7 +313,7 @@ def test_a_model_whose_scans_went_can_be_captured_and_shed_again(tmp_path, name)
     again = capture(model)
     assert len(skeleton_of(again).scans) == len(skeleton_of(program).scans)
     for unit in again.units.values():
-        unit.bind(model)
+        unit.install_graph_forward(model)
     assert max_difference(before, record_logits_of_sample_calls(model)) == 0.0
 
 

@@ -19,7 +19,7 @@ from effc.compiler.plugin.registry import Registry
 from effc.compiler.transforms.lowering import choice, racing, speed
 from effc.compiler.transforms.lowering.choice import Site
 from effc.compiler.transforms.lowering.contenders import EAGER
-from effc.compiler.transforms.lowering.speed import KernelCase, estimate_seconds
+from effc.compiler.transforms.lowering.speed import KernelCase, estimate_seconds_by_contender
 from effc.dsl.checker.values import DataRef, ProfileRef, Selector
 from effc.kernels import levels
 from transformers import AutoModelForCausalLM
@@ -244,24 +244,24 @@ def test_a_profile_of_another_machine_is_no_reason_to_refuse_the_step(tmp_path):
 def test_weights_that_no_kernel_can_pack_are_refused_with_their_path(tmp_path):
     module = torch.nn.Linear(4, 4)
     module.weight.data[0, 0] = float("nan")
-    found = refused(lambda: choice.KernelTrial("up", module, None).pack("sparse_linear")).diagnostics[0]
+    found = refused(lambda: choice.KernelTrial("up", module, None).pack_or_reject("sparse_linear")).diagnostics[0]
     assert found.slug == "cant-pack" and found.message.startswith("up: ") and "NaN or infinite" in found.message
 
 
 def test_reckoned_times_know_what_limits_whom():
     case, sizes = KernelCase(4096, 4096, "bfloat16", 0.5, 0.0), {"dense_linear": 2 << 24, "sparse_linear": 9 << 21}
-    fast, slow = (estimate_seconds(case, sizes, 1, isa, 2) for isa in ("avx512_bf16", "portable"))
+    fast, slow = (estimate_seconds_by_contender(case, sizes, 1, isa, 2) for isa in ("avx512_bf16", "portable"))
     assert fast["torch"] > fast["dense_linear"] > fast["sparse_linear"]  # memory decides
     assert slow["dense_linear"] < slow["sparse_linear"]  # expanding decides
-    assert estimate_seconds(case, sizes, 1, "avx512_bf16", 8)["dense_linear"] < fast["dense_linear"]
-    tiles = [estimate_seconds(case, sizes, rows, "amx", 2) for rows in (1, 8, 512)]
+    assert estimate_seconds_by_contender(case, sizes, 1, "avx512_bf16", 8)["dense_linear"] < fast["dense_linear"]
+    tiles = [estimate_seconds_by_contender(case, sizes, rows, "amx", 2) for rows in (1, 8, 512)]
     assert tiles[0] == tiles[1] and tiles[0]["torch"] > tiles[0]["dense_linear"] > tiles[0]["sparse_linear"]
     assert tiles[2]["sparse_linear"] > 10 * tiles[0]["sparse_linear"]  # many rows take as long as they compute
 
 
 def test_times_at_a_level_that_was_never_measured_are_refused():
     case = KernelCase(64, 64, "bfloat16", 0.0, 0.0)
-    found = refused(lambda: estimate_seconds(case, {"dense_linear": 8192}, 1, "neon", 2)).diagnostics[0]
+    found = refused(lambda: estimate_seconds_by_contender(case, {"dense_linear": 8192}, 1, "neon", 2)).diagnostics[0]
     assert found.slug == "no-rates" and "neon" in found.message
 
 
@@ -270,7 +270,7 @@ def test_inputs_of_16_bits_are_reckoned_to_cost_time_where_products_take_it_and_
         KernelCase(4096, 4096, "bfloat16", 0.0, 0.0),
         dict.fromkeys(("dense_linear_int8_int16", "dense_linear_int8"), 1 << 24),
     )
-    one, many = (estimate_seconds(case, sizes, rows, "avx512_bf16", 2) for rows in (1, 64))
+    one, many = (estimate_seconds_by_contender(case, sizes, rows, "avx512_bf16", 2) for rows in (1, 64))
     assert one["dense_linear_int8_int16"] == one["dense_linear_int8"]
     assert 1.05 < many["dense_linear_int8_int16"] / many["dense_linear_int8"] < 1.3
 

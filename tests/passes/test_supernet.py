@@ -13,7 +13,7 @@ from effc.compiler.ir.layers.linear import weight_of
 from effc.compiler.ir.outcome import Model
 from effc.compiler.transforms.supernet.choices import ChoiceSampler, ElasticDim, Space
 from effc.compiler.transforms.supernet.family import Family
-from effc.compiler.transforms.training.adapters import Shape, adaptable_modules, with_adapters
+from effc.compiler.transforms.training.adapters import AdapterShape, require_adaptable_modules, with_adapters
 from effc.compiler.transforms.training.rounded_adapters import RoundedProduct
 from effc.dsl.checker.values import DataRef, Ratio
 from effc.kernels.grid import Grid
@@ -52,9 +52,9 @@ def test_every_choice_is_drawn_and_a_step_draws_the_same_again(ranks, sites, see
     space = Space(tuple(ElasticDim(name, "rank", values, (f"{name}.a", f"{name}.b")) for name in names))
     drawn, seen = ChoiceSampler(space, seed), {name: set() for name in names}
     for step in range(120):
-        drawn.draw_for_step(step)
+        drawn.draw_and_activate_first(step)
         first = dict(drawn.ranks)
-        drawn.draw_for_step(step)
+        drawn.draw_and_activate_first(step)
         assert drawn.ranks == first and all(first[f"{site}.a"] == first[f"{site}.b"] for site in names)
         for site in names:
             seen[site].add(first[f"{site}.a"])
@@ -66,13 +66,13 @@ def test_every_choice_is_drawn_and_a_step_draws_the_same_again(ranks, sites, see
 def family_of(name, mask, per="layer", ranks=(8, 4, 2)):
     """A family with random adapters, beside which nothing is trained."""
     program = capture(tiny.model(name))
-    paths = adaptable_modules(program, None)
+    paths = require_adaptable_modules(program, None)
     if mask:
         for path in paths:
             weight = program.model.get_submodule(path).weight
             chance = torch.Generator().manual_seed(len(path))
             weight.data *= torch.rand(weight.shape, generator=chance) < 0.5
-    shape, generator, tensors = Shape(max(ranks), 16.0, 0.0), torch.Generator().manual_seed(0), {}
+    shape, generator, tensors = AdapterShape(max(ranks), 16.0, 0.0), torch.Generator().manual_seed(0), {}
     for path in paths:
         n, k = weight_of(program.model.get_submodule(path)).shape
         tensors[f"{path}.lora_A"] = torch.randn(max(ranks), k, generator=generator) * 0.1
@@ -91,11 +91,11 @@ def test_a_choice_alone_computes_what_it_did_within_the_family(name, mask, per):
         ranks = family.space.by_path(choice, "rank")
         with with_adapters(model, tuple(ranks), family.shape, 0, zeros=zeros) as adapters:
             adapters.load(family.tensors)
-            adapters.follow(ranks)
+            adapters.follow_ranks(ranks)
             within = model(ids).logits
-        with family.applied(choice):
+        with family.with_choice_applied(choice):
             alone = model(ids).logits
-        with family.applied(family.space.choice("largest")):
+        with family.with_choice_applied(family.space.choice("largest")):
             largest = model(ids).logits
         with with_adapters(model, tuple(ranks), family.shape, 0, zeros=zeros) as adapters:
             adapters.load(family.tensors)
@@ -111,7 +111,10 @@ def test_smaller_choices_are_the_first_ranks_of_larger_ones():
     small, large = (family.extract_adapters(family.space.choice(how)) for how in ("smallest", "largest"))
     for name, tensor in small.items():
         assert torch.equal(tensor, large[name][tuple(slice(n) for n in tensor.shape)])
-    assert Family.from_json(json.loads(json.dumps(family.to_json())), family.program, family.tensors) == family
+    assert (
+        Family.from_json_assigning_weights(json.loads(json.dumps(family.to_json())), family.program, family.tensors)
+        == family
+    )
 
 
 @pytest.mark.parametrize("ranks", ["largest", "middle", "smallest"])
@@ -158,12 +161,14 @@ def test_a_choice_that_was_trained_through_a_grid_is_on_it_when_it_is_merged(tmp
     mask = ("sparsify.wanda", {"sparsity": Ratio(0.5, "weights"), "data": ROWS})
     net = through(tmp_path / "net", model, mask, ("supernet.lora", {**NET, **coarse}))
     rounded = through(tmp_path / "rounded", model, mask, ("quantize.round", coarse)).program
-    again = Family.from_json(json.loads(json.dumps(net.to_json())), copy.deepcopy(net.program), net.tensors)
+    again = Family.from_json_assigning_weights(
+        json.loads(json.dumps(net.to_json())), copy.deepcopy(net.program), net.tensors
+    )
     choice = net.space.choice("middle")
     before = {path: weight_of(net.program.model.get_submodule(path)).clone() for path in net.paths}
-    with torch.no_grad(), net.applied(choice):
+    with torch.no_grad(), net.with_choice_applied(choice):
         within = net.program.model(ids).logits
-    cut = again.cut_to_choice(choice).model
+    cut = again.cut_program_to_choice(choice).model
     with torch.no_grad():
         assert torch.allclose(cut(ids).logits, within, atol=1e-4)
     assert loss(cut) < 0.95 * loss(rounded.model)

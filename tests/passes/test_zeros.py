@@ -10,8 +10,8 @@ from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.layers.linear import KernelLinear, weight_of
 from effc.compiler.plugin.registry import Registry
 from effc.compiler.transforms.search.masks import is_sparse
-from effc.compiler.transforms.training.adapters import Shape, adaptable_modules, with_adapters
-from effc.compiler.transforms.training.masks import MaskedProduct, product
+from effc.compiler.transforms.training.adapters import AdapterShape, require_adaptable_modules, with_adapters
+from effc.compiler.transforms.training.masks import MaskedProduct, masked_lora_product
 from effc.dsl.checker.values import DataRef, Ratio
 from hypothesis import given
 from hypothesis import strategies as st
@@ -111,12 +111,14 @@ def test_merged_masked_adapters_compute_what_they_did_beside_the_weights(tmp_pat
     model, ids = program.model, rows_of(3)
     with torch.no_grad():
         start = model(ids).logits
-        with with_adapters(model, adaptable_modules(program, None), Shape(4, 8.0, 0.0), seed=0) as adapters:
+        with with_adapters(
+            model, require_adaptable_modules(program, None), AdapterShape(4, 8.0, 0.0), init_seed=0
+        ) as adapters:
             for place, parameter in enumerate(adapters.parameters().values()):
                 generator = torch.Generator().manual_seed(place)
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
             beside = model(ids).logits
-            adapters.merge()
+            adapters.merge_into_weights()
         assert (beside - start).abs().max() > 1e-2
         assert torch.allclose(model(ids).logits, beside, atol=1e-4, rtol=1e-4)  # (W + BA) x against W x + B A x
     assert all(torch.equal(weight_of(model.get_submodule(path)) != 0, keep) for path, keep in kept.items())
@@ -137,7 +139,7 @@ def test_the_masked_product_has_the_gradients_of_what_it_says(rank, out, inside,
     assert torch.allclose(found, plain)
     for ours, theirs in zip(torch.autograd.grad((found * weigh).sum(), (x, a, b)), expected, strict=True):
         assert torch.allclose(ours, theirs)
-    assert not product(a, b, mask, 0.7)[~mask].any()
+    assert not masked_lora_product(a, b, mask, 0.7)[~mask].any()
 
 
 def test_a_few_zeros_or_nothing_but_zeros_are_no_mask():

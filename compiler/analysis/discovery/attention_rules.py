@@ -49,7 +49,7 @@ def label_fused_attention(rules: "NodeRules") -> Tensor:
 def record_attention_call(rules: "NodeRules", module_path: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Note an attention call; returns a label per query head."""
     heads = [x.permute(1, 0, 2, 3).flatten(1) for x in (q, k, v)]  # [h, everything else]
-    heads = [heads[0], *collapse_repeated_kv_heads(*map(clear_shared_channel_labels, heads[1:]))]
+    heads = [heads[0], *collapse_repeated_kv_heads(*map(clear_labels_common_to_all_heads, heads[1:]))]
     for x in heads:
         rules.out.couple_along(x, 1)
     q_heads, k_heads, v_heads = (x.amax(1) for x in heads)
@@ -65,7 +65,7 @@ def record_attention_call(rules: "NodeRules", module_path: str, q: Tensor, k: Te
     return q_heads
 
 
-def clear_shared_channel_labels(heads: Tensor) -> Tensor:
+def clear_labels_common_to_all_heads(heads: Tensor) -> Tensor:
     """Keys or values [h, n] without the channels that all heads share, as the turned ones of latent attention."""
     shared = set(heads[0].unique().tolist()).intersection(*(x.unique().tolist() for x in heads[1:])) - {NO_LABEL}
     if len(heads) == 1 or not shared:

@@ -126,12 +126,12 @@ def _width_attributes_of_opened_modules(program: Program, stream: Group) -> Iter
                     yield str(node.target), name, 1.0
 
 
-def _stream_roots(program: Program, labelling: Labelling, owners: list[np.ndarray]) -> list[int]:
+def _stream_roots(program: Program, labelling: Labelling, roots_by_claim: list[np.ndarray]) -> list[int]:
     """Roots of the channels that all layers share, in the order in which a tensor has them."""
     root = labelling.component_roots()
     lowest, highest = np.full(labelling.count, len(program.units)), np.full(labelling.count, OUTSIDE)
     units = [_unit_index_of_tensor(program, claim.tensor) for claim in labelling.claims]
-    for unit, owner in zip(units, owners, strict=True):
+    for unit, owner in zip(units, roots_by_claim, strict=True):
         np.minimum.at(lowest, owner, unit)
         np.maximum.at(highest, owner, unit)
     is_shared = lowest < highest
@@ -139,7 +139,7 @@ def _stream_roots(program: Program, labelling: Labelling, owners: list[np.ndarra
     for labels in (*(x for a in labelling.attentions for x in (a.q, a.kv)), *labelling.weighed):
         is_shared[root[labels]] = False  # heads that share a table of biases
     layouts: dict[frozenset[int], list[tuple[int, bool, list[int]]]] = {}
-    for unit, claim, owner in zip(units, labelling.claims, owners, strict=True):
+    for unit, claim, owner in zip(units, labelling.claims, roots_by_claim, strict=True):
         channels = list(dict.fromkeys(owner[is_shared[owner]].tolist()))
         if channels:
             layouts.setdefault(frozenset(channels), []).append((unit, claim.reads, channels))

@@ -90,7 +90,7 @@ class FederationTarget(CheckpointTarget):
         yield from self._stream_and_selector_problems()
         yield from self._clip_problems()
         yield from self._secure_sum_problems()
-        yield from self._search_and_abm_problems()
+        yield from self._index_share_and_all_but_me_problems()
         yield from self._unused_parameter_problems()
         if self.trains == "reft":
             yield MissingStep("reft.insert", "`trains: reft` federates what that step inserts", ("trains",))
@@ -186,7 +186,7 @@ class FederationTarget(CheckpointTarget):
                 ("secure", "strategy", "way"), "rotations are aligned by state, `secure` gives a sum", "`way: project`"
             )
 
-    def _search_and_abm_problems(self) -> Iterator[Problem]:
+    def _index_share_and_all_but_me_problems(self) -> Iterator[Problem]:
         """An index, All-But-Me, and a share of the clients."""
         if self.strategy == "search" and self.trains != "index":
             yield Conflict(("strategy", "trains"), "`strategy: search` trains nothing", "`trains: index`")

@@ -38,7 +38,7 @@ class Checkpoint:
         if flat:
             self._saved.write_tensors(f"state-{round_number}", flat)
         run_json = {**run_json, "number": round_number, "threads": torch.get_num_threads()}
-        self._saved.finish(run_json, [f"state-{round_number}"] if flat else [])
+        self._saved.write_manifest_and_prune_folders(run_json, [f"state-{round_number}"] if flat else [])
 
     def read_last_round(self) -> tuple[dict[str, State], dict[str, Any]] | None:
         """The states and the body of the last round that was kept; None where there is none.
@@ -58,7 +58,7 @@ class Checkpoint:
                 help=f"go on with --threads {threads}, or remove {self._saved.folder} to begin anew",
             ).rejection()
         states: dict[str, dict[str, np.ndarray]] = {}
-        for full, tensor in self._saved.tensors(f"state-{body['number']}").items():
+        for full, tensor in self._saved.load_tensors(f"state-{body['number']}").items():
             name, _, key = full.partition(_SEPARATOR)
             states.setdefault(name, {})[key] = tensor.numpy().copy()
         return dict(states), body

@@ -141,7 +141,7 @@ def start_deployment(
     threads         of the server and of each node; None: as many as torch takes by itself
     """
     commands = flower_command_folder()
-    _refuse_incompatible_deployment(deployment_folder, declaration, data_folders, port)
+    _refuse_impossible_deployment(deployment_folder, declaration, data_folders, port)
     deployment_folder.mkdir(parents=True, exist_ok=True)
     _remove_deployment_files(deployment_folder)
     write_keys_and_certificates(deployment_folder / "keys", declaration.clients)
@@ -173,7 +173,7 @@ def start_deployment(
         raise
 
 
-def _refuse_incompatible_deployment(
+def _refuse_impossible_deployment(
     folder: Path, declaration: Declaration, data_folders: Sequence[Path], port: int
 ) -> None:
     if (folder / NAME).is_file():

@@ -90,7 +90,7 @@ class CausalLmLearner(Learner):
                 optimizer.step()
                 self._pull_towards_anchor(trained_params)
                 optimizer.zero_grad(set_to_none=True)
-                trained_params.spread()
+                trained_params.copy_masters_to_parameters()
             self.slots.project_after_training()
         arrays = {name: t.float().cpu().numpy().copy() for name, t in trained_params.tensors().items()}
         return {name: arrays.get(name, array) for name, array in state.items()}

@@ -14,7 +14,7 @@ from ...ir.surgery import tensor_at
 from ...models.checkpoints.pretrained import pretrained
 from ...models.rows.inputs import use_cache_false_kwargs
 from ...models.rows.prompt_positions import parameters_above_body
-from ...transforms.training.adapters import Shape, with_adapters
+from ...transforms.training.adapters import AdapterShape, with_adapters
 from ...transforms.training.schedule import seed_of
 from .low_rank import lora_module_paths
 from .state import Shapes, State
@@ -65,7 +65,7 @@ class LowRankSlots(Slots):
     def attached(model: nn.Module, full_shapes: Shapes, alpha: float) -> "Iterator[LowRankSlots]":
         """Adapters on a model; afterwards it is as it was."""
         rank = max(full_shapes[f"{path}.A"][0] for path in lora_module_paths(full_shapes))
-        with with_adapters(model, tuple(lora_module_paths(full_shapes)), Shape(rank, alpha, 0.0), 0) as adapters:
+        with with_adapters(model, tuple(lora_module_paths(full_shapes)), AdapterShape(rank, alpha, 0.0), 0) as adapters:
             slots = LowRankSlots(model, adapters.layers, full_shapes, alpha)
             try:
                 yield slots

@@ -24,7 +24,7 @@ def trainable_state_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """Shapes of the arrays that `trains` names, without a head: `trains` as the target `flower` has it, adapters of
     this rank on modules."""
-    from ...transforms.training.adapters import adaptable_modules
+    from ...transforms.training.adapters import require_adaptable_modules
     from .slots import intervention_parameters
 
     if trains == "index":
@@ -42,7 +42,7 @@ def trainable_state_shapes(
         }
     parts = {part.path: part for part in skeleton_of(program).parts}
     full: dict[str, tuple[int, ...]] = {}
-    for path in adaptable_modules(program, selector, "trains: full"):
+    for path in require_adaptable_modules(program, selector, "trains: full"):
         shape = dict(parts[path].tensors)["weight"]
         out, inputs = reversed(shape) if parts[path].kind == "Conv1D" else shape
         full |= {f"{path}.A": (rank, inputs), f"{path}.B": (out, rank)}

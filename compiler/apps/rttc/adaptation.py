@@ -150,7 +150,7 @@ class AdaptableModel:
     def _switch(self, enabled: bool) -> None:
         self._adapters.switch(enabled)
 
-    def train(
+    def reset_and_train(
         self, samples: Sequence[Sample], scores: Sequence[float] = (), is_cancelled: Callable[[], bool] = lambda: False
     ) -> Trained:
         """Set the adapters back, then train them on the samples; they stay on. No step is begun once `is_cancelled`."""

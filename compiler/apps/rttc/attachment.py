@@ -12,7 +12,7 @@ from ...ir.capture.capture import capture
 from ...ir.layers.linear import weight_of
 from ...ir.layers.reft import Intervention
 from ...models.checkpoints.pretrained import pretrained
-from ...transforms.training.adapters import Shape, adaptable_modules, with_adapters
+from ...transforms.training.adapters import AdapterShape, require_adaptable_modules, with_adapters
 
 KINDS = ("lora", "reft")
 _PROJECTIONS = ("q_proj", "v_proj", "up_proj", "down_proj")
@@ -38,7 +38,9 @@ class LowRank:
 
     def __init__(self, model: nn.Module, module_paths: tuple[str, ...], rank: int, alpha: float, seed: int):
         self._stack = ExitStack()
-        self._adapters = self._stack.enter_context(with_adapters(model, module_paths, Shape(rank, alpha, 0.0), seed))
+        self._adapters = self._stack.enter_context(
+            with_adapters(model, module_paths, AdapterShape(rank, alpha, 0.0), seed)
+        )
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return self._adapters.parameters()
@@ -130,6 +132,6 @@ def default_attachment_paths(model: nn.Module, adapter_kind: str = "lora") -> tu
     program = capture(model.eval())
     if adapter_kind == "reft":
         return tuple(skeleton_of(program).units)
-    modules = adaptable_modules(program, None)
+    modules = require_adaptable_modules(program, None)
     named = tuple(p for p in modules if p.rpartition(".")[2] in _PROJECTIONS)
     return named or modules

@@ -269,7 +269,7 @@ class _GuidedQuery:
                 raise Cancelled
             try:
                 scores = [match.score for match in matches]
-                trained = adaptable.train([match.sample for match in matches], scores, self._is_cancelled)
+                trained = adaptable.reset_and_train([match.sample for match in matches], scores, self._is_cancelled)
                 self._state = adaptable.state()
             finally:
                 adaptable.disable_adapters()

@@ -60,7 +60,7 @@ def register(app: typer.Typer) -> None:
         where = table_environment(table)
         if plain:
             screen.answer(_environment_line(where) + "\n")
-        table.measure(parts, shapes or SHAPES)
+        table.measure_parts(parts, shapes or SHAPES)
         missed = [t for t in table.targets if not t.met]
         code = EXITS["gate"] if gate and missed else 0
         if plain:

@@ -1,5 +1,6 @@
 """`effc bisect`: which step, or which single cut, broke a bound."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,8 @@ from .options import argument, option
 from .output import exit_code_of
 
 if TYPE_CHECKING:
+    from ....dsl.checker.recipe import Bound
+    from ...analysis.planning.plan import Plan
     from ...driver.bisect import BisectResult
 
 unknown_gate = Fault("unknown-gate", "`effc bisect --gate` names no bound of the recipe, or several.", exit="usage")
@@ -38,7 +41,7 @@ def register(app: typer.Typer) -> None:
             ]  # of the result, not of a target
             chosen = [(p, b) for p, b in of_result if _begins_with(b, gate)]
             if len(chosen) != 1:
-                raise _unknown_or_ambiguous_bound(chosen or of_result, bool(chosen), gate).rejection()
+                raise _unknown_or_ambiguous_gate(chosen or of_result, bool(chosen), gate).rejection()
             (plan, bound), blame = chosen[0], api.bisect_bound(session, *chosen[0])
             baseline = widest_baseline_bound(session.path, plan, bound)
             if not blame.diagnostics and baseline is not None:  # the bound holds, and a baseline may allow less
@@ -46,16 +49,18 @@ def register(app: typer.Typer) -> None:
         return print_bisect_result(blame, shared)
 
 
-def _begins_with(bound, bound_prefix: str) -> bool:
+def _begins_with(bound: "Bound", bound_prefix: str) -> bool:
     return "".join(bound_text(bound).split()).startswith("".join(bound_prefix.split()))
 
 
-def _unknown_or_ambiguous_bound(bounds, is_ambiguous: bool, bound_prefix: str) -> Diagnostic:
-    texts = list(dict.fromkeys(f"`{bound_text(b)}`" for _, b in bounds))
+def _unknown_or_ambiguous_gate(
+    candidate_bounds: "Sequence[tuple[Plan, Bound]]", is_ambiguous: bool, gate_prefix: str
+) -> Diagnostic:
+    texts = list(dict.fromkeys(f"`{bound_text(b)}`" for _, b in candidate_bounds))
     message = (
-        f"{len(bounds)} bounds begin with `{bound_prefix}`"
+        f"{len(candidate_bounds)} bounds begin with `{gate_prefix}`"
         if is_ambiguous
-        else f"no bound begins with `{bound_prefix}`"
+        else f"no bound begins with `{gate_prefix}`"
     )
     help = f"--gate takes one of {', '.join(texts[:8])}" if texts else "add a bound without `in` to `expect`"
     return unknown_gate(message, help=help)

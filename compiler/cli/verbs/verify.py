@@ -62,10 +62,10 @@ def check_artifact_files(artifact: Path, manifest: "Manifest", cache: Path) -> l
     """The forms of an artifact. Raises Reject for what loading one, or running the artifact, would refuse of its files;
     `effc doctor --trust` reads them by this, too."""
     from ...artifacts.finite_weights import refuse_non_finite_weights
-    from ...artifacts.form_checks import check_present_forms
+    from ...artifacts.form_checks import check_forms_and_list_paths
     from ...artifacts.load import target_class
 
-    forms = check_present_forms(artifact, manifest)
+    forms = check_forms_and_list_paths(artifact, manifest)
     refuse_non_finite_weights(artifact, manifest)
     target_class(manifest.kind).check_artifact(artifact, cache)
     return forms

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from ....dsl.checker.recipe import Bound, Recipe
 from ....dsl.checker.values import DataRef, MetricRef
@@ -62,17 +62,24 @@ class Trial:
         return value / original if original else value
 
 
+class TrialArtifact(NamedTuple):
+    """Folder of an artifact, and the first form in it, which is the one that is opened."""
+
+    folder: Path
+    first_form: str
+
+
 @dataclass(frozen=True)
 class Trials:
     """Measurements of candidates of a wish; `folder` is for their artifacts, which `measure` leaves for a second look.
 
-    artifacts   folders of those that were written, and the form in each that is opened
+    artifacts   those that were written
     """
 
     wish: Wish
     cache: Cache
     folder: Path | None = None  # plans alone, no measurements
-    artifacts: dict[Candidate, tuple[Path, str]] = field(default_factory=dict)
+    artifacts: dict[Candidate, TrialArtifact] = field(default_factory=dict)
 
     @cached_property
     def metrics(self) -> dict[str, MetricRef]:
@@ -138,18 +145,18 @@ class Trials:
     def keep_artifacts(self, candidates: Collection[Candidate]) -> None:
         """Remove the artifacts of all other candidates."""
         for candidate in self.artifacts.keys() - set(candidates):
-            shutil.rmtree(self.artifacts.pop(candidate)[0], ignore_errors=True)
+            shutil.rmtree(self.artifacts.pop(candidate).folder, ignore_errors=True)
 
     def _write_and_load_artifact(self, candidate: Candidate, plan: Plan) -> Any:
         """The artifact of a candidate, written unless it is there, and opened."""
         ctx = self.wish.session.context(plan.recipe, plan.pipeline)
         if candidate not in self.artifacts:
-            self.artifacts[candidate] = self._write_artifact(plan, ctx)
-        folder, form = self.artifacts[candidate]
-        return load_to_judge(folder / form, ctx.settings.device)
+            self.artifacts[candidate] = self._build_and_write_artifact(plan, ctx)
+        artifact = self.artifacts[candidate]
+        return load_to_judge(artifact.folder / artifact.first_form, ctx.settings.device)
 
-    def _write_artifact(self, plan: Plan, ctx: Context) -> tuple[Path, str]:
-        """Run the steps of a plan, and write its artifact; its folder, and the first form there."""
+    def _build_and_write_artifact(self, plan: Plan, ctx: Context) -> TrialArtifact:
+        """Run the steps of a plan, and write its artifact."""
         build = Build(plan, ctx, self.cache, total=len(plan.stages))
         for index in range(len(plan.stages)):
             build.run_step_unless_cached(plan.stages[index])
@@ -166,7 +173,7 @@ class Trials:
             raise
         forms = [form.folder for form in writer.forms_of(outcome) if (folder / form.folder).is_dir()]
         build.results.release()
-        return folder, forms[0]
+        return TrialArtifact(folder, forms[0])
 
     def _trials_beside_original(
         self, opened: Mapping[Candidate, tuple[Any, float]], plan: Plan, num_rows: int

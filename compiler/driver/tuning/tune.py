@@ -77,8 +77,8 @@ class Outputs:
     def recipe_path(self, suffix: str) -> Path:
         return self.recipe.with_name(f"{self.recipe.stem}{suffix}{self.recipe.suffix}")
 
-    def check_replaceable(self, suffix: str) -> bool:
-        """Whether something is to be replaced. Raises Reject where what is there was not written by this search."""
+    def may_replace_outputs_or_reject(self, suffix: str) -> bool:
+        """Whether outputs may be replaced. Raises Reject where what is there was not written by this search."""
         recipe = self.recipe_path(suffix)
         refuse_output_path(recipe, self.force or self.journal.has_recorded_file(recipe), True)
         outputs = [
@@ -124,7 +124,7 @@ def tune(wish: Wish, recipe: Path, out: Path, *, force: bool = False, name: str 
             recipe, force or journal.has_recorded_file(recipe), True
         )  # what an interrupted search leaves
         for suffix in suffixes:
-            outputs.check_replaceable(suffix)
+            outputs.may_replace_outputs_or_reject(suffix)
         tuned = Tuned(wish, search)
         with before_stopping(lambda: _write_best_recipe(search, trials, recipe)):
             ranked = [search.measure_named(name)] if name else search.run()
@@ -158,7 +158,7 @@ def _compile_candidate(
     tuned: Tuned, candidate: Candidate, outputs: Outputs, suffix: str, may_replace: bool = False
 ) -> list[Diagnostic]:
     """Write and compile the recipe of a candidate; the bounds that its artifact misses."""
-    may_replace = may_replace or outputs.check_replaceable(suffix)
+    may_replace = may_replace or outputs.may_replace_outputs_or_reject(suffix)
     path, text = outputs.recipe_path(suffix), tuned.search.trials.recipe_text(candidate, suffix)
     outputs.journal.write_recipe(path, text)
     session = replace(tuned.wish.session_with_text(text, path), pipelines=(tuned.wish.pipeline.name,))

@@ -66,9 +66,13 @@ class LimitedTokenizer:
             "padding": self._library.padding,
             "split_special": self._library.encode_special_tokens,
         }
-        size = sum(len(str(text)) for text in input)
+        text_length = sum(len(str(text)) for text in input)
         try:
-            answer, body = self._answer(request, size) if size < LARGE else self._cached_answer(request, size)
+            answer, body = (
+                self._request_encoding(request, text_length)
+                if text_length < LARGE
+                else self._cached_encoding(request, text_length)
+            )
         except LimitExceeded as error:
             message = f"{self._label}: the model's tokenizer takes more time or memory at a text than there is for it"
             raise invalid_tokenizer(message, help=_HELP, note=str(error)).rejection() from error
@@ -79,12 +83,12 @@ class LimitedTokenizer:
             raise invalid_tokenizer(message, help=_HELP, note=answer["error"].partition("\n")[0]).rejection()
         return self._encodings(answer["lengths"], array("I", body))
 
-    def _cached_answer(self, request: dict[str, Any], size: int) -> tuple[dict[str, Any], bytes]:
+    def _cached_encoding(self, request: dict[str, Any], text_length: int) -> tuple[dict[str, Any], bytes]:
         """Answer to a request of a long text: the one before, where tokenizer and text are the same."""
         if not self._hash:
             vars(self)["_hash"] = hashlib.sha256(self._library.to_str().encode()).hexdigest()
         key = hashlib.sha256(json.dumps([self._hash, request]).encode()).hexdigest()
-        answer, body = _answers.get(key) or self._answer(request, size)
+        answer, body = _answers.get(key) or self._request_encoding(request, text_length)
         if "error" not in answer and len(body) <= _CACHE_BYTES // 4:
             with _lock:
                 _answers.pop(key, None)
@@ -93,9 +97,9 @@ class LimitedTokenizer:
                     del _answers[next(iter(_answers))]
         return answer, body
 
-    def _answer(self, request: dict[str, Any], size: int) -> tuple[dict[str, Any], bytes]:
+    def _request_encoding(self, request: dict[str, Any], text_length: int) -> tuple[dict[str, Any], bytes]:
         """Answer to a request, before which the other process is told of the tokenizer where it does not have it."""
-        process = text_process(size)
+        process = text_process(text_length)
         while True:
             if self._hash:
                 answer, body = process.request("encode", {**request, "tokenizer": self._hash})

@@ -8,6 +8,7 @@ them, sorting its rows by experts or handing all rows to all of them, ends in th
 
 from dataclasses import dataclass, replace
 from functools import partial
+from types import NotImplementedType
 from typing import Any
 
 import torch
@@ -67,14 +68,19 @@ def lower_router(builder: PlanBuilder, call: NodeCall) -> Routed:
     return value
 
 
-def recognise_renamed_router(builder: PlanBuilder, call: NodeCall) -> Any:
-    """Outputs of a router that is called something else: of rows [n, width], numbers that are counted among them."""
+def evaluate_if_renamed_router(builder: PlanBuilder, call: NodeCall) -> "Routed | NotImplementedType":
+    """Outputs of a router that is called something else: of rows [n, width], numbers that are counted among them.
+
+    NotImplemented where the module is none.
+    """
     is_layer = call.role in ("linear", "norm", "activation")
     if is_layer or len(call.args) != 1 or not isinstance(call.first, Rows) or call.first.index.dim() != 2:
         return NotImplemented
     value = _evaluate_router_on_samples(builder, call)
-    parts = value.samples[0] if value is not None and isinstance(value.samples[0], tuple) else ()
-    return value if any(isinstance(x, Tensor) and not x.is_floating_point() for x in parts) else NotImplemented
+    if value is None or not isinstance(value.samples[0], tuple):
+        return NotImplemented
+    has_indices = any(isinstance(x, Tensor) and not x.is_floating_point() for x in value.samples[0])
+    return value if has_indices else NotImplemented
 
 
 def _evaluate_router_on_samples(builder: PlanBuilder, call: NodeCall) -> Routed | None:
@@ -126,7 +132,7 @@ def lower_after_router(builder: PlanBuilder, call: NodeCall) -> Any:
     is_layer = call.module is not None and call.role != "experts" and any(True for _ in call.module.parameters())
     if is_layer or any(x.router is not router for x in routed):
         raise builder.rejection(router.node, router.reason)
-    lower = _lower_experts if call.role == "experts" else _evaluate_on_samples
+    lower = _lower_experts_or_reject if call.role == "experts" else _evaluate_on_samples
     value = lower(builder, call, router)
     for node in call.node.all_input_nodes:  # rows of every expert, in every layer: those that nobody reads again go
         read = builder.values[node]
@@ -157,7 +163,7 @@ def _evaluate_on_samples(builder: PlanBuilder, call: NodeCall, router: Router) -
 # -- experts -------------------------------------------------------------------------------------------------
 
 
-def _lower_experts(builder: PlanBuilder, call: NodeCall, router: Router) -> Any:
+def _lower_experts_or_reject(builder: PlanBuilder, call: NodeCall, router: Router) -> Routed | Rows:
     """Outputs of experts: their sum, where a module is handed numbers and weights, else rows of each."""
     order = [_operand_kind(x) for x in (*call.args, *call.kwargs.values())]
     is_sum = sorted(order) == ["numbers", "weights", "x"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ....kernels.engine_steps import KV_NUMBERS, SILENT, STATEFUL, STEPS
-from .layout import Layout, split_into_column_runs
+from .layout import ColumnRun, Layout, split_into_column_runs
 
 VERSION = 1
 
@@ -129,12 +129,13 @@ class Plan:
         register, _ = self.layout.register_column_of_element(int(columns[0]))
         if torch.equal(columns, self.layout.columns(register)):
             return register
-        parts = [self._append_column_run(run) for run in split_into_column_runs(self.layout, columns)]
+        parts = [self._register_of_column_run(run) for run in split_into_column_runs(self.layout, columns)]
         if len(parts) == 1:
             return parts[0]
         return self.append_step("join", len(columns), **{"from": parts})
 
-    def _append_column_run(self, run: Any) -> int:
+    def _register_of_column_run(self, run: ColumnRun) -> int:
+        """The register that holds a run of columns: a new one, unless the run is a whole register already."""
         width = run.block * run.count
         if run.count == 1 and width == self.layout.widths[run.register]:
             return run.register

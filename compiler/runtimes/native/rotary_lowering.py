@@ -50,7 +50,7 @@ def _recognise_rotation_and_limit_context(builder: PlanBuilder, rotary: "_Rotary
             ):
                 continue  # frequencies that depend on the length
             rotation = rotations.recognise_rotation(
-                partial(rotary.evaluate_rotation, length=context), context, rotary.width
+                partial(rotary.evaluate_rotation, context_length=context), context, rotary.width
             )
         except (RuntimeError, TypeError, ValueError, IndexError):  # made for other operands than one row's
             return None
@@ -141,12 +141,14 @@ class _RotaryCall:
         ]
         return self.node.target, self.position, *operands
 
-    def evaluate_rotation(self, x: Tensor, start: int, length: int) -> Tensor:
+    def evaluate_rotation(self, x: Tensor, start: int, context_length: int) -> Tensor:
         """x [heads, t, width] turned by the tables of a context from position `start` on."""
 
         def operand(value: Any) -> Any:
             if isinstance(value, Positional):
-                return _narrow_position_axis(self.builder.positions.at(value.node, length), length, start, x.shape[1])
+                return _narrow_position_axis(
+                    self.builder.positions.at(value.node, context_length), context_length, start, x.shape[1]
+                )
             if isinstance(value, Rows):
                 return self._from_heads_first(x.new_zeros(1, x.shape[1], value.index.shape[-1]), value)
             return value

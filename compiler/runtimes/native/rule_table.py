@@ -67,7 +67,7 @@ MODULES = (
     Rule(module(), recurrences.lower_recurrence),
     Rule(module(), rwkv.lower_rwkv),
     Rule(module(), linear_attention.lower_linear_attention),
-    Rule(module(), mixtures.recognise_renamed_router),
+    Rule(module(), mixtures.evaluate_if_renamed_router),
     Rule(module(), indexers.lower_choice_of_all_positions),
     Rule(role("norm", first=Rows), scanning.lower_gated_norm),
     Rule(layer_rules.is_layer_of_role("linear"), layer_rules.lower_linear),

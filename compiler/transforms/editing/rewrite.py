@@ -156,7 +156,7 @@ class Rewriter:
             if unit.path != removed_path:
                 unit.path = renamed_path(unit.path, new_path_by_old)
                 if unit.edited:
-                    unit.bind(self.program.model)
+                    unit.install_graph_forward(self.program.model)
                 yield unit
 
     def _remove_layer_from_config(self, layer_list_path: str, index: int) -> None:
@@ -266,7 +266,7 @@ class Rewriter:
 
     def bind_and_record_edited_unit(self, unit: Unit) -> None:
         """Bind a unit whose graph was edited, and record the graph."""
-        unit.bind(self.program.model)
+        unit.install_graph_forward(self.program.model)
         plain = {name: _as_list(value) for name, value in unit.statics.items() if _is_plain(value)}
         self.program.edits.graphs[unit.path] = {
             "graph": graph_json.graph_to_json(unit.graph),

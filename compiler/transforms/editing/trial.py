@@ -19,12 +19,12 @@ def with_units_bound_temporarily(program: "Program", unit_copies: Sequence["Unit
     """Layers run these graphs, also where they are their own: a layer's own forward is another kind of code."""
     try:
         for unit in unit_copies:
-            unit.bind(program.model)
+            unit.install_graph_forward(program.model)
         yield
     finally:
         for path in {unit.path for unit in unit_copies} & program.units.keys():
             unit = program.units[path]
-            (unit.bind if unit.edited else unit.unbind)(program.model)
+            (unit.install_graph_forward if unit.edited else unit.restore_class_forward)(program.model)
 
 
 def with_branch_skipped(program: "Program", branch: Branch) -> AbstractContextManager[None]:

@@ -43,9 +43,9 @@ def attention_calls(program: "Program", selector: Selector | None) -> tuple[Atte
     return tuple(result)
 
 
-def rewrite_attention_calls(
+def rewrite_attentions_and_list_refusals(
     program: "Program",
-    selected: Sequence[AttentionCall],
+    calls: Sequence[AttentionCall],
     refusal_reason: Callable[[fx.Node], str],
     rewrite_call: Callable[[fx.Graph, fx.Node], None],
 ) -> dict[str, str]:
@@ -56,11 +56,11 @@ def rewrite_attention_calls(
     """
     refusals: dict[str, str] = {}
     with Rewriter(program) as rewrite:
-        for path in dict.fromkeys(a.unit for a in selected):
+        for path in dict.fromkeys(a.unit for a in calls):
             graph = copy.deepcopy(program.units[path].graph)
             nodes = {node.name: node for node in graph.nodes}
             changed = False
-            for one in (a for a in selected if a.unit == path):
+            for one in (a for a in calls if a.unit == path):
                 if reason := refusal_reason(nodes[one.node]):
                     refusals[one.site] = reason
                 else:
@@ -68,7 +68,7 @@ def rewrite_attention_calls(
                     changed = True
             if changed:
                 rewrite.set_unit_graph(path, graph)
-    if len(refusals) == len(selected):
+    if len(refusals) == len(calls):
         first = next(
             (f"{site}: {reason}" for site, reason in refusals.items()), "no layer calls attention as one operation"
         )
@@ -78,35 +78,38 @@ def rewrite_attention_calls(
     return refusals
 
 
-def unsupported_option(node: fx.Node) -> str:
+def unsupported_option_reason(attention_call: fx.Node) -> str:
     """An option of a call that changes what attention computes, as a reason; "" where there is none."""
-    name = next((n for n in UNKNOWN if node.kwargs.get(n) is not None), "")
+    name = next((n for n in UNKNOWN if attention_call.kwargs.get(n) is not None), "")
     return f"it attends with `{name}`, which only the model's own attention knows" if name else ""
 
 
-def query_and_key_heads(node: fx.Node) -> tuple[int, int]:
+def query_and_key_heads(attention_call: fx.Node) -> tuple[int, int]:
     """Query heads and key heads of a call."""
-    return node.args[1].meta["shape"][1], node.args[2].meta["shape"][1]
+    return attention_call.args[1].meta["shape"][1], attention_call.args[2].meta["shape"][1]
 
 
-def replace_call(graph: fx.Graph, node: fx.Node, target: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+def replace_attention_call(
+    graph: fx.Graph, attention_call: fx.Node, target: Any, args: tuple[Any, ...], extra_kwargs: dict[str, Any]
+) -> None:
     """Put a call of another leaf in a call's place; it stands for the same values."""
-    with graph.inserting_before(node):
-        new = graph.call_function(target, args, {**node.kwargs, **options})
-    new.meta = dict(node.meta)
-    node.replace_all_uses_with(new)
-    graph.erase_node(node)
+    with graph.inserting_before(attention_call):
+        new = graph.call_function(target, args, {**attention_call.kwargs, **extra_kwargs})
+    new.meta = dict(attention_call.meta)
+    attention_call.replace_all_uses_with(new)
+    graph.erase_node(attention_call)
 
 
-def exclusive_cache_update(node: fx.Node) -> fx.Node | None:
+def exclusive_cache_update(attention_call: fx.Node) -> fx.Node | None:
     """The cache update whose two results a call attends to, if it is one and nothing else reads them."""
     sources = [
-        x.args[0] if isinstance(x, fx.Node) and x.op == "call_function" and x.args else None for x in node.args[2:4]
+        x.args[0] if isinstance(x, fx.Node) and x.op == "call_function" and x.args else None
+        for x in attention_call.args[2:4]
     ]
     update = sources[0]
     if not isinstance(update, fx.Node) or update is not sources[1]:
         return None
     if update.target is not leaves.cache_update:
         return None
-    readers = [user for x in node.args[2:4] for user in x.users]
-    return update if all(user is node for user in readers) and len(update.users) == 2 else None
+    readers = [user for x in attention_call.args[2:4] for user in x.users]
+    return update if all(user is attention_call for user in readers) and len(update.users) == 2 else None

@@ -83,8 +83,8 @@ class KernelChoice:
             self,
             kernel=kernel,
             reason=reason,
-            bytes=trial.pack(kernel).packed.numel(),
-            error=trial.relative_error(kernel),
+            bytes=trial.pack_or_reject(kernel).packed.numel(),
+            error=trial.relative_output_error(kernel),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -104,16 +104,16 @@ class KernelChoice:
         }
 
 
-def linear_site_of(path: str, module: nn.Module) -> Site:
+def linear_site_or_reject_non_finite(path: str, module: nn.Module) -> Site:
     """Raises Reject (not-a-number) where a weight holds NaN or infinity."""
     weight = weight_of(module)
     if not weight.isfinite().all():
         raise not_a_number(f"{path}.weight holds NaN or infinite numbers", help=REMEDY).rejection()
     share = zero_share(weight)
-    return Site(path, KernelCase.of(weight, share, block_zeros(weight) if share else 0.0), share, weight.nbytes)
+    return Site(path, KernelCase.of(weight, share, zero_block_share(weight) if share else 0.0), share, weight.nbytes)
 
 
-def block_zeros(weight: Tensor) -> float:
+def zero_block_share(weight: Tensor) -> float:
     """Share of the blocks of 16 outputs by 2 inputs that are all zero."""
     n, k = weight.shape
     padded = nn.functional.pad(weight != 0, (0, -k % INPUTS, 0, -n % OUTPUTS))
@@ -121,17 +121,17 @@ def block_zeros(weight: Tensor) -> float:
     return 1.0 - int(nonzero_blocks.count_nonzero()) / nonzero_blocks.numel()
 
 
-def unsupported_reasons(program: "Program", paths: Sequence[str]) -> dict[str, str]:
+def no_kernel_reasons_from_run(program: "Program", module_paths: Sequence[str]) -> dict[str, str]:
     """Why modules can't run a kernel: their weight is read past them, or nothing calls them."""
     read: set[str] = set()
     called: set[str] = set()
     handles = []
-    kinds = {path: type(program.model.get_submodule(path)) for path in paths}
+    kinds = {path: type(program.model.get_submodule(path)) for path in module_paths}
     try:
         for path, kind in kinds.items():
             module = program.model.get_submodule(path)
             handles.append(module.register_forward_pre_hook(lambda *_, p=path: called.add(p)))
-            module.__class__ = _class_recording_weight_reads(kind, path, read)
+            module.__class__ = _subclass_recording_weight_reads(kind, path, read)
         with evaluating(program.model):
             observed(program)
     finally:
@@ -139,12 +139,14 @@ def unsupported_reasons(program: "Program", paths: Sequence[str]) -> dict[str, s
             handle.remove()
         for path, kind in kinds.items():
             program.model.get_submodule(path).__class__ = kind
-    return {path: "its weight is read by other code than its own" for path in paths if path in read} | {
-        path: "nothing runs it" for path in paths if path not in called | read
+    return {path: "its weight is read by other code than its own" for path in module_paths if path in read} | {
+        path: "nothing runs it" for path in module_paths if path not in called | read
     }
 
 
-def _class_recording_weight_reads(module_class: type[nn.Module], path: str, read_paths: set[str]) -> type[nn.Module]:
+def _subclass_recording_weight_reads(
+    module_class: type[nn.Module], path: str, recorded_paths: set[str]
+) -> type[nn.Module]:
     """The class, noting where the weight is read outside of its own forward."""
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -156,7 +158,7 @@ def _class_recording_weight_reads(module_class: type[nn.Module], path: str, read
 
     def getattr_(self: nn.Module, name: str) -> Any:
         if name == "weight" and "effc_inside" not in vars(self):
-            read_paths.add(path)
+            recorded_paths.add(path)
         return nn.Module.__getattr__(self, name)
 
     members = {"forward": forward, "__getattr__": getattr_, "__module__": module_class.__module__}
@@ -168,15 +170,15 @@ class UsableKernels(NamedTuple):
     refusal: str
 
 
-def usable_kernels(site: Site, format: str) -> UsableKernels:
+def usable_kernels(site: Site, format_or_auto: str) -> UsableKernels:
     """The kernels that may take a module, and why others, or all, may not."""
-    requested = list(FORMATS.values()) if format == "auto" else [FORMATS[format]]
+    requested = list(FORMATS.values()) if format_or_auto == "auto" else [FORMATS[format_or_auto]]
     refusals = {
         kernel: KERNELS[kernel].unsupported_reason(site.case.n, site.case.k, getattr(torch, site.case.dtype))
         for kernel in requested
     }
     usable = [kernel for kernel in requested if not refusals[kernel]]
-    if format == "auto":  # zeros that are not there can't be skipped
+    if format_or_auto == "auto":  # zeros that are not there can't be skipped
         shares = {"": 1.0, "weights": site.zeros, "blocks": site.case.blocks}
         usable = [k for k in usable if shares[BY_KERNEL[k].skips] >= BY_KERNEL[k].worth_from]
     return UsableKernels(usable, next(filter(None, refusals.values()), ""))
@@ -188,27 +190,26 @@ class ReasonedKernel(NamedTuple):
 
 
 def choose_kernel(
-    site: Site,
     kernels: Sequence[str],
     seconds_by_kernel: Mapping[str, float],
-    error_of: Callable[[str], float | None],
-    max_error: float,
+    relative_error_of: Callable[[str], float | None],
+    max_relative_error: float,
 ) -> ReasonedKernel:
     """(kernel or "", why) of a module whose contenders were timed.
 
     Of kernels that are equally fast it is the one of the finest grid; int8 and int4 only where they are not too far
-    off. `relative_error` is asked for those alone that win by it.
+    off. `relative_output_error` is asked for those alone that win by it.
     """
     off: dict[str, float] = {}
 
     def fits(kernel: str) -> bool:
         if kernel not in off:
-            off[kernel] = (error_of(kernel) or 0.0) if kernel in ROUNDED else 0.0
-        return off[kernel] <= max_error or kernel not in ROUNDED
+            off[kernel] = (relative_error_of(kernel) or 0.0) if kernel in ROUNDED else 0.0
+        return off[kernel] <= max_relative_error or kernel not in ROUNDED
 
     by_time = sorted((k for k in kernels if k in seconds_by_kernel), key=seconds_by_kernel.__getitem__)
     fastest = next(filter(fits, by_time), None)
-    barred = [k for k in by_time if off.get(k, 0.0) > max_error]
+    barred = [k for k in by_time if off.get(k, 0.0) > max_relative_error]
     barred_text = ", ".join(f"{FORMAT_OF[k]} would be off by {off[k]:.1%} of its outputs" for k in barred)
     left_out = f"; {barred_text}" if barred_text else ""
     if fastest is None:
@@ -228,13 +229,13 @@ def choose_kernel(
     return ReasonedKernel(kernel, f"{speedup} times as fast as torch{left_out}")
 
 
-def more_exact_kernels(choices: Sequence[KernelChoice], error_share_to_remove: float) -> dict[str, str]:
+def finer_kernels_by_path(choices: Sequence[KernelChoice], squared_error_share_to_remove: float) -> dict[str, str]:
     """Paths of modules that are to be more exact -> the fastest kernel of a finer grid that took part in the race.
 
     The furthest off come first, as many as make up this share of all squared errors; {} where none can be finer.
     """
     off = sorted((c for c in choices if c.kernel in ROUNDED and c.error), key=lambda c: -(c.error or 0.0))
-    target, removed_error = error_share_to_remove * sum((c.error or 0.0) ** 2 for c in off), 0.0
+    target, removed_error = squared_error_share_to_remove * sum((c.error or 0.0) ** 2 for c in off), 0.0
     changes: dict[str, str] = {}
     for c in off:
         if changes and removed_error >= target:
@@ -258,7 +259,7 @@ class KernelTrial:
         self._errors: dict[str, float] = {}  # by numbers
         self._last: tuple[str, KernelLinear] | None = None
 
-    def pack(self, kernel: str) -> KernelLinear:
+    def pack_or_reject(self, kernel: str) -> KernelLinear:
         """The module on a kernel; Reject with its path where the weight can't be packed."""
         if self._last is None or self._last[0] != kernel:
             try:
@@ -268,23 +269,23 @@ class KernelTrial:
                 raise cant_pack(f"{self.path}: {error}", help=help).rejection() from error
         return self._last[1]
 
-    def relative_error(self, kernel: str) -> float | None:
+    def relative_output_error(self, kernel: str) -> float | None:
         """Relative error of its outputs; equal for kernels that store equal numbers."""
         if self.x is None:
             return None
         numbers = BY_KERNEL[kernel].numbers
         if numbers not in self._errors:
-            self._errors[numbers] = output_error(self.module, self.pack(kernel), self.x)
+            self._errors[numbers] = output_error(self.module, self.pack_or_reject(kernel), self.x)
         return self._errors[numbers]
 
 
-def sampled(program: "Program", paths: Sequence[str], rows: Tensor | None) -> dict[str, Tensor]:
+def sample_inputs_if_rows(program: "Program", paths: Sequence[str], rows: Tensor | None) -> dict[str, Tensor]:
     return {} if rows is None else sample_module_inputs(program.model, list(paths), rows)
 
 
-def refuse_inaccurate(accuracy: Accuracy, max_divergence: float, choices: Sequence[KernelChoice]) -> None:
+def refuse_inaccurate(accuracy: Accuracy, max_divergence_nats: float, choices: Sequence[KernelChoice]) -> None:
     """Reject (lowering-inaccurate) where it cost more than allowed, naming the modules that are furthest off."""
-    if accuracy.divergence <= max_divergence:
+    if accuracy.divergence <= max_divergence_nats:
         return
     off = sorted((c for c in choices if c.kernel and c.error is not None), key=lambda c: -(c.error or 0.0))[:3]
     worst = "; ".join(f"{c.site.path} on {FORMAT_OF[c.kernel]} is off by {c.error:.2%}" for c in off)
@@ -294,13 +295,13 @@ def refuse_inaccurate(accuracy: Accuracy, max_divergence: float, choices: Sequen
         perplexity_text = f", perplexity {significant_digits(before)} became {significant_digits(after)}"
     raise lowering_inaccurate(
         f"predictions moved by {significant_digits(accuracy.divergence)} nats, "
-        f"at most {significant_digits(max_divergence)} are allowed{perplexity_text}",
+        f"at most {significant_digits(max_divergence_nats)} are allowed{perplexity_text}",
         note=worst,
         help="allow more with `divergence:`, lower `error:`, or ask for `format: sparse_bf16`",
     ).rejection()
 
 
-def choice_summary(choices: Sequence[KernelChoice]) -> list[str]:
+def choice_sentences(choices: Sequence[KernelChoice]) -> list[str]:
     """A sentence for each case and what became of it."""
     groups: dict[tuple[str, str], list[KernelChoice]] = {}
     for c in choices:

@@ -33,17 +33,17 @@ class OutputsBefore:
     log_probs: Tensor
 
     @staticmethod
-    def record(model: nn.Module, rows: Tensor, ctx: "Context", window: int) -> "OutputsBefore":
+    def record_by_decoding(model: nn.Module, rows: Tensor, ctx: "Context", window_tokens: int) -> "OutputsBefore":
         """Decode the ends of `rows` [n, length] with `model`, token by token, and keep its log-probabilities.
 
-        Raises Reject (bad-rows) where rows are too short to test a window of so many tokens.
+        Raises Reject (bad-rows) where rows are too short to test a window of `window_tokens`.
         """
         length = rows.shape[1]
         prompt = max(length // 2, length - STEPS)
-        if prompt < window + PAST_WINDOW:
+        if prompt < window_tokens + PAST_WINDOW:
             raise invalid_rows(
-                f"rows of {length} tokens are too short to test a window of {window}",
-                help=f"give rows of {window + PAST_WINDOW + STEPS} tokens or more as `data`",
+                f"rows of {length} tokens are too short to test a window of {window_tokens}",
+                help=f"give rows of {window_tokens + PAST_WINDOW + STEPS} tokens or more as `data`",
             ).rejection()
         ids = rows[:ROWS]
         return OutputsBefore(ids, prompt, decode_logits(model, ids, prompt, ctx, "decoding before").log_softmax(-1))
@@ -62,12 +62,12 @@ class OutputsBefore:
         return math.exp(min(float(nats.double().mean()), 700.0))
 
 
-def decode_logits(model: nn.Module, ids: Tensor, prompt_length: int, ctx: "Context", label: str) -> Tensor:
+def decode_logits(model: nn.Module, ids: Tensor, prompt_length: int, ctx: "Context", progress_label: str) -> Tensor:
     """Logits [b, length - prompt, vocab] float32 of every token behind a prompt, fed one by one."""
     logits = []
     with evaluating(model):
         out = model(input_ids=ids[:, :prompt_length], use_cache=True)
-        for position in ctx.each(range(prompt_length, ids.shape[1]), label, ids.shape[1] - prompt_length):
+        for position in ctx.each(range(prompt_length, ids.shape[1]), progress_label, ids.shape[1] - prompt_length):
             out = model(input_ids=ids[:, position : position + 1], use_cache=True, **cache_kwargs_of(out))
             logits.append(logits_of_output(out)[:, -1].float())
     return torch.stack(logits, 1)

@@ -16,63 +16,65 @@ class Vectors:
     """Goals of processors without AMX."""
 
     @staticmethod
-    def add_gemv_goals(table: "Table", race: "KernelRace", label: str, sparsity: float) -> None:
+    def add_gemv_goals(table: "Table", race: "KernelRace", shape_label: str, sparsity: float) -> None:
         if sparsity > 0.5:
             goal = {0.7: 2.2, 0.8: 2.3, 0.9: 2.4}[sparsity]
-            table.ratio(f"{label} sparse / own dense", race, "dense_linear", "sparse_linear", goal)
+            table.add_ratio_goal(f"{shape_label} sparse / own dense", race, "dense_linear", "sparse_linear", goal)
             return
-        table.target(f"{label} dense, of read", race.of_read("dense_linear"), 0.85, 1)
-        table.ratio(f"{label} dense / torch bf16", race, EAGER, "dense_linear", 3)
-        table.target(f"{label} sparse, of read", race.of_read("sparse_linear"), 0.85, 1)
-        table.ratio(f"{label} sparse / own dense", race, "dense_linear", "sparse_linear", 1.6)
-        table.ratio(f"{label} sparse / torch bf16", race, EAGER, "sparse_linear", 5)
-        table.ratio(f"{label} sparse / torch pre-packed", race, PREPACKED, "sparse_linear", 3)
-        table.target(f"{label} sparse int8, of read", race.of_read("sparse_linear_int8"), 0.8, 1)
-        table.ratio(f"{label} sparse int8 / torch dynamic int8", race, DYNAMIC, "sparse_linear_int8", 2.2)
-        table.ratio(f"{label} sparse int8 / torch bf16", race, EAGER, "sparse_linear_int8", 9)
+        table.add_goal(f"{shape_label} dense, of read", race.of_read("dense_linear"), 0.85, 1)
+        table.add_ratio_goal(f"{shape_label} dense / torch bf16", race, EAGER, "dense_linear", 3)
+        table.add_goal(f"{shape_label} sparse, of read", race.of_read("sparse_linear"), 0.85, 1)
+        table.add_ratio_goal(f"{shape_label} sparse / own dense", race, "dense_linear", "sparse_linear", 1.6)
+        table.add_ratio_goal(f"{shape_label} sparse / torch bf16", race, EAGER, "sparse_linear", 5)
+        table.add_ratio_goal(f"{shape_label} sparse / torch pre-packed", race, PREPACKED, "sparse_linear", 3)
+        table.add_goal(f"{shape_label} sparse int8, of read", race.of_read("sparse_linear_int8"), 0.8, 1)
+        table.add_ratio_goal(
+            f"{shape_label} sparse int8 / torch dynamic int8", race, DYNAMIC, "sparse_linear_int8", 2.2
+        )
+        table.add_ratio_goal(f"{shape_label} sparse int8 / torch bf16", race, EAGER, "sparse_linear_int8", 9)
 
     @staticmethod
-    def rows(table: "Table", line: "KernelRace", count: int) -> None:
-        goal = {2: 3.5, 4: 3, 8: 2.3, 16: 1.6}[count]
-        table.ratio(f"{count} rows sparse / torch bf16", line, EAGER, "sparse_linear", goal)
-        table.ratio(f"{count} rows sparse / torch pre-packed", line, PREPACKED, "sparse_linear", 1)
+    def add_row_goals(table: "Table", race: "KernelRace", row_count: int) -> None:
+        goal = {2: 3.5, 4: 3, 8: 2.3, 16: 1.6}[row_count]
+        table.add_ratio_goal(f"{row_count} rows sparse / torch bf16", race, EAGER, "sparse_linear", goal)
+        table.add_ratio_goal(f"{row_count} rows sparse / torch pre-packed", race, PREPACKED, "sparse_linear", 1)
 
     @staticmethod
-    def prefill(table: "Table", line: "KernelRace") -> None:
-        table.ratio("512 rows sparse / torch bf16 (oneDNN)", line, EAGER, "sparse_linear", 0.95)
-        table.ratio("512 rows sparse / pre-packed oneDNN", line, PREPACKED, "sparse_linear", 0.95)
+    def add_prefill_goals(table: "Table", race: "KernelRace") -> None:
+        table.add_ratio_goal("512 rows sparse / torch bf16 (oneDNN)", race, EAGER, "sparse_linear", 0.95)
+        table.add_ratio_goal("512 rows sparse / pre-packed oneDNN", race, PREPACKED, "sparse_linear", 0.95)
 
     @staticmethod
-    def attention(table: "Table", line: "KernelRace", label: str) -> None:
-        table.ratio(f"{label} dense", line, GROUPED, "dense_attention", 3.5)
-        table.ratio(f"{label} sparse 50%", line, GROUPED, "sparse_attention", 5)
+    def add_attention_goals(table: "Table", race: "KernelRace", shape_label: str) -> None:
+        table.add_ratio_goal(f"{shape_label} dense", race, GROUPED, "dense_attention", 3.5)
+        table.add_ratio_goal(f"{shape_label} sparse 50%", race, GROUPED, "sparse_attention", 5)
 
 
 class Tiles:
     """Goals of processors with AMX."""
 
     @staticmethod
-    def add_gemv_goals(table: "Table", race: "KernelRace", label: str, sparsity: float) -> None:
+    def add_gemv_goals(table: "Table", race: "KernelRace", shape_label: str, sparsity: float) -> None:
         goal = {0.5: 0.85, 0.7: 0.8, 0.8: 0.75, 0.9: 0.65}[sparsity]
-        table.target(f"{label} sparse, of read", race.of_read("sparse_linear"), goal, 1)
+        table.add_goal(f"{shape_label} sparse, of read", race.of_read("sparse_linear"), goal, 1)
         if sparsity == 0.5:
-            table.target(f"{label} dense, of read", race.of_read("dense_linear"), 0.85, 1)
-            table.target(f"{label} dense int8, of read", race.of_read("dense_linear_int8"), 0.85, 1)
-            table.target(f"{label} sparse int8, of read", race.of_read("sparse_linear_int8"), 0.8, 1)
+            table.add_goal(f"{shape_label} dense, of read", race.of_read("dense_linear"), 0.85, 1)
+            table.add_goal(f"{shape_label} dense int8, of read", race.of_read("dense_linear_int8"), 0.85, 1)
+            table.add_goal(f"{shape_label} sparse int8, of read", race.of_read("sparse_linear_int8"), 0.8, 1)
 
     @staticmethod
-    def rows(table: "Table", line: "KernelRace", count: int) -> None:
-        table.ratio(f"{count} rows sparse / torch bf16", line, EAGER, "sparse_linear", 1.5)
+    def add_row_goals(table: "Table", race: "KernelRace", row_count: int) -> None:
+        table.add_ratio_goal(f"{row_count} rows sparse / torch bf16", race, EAGER, "sparse_linear", 1.5)
 
     @staticmethod
-    def prefill(table: "Table", line: "KernelRace") -> None:
+    def add_prefill_goals(table: "Table", race: "KernelRace") -> None:
         for kernel, goal in (("dense_linear", 0.95), ("sparse_linear", 0.9)):
             name = "dense" if kernel == "dense_linear" else "sparse"
-            table.ratio(f"512 rows {name} / torch bf16 (oneDNN)", line, EAGER, kernel, goal)
-            table.ratio(f"512 rows {name} / pre-packed oneDNN", line, PREPACKED, kernel, goal)
-            table.ratio(f"512 rows {name}, int8 / bf16", line, kernel, f"{kernel}_int8", 1.7)
+            table.add_ratio_goal(f"512 rows {name} / torch bf16 (oneDNN)", race, EAGER, kernel, goal)
+            table.add_ratio_goal(f"512 rows {name} / pre-packed oneDNN", race, PREPACKED, kernel, goal)
+            table.add_ratio_goal(f"512 rows {name}, int8 / bf16", race, kernel, f"{kernel}_int8", 1.7)
 
     @staticmethod
-    def attention(table: "Table", line: "KernelRace", label: str) -> None:
-        table.target(f"{label} dense, of read", line.of_read("dense_attention"), 0.8, 1)
-        table.target(f"{label} sparse 50%, of read", line.of_read("sparse_attention"), 0.8, 1)
+    def add_attention_goals(table: "Table", race: "KernelRace", shape_label: str) -> None:
+        table.add_goal(f"{shape_label} dense, of read", race.of_read("dense_attention"), 0.8, 1)
+        table.add_goal(f"{shape_label} sparse 50%, of read", race.of_read("sparse_attention"), 0.8, 1)

@@ -15,16 +15,16 @@ from ...ir.layers.number_formats import NUMBER_FORMATS
 from .contenders import (
     EAGER,
     PREPACKED,
+    available_torch_contenders,
     cached_attention_contender,
-    eager,
-    grouped_rows,
+    eager_linear_contender,
+    grouped_rows_contender,
     kernel_contender,
     memory_read_contender,
     random_weight,
-    torch_contenders,
 )
 from .kernel_goals import Tiles, Vectors
-from .racing import Contender, race, set_real_time_priority
+from .racing import Contender, race_and_record_times, try_set_real_time_priority
 
 SHAPES = [(2048, 8192), (4096, 4096), (8192, 2048), (1536, 576), (576, 1536), (576, 576), (49152, 576), (1000, 777)]
 
@@ -141,35 +141,40 @@ class Table:
     lines: list[KernelRace] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
 
-    def run_race(self, title: str, contenders: Sequence[Contender], roofline_bytes: int = 0) -> KernelRace:
-        """Race contenders; with `roofline_bytes` bytes the read roofline beside them."""
-        contenders = [*contenders, *([memory_read_contender(roofline_bytes, self.threads)] if roofline_bytes else [])]
-        race(contenders, self.seconds, self.real_time)
+    def run_race_and_add_line(
+        self, title: str, contenders: Sequence[Contender], read_roofline_bytes: int = 0
+    ) -> KernelRace:
+        """Race contenders; with `read_roofline_bytes` bytes the read roofline beside them."""
+        contenders = [
+            *contenders,
+            *([memory_read_contender(read_roofline_bytes, self.threads)] if read_roofline_bytes else []),
+        ]
+        race_and_record_times(contenders, self.seconds, self.real_time)
         last = contenders[-1]
-        result = KernelRace(title, tuple(contenders), last.bytes / last.seconds if roofline_bytes else 0.0)
+        result = KernelRace(title, tuple(contenders), last.bytes / last.seconds if read_roofline_bytes else 0.0)
         for c in contenders:
             c.calls.clear()  # frees the copies
         self.lines.append(result)
         self.on_line(result)
         return result
 
-    def target(self, text: str, value: float, goal: float, allowed: float | None = None) -> None:
+    def add_goal(self, text: str, value: float, goal: float, allowed: float | None = None) -> None:
         self.targets.append(Target(text, value, goal, allowed))
 
-    def ratio(self, text: str, line: KernelRace, slower: str, name: str, goal: float) -> None:
+    def add_ratio_goal(self, text: str, line: KernelRace, slower: str, name: str, goal: float) -> None:
         """A target for how many times as fast as another a contender of a line is, where torch has that other here."""
         if all(c.name != slower for c in line.contenders):
             return
-        self.target(text, line.ratio(slower, name), goal, line.allowed(slower, name))
+        self.add_goal(text, line.ratio(slower, name), goal, line.allowed(slower, name))
 
-    def measure(self, parts: Sequence[str], shapes: Sequence[tuple[int, int]] = SHAPES) -> None:
-        """Measure the parts named, of `PARTS`, with this many threads."""
+    def measure_parts(self, part_names: Sequence[str], weight_shapes: Sequence[tuple[int, int]] = SHAPES) -> None:
+        """Measure these of `PARTS`, with this many threads."""
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
             with torch.inference_mode():
-                for part in parts:
-                    PARTS[part](self, shapes)
+                for part in part_names:
+                    PARTS[part](self, weight_shapes)
         finally:
             torch.set_num_threads(before)
 
@@ -181,7 +186,7 @@ def _goals() -> type[Vectors] | type[Tiles]:
 
 def table_environment(table: Table) -> dict[str, Any]:
     """Machine and settings of a table."""
-    raised = table.real_time and set_real_time_priority(True) and set_real_time_priority(False)
+    raised = table.real_time and try_set_real_time_priority(True) and try_set_real_time_priority(False)
     return {
         **machine_facts(),
         "threads": table.threads,
@@ -191,14 +196,14 @@ def table_environment(table: Table) -> dict[str, Any]:
     }
 
 
-def measure_gemv(table: Table, shapes: Sequence[tuple[int, int]]) -> None:
-    for n, k in shapes:
+def measure_gemv(table: Table, weight_shapes: Sequence[tuple[int, int]]) -> None:
+    for n, k in weight_shapes:
         for sparsity in (0.5, 0.7, 0.8, 0.9) if (n, k) == (2048, 8192) else (0.5,):
             w, x = random_weight(n, k, sparsity), torch.randn(1, k).bfloat16()
             half = kernel_contender("sparse_linear", w, x)
-            line = table.run_race(
+            line = table.run_race_and_add_line(
                 f"{n} x {k}, {sparsity:.0%} zeros, 1 row",
-                [*torch_contenders(w, x), half, *_contenders_of_formats(w, x, excluded_kernel=half.name)],
+                [*available_torch_contenders(w, x), half, *_contenders_of_formats(w, x, excluded_kernel=half.name)],
                 half.bytes,
             )
             table.goals.add_gemv_goals(table, line, f"{n} x {k} {sparsity:.0%}", sparsity)
@@ -214,36 +219,36 @@ def _contenders_of_formats(w: torch.Tensor, x: torch.Tensor, excluded_kernel: st
 
 def measure_block_sparse(table: Table, _shapes: object) -> None:
     for sparsity, goal in ((0.8, 14), (0.9, 25)):
-        w, x = random_weight(2048, 8192, sparsity, in_blocks=True), torch.randn(1, 8192).bfloat16()
+        w, x = random_weight(2048, 8192, sparsity, zeros_in_blocks=True), torch.randn(1, 8192).bfloat16()
         block_contender = kernel_contender("block_sparse_linear", w, x)
-        line = table.run_race(
+        line = table.run_race_and_add_line(
             f"2048 x 8192, {sparsity:.0%} of 16x2 blocks zero, 1 row",
-            [eager(w, x), kernel_contender("dense_linear", w, x), block_contender],
+            [eager_linear_contender(w, x), kernel_contender("dense_linear", w, x), block_contender],
             block_contender.bytes,
         )
-        table.ratio(f"block 16x2 {sparsity:.0%} / torch bf16", line, EAGER, "block_sparse_linear", goal)
+        table.add_ratio_goal(f"block 16x2 {sparsity:.0%} / torch bf16", line, EAGER, "block_sparse_linear", goal)
 
 
 def measure_several_rows(table: Table, _shapes: object) -> None:
     for count in (2, 4, 8, 16):
         w, x = random_weight(2048, 8192, 0.5), torch.randn(count, 8192).bfloat16()
         half = kernel_contender("sparse_linear", w, x)
-        line = table.run_race(
+        line = table.run_race_and_add_line(
             f"2048 x 8192, 50% zeros, {count} rows",
-            [*torch_contenders(w, x, (PREPACKED,)), kernel_contender("dense_linear", w, x), half],
+            [*available_torch_contenders(w, x, (PREPACKED,)), kernel_contender("dense_linear", w, x), half],
             half.bytes,
         )
-        table.goals.rows(table, line, count)
+        table.goals.add_row_goals(table, line, count)
 
 
 def measure_prefill(table: Table, _shapes: object) -> None:
     for n, k, count in ((2048, 8192, 32), (2048, 8192, 512), (1536, 576, 256)):
         w, x = random_weight(n, k, 0.5), torch.randn(count, k).bfloat16()
-        line = table.run_race(
-            f"{n} x {k}, 50% zeros, {count} rows", [*torch_contenders(w, x), *_contenders_of_formats(w, x)]
+        line = table.run_race_and_add_line(
+            f"{n} x {k}, 50% zeros, {count} rows", [*available_torch_contenders(w, x), *_contenders_of_formats(w, x)]
         )
         if count == 512:
-            table.goals.prefill(table, line)
+            table.goals.add_prefill_goals(table, line)
 
 
 def measure_attention(table: Table, _shapes: object) -> None:
@@ -252,17 +257,19 @@ def measure_attention(table: Table, _shapes: object) -> None:
         q = torch.randn(1, heads * group, d).bfloat16()
         half = cached_attention_contender(q, k, v, 0.5)
         at = f"{heads} key heads, {group} query heads each, {d} dimensions, {count} tokens"
-        line = table.run_race(
-            f"{at}, 50% kept", [grouped_rows(q, k, v), cached_attention_contender(q, k, v, 1.0), half], half.bytes
+        line = table.run_race_and_add_line(
+            f"{at}, 50% kept",
+            [grouped_rows_contender(q, k, v), cached_attention_contender(q, k, v, 1.0), half],
+            half.bytes,
         )
-        table.goals.attention(table, line, f"attention {count} x {d}")
+        table.goals.add_attention_goals(table, line, f"attention {count} x {d}")
 
 
-def packing(table: Table, _shapes: object) -> None:
+def measure_packing(table: Table, _shapes: object) -> None:
     w = random_weight(4096, 4096, 0.5)
     contenders = [Contender(name, [partial(LINEARS[name].pack, w, table.threads)], w.nbytes) for name in packed.KINDS]
-    for c in table.run_race("packing 4096 x 4096", contenders).contenders:
-        table.target(f"packing {c.name}, GB/s of bfloat16", c.bytes / c.seconds / 1e9, 1)
+    for c in table.run_race_and_add_line("packing 4096 x 4096", contenders).contenders:
+        table.add_goal(f"packing {c.name}, GB/s of bfloat16", c.bytes / c.seconds / 1e9, 1)
 
 
 PARTS: dict[str, Callable[[Table, Any], None]] = {
@@ -271,5 +278,5 @@ PARTS: dict[str, Callable[[Table, Any], None]] = {
     "rows": measure_several_rows,
     "prefill": measure_prefill,
     "attention": measure_attention,
-    "pack": packing,
+    "pack": measure_packing,
 }

@@ -45,7 +45,7 @@ Losses = dict[str, list[float]]  # of each option of each module
 Cost = Mapping[str, Sequence[float]]
 
 
-def solve(losses: Losses, costs: Cost, budget: float) -> dict[str, int]:
+def choose_option_indices(losses: Losses, costs: Cost, budget: float) -> dict[str, int]:
     """Index of an option for each module: the least sum of losses whose costs keep the budget.
 
     Where no choice keeps it, the cheapest option of each module. Source: the multiple-choice knapsack problem
@@ -74,14 +74,14 @@ def solve(losses: Losses, costs: Cost, budget: float) -> dict[str, int]:
     return {path: int(np.argmax(options)) for path, options in zip(paths, picked, strict=True)}
 
 
-def masked(weight: Tensor, zeros: float, norms: Tensor) -> Tensor:
-    """A weight without the share of each row that matters least by Wanda's score; `norms` are those of the inputs."""
+def wanda_pruned_weight(weight: Tensor, zero_share: float, input_norms: Tensor) -> Tensor:
+    """A weight without the share of each row that matters least by Wanda's score; `input_norms` are [in]."""
     score = magnitude(weight)
-    keep = keep_mask(score * norms.to(score), zeros, "any", "row")
+    keep = keep_mask(score * input_norms.to(score), zero_share, "any", "row")
     return masked_copy(weight, keep)
 
 
-def _with_weight(weight: Tensor, bias: nn.Parameter | None) -> nn.Linear:
+def _linear_with_weight(weight: Tensor, bias: nn.Parameter | None) -> nn.Linear:
     module = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     module.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
@@ -102,8 +102,8 @@ class Packer:
     norms: dict[str, Tensor] = field(default_factory=dict)
     int4: dict[tuple[str, int], KernelLinear] = field(default_factory=dict)
 
-    def observe(
-        self, program: Program, stages: Iterable[Stage], rows: Tensor, options: Mapping[str, list[Option]]
+    def observe_inputs_and_quantize(
+        self, program: Program, stages: Iterable[Stage], rows: Tensor, options_by_path: Mapping[str, list[Option]]
     ) -> None:
         """Run rows through the model, stage by stage, and keep what options need of the inputs of their modules."""
         layerwise = Layerwise(program, rows)
@@ -113,7 +113,7 @@ class Packer:
             for path in stage.modules:
                 weight, gram = weight_of(self.modules[path]), grams.finite_gram_or_none(path)
                 self.norms[path] = torch.ones(weight.shape[1]) if gram is None else gram.diagonal().sqrt()
-                for option in options[path]:
+                for option in options_by_path[path]:
                     if option.group and gram is not None:
                         grid = Grid(4, option.group, False, True)
                         weight4 = solve_gptq(weight, gram, grid, "activation", nonzero_mask(weight), sweep_count=2)
@@ -123,11 +123,13 @@ class Packer:
         """A module on an option."""
         module = self.modules[path]
         if option.zeros:
-            return self._kernel(path, option.kernel, masked(weight_of(module), option.zeros, self.norms[path]))
+            return self._kernel(
+                path, option.kernel, wanda_pruned_weight(weight_of(module), option.zeros, self.norms[path])
+            )
         return self.int4.get((path, option.group)) or KernelLinear.of(module, option.kernel)
 
     def _kernel(self, path: str, kernel: str, weight: Tensor) -> KernelLinear:
-        return KernelLinear.of(_with_weight(weight, getattr(self.modules[path], "bias", None)), kernel)
+        return KernelLinear.of(_linear_with_weight(weight, getattr(self.modules[path], "bias", None)), kernel)
 
 
 @dataclass
@@ -151,15 +153,15 @@ class Allocator:
     remember: Callable[[str, Callable[[], list[float]]], list[float]] = lambda key, compute: compute()
     prefix: Callable[[], Prefix | None] = lambda: None
 
-    def allocate(self) -> tuple[Allocation, list[float]]:
+    def allocate_and_list_round_losses(self) -> tuple[Allocation, list[float]]:
         """The best allocation, and the losses of the model on the solutions, one a round; the model is as before."""
         originals = {path: self.model.get_submodule(path) for path in self.options}
         best: Allocation | None = None
         history: list[float] = []
         try:
             for number in range(ROUNDS):
-                losses = self.measured_losses(number, best)
-                chosen = solve(losses, self.costs, self.budget)
+                losses = self.measure_option_losses(number, best)
+                chosen = choose_option_indices(losses, self.costs, self.budget)
                 allocation = {path: self.options[path][index] for path, index in chosen.items()}
                 if allocation == best:
                     break
@@ -175,16 +177,19 @@ class Allocator:
         assert best is not None, "the first solution is an allocation"
         return best, history
 
-    def measured_losses(self, round_index: int, allocation: Allocation | None = None) -> Losses:
+    def measure_option_losses(self, round_index: int, surrounding_allocation: Allocation | None = None) -> Losses:
         """Loss of every option, all other modules as the allocation has them, in a round of that number."""
         paths = iterate_and_report(list(self.options), f"losses of modules, round {round_index + 1}")
         around = (
-            canonical_json_sha256(repr(allocation)) if allocation else round_index
+            canonical_json_sha256(repr(surrounding_allocation)) if surrounding_allocation else round_index
         )  # times differ, and so may what they choose
         prefix = self.prefix()
-        return {path: self.remember(f"{around} {path}", partial(self._losses_of, path, prefix)) for path in paths}
+        return {
+            path: self.remember(f"{around} {path}", partial(self._measure_module_option_losses, path, prefix))
+            for path in paths
+        }
 
-    def _losses_of(self, path: str, prefix: Prefix | None) -> list[float]:
+    def _measure_module_option_losses(self, path: str, prefix: Prefix | None) -> list[float]:
         present, losses = self.model.get_submodule(path), []
         if prefix is not None and prefix.chain is None:
             prefix.measure_from(self.loss)

@@ -44,7 +44,7 @@ class OutputsBefore:
     perplexity: float | None
 
     @staticmethod
-    def record(program: "Program", ctx: "Context", rows: Tensor) -> "OutputsBefore":
+    def record_on_disk(program: "Program", ctx: "Context", rows: Tensor) -> "OutputsBefore":
         file = ctx.workdir / "before.safetensors"
         head = ctx.workdir / "before-head.safetensors"
         reference.write_original_outputs(ctx, program.model, rows, file, head, "before")
@@ -65,7 +65,7 @@ def _perplexity(model: nn.Module, rows: Tensor) -> float | None:
     return math.exp(min(finite(nats / tokens, "perplexity"), 700.0))
 
 
-def calibration_rows(program: "Program", ctx: "Context", data: "DataRef | None") -> Tensor | None:
+def load_or_generate_rows(program: "Program", ctx: "Context", data: "DataRef | None") -> Tensor | None:
     """The rows that a step names, or some that the model writes; None of a model that writes nothing."""
     if data is not None:
         return ctx.rows(data)
@@ -74,7 +74,7 @@ def calibration_rows(program: "Program", ctx: "Context", data: "DataRef | None")
     return torch.stack(list(Generated.fitting(ctx.origin).rows(ctx.tokenizer, ctx)))
 
 
-def sample_module_inputs(model: nn.Module, paths: list[str], rows: Tensor) -> dict[str, Tensor]:
+def sample_module_inputs(model: nn.Module, module_paths: list[str], rows: Tensor) -> dict[str, Tensor]:
     """Some of what each module is given, [tokens, in], evenly from a few rows; none of one not run."""
     samples: dict[str, Tensor] = {}
 
@@ -85,7 +85,9 @@ def sample_module_inputs(model: nn.Module, paths: list[str], rows: Tensor) -> di
 
         return hook
 
-    hooks = [model.get_submodule(path).register_forward_pre_hook(keeping(path), with_kwargs=True) for path in paths]
+    hooks = [
+        model.get_submodule(path).register_forward_pre_hook(keeping(path), with_kwargs=True) for path in module_paths
+    ]
     try:
         with evaluating(model):
             for batch in memory_batches(model, rows[:ROWS]):

@@ -41,14 +41,14 @@ class Contender:
         return statistics.median(self.times or self.thrown)
 
 
-def race(contenders: Sequence[Contender], seconds: float, allow_real_time: bool = True) -> None:
-    """Call all in turn until together they had `seconds` each, or the machine gave them nothing for long."""
+def race_and_record_times(contenders: Sequence[Contender], seconds_each: float, allow_real_time: bool = True) -> None:
+    """Call all in turn until together they had `seconds_each`, or the machine gave them nothing for long."""
     for c in contenders:
         c.calls[0]()
-    copy_index, until = 0, time.perf_counter() + seconds * len(contenders) * 8
+    copy_index, until = 0, time.perf_counter() + seconds_each * len(contenders) * 8
     busy = 0.0
-    while (busy < seconds * len(contenders) and time.perf_counter() < until) or copy_index < 6:
-        raised = allow_real_time and set_real_time_priority(True)
+    while (busy < seconds_each * len(contenders) and time.perf_counter() < until) or copy_index < 6:
+        raised = allow_real_time and try_set_real_time_priority(True)
         burst_start = time.perf_counter()
         try:
             while time.perf_counter() - burst_start < BURST:
@@ -56,7 +56,7 @@ def race(contenders: Sequence[Contender], seconds: float, allow_real_time: bool 
                 copy_index += 1
         finally:
             if raised:
-                set_real_time_priority(False)
+                try_set_real_time_priority(False)
         busy += time.perf_counter() - burst_start
         time.sleep(BURST)
 
@@ -80,7 +80,7 @@ def involuntary_switches() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
-def set_real_time_priority(enabled: bool) -> bool:
+def try_set_real_time_priority(enabled: bool) -> bool:
     """Raise or lower all threads of this process; False where the system does not allow it."""
     try:
         policy, parameter = (os.SCHED_FIFO, os.sched_param(1)) if enabled else (os.SCHED_OTHER, os.sched_param(0))
@@ -92,18 +92,18 @@ def set_real_time_priority(enabled: bool) -> bool:
     return True
 
 
-def copies(make: Callable[[], Any], bytes: int) -> list[Any]:
-    """Enough of what `make` gives that calls which go round read none of it from a cache."""
-    return [make() for _ in range(_number_of_copies(bytes))]
+def cold_copies(make_copy: Callable[[], Any], copy_bytes: int) -> list[Any]:
+    """Enough of what `make_copy` gives that calls which go round read none of it from a cache."""
+    return [make_copy() for _ in range(_number_of_copies(copy_bytes))]
 
 
-def bytes_of_copies(bytes: int) -> int:
-    """Bytes of all copies of a contender whose weights take `bytes`."""
-    return bytes * _number_of_copies(bytes)
+def bytes_of_cold_copies(copy_bytes: int) -> int:
+    """Bytes of all copies of a contender whose weights take `copy_bytes`."""
+    return copy_bytes * _number_of_copies(copy_bytes)
 
 
-def _number_of_copies(bytes: int) -> int:
-    return max(1, min(256, -(-cold_working_set_bytes() // max(bytes, 1))))
+def _number_of_copies(copy_bytes: int) -> int:
+    return max(1, min(256, -(-cold_working_set_bytes() // max(copy_bytes, 1))))
 
 
 def cold_working_set_bytes() -> int:

@@ -14,8 +14,8 @@ from ....kernels import levels
 from ...core.json_errors import reject_on_error
 from ...core.safe_read import MANIFEST, read_json
 from ...ir.layers.number_formats import BY_KERNEL, NUMBER_FORMATS
-from .contenders import EAGER, kernel_contender, torch_contenders
-from .racing import race
+from .contenders import EAGER, available_torch_contenders, kernel_contender
+from .racing import race_and_record_times
 
 invalid_timings = Fault(
     "bad-timings", "A file of timings can't be read, or lacks a shape that a model has.", exit="environment"
@@ -84,23 +84,26 @@ class KernelCase:
         return {"n": self.n, "k": self.k, "dtype": self.dtype, "zeros": self.zeros, "blocks": self.blocks}
 
 
-def race_kernels_and_torch(weight: Tensor, kernels: Sequence[str], rows: int, isa: str) -> dict[str, float]:
+def race_kernels_and_torch(weight: Tensor, kernels: Sequence[str], row_count: int, isa_level: str) -> dict[str, float]:
     """Seconds of torch's contenders and of the kernels, by name."""
-    x = torch.randn(rows, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight.dtype)
-    with torch.inference_mode(), nullcontext() if isa == "native" else levels.at_forced_level(isa):
-        contenders = [*torch_contenders(weight, x), *(kernel_contender(kernel, weight, x) for kernel in kernels)]
-        race(contenders, SECONDS)
+    x = torch.randn(row_count, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight.dtype)
+    with torch.inference_mode(), nullcontext() if isa_level == "native" else levels.at_forced_level(isa_level):
+        contenders = [
+            *available_torch_contenders(weight, x),
+            *(kernel_contender(kernel, weight, x) for kernel in kernels),
+        ]
+        race_and_record_times(contenders, SECONDS)
     return {c.name: c.seconds for c in contenders}
 
 
-def estimate_seconds(
-    case: KernelCase, packed_bytes: Mapping[str, int], rows: int, isa: str, threads: int
+def estimate_seconds_by_contender(
+    case: KernelCase, packed_bytes_by_kernel: Mapping[str, int], row_count: int, isa_level: str, threads: int
 ) -> dict[str, float]:
     """Seconds on a machine with that level and so many cores, from bytes and from what expanding them takes.
 
-    packed_bytes   kernel -> bytes of the packed weight
+    packed_bytes_by_kernel   kernel -> bytes of the packed weight
     """
-    level = levels.active_level() if isa == "native" else isa
+    level = levels.active_level() if isa_level == "native" else isa_level
     if level not in PACES:
         raise no_rates(
             f"kernels of {level} were measured on no machine, so their times can't be estimated",
@@ -109,24 +112,24 @@ def estimate_seconds(
     pace = PACES[level]
     width = 4 if case.dtype == "float32" else 2
     read = case.n * case.k * width / (pace.torch_read[width] * threads)
-    seconds = {EAGER: CALL + read * max(1.0, rows / pace.torch_rows)}
-    for kernel, size in packed_bytes.items():
+    seconds = {EAGER: CALL + read * max(1.0, row_count / pace.torch_rows)}
+    for kernel, size in packed_bytes_by_kernel.items():
         each = BY_KERNEL[kernel].nanoseconds[level]
         if isinstance(each, tuple):
             each = each[0] + each[1] * (1 - case.blocks)
-        work = case.n * case.k / 32 * each * 1e-9 * max(1.0, rows / pace.rows)
+        work = case.n * case.k / 32 * each * 1e-9 * max(1.0, row_count / pace.rows)
         seconds[kernel] = CALL + max(size / pace.read, work) / threads
     return seconds
 
 
-def read_recorded_seconds(file: Path, cases: Sequence[KernelCase]) -> dict[KernelCase, dict[str, float]]:
+def read_seconds_of_all_cases(file: Path, cases: Sequence[KernelCase]) -> dict[KernelCase, dict[str, float]]:
     """Seconds of every case from a file: a manifest of what was compiled there, or its timings alone."""
     with reject_on_error(
         invalid_timings,
         f"{file} holds no timings that can be read",
         "give the manifest.json of what was lowered on that machine",
     ):
-        entries = list(_find_timings(read_json(file, MANIFEST)))
+        entries = list(_find_timing_entries(read_json(file, MANIFEST)))
         known = {
             KernelCase(**{name: e[name] for name in ("n", "k", "dtype", "zeros", "blocks")}): {
                 str(name): float(s) for name, s in e["seconds"].items()
@@ -142,13 +145,13 @@ def read_recorded_seconds(file: Path, cases: Sequence[KernelCase]) -> dict[Kerne
     return {case: known[case] for case in cases}
 
 
-def _find_timings(value_json: Any) -> Iterator[dict[str, Any]]:
+def _find_timing_entries(json_value: Any) -> Iterator[dict[str, Any]]:
     """All lists called "timings" inside of JSON."""
-    if isinstance(value_json, dict):
-        yield from value_json["timings"] if isinstance(value_json.get("timings"), list) else ()
-        for name, value in value_json.items():
+    if isinstance(json_value, dict):
+        yield from json_value["timings"] if isinstance(json_value.get("timings"), list) else ()
+        for name, value in json_value.items():
             if name != "timings":
-                yield from _find_timings(value)
-    elif isinstance(value_json, list):
-        for value in value_json:
-            yield from _find_timings(value)
+                yield from _find_timing_entries(value)
+    elif isinstance(json_value, list):
+        for value in json_value:
+            yield from _find_timing_entries(value)

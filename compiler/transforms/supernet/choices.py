@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import ceil, prod
-from typing import Any
+from typing import Any, Literal
 
 from ....dsl.checker.skeleton import Skeleton, is_submodule
 from ..training.schedule import seed_of
@@ -45,7 +45,9 @@ class Space:
     dims: tuple[ElasticDim, ...]
 
     @staticmethod
-    def of_ranks(paths: Sequence[str], shared_by: str, skeleton: Skeleton, ranks: Sequence[int]) -> "Space":
+    def of_ranks(
+        paths: Sequence[str], shared_by: Literal["layer", "module", "kind"], skeleton: Skeleton, ranks: Sequence[int]
+    ) -> "Space":
         """One of `ranks` for each layer, module, or kind of modules."""
         return Space(tuple(rank_dims(paths, shared_by, skeleton, ranks)))
 
@@ -62,7 +64,7 @@ class Space:
     def of(self, kind: str) -> tuple[ElasticDim, ...]:
         return tuple(dim for dim in self.dims if dim.kind == kind)
 
-    def choice(self, size: str) -> dict[str, int]:
+    def choice(self, size: Literal["largest", "middle", "smallest"]) -> dict[str, int]:
         """ "largest", "smallest", or "middle": the median, the upper of two."""
         index_of = {"largest": lambda n: 0, "smallest": lambda n: n - 1, "middle": lambda n: (n - 1) // 2}[size]
         return {dim.name: dim.values[index_of(len(dim.values))] for dim in self.dims}
@@ -95,10 +97,12 @@ def _open_count(count: int, open_share: float) -> int:
     return min(count, 2 + ceil((count - 2) * open_share)) if count > 2 else count
 
 
-def rank_dims(paths: Sequence[str], shared_by: str, skeleton: Skeleton, ranks: Sequence[int]) -> list[ElasticDim]:
+def rank_dims(
+    module_paths: Sequence[str], shared_by: Literal["layer", "module", "kind"], skeleton: Skeleton, ranks: Sequence[int]
+) -> list[ElasticDim]:
     """Dials of adapters' ranks, per "layer", "module" or "kind" such as `q_proj`."""
     sites: dict[str, tuple[str, ...]] = {}
-    for path in paths:
+    for path in module_paths:
         unit = next((u for u in skeleton.units if is_submodule(path, u)), path)
         name = {"module": path, "layer": unit, "kind": path.rpartition(".")[2]}[shared_by]
         sites[name] = (*sites.get(name, ()), path)
@@ -133,15 +137,15 @@ class ChoiceSampler:
     choices: list[dict[str, int]] = field(default_factory=list)
     step: int = 0
 
-    def draw_for_step(self, step: int) -> None:
+    def draw_and_activate_first(self, step: int) -> None:
         """Draw for a step, counted from 1, and take the first."""
         share = 1.0 if not self.opening else min(1.0, (step - 1) / self.opening)
         random_choices = [self.space.draw(seed_of("choice", self.seed, step, i), share) for i in range(self.each)]
         extremes = [self.space.choice("largest"), self.space.choice("smallest")] if self.sandwich else []
         self.choices, self.step = [*extremes[:1], *random_choices, *extremes[1:]], step
-        self.take(self.choices[0])
+        self.activate(self.choices[0])
 
-    def take(self, choice: Mapping[str, int]) -> None:
+    def activate(self, choice: Mapping[str, int]) -> None:
         self.ranks.update(self.space.by_path(choice, RANK))
         if self.on_choice is not None:
             self.on_choice(choice)

@@ -20,7 +20,7 @@ from ..search.routing import refuse_too_few_experts
 from ..search.savings import step_count_of, steps_per_cut
 from ..search.uniform_widths import split_cuttable_and_uncuttable
 from .choices import BLOCKS, KERNEL, LAYERS, ElasticDim
-from .kernels import reduced_padding
+from .kernels import reduced_padding_attributes
 from .mixtures import EXPERTS
 from .subnet_masks import can_be_masked
 
@@ -55,12 +55,12 @@ def width_dims(
     return [ElasticDim(name, kinds[name], values, tuple(sites_of)) for (name, values), sites_of in sites.items()]
 
 
-def chosen(skeleton: Skeleton, selector: Selector | None, kind: str) -> tuple[Group, ...]:
+def narrowable_groups(skeleton: Skeleton, selector: Selector | None, kind: str) -> tuple[Group, ...]:
     """Groups that a family may narrow: "channels", or "heads", which are KV heads where a model has them."""
     return competing_groups_by_kind(skeleton, selector).get(kind, ())
 
 
-def able(program: "Program", groups: Sequence[Group], dims: Sequence[ElasticDim]) -> list[Group]:
+def maskable_groups(program: "Program", groups: Sequence[Group], dims: Sequence[ElasticDim]) -> list[Group]:
     """Groups that masks can represent, and that allow the largest cut of their dimension."""
     least = {(site, d.kind): d.values[-1] for d in dims for site in d.places}
     narrow = [g for g in groups if (g.site, g.kind) in least and can_be_masked(program, g)]
@@ -70,17 +70,17 @@ def able(program: "Program", groups: Sequence[Group], dims: Sequence[ElasticDim]
     return cuttable_groups
 
 
-def depth_dims(program: "Program", selector: Selector | None, kind: str) -> list[ElasticDim]:
+def depth_dims(program: "Program", selector: Selector | None, layers_or_blocks: str) -> list[ElasticDim]:
     """A dimension for each layer, or residual branch, that may be left out: all but the first that is selected, as long
     as the model runs without all of them together."""
     bare, skeleton, dims = copy_on_meta(program), skeleton_of(program), []
-    if kind == LAYERS:
+    if layers_or_blocks == LAYERS:
         for unit in reversed(layers(skeleton, selector)[1:]):
-            if _succeeds_without_needed_layer(lambda unit=unit: Rewriter(bare).drop_layer(unit)):
+            if _try_edit_unless_layer_needed(lambda unit=unit: Rewriter(bare).drop_layer(unit)):
                 dims.append(ElasticDim(f"{unit}:{LAYERS}", LAYERS, (1, 0), (unit,)))
     else:
         for branch in reversed(branches(skeleton, selector)[1:]):
-            if _succeeds_without_needed_layer(lambda branch=branch: _drop(bare, branch)):
+            if _try_edit_unless_layer_needed(lambda branch=branch: _drop(bare, branch)):
                 dims.append(ElasticDim(f"{branch.site}:{BLOCKS}", BLOCKS, (1, 0), (branch.site,)))
     return dims[::-1]
 
@@ -92,7 +92,7 @@ def _drop(meta_program: "Program", branch: Branch) -> None:
     Rewriter(trial).drop_branch(branch.unit, branch.join, keep=keep)
 
 
-def _succeeds_without_needed_layer(edit) -> bool:
+def _try_edit_unless_layer_needed(edit: Callable[..., None]) -> bool:
     try:
         edit()
     except Reject as rejection:
@@ -102,17 +102,19 @@ def _succeeds_without_needed_layer(edit) -> bool:
     return True
 
 
-def require_larger_kernels(sizes: Sequence[int], skeleton: Skeleton, selector: Selector | None) -> None:
+def require_larger_kernels(smaller_sizes: Sequence[int], skeleton: Skeleton, selector: Selector | None) -> None:
     """Reject (one-choice) sizes that no convolution is larger than."""
-    if sizes and not larger_kernels(skeleton, selector, sizes):
+    if smaller_sizes and not sizes_of_larger_kernels(skeleton, selector, smaller_sizes):
         raise one_choice(
-            f"no convolution that is selected has a square kernel larger than {sizes[-1]}",
+            f"no convolution that is selected has a square kernel larger than {smaller_sizes[-1]}",
             help="leave `kernels` out, or give smaller sizes",
             argument="kernels",
         ).rejection()
 
 
-def larger_kernels(skeleton: Skeleton, selector: Selector | None, sizes: Sequence[int]) -> dict[str, int]:
+def sizes_of_larger_kernels(
+    skeleton: Skeleton, selector: Selector | None, smaller_sizes: Sequence[int]
+) -> dict[str, int]:
     """Convolutions with a square kernel of odd size, and that size, where it is larger than one that is asked for.
 
     Those that share a weight are left out.
@@ -123,60 +125,64 @@ def larger_kernels(skeleton: Skeleton, selector: Selector | None, sizes: Sequenc
         shape = dict(part.tensors).get("weight", ())
         square = len(shape) == 4 and shape[2] == shape[3] and shape[2] % 2 and "Transpose" not in part.kind
         chosen = (inside is None or part.path in inside) and f"{part.path}.weight" not in tied
-        if square and chosen and shape[2] > min(sizes):
+        if square and chosen and shape[2] > min(smaller_sizes):
             result[part.path] = shape[2]
     return result
 
 
 def kernel_dims(
-    program: "Program", selector: Selector | None, sizes: Sequence[int], shared_by: Literal["layer", "model"]
+    program: "Program", selector: Selector | None, smaller_sizes: Sequence[int], shared_by: Literal["layer", "model"]
 ) -> list[ElasticDim]:
     """A dimension for each convolution whose zeros around can shrink with it, or one for all of a size."""
     sites: dict[tuple[str, int], list[str]] = {}
-    for path, full_size in (larger_kernels(skeleton_of(program), selector, sizes) if sizes else {}).items():
+    for path, full_size in (
+        sizes_of_larger_kernels(skeleton_of(program), selector, smaller_sizes) if smaller_sizes else {}
+    ).items():
         if all(
-            reduced_padding(program, path, (full_size - size) // 2) is not None for size in sizes if size < full_size
+            reduced_padding_attributes(program, path, (full_size - size) // 2) is not None
+            for size in smaller_sizes
+            if size < full_size
         ):
             sites.setdefault((path if shared_by == "layer" else f"of {full_size}", full_size), []).append(path)
     return [
         ElasticDim(
             f"{name}:{KERNEL}" if shared_by == "layer" else f"{KERNEL} {name}",
             KERNEL,
-            (full_size, *(size for size in sizes if size < full_size)),
+            (full_size, *(size for size in smaller_sizes if size < full_size)),
             tuple(paths),
         )
         for (name, full_size), paths in sites.items()
     ]
 
 
-def check_experts(shares: Sequence[Ratio], skeleton: Skeleton, selector: Selector | None) -> None:
+def require_enough_experts(remaining_shares: Sequence[Ratio], skeleton: Skeleton, selector: Selector | None) -> None:
     """Reject (too-few-experts) shares that would leave fewer than are chosen for a token."""
-    for group in chosen(skeleton, selector, EXPERTS) if shares else ():
-        left = Amount(shares[-1]).remaining_count(step_count_of(group)) * group.count // step_count_of(group)
+    for group in narrowable_groups(skeleton, selector, EXPERTS) if remaining_shares else ():
+        left = Amount(remaining_shares[-1]).remaining_count(step_count_of(group)) * group.count // step_count_of(group)
         refuse_too_few_experts(skeleton, group, left, EXPERTS)
 
 
 def items_least_important_first(
     program: "Program",
     groups: Sequence[Group],
-    router_sums: Mapping[str, Tensor] = MappingProxyType({}),
-    importance: Callable[["Program", Group], Tensor] = l1_importance,
+    router_sums_by_site: Mapping[str, Tensor] = MappingProxyType({}),
+    importance_of: Callable[["Program", Group], Tensor] = l1_importance,
 ) -> dict[str, list[int]]:
     """Order the items of every group by which a narrower choice does without first: those of least importance.
 
-    router_sums   of layers of experts, by site: those that it has least of, instead
+    router_sums_by_site   of layers of experts, by site: those that it has least of, instead
     """
-    experts = {f"{site}:{EXPERTS}": ascending_indices(scores) for site, scores in router_sums.items()}
+    experts = {f"{site}:{EXPERTS}": ascending_indices(scores) for site, scores in router_sums_by_site.items()}
     unrouted = [g for g in groups if f"{g.site}:{g.kind}" not in experts]
-    return {f"{g.site}:{g.kind}": ascending_indices(importance(program, g)) for g in unrouted} | experts
+    return {f"{g.site}:{g.kind}": ascending_indices(importance_of(program, g)) for g in unrouted} | experts
 
 
-def refuse_no_depth(dims: Sequence[ElasticDim], kind: str) -> None:
+def refuse_no_depth(dims: Sequence[ElasticDim], layers_or_blocks: str) -> None:
     """Reject (one-choice) a depth that was asked for where nothing may be left out."""
     if not dims:
-        other = "blocks" if kind == LAYERS else "none"
+        other = "blocks" if layers_or_blocks == LAYERS else "none"
         raise one_choice(
-            f"none of the {kind} that are selected may be left out: the model does not run without them",
+            f"none of the {layers_or_blocks} that are selected may be left out: the model does not run without them",
             help=f"write `depth: {other}`",
             argument="depth",
         ).rejection()

@@ -81,7 +81,7 @@ class Explorer:
         self.space = self.family.space
         self.journal = Journal(self.ctx.workdir / "genomes.jsonl")
         self._largest_count = self._count(self.space.choice("largest")) if self.cap else math.inf
-        self._refuse_small_space()
+        self._require_cap_allows_smallest()
 
     # -- what may be taken -----------------------------------------------------------------------------------
 
@@ -94,9 +94,9 @@ class Explorer:
 
     def _count(self, choice: Mapping[str, int]) -> float:
         assert self.cap is not None, "there is no cap"
-        return _COUNTS[self.cap.of or "params"](self.family.smaller(choice))
+        return _COUNTS[self.cap.of or "params"](self.family.smaller_skeleton(choice))
 
-    def _refuse_small_space(self) -> None:
+    def _require_cap_allows_smallest(self) -> None:
         if self.cap is None:
             return
         of, least = self.cap.of or "params", self._count(self.space.choice("smallest")) / self._largest_count
@@ -109,7 +109,7 @@ class Explorer:
             ).rejection()
 
     @property
-    def exhausted(self) -> bool:
+    def is_exhausted(self) -> bool:
         """Whether nothing more may be evaluated, or nothing is left."""
         return len(self.known) >= self.evals or len(self.known) >= self.space.size
 
@@ -118,7 +118,7 @@ class Explorer:
     @contextmanager
     def open(self) -> Iterator["Explorer"]:
         """The family runs as what is evaluated, for as long as this lasts."""
-        with self.family.running_choices() as take:
+        with self.family.with_switchable_choice() as take:
             self._take = take
             yield self
         self._take = None
@@ -128,33 +128,33 @@ class Explorer:
         genome = tuple(int(value) for value in genome)
         if genome not in self.known:
             choice = self.space.decoded(genome)
-            self.known[genome] = tuple(o.sign * self.objective_value(o, choice) for o in self.objectives)
+            self.known[genome] = tuple(o.sign * self.measure_or_read_value(o, choice) for o in self.objectives)
             self.ctx.tick(Ticked("evaluated", len(self.known), self.evals, self._progress_text()))
         return self.known[genome]
 
-    def objective_value(self, objective: Objective, choice: Mapping[str, int]) -> float:
+    def measure_or_read_value(self, objective: Objective, choice: Mapping[str, int]) -> float:
         """Value of one metric for a choice, from the journal or measured; infinitely bad where it is not finite."""
         name = objective.ref.name
         if name in _COUNTS:
-            return float(_COUNTS[name](self.family.smaller(choice), **dict(objective.ref.args)))
+            return float(_COUNTS[name](self.family.smaller_skeleton(choice), **dict(objective.ref.args)))
         if objective.timed:
             assert self.table is not None, "nothing was timed"
-            return self.table.time(choice)
+            return self.table.estimate(choice)
         key, task = self._key_and_task(objective, self.space.genome(choice))
-        measure = partial(self._timely, objective, choice)
+        measure = partial(self._measure_within_deadline, objective, choice)
         if self.ctx.remote_scorer:
             with nullcontext() if self.is_over else self.ctx.run.interruptible_search():
                 return self.ctx.remote_scorer.value_from_workers(self.journal, key, task, measure)
         return self.journal.get_or_compute(key, measure)
 
-    def _timely(self, objective: Objective, choice: Mapping[str, int]) -> float:
+    def _measure_within_deadline(self, objective: Objective, choice: Mapping[str, int]) -> float:
         started = time.monotonic()
         with nullcontext() if self.is_over else self.ctx.run.interruptible_search():
-            value = self.measure_choice(objective, choice)
+            value = self.activate_and_measure(objective, choice)
         self._spent += time.monotonic() - started
         return value
 
-    def record_early_stop(self) -> None:
+    def record_early_stop_or_reject(self) -> None:
         """Leave it at what was evaluated. Raises Reject (no-time) where that is nothing."""
         deadline = self.ctx.run.deadline
         assert deadline, "nobody said how long a search may take"
@@ -170,22 +170,22 @@ class Explorer:
         key = canonical_json_sha256([self.space.identity, value_text(objective.ref), list(genome)])
         return key, {"genome": list(genome), "metric": value_text(objective.ref)}
 
-    def expect(self, genomes: Iterable[Genome]) -> None:
+    def prefetch(self, genomes: Iterable[Genome]) -> None:
         """Say which choices will be evaluated next, if nothing unforeseen comes: workers measure them meanwhile."""
         if self.ctx.remote_scorer:
             remote = [o for o in self.objectives if o.ref.name not in _COUNTS and not o.timed]
             new = [g for g in dict.fromkeys(genomes) if g not in self.known]
             self.ctx.remote_scorer.prefetch(self.journal, dict(self._key_and_task(o, g) for g in new for o in remote))
 
-    def serve_tasks(self, task_source: "TaskSource", report_objectives: Iterable[Objective]) -> None:
+    def serve_tasks_until_stopped(self, task_source: "TaskSource", report_objectives: Iterable[Objective]) -> None:
         """Serve tasks in a worker: measure what is asked, for as long as it is."""
         known = {value_text(o.ref): o for o in (*self.objectives, *report_objectives)}
         while True:
             task = task_source.next()
             choice = self.space.decoded(task["genome"])
-            task_source.answer(self.measure_choice(known[task["metric"]], choice))
+            task_source.answer(self.activate_and_measure(known[task["metric"]], choice))
 
-    def measure_choice(self, objective: Objective, choice: Mapping[str, int]) -> float:
+    def activate_and_measure(self, objective: Objective, choice: Mapping[str, int]) -> float:
         assert self._take is not None, "the explorer is not open"
         self._take(choice)
         try:
@@ -206,13 +206,13 @@ class Explorer:
 
     # -- the front -------------------------------------------------------------------------------------------
 
-    def pareto_front(self, limit: int = 0) -> list[Genome]:
+    def pareto_front(self, max_points: int | None = None) -> list[Genome]:
         """Allowed choices that no other one beats, the best at the first objective in front; of equals the first.
 
-        limit   thin it to so many, of close neighbours one
+        max_points   thin it to so many, of close neighbours one
         """
         allowed = {g: v for g, v in self.known.items() if self.allows(g)}
-        return thin_front(non_dominated(allowed), allowed, limit or len(allowed))
+        return thin_front(non_dominated(allowed), allowed, max_points or len(allowed))
 
 
 def beats(values: Values, other_values: Values) -> bool:
@@ -229,14 +229,14 @@ def non_dominated(values_by_genome: Mapping[Any, Values]) -> list[Any]:
     return [first[v] for v in sorted(first) if not any(beats(other, v) for other in first)]
 
 
-def thin_front(front: list[Genome], values_by_genome: Mapping[Genome, Values], limit: int) -> list[Genome]:
+def thin_front(front: list[Genome], values_by_genome: Mapping[Genome, Values], max_points: int) -> list[Genome]:
     """Thin a front to at most so many points, the best of every objective among them: the one that is closest to its
     neighbours goes.
 
     Source: crowding distance, Deb et al. 2002 (NSGA-II), section III-B.
     """
     front = list(front)
-    while len(front) > max(limit, 1):
+    while len(front) > max(max_points, 1):
         scores = crowding_distances([values_by_genome[g] for g in front])
         front.pop(min(range(len(front)), key=lambda i: (scores[i], -i)))
     return front
@@ -254,10 +254,10 @@ def crowding_distances(values: Sequence[Values]) -> list[float]:
     return distances
 
 
-def neighbours(genome: Genome, sizes: Iterable[int]) -> list[Genome]:
+def neighbours(genome: Genome, value_counts: Iterable[int]) -> list[Genome]:
     """Genomes that are one step away in one dimension."""
     neighbours = []
-    for index, size in enumerate(sizes):
+    for index, size in enumerate(value_counts):
         for value in (genome[index] - 1, genome[index] + 1):
             if 0 <= value < size:
                 neighbours.append((*genome[:index], value, *genome[index + 1 :]))

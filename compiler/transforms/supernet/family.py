@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -21,12 +21,12 @@ from ...ir.program import Program
 from ...ir.weights import assign_tensors
 from ...models.checkpoints.origin import Origin
 from ..search.masks import is_sparse
-from ..training.adapters import Adapters, Shape, with_adapters
+from ..training.adapters import Adapters, AdapterShape, with_adapters
 from ..training.unmerged import UnmergedAdapters
 from .choices import RANK, ChoiceSampler, Space
-from .form_checks import check_family_fits_program
-from .norms import recalibrate_batch_norms, with_statistics_restored
-from .subnet_masks import SubnetMasks, materialise_choice, skeleton_of_choice
+from .form_checks import assert_family_fits_program
+from .norms import recalibrate_batch_norms, with_batch_norm_statistics_restored
+from .subnet_masks import SubnetMasks, cut_program_to_choice, skeleton_of_choice
 
 if TYPE_CHECKING:
     from ...ir.step_results import StepResults
@@ -58,7 +58,7 @@ class Family(Outcome):
     program: Program
     base: str | None
     space: Space
-    shape: Shape | None = None
+    shape: AdapterShape | None = None
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     masked: bool = False
     orders: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class Family(Outcome):
 
     def members(self) -> Members:
         """The program as the largest choice, for as long as it is its turn."""
-        with self.applied(self.space.choice("largest")):
+        with self.with_choice_applied(self.space.choice("largest")):
             yield "", self.program
 
     def store(self, cache: Cache, origin: Origin) -> dict[str, Any]:
@@ -93,8 +93,8 @@ class Family(Outcome):
     @classmethod
     def restore(cls, body: Mapping[str, Any], results: "StepResults") -> "Family":
         tensors = {name: results.cache.load_verified_tensor(blob) for name, blob in body["tensors"].items()}
-        family = cls.from_json(body["family"], results.base_program(body["family"]["base"]), tensors)
-        check_family_fits_program(family)
+        family = cls.from_json_assigning_weights(body["family"], results.base_program(body["family"]["base"]), tensors)
+        assert_family_fits_program(family)
         family.program.notes = list(body["notes"].get("program", ()))
         return family
 
@@ -103,17 +103,17 @@ class Family(Outcome):
 
     def program_at(self, point: Point) -> Program:
         assert point.choice is not None, f"{point.name} is no choice"
-        return self.cut_to_choice(point.choice)
+        return self.cut_program_to_choice(point.choice)
 
     def extract_adapters(self, choice: Mapping[str, int]) -> dict[str, Tensor]:
         """The adapters of a choice alone."""
         tensors = {}
-        for path, rank in self.ranks(choice).items():
+        for path, rank in self.ranks_by_path(choice).items():
             tensors[f"{path}.lora_A"] = self.tensors[f"{path}.lora_A"][:rank].contiguous()
             tensors[f"{path}.lora_B"] = self.tensors[f"{path}.lora_B"][:, :rank].contiguous()
         return tensors
 
-    def ranks(self, choice: Mapping[str, int]) -> dict[str, int]:
+    def ranks_by_path(self, choice: Mapping[str, int]) -> dict[str, int]:
         """Of every adapted module; one without an elastic dimension has the largest."""
         return dict.fromkeys(self.paths, self.shape.rank) | self.space.by_path(choice, RANK)
 
@@ -123,33 +123,33 @@ class Family(Outcome):
         return tuple(dict.fromkeys(name.rpartition(".")[0] for name in self.tensors))
 
     @property
-    def has_shapes(self) -> bool:
+    def has_dims_besides_ranks(self) -> bool:
         """Whether more than ranks may be chosen."""
         return any(dim.kind != RANK for dim in self.space.dims)
 
-    def unmerged(self, choice: Mapping[str, int]) -> UnmergedAdapters:
+    def unmerged_adapters_of(self, choice: Mapping[str, int]) -> UnmergedAdapters:
         assert self.shape is not None, "the family has no adapters"
         return UnmergedAdapters(self.program, self.base, self.shape, self.extract_adapters(choice))
 
     @contextmanager
-    def running_choices(self) -> Iterator[Callable[[Mapping[str, int]], None]]:
+    def with_switchable_choice(self) -> Iterator[Callable[[Mapping[str, int]], None]]:
         """Within, the program computes what the choice does that was handed to `take` last."""
         switches = SubnetMasks(self.program, self.space, self.orders, self.crops)
         with ExitStack() as stack:
             sampler = ChoiceSampler(self.space, 0, on_choice=switches.set_active_subnet)
             if self.shape is not None:
-                adapters = stack.enter_context(self._loaded_adapters(self.tensors))
+                adapters = stack.enter_context(self._with_loaded_adapters(self.tensors))
                 sampler.ranks.update(dict.fromkeys(self.paths, self.shape.rank))
-                adapters.follow(sampler.ranks)
+                adapters.follow_ranks(sampler.ranks)
             stack.enter_context(switches.hooks_installed())
             if self.norms is None:
-                yield sampler.take
+                yield sampler.activate
                 return
-            stack.enter_context(with_statistics_restored(self.program.model))
-            yield partial(self._take_measured, sampler)
+            stack.enter_context(with_batch_norm_statistics_restored(self.program.model))
+            yield partial(self._activate_and_measure_norms, sampler)
 
-    def _take_measured(self, sampler: ChoiceSampler, choice: Mapping[str, int]) -> None:
-        sampler.take(choice)
+    def _activate_and_measure_norms(self, sampler: ChoiceSampler, choice: Mapping[str, int]) -> None:
+        sampler.activate(choice)
         self._measure_norms(choice)
 
     def _measure_norms(self, choice: Mapping[str, int]) -> None:
@@ -159,38 +159,40 @@ class Family(Outcome):
             recalibrate_batch_norms(self.program.model, self.norms)
 
     @contextmanager
-    def applied(self, choice: Mapping[str, int]) -> Iterator[None]:
+    def with_choice_applied(self, choice: Mapping[str, int]) -> Iterator[None]:
         """The program computes what a choice does."""
-        with self.running_choices() as take:
+        with self.with_switchable_choice() as take:
             take(choice)
             yield
 
     @contextmanager
-    def _loaded_adapters(self, tensors: Mapping[str, Tensor]) -> Iterator[Adapters]:
+    def _with_loaded_adapters(self, tensors: Mapping[str, Tensor]) -> Iterator[Adapters]:
         assert self.shape is not None, "the family has no adapters"
-        zeros = "keep" if self.masked else "fill"
-        with with_adapters(self.program.model, self.paths, self.shape, seed=0, zeros=zeros, grid=self.grid) as adapters:
+        zeros: Literal["keep", "fill"] = "keep" if self.masked else "fill"
+        with with_adapters(
+            self.program.model, self.paths, self.shape, init_seed=0, zeros=zeros, rounding_grid=self.grid
+        ) as adapters:
             adapters.load(tensors)
             for layer in adapters.layers.values():
                 layer.eval()  # new modules would drop some of what they are given
             yield adapters
 
-    def cut_to_choice(self, choice: Mapping[str, int]) -> Program:
+    def cut_program_to_choice(self, choice: Mapping[str, int]) -> Program:
         """The smaller program that a choice is, its adapters merged; the family is no more."""
         if self.shape is not None:
-            with self._loaded_adapters(self.extract_adapters(choice)) as adapters:
-                adapters.merge()
+            with self._with_loaded_adapters(self.extract_adapters(choice)) as adapters:
+                adapters.merge_into_weights()
             self.program.changed()
-        if self.has_shapes:
-            materialise_choice(self.program, self.space, self.orders, choice, self.crops)
+        if self.has_dims_besides_ranks:
+            cut_program_to_choice(self.program, self.space, self.orders, choice, self.crops)
         self._measure_norms(choice)
         if self.weights or self.norms is not None:
             self.program.changed()
         self.program.note(choice=dict(choice))
         return self.program
 
-    def smaller(self, choice: Mapping[str, int]) -> Skeleton:
-        """The skeleton of what `cut` gives."""
+    def smaller_skeleton(self, choice: Mapping[str, int]) -> Skeleton:
+        """The skeleton of what `cut_program_to_choice` gives."""
         return skeleton_of_choice(skeleton_of(self.program), self.space, choice)
 
     @property
@@ -220,7 +222,9 @@ class Family(Outcome):
         return {**self._learned, **({NORMS: self.norms} if self.norms is not None else {})}
 
     @classmethod
-    def from_json(cls, body: Mapping[str, Any], program: Program, tensors: Mapping[str, Tensor]) -> "Family":
+    def from_json_assigning_weights(
+        cls, body: Mapping[str, Any], program: Program, tensors: Mapping[str, Tensor]
+    ) -> "Family":
         """`program` is the base's; trained weights among the tensors are put into it."""
         weights = {name: tensors[name] for name in body["weights"]}
         norms = tensors[NORMS] if body.get("norms") else None
@@ -232,7 +236,7 @@ class Family(Outcome):
             program,
             body["base"],
             Space.from_json(body["space"]),
-            Shape(**body["shape"]) if body["shape"] else None,
+            AdapterShape(**body["shape"]) if body["shape"] else None,
             {name: tensor for name, tensor in tensors.items() if name not in other},
             body["masked"],
             {site: list(items) for site, items in body["orders"].items()},
@@ -244,7 +248,7 @@ class Family(Outcome):
         )
 
 
-def check_ranks(ranks: Sequence[int], selected: Sequence[Part]) -> None:
+def refuse_too_large_ranks(ranks: Sequence[int], parts: Sequence[Part]) -> None:
     """Reject (unfit-ranks) a rank that is larger than a module."""
-    if fault := rank_too_large_diagnostic(selected, ranks):
+    if fault := rank_too_large_diagnostic(parts, ranks):
         raise Reject(fault)

@@ -6,31 +6,31 @@ from typing import TYPE_CHECKING, Any
 from ....dsl.checker.skeleton import Group
 from ...analysis.discovery.discover import skeleton_of
 from ..search.savings import step_count_of
-from ..training.adapter_checks import check_adapters_fit_program
+from ..training.adapter_checks import assert_adapters_fit_program
 from .choices import BLOCKS, KERNEL, LAYERS, RANK, WIDTHS, ElasticDim
-from .elastic_dims import larger_kernels
-from .kernels import init_crop_matrices
-from .mixtures import EXPERTS, is_routed
+from .elastic_dims import sizes_of_larger_kernels
+from .kernels import identity_crop_matrices
+from .mixtures import EXPERTS, is_maskable_experts
 from .scans import SCANNED, is_maskable_scan
 
 if TYPE_CHECKING:
     from .family import Family
 
 
-def check_family_fits_program(family: "Family") -> None:
+def assert_family_fits_program(family: "Family") -> None:
     """Raises AssertionError, or what comes of taking data of another form, unless its choices are the program's."""
     assert isinstance(family.base, str) and type(family.masked) is bool, "a family without a base"
     assert family.shape is not None or not family.tensors, "adapters without a shape"
     if family.shape is not None:
-        check_adapters_fit_program(family.program, family.shape, family.tensors)
+        assert_adapters_fit_program(family.program, family.shape, family.tensors)
     if family.grid is not None:
-        _check_grid(family)
+        _assert_grid_fits(family)
     if family.norms is not None:
         assert family.norms.is_floating_point() and family.norms.dim() == 4 and len(family.norms), "no images for norms"
     skeleton = skeleton_of(family.program)
     groups: dict[tuple[str, str], Group] = {(g.site, g.kind): g for g in skeleton.groups}
     known = {RANK: set(family.paths), LAYERS: set(skeleton.units), BLOCKS: {b.site for b in skeleton.branches}}
-    kernels = larger_kernels(skeleton, None, [1])
+    kernels = sizes_of_larger_kernels(skeleton, None, [1])
     dims = family.space.dims
     assert dims and len({dim.name for dim in dims}) == len(dims), "two dimensions of a name"
     for dim in dims:
@@ -44,7 +44,9 @@ def check_family_fits_program(family: "Family") -> None:
             if dim.kind in SCANNED:
                 assert all(is_maskable_scan(family.program.model, g) for g in chosen), f"{dim.name} can't be silenced"
             if dim.kind == EXPERTS:
-                assert all(is_routed(family.program, g) for g in chosen), f"{dim.name} are not chosen by a router"
+                assert all(is_maskable_experts(family.program, g) for g in chosen), (
+                    f"{dim.name} are not chosen by a router"
+                )
             assert all(_is_order(family.orders[f"{g.site}:{g.kind}"], g.count) for g in chosen), "no order of items"
         elif dim.kind == KERNEL:
             upper, least = min(kernels[site] for site in dim.places), 1
@@ -54,12 +56,12 @@ def check_family_fits_program(family: "Family") -> None:
         if dim.kind == RANK:
             upper, least = family.shape.rank if family.shape else 0, 1
         assert dim.places and _is_within(dim, least, upper), f"{dim.name} has values beyond {upper}"
-    learned = init_crop_matrices(family.space) if family.crops else {}
+    learned = identity_crop_matrices(family.space) if family.crops else {}
     assert family.crops.keys() == learned.keys(), "kernels that were learned for other sizes"
     assert all(t.shape == learned[n].shape and t.is_floating_point() for n, t in family.crops.items()), "no kernels"
 
 
-def _check_grid(family: "Family") -> None:
+def _assert_grid_fits(family: "Family") -> None:
     grid = family.grid
     assert type(grid.bits) is int and 2 <= grid.bits <= 8, f"a grid of {grid.bits} bits"
     assert type(grid.group) is int and grid.group >= 0, f"groups of {grid.group}"

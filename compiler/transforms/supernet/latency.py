@@ -29,7 +29,7 @@ class LatencyTable:
     dims: tuple[ElasticDim, ...]
     error: float = 0.0
 
-    def time(self, choice: Mapping[str, int]) -> float:
+    def estimate(self, choice: Mapping[str, int]) -> float:
         saved = sum(self.saved.get(_entry(dim, choice[dim.name]), 0.0) for dim in self.dims)
         return max(self.total - saved, 0.0)
 
@@ -38,7 +38,7 @@ def _entry(dim: ElasticDim, value: int) -> str:
     return f"{dim.kind} {value} {dim.values[0]} {len(dim.places)}"
 
 
-def measure_latency_table(family: Family, clock: MetricRef, ctx: Context, journal: Journal) -> LatencyTable:
+def measure_latency_table(family: Family, timed_metric: MetricRef, ctx: Context, journal: Journal) -> LatencyTable:
     """Time the largest choice, and one for every kind of dimensions and value in which all of them have it, each
     cut out.
 
@@ -52,7 +52,9 @@ def measure_latency_table(family: Family, clock: MetricRef, ctx: Context, journa
 
     def time(choice: Mapping[str, int]) -> float:
         numbers = space.genome(choice)
-        return journal.get_or_compute(f"time {numbers}", lambda: _copy_score(family, choice, clock, ctx))
+        return journal.get_or_compute(
+            f"time {numbers}", lambda: _measure_copy_cut_to_choice(family, choice, timed_metric, ctx)
+        )
 
     total, saved = time(largest), {}
     dims = tuple(d for d in space.dims if d.kind != RANK)
@@ -64,16 +66,19 @@ def measure_latency_table(family: Family, clock: MetricRef, ctx: Context, journa
                 saved[entry] = max(0.0, total - time(largest | dict.fromkeys(same_entry, value))) / len(same_entry)
     table = LatencyTable(total, saved, dims)
     samples = [space.draw(seed_of("timed", ctx.seed, i)) for i in range(N_TRIALS)]
-    errors = [abs(table.time(choice) / time(choice) - 1) for choice in samples]
+    errors = [abs(table.estimate(choice) / time(choice) - 1) for choice in samples]
     ctx.emit_event(
         Said(
-            f"{value_text(clock)} by table: {max(errors):.1%} off at most, on {N_TRIALS} choices that were timed whole"
+            f"{value_text(timed_metric)} by table: {max(errors):.1%} off at most, "
+            f"on {N_TRIALS} choices that were timed whole"
         )
     )
     return LatencyTable(total, saved, dims, max(errors))
 
 
-def _copy_score(family: Family, choice: Mapping[str, int], clock: MetricRef, ctx: Context) -> float:
+def _measure_copy_cut_to_choice(
+    family: Family, choice: Mapping[str, int], timed_metric: MetricRef, ctx: Context
+) -> float:
     """Metric of a choice cut out of a copy, without adapters: merged, they cost nothing."""
     bare = Family(capture(copy.deepcopy(family.program.model)), "", family.space, orders=family.orders)
-    return float(ctx.metric(clock).measure(bare.cut_to_choice(choice).model, ctx))
+    return float(ctx.metric(timed_metric).measure(bare.cut_program_to_choice(choice).model, ctx))

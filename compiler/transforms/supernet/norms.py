@@ -43,7 +43,7 @@ def recalibrate_batch_norms(model: nn.Module, rows: Tensor) -> None:
 
 
 @contextmanager
-def with_statistics_restored(model: nn.Module) -> Iterator[None]:
+def with_batch_norm_statistics_restored(model: nn.Module) -> Iterator[None]:
     """The statistics afterwards are the ones before."""
     norms = batch_norms(model)
     before = [(n.running_mean, n.running_var, n.num_batches_tracked) for n in norms]

@@ -19,11 +19,11 @@ from .norms import with_batch_statistics
 no_classes = Fault("no-classes", "A model is to learn from images that have no classes.")
 
 
-def refuse_unlabelled_images(rows: Tensor, name: str) -> None:
+def refuse_unlabelled_images(rows: Tensor, data_name: str) -> None:
     """Reject (no-classes) images without classes: no token follows them."""
     if rows.is_floating_point():
         raise no_classes(
-            f"`{name}` are images without classes, and nothing else is to be learned from them",
+            f"`{data_name}` are images without classes, and nothing else is to be learned from them",
             help='name the tensor of classes, as in `images("digits.safetensors", classes: "labels")`',
             argument="data",
         ).rejection()
@@ -54,22 +54,22 @@ class SubnetObjective:
     journal: Journal
     share: float = 0.0
 
-    def accumulate_gradients(self, row_indices: Tensor, weight: float) -> float:
-        """Mean loss over the step's choices; adds `weight` times its gradient to the parameters'."""
+    def accumulate_gradients(self, row_indices: Tensor, gradient_factor: float) -> float:
+        """Mean loss over the step's choices; adds `gradient_factor` times its gradient to the parameters'."""
         choices, total = list(self.sampler.choices), 0.0
-        teacher = self._largest(row_indices) if self.share else None
+        teacher = self._largest_outputs(row_indices) if self.share else None
         largest = self.sampler.space.choice("largest")
         for number, choice in enumerate(choices):
-            self.sampler.take(choice)
+            self.sampler.activate(choice)
             lesson = self.objective
             if teacher is not None and choice != largest:
                 lesson = replace(lesson, original=teacher, share=self.share)
-            loss = lesson.accumulate_gradients(row_indices, weight / len(choices))
+            loss = lesson.accumulate_gradients(row_indices, gradient_factor / len(choices))
             self.journal.get_or_compute(f"{self.sampler.step}:{number}:{int(row_indices[0])}", partial(float, loss))
             total += loss / len(choices)
         return total
 
-    def mean_losses_by_choice(self, steps: int) -> list[tuple[dict[str, int], float]]:
+    def mean_losses_of_sampled_choices(self, step_count: int) -> list[tuple[dict[str, int], float]]:
         """The choices of the first so many steps, each with the mean of its batches' losses."""
         by_step: dict[tuple[int, int], list[float]] = {}
         for key, loss in self.journal.known.items():
@@ -77,18 +77,18 @@ class SubnetObjective:
             by_step.setdefault((step, number), []).append(loss)
         result = []
         sampler = replace(self.sampler, on_choice=None, ranks={}, choices=[])  # what runs stays as it is
-        for step in range(1, steps + 1):
-            sampler.draw_for_step(step)
+        for step in range(1, step_count + 1):
+            sampler.draw_and_activate_first(step)
             for number, choice in enumerate(sampler.choices):
                 values = by_step[step, number]
                 result.append((choice, sum(values) / len(values)))
         return result
 
-    def _largest(self, mask: Tensor) -> LargestOutputs:
-        self.sampler.take(self.sampler.space.choice("largest"))
+    def _largest_outputs(self, row_indices: Tensor) -> LargestOutputs:
+        self.sampler.activate(self.sampler.space.choice("largest"))
         model = self.objective.model
         with evaluating(model), with_batch_statistics(model):  # running ones are of all choices, mixed
-            return LargestOutputs(mask.tolist(), self.objective.predicted(mask))
+            return LargestOutputs(row_indices.tolist(), self.objective.predicted(row_indices))
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,11 @@ class ClassificationObjective:
     original: LargestOutputs | None = None
     share: float = 0.0
 
-    def predicted(self, mask: Tensor) -> Tensor:
-        lengths = None if self.lengths is None else self.lengths[mask]
-        return class_logits(self.model, self.rows[mask], lengths)[:, None]  # [b, 1, classes]
+    def predicted(self, row_indices: Tensor) -> Tensor:
+        lengths = None if self.lengths is None else self.lengths[row_indices]
+        return class_logits(self.model, self.rows[row_indices], lengths)[:, None]  # [b, 1, classes]
 
-    def accumulate_gradients(self, row_indices: Tensor, weight: float) -> float:
+    def accumulate_gradients(self, row_indices: Tensor, gradient_factor: float) -> float:
         logits = self.predicted(row_indices)[:, 0]
         refuse_labels_beyond_outputs(logits, self.labels[row_indices], self.name)
         loss = nn.functional.cross_entropy(logits.float(), self.labels[row_indices].to(logits.device))
@@ -116,7 +116,7 @@ class ClassificationObjective:
             q, p = logits.float().log_softmax(-1), teacher.log_softmax(-1)
             kl = nn.functional.kl_div(q, p, reduction="batchmean", log_target=True)
             loss = (1 - self.share) * loss + self.share * kl
-        (loss * weight).backward()
+        (loss * gradient_factor).backward()
         return loss.item()
 
 
@@ -124,5 +124,5 @@ class ClassificationObjective:
 class Tokens(Objective):
     """The next token of every position, or of those that are `learned`."""
 
-    def predicted(self, mask: Tensor) -> Tensor:
-        return logits(self.model, self._needed(mask))
+    def predicted(self, row_indices: Tensor) -> Tensor:
+        return logits(self.model, self._rows_up_to_last_learned(row_indices))

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ....dsl.checker.skeleton import Group, Member
 from ...ir.surgery import replace_tensor_everywhere, tensor_at
@@ -92,70 +93,74 @@ class Scans:
     weights: dict[str, Tensor] = field(default_factory=dict)
     norms: dict[str, Tensor] = field(default_factory=dict)
 
-    def clear(self) -> None:
+    def unmask_all(self) -> None:
         for masks in (self.outputs, self.weights, self.norms):
             masks.clear()
 
-    def mask_items(self, group: Group, removed: Iterable[int]) -> None:
+    def mask_items(self, group: Group, masked_items: Iterable[int]) -> None:
         """Do without these items of a group from now on."""
-        for masks, key, member in self._mask_table_entries(group):
+        for masks, key, member in self._masks_keys_and_members(group):
             tensor = self._tensor(member)
             mask = masks.setdefault(key, torch.ones(tensor.shape[0], device=tensor.device))
-            mask[[i for item in sorted(removed) for i in member.indices(item)]] = 0
+            mask[[i for item in sorted(masked_items) for i in member.indices(item)]] = 0
 
-    def make_hooks(self, groups: Sequence[Group]) -> list[Any]:
+    def register_hooks(self, groups: Sequence[Group]) -> list[RemovableHandle]:
         """Hooks that follow what is silenced of these groups; `remove` them."""
         owners: dict[str, str] = {}  # module -> the mask's owner
-        hooks: list[Any] = []
+        hooks: list[RemovableHandle] = []
         for group in groups:
-            for masks, key, member in self._mask_table_entries(group):
+            for masks, key, member in self._masks_keys_and_members(group):
                 path = module_of(member)
                 if masks is self.weights:
-                    hooks += self._parameter_swap_hooks(group.site, key)
+                    hooks += self._register_parameter_swap_hooks(group.site, key)
                 elif path not in owners:
                     owners[path] = key
-                    hooks += self._norm_hooks(path) if masks is self.norms else [self._matrix(path)]
+                    hooks += (
+                        self._register_norm_hooks(path)
+                        if masks is self.norms
+                        else [self._register_output_mask_hook(path)]
+                    )
         return hooks
 
-    def _matrix(self, path: str) -> Any:
+    def _register_output_mask_hook(self, module_path: str) -> Any:
         def mask(_module: nn.Module, _args: Any, output: Tensor) -> Tensor | None:
-            return output * self.outputs[path].to(output.dtype) if path in self.outputs else None
+            return output * self.outputs[module_path].to(output.dtype) if module_path in self.outputs else None
 
-        return self.model.get_submodule(path).register_forward_hook(mask)
+        return self.model.get_submodule(module_path).register_forward_hook(mask)
 
-    def _norm_hooks(self, path: str) -> list[Any]:
-        module = self.model.get_submodule(path)
+    def _register_norm_hooks(self, norm_path: str) -> list[RemovableHandle]:
+        module = self.model.get_submodule(norm_path)
         name = _epsilon(module)
-        assert name is not None, f"{path} has no epsilon"
+        assert name is not None, f"{norm_path} has no epsilon"
         epsilon = getattr(module, name)
 
         def narrow(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            if path not in self.norms:
+            if norm_path not in self.norms:
                 return None
-            over = self.norms[path]
+            over = self.norms[norm_path]
             setattr(module, name, epsilon * float(over.mean()))
             return (args[0] * over.to(args[0].dtype), *args[1:])
 
         def widen(module: nn.Module, _args: Any, output: Tensor | None) -> Tensor | None:
             setattr(module, name, epsilon)
-            if path not in self.norms or output is None:
+            if norm_path not in self.norms or output is None:
                 return None
-            return output * float(self.norms[path].mean()) ** 0.5
+            return output * float(self.norms[norm_path].mean()) ** 0.5
 
         before = module.register_forward_pre_hook(narrow)
         return [before, module.register_forward_hook(widen, always_call=True)]
 
-    def _parameter_swap_hooks(self, mixer: str, tensor: str) -> list[Any]:
+    def _register_parameter_swap_hooks(self, mixer_path: str, tensor_path: str) -> list[RemovableHandle]:
         """A mixer reads its convolution's parameters itself: they are others while it is called."""
-        path, _, name = tensor.rpartition(".")
+        path, _, name = tensor_path.rpartition(".")
         owner = self.model.get_submodule(path)
         originals: list[nn.Parameter] = []
 
         def silent(_module: nn.Module, _args: Any) -> None:
-            if tensor in self.weights:
+            if tensor_path in self.weights:
                 parameter = owner._parameters[name]
-                assert parameter is not None, f"{tensor} is silenced twice"
-                over = self.weights[tensor].to(parameter.dtype)
+                assert parameter is not None, f"{tensor_path} is silenced twice"
+                over = self.weights[tensor_path].to(parameter.dtype)
                 originals.append(parameter)
                 owner._parameters[name] = None
                 vars(owner)[name] = parameter * over.reshape(-1, *[1] * (parameter.dim() - 1))
@@ -165,7 +170,7 @@ class Scans:
                 del vars(owner)[name]
                 owner._parameters[name] = originals.pop()
 
-        module = self.model.get_submodule(mixer)
+        module = self.model.get_submodule(mixer_path)
         before = module.register_forward_pre_hook(silent)
         return [before, module.register_forward_hook(restore, always_call=True)]
 
@@ -174,7 +179,7 @@ class Scans:
         adapted = "base_layer" in dict(self.model.get_submodule(path).named_children())
         return tensor_at(self.model, f"{path}.base_layer.{name}" if adapted else member.tensor)
 
-    def _mask_table_entries(self, group: Group) -> list[tuple[dict[str, Tensor], str, Member]]:
+    def _masks_keys_and_members(self, group: Group) -> list[tuple[dict[str, Tensor], str, Member]]:
         result = []
         for member in group.members:
             path, role = module_of(member), _member_role(self.model, group, member)

@@ -67,22 +67,22 @@ class Method(Pass):
     def result_of(self, outcome: Outcome, ctx: Context) -> Front:
         """The front of a family, after the whole search."""
         assert isinstance(outcome, Family), f"searched in {outcome.kind}"
-        check_search(self, outcome, ctx)
+        refuse_impossible_search(self, outcome, ctx)
         objectives = [Objective.of(ref, ctx) for ref in self.measure]
         clock = next((o.ref for o in objectives if o.timed and not ctx.task_source), None)
         table = measure_latency_table(outcome, clock, ctx, Journal(ctx.workdir / "times.jsonl")) if clock else None
         explorer = Explorer(outcome, ctx, objectives, self.evals, self.at_most, table)
         with explorer.open():
             if ctx.task_source:
-                explorer.serve_tasks(ctx.task_source, [Objective.of(ref, ctx) for ref in self.report])
+                explorer.serve_tasks_until_stopped(ctx.task_source, [Objective.of(ref, ctx) for ref in self.report])
             try:
                 self.explore(explorer, random.Random(seed_of("search", ctx.seed)))
             except DeadlineExceeded:
-                explorer.record_early_stop()
+                explorer.record_early_stop_or_reject()
             front = explorer.pareto_front(self.points)
             if not front:
-                raise no_finite(len(explorer.known)).rejection()
-            points = [self._point_with_metrics(i, genome, explorer, ctx) for i, genome in enumerate(front, 1)]
+                raise no_finite_choice(len(explorer.known)).rejection()
+            points = [self._measure_point(i, genome, explorer, ctx) for i, genome in enumerate(front, 1)]
         outcome.program.note(
             evaluated=len(explorer.known),
             choices=float(outcome.space.size),
@@ -91,17 +91,17 @@ class Method(Pass):
         )
         return Front(tuple(points), ctx.results)
 
-    def _point_with_metrics(self, index: int, genome: Genome, explorer: Explorer, ctx: Context) -> Point:
+    def _measure_point(self, point_number: int, genome: Genome, explorer: Explorer, ctx: Context) -> Point:
         choice = explorer.space.decoded(genome)
         values = zip(explorer.objectives, explorer.evaluate(genome), strict=True)
         measures = {value_text(o.ref): (o.sign * value, o.unit, o.better) for o, value in values}
         for objective in (Objective.of(ref, ctx) for ref in self.report):
-            value = explorer.objective_value(objective, choice)
+            value = explorer.measure_or_read_value(objective, choice)
             measures[value_text(objective.ref)] = (value, objective.unit, objective.better)
-        return Point(f"choice_{index}", "", measures, choice)
+        return Point(f"choice_{point_number}", "", measures, choice)
 
 
-def no_finite(count: int) -> Diagnostic:
+def no_finite_choice(count: int) -> Diagnostic:
     return one_choice(
         f"none of the {count} choices that were evaluated has finite measures within the limits",
         help="evaluate more, or loosen `at_most`",
@@ -109,14 +109,14 @@ def no_finite(count: int) -> Diagnostic:
     )
 
 
-def check_search(search: Method, family: Family, ctx: Context) -> None:
+def refuse_impossible_search(search_pass: Method, family: Family, ctx: Context) -> None:
     """Reject a search over one choice, or one that reports on the rows that it selects by."""
     if family.space.size < 2:
         raise one_choice(
             "the family has one choice, and there is nothing to search", help="leave the step out"
         ).rejection()
-    selects = _data_identities(search.measure, ctx)
-    for name, identity in _data_identities(search.report, ctx).items():
+    selects = _data_identities(search_pass.measure, ctx)
+    for name, identity in _data_identities(search_pass.report, ctx).items():
         if identity in selects.values():
             raise report_is_selection(
                 f"`report` is measured on `{name}`, whose rows the search selects by",
@@ -130,11 +130,11 @@ def _data_identities(metrics: Sequence[MetricRef], ctx: Context) -> dict[str, st
     return {name: keys.data_identity(ref, ctx) for name, ref in refs.items()}
 
 
-def choice_counts(explorer: Explorer) -> list[int]:
+def value_counts_by_dim(explorer: Explorer) -> list[int]:
     return [len(dim.values) for dim in explorer.space.dims]
 
 
-def extreme_choices(explorer: Explorer) -> list[Genome]:
+def allowed_extreme_genomes(explorer: Explorer) -> list[Genome]:
     """The largest, the middle and the smallest choice, as far as they may be taken."""
     return [
         g
@@ -143,36 +143,40 @@ def extreme_choices(explorer: Explorer) -> list[Genome]:
     ]
 
 
-def evaluate_proposals(explorer: Explorer, rng: random.Random, propose: Callable[[], Genome]) -> None:
+def evaluate_extremes_and_proposals(
+    explorer: Explorer, proposal_rng: random.Random, propose: Callable[[], Genome]
+) -> None:
     """Evaluate the ends, then what is proposed, until evaluations are used up or proposals are known ones.
 
-    propose   draws from `rng`, and goes by what the explorer knows
+    propose   draws from `proposal_rng`, and goes by what the explorer knows
     """
-    explorer.expect(extreme_choices(explorer))
-    for genome in extreme_choices(explorer):
-        if not explorer.exhausted:
+    explorer.prefetch(allowed_extreme_genomes(explorer))
+    for genome in allowed_extreme_genomes(explorer):
+        if not explorer.is_exhausted:
             explorer.evaluate(genome)
     misses = 0
-    while not explorer.exhausted and misses < TIRED:
+    while not explorer.is_exhausted and misses < TIRED:
         before = len(explorer.known)
-        explorer.expect(parallel_proposals(explorer, rng, propose))
+        explorer.prefetch(next_proposals_per_worker(explorer, proposal_rng, propose))
         explorer.evaluate(propose())
         misses = 0 if len(explorer.known) > before else misses + 1
 
 
-def parallel_proposals(explorer: Explorer, rng: random.Random, propose: Callable[[], Genome]) -> list[Genome]:
+def next_proposals_per_worker(
+    explorer: Explorer, proposal_rng: random.Random, propose: Callable[[], Genome]
+) -> list[Genome]:
     """Next proposals, one for each worker, if none of them improves on the known ones.
 
     The first is what is proposed next; another may turn out wrong, and was then measured for nothing.
     """
-    state, known, result = rng.getstate(), dict(explorer.known), []
+    state, known, result = proposal_rng.getstate(), dict(explorer.known), []
     count = explorer.ctx.remote_scorer.size if explorer.ctx.remote_scorer else 0
     for _ in range(count):
         genome = propose()
-        if not explorer.exhausted:
+        if not explorer.is_exhausted:
             result.append(genome)
             explorer.known.setdefault(genome, (math.inf,) * len(explorer.objectives))
-    rng.setstate(state)
+    proposal_rng.setstate(state)
     explorer.known = known
     return result
 
@@ -181,11 +185,11 @@ def sample_allowed_genome(explorer: Explorer, rng: random.Random) -> Genome:
     """An allowed genome that is new; where none turns up, the last one drawn moved towards the smallest."""
     genome: Genome = ()
     for _ in range(200):
-        genome = tuple(rng.randrange(size) for size in choice_counts(explorer))
+        genome = tuple(rng.randrange(size) for size in value_counts_by_dim(explorer))
         if genome not in explorer.known and explorer.allows(genome):
             return genome
     while not explorer.allows(genome):
-        shrinkable = [i for i, size in enumerate(choice_counts(explorer)) if genome[i] < size - 1]
+        shrinkable = [i for i, size in enumerate(value_counts_by_dim(explorer)) if genome[i] < size - 1]
         index = rng.choice(shrinkable)
         genome = (*genome[:index], genome[index] + 1, *genome[index + 1 :])
     return genome

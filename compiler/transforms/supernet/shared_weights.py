@@ -15,51 +15,53 @@ from ...ir.capture.capture import capture
 from ...ir.program import Program
 from ...models.checkpoints.origin import Origin
 from .family import Family
-from .form_checks import check_family_fits_program
+from .form_checks import assert_family_fits_program
 
 WEIGHTS, FAMILY, TENSORS = "shared/model", "family.json", "family.safetensors"
 
 
-def write_family(family: Family, choices: Mapping[str, Mapping[str, int]], destination: Path) -> None:
-    """Write a family but its program's weights; `choices` are the points by name.
+def write_family_without_weights(
+    family: Family, choices_by_point: Mapping[str, Mapping[str, int]], destination: Path
+) -> None:
+    """Write a family but its program's weights; `choices_by_point` are the points by name.
 
     What training changed in the weights is in those, so that nothing of it is written here.
     """
     body = {**family.to_json(), "base": "", "weights": [], "losses": [], "learned": bool(family.weights)}
-    points = {name: dict(choice) for name, choice in choices.items()}
+    points = {name: dict(choice) for name, choice in choices_by_point.items()}
     (destination / FAMILY).write_text(json.dumps({"family": body, "points": points}), encoding="utf-8")
     tensors = {name: t.contiguous() for name, t in family.stored.items() if name not in family.weights}
     if tensors:
         save_file(tensors, destination / TENSORS)
 
 
-def load_program_of_point(path: Path, point_name: str, origin: Origin) -> Program:
+def load_and_cut_program_of_point(folder: Path, point_name: str, origin: Origin) -> Program:
     """The program of a point: the shared weights, loaded as `origin` has it, cut to the point's choice.
 
     Raises Reject (cache-damaged) where files don't fit each other: they may come from anybody.
     """
     try:
-        body = read_json(path / FAMILY, CONFIG)
-        choice, family = body["points"][point_name], _read_family(path, body["family"], origin)
+        body = read_json(folder / FAMILY, CONFIG)
+        choice, family = body["points"][point_name], _load_family(folder, body["family"], origin)
         known = {dim.name: dim.values for dim in family.space.dims}
         assert choice.keys() == known.keys(), "a point of another family"
         assert all(type(v) is int and v in known[d] for d, v in choice.items()), "a point beyond the dimensions"
     except (*MALFORMED, AssertionError, OSError) as error:
         raise cache_damaged(
-            f"{path / FAMILY} does not fit the model beside it: {type(error).__name__}: {first_line(error)}",
+            f"{folder / FAMILY} does not fit the model beside it: {type(error).__name__}: {first_line(error)}",
             help="compile the recipe again, or get the artifact again",
         ).rejection() from error
-    return family.cut_to_choice(choice)
+    return family.cut_program_to_choice(choice)
 
 
-def _read_family(path: Path, body: Mapping[str, Any], origin: Origin) -> Family:
+def _load_family(folder: Path, family_json: Mapping[str, Any], origin: Origin) -> Family:
     tensors = {}
-    if (path / TENSORS).is_file():
-        with safe_open(path / TENSORS, "pt") as file:
+    if (folder / TENSORS).is_file():
+        with safe_open(folder / TENSORS, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
     program = capture(origin.load())
-    family = Family.from_json(body, program, tensors)
-    check_family_fits_program(family)
-    if body["learned"]:  # its weights are those of the model
+    family = Family.from_json_assigning_weights(family_json, program, tensors)
+    assert_family_fits_program(family)
+    if family_json["learned"]:  # its weights are those of the model
         family.weights = dict(program.model.named_parameters())
     return family

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ....dsl.checker.skeleton import Group, Member, Skeleton
 from ...analysis.discovery.bypass import copy_without_branch, other_operand_of_join
@@ -28,16 +29,18 @@ from ..search.savings import step_count_of
 from ..search.uniform_widths import group_in_skeleton
 from ..search.widths import RankedGroup, slice_groups, unit_of
 from .choices import BLOCKS, KERNEL, LAYERS, WIDTHS, Space
-from .kernels import crop_to_choice, crop_weight, pad_kernel
-from .mixtures import EXPERTS, Mixtures, is_routed
+from .kernels import crop_convolution_kernels, crop_weight, pad_kernel
+from .mixtures import EXPERTS, Mixtures, is_maskable_experts
 from .scans import SCANNED, Scans, is_maskable_scan
 
 if TYPE_CHECKING:
     from ...ir.program import Program
 
 Orders = Mapping[str, Sequence[int]]  # "SITE:KIND" -> items, those that die first in front
-State = tuple[frozenset[str], tuple[tuple[str, int], ...]]  # branches that a unit runs without, numbers that are others
-FULL_STATE: State = (frozenset(), ())
+UnitState = tuple[
+    frozenset[str], tuple[tuple[str, int], ...]
+]  # branches that a unit runs without, numbers that are others
+FULL_STATE: UnitState = (frozenset(), ())
 
 
 def can_be_masked(program: "Program", group: Group) -> bool:
@@ -45,7 +48,7 @@ def can_be_masked(program: "Program", group: Group) -> bool:
     groups, whether `Scans` does, and of experts, whether `Mixtures` does."""
     model = program.model
     if group.kind == EXPERTS:
-        return is_routed(program, group)
+        return is_maskable_experts(program, group)
     if group.kind in SCANNED:
         return is_maskable_scan(model, group)
     return bool(group.readers) and all(
@@ -75,11 +78,11 @@ def _zeroed_inputs_equal_slicing(model: nn.Module, member: Member) -> bool:
     return torch.allclose(one, other, atol=1e-4 * float(one.abs().max()))
 
 
-def dead(orders: Orders, group: Group, remaining: int) -> set[int]:
+def removed_items(orders: Orders, group: Group, remaining_steps: int) -> set[int]:
     """The items that are gone where so many steps of a group are left."""
     return set(
         RankedGroup(group, list(orders[f"{group.site}:{group.kind}"])).least_important_per_block(
-            step_count_of(group) - remaining
+            step_count_of(group) - remaining_steps
         )
     )
 
@@ -103,8 +106,8 @@ class SubnetMasks:
     masks: dict[str, Tensor] = field(default_factory=dict)
     off: set[str] = field(default_factory=set)
     kernels: dict[str, int] = field(default_factory=dict)
-    _units: dict[tuple[str, State], Unit] = field(default_factory=dict)
-    _bound: dict[str, State] = field(default_factory=dict)
+    _units: dict[tuple[str, UnitState], Unit] = field(default_factory=dict)
+    _bound: dict[str, UnitState] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         skeleton = skeleton_of(self.program)
@@ -116,7 +119,7 @@ class SubnetMasks:
     def set_active_subnet(self, choice: Mapping[str, int]) -> None:
         """Run as a choice says from now on."""
         self.masks.clear()
-        self.scans.clear()
+        self.scans.unmask_all()
         self.experts.unmask_all()
         for kind in WIDTHS:
             for site, left in self.space.by_path(choice, kind).items():
@@ -125,10 +128,10 @@ class SubnetMasks:
         self.kernels = {p: n for p, n in self.space.by_path(choice, KERNEL).items() if n < largest[p]}
         self.off.clear()
         self.off.update(unit for unit, on in self.space.by_path(choice, LAYERS).items() if not on)
-        self._skip_branches(frozenset(site for site, on in self.space.by_path(choice, BLOCKS).items() if not on))
+        self._set_skipped_branches(frozenset(site for site, on in self.space.by_path(choice, BLOCKS).items() if not on))
 
-    def _mask_items_beyond(self, group: Group, remaining: int) -> None:
-        removed = dead(self.orders, group, remaining)
+    def _mask_items_beyond(self, group: Group, remaining_steps: int) -> None:
+        removed = removed_items(self.orders, group, remaining_steps)
         if group.kind == EXPERTS:
             if removed:
                 self.experts.mask_experts(group, removed)
@@ -146,7 +149,7 @@ class SubnetMasks:
         module = self.program.model.get_submodule(path)
         return f"{path}.base_layer" if "base_layer" in dict(module.named_children()) else path
 
-    def _skip_branches(self, sites: frozenset[str]) -> None:
+    def _set_skipped_branches(self, sites: frozenset[str]) -> None:
         """Let units run without these branches, with the numbers of experts that they have now."""
         sites_by_unit: dict[str, frozenset[str]] = {}
         for site in sites:
@@ -155,24 +158,24 @@ class SubnetMasks:
         for path, unit in self.program.units.items():
             without = sites_by_unit.get(path, frozenset())
             follows = without or unit.edited  # else it runs its class's forward, which reads the numbers itself
-            state = without, self.experts.current_expert_counts(path) if follows else ()
+            state = without, self.experts.changed_expert_counts(path) if follows else ()
             if self._bound.get(path, FULL_STATE) != state:
-                self._bind_unit_without_masked_branches(path, state)
+                self._install_unit_forward(path, state)
 
-    def _bind_unit_without_masked_branches(self, path: str, state: State) -> None:
-        unit, model = self.program.units[path], self.program.model
+    def _install_unit_forward(self, unit_path: str, state: UnitState) -> None:
+        unit, model = self.program.units[unit_path], self.program.model
         if state == FULL_STATE:
-            del self._bound[path]
-            (unit.bind if unit.edited else unit.unbind)(model)
+            del self._bound[unit_path]
+            (unit.install_graph_forward if unit.edited else unit.restore_class_forward)(model)
             return
-        if (path, state) not in self._units:
+        if (unit_path, state) not in self._units:
             graph = unit.graph
             for site in sorted(state[0]):
                 graph = copy_without_branch(graph, self.branches[site])
             graph = copy_with_current_integers(graph, unit.module(model)) or graph if state[1] else graph
-            self._units[path, state] = replace(unit, graph=graph, key=graph_code_hash(graph), edited=True)
-        self._units[path, state].bind(model)
-        self._bound[path] = state
+            self._units[unit_path, state] = replace(unit, graph=graph, key=graph_code_hash(graph), edited=True)
+        self._units[unit_path, state].install_graph_forward(model)
+        self._bound[unit_path] = state
 
     @contextmanager
     def hooks_installed(self) -> Iterator["SubnetMasks"]:
@@ -182,12 +185,12 @@ class SubnetMasks:
         paths = {module_of(m) for group in matrices for m in readers(group)}
         try:
             for path in sorted(paths):
-                handles.append(model.get_submodule(path).register_forward_pre_hook(self._mask_hook(path)))
-            handles += self.scans.make_hooks([self.groups[s, k] for k in SCANNED for s in self._sites(k)])
-            handles += self.experts.make_hooks([self.groups[s, EXPERTS] for s in self._sites(EXPERTS)])
+                handles.append(model.get_submodule(path).register_forward_pre_hook(self._input_mask_hook(path)))
+            handles += self.scans.register_hooks([self.groups[s, k] for k in SCANNED for s in self._sites(k)])
+            handles += self.experts.register_hooks([self.groups[s, EXPERTS] for s in self._sites(EXPERTS)])
             for dim in self.space.of(KERNEL):
                 for path in dim.places:
-                    handles += self._kernel_hooks(path, dim.values)
+                    handles += self._register_kernel_hooks(path, dim.values)
             for unit in self._sites(LAYERS):
                 handles.append(
                     model.get_submodule(unit).register_forward_hook(self._layer_skip_hook(unit), with_kwargs=True)
@@ -197,36 +200,36 @@ class SubnetMasks:
             for handle in handles:
                 handle.remove()
             self.masks.clear()
-            self.scans.clear()
+            self.scans.unmask_all()
             self.experts.unmask_all()
-            self._skip_branches(frozenset())
+            self._set_skipped_branches(frozenset())
             self.kernels.clear()
             self.off.clear()
 
     def _sites(self, kind: str) -> list[str]:
         return [site for dim in self.space.of(kind) for site in dim.places]
 
-    def _mask_hook(self, path: str) -> Any:
+    def _input_mask_hook(self, module_path: str) -> Any:
         def mask(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            if path not in self.masks:
+            if module_path not in self.masks:
                 return None
-            over = self.masks[path].to(args[0].dtype)
+            over = self.masks[module_path].to(args[0].dtype)
             base = getattr(module, "base_layer", module)
             return (args[0] * (over[:, None, None] if isinstance(base, nn.Conv2d) else over), *args[1:])
 
         return mask
 
-    def _kernel_hooks(self, path: str, kernel_sizes: Sequence[int]) -> list[Any]:
+    def _register_kernel_hooks(self, conv_path: str, descending_sizes: Sequence[int]) -> list[RemovableHandle]:
         """A convolution runs with a smaller kernel in zeros while it is called, and has its own one afterwards."""
-        module = self.program.model.get_submodule(path)
+        module = self.program.model.get_submodule(conv_path)
 
         def exchange(module: nn.Module, _args: Any) -> None:
-            if path in self.kernels:
+            if conv_path in self.kernels:
                 original = module._parameters["weight"]
-                assert original is not None, f"{path} runs inside of itself"
-                small = crop_weight(original, path, kernel_sizes, self.kernels[path], self.crops)
+                assert original is not None, f"{conv_path} runs inside of itself"
+                small = crop_weight(original, conv_path, descending_sizes, self.kernels[conv_path], self.crops)
                 module._parameters["weight"], vars(module)["whole"] = None, original
-                vars(module)["weight"] = pad_kernel(small, kernel_sizes[0])
+                vars(module)["weight"] = pad_kernel(small, descending_sizes[0])
 
         def restore(module: nn.Module, _args: Any, _output: Any) -> None:
             if "whole" in vars(module):
@@ -236,9 +239,9 @@ class SubnetMasks:
         before = module.register_forward_pre_hook(exchange)
         return [before, module.register_forward_hook(restore, always_call=True)]
 
-    def _layer_skip_hook(self, unit: str) -> Any:
+    def _layer_skip_hook(self, unit_path: str) -> Any:
         def skip(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            if unit not in self.off:
+            if unit_path not in self.off:
                 return output
             hidden = args[0] if args else kwargs["hidden_states"]
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
@@ -247,21 +250,21 @@ class SubnetMasks:
 
 
 def is_site_removed(
-    skeleton: Skeleton, path: str, removed_units: Sequence[str], removed_branch_sites: Sequence[str]
+    skeleton: Skeleton, site: str, removed_units: Sequence[str], removed_branch_sites: Sequence[str]
 ) -> bool:
     """Whether a group's site goes with a layer, or with the innermost branch that it lies in.
 
     The site of one branch may lie in another's: BERT's MLP branch is called as its layer is.
     """
-    within = unit_of(path, sorted((b.site for b in skeleton.branches), key=len, reverse=True))
-    return bool(unit_of(path, removed_units)) or within in removed_branch_sites
+    within = unit_of(site, sorted((b.site for b in skeleton.branches), key=len, reverse=True))
+    return bool(unit_of(site, removed_units)) or within in removed_branch_sites
 
 
-def materialise_choice(
-    program: "Program", space: Space, orders: Orders, choice: Mapping[str, int], crops: Mapping[str, Tensor]
+def cut_program_to_choice(
+    program: "Program", space: Space, orders: Orders, choice: Mapping[str, int], crop_matrices: Mapping[str, Tensor]
 ) -> None:
     """Make a program the smaller one that a choice is: kernels, widths, branches, then layers from the last."""
-    crop_to_choice(program, space, choice, crops)
+    crop_convolution_kernels(program, space, choice, crop_matrices)
     removed_units = [unit for unit, on in space.by_path(choice, LAYERS).items() if not on]
     sites = [site for site, on in space.by_path(choice, BLOCKS).items() if not on]
     skeleton = skeleton_of(program)
@@ -269,7 +272,9 @@ def materialise_choice(
     for kind in WIDTHS:
         for site, left in space.by_path(choice, kind).items():
             group = next(g for g in skeleton.groups if (g.site, g.kind) == (site, kind))
-            if not is_site_removed(skeleton, site, removed_units, sites) and (items := dead(orders, group, left)):
+            if not is_site_removed(skeleton, site, removed_units, sites) and (
+                items := removed_items(orders, group, left)
+            ):
                 cuts.append((group, items))
     if cuts:
         all_experts = [
@@ -297,7 +302,7 @@ def materialise_choice(
 
 
 def skeleton_of_choice(skeleton: Skeleton, space: Space, choice: Mapping[str, int]) -> Skeleton:
-    """The skeleton of what `cut` leaves, by arithmetic."""
+    """The skeleton of what `cut_program_to_choice` leaves, by arithmetic."""
     removed_units = [unit for unit, on in space.by_path(choice, LAYERS).items() if not on]
     sites = [site for site, on in space.by_path(choice, BLOCKS).items() if not on]
     for path, size in space.by_path(choice, KERNEL).items():

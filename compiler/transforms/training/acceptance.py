@@ -18,7 +18,7 @@ held_out_learned = Fault(
 )
 
 
-def refuse_same_rows(data: DataRef, validation: DataRef | None, ctx: Context) -> None:
+def refuse_validation_on_training_rows(data: DataRef, validation: DataRef | None, ctx: Context) -> None:
     if validation and keys.data_identity(validation, ctx) == keys.data_identity(data, ctx):
         raise held_out_learned(
             f"`{validation.name}` holds the same rows as `{data.name}`",
@@ -27,13 +27,13 @@ def refuse_same_rows(data: DataRef, validation: DataRef | None, ctx: Context) ->
 
 
 def no_gain_diagnostic(
-    initial_loss: float, step_losses: Sequence[tuple[int, float]], verb: str = "healing"
+    initial_loss_nats: float, step_losses: Sequence[tuple[int, float]], run_label: str = "healing"
 ) -> Diagnostic:
-    """`initial_loss` nats before training, `step_losses` (step, nats) on the same held-out rows."""
+    """`initial_loss_nats` before training, `step_losses` (step, nats) on the same held-out rows."""
     best_step, best = min(step_losses, key=lambda entry: entry[1])
-    advice = "lower" if best > initial_loss + 1e-3 else "raise"  # 1e-3 nats: it hardly moved
+    advice = "lower" if best > initial_loss_nats + 1e-3 else "raise"  # 1e-3 nats: it hardly moved
     return not_healed(
-        f"the held-out loss is {initial_loss:.4f} before training, at best {best:.4f} after step {best_step}",
+        f"the held-out loss is {initial_loss_nats:.4f} before training, at best {best:.4f} after step {best_step}",
         help=f"{advice} `lr`, give more or other `data`, or leave the step out: it was better as it was",
-        note=f"{verb} did not help: " + ", ".join(f"{nats:.4f} after {step}" for step, nats in step_losses[:8]),
+        note=f"{run_label} did not help: " + ", ".join(f"{nats:.4f} after {step}" for step, nats in step_losses[:8]),
     )

@@ -8,13 +8,13 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from ...ir.program import Program
-from .adapters import Shape
+from .adapters import AdapterShape
 
 LORA_WEIGHTS = ("lora_A", "lora_B")
 _MAX_SIZE = 1 << 14  # of a rank
 
 
-def check_adapters_fit_program(program: Program, shape: Shape, tensors: Mapping[str, Tensor]) -> None:
+def assert_adapters_fit_program(program: Program, shape: AdapterShape, tensors: Mapping[str, Tensor]) -> None:
     """Raises AssertionError unless every adapter has two sides that fit a module."""
     assert type(shape.rank) is int and 1 <= shape.rank <= _MAX_SIZE, f"a rank of {shape.rank}"
     assert _is_number(shape.alpha) and _is_number(shape.dropout), "the scale of adapters is no number"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,8 @@ from ...ir.program import Program
 from ...ir.surgery import split_parent_and_name
 from ...models.rows.forward import evaluating
 from ..search.masks import is_sparse
-from .masks import MaskedProduct, product
-from .rounded_adapters import RoundedProduct, rounded
+from .masks import MaskedProduct, masked_lora_product
+from .rounded_adapters import RoundedProduct, rounded_weight_and_adapter
 
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
@@ -52,7 +52,7 @@ _FUSED = {
 
 
 @dataclass(frozen=True)
-class Shape:
+class AdapterShape:
     """`rank` is that of A and B, `alpha` / `rank` scales their product, `dropout` acts on what A is given."""
 
     rank: int
@@ -60,15 +60,17 @@ class Shape:
     dropout: float
 
 
-def adaptable_modules(program: Program, selector: Selector | None, alternative: str = "") -> tuple[str, ...]:
+def require_adaptable_modules(
+    program: Program, selector: Selector | None, recipe_alternative: str = ""
+) -> tuple[str, ...]:
     """Linear modules that may get an adapter: those selected, or all inside of the layers.
 
-    alternative   what a recipe would write to train weights themselves, where it can
+    recipe_alternative   what a recipe would write to train weights themselves, where it can
 
     Left out are those whose weight is read past the module, which an adapter would not see.
     Raises Reject where a selected one is tied, and where none is left.
     """
-    skeleton, read = skeleton_of(program), _weights_read_directly(program)
+    skeleton, read = skeleton_of(program), _uncalled_linear_paths(program)
     paths = [part.path for part in inner_parts(skeleton, selector)]
     fused = _FUSED.get(skeleton.model_type)
     paths = [path for path in paths if path not in read and split_parent_and_name(path)[1] != fused]
@@ -77,19 +79,19 @@ def adaptable_modules(program: Program, selector: Selector | None, alternative: 
     if tied:
         raise tied_adapter(
             f"the weight of {tied[0]} is tied to another module's",
-            help="leave it out of `on`" + (f", or write `{alternative}`" if alternative else ""),
+            help="leave it out of `on`" + (f", or write `{recipe_alternative}`" if recipe_alternative else ""),
             argument="on",
         ).rejection()
     if not paths:
         raise nothing_to_adapt(
             "no linear module can be given an adapter",
-            help="select others with `on`" + (f", or write `{alternative}`" if alternative else ""),
+            help="select others with `on`" + (f", or write `{recipe_alternative}`" if recipe_alternative else ""),
             argument="on",
         ).rejection()
     return tuple(paths)
 
 
-def _weights_read_directly(program: Program) -> set[str]:
+def _uncalled_linear_paths(program: Program) -> set[str]:
     """Linear modules that are not called where their owner runs: the dt_proj of a Mamba."""
     model, called = program.model, set()
     hooks = [
@@ -118,10 +120,10 @@ class Adapters:
             for side in ("lora_A", "lora_B")
         }
 
-    def follow(self, ranks: Mapping[str, int]) -> None:
-        """Let each adapter use the first so many of its ranks, as `ranks` says by path whenever it runs."""
+    def follow_ranks(self, ranks_by_path: Mapping[str, int]) -> None:
+        """Let each adapter use the first so many of its ranks, as `ranks_by_path` says by path whenever it runs."""
         for path, layer in self.layers.items():
-            layer.forward = _adapter_forward(layer, partial(ranks.__getitem__, path))
+            layer.forward = _adapter_forward(layer, partial(ranks_by_path.__getitem__, path))
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
@@ -131,12 +133,12 @@ class Adapters:
             parameter[tuple(slice(n) for n in tensors[name].shape)] = tensors[name].to(parameter.device)
 
     @contextmanager
-    def with_per_row_adapters(self, stacked: Mapping[str, Tensor]) -> Iterator[None]:
-        """Within it each row of a batch [rows, t, in] has an adapter of its own: `stacked` are such as `parameters`
-        gives, one behind the other [rows, ...]. Those that are on the layers must be off."""
+    def with_per_row_adapters(self, stacked_adapters: Mapping[str, Tensor]) -> Iterator[None]:
+        """Within it each row of a batch [rows, t, in] has an adapter of its own: `stacked_adapters` are such as
+        `parameters` gives, one behind the other [rows, ...]. Those that are on the layers must be off."""
         hooks = [
             layer.register_forward_hook(
-                _per_row_adapter_hook(layer, *(stacked[f"{path}.{side}"] for side in ("lora_A", "lora_B")))
+                _per_row_adapter_hook(layer, *(stacked_adapters[f"{path}.{side}"] for side in ("lora_A", "lora_B")))
             )
             for path, layer in self.layers.items()
         ]
@@ -147,18 +149,20 @@ class Adapters:
                 hook.remove()
 
     @torch.no_grad()
-    def merge(self) -> None:
+    def merge_into_weights(self) -> None:
         """Add the products to the weights, in place."""
         for layer in self.layers.values():
             mask, scales = vars(layer).get(_MASK), vars(layer).get(_SCALES)
             base = layer.get_base_layer()
             if scales is not None:
-                new = rounded(*_lora_matrices(layer), mask, layer.scaling[_NAME], weight_of(base), scales)
+                new = rounded_weight_and_adapter(
+                    *_lora_matrices(layer), mask, layer.scaling[_NAME], weight_of(base), scales
+                )
                 base.weight.data.copy_(new.T if isinstance(base, Conv1D) else new)
             elif mask is None:
                 layer.merge()
             else:
-                added = product(*_lora_matrices(layer), mask, layer.scaling[_NAME])
+                added = masked_lora_product(*_lora_matrices(layer), mask, layer.scaling[_NAME])
                 base.weight.data += (added.T if isinstance(base, Conv1D) else added).to(base.weight.dtype)
 
 
@@ -216,7 +220,7 @@ def _per_row_adapter_hook(layer: Any, a: Tensor, b: Tensor) -> Callable[..., Ten
         if mask is None:
             added = x @ a.mT @ b.mT * scale
         else:
-            added = torch.stack([x[i] @ product(a[i], b[i], mask, scale).T for i in range(len(a))])
+            added = torch.stack([x[i] @ masked_lora_product(a[i], b[i], mask, scale).T for i in range(len(a))])
         return output + added.to(output.dtype)
 
     return hook
@@ -224,12 +228,18 @@ def _per_row_adapter_hook(layer: Any, a: Tensor, b: Tensor) -> Callable[..., Ten
 
 @contextmanager
 def with_adapters(
-    model: nn.Module, paths: tuple[str, ...], shape: Shape, seed: int, *, zeros: str = "keep", grid: Grid | None = None
+    model: nn.Module,
+    module_paths: tuple[str, ...],
+    shape: AdapterShape,
+    init_seed: int,
+    *,
+    zeros: Literal["keep", "fill"] = "keep",
+    rounding_grid: Grid | None = None,
 ) -> Iterator[Adapters]:
-    """Adapters that change nothing yet on the modules at `paths`; afterwards the same modules are back.
+    """Adapters that change nothing yet on the modules at `module_paths`; afterwards the same modules are back.
 
-    zeros   "keep": those of sparse weights are not trained; "fill": they are
-    grid    that weights and what adapters add are rounded to, together; None: they are not
+    zeros           "keep": those of sparse weights are not trained; "fill": they are
+    rounding_grid   that weights and what adapters add are rounded to, together; None: they are not
     """
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import LoraLayer
@@ -244,25 +254,25 @@ def with_adapters(
         lora_alpha=shape.alpha,  # type: ignore[arg-type]  # a number that it divides, whatever the annotation says
         lora_dropout=shape.dropout,
         bias="none",
-        target_modules="|".join(f"{_FROZEN}[.]{re.escape(path)}" for path in paths),
+        target_modules="|".join(f"{_FROZEN}[.]{re.escape(path)}" for path in module_paths),
     )
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a Conv1D lies transposed: it sees to that
-            torch.manual_seed(seed)
+            torch.manual_seed(init_seed)
             inject_adapter_in_model(config, holder, adapter_name=_NAME)
-        layers = {path: model.get_submodule(path) for path in paths}
+        layers = {path: model.get_submodule(path) for path in module_paths}
         missed = [path for path, layer in layers.items() if not isinstance(layer, LoraLayer)]
         assert not missed, f"peft put no adapter on {missed[0]}"
         if zeros == "keep":
             for layer in layers.values():
                 _keep_zeros(layer)
-        if grid:
+        if rounding_grid:
             for layer in layers.values():
-                _round_weight_and_adapter_together(layer, grid)
+                _round_weight_and_adapter_together(layer, rounding_grid)
         yield Adapters(layers)
     finally:
-        _remove(model, paths, LoraLayer)
+        _remove(model, module_paths, LoraLayer)
         for p, flag in flags:
             p.requires_grad_(flag)
 

@@ -23,14 +23,14 @@ def estimate_run_effort(
     ctx: Context,
     n_trained_params: int,
     *,
-    forwards: int = 1,
+    forwards_per_batch: int = 1,
     extra_evaluations: int = 1,
     has_master_weights: bool = False,
 ) -> Effort:
     """Effort of a run over rows of `data` that a pass's parameters describe.
 
-    forwards      of each batch
-    extra_evaluations   at the held-out rows, besides one after every so many steps
+    forwards_per_batch   forwards of each batch in a step
+    extra_evaluations    at the held-out rows, besides one after every so many steps
     """
     batch_tokens, held_out_tokens = params.batch * token_or_image_count(ctx.rows(data)[:1]), 0
     if params.held_out:
@@ -40,7 +40,7 @@ def estimate_run_effort(
         skeleton,
         n_trained_params,
         batch_tokens,
-        forwards * params.steps * params.accumulate * batch_tokens,
+        forwards_per_batch * params.steps * params.accumulate * batch_tokens,
         held_out_tokens,
         has_master_weights=has_master_weights,
         checkpointing=params.gradient_checkpointing,
@@ -80,10 +80,10 @@ def _activations(parts: Iterable[Part]) -> int:
     )
 
 
-def adapter_size(parts: Iterable[Part], rank: int) -> int:
+def adapter_param_count(parts: Iterable[Part], rank: int) -> int:
     """Parameters of adapters on these modules."""
     return sum(rank * sum(shape) for part in parts for name, shape in part.tensors if name == "weight")
 
 
-def full_size(parts: Iterable[Part]) -> int:
+def param_count_of_parts(parts: Iterable[Part]) -> int:
     return sum(prod(shape) for part in parts for _, shape in part.tensors)

@@ -9,7 +9,7 @@ from .zero_masks import ZeroMasks
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")  # of one release, with classes of their own
 
 
-def _lightning_callback_class() -> Any:
+def _import_lightning_callback_class() -> Any:
     """`Callback` of the package whose Trainer is in use, or that is installed."""
     for name in sorted(_PACKAGES, key=lambda name: name not in sys.modules):
         try:
@@ -19,7 +19,7 @@ def _lightning_callback_class() -> Any:
     raise ImportError("Lightning is not installed: `pip install pytorch-lightning`") from missing
 
 
-Callback: Any = _lightning_callback_class()
+Callback: Any = _import_lightning_callback_class()
 
 
 class LightningKeepZeros(Callback):
@@ -35,10 +35,10 @@ class LightningKeepZeros(Callback):
         self._masks = ZeroMasks()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self._masks.attach(pl_module)
+        self._masks.record_zeros_and_mask_gradients(pl_module)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._masks.apply()
+        self._masks.zero_masked_weights()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        self._masks.detach()
+        self._masks.remove_hooks()

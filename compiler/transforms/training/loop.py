@@ -86,18 +86,18 @@ class TrainingState:
 class TrainingLoop:
     """One training run.
 
-    learn(rows, weight)   loss over the rows of these numbers; adds `weight` times its gradient
-    judge()               nats per token on held-out data, or None where there is none
-    begin(step)           is told of each step before it learns, of one that runs again after a kill, too
+    accumulate_gradients(rows, factor)   loss over the rows of these numbers; adds `factor` times its gradient
+    evaluate()          nats per token on held-out data, or None where there is none
+    before_step(step)   is told of each step before it learns, of one that runs again after a kill, too
     """
 
     trained: TrainedParameters
     regime: TrainingSettings
     rows: int
-    learn: Callable[[Tensor, float], float]
-    judge: Callable[[], float] | None
+    accumulate_gradients: Callable[[Tensor, float], float]
+    evaluate: Callable[[], float] | None
     ctx: Context
-    begin: Callable[[int], None] | None = None
+    before_step: Callable[[int], None] | None = None
 
     def __post_init__(self):
         shapes = {name: list(p.shape) for name, p in self.trained.parameters.items()}
@@ -111,23 +111,23 @@ class TrainingLoop:
     def run(self) -> TrainingState:
         """Train to the end, and leave the best weights in place."""
         with torch.random.fork_rng():
-            self._resume()
+            self._resume_from_checkpoint()
             if not self.course.finished:
                 self._train_remaining_steps()
-        self._use_best()
+        self._restore_best_weights()
         return self.course
 
     def _train_remaining_steps(self) -> None:
-        self._check_disk_space()
-        if self.judge and not self.course.held_out:
-            self._evaluate_and_save_best(0)
+        self._refuse_small_disk()
+        if self.evaluate and not self.course.held_out:
+            self._evaluate_save_best_and_check_patience(0)
         for step in range(self.course.step + 1, self.regime.steps + 1):
             loss = self._train_step(step)
-            if self.judge and (step % self.regime.every == 0 or step == self.regime.steps):
-                self._evaluate_and_save_best(step)
+            if self.evaluate and (step % self.regime.every == 0 or step == self.regime.steps):
+                self._evaluate_save_best_and_check_patience(step)
             self.course.finished = self.course.finished or step == self.regime.steps
             if step % self.regime.save == 0 or self.course.finished:
-                self._save()
+                self._save_checkpoint()
             self.ctx.tick(Ticked("step", step, self.regime.steps, self._progress_text(loss)))
             if self.course.finished:
                 break
@@ -140,26 +140,26 @@ class TrainingLoop:
 
     def _train_step(self, step: int) -> float:
         regime, masters, loss = self.regime, self.trained.masters.values(), 0.0
-        if self.begin is not None:
-            self.begin(step)
+        if self.before_step is not None:
+            self.before_step(step)
         for part in range(regime.accumulate):
             torch.manual_seed(seed_of("dropout", regime.seed, step, part))
             start = ((step - 1) * regime.accumulate + part) * regime.batch
             rows = self.order.take(start, regime.batch)
             for some in micro_batches(rows):
                 share = len(some) / len(rows) / regime.accumulate
-                loss += self.learn(some, share) * share
+                loss += self.accumulate_gradients(some, share) * share
             self._refuse_non_finite(loss, "loss", step)
         self.trained.move_gradients_to_masters()
         norm = torch.nn.utils.clip_grad_norm_(masters, regime.clip).item()
         if not math.isfinite(norm) and self.course.step > self.saved_step:
-            self._save()  # the loss was a number, so the weights are sound
+            self._save_checkpoint()  # the loss was a number, so the weights are sound
         self._refuse_non_finite(norm, "gradient", step)
         for group in self.optimizer.param_groups:
             group["lr"] = regime.lr * learning_rate_factor(step, regime.steps, regime.warmup, regime.schedule)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.trained.spread()
+        self.trained.copy_masters_to_parameters()
         self._record_step_loss(step, loss)
         return loss
 
@@ -190,10 +190,10 @@ class TrainingLoop:
 
     # -- held-out data ---------------------------------------------------------------------------------------
 
-    def _evaluate_and_save_best(self, step: int) -> None:
+    def _evaluate_save_best_and_check_patience(self, step: int) -> None:
         """Measure; keep the weights if they are the best so far; end a run that has long got no better."""
-        assert self.judge is not None
-        course, nats = self.course, self.judge()
+        assert self.evaluate is not None
+        course, nats = self.course, self.evaluate()
         self._refuse_non_finite(nats, "held-out loss", step)
         better = not course.held_out or nats < course.lowest
         course.held_out.append((step, nats))
@@ -205,16 +205,16 @@ class TrainingLoop:
         waited = sum(at > course.best for at, _ in course.held_out)
         course.finished = waited >= self.regime.patience
 
-    def _use_best(self) -> None:
+    def _restore_best_weights(self) -> None:
         """The start's weights are not kept: a run whose best is step 0 has nothing to give."""
-        if self.judge is None:
+        if self.evaluate is None:
             self.course.best = self.course.step
         elif 0 < self.course.best < self.course.step:
-            self.trained.load(self.saved.tensors(f"best-{self.course.best}"))
+            self.trained.load(self.saved.load_tensors(f"best-{self.course.best}"))
 
     # -- going on after a kill -------------------------------------------------------------------------------
 
-    def _save(self) -> None:
+    def _save_checkpoint(self) -> None:
         name = f"state-{self.course.step}"
         tensors = {f"weight:{n}": t for n, t in self.trained.tensors().items()}
         for key, master in self.trained.masters.items():
@@ -222,14 +222,14 @@ class TrainingLoop:
             state = self.optimizer.state.get(master, {})
             tensors |= {f"{part}:{key}": value for part, value in state.items()}
         self.saved.write_tensors(name, tensors)
-        best = [f"best-{self.course.best}"] if self.judge and self.course.best else []
-        self.saved.finish(asdict(self.course), [name, *best])
+        best = [f"best-{self.course.best}"] if self.evaluate and self.course.best else []
+        self.saved.write_manifest_and_prune_folders(asdict(self.course), [name, *best])
         self.saved_step = self.course.step
 
-    def _check_disk_space(self) -> None:
+    def _refuse_small_disk(self) -> None:
         """Reject where the disk lacks room for two checkpoints, each of weights and two moments, and two best
         weights."""
-        needed = sum(m.nbytes for m in self.trained.masters.values()) * (8 if self.judge else 6)
+        needed = sum(m.nbytes for m in self.trained.masters.values()) * (8 if self.evaluate else 6)
         self.ctx.workdir.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.ctx.workdir).free
         if needed > 0.9 * free:
@@ -239,7 +239,7 @@ class TrainingLoop:
                 help="train fewer parameters, or give another --cache-dir",
             ).rejection()
 
-    def _resume(self) -> None:
+    def _resume_from_checkpoint(self) -> None:
         stored = self.saved.read_checkpoint_and_clean_up()
         if stored is None:
             return
@@ -250,14 +250,14 @@ class TrainingLoop:
                 "held_out": [(s, v) for s, v in stored["held_out"]],
             }
         )
-        tensors, self.saved_step = self.saved.tensors(f"state-{self.course.step}"), self.course.step
+        tensors, self.saved_step = self.saved.load_tensors(f"state-{self.course.step}"), self.course.step
         self.trained.load({name: tensors[f"weight:{name}"] for name in self.trained.masters})
         self.optimizer.load_state_dict(self._optimizer_state_dict(tensors))
 
-    def _optimizer_state_dict(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    def _optimizer_state_dict(self, checkpoint_tensors: dict[str, Tensor]) -> dict[str, Any]:
         numbers = {name: number for number, name in enumerate(self.trained.masters)}
         state: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in tensors.items():
+        for key, tensor in checkpoint_tensors.items():
             part, _, name = key.partition(":")
             if part != "weight":
                 state.setdefault(numbers[name], {})[part] = tensor.clone()

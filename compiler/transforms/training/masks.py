@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..search.masks import is_sparse
 
 
-def masks(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+def nonzero_masks(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """Masks of the nonzeros of the sparse matrices among some parameters, bool, by name."""
     return {name: p.detach() != 0 for name, p in parameters.items() if p.dim() > 1 and is_sparse(p.detach())}
 
@@ -25,17 +25,17 @@ class MaskedProduct(torch.autograd.Function):
     def forward(ctx, x: Tensor, a: Tensor, b: Tensor, mask: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(x, a, b, mask)
         ctx.scale = scale
-        return x @ product(a, b, mask, scale).T
+        return x @ masked_lora_product(a, b, mask, scale).T
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, a, b, mask = ctx.saved_tensors
-        of_x = gradient @ product(a, b, mask, ctx.scale) if ctx.needs_input_grad[0] else None
+        of_x = gradient @ masked_lora_product(a, b, mask, ctx.scale) if ctx.needs_input_grad[0] else None
         slope = gradient.flatten(0, -2).T @ x.flatten(0, -2)  # [out, in]
         slope.mul_(mask).mul_(ctx.scale)
         return of_x, b.T @ slope, slope @ a.T, None, None
 
 
-def product(a: Tensor, b: Tensor, mask: Tensor, scale: float) -> Tensor:
+def masked_lora_product(a: Tensor, b: Tensor, mask: Tensor, scale: float) -> Tensor:
     """mask * scale * B A, [out, in]; exactly zero where the mask is False."""
     return torch.where(mask, (b @ a) * scale, 0.0)

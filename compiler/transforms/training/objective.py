@@ -28,12 +28,12 @@ class Objective:
     temperature: float = 1.0
     learned: Tensor | None = None
 
-    def accumulate_gradients(self, row_indices: Tensor, weight: float) -> float:
-        """Mean loss over the rows of these numbers; adds `weight` times its gradient to the parameters'.
+    def accumulate_gradients(self, row_indices: Tensor, gradient_factor: float) -> float:
+        """Mean loss over the rows of these numbers; adds `gradient_factor` times its gradient to the parameters'.
 
         The gradient of the logits is taken piece by piece, so that float32 copies of all of them never exist.
         """
-        ids = self._needed(row_indices)  # [b, t]
+        ids = self._rows_up_to_last_learned(row_indices)  # [b, t]
         values = logits(self.model, ids)  # [b, t, vocab]
         gradient = torch.zeros_like(values)
         targets, learned = self._targets_and_loss_mask(ids.to(values.device), values)
@@ -46,25 +46,25 @@ class Objective:
                 keep = None if learned is None else learned[row, part]
                 loss = self._summed_loss(chunk, targets[row, part], number, part, keep)
                 (slope,) = torch.autograd.grad(loss, chunk)
-                gradient[row, part] = (slope * (weight / count)).to(gradient.dtype)
+                gradient[row, part] = (slope * (gradient_factor / count)).to(gradient.dtype)
                 total += loss.item()
         values.backward(gradient)
         return total / count
 
-    def _targets_and_loss_mask(self, rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _targets_and_loss_mask(self, rows: Tensor, predicted_logits: Tensor) -> tuple[Tensor, Tensor | None]:
         """Targets of rows, [b, p], and the mask of those that count; a placeholder [b, 1] for pure distillation."""
         targets, learned = targets_and_prediction_mask(self.model, rows)
-        if are_token_logits(self.model, values, rows, targets):
+        if are_token_logits(self.model, predicted_logits, rows, targets):
             return targets, learned
         assert self.share == 1, "rows that are judged as a whole teach nothing by themselves"
-        return targets.new_zeros(values.shape[:2], dtype=torch.int64), None
+        return targets.new_zeros(predicted_logits.shape[:2], dtype=torch.int64), None
 
-    def _needed(self, mask: Tensor) -> Tensor:
+    def _rows_up_to_last_learned(self, row_indices: Tensor) -> Tensor:
         """The chosen rows up to the last token that is learned in any: no earlier prediction reads what is behind."""
         if self.learned is None:
-            return self.rows[mask]
-        positions_used = torch.arange(self.rows.shape[1]) * self.learned[mask]
-        return self.rows[mask, : int(positions_used.max()) + 1]
+            return self.rows[row_indices]
+        positions_used = torch.arange(self.rows.shape[1]) * self.learned[row_indices]
+        return self.rows[row_indices, : int(positions_used.max()) + 1]
 
     def _summed_loss(
         self, logits: Tensor, targets: Tensor, row_index: int, positions: slice, loss_mask: Tensor | None

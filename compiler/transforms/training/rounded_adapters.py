@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ....kernels.grid import Scales
-from .masks import product
+from .masks import masked_lora_product
 
 
 class RoundedProduct(torch.autograd.Function):
@@ -22,23 +22,25 @@ class RoundedProduct(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, a, b, mask, weight)
         ctx.scale, ctx.scales = scale, scales
-        return x @ _beyond(a, b, mask, scale, weight, scales).to(x.dtype).T
+        return x @ _rounded_minus_weight(a, b, mask, scale, weight, scales).to(x.dtype).T
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, a, b, mask, weight = ctx.saved_tensors
         of_x = None
         if ctx.needs_input_grad[0]:
-            of_x = gradient @ _beyond(a, b, mask, ctx.scale, weight, ctx.scales).to(gradient.dtype)
+            of_x = gradient @ _rounded_minus_weight(a, b, mask, ctx.scale, weight, ctx.scales).to(gradient.dtype)
         slope = gradient.flatten(0, -2).T @ x.flatten(0, -2)  # [out, in]
         slope.mul_(mask).mul_(ctx.scale)
         return of_x, b.T @ slope, slope @ a.T, None, None, None, None
 
 
-def rounded(a: Tensor, b: Tensor, mask: Tensor, scale: float, weight: Tensor, scales: Scales) -> Tensor:
+def rounded_weight_and_adapter(
+    a: Tensor, b: Tensor, mask: Tensor, scale: float, weight: Tensor, scales: Scales
+) -> Tensor:
     """Q(W + mask * scale * B A), [out, in] float32; exactly zero where W and the mask are."""
-    return scales.round(weight.float() + product(a.float(), b.float(), mask, scale))
+    return scales.round(weight.float() + masked_lora_product(a.float(), b.float(), mask, scale))
 
 
-def _beyond(a: Tensor, b: Tensor, mask: Tensor, scale: float, weight: Tensor, scales: Scales) -> Tensor:
-    return rounded(a, b, mask, scale, weight, scales) - weight.float()
+def _rounded_minus_weight(a: Tensor, b: Tensor, mask: Tensor, scale: float, weight: Tensor, scales: Scales) -> Tensor:
+    return rounded_weight_and_adapter(a, b, mask, scale, weight, scales) - weight.float()

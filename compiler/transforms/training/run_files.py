@@ -30,23 +30,23 @@ class RunCheckpoints:
         self.folder, self.identity = folder, identity
 
     def read_checkpoint_and_clean_up(self) -> dict[str, Any] | None:
-        """Data of the last `finish`, or None; folders that it doesn't name are removed."""
+        """Run of the last manifest, or None; folders that it doesn't name are removed."""
         try:
             body = json.loads((self.folder / MANIFEST).read_bytes())
         except (FileNotFoundError, json.JSONDecodeError):
             body = {}
         known = body.get("identity") == self.identity and all((self.folder / name).is_dir() for name in body["folders"])
-        self._remove_unlisted(body["folders"] if known else [])
+        self._remove_other_folders(body["folders"] if known else [])
         return body["run"] if known else None
 
-    def tensors(self, name: str) -> dict[str, Tensor]:
+    def load_tensors(self, folder_name: str) -> dict[str, Tensor]:
         """Tensors of a folder, mapped from disk."""
-        return dict(iterate_mapped_tensors(read_weight_headers(self.folder / name, name)))
+        return dict(iterate_mapped_tensors(read_weight_headers(self.folder / folder_name, folder_name)))
 
-    def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """A folder of tensors, there whole or not at all; it counts once `finish` names it."""
+    def write_tensors(self, folder_name: str, tensors: Mapping[str, Tensor]) -> None:
+        """A folder of tensors, there whole or not at all; it counts once the manifest names it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        final, draft = self.folder / name, self.folder / f".{name}.{os.getpid()}"
+        final, draft = self.folder / folder_name, self.folder / f".{folder_name}.{os.getpid()}"
         draft.mkdir()
         write_safetensors_files(
             draft, [LazyTensor.of(key, tensor) for key, tensor in tensors.items()], shard_bytes=1 << 62
@@ -56,17 +56,17 @@ class RunCheckpoints:
         shutil.rmtree(final, ignore_errors=True)  # left by a run that was killed before it could name it
         os.replace(draft, final)
 
-    def finish(self, run: Mapping[str, Any], folders: list[str]) -> None:
+    def write_manifest_and_prune_folders(self, run_json: Mapping[str, Any], folder_names: list[str]) -> None:
         """Let these folders count, and remove the others."""
-        body = {"identity": self.identity, "folders": folders, "run": run}
+        body = {"identity": self.identity, "folders": folder_names, "run": run_json}
         write_atomic(self.folder / MANIFEST, canonical_json(body).encode())
-        self._remove_unlisted(folders)
+        self._remove_other_folders(folder_names)
 
-    def _remove_unlisted(self, folders: list[str]) -> None:
+    def _remove_other_folders(self, listed_folder_names: list[str]) -> None:
         for path in self.folder.glob("*"):
             if (
                 path.is_dir()
                 and path.name.removeprefix(".").startswith(("state-", "best-"))
-                and path.name not in folders
+                and path.name not in listed_folder_names
             ):
                 shutil.rmtree(path, ignore_errors=True)

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 
-def learning_rate_factor(step: int, steps: int, warmup: int, schedule: str) -> float:
-    """Factor of the learning rate at a step, counted from 1: up over `warmup` steps, then down.
+def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, schedule: str) -> float:
+    """Factor of the learning rate at a step, counted from 1: up over `warmup_steps`, then down.
 
     "cosine" and "linear" would reach 0 one step after the last; "constant" stays.
     """
-    if step <= warmup:
-        return step / warmup
-    passed = (step - 1 - warmup) / (steps - warmup)  # 0 .. 1, the end left out
+    if step <= warmup_steps:
+        return step / warmup_steps
+    passed = (step - 1 - warmup_steps) / (total_steps - warmup_steps)  # 0 .. 1, the end left out
     if schedule == "cosine":
         return 0.5 * (1.0 + math.cos(math.pi * passed))
     if schedule == "linear":

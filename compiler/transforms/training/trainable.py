@@ -43,7 +43,7 @@ class TrainedParameters:
                 master.grad.mul_(self.masks[name])
 
     @torch.no_grad()
-    def spread(self) -> None:
+    def copy_masters_to_parameters(self) -> None:
         """Round the masters into the parameters."""
         for name, p in self.parameters.items():
             if self.masters[name] is not p:
@@ -56,15 +56,15 @@ class TrainedParameters:
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         for name, master in self.masters.items():
             master.copy_(tensors[name])
-        self.spread()
+        self.copy_masters_to_parameters()
 
 
 @contextmanager
-def training_mode(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+def training_mode(model: nn.Module, trained_parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
     """Training mode, with gradients for these parameters only; the model's modes and flags come back."""
     modes = [(module, module.training) for module in model.modules()]
     flags = [(p, p.requires_grad) for p in model.parameters()]
-    trained_ids = {id(p) for p in parameters.values()}
+    trained_ids = {id(p) for p in trained_parameters.values()}
     try:
         for p, _ in flags:
             p.requires_grad_(id(p) in trained_ids)

@@ -40,22 +40,24 @@ def run_training(
     accumulate_gradients: Callable[[Tensor, float], float],
     evaluate: Callable[[], float],
     *,
-    masks: Mapping[str, Tensor] | None = None,
-    begin: Callable[[int], None] | None = None,
+    trainable_masks: Mapping[str, Tensor] | None = None,
+    before_step: Callable[[int], None] | None = None,
     weight_decay: float = 0.0,
-    verb: str = "training",
+    run_label: str = "training",
 ) -> TrainingState:
-    """Train `weights` as `Run` says, and leave the best in place.
+    """Train `weights` as `params` say, and leave the best in place.
 
-    masks       what may change of a parameter, as `Trained.masks`
-    evaluate    nats per token on `held_out`; asked only where that is given
-    verb        what a run is called where something is said of it
+    trainable_masks   which numbers of a parameter may change, as `TrainedParameters.masks`
+    evaluate          nats per token on `held_out`; asked only where that is given
+    run_label         what a run is called where something is said of it
     Fewer rows than a batch has are told: every step learns the same ones.
     Raises Reject (not-healed) where the start was the best.
     """
     if n_rows < params.batch:
         ctx.emit_event(
-            Said(f"{verb}: {count_text(n_rows, 'row')} for a batch of {params.batch}, which has the same ones again")
+            Said(
+                f"{run_label}: {count_text(n_rows, 'row')} for a batch of {params.batch}, which has the same ones again"
+            )
         )
     layers = [unit.module(program.model) for unit in program.units.values()]
     with (
@@ -63,14 +65,14 @@ def run_training(
         activation_checkpointing(layers if params.gradient_checkpointing else ()),
     ):
         course = TrainingLoop(
-            TrainedParameters(weights, masks),
+            TrainedParameters(weights, trainable_masks),
             training_settings(params, ctx.seed, weight_decay),
             n_rows,
             accumulate_gradients,
             evaluate if params.held_out else None,
             ctx,
-            begin,
+            before_step,
         ).run()
     if params.held_out and course.best == 0:
-        raise no_gain_diagnostic(course.held_out[0][1], course.held_out[1:], verb).rejection()
+        raise no_gain_diagnostic(course.held_out[0][1], course.held_out[1:], run_label).rejection()
     return course

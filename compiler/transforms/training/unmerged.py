@@ -15,8 +15,8 @@ from ...ir.outcome import Members, Outcome
 from ...ir.program import Program
 from ...models.checkpoints.origin import Origin
 from ...models.checkpoints.pretrained import pretrained
-from .adapter_checks import check_adapters_fit_program
-from .adapters import Shape, with_adapters
+from .adapter_checks import assert_adapters_fit_program
+from .adapters import AdapterShape, with_adapters
 
 if TYPE_CHECKING:
     from ...ir.step_results import StepResults
@@ -37,7 +37,7 @@ class UnmergedAdapters(Outcome):
     entry_key: ClassVar[str] = "adapters"
     program: Program
     base: str | None
-    shape: Shape
+    shape: AdapterShape
     tensors: Mapping[str, Tensor]
 
     @property
@@ -65,9 +65,9 @@ class UnmergedAdapters(Outcome):
     @classmethod
     def restore(cls, body: Mapping[str, Any], results: "StepResults") -> "UnmergedAdapters":
         tensors = {name: results.cache.load_verified_tensor(blob) for name, blob in body["tensors"].items()}
-        base, shape = body["adapters"]["base"], Shape(**body["adapters"]["shape"])
+        base, shape = body["adapters"]["base"], AdapterShape(**body["adapters"]["shape"])
         restored = cls(results.base_program(base), base, shape, tensors)
-        check_adapters_fit_program(restored.program, shape, tensors)
+        assert_adapters_fit_program(restored.program, shape, tensors)
         restored.program.notes = list(body["notes"].get("program", ()))
         return restored
 
@@ -77,7 +77,7 @@ class UnmergedAdapters(Outcome):
     @contextmanager
     def with_adapters_applied(self) -> Iterator[None]:
         with (
-            with_adapters(self.program.model, self.paths, self.shape, seed=0, zeros="fill") as adapters,
+            with_adapters(self.program.model, self.paths, self.shape, init_seed=0, zeros="fill") as adapters,
             torch.no_grad(),
         ):
             adapters.load(self.tensors)

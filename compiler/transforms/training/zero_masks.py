@@ -29,9 +29,9 @@ class ZeroMasks:
         self._zeros: list[tuple[nn.Parameter, Tensor]] = []
         self._hooks: list[Any] = []
 
-    def attach(self, model: nn.Module) -> None:
+    def record_zeros_and_mask_gradients(self, model: nn.Module) -> None:
         """Take the zeros that the weights have now. Raises Reject (no-sparse-weight) where no trained one has any."""
-        self.detach()
+        self.remove_hooks()
         sparse = [p for p in model.parameters() if p.dim() > 1 and is_sparse(p.detach())]
         if not any(p.requires_grad for p in sparse):
             raise no_sparse_weight(
@@ -42,11 +42,11 @@ class ZeroMasks:
         self._hooks = [p.register_hook(_GradientMask(zeros)) for p, zeros in self._zeros if p.requires_grad]
 
     @torch.no_grad()
-    def apply(self) -> None:
+    def zero_masked_weights(self) -> None:
         for p, zeros in self._zeros:
             p.masked_fill_(zeros, 0)
 
-    def detach(self) -> None:
+    def remove_hooks(self) -> None:
         for hook in self._hooks:
             hook.remove()
         self._zeros, self._hooks = [], []
@@ -74,10 +74,10 @@ class KeepZeros(TrainerCallback):
         self._masks = ZeroMasks()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._masks.attach(kwargs["model"])
+        self._masks.record_zeros_and_mask_gradients(kwargs["model"])
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._masks.apply()
+        self._masks.zero_masked_weights()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._masks.detach()
+        self._masks.remove_hooks()

@@ -90,8 +90,8 @@ def test_an_export_to_onnx_takes_seconds_for_every_layer(told, layers):
 
 @pytest.mark.parametrize("bytes", [1000, 1 << 16])
 def test_the_bytes_of_copies_are_those_of_what_is_made(bytes):
-    made = racing.copies(lambda: torch.empty(bytes, dtype=torch.uint8), bytes)
-    assert sum(copy.nbytes for copy in made) == racing.bytes_of_copies(bytes)
+    made = racing.cold_copies(lambda: torch.empty(bytes, dtype=torch.uint8), bytes)
+    assert sum(copy.nbytes for copy in made) == racing.bytes_of_cold_copies(bytes)
 
 
 @pytest.mark.parametrize("target", ['hf("out")', 'native("out")', 'native("out", weights: int8)'])

@@ -25,7 +25,7 @@ torch.set_num_threads(1)
 
 def bind(program):
     for unit in program.units.values():
-        unit.bind(program.model)
+        unit.install_graph_forward(program.model)
     return program.model
 
 

@@ -8,7 +8,7 @@ from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.analysis.planning.selection import is_inside_layers
 from effc.compiler.cli.verbs.inspect import _find_unit
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.transforms.training.adapters import adaptable_modules
+from effc.compiler.transforms.training.adapters import require_adaptable_modules
 from effc.dsl.checker.values import DataRef, Ratio
 from effc.dsl.syntax.diagnostics import Reject
 from transformers import AlbertConfig, AlbertForMaskedLM
@@ -54,7 +54,7 @@ def test_half_of_what_its_layer_holds_is_zero_and_nothing_outside_of_it(tmp_path
 
 
 def test_adapters_find_the_linear_modules_of_its_layer(albert):
-    found = adaptable_modules(capture(copy.deepcopy(albert)), None)
+    found = require_adaptable_modules(capture(copy.deepcopy(albert)), None)
     assert found and all("albert_layers.0." in path for path in found)
 
 

@@ -91,7 +91,7 @@ def test_two_towers_are_one_program_of_units_in_both(kind):
     assert not program.opaque
     said = equivalence.record_logits_of_sample_calls(reference)
     for unit in program.units.values():
-        unit.bind(program.model)
+        unit.install_graph_forward(program.model)
     assert equivalence.max_difference(said, equivalence.record_logits_of_sample_calls(program.model)) == 0.0
     assert {g.site.split(".")[0] for g in skeleton_of(program).groups} == {"text_model", "vision_model"}
 

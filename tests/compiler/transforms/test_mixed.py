@@ -5,7 +5,13 @@ import itertools
 import pytest
 import torch
 from effc.compiler.driver import api
-from effc.compiler.transforms.lowering.mixed import Allocator, Option, _with_weight, masked, solve
+from effc.compiler.transforms.lowering.mixed import (
+    Allocator,
+    Option,
+    _linear_with_weight,
+    choose_option_indices,
+    wanda_pruned_weight,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -37,7 +43,7 @@ def test_the_solution_is_the_least_of_all_choices_within_the_budget(modules, sha
     losses = {str(i): [loss for loss, _ in options] for i, options in enumerate(modules)}
     costs = {str(i): [cost for _, cost in options] for i, options in enumerate(modules)}
     budget = share * sum(max(c) for c in costs.values())
-    chosen = solve(losses, costs, budget)
+    chosen = choose_option_indices(losses, costs, budget)
     every = itertools.product(*(range(len(options)) for options in modules))
     kept = [c for c in every if sum(costs[str(i)][o] for i, o in enumerate(c)) <= budget]
     if not kept:
@@ -72,7 +78,7 @@ def allocated(interaction: float, budget: float = 2.0):
         return Scaled(singles[path] if option.kernel == "cheap" else 0.0)
 
     before = {path: model.get_submodule(path) for path in singles}
-    chosen, history = Allocator(model, options, costs, budget, pack, loss).allocate()
+    chosen, history = Allocator(model, options, costs, budget, pack, loss).allocate_and_list_round_losses()
     assert {path: model.get_submodule(path) for path in singles} == before, "the model is not as it was"
     return {path: option.kernel for path, option in chosen.items()}, history
 
@@ -90,7 +96,7 @@ def test_modules_that_lose_more_together_are_parted():
 
 def test_masks_take_what_matters_least_for_what_a_module_is_given():
     weight = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
-    assert masked(weight, 0.5, torch.tensor([10.0, 1.0, 1.0, 1.0])).tolist() == [[1.0, 0.0, 0.0, 4.0]]
+    assert wanda_pruned_weight(weight, 0.5, torch.tensor([10.0, 1.0, 1.0, 1.0])).tolist() == [[1.0, 0.0, 0.0, 4.0]]
 
 
 def test_losses_are_those_of_whole_forwards_though_layers_in_front_of_a_change_are_not_run():
@@ -107,7 +113,7 @@ def test_losses_are_those_of_whole_forwards_though_layers_in_front_of_a_change_a
     weights = {path: program.model.get_submodule(path).weight.detach().clone() for path in paths}
 
     def halved(path: str, option: Option) -> nn.Module:
-        return _with_weight(weights[path] * (1 - option.zeros), None)
+        return _linear_with_weight(weights[path] * (1 - option.zeros), None)
 
     def losses(prefix) -> dict[str, list[float]]:
         def loss() -> float:
@@ -115,7 +121,7 @@ def test_losses_are_those_of_whole_forwards_though_layers_in_front_of_a_change_a
                 return float(program.model(input_ids=rows)["logits"].square().mean())
 
         options = {path: [Option("dense", zeros) for zeros in (0.25, 0.5)] for path in paths}
-        return Allocator(program.model, options, {}, 1.0, halved, loss, prefix=prefix).measured_losses(0)
+        return Allocator(program.model, options, {}, 1.0, halved, loss, prefix=prefix).measure_option_losses(0)
 
     prefix = Prefix(program, 1 << 20)
     assert losses(lambda: prefix) == losses(lambda: None)

@@ -96,10 +96,10 @@ def test_training_that_resumes_gives_what_one_without_a_break_gives(tmp_path):
 def test_the_norm_that_gradients_are_clipped_by_counts_trained_weights_alone():
     model = sparse_model()
     masks = ZeroMasks()
-    masks.attach(model)
+    masks.record_zeros_and_mask_gradients(model)
     model(input_ids=IDS[:2], labels=IDS[:2]).loss.backward()
     assert all((p.grad[p.detach() == 0] == 0).all() for name, p in model.named_parameters() if "proj" in name)
-    masks.detach()
+    masks.remove_hooks()
     model.zero_grad()
     model(input_ids=IDS[:2], labels=IDS[:2]).loss.backward()
     assert any((p.grad[p.detach() == 0] != 0).any() for name, p in model.named_parameters() if "proj" in name)

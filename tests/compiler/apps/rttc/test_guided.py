@@ -36,7 +36,7 @@ def adaptable(world, request):
 def test_training_lowers_the_loss_on_its_samples_in_as_many_steps_as_told_and_leaves_the_base(world, adaptable):
     before = adaptable.frozen_weights_checksum()
     samples = [Sample(q, answer_of(q)) for q in QUESTIONS[:6]]
-    trained = adaptable.train(samples)
+    trained = adaptable.reset_and_train(samples)
     assert len(trained.losses) == math.ceil(6 / 4) * 2 and trained.losses[-1] < trained.losses[0]
     assert all(p.grad is None for n, p in world.model.named_parameters() if "lora" not in n)
     assert adaptable.frozen_weights_checksum() == before
@@ -46,7 +46,7 @@ def test_states_of_reft_are_small_and_edit_every_position(world, adaptable):
     if adaptable.regime.kind == "lora":
         return
     samples = [Sample(q, answer_of(q)) for q in QUESTIONS[:4]]
-    adaptable.train(samples)
+    adaptable.reset_and_train(samples)
     width, layers = world.model.config.hidden_size, world.model.config.num_hidden_layers
     assert sum(t.numel() for t in adaptable.state().values()) == layers * (2 * 4 * width + 4)
     ids = torch.tensor([adaptable._sample_ids_and_answer_start(samples[0])[0]])
@@ -257,7 +257,7 @@ def test_data_reduction_keeps_exactly_the_scores_above_the_lower_of_mean_and_med
 
 def test_training_stops_when_its_seconds_are_over(world):
     made = world.adaptable(seconds=0.0)
-    trained = made.train([Sample(q, answer_of(q)) for q in QUESTIONS[:4]])
+    trained = made.reset_and_train([Sample(q, answer_of(q)) for q in QUESTIONS[:4]])
     made.close()
     assert trained.stopped and trained.losses == ()
 

@@ -101,7 +101,7 @@ def test_every_token_of_a_native_answer_is_one_that_pytorch_would_have_taken(wor
     generator = open_native_generator(spoken, adaptable, threads=1)
     try:
         if kind:
-            adaptable.train([Sample(q, answer_of(q)) for q in QUESTIONS[:4]])
+            adaptable.reset_and_train([Sample(q, answer_of(q)) for q in QUESTIONS[:4]])
             generator.put(adaptable.state())
         for question in QUESTIONS[:3]:
             asked = world.prompts.tokenize_conversation([{"role": "user", "content": question}])

@@ -9,7 +9,7 @@ from effc.compiler.transforms.lowering import racing
 from effc.compiler.transforms.lowering.contenders import DYNAMIC, EAGER, GROUPED, PREPACKED
 from effc.compiler.transforms.lowering.kernel_goals import Tiles, Vectors
 from effc.compiler.transforms.lowering.kernel_table import KernelRace, Table, goals_summary
-from effc.compiler.transforms.lowering.racing import Contender, race
+from effc.compiler.transforms.lowering.racing import Contender, race_and_record_times
 from effc.kernels import levels
 from effc.kernels.ops import KERNELS
 
@@ -39,9 +39,9 @@ def test_goals_of_every_processor_are_judged_on_any(goals, count):
     for sparsity in (0.5, 0.7, 0.8, 0.9):
         goals.add_gemv_goals(table, line, "1 x 1", sparsity)
     for rows in (2, 4):
-        goals.rows(table, line, rows)
-    goals.prefill(table, line)
-    goals.attention(table, line, "attention")
+        goals.add_row_goals(table, line, rows)
+    goals.add_prefill_goals(table, line)
+    goals.add_attention_goals(table, line, "attention")
     assert len(table.targets) == count
     missed = [t.text for t in table.targets if not t.met]
     assert any("of read" in t.text and t.met for t in table.targets) and all("of read" not in text for text in missed)
@@ -120,7 +120,7 @@ def test_a_race_calls_all_in_turn_and_cycles_through_their_copies():
     contenders = [
         Contender(name, [lambda name=name, i=i: order.append((name, i)) for i in range(3)]) for name in ("a", "b")
     ]
-    race(contenders, 0.001)
+    race_and_record_times(contenders, 0.001)
     after = order[2:]  # the first call of each warms up
     assert [name for name, _ in after[:8]] == ["b", "b", "a", "a", "a", "a", "b", "b"]
     assert [copy for name, copy in after if name == "a"][:5] == [0, 1, 2, 0, 1]
@@ -137,13 +137,13 @@ def test_a_race_times_no_call_that_follows_one_of_another_contender():
         last.append(name)
 
     contenders = [Contender(name, [lambda name=name: call(name)]) for name in ("a", "b", "c")]
-    race(contenders, 0.01)
+    race_and_record_times(contenders, 0.01)
     assert all(c.seconds < 0.001 for c in contenders)
 
 
 def test_a_table_frees_the_copies_of_a_line(monkeypatch):
     table = Table(0.001, 1)
-    found = table.run_race("nothing", [Contender("a", [lambda: None], 1)], roofline_bytes=64)
+    found = table.run_race_and_add_line("nothing", [Contender("a", [lambda: None], 1)], read_roofline_bytes=64)
     assert all(not c.calls for c in found.contenders) and found.of_read("read") == pytest.approx(1)
 
 
@@ -153,7 +153,7 @@ def test_a_missed_target_says_what_memory_allows_and_whether_that_was_enough():
     line = KernelRace("a race", tuple(Contender(name, [], size, [s]) for name, (s, size) in times.items()), 1e9)
     table = Table()
     for wanted in (1.2, 2.5, 4.5):
-        table.ratio(f"at least {wanted}", line, "torch", "ours", wanted)
+        table.add_ratio_goal(f"at least {wanted}", line, "torch", "ours", wanted)
     met, reachable, beyond = goals_summary(table.targets).splitlines()[1:4]
     assert "met " in met and "1.33 of 1.2" in met and "memory" not in met
     assert "MISSED" in reachable and reachable.endswith("memory allows 4.00")
@@ -167,5 +167,5 @@ def test_a_missed_target_says_what_memory_allows_and_whether_that_was_enough():
 def test_without_a_race_against_reading_nothing_is_said_of_memory():
     line = KernelRace("a race", (Contender("torch", [], 1, [1.0]), Contender("ours", [], 1, [1.0])), 0.0)
     table = Table()
-    table.ratio("twice", line, "torch", "ours", 2)
+    table.add_ratio_goal("twice", line, "torch", "ours", 2)
     assert "memory" not in goals_summary(table.targets) and table.targets[0].to_json()["memory_allows"] is None

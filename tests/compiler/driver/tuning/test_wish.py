@@ -227,13 +227,13 @@ def test_a_page_that_this_search_did_not_write_is_not_replaced(tmp_path):
         wish, Journal.read_or_make(wish, Cache(tmp_path / "cache")), tmp_path / "w-tuned.effspec", tmp_path, False
     )
     outputs.journal.write_recipe(outputs.recipe, "effspec 1\n")
-    assert outputs.check_replaceable("")
+    assert outputs.may_replace_outputs_or_reject("")
     page = tmp_path / "page.html"
     page.write_text("somebody's")
     with pytest.raises(Reject, match="output-exists"):
-        outputs.check_replaceable("")
+        outputs.may_replace_outputs_or_reject("")
     outputs.journal.note_written(page.read_text())
-    assert outputs.check_replaceable("")
+    assert outputs.may_replace_outputs_or_reject("")
 
 
 def test_a_recipe_without_open_steps_is_none_to_tune(tmp_path):
