@@ -40,8 +40,6 @@ SHAPES = {
     "ranked by weights and inputs": ", reorder: wanda",
     "whole branches": ", order: [blocks]",
     "channels": ", order: [channels]",
-    "branches and channels": ", order: [blocks, channels]",
-    "channels and heads": ", order: [channels, heads]",
     "published search": ", search: exact, split: {blocks: 44, channels: 52, heads: 4}",
 }
 COLUMNS = ("pruned", "distilled", "healed", "both")
@@ -143,9 +141,10 @@ def main() -> None:
             store.add({"shape": shape} | measured_shape(original, settings, options))
             print(shape, *(f"{name} {store.rows[-1][name]:.2f}" for name in COLUMNS), flush=True)
     columns = ("a fifth less", *COLUMNS)
-    lines = [(row["shape"], *(f"{row[name]:.2f}" for name in COLUMNS)) for row in store.rows]
-    healed = [row["healed"] for row in store.rows]
-    ranks = [f"{spearmanr([row[name] for row in store.rows], healed).statistic:.2f}" for name in COLUMNS]
+    rows = [row for row in store.rows if row["shape"] in SHAPES]
+    lines = [(row["shape"], *(f"{row[name]:.2f}" for name in COLUMNS)) for row in rows]
+    healed = [row["healed"] for row in rows]
+    ranks = [f"{spearmanr([row[name] for row in rows], healed).statistic:.2f}" for name in COLUMNS]
     lines.append(("rank correlation with healed", *ranks))
     print(markdown([columns, *lines]))
     write_table(options.json, columns, lines)
