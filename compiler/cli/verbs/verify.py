@@ -53,7 +53,8 @@ def register(app: typer.Typer) -> None:
         shared.screen.answer(message + (f", signed by {signed}" if signed else ""))
         if not signed:
             shared.screen.note(
-                "no hash covers measures and model card; a signature does: verify it by `--require-signature KEY`"
+                "no hash covers the measures, the model card and the bill of materials; a signature does: verify it by "
+                "`--require-signature KEY`"
             )
         return None
 

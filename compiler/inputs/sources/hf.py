@@ -52,10 +52,9 @@ class Hf(Source):
     def resolve(self, ctx: Context) -> Origin:
         label = f'hf("{self.name}")'
         if self.name.startswith((".", "/", "~")):
-            folder = ctx.folder / Path(self.name).expanduser()
-            return origin_of_folder(
-                folder, label, self.dtype, ctx.settings, help="a folder is named relative to the recipe"
-            )
+            path = Path(self.name).expanduser()
+            help = "" if path.is_absolute() else f"a relative folder is looked for in {ctx.folder.resolve()}"
+            return origin_of_folder(ctx.folder / path, label, self.dtype, ctx.settings, help=help)
         try:
             fetched = self._download_snapshot(label, ctx.settings)
         except Reject as rejection:
