@@ -67,8 +67,8 @@ def load(
     path        an artifact (its compact form comes first), one of its forms, or what a loaded model saved
     device      moved there after loading, "auto" to an accelerator; weights are mapped from disk on the CPU
     dtype       of floating weights, or its name; as stored by default, and with "auto"
-    check       what of the files is compared with the manifest; "size" skips reading them all, which "auto" does for
-                `native` alone
+    check       what of the files is compared with the manifest; "size" skips reading them all, "auto" skips the weights
+                of `native`, whose checksums the engine compares
     threads     that run the native engine; as many as torch has by default
     sequences   that the native engine keeps at once; 16 by default
     steady      the native engine gives the same logits to the bit whatever other sequences it computes in a call
@@ -108,8 +108,13 @@ def _load_checked(
     if base is not None and not target.upon:
         raise other_kind(f"{folder} is a model, and goes onto no other", help="load it without `base`").rejection()
     if manifest:
-        hashes = not signed_by and (check == "sha256" or (check == "auto" and target.verifies_hashes))
-        verify_files(*manifest, check_hashes=hashes, skipped_folders=_unopened_folders(*manifest, folder))
+        compares_hashes = check != "size" and not signed_by
+        checksummed = target.checksummed_files if check == "auto" else ()
+        verify_files(
+            *manifest,
+            is_hashed=lambda name: compares_hashes and name.rpartition("/")[2] not in checksummed,
+            skipped_folders=_unopened_folders(*manifest, folder),
+        )
     model, recorded = target.open(folder, LoadRequest(device=device, base=base, **engine_options))
     versions = manifest[1].lock.get("versions", {}) if recorded is None and manifest else recorded or {}
     for sentence in version_mismatch_notes(versions):

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -280,14 +280,14 @@ def verify_files(
     path: Path,
     manifest: Manifest | None = None,
     *,
-    check_hashes: bool = True,
+    is_hashed: Callable[[str], bool] = lambda name: True,
     name_prefix: str = "",
     skipped_folders: Sequence[str] = (),
 ) -> None:
     """Reject unless the folder holds exactly the files that its manifest records.
 
-    hashes            False compares sizes only
-    prefix            checks one folder of the artifact only, "compact", or one file
+    is_hashed         of files by relative path; of others sizes alone are compared
+    name_prefix       checks one folder of the artifact only, "compact", or one file
     skipped_folders   folders that are not looked at, because nobody is about to read them
     """
     manifest = manifest or read_manifest(path)
@@ -307,7 +307,7 @@ def verify_files(
         refuse_irregular_file(present[name], root=path)
         if (actual_size := present[name].stat().st_size) != size:
             faults.append(_edited_file_diagnostic(path, name, f"has {actual_size} bytes, the manifest records {size}"))
-        elif check_hashes and file_sha256(present[name]) != sha:
+        elif is_hashed(name) and file_sha256(present[name]) != sha:
             faults.append(_edited_file_diagnostic(path, name, "has other content than when it was written"))
     if faults:
         raise Reject(*faults)

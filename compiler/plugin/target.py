@@ -139,7 +139,8 @@ class Target(Plugin):
                    with spaces between
     does           {folder: sentence}: what becomes of each folder that it writes, for `effc doctor --trust`; folders
                    of another target's name have its sentence
-    verifies_hashes  whether loading compares all hashes unless the caller says otherwise
+    checksummed_files  names of files whose content `open` compares by checksums of its own, so that loading hashes
+                   all others alone
     upon           it holds no model of its own: a caller may name the one that it goes onto
     on_cpu         what it writes is computed by an engine of the CPU, whatever device a compile is on
     describes_artifacts  it writes one file about the pipeline's artifacts, after them, which is none itself
@@ -153,7 +154,7 @@ class Target(Plugin):
     loads: ClassVar[dict[str, str]] = {}
     marks: ClassVar[dict[str, str]] = {}
     does: ClassVar[dict[str, str]] = {}
-    verifies_hashes: ClassVar[bool] = True
+    checksummed_files: ClassVar[tuple[str, ...]] = ()
     upon: ClassVar[bool] = False
     on_cpu: ClassVar[bool] = False
     describes_artifacts: ClassVar[bool] = False

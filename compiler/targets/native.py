@@ -77,7 +77,7 @@ class Native(Target):
     loads = {"native": '`native/` is run by effc\'s engine: `effc.load(".")`, `effc run .` or `effc serve .`.'}
     marks = {"native": "plan.json"}
     does = {"native": "effc's engine runs a plan that is checked first, over packed weights"}
-    verifies_hashes = False
+    checksummed_files = ("weights.bin",)
     formats = (
         ({}, ("lower.sparse_cpu(data: {data})",), "auto"),
         ({"weights": "int8", "inputs": "int16"}, (), ""),

@@ -194,6 +194,17 @@ def test_a_byte_that_changed_is_found_by_test_and_by_load(effc, artifact, tmp_pa
     assert run.code == 5 and "error[artifact-edited]" in run.err and "weights.bin" in run.err
 
 
+def test_a_token_that_has_another_name_is_found_by_load(artifact, tmp_path):
+    copy = shutil.copytree(artifact[0], tmp_path / "cpu")
+    file = copy / "native" / "tokenizer.json"
+    text = file.read_text("utf-8")
+    assert text.count('"and": ') == 1
+    file.write_text(text.replace('"and": ', '"dna": '), "utf-8")
+    with pytest.raises(Reject, match="artifact-edited"):
+        load(copy)
+    load(copy, check="size")
+
+
 def test_what_the_engine_can_not_run_is_refused_with_node_module_and_line(effc, tmp_path):
     config = tiny.config("llama", hidden_act="mish").to_dict() | {
         "architectures": ["LlamaForCausalLM"],
