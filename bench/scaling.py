@@ -64,7 +64,7 @@ def scale(adapters: "Adapters", ranks, rule) -> None:
         layer.scaling = dict.fromkeys(layer.scaling, rule(ranks[path]))
 
 
-def perplexities(build: "Build", program: "Program", rule, steps: int, lr: float, seed: int) -> list[float]:
+def perplexities_by_rank(build: "Build", program: "Program", rule, steps: int, lr: float, seed: int) -> list[float]:
     """On held-out text with each rank everywhere, after training by a rule."""
     from effc.compiler.models.rows.forward import total_nll
     from effc.compiler.transforms.supernet.choices import ChoiceSampler, Space
@@ -101,7 +101,7 @@ def main() -> None:
         program = build.load_outcome(build.plan.stages[0].key).program
         for name, rule in RULES.items():
             for lr in options.lr:
-                every = [perplexities(build, program, rule, options.steps, lr, seed) for seed in options.seeds]
+                every = [perplexities_by_rank(build, program, rule, options.steps, lr, seed) for seed in options.seeds]
                 each = zip(*every, strict=True)
                 told = [f"{statistics.mean(v):.2f} ({min(v):.2f}–{max(v):.2f})" for v in each]
                 print(f"| {name} | {lr:g} | {' | '.join(told)} |", flush=True)

@@ -116,7 +116,7 @@ def latest(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 TEXTS = ("kjv", "docstrings", "code")
 
 
-def frontier_rows(measured: dict[str, Any]) -> list[tuple]:
+def quality_and_speed_table(measured: dict[str, Any]) -> list[tuple]:
     """Points of tokens a second against perplexity, each with the day of the race it ran in."""
     head = ("engine", "file", "MB", *TEXTS, "geometric mean", "above the original", "divergence")
     return [(*head, "tokens/s", "lowest to highest", "512 tokens, ms", "race")] + [
@@ -272,9 +272,9 @@ TABLES: dict[str, tuple[Path, Callable[[Any], list[tuple]]]] = {
     "mixed": (DATA / "mixed.json", mixed_format_rows),
     "mixed_speed": (DATA / "mixed_speed.json", mixed_speed_rows),  # `python -m bench.mixed_speed`
     "mixed_speed_smol": (DATA / "mixed_speed_smol.json", mixed_speed_rows),  # of SmolLM2: `--model FOLDER --once`
-    "frontier": (DATA / "frontier.json", frontier_rows),
+    "frontier": (DATA / "frontier.json", quality_and_speed_table),
     "frontier_rivals": (DATA / "frontier.json", frontier_rival_rows),
-    "frontier_intel": (DATA / "frontier_intel.json", frontier_rows),  # of another machine: `--json FILE`
+    "frontier_intel": (DATA / "frontier_intel.json", quality_and_speed_table),  # of another machine: `--json FILE`
     "frontier_intel_rivals": (DATA / "frontier_intel.json", frontier_rival_rows),
     "sparse_amx": (DATA / "sparse_amx.json", sparse_amx_rows),
     "pruned_tasks": (DATA / "pruned_tasks.json", pruned_task_rows),

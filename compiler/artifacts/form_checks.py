@@ -27,10 +27,10 @@ def check_forms_and_list_paths(artifact: Path, manifest: Manifest) -> list[str]:
 def _check_tokenizer_and_generation(folder: Path) -> None:
     """Generation values and tokenizer beside the weights of a form or of its base, read as loading does."""
     from ..models.checkpoints.generation_config import read_generation_config
-    from ..models.checkpoints.model_folder import existing_tokenizer_files, load_tokenizer
+    from ..models.checkpoints.model_folder import load_tokenizer, tokenizer_files_if_complete
 
     base = folder.parent / "base"
     for path in (folder, base, base / "compact"):
         read_generation_config(path)
-        if existing_tokenizer_files(path):
+        if tokenizer_files_if_complete(path):
             load_tokenizer(path, str(path))

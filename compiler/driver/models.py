@@ -194,9 +194,9 @@ def _open_artifact_or_source(
 
 def refuse_without_tokenizer(folder: Path, label: str) -> None:
     """Reject (no-words) a folder of weights without tokenizer files."""
-    from ..models.checkpoints.model_folder import existing_tokenizer_files
+    from ..models.checkpoints.model_folder import tokenizer_files_if_complete
 
-    if not existing_tokenizer_files(folder):
+    if not tokenizer_files_if_complete(folder):
         raise _no_tokenizer_rejection(label)
 
 
@@ -206,7 +206,7 @@ def _no_tokenizer_rejection(label: str) -> Reject:
 
 def _load_tokenizer_or_none(folder: Path) -> Any:
     from ..artifacts.load import target_class_of_folder
-    from ..models.checkpoints.model_folder import existing_tokenizer_files, load_tokenizer
+    from ..models.checkpoints.model_folder import load_tokenizer, tokenizer_files_if_complete
 
     folder = target_class_of_folder(folder, None).words(folder)
-    return load_tokenizer(folder, str(folder), False) if existing_tokenizer_files(folder) else None
+    return load_tokenizer(folder, str(folder), False) if tokenizer_files_if_complete(folder) else None

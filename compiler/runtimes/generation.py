@@ -103,7 +103,7 @@ class Generation:
             logits = self._logits_of(new_tokens, draft)
             seconds = time.thread_time() - start
             try:
-                live = self._append_accepted_tokens(draft, logits, live)
+                live = self._append_tokens_and_list_live_rows(draft, logits, live)
             finally:
                 if draft and self._n_new <= n_before + len(draft):  # tokens behind the text's last but one are rejected
                     start = time.thread_time()
@@ -115,7 +115,7 @@ class Generation:
                 self._lookup.observe(draft, self._n_new - n_before - 1, seconds)
             new_tokens = {sequences[row]: self._sequences[row, -1:] for row in live}
 
-    def _append_accepted_tokens(self, draft: list[int], logits: Tensor, live_rows: list[int]) -> list[int]:
+    def _append_tokens_and_list_live_rows(self, draft: list[int], logits: Tensor, live_rows: list[int]) -> list[int]:
         """Append the next token of each live row and, while it is the draft's, those behind it; the rows that are to
         have another.
 

@@ -48,8 +48,8 @@ def test_who_fills_the_queue_of_a_guided_model_keeps_nobody_else_out():
     server = GuidedServer("m", None, max_waiting=1, max_parallel=1)
     server._buffered["a"] = 2
     with pytest.raises(ErrorResponse, match="as many queries wait as may"):
-        server._refuse_when_full("a")
-    server._refuse_when_full("b")
+        server._refuse_repeat_owner_when_full("a")
+    server._refuse_repeat_owner_when_full("b")
 
 
 def test_places_are_left_to_others_only_while_others_ask(scheduler, monkeypatch):

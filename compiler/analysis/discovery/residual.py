@@ -60,7 +60,7 @@ def immediate_dominators(entries: Sequence[fx.Node], values: Mapping) -> dict[fx
     depth: dict[fx.Node | None, int] = {None: -1, **dict.fromkeys(entries, 0)}
     node = entries[0].next
     while node.op != "root":
-        inputs = [x for x in _data_sources(node) if x in above]
+        inputs = [x for x in _inputs_and_earlier_writes(node) if x in above]
         if node not in above and inputs and has_labelled_value(node, values):
             low: fx.Node | None = inputs[0]
             for other in inputs[1:]:
@@ -70,7 +70,7 @@ def immediate_dominators(entries: Sequence[fx.Node], values: Mapping) -> dict[fx
     return above
 
 
-def _data_sources(node: fx.Node) -> Iterator[fx.Node]:
+def _inputs_and_earlier_writes(node: fx.Node) -> Iterator[fx.Node]:
     """Sources of a node's value: what it reads, and what was written into that before."""
     for x in node.all_input_nodes:
         yield x
@@ -218,7 +218,7 @@ def _nodes_between(split_node: fx.Node, value: fx.Node, immediate_dominators: Ma
         node = queue.pop()
         if node is not split_node and node in immediate_dominators and node not in visited:
             visited.add(node)
-            queue += _data_sources(node)
+            queue += _inputs_and_earlier_writes(node)
     return frozenset(visited)
 
 

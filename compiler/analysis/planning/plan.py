@@ -25,13 +25,13 @@ from .drawing import unprunable_part_lines
 from .peak_memory import changed_bytes, estimate_peak_bytes
 from .selection import (
     branches,
-    competing_groups_by_kind,
     groups,
     inner_parts,
     layers,
     linear_parts,
     removable_branches,
     scans,
+    searchable_groups_by_kind,
     state_space_branches,
 )
 from .target_support import Forecast, refuse_unsupported_targets
@@ -253,7 +253,7 @@ def affected_paths(skeleton: Skeleton, pass_: Pass, call: Invocation) -> tuple[s
             return layers(skeleton, on)
         if "order" not in call.args:
             return tuple(b.site for b in removable_branches(skeleton, on))
-        inside = [g.site for some in competing_groups_by_kind(skeleton, on).values() for g in some]
+        inside = [g.site for some in searchable_groups_by_kind(skeleton, on).values() for g in some]
         return tuple(b.site for b in branches(skeleton, on)) or tuple(dict.fromkeys(inside))
     if acts_on == "layers":
         return layers(skeleton, on)

@@ -74,7 +74,7 @@ def reject_if_model_has_none(skeleton: Skeleton, kind: str, selected: Sequence[G
     return tuple(selected)
 
 
-def competing_groups_by_kind(skeleton: Skeleton, selector: Selector | None) -> dict[str, tuple[Group, ...]]:
+def searchable_groups_by_kind(skeleton: Skeleton, selector: Selector | None) -> dict[str, tuple[Group, ...]]:
     """Groups that a search over all kinds may narrow, by kind: those inside of branches that may be cut, and of
     attention KV heads where there are, else heads. Where all may be cut, those that lie in no branch may be, too: a net
     without residual branches has no others."""

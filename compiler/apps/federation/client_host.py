@@ -61,7 +61,7 @@ class ClientHost:
             slots = {}
             for size in sorted({size for sizes in sizes_by_client.values() for size in sizes}):
                 model = open_model(str(self.model), self.settings).model
-                slots[size] = open_slots.enter_context(attach_slots(model, declared, size))
+                slots[size] = open_slots.enter_context(cut_model_and_attach_slots(model, declared, size))
             seats = []
             for client in client_ids:
                 learners = {size: self._make_learner(client, rows, slots[size]) for size in sizes_by_client[client]}
@@ -175,7 +175,7 @@ def concatenated_row_indices_by_client(declaration: Declaration, row_counts: lis
 
 
 @contextmanager
-def attach_slots(model: Any, declaration: Declaration, sub_network_index: int = -1) -> "Iterator[Slots]":
+def cut_model_and_attach_slots(model: Any, declaration: Declaration, sub_network_index: int = -1) -> "Iterator[Slots]":
     """Slots of a federation's states in a model; `sub_network_index` is that of the sub-network which it
     becomes, -1 for none."""
     from .slots import AllWeights, ClassifierSlots, Edited, LowRankSlots, SoftPrompt

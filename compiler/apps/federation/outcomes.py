@@ -74,10 +74,10 @@ def _models_one_by_one(
     app: Path, declaration: Declaration, states: list[Path], ctx: "Context"
 ) -> "Iterator[tuple[str, nn.Module]]":
     from ...driver.models import open_model
-    from .client_host import attach_slots
+    from .client_host import cut_model_and_attach_slots
 
     model = open_model(str(app / declaration.folder), ctx.settings).model
-    with attach_slots(model, declaration) as slots:
+    with cut_model_and_attach_slots(model, declaration) as slots:
         for folder in states:
             slots.load_state(read_state(folder, declaration), {})
             yield folder.name, slots.model.eval()

@@ -19,7 +19,7 @@ from .state import State, value_fault
 from .strategy import Payload, Strategy, TrainedState
 
 
-def top_documents(questions: np.ndarray, documents: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def top_scores_and_documents(questions: np.ndarray, documents: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Scores and numbers of the best documents for each question, the best first: [q, k] float32 and int64.
 
     questions, documents   unit vectors [q, d] and [n, d]; k is `count`, or n where that is less
@@ -75,7 +75,7 @@ class RetrievalClient:
     def _top_documents_of(self, questions: np.ndarray) -> State:
         if questions.ndim != 2 or questions.shape[1] != self.documents.shape[1] or not np.isfinite(questions).all():
             raise client_refuses("what was sent are no vectors of this model's width").rejection()
-        scores, numbers = top_documents(questions, self.documents, self.count)
+        scores, numbers = top_scores_and_documents(questions, self.documents, self.count)
         return {"scores": scores, "numbers": numbers}
 
 

@@ -115,7 +115,7 @@ class GuidedServer:
         if self._stopped.is_set():
             raise ErrorResponse(503, "the server stops", code="stopping")
         owner = client_id(call.scope)
-        self._refuse_when_full(owner)
+        self._refuse_repeat_owner_when_full(owner)
         left = threading.Event()
         watch = asyncio.create_task(_set_on_disconnect(call, left))
         self._buffered[owner] += 1
@@ -147,7 +147,7 @@ class GuidedServer:
             self.hits.labels(cache).inc(int(hit))
         return answered
 
-    def _refuse_when_full(self, owner: str) -> None:
+    def _refuse_repeat_owner_when_full(self, owner: str) -> None:
         """Refuse a query of a client that has others here, once as many wait as may; of another one never."""
         count = self._buffered.total()
         if count < self._most or not self._buffered[owner]:

@@ -82,10 +82,10 @@ def open_folder_embedder(folder: Path, cache_dir: Path) -> MeanPooledEncoder:
 
     from ...core.hashes import names_and_contents_hash
     from ...models.checkpoints.auxiliary_models import open_model_with_head
-    from ...models.checkpoints.model_folder import existing_tokenizer_files, load_tokenizer, read_model_config
+    from ...models.checkpoints.model_folder import load_tokenizer, read_model_config, tokenizer_files_if_complete
     from ...models.checkpoints.weights import read_weight_headers
 
-    config, words = read_model_config(folder / "config.json", str(folder)), existing_tokenizer_files(folder)
+    config, words = read_model_config(folder / "config.json", str(folder)), tokenizer_files_if_complete(folder)
     if not words or "auto_map" in config:
         reason = "brings its own code" if words else "has no tokenizer"
         raise no_embedder(f"{folder} {reason}", help="take a MiniLM-class encoder with its tokenizer files").rejection()

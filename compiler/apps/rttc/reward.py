@@ -76,10 +76,10 @@ class Judge:
         from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
         from ...models.checkpoints.auxiliary_models import open_model_with_head
-        from ...models.checkpoints.model_folder import existing_tokenizer_files, load_tokenizer, read_model_config
+        from ...models.checkpoints.model_folder import load_tokenizer, read_model_config, tokenizer_files_if_complete
 
         config = read_model_config(folder / "config.json", str(folder))
-        if "auto_map" in config or not existing_tokenizer_files(folder):
+        if "auto_map" in config or not tokenizer_files_if_complete(folder):
             reason = "brings its own code" if "auto_map" in config else "has no tokenizer"
             raise no_judge(f"{folder} {reason}").rejection()
         model: Any = open_model_with_head(folder, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, str(folder))

@@ -110,14 +110,14 @@ def register(app: typer.Typer) -> None:
                     refuse_output_path(page, force or journal.has_recorded_file(page), True)
                 tuned = search_steps(wish, wish_recipe.result, output, force=force, name=candidate)
             tuned.unmet = wish_recipe.located(tuned.unmet)
-            problem = _write_page(tuned, page, journal) if tuned.compiled else ""
+            problem = _write_page_or_explain(tuned, page, journal) if tuned.compiled else ""
         code = print_tuned(tuned, shared)
         if problem:
             shared.screen.note(f"no page was written: {problem}")
         return code
 
 
-def _write_page(tuned: "Tuned", page: Path, journal: "Journal") -> str:
+def _write_page_or_explain(tuned: "Tuned", page: Path, journal: "Journal") -> str:
     """Write the page of a search; a sentence where it can't be: the artifact is there, and worth its summary."""
     from ...driver.tuning.page import write_html_page
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Literal
 from ...core.cache import canonical_json_sha256
 from ...models.checkpoints.config_bounds import refuse_excessive_config_numbers
 from ...models.checkpoints.model_folder import (
-    existing_tokenizer_files,
     load_tokenizer,
     no_tokenizer,
     read_model_config,
     runs_remote_code_or_refuse,
+    tokenizer_files_if_complete,
 )
 from ...models.checkpoints.origin import Origin
 from ...models.checkpoints.source_files import SourceFiles
@@ -48,7 +48,7 @@ class Config(Source):
         runs_remote_code_or_refuse(config | {"auto_map": {}} if "auto_map" in config else config, label, ctx.settings)
         refuse_excessive_config_numbers(config, None, label)
         dtype = self._dtype(config)
-        tokenizers = existing_tokenizer_files(path.parent)
+        tokenizers = tokenizer_files_if_complete(path.parent)
         files = SourceFiles(ctx.settings.cache_dir)
         return Origin(
             label=label,

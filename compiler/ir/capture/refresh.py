@@ -15,7 +15,7 @@ from ..surgery import attribute_at
 from ..traced_integers import evaluate_expression
 
 
-def copy_with_current_integers(graph: fx.Graph, layer: nn.Module) -> fx.Graph | None:
+def copy_if_integers_changed(graph: fx.Graph, layer: nn.Module) -> fx.Graph | None:
     """A copy of the graph with its sourced literals evaluated anew; None if none has changed."""
     fresh = copy.deepcopy(graph)
     changed = False

@@ -81,7 +81,7 @@ def origin_of_folder(folder: Path, label: str, dtype: str, settings: Settings, h
     if not trusted:
         refuse_excessive_config_numbers(config, weights.slots, label)
     chosen = stored_dtype if dtype == "auto" else dtype
-    tokenizers = existing_tokenizer_files(folder)
+    tokenizers = tokenizer_files_if_complete(folder)
     decides = {"config.json": folder / "config.json", **weights.files}
     files = SourceFiles(settings.cache_dir)
     return Origin(
@@ -188,7 +188,7 @@ def _stored_dtype_or_refuse(config: Mapping[str, Any], weights: Weights, label: 
     return "float32" if weights.dtype == "float64" else weights.dtype
 
 
-def existing_tokenizer_files(folder: Path) -> dict[str, Path]:
+def tokenizer_files_if_complete(folder: Path) -> dict[str, Path]:
     """Files that make the tokenizer; empty where no vocabulary is among them."""
     existing = {n: folder / n for n in TOKENIZER_FILES if (folder / n).exists()}
     for path in existing.values():

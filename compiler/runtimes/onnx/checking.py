@@ -88,18 +88,18 @@ def read_checked_onnx(folder: Path, file_stem: str = NAME) -> OnnxFile:
     return OnnxFile(model, graph, external, data, tuple(i.name for i in model.graph.input), _read_facts(path, model))
 
 
-def nested_messages(message: Any) -> Iterator[Any]:
+def message_and_nested_messages(message: Any) -> Iterator[Any]:
     """A message of protobuf and all messages inside of it, whichever field has them."""
     yield message
     for field, value in message.ListFields():
         if field.type == field.TYPE_MESSAGE:
             for inner in [value] if hasattr(value, "ListFields") else value:
-                yield from nested_messages(inner)
+                yield from message_and_nested_messages(inner)
 
 
 def nodes(message: Any) -> Iterator[Any]:
     """The nodes anywhere in a message, of branches and functions as well."""
-    return (inner for inner in nested_messages(message) if inner.DESCRIPTOR.name == "NodeProto")
+    return (inner for inner in message_and_nested_messages(message) if inner.DESCRIPTOR.name == "NodeProto")
 
 
 def _refuse_unknown_fields(path: Path, model: Any) -> None:
@@ -109,7 +109,7 @@ def _refuse_unknown_fields(path: Path, model: Any) -> None:
     model.DiscardUnknownFields()
     if model.ByteSize() != size:
         raise _rejected(path, "has fields that are not of ONNX")
-    for message in nested_messages(model):
+    for message in message_and_nested_messages(model):
         if message.DESCRIPTOR.name in _REJECTED_FIELDS:
             raise _rejected(path, f"has a {_REJECTED_FIELDS[message.DESCRIPTOR.name]}")
         for field, value in message.ListFields():
@@ -145,7 +145,7 @@ def _map_data(path: Path) -> bytearray | mmap.mmap:
 def _check_tensor_locations(path: Path, model: Any, size: int) -> None:
     """Refuse a tensor that lies elsewhere than in the graph's own bytes: initializers of the graph alone may lie in the
     data file, whose size in bytes is `size`."""
-    tensors = [message for message in nested_messages(model) if message.DESCRIPTOR.name == "TensorProto"]
+    tensors = [message for message in message_and_nested_messages(model) if message.DESCRIPTOR.name == "TensorProto"]
     for tensor in tensors:
         if any(axis < 0 for axis in tensor.dims):
             raise _rejected(path, f"has a weight `{tensor.name}` of a size below zero")

@@ -19,7 +19,7 @@ from ...analysis.discovery.dead_rows import (
 from ...analysis.discovery.dependent_integers import Baked
 from ...ir import graph_json, slots, surgery
 from ...ir.capture.capture import retrace_units
-from ...ir.capture.refresh import copy_with_current_integers
+from ...ir.capture.refresh import copy_if_integers_changed
 from ...ir.edits import Swappable, renamed_path
 from ...ir.graphs import ancestors, caches_kv, contains_attention, referenced_paths, uses_self_attention_cache
 from ...ir.layers import swap_table
@@ -58,7 +58,7 @@ class Rewriter:
         if not self.dirty:
             return
         for unit in [unit for unit in self.program.units.values() if unit.edited]:
-            fresh = copy_with_current_integers(unit.graph, unit.module(self.program.model))
+            fresh = copy_if_integers_changed(unit.graph, unit.module(self.program.model))
             if fresh is not None:
                 unit.graph, unit.key = fresh, graph_code_hash(fresh)
                 self.bind_and_record_edited_unit(unit)

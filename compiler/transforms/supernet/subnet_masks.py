@@ -19,7 +19,7 @@ from ....dsl.checker.skeleton import Group, Member, Skeleton
 from ...analysis.discovery.bypass import copy_without_branch, other_operand_of_join
 from ...analysis.discovery.discover import skeleton_of
 from ...analysis.planning import shrink
-from ...ir.capture.refresh import copy_with_current_integers
+from ...ir.capture.refresh import copy_if_integers_changed
 from ...ir.surgery import replace_tensor_everywhere, tensor_at
 from ...ir.unit import Unit, graph_code_hash
 from ..editing.rewrite import Rewriter
@@ -172,7 +172,7 @@ class SubnetMasks:
             graph = unit.graph
             for site in sorted(state[0]):
                 graph = copy_without_branch(graph, self.branches[site])
-            graph = copy_with_current_integers(graph, unit.module(model)) or graph if state[1] else graph
+            graph = copy_if_integers_changed(graph, unit.module(model)) or graph if state[1] else graph
             self._units[unit_path, state] = replace(unit, graph=graph, key=graph_code_hash(graph), edited=True)
         self._units[unit_path, state].install_graph_forward(model)
         self._bound[unit_path] = state

@@ -8,7 +8,7 @@ import pytest
 import torch
 from effc.compiler.apps.federation.app import PACKAGE
 from effc.compiler.apps.federation.checkpoint import Checkpoint
-from effc.compiler.apps.federation.client_host import ClientHost, attach_slots
+from effc.compiler.apps.federation.client_host import ClientHost, cut_model_and_attach_slots
 from effc.compiler.apps.federation.declaration import make_federation, make_strategy, read_declaration
 from effc.compiler.apps.federation.grid import LocalGrid
 from effc.compiler.apps.federation.low_rank import weight_update_of_adapter
@@ -105,7 +105,7 @@ def by_peft(home, folder):
 
 def by_us(said, path, state):
     model = BertForSequenceClassification.from_pretrained(path / said.folder).eval()
-    with attach_slots(model, said) as slots, torch.no_grad():
+    with cut_model_and_attach_slots(model, said) as slots, torch.no_grad():
         slots.load_state(state, {})
         return slots.model.eval()(IDS).logits
 

@@ -14,7 +14,7 @@ from effc.compiler.apps.federation.search import (
     RetrievalFederation,
     RetrievalStrategy,
     merge_top_documents,
-    top_documents,
+    top_scores_and_documents,
 )
 from effc.compiler.apps.federation.simulation import simulate_federation
 from effc.compiler.core.settings import Settings
@@ -36,9 +36,9 @@ def test_the_best_of_the_bests_are_those_of_one_index(counts, best, seed):
     draw = np.random.default_rng(seed)
     questions, shares = unit(draw, 3), [unit(draw, n) for n in counts]
     owners, numbers = merge_top_documents(
-        {k: top_documents(questions, own, best) for k, own in enumerate(shares)}, best
+        {k: top_scores_and_documents(questions, own, best) for k, own in enumerate(shares)}, best
     )
-    _, wanted = top_documents(questions, np.concatenate(shares), best)
+    _, wanted = top_scores_and_documents(questions, np.concatenate(shares), best)
     starts = np.cumsum([0, *counts])
     np.testing.assert_array_equal(starts[owners] + numbers, wanted)
 

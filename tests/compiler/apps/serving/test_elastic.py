@@ -109,15 +109,22 @@ def test_a_busy_server_answers_by_the_smaller_model_and_says_so(artifact, chatty
             return answer.json()["model"], answer.headers["x-effc-model"]
 
         assert ask() == ("large", "large") and server.metric("effc_elastic_active", model="large") == 0
-        stream = server.client.completions.create(model="large", prompt="And", max_tokens=400, stream=True)
-        assert next(iter(stream)).model == "large"
-        assert ask() == ("small", "small") and server.metric("effc_elastic_active", model="large") == 1
+        small_answers, active = 0, 0.0
+        for _ in range(30):  # 400 tokens may be written before a question comes, where other work holds the processor
+            stream = server.client.completions.create(model="large", prompt="And", max_tokens=400, stream=True)
+            assert next(iter(stream)).model == "large"
+            small_answers += ask() == ("small", "small")
+            active = server.metric("effc_elastic_active", model="large")
+            if small_answers and active:
+                break
+            stream.close()
+        assert small_answers and active == 1
         direct = httpx.post(f"{server.url}/v1/completions", json={**body, "model": "small"}, timeout=60)
         assert direct.json()["model"] == "small" and "x-effc-model" not in direct.headers
         assert sum(1 for _ in stream) > 100
         stream.close()
         assert ask() == ("large", "large")
-        assert server.metric("effc_elastic_requests_total", model="large", answered_by="small") == 1
+        assert server.metric("effc_elastic_requests_total", model="large", answered_by="small") == small_answers
 
 
 def test_of_requests_that_come_at_once_all_but_the_first_are_the_smaller_models(artifact, chatty):
