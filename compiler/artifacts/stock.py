@@ -285,22 +285,18 @@ def modules_reading_stream_width(model: nn.Module, candidate_config: Any) -> Ite
     name = _stream_width_name(candidate_config)
     if vars(candidate_config).get(name) == vars(model.config).get(name):
         return
-    widths = {name, "hidden_size"} | _names_of_changed_properties(model.config, candidate_config)
-    yield from (
-        f"{path or type(module).__name__} computes with `{name}` of its config"
-        for path, module in model.named_modules()
-        if "config" in vars(module) and not widths.isdisjoint(_attributes_read_by(module) - vars(module).keys())
-    )
+    for path, module in model.named_modules():
+        names = _attributes_read_by(module) - vars(module).keys() if "config" in vars(module) else set()
+        if not names.isdisjoint({name, "hidden_size"}) or any(
+            _property_changes(attribute, model.config, candidate_config) for attribute in names
+        ):
+            yield f"{path or type(module).__name__} computes with `{name}` of its config"
 
 
-def _names_of_changed_properties(config: Any, candidate_config: Any) -> set[str]:
-    """Properties of the config's class that compute another number of the candidate, as MiniCPM3's `logits_scaling`."""
-    names = {name for kind in type(config).__mro__ for name, value in vars(kind).items() if isinstance(value, property)}
-    return {
-        name
-        for name in names
-        if type(value := getattr(config, name, None)) in (int, float) and value != getattr(candidate_config, name, None)
-    }
+def _property_changes(name: str, config: Any, candidate_config: Any) -> bool:
+    """Whether the config's class computes another number of the candidate, as MiniCPM3's `logits_scaling`."""
+    is_property = isinstance(getattr(type(config), name, None), property)
+    return is_property and getattr(config, name) != getattr(candidate_config, name)
 
 
 def _candidate_config_changes(model: nn.Module, config: Any) -> Iterator[dict[str, Any]]:

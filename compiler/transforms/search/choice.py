@@ -72,10 +72,10 @@ class CutStrategy(ABC):
         """Candidates that may be removed with the best, each with its allowed growth."""
         return []
 
-    def adapt_joint_count(self, was_accepted: bool) -> None:  # noqa: B027 (who has no companions hears of none)
+    def adapt_joint_count(self, was_accepted: bool) -> None:  # noqa: B027 (only strategies with companions adapt)
         """Let more companions come with the next best where these were accepted, fewer where they cost too much."""
 
-    def take_forecast(self, make_forecast: Callable[[], Forecast | None]) -> None:  # noqa: B027 (who scores all needs none)
+    def take_forecast(self, make_forecast: Callable[[], Forecast | None]) -> None:  # noqa: B027 (only strategies that skip candidates use it)
         """Take estimates of the candidates, where they are of use."""
 
     def pop_facts(self, round_: Round) -> dict[str, Any]:
