@@ -192,7 +192,7 @@ def race_in_turns(contenders: list[Racer], action: str, count: int, seconds: flo
         turn += 1
 
 
-def print_table(title: str, head: list[str], rows: list[list[str]]) -> None:
+def print_aligned_columns(title: str, head: list[str], rows: list[list[str]]) -> None:
     print(f"\n{title}")
     wide = [max(len(r[i]) for r in [head, *rows]) for i in range(len(head))]
     for row in [head, *rows]:
@@ -222,13 +222,13 @@ def run_benchmark(folder: Path, options: argparse.Namespace) -> None:
         bound = r.facts["bytes"] / rate / step
         lines.append([r.name, f"{1 / step:.1f}", f"{1e3 * step:.2f}", f"{bound:.2f}", *speeds, counts])
     head = ["", "tokens/s", "ms", "of bound", *(f"prefill {tokens} t/s" for tokens in PROMPTS), "samples"]
-    print_table("SmolLM2-135M-Instruct", head, lines)
+    print_aligned_columns("SmolLM2-135M-Instruct", head, lines)
     print_goals(racers)
     quality = {}
     if not options.no_quality:
         quality = {r.name: f"{r.ask('perplexity')['perplexity']:.2f}" for r in racers}
         title = "perplexity, 4 rows of 256 tokens of the zoo's held-out text"
-        print_table(title, ["", "perplexity"], [list(row) for row in quality.items()])
+        print_aligned_columns(title, ["", "perplexity"], [list(row) for row in quality.items()])
     for racer in [reading, *racers]:
         loads.setdefault(racer.name, []).append(racer.facts)
         racer.close()
@@ -237,7 +237,7 @@ def run_benchmark(folder: Path, options: argparse.Namespace) -> None:
         low = {key: statistics.median(facts[key] for facts in loads[name]) for key in loads[name][0]}
         memory.append([name, f"{low['load_s']:.2f}", f"{1e3 * low['first_s']:.0f}", f"{low['peak_bytes'] / 2**20:.0f}"])
     head = ["", "load s", "first token ms", "peak MiB"]
-    print_table("each in its process, median of 3, above what the process had before", head, memory)
+    print_aligned_columns("each in its process, median of 3, above what the process had before", head, memory)
     peaks = {name: peak for name, *_, peak in memory}
     columns = [
         "",

@@ -177,10 +177,10 @@ class Steps:
                 samples[n] += timed_steps(self.engines[n], calls[n])
         return {n: median_sample(of) for n, of in samples.items()}
 
-    def costs(self, name: str, whole: Sample, known: dict[str, float]) -> dict[str, float]:
+    def seconds_per_unit_by_kind(self, call_name: str, whole: Sample, known: dict[str, float]) -> dict[str, float]:
         """Seconds of a unit of each kind of work with one thread, and those outside of the schedule."""
         units: dict[str, float] = defaultdict(float)
-        for task in self.schedules.work(self.calls[name], 1):
+        for task in self.schedules.work(self.calls[call_name], 1):
             units[task.kind] += task.units[0]
         result = dict(known)
         for kind in [kind for kind in units if kind not in known]:
@@ -220,8 +220,11 @@ def compare(name: str, steps: dict[str, Steps], here: dict[int, Machine], meetin
     measured = {shape: {call: one.measure(call) for call in one.calls} for shape, one in steps.items()}
     costs: dict[str, dict[str, dict[str, float]]] = {}
     for shape, one in steps.items():
-        token = one.costs("token", measured[shape]["token"][1], {})
-        costs[shape] = {"token": token, "prompt": one.costs("prompt", measured[shape]["prompt"][1], token)}
+        token = one.seconds_per_unit_by_kind("token", measured[shape]["token"][1], {})
+        costs[shape] = {
+            "token": token,
+            "prompt": one.seconds_per_unit_by_kind("prompt", measured[shape]["prompt"][1], token),
+        }
     for shape, one in steps.items():
         (other,) = set(steps) - {shape}
         for call, description in one.calls.items():

@@ -23,7 +23,7 @@ from effc.compiler.driver.api import open_session, plan_all_pipelines
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.program import Program
 from effc.compiler.transforms.search import importance
-from effc.compiler.transforms.search.reconstruct import DAMPING, Moments, readers, solve_takeover
+from effc.compiler.transforms.search.reconstruct import DAMPING, Moments, readers, solve_takeover_if_any
 
 from bench.search_cost import model_source, write_texts
 
@@ -49,7 +49,7 @@ def program_and_metric_rows(folder: Path) -> tuple[Program, torch.Tensor]:
 def relative_error_without_inputs(weight: torch.Tensor, gram: torch.Tensor, removed_inputs: list[int]) -> float:
     """The error of a reader's outputs without some inputs, of their squares."""
     removed_inputs.sort()
-    change = solve_takeover(gram, [], removed_inputs, DAMPING).refitted_copy(weight).double() - weight.double()
+    change = solve_takeover_if_any(gram, [], removed_inputs, DAMPING).refitted_copy(weight).double() - weight.double()
     gram, weight = gram.double(), weight.double()
     return float(((change @ gram) * change).sum() / ((weight @ gram) * weight).sum())
 

@@ -28,7 +28,7 @@ METHODS = {
 }
 
 
-def main() -> None:
+def print_perplexities_by_quantizer() -> None:
     from effc.compiler.core.fingerprint import machine_facts
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -66,4 +66,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    print_perplexities_by_quantizer()

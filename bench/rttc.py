@@ -155,10 +155,12 @@ def interleave_questions(tasks: Sequence[Task]) -> list[tuple[str, Task, Asked]]
     return [row[1:] for row in sorted(every, key=lambda row: row[0])]
 
 
-def collect(names: Sequence[str], data: Path, folder: Path, minutes: float, trained: bool = True) -> None:
+def append_branch_answers(
+    task_names: Sequence[str], data: Path, folder: Path, minutes_at_most: float, trained: bool = True
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    tasks = [task_of(name, data, BASE, DEV, TEST) for name in names]
-    until, file = time.monotonic() + 60 * minutes, folder / "answers.jsonl"
+    tasks = [task_of(name, data, BASE, DEV, TEST) for name in task_names]
+    until, file = time.monotonic() + 60 * minutes_at_most, folder / "answers.jsonl"
     done = {json.loads(line)["question"] for line in file.read_text().splitlines()} if file.exists() else set()
     client = client_of(folder, tasks)
     before = client.adaptable.frozen_weights_checksum()
@@ -226,7 +228,7 @@ def main() -> None:
             one.add_argument("--epochs", type=int, default=2)
     options = parser.parse_args()
     if options.verb == "collect":
-        return collect(options.tasks, options.data, options.into, options.minutes, not options.untrained)
+        return append_branch_answers(options.tasks, options.data, options.into, options.minutes, not options.untrained)
     return train_scorer_and_score_answers(options.tasks, options.data, options.into, options.epochs)
 
 

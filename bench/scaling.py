@@ -64,8 +64,10 @@ def scale(adapters: "Adapters", ranks, rule) -> None:
         layer.scaling = dict.fromkeys(layer.scaling, rule(ranks[path]))
 
 
-def perplexities_by_rank(build: "Build", program: "Program", rule, steps: int, lr: float, seed: int) -> list[float]:
-    """On held-out text with each rank everywhere, after training by a rule."""
+def train_and_measure_three_ranks(
+    build: "Build", program: "Program", scaling_rule, steps: int, lr: float, seed: int
+) -> list[float]:
+    """Perplexities on held-out text with the largest, middle and smallest rank everywhere, after training by a rule."""
     from effc.compiler.models.rows.forward import total_nll
     from effc.compiler.transforms.supernet.choices import ChoiceSampler, Space
     from effc.compiler.transforms.training.adapters import AdapterShape, require_adaptable_modules, with_adapters
@@ -75,10 +77,10 @@ def perplexities_by_rank(build: "Build", program: "Program", rule, steps: int, l
     drawn = ChoiceSampler(Space.of_ranks(paths, "layer", skeleton_of(program), RANKS), seed)
     with with_adapters(program.model, paths, AdapterShape(RANKS[0], ALPHA, 0.0), seed) as adapters:
         adapters.follow_ranks(drawn.ranks)
-        train(program, adapters, drawn, build.ctx.rows(DataRef("calib")), rule, steps, lr, seed)
+        train(program, adapters, drawn, build.ctx.rows(DataRef("calib")), scaling_rule, steps, lr, seed)
         for name in ("largest", "middle", "smallest"):
             drawn.activate(drawn.space.choice(name))
-            scale(adapters, drawn.ranks, rule)
+            scale(adapters, drawn.ranks, scaling_rule)
             nats, tokens = total_nll(program.model, build.ctx.rows(DataRef("heldout")))
             found.append(math.exp(nats / tokens))
     return found
@@ -101,7 +103,10 @@ def main() -> None:
         program = build.load_outcome(build.plan.stages[0].key).program
         for name, rule in RULES.items():
             for lr in options.lr:
-                every = [perplexities_by_rank(build, program, rule, options.steps, lr, seed) for seed in options.seeds]
+                every = [
+                    train_and_measure_three_ranks(build, program, rule, options.steps, lr, seed)
+                    for seed in options.seeds
+                ]
                 each = zip(*every, strict=True)
                 told = [f"{statistics.mean(v):.2f} ({min(v):.2f}–{max(v):.2f})" for v in each]
                 print(f"| {name} | {lr:g} | {' | '.join(told)} |", flush=True)

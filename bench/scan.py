@@ -78,9 +78,9 @@ def print_seconds_and_ratios(title: str, seconds_by_name: dict[str, float], base
     print(f"{title:<28}{', '.join(parts)}   {', '.join(ratios)}", flush=True)
 
 
-def time_prefill(pairs: dict[str, tuple[nn.Module, nn.Module]], rounds: int) -> None:
+def race_prefill_with_projections(plain_and_quick: dict[str, tuple[nn.Module, nn.Module]], rounds: int) -> None:
     print("\nprefill: goal effc / projections <= 1.4")
-    for name, (plain, quick) in pairs.items():
+    for name, (plain, quick) in plain_and_quick.items():
         for length in LENGTHS:
             ids = torch.randint(0, 255, (1, length))
             calls = {"projections": linear_calls(plain, length), "effc": lambda m=quick, x=ids: m(x, use_cache=False)}
@@ -169,7 +169,7 @@ def _scan(name: str, x: torch.Tensor) -> Callable[[], torch.Tensor]:
     return run_heads
 
 
-PARTS = {"prefill": time_prefill, "decode": time_decoding, "length": time_scans}
+PARTS = {"prefill": race_prefill_with_projections, "decode": time_decoding, "length": time_scans}
 
 
 def main() -> None:

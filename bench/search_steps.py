@@ -14,6 +14,7 @@ import math
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
@@ -33,11 +34,16 @@ OWN_ROWS, OWN_LENGTH = 32, 256
 EIGHT = (4096, 32, 32, 8, 14336, 128256)
 
 
-def timed(what: str, run) -> float:
+class GradientSeconds(NamedTuple):
+    through_one_layer: float
+    behind_last_layer: float
+
+
+def print_and_get_processor_seconds(label: str, run) -> float:
     started = time.process_time()
     run()
     seconds = time.process_time() - started
-    print(f"  {what:60} {seconds:8.2f} processor s, {anonymous_memory_bytes() / 2**30:5.2f} GiB held", flush=True)
+    print(f"  {label:60} {seconds:8.2f} processor s, {anonymous_memory_bytes() / 2**30:5.2f} GiB held", flush=True)
     return seconds
 
 
@@ -54,7 +60,7 @@ def measure_steps(size: str, folder: Path, tokens: int) -> dict[str, float]:
         with torch.no_grad():
             model.generate(ids[:1, :1].expand(OWN_ROWS, 1), max_new_tokens=5, min_new_tokens=5, do_sample=False)
 
-    found["write"] = timed(f"4 more tokens of {OWN_ROWS} rows, written", write) / 4
+    found["write"] = print_and_get_processor_seconds(f"4 more tokens of {OWN_ROWS} rows, written", write) / 4
     with tempfile.TemporaryDirectory() as name:
         moments = Moments(Path(name))
 
@@ -62,21 +68,24 @@ def measure_steps(size: str, folder: Path, tokens: int) -> dict[str, float]:
             with evaluating(model):
                 model(ids, use_cache=False)
 
-        found["read"] = timed(f"{tokens} tokens, read", read)
-        collect = timed(
+        found["read"] = print_and_get_processor_seconds(f"{tokens} tokens, read", read)
+        collect = print_and_get_processor_seconds(
             f"{tokens} tokens, read for moments of one MLP",
             lambda: moments.collect_missing_and_count_passes(program, [module_of(member)], read, 1 << 40),
         )
         found["moments"] = max(0.0, collect - found["read"])
-        found["rank"] = timed("channels of one MLP, ranked", lambda: obs_importance(program, group, moments))
+        found["rank"] = print_and_get_processor_seconds(
+            "channels of one MLP, ranked", lambda: obs_importance(program, group, moments)
+        )
         repair, items = Reconstruction(program, moments), list(range(GROUP[size]))
-        found["fit"] = timed("one cut of channels, refitted", lambda: repair.refitted_reader_weights(group, (), items))
-    found["layer"], found["behind"] = time_sweeps(program, ids)
+        found["fit"] = print_and_get_processor_seconds(
+            "one cut of channels, refitted", lambda: repair.refitted_or_zeroed_reader_weights(group, (), items)
+        )
+    found["layer"], found["behind"] = time_layer_and_last_gradients(program, ids)
     return found
 
 
-def time_sweeps(program, ids: torch.Tensor) -> tuple[float, float]:
-    """The sweep of one layer, and of what is behind the last one."""
+def time_layer_and_last_gradients(program, ids: torch.Tensor) -> GradientSeconds:
     prefix = Prefix(program, 4 << 30)
 
     def run() -> float:
@@ -87,15 +96,15 @@ def time_sweeps(program, ids: torch.Tensor) -> tuple[float, float]:
 
     prefix.measure_from(run)
     sweep, grads = GradientSweep(prefix, 0), []
-    behind = timed(
+    behind = print_and_get_processor_seconds(
         "gradients of what the last layer gives", lambda: grads.extend(sweep._last_layer_gradients_and_token_count()[0])
     )
     last = len(program.units) - 1
-    layer = timed(
+    layer = print_and_get_processor_seconds(
         f"gradients through one layer, {1 + DRAWS} at once",
         lambda: [sweep._backpropagate_through_layer(last, call, grad) for call, grad in enumerate(grads)],
     )
-    return layer, behind
+    return GradientSeconds(layer, behind)
 
 
 def scale_to_8b(seconds_by_step: dict[str, float], size: str) -> dict[str, float]:

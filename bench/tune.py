@@ -149,7 +149,7 @@ def row_of(matrix: Matrix, number: int, wish_by_title: tuple[str, tuple[str, str
 def best_of(matrix: dict[Candidate, Trial], wish: Wish, search: Search) -> Candidate:
     """The best candidate of the matrix for a wish."""
     renamed = {c: _for_wish(t, search) for c, t in matrix.items() if not t.refused}
-    return search.rank_candidates(renamed)[0]
+    return search.rank_measured_feasible_first(renamed)[0]
 
 
 def _for_wish(trial: Trial, search: Search) -> Trial:

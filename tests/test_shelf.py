@@ -270,7 +270,7 @@ def test_the_example_of_a_metric_measures_the_original(world, name):
 def test_the_example_of_data_gives_rows_of_one_length(world, name):
     build = planned(world, "data", name)
     (declared,) = build.ctx.recipe.data
-    rows = build.ctx.rows_by_name(declared)
+    rows = build.ctx.tokenize_rows_once(declared)
     assert rows.dim() == (4 if name == "images" else 2) and len(rows) > 0
 
 

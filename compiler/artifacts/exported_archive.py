@@ -84,7 +84,7 @@ def read_checked_archive(path: Path) -> Archive:
     } - set(texts)
     require_or_unlisted(not lacks, f"no {next(iter(sorted(lacks)), '')}")
     weights, constants = (
-        _map_tensors(texts[f"data/{kind}/model_{kind}_config.json"], f"data/{kind}/", entries, mapped)
+        _map_tensors_of_config(texts[f"data/{kind}/model_{kind}_config.json"], f"data/{kind}/", entries, mapped)
         for kind in ("weights", "constants")
     )
     return Archive(
@@ -145,11 +145,11 @@ def _parse_input_names(text: bytes) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _map_tensors(
-    text: bytes, folder: str, entries: dict[str, ArchiveMember], buffer: mmap.mmap
+def _map_tensors_of_config(
+    config_json: bytes, folder: str, entries: dict[str, ArchiveMember], buffer: mmap.mmap
 ) -> dict[str, torch.Tensor]:
     try:
-        table = parse_strict_json(text)["config"].items()
+        table = parse_strict_json(config_json)["config"].items()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Unlisted("a table of tensors of another form") from error
     rows: dict[Any, torch.Tensor] = {}

@@ -82,7 +82,7 @@ def pack_linear_modules(
     model, by_path = program.model, recorded_schemes(program.notes)
     schemes = tuple(dict.fromkeys(by_path.values())) or _UNRECORDED
     tied = _paths_of_tied_weights(model)
-    dense = {path: reason for path, reason in _reasons_to_stay_dense(model, tied).items() if path in by_path}
+    dense = {path: reason for path, reason in _reasons_to_stay_dense_by_path(model, tied).items() if path in by_path}
     linear = {p: m for p, m in model.named_modules() if isinstance(m, nn.Linear) and p not in tied}
     packed: dict[str, _Packed] = {}
     faults: list[Diagnostic] = []
@@ -127,12 +127,12 @@ def _first_matching_scheme(weight: Tensor, schemes: Iterable[Scheme]) -> tuple[S
     return None
 
 
-def _reasons_to_stay_dense(model: nn.Module, tied: set[str]) -> dict[str, str]:
-    """Modules that a format of linear modules can't hold, by path."""
+def _reasons_to_stay_dense_by_path(model: nn.Module, tied_module_paths: set[str]) -> dict[str, str]:
+    """By path, why modules (all kinds but `Linear`, too) are beyond a format of linear modules."""
     return {
-        path: "another module has its weight, too" if path in tied else "it is no `Linear` of torch"
+        path: "another module has its weight, too" if path in tied_module_paths else "it is no `Linear` of torch"
         for path, module in model.named_modules()
-        if path in tied or not isinstance(module, nn.Linear)
+        if path in tied_module_paths or not isinstance(module, nn.Linear)
     }
 
 

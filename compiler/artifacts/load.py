@@ -153,7 +153,7 @@ def verify_signature_and_files(path: Path, keys: Sequence[str]) -> str:
     """
     from .signature import find_valid_signer, unsigned
 
-    artifact = enclosing_artifact(path)
+    artifact = artifact_of_form_or_point(path)
     if artifact is None:
         help = "compile it and sign what is emitted, or leave out --require-signature"
         raise unsigned(f"{path} is no artifact, and artifacts alone are signed", help=help).rejection()
@@ -165,12 +165,12 @@ def verify_signature_and_files(path: Path, keys: Sequence[str]) -> str:
 def verify_artifact_files(path: Path) -> None:
     """Compare every file of the artifact that a path is, or is a form or a point of, with the manifest's hashes; of
     other folders nothing is known. Raises Reject (artifact-edited)."""
-    artifact = enclosing_artifact(path)
+    artifact = artifact_of_form_or_point(path)
     if artifact is not None:
         verify_files(artifact)
 
 
-def enclosing_artifact(path: Path) -> Path | None:
+def artifact_of_form_or_point(path: Path) -> Path | None:
     """The folder with the manifest that `locate_checkpoint_and_artifact` goes by."""
     candidates = [path]
     if target_name_of_form(path.name):

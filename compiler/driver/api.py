@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from ...dsl.checker.recipe import Bound, Invocation, Pipeline, Recipe
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.syntax.diagnostics import EXITS, Diagnostic, Fault, Reject, sorted_distinct_diagnostics
-from ...dsl.syntax.nearest import nearest_name_help
+from ...dsl.syntax.nearest import nearest_name_help_or_empty
 from ...dsl.syntax.overlap import hides_checker_error, is_at_or_around
 from ...dsl.syntax.parse import parse, read_source, unknown_edition
 from ...dsl.syntax.source import Source
@@ -145,7 +145,8 @@ class Session:
         known = [name for recipe in recipes for name in recipe.pipelines]
         unknown = [
             no_such_pipeline(
-                f"{self.path} has no pipeline `{name}`", help=nearest_name_help(name, known, "its pipelines are")
+                f"{self.path} has no pipeline `{name}`",
+                help=nearest_name_help_or_empty(name, known, "its pipelines are"),
             )
             for name in self.pipelines
             if name not in known
@@ -170,7 +171,7 @@ class Session:
             ctx = Context.without_recipe(self.settings, self.path.parent, self.registry)
             with diagnostics_located_at(call.span):
                 resolved = resolve_recipe_model(call, ctx.relative_to(call))
-            self.origins[key] = resolved.located_at(call.span, self.settings.device)
+            self.origins[key] = resolved.with_span_and_load_device(call.span, self.settings.device)
         return self.origins[key]
 
     def stored_skeleton(self, call: Invocation) -> Skeleton | None:

@@ -22,7 +22,7 @@ def unreadable_data_diagnostics(session: "Session", recipes: Sequence[Recipe]) -
         for pipeline in recipe.pipelines.values():
             for name in _names_of_file_data(session, recipe, pipeline):
                 try:
-                    session.context(recipe, pipeline).rows_by_name(name)
+                    session.context(recipe, pipeline).tokenize_rows_once(name)
                 except Reject as rejection:
                     faults += [d for d in rejection.diagnostics if d.fault is not no_file]
     return list(dict.fromkeys(faults))

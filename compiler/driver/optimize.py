@@ -65,12 +65,12 @@ def optimize(
     in `.stopped`.
     """
     from ..inputs.memory_rows import rows_by_name
-    from ..models.checkpoints.memory_model import save_in_cache, unwrapped_model
+    from ..models.checkpoints.memory_model import merged_model_or_reject, save_in_cache
 
     rule = integer_rule(1, 2**31)
     sizes = apply_option_rules({"length": length, "samples": samples}, {"length": rule, "samples": rule})
     settings = _settings(options)
-    source = unwrapped_model(model)
+    source = merged_model_or_reject(model)
     if not {"device", "device_map", "settings"} & options.keys():
         settings = replace(settings, device=str(source.device))
     rows = rows_by_name(data, tokenizer, **sizes)

@@ -178,7 +178,7 @@ class StepScorer(RemoteScorer):
     def prefetch(self, journal: Journal, tasks: Mapping[str, Task]) -> None:
         self._start_workers_and_publish_step_once()
         self.queue = {key: t for key, t in tasks.items() if key not in journal.known and not self._is_running(key)}
-        self._send_and_receive_tasks(journal, 0.0)
+        self._send_and_receive_once(journal, 0.0)
 
     def value_from_workers(self, journal: Journal, key: str, task: Task, compute: Callable[[], Any]) -> Any:
         if key not in journal.known and not self._is_running(key):
@@ -188,7 +188,7 @@ class StepScorer(RemoteScorer):
             if self.team.is_empty or self.failures.get(key, 0) >= LOSSES:
                 self.queue.pop(key, None)
                 break
-            self._send_and_receive_tasks(journal, WAIT)
+            self._send_and_receive_once(journal, WAIT)
         return journal.get_or_compute(key, compute)
 
     def _is_running(self, key: str) -> bool:
@@ -204,7 +204,7 @@ class StepScorer(RemoteScorer):
             self.team.start_workers()
         self.step = {**self.step, "size": self.size}
 
-    def _send_and_receive_tasks(self, journal: Journal, timeout_s: float) -> None:
+    def _send_and_receive_once(self, journal: Journal, timeout_s: float) -> None:
         """Hand out what is wanted, and take what has come in."""
         self._send_tasks_to_idle()
         if timeout_s:

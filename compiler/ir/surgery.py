@@ -143,15 +143,15 @@ def narrow_tensor(model: nn.Module, path: str, axis: int, remaining_indices: tor
     remaining_indices   [n] int64, distinct, in the order in which they shall lie afterwards
     A batch norm's statistics follow its weight.
     """
-    paths = _narrow_tensor_alone(model, path, axis, remaining_indices)
+    paths = _narrow_tensor_and_its_ties(model, path, axis, remaining_indices)
     owner, name = split_parent_and_name(path)
     if name == "weight" and isinstance(model.get_submodule(owner), _BatchNorm):
         for statistic in _STATISTICS & {n for n, t in model.get_submodule(owner)._buffers.items() if t is not None}:
-            paths += _narrow_tensor_alone(model, f"{owner}.{statistic}", 0, remaining_indices)
+            paths += _narrow_tensor_and_its_ties(model, f"{owner}.{statistic}", 0, remaining_indices)
     return paths
 
 
-def _narrow_tensor_alone(model: nn.Module, path: str, axis: int, remaining_indices: torch.Tensor) -> list[str]:
+def _narrow_tensor_and_its_ties(model: nn.Module, path: str, axis: int, remaining_indices: torch.Tensor) -> list[str]:
     tensor = tensor_at(model, path)
     assert remaining_indices.numel() and remaining_indices.unique().numel() == remaining_indices.numel(), (
         f"{path}: indices repeat, or are none"

@@ -96,9 +96,9 @@ class Context:
 
     def rows(self, ref: DataRef) -> "torch.Tensor":
         """Token rows of a declared data set, [rows, length] int64, the same object every time."""
-        return self.rows_by_name(ref.name)
+        return self.tokenize_rows_once(ref.name)
 
-    def rows_by_name(self, name: str) -> "torch.Tensor":
+    def tokenize_rows_once(self, name: str) -> "torch.Tensor":
         if name not in self._rows:
             import torch
 

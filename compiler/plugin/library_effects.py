@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..core.quantity import count_text, measurement_text, relative_change_text
+from ..core.quantity import change_text_or_empty, count_text, measurement_text
 from ..core.safe_read import read_json
 from .recipe_library import LibraryFile, library_folders
 
@@ -102,7 +102,7 @@ def _metric_changes_line(values: Mapping[str, MetricValue]) -> str:
             parts.append(f"{metric} {measurement_text(compiled, unit)}")
         else:
             before, after = (measurement_text(value, unit) for value in (original, compiled))
-            parts.append(f"{metric} {before} -> {after} ({relative_change_text(original, compiled)})")
+            parts.append(f"{metric} {before} -> {after} ({change_text_or_empty(original, compiled)})")
     return ", ".join(parts)
 
 
@@ -143,7 +143,7 @@ def _metric_table_rows(values: Mapping[str, MetricValue], name: str) -> list[lis
         before = (
             ["", ""]
             if original is None
-            else [measurement_text(original, unit), relative_change_text(original, compiled)]
+            else [measurement_text(original, unit), change_text_or_empty(original, compiled)]
         )
         rows.append([metric, before[0], measurement_text(compiled, unit), before[1]])
     return rows

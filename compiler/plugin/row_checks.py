@@ -23,7 +23,7 @@ def refuse_rows_beyond_model(rows: "torch.Tensor", name: str, origin: "Origin") 
     if low < 0:
         faults.append(invalid_rows(f"`{name}` holds the token id {low}"))
     highest_decoded = int(rows[:, rows.shape[1] // 2 :].max())  # by the decoder of two vocabularies
-    for highest, known in ((top, origin.vocabulary), (highest_decoded, origin.target_vocabulary)):
+    for highest, known in ((top, origin.token_id_count), (highest_decoded, origin.target_token_id_count)):
         if known is not None and highest >= known:
             faults.append(
                 invalid_rows(

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
+from typing import TypeAlias
 
 from ..syntax import ast
 from ..syntax.diagnostics import Diagnostic, Fault
@@ -27,6 +28,9 @@ PREFIX = "EFFC_PARAM_"
 _NUMBER = re.compile(r"([+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*(%|[A-Za-z]+)?\Z")
 _WORD = re.compile(r"[A-Za-z_]\w*\Z")
 _NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*\Z")
+
+# JSON as `json.loads` decodes it where an object becomes its pairs.
+JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | tuple[tuple[str, JsonValue], ...] | None"
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def _parse_json_params(source: Source, faults: list[Diagnostic]) -> Iterable[Ove
         return
     for name, value in table:
         span = _key_span(source, name)
-        if (expr := _json_to_expression(value, span)) is None:
+        if (expr := _decoded_json_to_expression(value, span)) is None:
             faults.append(
                 invalid_override(
                     f"`{name}` of the params file is no value of a param",
@@ -120,7 +124,7 @@ def _key_span(source: Source, name: str) -> Span:
     return Span(source, start, start + len(name) + 2 if match else len(source.text))
 
 
-def _json_to_expression(value, span: Span) -> ast.Expr | None:
+def _decoded_json_to_expression(value: JsonValue, span: Span) -> ast.Expr | None:
     if isinstance(value, bool):
         return ast.Bool(value, span=span)
     if isinstance(value, (int, float)):
@@ -128,10 +132,10 @@ def _json_to_expression(value, span: Span) -> ast.Expr | None:
     if isinstance(value, str):
         return parse_unquoted_value(value, span)
     if isinstance(value, list):
-        items = [item for v in value if (item := _json_to_expression(v, span)) is not None]
+        items = [item for v in value if (item := _decoded_json_to_expression(v, span)) is not None]
         return ast.Items(tuple(items), span=span) if len(items) == len(value) else None
     if isinstance(value, tuple):  # an object
-        named = [(name, item) for name, v in value if (item := _json_to_expression(v, span)) is not None]
+        named = [(name, item) for name, v in value if (item := _decoded_json_to_expression(v, span)) is not None]
         sound = named and len(named) == len(value) and all(_WORD.match(name) for name, _ in named)
         return _pairs_node(named, span) if sound else None
     return None

@@ -42,8 +42,8 @@ def file_to_json(file: ast.File, with_spans: bool = False) -> dict:
         "format": FORMAT,
         "edition": file.edition,
         "doc": file.doc and file.doc.value,
-        "statements": [_node_to_json(s, with_spans) for s in file.statements],
-        "comments": [_node_to_json(c, True) for c in file.comments] if with_spans else [],
+        "statements": [_node_or_plain_value_to_json(s, with_spans) for s in file.statements],
+        "comments": [_node_or_plain_value_to_json(c, True) for c in file.comments] if with_spans else [],
     }
 
 
@@ -107,20 +107,22 @@ def reparse_canonical_text(file: ast.File, name: str) -> ast.File:
 # Out
 
 
-def _node_to_json(node: Any, with_spans: bool) -> Any:
+def _node_or_plain_value_to_json(node: Any, with_spans: bool) -> Any:
     if isinstance(node, tuple):
-        return [_node_to_json(part, with_spans) for part in node]
+        return [_node_or_plain_value_to_json(part, with_spans) for part in node]
     if type(node).__name__ not in NODES:
         return node
     if not with_spans and isinstance(node, ast.Text | ast.Bool):
         return node.value
     if not with_spans and isinstance(node, ast.Items):
-        return [_node_to_json(item, with_spans) for item in node.items]
+        return [_node_or_plain_value_to_json(item, with_spans) for item in node.items]
     fields = {"node": type(node).__name__}
     for field, kind in _field_names_and_types(NODES[type(node).__name__]):
         value = getattr(node, field)
         fields[field] = (
-            value.path if isinstance(value, ast.Name) and _allows_only_name(kind) else _node_to_json(value, with_spans)
+            value.path
+            if isinstance(value, ast.Name) and _allows_only_name(kind)
+            else _node_or_plain_value_to_json(value, with_spans)
         )
     return fields | ({"span": [node.span.start, node.span.end]} if with_spans else {})
 

@@ -242,7 +242,7 @@ def test_image_models_with_a_vocabulary_are_given_images():
     """BEiT counts the codes of picture patches under that name."""
     model = captured("beit").model
     assert model.config.vocab_size == 128 and set(make_probe_inputs(model)) == {"pixels"}
-    assert Origin("x", model.config.to_dict(), None, "x", None, None, None).vocabulary is None
+    assert Origin("x", model.config.to_dict(), None, "x", None, None, None).token_id_count is None
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

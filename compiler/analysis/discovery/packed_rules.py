@@ -59,7 +59,7 @@ def label_function_of_weight(rules: "NodeRules", name: str) -> Any:
     if len(parameters) == 1 and name in _PRODUCTS:
         return label_product(rules, name)
     if name in POINTWISE:
-        return label_elementwise(rules, parameters)
+        return label_and_couple_elementwise(rules, parameters)
     if name in ("cat", "concat", "concatenate"):
         return label_concatenation(rules)
     return block_pruning_of_parameters(rules, parameters, name)
@@ -129,7 +129,7 @@ def label_contraction(rules: "NodeRules", x: Tensor, w: Weight) -> Tensor:
     return expanded.squeeze(-2) if x.ndim == 1 else expanded
 
 
-def label_elementwise(rules: "NodeRules", parameters: list[Weight]) -> Tensor | Weight:
+def label_and_couple_elementwise(rules: "NodeRules", parameters: list[Weight]) -> Tensor | Weight:
     """A sum or a product place by place."""
     activations = list(tensors_in((rules.args, rules.kwargs)))
     if not activations:

@@ -94,7 +94,7 @@ def estimate_emission(
     speed, model_bytes, numbers = machine_speeds(ctx), shrink.param_bytes(current), shrink.param_count(current)
     if target.describes_artifacts:
         return Emission(emit.call, emit.source, 1.0, 0, 1 << 20)
-    uniform = _layers_stay_uniform(emit.source, pipeline, ctx)
+    uniform = _layers_still_uniform_after(emit.source, pipeline, ctx)
     weights = shrink.size_estimate_weights(current, original, uniform, sidecar_bytes(ctx.origin))
     file_bytes, packing = target.files(weights)
     read = (PROBES + ROWS) * (model_bytes + file_bytes) + ROWS * shrink.param_bytes(original)
@@ -140,17 +140,17 @@ def _has_scoring_step(source_step: str, pipeline: Pipeline) -> bool:
     return any(references_in(step.call.args, MetricRef) for step in pipeline.step_and_ancestors(source_step))
 
 
-def _layers_stay_uniform(source_step: str, pipeline: Pipeline, ctx: "Context") -> bool:
+def _layers_still_uniform_after(step_name: str, pipeline: Pipeline, ctx: "Context") -> bool:
     """Whether no step in front of a target says that it makes layers that differ, or sizes that it can't foresee."""
     steps = {step.name: step for step in pipeline.steps}
-    while source_step in steps:
-        call = steps[source_step].call
+    while step_name in steps:
+        call = steps[step_name].call
         pass_: Pass = ctx.registry.make("pass", call)
         if not pass_.foreseeable and not pass_.everywhere:  # what touches every module alike changes no shape
             return False
         if any(effect.startswith(("uneven", "missing")) for effect in pass_.effects()):
             return False
-        source_step = steps[source_step].source
+        step_name = steps[step_name].source
     return True
 
 

@@ -75,11 +75,11 @@ def draw_skeleton(skeleton: Skeleton, *, width: int = 100) -> str:
 
 def _model_title(skeleton: Skeleton) -> str:
     facts = skeleton.facts
-    group_text = [f"{human_count(param_count(skeleton))} parameters"]
-    group_text += [f"{facts['layers']} layers"] if facts.get("layers") else []
-    group_text += [f"hidden {facts['hidden']}"] if facts.get("hidden") else []
-    group_text += [facts["dtype"]] if facts.get("dtype") else []
-    return f"{skeleton.model_type}: {', '.join(group_text)}"
+    parts = [f"{human_count(param_count(skeleton))} parameters"]
+    parts += [f"{facts['layers']} layers"] if facts.get("layers") else []
+    parts += [f"hidden {facts['hidden']}"] if facts.get("hidden") else []
+    parts += [facts["dtype"]] if facts.get("dtype") else []
+    return f"{skeleton.model_type}: {', '.join(parts)}"
 
 
 def _module_tree(skeleton: Skeleton) -> _Module:
@@ -110,7 +110,7 @@ def _module_annotations(skeleton: Skeleton) -> dict[str, list[str]]:
     for branch in skeleton.branches:
         notes.setdefault(branch.site, []).append(_role(branch, skeleton))
     for group in skeleton.groups:
-        text = group_text(group, skeleton)
+        text = group_text_or_empty(group, skeleton)
         if text:
             notes.setdefault(group.site, []).append(text)
     return {site: [": ".join(texts[:2]), *texts[2:]] for site, texts in notes.items()}
@@ -121,7 +121,7 @@ def _role(branch: Branch, skeleton: Skeleton) -> str:
     return f"{branch.role}, parallel" if len(beside) > 1 else branch.role
 
 
-def group_text(group: Group, skeleton: Skeleton) -> str:
+def group_text_or_empty(group: Group, skeleton: Skeleton) -> str:
     """A group in words; "" where another group says it better."""
     if group.kind == "channels":
         return f"{group.count} channels"
@@ -185,11 +185,11 @@ def _tree_rows(module: _Module, indent: str, is_last: bool) -> Iterator[_Row]:
 
 def _shape_text(part: Part) -> str:
     """`64 x 64`, with the names of what is no plain weight."""
-    group_text = []
+    parts = []
     for name, shape in part.tensors:
         sizes = " x ".join(map(str, shape)) or "scalar"
-        group_text.append(sizes if name == "weight" else name if name == "bias" else f"{name} {sizes}")
-    return " + ".join(group_text)
+        parts.append(sizes if name == "weight" else name if name == "bias" else f"{name} {sizes}")
+    return " + ".join(parts)
 
 
 def unprunable_part_lines(skeleton: Skeleton) -> list[str]:
@@ -271,15 +271,15 @@ def _getitem_expression(node: "fx.Node", texts: dict[Any, str]) -> str:
 
 def _comment(node: "fx.Node") -> str:
     shape, role = node.meta.get("shape"), node.meta.get("role", "")
-    return " ".join(x for x in (_tensor_shape_text(shape), role if role in _LABELLED_KINDS else "") if x)
+    return " ".join(x for x in (_tensor_shape_text_or_empty(shape), role if role in _LABELLED_KINDS else "") if x)
 
 
-def _tensor_shape_text(shape: Any) -> str:
+def _tensor_shape_text_or_empty(shape: Any) -> str:
     if not shape:
         return ""
     if all(isinstance(n, int) for n in shape):
         return f"[{', '.join(map(str, shape))}]"
-    return ", ".join(filter(None, map(_tensor_shape_text, shape)))
+    return ", ".join(filter(None, map(_tensor_shape_text_or_empty, shape)))
 
 
 def _called(node: "fx.Node") -> str:
@@ -337,7 +337,7 @@ def unit_as_dot(unit: "Unit") -> str:
     for node in unit.graph.nodes:
         if node in visible:
             label = node.name if node.op in ("placeholder", "output") else _called(node)
-            sizes = _tensor_shape_text(node.meta.get("shape"))
+            sizes = _tensor_shape_text_or_empty(node.meta.get("shape"))
             lines.append(f'  {node.name} [label="{label}{chr(92) + "n" + sizes if sizes else ""}"];')
             lines += [f"  {x.name} -> {node.name};" for x in node.all_input_nodes if x in visible]
     return "\n".join([*lines, "}"])

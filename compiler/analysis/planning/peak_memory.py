@@ -121,7 +121,7 @@ def _estimate_scoring_bytes(call: "Invocation", skeleton: Skeleton, ctx: "Contex
     scores = references_in(call.args, MetricRef)
     (item, vocab, hidden, wide), largest = _model_sizes(skeleton), 0
     for name in keys.data_named(ctx.recipe, scores):
-        rows_tensor = ctx.rows_by_name(name)
+        rows_tensor = ctx.tokenize_rows_once(name)
         rows, length = len(rows_tensor), rows_tensor[0].numel()
         batch = _batch_tokens(rows, length, vocab)
         prefix_bytes = min(

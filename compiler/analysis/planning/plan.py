@@ -16,7 +16,7 @@ from ....dsl.syntax.diagnostics import Fault
 from ....dsl.syntax.source import Span
 from ...core.cache import Cache
 from ...core.error_location import diagnostics_located_at
-from ...core.quantity import duration_text, relative_change_text, si_count, size_text
+from ...core.quantity import change_text_or_empty, duration_text, si_count, size_text
 from ...plugin.context import Context
 from ...plugin.interfaces import Pass
 from . import keys, shrink
@@ -31,7 +31,7 @@ from .selection import (
     linear_parts,
     removable_branches,
     scans,
-    searchable_groups_by_kind,
+    searchable_branch_groups_by_kind,
     state_space_branches,
 )
 from .target_support import Forecast, refuse_unsupported_targets
@@ -253,7 +253,7 @@ def affected_paths(skeleton: Skeleton, pass_: Pass, call: Invocation) -> tuple[s
             return layers(skeleton, on)
         if "order" not in call.args:
             return tuple(b.site for b in removable_branches(skeleton, on))
-        inside = [g.site for some in searchable_groups_by_kind(skeleton, on).values() for g in some]
+        inside = [g.site for some in searchable_branch_groups_by_kind(skeleton, on).values() for g in some]
         return tuple(b.site for b in branches(skeleton, on)) or tuple(dict.fromkeys(inside))
     if acts_on == "layers":
         return layers(skeleton, on)
@@ -274,7 +274,7 @@ def affected_paths(skeleton: Skeleton, pass_: Pass, call: Invocation) -> tuple[s
 def _token_count_of_arguments(call: Invocation, ctx: Context) -> int:
     """Number of tokens that one score reads."""
     names = keys.data_named(ctx.recipe, call.args)
-    rows = [ctx.rows_by_name(name) for name in names]
+    rows = [ctx.tokenize_rows_once(name) for name in names]
     return sum(map(token_or_image_count, rows))
 
 
@@ -354,7 +354,7 @@ def plan_text(plan: Plan, width: int = 100) -> str:
 def _stage_lines(index: int, stage: Stage, width: int) -> list[str]:
     before, after = (f"{hedge} ".lstrip() for hedge in stage.hedges)
     state = "cached" if stage.cached else f"to run: {stage.reason}"
-    change = f"({relative_change_text(stage.before.params, stage.after.params)})"
+    change = f"({change_text_or_empty(stage.before.params, stage.after.params)})"
     if stage.before == stage.after and after == "at most ":
         change = "(known once it has run)"
     lines = [

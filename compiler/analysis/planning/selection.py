@@ -74,13 +74,15 @@ def reject_if_model_has_none(skeleton: Skeleton, kind: str, selected: Sequence[G
     return tuple(selected)
 
 
-def searchable_groups_by_kind(skeleton: Skeleton, selector: Selector | None) -> dict[str, tuple[Group, ...]]:
+def searchable_branch_groups_by_kind(
+    skeleton: Skeleton, branch_selector: Selector | None
+) -> dict[str, tuple[Group, ...]]:
     """Groups that a search over all kinds may narrow, by kind: those inside of branches that may be cut, and of
     attention KV heads where there are, else heads. Where all may be cut, those that lie in no branch may be, too: a net
     without residual branches has no others."""
-    allowed = branches(skeleton, selector)
+    allowed = branches(skeleton, branch_selector)
     inside = [g for g in skeleton.groups if any(is_group_inside_branch(g, b) for b in allowed)]
-    if selector is None:
+    if branch_selector is None:
         inside += [g for g in skeleton.groups if not any(is_group_inside_branch(g, b) for b in skeleton.branches)]
     shared = {g.site for g in skeleton.groups if g.kind == "kv_heads"}
     by_kind: dict[str, list[Group]] = {}

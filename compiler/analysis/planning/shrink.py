@@ -143,7 +143,7 @@ def without_branch(skeleton: Skeleton, branch: Branch) -> Skeleton:
     """The skeleton when a residual branch is gone, with its modules and groups."""
     dead = set(branch.parts)
     return replace(
-        _with_live_modules(skeleton, lambda path: path not in dead),
+        _skeleton_of_live_modules(skeleton, lambda path: path not in dead),
         branches=tuple(b for b in skeleton.branches if b != branch),
     )
 
@@ -167,7 +167,7 @@ def without_scan(skeleton: Skeleton, scan: Scan) -> Skeleton:
 
 def without_unit(skeleton: Skeleton, unit: str) -> Skeleton:
     """The skeleton when a layer is gone; the layers after it in its list move up by one."""
-    left = _with_live_modules(skeleton, lambda path: not is_submodule(path, unit))
+    left = _skeleton_of_live_modules(skeleton, lambda path: not is_submodule(path, unit))
     left = replace(
         left,
         units=tuple(u for u in skeleton.units if u != unit),
@@ -179,7 +179,7 @@ def without_unit(skeleton: Skeleton, unit: str) -> Skeleton:
     return _rename_modules(left, _renaming_after_removal(unit))
 
 
-def _with_live_modules(skeleton: Skeleton, is_alive: Callable[[str], bool]) -> Skeleton:
+def _skeleton_of_live_modules(skeleton: Skeleton, is_alive: Callable[[str], bool]) -> Skeleton:
     """Only the modules that are alive, and what refers to them."""
     tied = (tuple(name for name in same if is_alive(name.rpartition(".")[0])) for same in skeleton.tied)
     refusals = [entry for entry in skeleton.facts.get("refused", ()) if is_alive(entry[0])]

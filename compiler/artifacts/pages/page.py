@@ -26,7 +26,7 @@ from .origin import (
     stage_time_and_memory,
     worst_check_by_form,
 )
-from .points import front_table_and_chart
+from .points import front_table_and_charts
 from .report_data import ReportData, one_line_or_empty
 from .steps import step_report_sections
 from .timings import paired_timing_charts
@@ -126,7 +126,7 @@ def _template_variables(reports: list[ReportData]) -> dict[str, Any]:
         "tables": _distinct_measure_tables(reports),
         "accounts": divergence_table_rows(reports),
         "where": next((a.where for s in reports for a in s.manifest.accounts), ""),
-        "points": front_table_and_chart(first),
+        "points": front_table_and_charts(first),
         "ways": [chart_of for s in reports if (chart_of := accuracy_against_seconds_chart(s.calibration))],
         "layers": layers(first),
         "steps": step_report_sections(first),
@@ -173,7 +173,7 @@ def _worst_verdict(expectations: Sequence[Expectation]) -> Verdict | None:
     outcomes = [e.outcome for e in expectations]
     if set(outcomes) == {"holds"}:
         all_ = {1: "The expectation holds", 2: "Both expectations hold"}
-        uncertain = sum(e.uncertain for e in expectations)
+        uncertain = sum(e.is_uncertain for e in expectations)
         doubt = f"{f', {uncertain} of them' if len(outcomes) > 1 else ','} not certain" if uncertain else ""
         return Verdict("holds", all_.get(len(outcomes), f"All {len(outcomes)} expectations hold") + doubt)
     worst = next(o for o in ("fails", "undecided", "skipped", outcomes[0]) if o in outcomes)

@@ -14,7 +14,7 @@ SCALES = {"B": (1 << 20, "MiB"), "bytes": (1 << 20, "MiB"), "params": (1e6, "M")
 
 
 @dataclass(frozen=True)
-class Points:
+class FrontTable:
     """`charts` is empty where the points have one measure."""
 
     charts: tuple[Chart, ...]
@@ -22,7 +22,7 @@ class Points:
     rows: tuple[tuple[str, ...], ...]
 
 
-def front_table_and_chart(manifest: Manifest) -> Points | None:
+def front_table_and_charts(manifest: Manifest) -> FrontTable | None:
     if not manifest.members:
         return None
     members = members_with_interleaved_times(manifest)
@@ -34,7 +34,7 @@ def front_table_and_chart(manifest: Manifest) -> Points | None:
     )
     same_measures = all([n for n, *_ in m["measures"]] == [n for n, *_ in first] for m in members)
     charts = (_scatter_chart(members, head, rows),) if same_measures and len(first) > 1 and len(members) > 1 else ()
-    return Points(charts, head, rows)
+    return FrontTable(charts, head, rows)
 
 
 def _scatter_chart(

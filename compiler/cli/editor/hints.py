@@ -59,18 +59,18 @@ class Forecasts:
                 if self.closed or self.pending is None:
                     return
                 (reading, texts), self.pending = self.pending, None
-            answer = self._request_from_process({"id": 0, "path": str(reading.path), "texts": texts})
+            answer = self._forecast_steps_or_empty({"id": 0, "path": str(reading.path), "texts": texts})
             if len(self.known) > 50:
                 self.known.clear()
             self.known[reading.path, reading.source.text] = answer
             self.on_change()
 
-    def _request_from_process(self, question: dict) -> list[dict]:
+    def _forecast_steps_or_empty(self, request: dict) -> list[dict]:
         if self.process is None or self.process.poll() is not None:
             self.process = _start_forecast_process()
         assert self.process.stdin and self.process.stdout, "the process has pipes"
         try:
-            self.process.stdin.write((json.dumps(question) + "\n").encode())
+            self.process.stdin.write((json.dumps(request) + "\n").encode())
             self.process.stdin.flush()
             return json.loads(self.process.stdout.readline())["steps"]
         except (OSError, ValueError, KeyError):  # it ended: a recipe that it can't plan has no hints

@@ -45,7 +45,7 @@ def raise_or_exit_on_signal(sentence: str = SENTENCE) -> Iterator[None]:
     before = {s: signal.signal(s, _raise_keyboard_interrupt) for s in _signals()}
     hook, sys.unraisablehook = sys.unraisablehook, _show_unless_interrupt
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    threading.Thread(target=_exit_if_stuck, args=(reader, sentence), daemon=True).start()
+    threading.Thread(target=_exit_some_time_after_signal, args=(reader, sentence), daemon=True).start()
     try:
         yield
     finally:
@@ -97,8 +97,8 @@ def _imports_torch(frame: FrameType | None) -> bool:
     return False
 
 
-def _exit_if_stuck(read_fd: int, sentence: str) -> None:
-    while number := os.read(read_fd, 1):
+def _exit_some_time_after_signal(signal_fd: int, sentence: str) -> None:
+    while number := os.read(signal_fd, 1):
         if number[0] == signal.SIGINT and _patient.is_set():
             continue
         time.sleep(PATIENCE)
@@ -108,7 +108,7 @@ def _exit_if_stuck(read_fd: int, sentence: str) -> None:
             with suppress(OSError):  # nobody reads it
                 os.write(2, f"note[interrupted]: {sentence}\n".encode())
         os._exit(EXITS["interrupted"])
-    os.close(read_fd)
+    os.close(signal_fd)
 
 
 def mark_stop_as_announced() -> None:

@@ -239,7 +239,7 @@ def choose_evaluation(origin: "Origin", skeleton: "Skeleton") -> Judge:
         return Judge(_TEXTS, metric, "text.calib", "text.heldout", "text.choose", "text.train")
     long = f", length: {max_positions}" if max_positions < 128 else ""  # tokens of a row, unless said
     lines = tuple(line.format(long=long) for line in _RANDOM_DATA_NOTE)
-    has_narrow_states = not (origin.code or origin.vocabulary or skeleton.stream)
+    has_narrow_states = not (origin.code or origin.token_id_count or skeleton.stream)
     by = ", by: cka" if has_narrow_states and metric == "similarity" else ""
     return Judge(lines, metric, "calib", "heldout", "choose", by=by)
 

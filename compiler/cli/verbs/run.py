@@ -147,7 +147,7 @@ def run_chat_loop(chat_session, label: str, shared: SharedFlags) -> None:
     screen = shared.screen
     kind = "answers" if chat_session.has_chat_template else "continues your text"
     screen.note(screen.styled(f"{label} {kind}; Ctrl-C stops it, Ctrl-D ends", "dim", stream=sys.stderr))
-    mark = _prompt_for_readline(screen.styled("> ", "cyan"))
+    mark = _enable_readline_for_prompt(screen.styled("> ", "cyan"))
     with only_raise_on_interrupt():
         while True:
             try:
@@ -162,7 +162,7 @@ def run_chat_loop(chat_session, label: str, shared: SharedFlags) -> None:
                 _answer_line(chat_session, line, shared)
 
 
-def _prompt_for_readline(styled: str) -> str:
+def _enable_readline_for_prompt(styled: str) -> str:
     """A prompt with line editing and history, where Python has readline: it must know what takes no room."""
     try:
         import readline  # noqa: F401 (`input` uses it once it is imported)

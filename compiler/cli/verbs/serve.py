@@ -25,7 +25,7 @@ from .flags import (
 )
 from .model_services import ModelOptions
 from .model_sources import ModelSource, no_reload, parse_model_arguments, refuse_reload_beside_personal_files
-from .services import Service, guided_service, knowledge_service, model_service
+from .services import Service, guided_service, knowledge_search_service, model_service
 
 if TYPE_CHECKING:
     from ...apps.serving.access_log import AccessLog
@@ -276,7 +276,7 @@ def _make_service(
     if role == "server" and knowledge:
         raise no_such_role("a server has the base itself", help="give --knowledge to its clients").rejection()
     if role == "server":
-        return knowledge_service(source.location, source.name, shared, engine)
+        return knowledge_search_service(source.location, source.name, shared, engine)
     if role not in (None, "client"):
         raise no_such_role(f"`{role}` is no role", help="write `--role client` or `--role server`").rejection()
     if engine != "auto":

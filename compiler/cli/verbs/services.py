@@ -58,7 +58,7 @@ def guided_service(
     )
 
 
-def knowledge_service(location: str, name: str, shared: SharedFlags, engine: str) -> Service:
+def knowledge_search_service(location: str, name: str, shared: SharedFlags, search_engine: str) -> Service:
     """The base of a folder, searched by an engine. No model is loaded but a judge or scorer that needs none of the
     client's."""
     from ...apps.rttc.app import EMBEDDER, KNOWLEDGE, REWARD, open_encoder_reward, read_app
@@ -79,7 +79,7 @@ def knowledge_service(location: str, name: str, shared: SharedFlags, engine: str
     elif app.reward == "scorer" and app.embed == "folder":
         reward = open_encoder_reward(folder, open_folder_embedder(folder / EMBEDDER, shared.cache_folder))
     library = KnowledgeService(
-        open_knowledge_base(folder / KNOWLEDGE).with_search_engine(engine), app.selection, reward
+        open_knowledge_base(folder / KNOWLEDGE).with_search_engine(search_engine), app.selection, reward
     )
     return Service(
         [name],

@@ -44,7 +44,7 @@ class Accounting:
     @staticmethod
     def for_plan(plan: "Plan", ctx: Context) -> "Accounting":
         """Tokens that a bound reads, else what a step reads, else random ones; none of what is no language model."""
-        words = ctx.origin.vocabulary or 256
+        words = ctx.origin.token_id_count or 256
         if not plan.skeleton.facts.get("causal_lm"):
             return Accounting(None)
         candidates = [

@@ -33,7 +33,7 @@ class SequentialReading:
     total: int
 
     @property
-    def row_count(self) -> str:
+    def row_count_text(self) -> str:
         """`48 of 512 rows`."""
         assert self.score.rows is not None, "a test reads rows"
         return f"{len(self.score.rows.sums)} of {count_text(self.total, self.score.rows.noun)}"

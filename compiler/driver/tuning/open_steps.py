@@ -8,7 +8,7 @@ from ....dsl.checker.recipe import Pipeline, Recipe
 from ....dsl.checker.value_text import bound_text
 from ....dsl.checker.values import DataRef, references_in
 from ....dsl.syntax.diagnostics import Diagnostic, Fault
-from ....dsl.syntax.nearest import nearest_name_help
+from ....dsl.syntax.nearest import nearest_name_help_or_empty
 from .alternatives import Alternative, all_alternatives
 from .wish import Wish, is_open, model_emits, not_open
 
@@ -39,7 +39,7 @@ def open_step_faults(session: "Session", recipe: Recipe) -> Iterator[Diagnostic]
         yield from faults
         if not faults:
             wish = Wish(session, recipe, pipeline, opened[0], model_emits(session, pipeline)[0])
-            yield from _unmatched_pattern_faults(wish)
+            yield from _ineffective_pattern_faults(wish)
             yield from shared_rows_faults(wish, lambda ref: (recipe.data[ref.name].folder, repr(recipe.data[ref.name])))
 
 
@@ -63,7 +63,7 @@ def _open_step_and_target_faults(session: "Session", pipeline: Pipeline) -> Iter
         yield not_open(message, other.call.span, help="leave the others out")
 
 
-def _unmatched_pattern_faults(wish: Wish) -> Iterator[Diagnostic]:
+def _ineffective_pattern_faults(wish: Wish) -> Iterator[Diagnostic]:
     """Faults of patterns of `among` without which the search would be the same."""
     model = wish.recipe.models[wish.pipeline.model]
     alternatives = all_alternatives(wish, wish.session.stored_skeleton(model))
@@ -73,7 +73,7 @@ def _unmatched_pattern_faults(wish: Wish) -> Iterator[Diagnostic]:
         if not matching:
             words = sorted({word for a in alternatives for word in a.words})
             message = f"`{pattern}` names nothing that `{target}` can be tuned by"
-            yield unmatched_pattern(message, span, help=nearest_name_help(pattern, words, "there is"))
+            yield unmatched_pattern(message, span, help=nearest_name_help_or_empty(pattern, words, "there is"))
         elif not any(wish.allows_all(a.words) for a in matching):
             nearest = min(matching, key=lambda a: len(_words_not_allowed(wish, a)))
             unnamed = " and ".join(f'`"{word}"`' for word in _words_not_allowed(wish, nearest))

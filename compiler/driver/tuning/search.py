@@ -92,7 +92,7 @@ class Search:
         self._measure_single_changes()
         self._measure_combinations()
         self._measure_finalists()
-        return self.rank_candidates(self.finals)
+        return self.rank_measured_feasible_first(self.finals)
 
     def select_front(self, trials: Mapping[Candidate, Trial], max_violation: float = 0.0) -> list[Candidate]:
         """Candidates that keep the bounds, each by more than GAIN better than every other at one of both metrics, best
@@ -103,7 +103,7 @@ class Search:
 
         points = [
             c
-            for c in self.rank_candidates(trials, max_violation)
+            for c in self.rank_measured_feasible_first(trials, max_violation)
             if self.worst_bound_violation(trials[c]) <= max_violation
         ]
         for candidate in reversed(points[:]):
@@ -125,7 +125,9 @@ class Search:
         self.is_named = True
         return candidate
 
-    def rank_candidates(self, trials: Mapping[Candidate, Trial], max_violation: float = 0.0) -> list[Candidate]:
+    def rank_measured_feasible_first(
+        self, trials: Mapping[Candidate, Trial], max_violation: float = 0.0
+    ) -> list[Candidate]:
         """Candidates that were measured: those that keep the bounds by the objective, then the others by their miss."""
         known = [c for c, trial in trials.items() if not trial.refused]
         violations = {c: v if (v := self.worst_bound_violation(trials[c])) > max_violation else 0.0 for c in known}
@@ -241,11 +243,11 @@ class Search:
         """Measure the best on all rows, as many as there is time for; where none of them keeps all bounds, further ones
         that did on few rows."""
         finalists = self.select_front(self.quick_trials, SLACK) if self.is_front else []
-        finalists = finalists or self.rank_candidates(self.quick_trials, SLACK)[:FINALISTS]
+        finalists = finalists or self.rank_measured_feasible_first(self.quick_trials, SLACK)[:FINALISTS]
         self.finals |= self._read_or_measure_trials(
             dict.fromkeys(self._finalists_within_time(finalists) or finalists[:1]), 0
         )
-        remaining = [c for c in self.rank_candidates(self.quick_trials) if c not in self.finals]
+        remaining = [c for c in self.rank_measured_feasible_first(self.quick_trials) if c not in self.finals]
         for candidate in remaining[:FINALISTS]:
             if (
                 self.best
@@ -265,7 +267,7 @@ class Search:
 
     def lacks_final_trial(self, candidate: Candidate) -> bool:
         """Whether time ran out before one of the best of the first looks was measured on all rows."""
-        best = self.rank_candidates(self.quick_trials, SLACK)[:FINALISTS]
+        best = self.rank_measured_feasible_first(self.quick_trials, SLACK)[:FINALISTS]
         return self.out_of_time and candidate in best and candidate not in self.finals
 
     def _planned_seconds(self, plans: Mapping[Candidate, Plan]) -> dict[Candidate, float]:
@@ -291,7 +293,9 @@ class Search:
     def _measure_quick_trial(self, candidate: Candidate, plan: Plan | None) -> Trial:
         if candidate not in self.quick_trials and plan is not None:
             self.quick_trials |= self._read_or_measure_trials({candidate: plan}, QUICK_ROWS)
-            self.trials.keep_artifacts(self.rank_candidates(self.quick_trials, SLACK)[: max(FINALISTS, FRONT)])
+            self.trials.keep_artifacts(
+                self.rank_measured_feasible_first(self.quick_trials, SLACK)[: max(FINALISTS, FRONT)]
+            )
         return self.quick_trials[candidate]
 
     def _progress_text(self) -> str:
@@ -304,7 +308,7 @@ class Search:
     def best(self) -> Candidate | None:
         """The best candidate so far that keeps all bounds."""
         trials = self.finals or self.quick_trials
-        first = next(iter(self.rank_candidates(trials)), None)
+        first = next(iter(self.rank_measured_feasible_first(trials)), None)
         return None if first is None or self.worst_bound_violation(trials[first]) else first
 
     def trial_text(self, trial: Trial) -> str:

@@ -126,7 +126,7 @@ def tune(wish: Wish, recipe: Path, out: Path, *, force: bool = False, name: str 
         for suffix in suffixes:
             outputs.may_replace_outputs_or_reject(suffix)
         tuned = Tuned(wish, search)
-        with before_stopping(lambda: _write_best_recipe(search, trials, recipe)):
+        with before_stopping(lambda: _write_and_announce_best_recipe(search, trials, recipe)):
             ranked = [search.measure_named(name)] if name else search.run()
         satisfying = [c for c in ranked if name or not search.worst_bound_violation(search.finals[c])]
         if not satisfying:
@@ -179,7 +179,7 @@ def max_num_compiled(wish: Wish) -> int:
     return 1 if any(bound.confidence for bound in wish.bounds) else COMPILED
 
 
-def _write_best_recipe(search: Search, trials: Trials, recipe: Path) -> None:
+def _write_and_announce_best_recipe(search: Search, trials: Trials, recipe: Path) -> None:
     """Write the recipe of the best candidate so far; nothing where none keeps the bounds."""
     best = search.best
     if best is not None:

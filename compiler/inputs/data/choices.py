@@ -82,7 +82,7 @@ class Choices(SampledRows):
         options, labels = self._parse_options(record, line_number, path)
         if len(options) < 2 or not all(isinstance(o, str) and o for o in options):
             raise invalid_record(f"record {line_number} of {path} has no two options that are text").rejection()
-        answer = answer_index(record[self.answer], options, labels)
+        answer = answer_index_labels_first(record[self.answer], options, labels)
         if answer is None:
             raise invalid_record(
                 f"the answer of record {line_number} of {path} is none of its {len(options)} options",
@@ -102,7 +102,7 @@ class Choices(SampledRows):
         return (options if isinstance(options, list) else []), []
 
 
-def answer_index(answer: Any, options: Sequence[str], labels: Sequence[str]) -> int | None:
+def answer_index_labels_first(answer: Any, options: Sequence[str], labels: Sequence[str]) -> int | None:
     """Index of the option that an answer means; None where it means none. Labels win over texts, texts over numbers."""
     if isinstance(answer, bool):
         answer = str(answer).lower()

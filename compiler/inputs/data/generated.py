@@ -139,7 +139,7 @@ def _draw_start_tokens(model: Any, tokenizer: Any, ctx: Context, count: int) -> 
         model.generation_config.bos_token_id,
         model.generation_config.eos_token_id,
     )
-    vocabulary = ctx.origin.vocabulary or 1
+    vocabulary = ctx.origin.token_id_count or 1
     start = next((t for t in known if isinstance(t, int) and t < vocabulary), None)  # configs keep their defaults
     if start is not None:
         return torch.full((count, 1), start, device=model.device)

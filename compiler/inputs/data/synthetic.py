@@ -55,7 +55,7 @@ class Synthetic(Data):
 
     def _layout(self, ctx: Context) -> "Layout":
         """The shape of the numbers that a row begins with, and how many ids there are for what follows them."""
-        known, config = (ctx.origin.vocabulary, ctx.origin.target_vocabulary), ctx.origin.config
+        known, config = (ctx.origin.token_id_count, ctx.origin.target_token_id_count), ctx.origin.config
         words = min((n for n in known if n is not None), default=None)  # both halves of a row know them
         from ...models.rows.inputs import reads_tokens_alone, vocabulary_size
 
@@ -64,7 +64,7 @@ class Synthetic(Data):
         import torch
 
         from ...ir.capture.sample import sample_inputs
-        from ...models.rows.packed_inputs import packed_input_parts, token_input_name
+        from ...models.rows.packed_inputs import packed_input_parts, token_input_name_or_empty
 
         with torch.device("meta"):
             model: Any = ctx.origin.build().to("meta")
@@ -72,7 +72,7 @@ class Synthetic(Data):
         if words is not None and not several and getattr(model, "main_input_name", TOKENS) == TOKENS:
             return Layout(words)
         if several and all(part.dtype.is_floating_point for part in several):
-            words = vocabulary_size(model, decoder=True) if token_input_name(model) else None
+            words = vocabulary_size(model, decoder=True) if token_input_name_or_empty(model) else None
             return Layout(words, (sum(part.size for part in several),), model)
         with torch.device("meta"):
             inputs = list(sample_inputs(model).values())

@@ -55,7 +55,7 @@ _ONE_GRAPH = (
 
 
 def capture(model: nn.Module, *, inputs: dict[str, Any] | None = None) -> Program:
-    """The program of a model; works on the meta device, too.
+    """The program of a model, which gets a config of its own; works on the meta device, too.
 
     inputs   keyword arguments of the forward; by default a left-padded batch [2, 7] made from the config
     Raises Reject (unsupported-model) with the module path and the source line that broke.

@@ -21,7 +21,7 @@ def copy_if_integers_changed(graph: fx.Graph, layer: nn.Module) -> fx.Graph | No
     changed = False
     for node in fresh.nodes:
         current = tuple(
-            (path, evaluate_expression(source, _make_attribute_reader(layer, node)), source)
+            (path, evaluate_expression(source, _make_layer_or_config_int_reader(layer, node)), source)
             for path, _, source in node.meta.get("ints", ())
         )
         if current != node.meta.get("ints", ()):
@@ -32,7 +32,7 @@ def copy_if_integers_changed(graph: fx.Graph, layer: nn.Module) -> fx.Graph | No
     return fresh if changed else None
 
 
-def _make_attribute_reader(layer: nn.Module, node: fx.Node) -> Callable[[str], int]:
+def _make_layer_or_config_int_reader(layer: nn.Module, node: fx.Node) -> Callable[[str], int]:
     def read(path: str) -> int:
         if path.startswith("config."):
             scope = node.meta["scope"][-1] if node.meta["scope"] else ""

@@ -31,7 +31,7 @@ def module_signature(module: nn.Module) -> Hashable:
 
 def call_signature(arguments: dict[str, Any]) -> Hashable:
     """The form of a call: shapes and types of tensors, values of everything else."""
-    return tuple((name, _call_signature_key(value)) for name, value in sorted(arguments.items()))
+    return tuple((name, _shape_dtype_or_content_key(value)) for name, value in sorted(arguments.items()))
 
 
 def _attributes_key(module: nn.Module) -> Hashable:
@@ -72,12 +72,12 @@ def _content_key(value: Any) -> Hashable:
     return "object", str(id(value))
 
 
-def _call_signature_key(value: Any) -> Hashable:
+def _shape_dtype_or_content_key(value: Any) -> Hashable:
     if isinstance(value, torch.Tensor):
         return plain_shape_and_dtype(value)
     if isinstance(value, (tuple, list)):
-        return tuple(map(_call_signature_key, value))
+        return tuple(map(_shape_dtype_or_content_key, value))
     if isinstance(value, MutableMapping):
-        return tuple((str(key), _call_signature_key(item)) for key, item in value.items())
+        return tuple((str(key), _shape_dtype_or_content_key(item)) for key, item in value.items())
     kind = plain_shape_and_dtype(value)[1]
     return kind if kind == "cache" else _content_key(value)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 FOLDER = "models"  # in the cache
 
 
-def unwrapped_model(model: Any) -> "PreTrainedModel":
+def merged_model_or_reject(model: Any) -> "PreTrainedModel":
     """The model itself; of one that peft wraps, a copy with its adapters merged. Raises Reject (bad-option)."""
     from transformers import PreTrainedModel
 

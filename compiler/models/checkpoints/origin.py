@@ -41,7 +41,8 @@ class Origin:
                         has made it); None for random weights and modules
     identity            sha256 over what decides the weights: file hashes or (config, seed), and `dtype`
     build               makes the module; inside a `torch.device("meta")` context it has no weights
-    load                makes the module with its weights, in `dtype`, on the CPU (see `located_at`), all finite
+    load                makes the module with its weights, in `dtype`, all finite; on the CPU (see
+                        `with_span_and_load_device`)
     tokenizer           the tokenizer, the same object every time, or None where the source has none
     dtype               what the weights are held and computed in: "float32", "bfloat16", "float16"
     tokenizer_identity  sha256 over the tokenizer's files; "" where there is none
@@ -67,8 +68,8 @@ class Origin:
     files: SourceFiles | None = field(default=None, repr=False, compare=False)
     span: Span | None = None
 
-    def located_at(self, span: Span | None, device: str) -> "Origin":
-        """Origin with the `span` of the recipe that names it, for diagnostics; `load` moves it to a device."""
+    def with_span_and_load_device(self, span: Span | None, load_device: str) -> "Origin":
+        """Origin with the `span` of the recipe that names it, for diagnostics; `load` moves the module to a device."""
 
         def build() -> "torch.nn.Module":
             with diagnostics_located_at(span):
@@ -79,10 +80,10 @@ class Origin:
 
             with diagnostics_located_at(span):
                 try:
-                    return self.load().to(device)
+                    return self.load().to(load_device)
                 except torch.OutOfMemoryError as error:
                     weights = f", whose weights take {size_text(self.weight_bytes)}," if self.weight_bytes else ""
-                    raise out_of_device_memory_diagnostic(device, f"the model{weights}").rejection() from error
+                    raise out_of_device_memory_diagnostic(load_device, f"the model{weights}").rejection() from error
 
         def tokenizer() -> Any:
             with diagnostics_located_at(span):
@@ -107,7 +108,7 @@ class Origin:
         return hashlib.sha256(body.encode()).hexdigest()
 
     @property
-    def vocabulary(self) -> int | None:
+    def token_id_count(self) -> int | None:
         """Number of token ids of the embedding, where the config states it. BEiT's counts the codes of picture
         patches."""
         if "image_size" in self.config and "text_config" not in self.config:
@@ -116,10 +117,10 @@ class Origin:
         return stated or (CODE_POINTS if self._config_integer("num_hash_buckets") else None)
 
     @property
-    def target_vocabulary(self) -> int | None:
+    def target_token_id_count(self) -> int | None:
         """Number of token ids of targets; differs from that of sources where a translator has two tables."""
         named = self._config_integer("decoder_vocab_size") or self._config_integer("tgt_vocab_size")
-        return named or _config_integer(self.config.get("decoder"), "vocab_size") or self.vocabulary
+        return named or _config_integer(self.config.get("decoder"), "vocab_size") or self.token_id_count
 
     @property
     def positions(self) -> int | None:

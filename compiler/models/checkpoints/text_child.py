@@ -23,7 +23,7 @@ from typing import Any
 TEXT = 16 << 20  # characters of a conversation
 TOKENIZERS = 4  # open at once
 NONE = (1 << 32) - 1  # word or sequence of a token that has none
-Answer = tuple[dict[str, Any], bytes]
+Answer = tuple[dict[str, Any], bytes]  # of JSON, and what is attached to it
 
 
 def confine() -> None:
@@ -64,7 +64,7 @@ def _request_handler(kind: str, tokenizers: dict[str, Any]) -> Callable[[dict[st
     from tokenizers import Tokenizer
 
     if kind == "encode":
-        return lambda arguments, _: _encode(tokenizers, **arguments)
+        return lambda arguments, _: _encode_to_packed_columns(tokenizers, **arguments)
     return lambda arguments, description: _open(Tokenizer, tokenizers, description, **arguments)
 
 
@@ -98,7 +98,7 @@ def _open(tokenizer_class: Any, tokenizers: dict[str, Any], description: bytes, 
     return {}, b""
 
 
-def _encode(
+def _encode_to_packed_columns(
     tokenizers: dict[str, Any],
     tokenizer: str,
     texts: list[Any],

@@ -79,7 +79,7 @@ def _gguf_architecture(model: nn.Module, family: Family, layers: tuple[Layer, ..
                 help=f"prune all layers alike; {INSTEAD}",
             ).rejection()
         return "deci"
-    refuse_unsupported_widths(
+    refuse_widths_unlike_stream(
         family, residual_stream_width(model), embedding_scale(model), {layers[0].heads * head_dim}
     )
     return family.kind
@@ -90,12 +90,12 @@ def embedding_scale(model: Any) -> float | None:
     return vars(model.model.embed_tokens).get("scalar_embed_scale")
 
 
-def refuse_unsupported_widths(
-    family: Family, hidden_size: int, embedding_scale: float | None, head_widths: Collection[int]
+def refuse_widths_unlike_stream(
+    family: Family, hidden_size: int, embedding_scale: float | None, all_heads_widths: Collection[int]
 ) -> None:
     """Raise Reject where llama.cpp derives a factor or heads from a stream's width, and the model has others.
 
-    head_widths   of attentions, the numbers that all heads of one have together
+    all_heads_widths   of attentions, the numbers that all heads of one have together
     """
     if embedding_scale and round(embedding_scale**2) != hidden_size:
         raise cannot_write_gguf(
@@ -104,7 +104,7 @@ def refuse_unsupported_widths(
             f"the {hidden_size} channels of the residual stream",
             help=f"prune other things than the stream; {INSTEAD}",
         ).rejection()
-    other = next((heads for heads in head_widths if heads != hidden_size), None)
+    other = next((heads for heads in all_heads_widths if heads != hidden_size), None)
     if family.of.square and other is not None:
         raise cannot_write_gguf(
             f"all heads of a layer have {other} numbers together, and llama.cpp's `{family.kind}` takes them for the "
@@ -119,7 +119,7 @@ def refuse_unsupported_forecast(skeleton: Skeleton, embedding_scale: float | Non
     output = next(name for name, gguf_name in family.parts.items() if gguf_name == "attn_output")
     names = (f"{unit}.{output}.weight" for unit in skeleton.units)
     head_widths = {shapes[name][1] for name in names if name in shapes}
-    refuse_unsupported_widths(family, shapes["model.embed_tokens.weight"][1], embedding_scale, head_widths)
+    refuse_widths_unlike_stream(family, shapes["model.embed_tokens.weight"][1], embedding_scale, head_widths)
 
 
 def residual_stream_width(model: Any) -> int:

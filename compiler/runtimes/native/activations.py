@@ -58,7 +58,7 @@ def recognise_elementwise(function: ElementwiseExpr) -> RecognisedStep | None:
         bounds = least if least > float(x.min()) else -_ENDLESS, upper if upper < float(x.max()) else _ENDLESS
         return RecognisedStep("clip", dict(zip(("least", "most"), bounds, strict=True)))
     constants = function.constants()
-    for number in (-1.0, *_candidate_constants(constants)):
+    for number in (-1.0, *_products_of_constants_and_inverses(constants)):
         if allclose_or_both_nan(y, x * number):
             return RecognisedStep("scale", {"by": number})
         if allclose_or_both_nan(y, x + number):
@@ -84,7 +84,7 @@ def allclose_or_both_nan(a: Tensor, b: Tensor) -> bool:
     return bool(torch.allclose(a, b, rtol=_SHARE, atol=_SHARE, equal_nan=True))
 
 
-def _candidate_constants(literals: list[float]) -> list[float]:
+def _products_of_constants_and_inverses(literals: list[float]) -> list[float]:
     """Constants, their inverses and negatives, and products of such."""
     distinct = list(dict.fromkeys(c for c in literals if c and math.isfinite(c)))[:_MAX_NODES]
     single = [s for c in distinct for s in (c, 1 / c)]

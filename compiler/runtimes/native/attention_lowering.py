@@ -35,7 +35,7 @@ def lower_attention(builder: PlanBuilder, call: NodeCall) -> tuple[Rows, None]:
     options = {key: value for key, value in kwargs.items() if not isinstance(value, of_tokens) and key not in gaining}
     (_, heads, _, head_dim), value_dim = q.index.shape, v.index.shape[3]
     kv_heads = k.index.shape[1]
-    sizes = (heads, kv_heads, head_dim, value_dim)
+    sizes = attentions.HeadSizes(heads, kv_heads, head_dim, value_dim)
     mask_fn = (
         _mask_of_length(builder, mask)
         if key_bias is None
@@ -56,13 +56,13 @@ def lower_attention(builder: PlanBuilder, call: NodeCall) -> tuple[Rows, None]:
         )
     if key_bias is not None:
         q, k = key_score_bias.append_bias_column(builder, node, module, form, key_bias, q, k)
-        sizes = (heads, kv_heads, head_dim + 1, value_dim)
+        sizes = sizes._replace(head_dim=head_dim + 1)
     by_head = any(x is not None for x in (form.slopes, form.sinks, form.distances))
     kv_order, order = (None, None) if by_head else _distinct_kv_heads_and_query_order(k.index, v.index, heads)
     if kv_order is not None and order is not None:
         q, k, v = Rows(q.index[:, order], q.pending), *(Rows(x.index[:, kv_order], x.pending) for x in (k, v))
-        sizes = (heads, len(kv_order), *sizes[2:])
-    register = (append_cross_attention_step if recalls else append_attention_step)(
+        sizes = sizes._replace(kv_heads=len(kv_order))
+    register = (append_recall_and_source_cache if recalls else append_attention_and_cache_slot)(
         builder, node, form, [q, k, v], sizes
     )
     batch, length = builder.shape
@@ -70,15 +70,11 @@ def lower_attention(builder: PlanBuilder, call: NodeCall) -> tuple[Rows, None]:
     return Rows(rows if order is None else rows[:, :, order.argsort()]), None
 
 
-def append_attention_step(
-    builder: PlanBuilder,
-    node: fx.Node,
-    form: attentions.Attention,
-    qkv: list[Rows],
-    head_counts_and_dims: tuple[int, ...],
+def append_attention_and_cache_slot(
+    builder: PlanBuilder, node: fx.Node, form: attentions.Attention, qkv: list[Rows], head_sizes: attentions.HeadSizes
 ) -> int:
-    """The register of attention of queries to keys and values; `head_counts_and_dims` as a step has them."""
-    plan, (heads, kv_heads, head_dim, value_dim) = builder.plan, head_counts_and_dims
+    """The register of attention of queries to keys and values, which the cache's next slot keeps."""
+    plan, (heads, kv_heads, head_dim, value_dim) = builder.plan, head_sizes
     slopes = None if form.slopes is None else plan.add_vector(f"{node.name}.slopes", form.slopes)
     sinks = None if form.sinks is None else plan.add_vector(f"{node.name}.sinks", form.sinks)
     distance_table = None if form.distances is None else plan.add_vector(f"{node.name}.distances", form.distances)
@@ -93,15 +89,11 @@ def append_attention_step(
     return plan.append_step("attention", heads * value_dim, **registers, **counts, **scores)
 
 
-def append_cross_attention_step(
-    builder: PlanBuilder,
-    node: fx.Node,
-    form: attentions.Attention,
-    qkv: list[Rows],
-    head_counts_and_dims: tuple[int, ...],
+def append_recall_and_source_cache(
+    builder: PlanBuilder, node: fx.Node, form: attentions.Attention, qkv: list[Rows], head_sizes: attentions.HeadSizes
 ) -> int:
     """The register of attention of queries to a source, whose keys and values its encoder remembers."""
-    heads, kv_heads, head_dim, value_dim = head_counts_and_dims
+    heads, kv_heads, head_dim, value_dim = head_sizes
     unsupported = (form.window, form.sinks, form.slopes, form.distances)
     if not form.bidirectional or any(part is not None for part in unsupported):
         raise builder.rejection(node, "attention to a source by positions, which the engine has not")

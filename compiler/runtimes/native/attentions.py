@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,13 @@ class Attention:
         return torch.einsum("hn,hnd->hd", scores.softmax(-1)[:, : v.shape[1]], v)
 
 
+class HeadSizes(NamedTuple):
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+
+
 @dataclass(frozen=True)
 class ScoreBias:
     """Bias that an option of an attention adds to its scores: `at` a row's length, and as a `table` by distance."""
@@ -64,20 +71,19 @@ class ScoreBias:
 def recognise_attention(
     module: nn.Module,
     mask_of_length: Any,
-    head_counts_and_dims: tuple[int, int, int, int],
+    head_sizes: HeadSizes,
     options: dict[str, Any],
     score_bias_of: Callable[..., ScoreBias | None] = lambda bidirectional: None,
 ) -> Attention | None:
     """Attention that the module's `attention` computes, or None.
 
     mask_of_length   n -> the mask of n keys as the module is handed it: [1, 1, n, n] or None
-    head_counts_and_dims   heads, key heads, width of a key, width of a value
     score_bias_of    whether a text is seen whole -> what scores gain by distance, if anything
     """
-    heads, _, head_dim, _ = head_counts_and_dims
+    heads, _, head_dim, _ = head_sizes
     module = _shallow_copy_in_float32(module)
     named = candidate_windows(module, options)
-    bidirectional = is_bidirectional(module, mask_of_length, head_counts_and_dims, options)
+    bidirectional = is_bidirectional(module, mask_of_length, head_sizes, options)
     gain = score_bias_of(bidirectional=bidirectional)
     if gain is not None:
         options = {**options, gain.option: gain}
@@ -86,15 +92,14 @@ def recognise_attention(
         known = [
             row
             for n in trial_lengths(named)
-            for row in _record_bidirectional_trial(module, mask_of_length, head_counts_and_dims, options, n)
+            for row in _record_bidirectional_trial(module, mask_of_length, head_sizes, options, n)
         ]
         forms = [
             replace(form, bidirectional=True) for form in _candidate_attentions(module, head_dim, heads, options, named)
         ]
     else:
         known = [
-            (*_record_causal_trial(module, mask_of_length, head_counts_and_dims, options, n), None)
-            for n in trial_lengths(named)
+            (*_record_causal_trial(module, mask_of_length, head_sizes, options, n), None) for n in trial_lengths(named)
         ]
         forms = [*_candidate_attentions(module, head_dim, heads, options, named)]
     for form in forms:
@@ -105,14 +110,12 @@ def recognise_attention(
     return None
 
 
-def is_bidirectional(
-    module: nn.Module, mask_of_length: Any, head_counts_and_dims: tuple[int, int, int, int], options: dict[str, Any]
-) -> bool:
+def is_bidirectional(module: nn.Module, mask_of_length: Any, head_sizes: HeadSizes, options: dict[str, Any]) -> bool:
     """Whether the first position of a text sees the second: what it gives changes with that one's value."""
     mask_value = mask_of_length(2)
     if mask_value is None and getattr(module, "is_causal", True):
         return False
-    q, k, v = _random_qkv(head_counts_and_dims, 2, 2)
+    q, k, v = _seeded_random_qkv(head_sizes, 2, 2)
     first, _ = leaves.attention(module, q, k, v, _float_mask_to_float32(mask_value), **options)
     v[:, :, 1] += 1
     other, _ = leaves.attention(module, q, k, v, _float_mask_to_float32(mask_value), **options)
@@ -120,14 +123,10 @@ def is_bidirectional(
 
 
 def _record_bidirectional_trial(
-    module: nn.Module,
-    mask_of_length: Any,
-    head_counts_and_dims: tuple[int, int, int, int],
-    options: dict[str, Any],
-    length: int,
+    module: nn.Module, mask_of_length: Any, head_sizes: HeadSizes, options: dict[str, Any], length: int
 ) -> list[tuple[Any, ...]]:
     """Trial of bidirectional attention, at the first position, one in the middle and the last."""
-    q, k, v = _random_qkv(head_counts_and_dims, length, length)
+    q, k, v = _seeded_random_qkv(head_sizes, length, length)
     out, _ = leaves.attention(
         module,
         q,
@@ -139,11 +138,9 @@ def _record_bidirectional_trial(
     return [(q[0, :, at], k[0], v[0], out[0, at].float(), at) for at in (0, length // 2, length - 1)]
 
 
-def _random_qkv(
-    head_counts_and_dims: tuple[int, int, int, int], num_queries: int, num_keys: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """q [1, h, queries, d], k and v [1, g, keys, d]."""
-    heads, kv_heads, head_dim, value_dim = head_counts_and_dims
+def _seeded_random_qkv(head_sizes: HeadSizes, num_queries: int, num_keys: int) -> tuple[Tensor, Tensor, Tensor]:
+    """q [1, h, queries, d], k and v [1, g, keys, d]; the same for the same `num_keys`."""
+    heads, kv_heads, head_dim, value_dim = head_sizes
     generator = torch.Generator().manual_seed(num_keys)
     shapes = ((1, heads, num_queries, head_dim), (1, kv_heads, num_keys, head_dim), (1, kv_heads, num_keys, value_dim))
     q, k, v = (torch.randn(shape, generator=generator) for shape in shapes)
@@ -155,14 +152,10 @@ def _float_mask_to_float32(mask: Tensor | None) -> Tensor | None:
 
 
 def _record_causal_trial(
-    module: nn.Module,
-    mask_of_length: Any,
-    head_counts_and_dims: tuple[int, int, int, int],
-    options: dict[str, Any],
-    length: int,
+    module: nn.Module, mask_of_length: Any, head_sizes: HeadSizes, options: dict[str, Any], length: int
 ) -> tuple[Tensor, ...]:
     """q of the last position, k, v and what the module makes of them."""
-    q, k, v = _random_qkv(head_counts_and_dims, 1, length)
+    q, k, v = _seeded_random_qkv(head_sizes, 1, length)
     mask_value = mask_of_length(length)
     last = None if mask_value is None else mask_value[:, :, -1:, -length:]
     out, _ = leaves.attention(

@@ -1,5 +1,6 @@
 """Depthwise convolutions along a sequence: functions of mixers, modules of torch, and the zeros around them."""
 
+from types import NotImplementedType
 from typing import Any
 
 import torch.nn.functional as F
@@ -38,22 +39,24 @@ def _lower_convolution(
     )
 
 
-def lower_zero_pad(builder: PlanBuilder, call: NodeCall) -> Any:
+def lower_zero_pad(builder: PlanBuilder, call: NodeCall) -> Rows | NotImplementedType:
     """Zeros around a value, by a function or a module."""
     if not isinstance(call.first, Rows):
         return NotImplemented
     if isinstance(call.module, nn.ZeroPad2d):
-        return _padded(builder, call.first, call.module.padding)
-    return _padded(builder, *call.args, **call.kwargs)
+        return _padded_with_zeros(builder, call.first, call.module.padding)
+    return _padded_with_zeros(builder, *call.args, **call.kwargs)
 
 
-def _padded(builder: PlanBuilder, x: Rows, pads: Any, mode: str = "constant", value: float | None = None) -> Any:
+def _padded_with_zeros(
+    builder: PlanBuilder, x: Rows, pads: Any, mode: str = "constant", value: float | None = None
+) -> Rows | NotImplementedType:
     if mode != "constant" or value:
         return NotImplemented
     return Rows(F.pad(builder.materialised(x).index, [*pads], value=shifting.BEFORE))
 
 
-def lower_depthwise_convolution(builder: PlanBuilder, call: NodeCall) -> Any:
+def lower_if_depthwise_convolution(builder: PlanBuilder, call: NodeCall) -> Rows | NotImplementedType:
     """Depthwise convolution along the sequence of [batch, channels, tokens]."""
     node, module, x_in = call.node, call.module, call.first
     if not isinstance(module, nn.Conv1d) or not isinstance(x_in, Rows) or len(call.args) > 1 or call.kwargs:

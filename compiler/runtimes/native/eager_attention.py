@@ -101,9 +101,9 @@ def _lower_attention(builder: PlanBuilder, node: fx.Node, name: str) -> Rows:
         form = _recognise_attention(builder, node, module, leaves)
     if form is None:
         raise builder.rejection(node, _REASON)
-    register = attention_lowering.append_attention_step(
-        builder, node, form, [_rows_of_node(builder, x) for x in leaves], (heads, kv_heads, head_dim, value_dim)
-    )
+    sizes = attentions.HeadSizes(heads, kv_heads, head_dim, value_dim)
+    qkv = [_rows_of_node(builder, x) for x in leaves]
+    register = attention_lowering.append_attention_and_cache_slot(builder, node, form, qkv, sizes)
     return Rows(_register_as_sample_value(builder, node, register, heads, value_dim))
 
 

@@ -5,6 +5,7 @@ give for texts as long as a number that they hold, and longer ones.
 """
 
 import copy
+from types import NotImplementedType
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from .values import CACHE, AllPositions, CachedRows, Positional, Rows
 _SHORT_LENGTH, _LONG_LENGTH = 4, 7  # tokens
 
 
-def lower_choice_of_all_positions(builder: PlanBuilder, call: NodeCall) -> Any:
+def lower_choice_of_all_positions(builder: PlanBuilder, call: NodeCall) -> AllPositions | NotImplementedType:
     """All positions, where a module chooses among no more than it may."""
     mixed = any(isinstance(x, Rows) for x in call.operands) and any(isinstance(x, Positional) for x in call.operands)
     if (

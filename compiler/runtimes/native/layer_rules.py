@@ -1,6 +1,7 @@
 """Modules of one operand, and the rejection of those that no rule knows."""
 
-from typing import Any
+from types import NotImplementedType
+from typing import NoReturn
 
 from . import linears
 from .plan_builder import PlanBuilder
@@ -18,12 +19,12 @@ def is_layer_of_role(role: str) -> Predicate:
     return matches
 
 
-def lower_linear(builder: PlanBuilder, call: NodeCall) -> Any:
+def lower_linear(builder: PlanBuilder, call: NodeCall) -> Rows | NotImplementedType:
     linear = None if call.module is None else linears.recognise_linear(call.module)
     if linear is None:
         return NotImplemented
     return builder.lower_linear(call.node, call.first, str(call.node.target), linear)
 
 
-def reject_module(builder: PlanBuilder, call: NodeCall) -> Any:
+def reject_module(builder: PlanBuilder, call: NodeCall) -> NoReturn:
     raise builder.rejection(call.node, f"a {type(call.module).__name__} is not among the engine's steps")

@@ -9,6 +9,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations, product
+from types import NotImplementedType
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ class LinearAttention:
         )
 
 
-def lower_linear_attention(builder: PlanBuilder, call: NodeCall) -> Any:
+def lower_linear_attention(builder: PlanBuilder, call: NodeCall) -> Rows | tuple[Rows, None] | NotImplementedType:
     """The steps of such a layer, where a module is one."""
     node, module, args, kwargs = call.node, call.module, call.args, call.kwargs
     if module is None:

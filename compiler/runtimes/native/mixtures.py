@@ -9,7 +9,7 @@ them, sorting its rows by experts or handing all rows to all of them, ends in th
 from dataclasses import dataclass, replace
 from functools import partial
 from types import NotImplementedType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -165,7 +165,7 @@ def _evaluate_on_samples(builder: PlanBuilder, call: NodeCall, router: Router) -
 
 def _lower_experts_or_reject(builder: PlanBuilder, call: NodeCall, router: Router) -> Routed | Rows:
     """Outputs of experts: their sum, where a module is handed numbers and weights, else rows of each."""
-    order = [_operand_kind(x) for x in (*call.args, *call.kwargs.values())]
+    order: list[str] = [_operand_kind(x) for x in (*call.args, *call.kwargs.values())]
     is_sum = sorted(order) == ["numbers", "weights", "x"]
     value = (_lower_weighted_experts if is_sum else _lower_grouped_experts)(builder, call, router, order)
     if value is None:
@@ -174,7 +174,7 @@ def _lower_experts_or_reject(builder: PlanBuilder, call: NodeCall, router: Route
     return value
 
 
-def _operand_kind(value: Any) -> str:
+def _operand_kind(value: Any) -> Literal["x", "weights", "numbers", "sizes", ""]:
     if isinstance(value, Rows):
         return "x"
     sample = value.samples[0] if isinstance(value, Routed) else None

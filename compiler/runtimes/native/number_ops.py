@@ -1,5 +1,6 @@
 """Functions that move numbers of tokens, join them, or write some of them in place."""
 
+from types import NotImplementedType
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def lower_zeros(builder: PlanBuilder, call: NodeCall) -> Rows:
     return Rows(torch.full(tuple(flat) or tuple(call.first.index.shape), -1))
 
 
-def lower_copy(builder: PlanBuilder, call: NodeCall) -> Any:
+def lower_copy(builder: PlanBuilder, call: NodeCall) -> Rows | NotImplementedType:
     if not isinstance(call.args[1], Rows):
         return NotImplemented
     call.first.index.copy_(builder.materialised(call.args[1]).index)  # a part of what is filled piece by piece
@@ -49,7 +50,7 @@ def lower_inplace(builder: PlanBuilder, call: NodeCall) -> Rows:
     return value
 
 
-def lower_setitem(builder: PlanBuilder, call: NodeCall) -> Any:
+def lower_setitem(builder: PlanBuilder, call: NodeCall) -> NotImplementedType | None:
     """A part of a value is another from here on."""
     x, subscript, by = call.args
     if not isinstance(by, Rows):

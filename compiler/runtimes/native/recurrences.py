@@ -8,6 +8,7 @@ is -log(a), and what it is given is divided by that.
 import copy
 from dataclasses import dataclass
 from itertools import permutations
+from types import NotImplementedType
 from typing import Any
 
 import torch
@@ -92,7 +93,7 @@ def _output_on_sample(module: nn.Module, x: Tensor) -> Tensor | None:
     return output[0].float() if isinstance(output, Tensor) and output.shape == (1, *x.shape) else None
 
 
-def lower_recurrence(builder: PlanBuilder, call: NodeCall) -> Any:
+def lower_recurrence(builder: PlanBuilder, call: NodeCall) -> Rows | NotImplementedType:
     """The steps of a recurrence, where a module computes one of its operands."""
     args = call.args
     if call.kwargs or len(args) != 2 or not isinstance(args[0], Rows) or not isinstance(args[1], Positional):

@@ -62,7 +62,7 @@ MODULES = (
     Rule(role("ssm_scan"), scanning.reject_scan),
     Rule(role("embedding"), tables.lower_embedding),
     Rule(role("router", first=Rows), mixtures.lower_router),
-    Rule(module(nn.Conv1d), convolutions.lower_depthwise_convolution),
+    Rule(module(nn.Conv1d), convolutions.lower_if_depthwise_convolution),
     Rule(module(nn.ZeroPad2d), convolutions.lower_zero_pad),
     Rule(module(), recurrences.lower_recurrence),
     Rule(module(), rwkv.lower_rwkv),

@@ -9,6 +9,7 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import permutations, product
+from types import NotImplementedType
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ class ChannelMixing:
     shares: tuple[Tensor, Tensor]
 
 
-def lower_rwkv(builder: PlanBuilder, call: NodeCall) -> Any:
+def lower_rwkv(builder: PlanBuilder, call: NodeCall) -> tuple[Rows, Any] | NotImplementedType:
     """The steps of such a layer, where a module is one that begins without a state, or with one that is empty."""
     node, module, args, kwargs = call.node, call.module, call.args, call.kwargs
     if module is None or not isinstance(call.first, Rows) or call.first.index.dim() != 3:

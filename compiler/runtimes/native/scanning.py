@@ -1,6 +1,7 @@
 """Steps that keep a state of each sequence: scans of Mamba-1 and Mamba-2, and delta rules; gated norms and products
 with constant matrices, which stand around them."""
 
+from types import NotImplementedType
 from typing import Any
 
 import torch
@@ -102,7 +103,7 @@ def _vectors(builder: PlanBuilder, node: fx.Node, **values: Tensor | None) -> di
 # -- what is around them ---------------------------------------------------------------------------------
 
 
-def lower_gated_norm(builder: PlanBuilder, call: NodeCall) -> Any:
+def lower_gated_norm(builder: PlanBuilder, call: NodeCall) -> Rows | NotImplementedType:
     gates = [*call.args[1:], *call.kwargs.values()]
     if len(gates) != 1 or not isinstance(gates[0], Rows) or call.module is None:
         return NotImplemented
@@ -121,7 +122,7 @@ def lower_gated_norm(builder: PlanBuilder, call: NodeCall) -> Any:
     return output if norm.gate_first else builder.product(output, opened)
 
 
-def lower_constant_product(builder: PlanBuilder, call: NodeCall) -> Any:
+def lower_constant_product(builder: PlanBuilder, call: NodeCall) -> Rows | NotImplementedType:
     """A matrix times tokens: [o, i] @ [b, i, t], or [b, t, i] @ [i, o]; or a matrix for each head."""
     node, (a, b) = call.node, call.args
     if isinstance(a, Rows) and isinstance(b, Rows):

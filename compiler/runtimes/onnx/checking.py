@@ -75,7 +75,7 @@ def read_checked_onnx(folder: Path, file_stem: str = NAME) -> OnnxFile:
         raise rejected_onnx(f"{path} can't be read: {error.strerror}").rejection() from error
     except Exception as error:  # what protobuf raises is of its own kind
         raise _rejected(path, f"is no ONNX: {first_line(error)}") from error
-    _refuse_unknown_fields(path, model)
+    _refuse_content_effc_never_writes(path, model)
     foreign = _unsupported_domains(model)
     if foreign or model.functions:
         raise _rejected(path, f"calls ops of {', '.join(foreign) or 'its own functions'}, not of ONNX")
@@ -102,7 +102,7 @@ def nodes(message: Any) -> Iterator[Any]:
     return (inner for inner in message_and_nested_messages(message) if inner.DESCRIPTOR.name == "NodeProto")
 
 
-def _refuse_unknown_fields(path: Path, model: Any) -> None:
+def _refuse_content_effc_never_writes(path: Path, model: Any) -> None:
     """Refuse what another reader of the same bytes may understand otherwise, and kinds of messages that effc never
     writes."""
     size = model.ByteSize()

@@ -227,7 +227,7 @@ class Search:
         if not self.cuts or self.scored_by != metric:
             strategy.take_forecast(partial(estimate_scores_by_gradients, self, number, round_.candidates, metric))
         while (best := strategy.score_and_choose(round_)) is not None:
-            group, score = self._joint_cut_and_score(number, round_, best, strategy, metric)
+            group, score = self._choose_joint_or_single_cut(number, round_, best, strategy, metric)
             names = [c.name for c in group]  # before the cut: they say what is left
             if first := self._cut_or_exclude(best, round_, budget):
                 break
@@ -248,7 +248,7 @@ class Search:
         self.rows[-1].warn_once_if_score_improves(self, score)
         self.ctx.emit_event(Pruned(names[-1]))
 
-    def _joint_cut_and_score(
+    def _choose_joint_or_single_cut(
         self, cut_index: int, round_: Round, best: Candidate, strategy: CutStrategy, metric: MetricRef
     ) -> tuple[list[Candidate], float]:
         """Removed candidates, and the score: the best, and others with it where that costs no more than expected."""

@@ -10,7 +10,7 @@ from ....dsl.checker.skeleton import Branch, Group, Scan, Skeleton
 from ....dsl.checker.values import Selector
 from ...analysis.discovery.discover import skeleton_of
 from ...analysis.planning import shrink
-from ...analysis.planning.selection import branches, removable_branches, searchable_groups_by_kind
+from ...analysis.planning.selection import branches, removable_branches, searchable_branch_groups_by_kind
 from .branches import Branches, Layers
 from .candidate import Pool
 from .savings import OF_MODEL, SCANS, SavingsTable, step_count_of, steps_per_cut
@@ -236,7 +236,7 @@ def select_parts(
 
     step_size_by_parameter  how much a cut takes, by the name of the parameter that says it
     """
-    blocks, inside = removable_branches(skeleton, selector), searchable_groups_by_kind(skeleton, selector)
+    blocks, inside = removable_branches(skeleton, selector), searchable_branch_groups_by_kind(skeleton, selector)
     result: list[Parts] = []
     for kind in dict.fromkeys(kind_order):
         if kind == "blocks":

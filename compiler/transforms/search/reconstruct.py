@@ -133,7 +133,7 @@ class Reconstruction:
         self.program, self.moments = program, moments
         self._solved: dict[tuple[str, str, str], tuple[object, Takeover | None]] = {}
 
-    def refitted_reader_weights(
+    def refitted_or_zeroed_reader_weights(
         self, group: Group, removed_before: Collection[int], items_to_remove: Sequence[int]
     ) -> dict[str, Tensor]:
         """Weights by tensor path, fitted without both kinds of removed items; readers that aren't plain matrices only
@@ -173,7 +173,7 @@ class Reconstruction:
         dead_columns, item_columns = (
             input_columns_of_items(weight, reader, some) for some in (removed_before, items_to_remove)
         )
-        return solve_takeover(moment.to(exact_device(weight)), dead_columns, item_columns, DAMPING)
+        return solve_takeover_if_any(moment.to(exact_device(weight)), dead_columns, item_columns, DAMPING)
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ class Takeover:
         return new
 
 
-def solve_takeover(
+def solve_takeover_if_any(
     input_gram: Tensor, columns_removed_before: Sequence[int], columns_to_remove: Sequence[int], damping_share: float
 ) -> Takeover:
     """Least squares over the moments, where they lie; `columns_removed_before` inputs are neither kept nor lost now."""

@@ -124,7 +124,7 @@ def refit_readers(
     for member in ctx.each(readers(stream), "refitting", stream.readers):
         only = replace(stream, members=(member,), readers=1)
         for path, weight in (
-            Reconstruction(program, moments).refitted_reader_weights(only, (), removed_channels).items()
+            Reconstruction(program, moments).refitted_or_zeroed_reader_weights(only, (), removed_channels).items()
         ):
             program.model.get_parameter(path).data = weight
     program.changed()

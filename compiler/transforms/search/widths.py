@@ -110,7 +110,7 @@ class Widths(Pool):
     def reader_weights_after_removal(self, site: RankedGroup, items: Sequence[int]) -> dict[str, torch.Tensor]:
         """The readers' weights when items go, by tensor path."""
         if self.repair is not None:
-            return self.repair.refitted_reader_weights(site.group, site.dead, items)
+            return self.repair.refitted_or_zeroed_reader_weights(site.group, site.dead, items)
         return zeroed_reader_weights(self.program.model, site.group, items)
 
     def finish(self) -> None:

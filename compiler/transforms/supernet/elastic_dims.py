@@ -12,7 +12,7 @@ from ....dsl.syntax.diagnostics import Fault, Reject
 from ...analysis.discovery.bypass import other_operand_of_join
 from ...analysis.discovery.discover import skeleton_of
 from ...analysis.planning.amount import Amount
-from ...analysis.planning.selection import branches, layers, searchable_groups_by_kind
+from ...analysis.planning.selection import branches, layers, searchable_branch_groups_by_kind
 from ..editing.dry_run import copy_on_meta, layer_needed
 from ..editing.rewrite import Rewriter
 from ..search.importance import ascending_indices, l1_importance
@@ -57,7 +57,7 @@ def width_dims(
 
 def narrowable_groups(skeleton: Skeleton, selector: Selector | None, kind: str) -> tuple[Group, ...]:
     """Groups that a family may narrow: "channels", or "heads", which are KV heads where a model has them."""
-    return searchable_groups_by_kind(skeleton, selector).get(kind, ())
+    return searchable_branch_groups_by_kind(skeleton, selector).get(kind, ())
 
 
 def maskable_groups(program: "Program", groups: Sequence[Group], dims: Sequence[ElasticDim]) -> list[Group]:

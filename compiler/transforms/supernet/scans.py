@@ -9,7 +9,7 @@ import copy
 import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,14 @@ from ..search.reconstruct import has_moments, module_of, readers
 SCANNED = ("ssm_heads", "ssm_channels", "ssm_state")
 
 Role = Literal["matrix", "convolution", "mixer", "norm"]
+
+
+class _MaskSlot(NamedTuple):
+    """Entry of one of the scans' mask tables, where the mask of a member's items is kept."""
+
+    masks: dict[str, Tensor]
+    key: str
+    member: Member
 
 
 def is_maskable_scan(model: nn.Module, group: Group) -> bool:
@@ -99,7 +107,7 @@ class Scans:
 
     def mask_items(self, group: Group, masked_items: Iterable[int]) -> None:
         """Do without these items of a group from now on."""
-        for masks, key, member in self._masks_keys_and_members(group):
+        for masks, key, member in self._mask_slots(group):
             tensor = self._tensor(member)
             mask = masks.setdefault(key, torch.ones(tensor.shape[0], device=tensor.device))
             mask[[i for item in sorted(masked_items) for i in member.indices(item)]] = 0
@@ -109,7 +117,7 @@ class Scans:
         owners: dict[str, str] = {}  # module -> the mask's owner
         hooks: list[RemovableHandle] = []
         for group in groups:
-            for masks, key, member in self._masks_keys_and_members(group):
+            for masks, key, member in self._mask_slots(group):
                 path = module_of(member)
                 if masks is self.weights:
                     hooks += self._register_parameter_swap_hooks(group.site, key)
@@ -179,14 +187,14 @@ class Scans:
         adapted = "base_layer" in dict(self.model.get_submodule(path).named_children())
         return tensor_at(self.model, f"{path}.base_layer.{name}" if adapted else member.tensor)
 
-    def _masks_keys_and_members(self, group: Group) -> list[tuple[dict[str, Tensor], str, Member]]:
+    def _mask_slots(self, group: Group) -> "list[_MaskSlot]":
         result = []
         for member in group.members:
             path, role = module_of(member), _member_role(self.model, group, member)
             if role == "norm":
-                result.append((self.norms, path, member))
+                result.append(_MaskSlot(self.norms, path, member))
             elif group.kind == "ssm_state" and role == "matrix":
-                result.append((self.outputs, path, member))
+                result.append(_MaskSlot(self.outputs, path, member))
             elif group.kind == "ssm_state" and role == "convolution":
-                result.append((self.weights, member.tensor, member))
+                result.append(_MaskSlot(self.weights, member.tensor, member))
         return result

@@ -249,7 +249,7 @@ class SubnetMasks:
         return skip
 
 
-def is_site_removed(
+def is_in_removed_unit_or_branch(
     skeleton: Skeleton, site: str, removed_units: Sequence[str], removed_branch_sites: Sequence[str]
 ) -> bool:
     """Whether a group's site goes with a layer, or with the innermost branch that it lies in.
@@ -272,7 +272,7 @@ def cut_program_to_choice(
     for kind in WIDTHS:
         for site, left in space.by_path(choice, kind).items():
             group = next(g for g in skeleton.groups if (g.site, g.kind) == (site, kind))
-            if not is_site_removed(skeleton, site, removed_units, sites) and (
+            if not is_in_removed_unit_or_branch(skeleton, site, removed_units, sites) and (
                 items := removed_items(orders, group, left)
             ):
                 cuts.append((group, items))
@@ -280,7 +280,7 @@ def cut_program_to_choice(
         all_experts = [
             g
             for g in skeleton.groups
-            if g.kind == EXPERTS and not is_site_removed(skeleton, g.site, removed_units, sites)
+            if g.kind == EXPERTS and not is_in_removed_unit_or_branch(skeleton, g.site, removed_units, sites)
         ]
         fewer = [(group, len(items)) for group, items in cuts if group.kind == EXPERTS]
         is_even = len({count for _, count in fewer}) == 1
@@ -310,7 +310,7 @@ def skeleton_of_choice(skeleton: Skeleton, space: Space, choice: Mapping[str, in
     full, branches = skeleton, {b.site: b for b in skeleton.branches}
     for kind in WIDTHS:
         for site, left in space.by_path(choice, kind).items():
-            if not is_site_removed(full, site, removed_units, sites):
+            if not is_in_removed_unit_or_branch(full, site, removed_units, sites):
                 group = group_in_skeleton(
                     skeleton, next(g for g in skeleton.groups if (g.site, g.kind) == (site, kind))
                 )

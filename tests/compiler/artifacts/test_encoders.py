@@ -131,7 +131,7 @@ def test_what_effc_does_not_run_behind_a_transformer_is_refused(tmp_path, module
 def test_texts_are_rows_of_their_own_and_all_of_a_field_come_first(world):
     asked = {"path": "questions.jsonl", "fields": ("question", "answer"), "length": 24, "samples": 5}
     ctx = context(world, both=("texts", asked), one=("texts", asked | {"fields": ("question",)}))
-    rows, ones = ctx.rows_by_name("both"), ctx.rows_by_name("one")
+    rows, ones = ctx.tokenize_rows_once("both"), ctx.tokenize_rows_once("one")
     assert rows.shape == (10, 24) and torch.equal(rows[:5], ones)
     text = ctx.tokenizer.decode(rows[0], skip_special_tokens=True)
     assert text.startswith("What is") and text.endswith("less?")
@@ -169,7 +169,7 @@ def test_cka_forgives_a_turn_that_cosine_does_not(ctx):
     turn = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(0)))[0]
     kept = similarity.load_or_make_states(ctx, DataRef("both"))
     turned = {"t": kept["t"] @ turn.T, "v": kept["v"] @ turn.T}
-    rows = ctx.rows_by_name("both")
+    rows = ctx.tokenize_rows_once("both")
     assert similarity.linear_cka(model, rows, turned, "mean") == pytest.approx((1.0, 1.0), abs=1e-6)
     assert similarity.mean_cosine(model, rows, turned, "mean")[0] < 0.5
     noise = torch.randn(len(kept["v"]), 48, generator=torch.Generator().manual_seed(1))  # of another width
@@ -186,7 +186,7 @@ def test_a_rank_counts_all_that_are_as_near():
 
 
 def test_retrieval_finds_what_the_vectors_say(ctx):
-    model, rows = ctx.origin.load(), ctx.rows_by_name("both")
+    model, rows = ctx.origin.load(), ctx.tokenize_rows_once("both")
     with torch.no_grad():
         vectors = normalize(pooled_hidden_states(model, rows, "mean").pooled, dim=-1)
     near = (vectors[:12] @ vectors[12:].T).argsort(1, descending=True)
@@ -233,7 +233,7 @@ def test_an_embedder_is_pruned_healed_written_and_opened_as_what_it_was(world, t
     for form in ("compact", "compat"):
         assert {f"{form}/modules.json", f"{form}/1_Pooling/config.json"} <= names
     rows = context(world, both=("texts", {"path": "questions.jsonl", "length": 24, "fields": ("answer",)}))
-    given = rows.rows_by_name("both")
+    given = rows.tokenize_rows_once("both")
     with torch.no_grad():
         compact, compat = load(tmp_path / "hf" / "compact"), BertModel.from_pretrained(tmp_path / "hf" / "compat")
         one, other = (pooled_hidden_states(m.eval(), given, "mean").pooled for m in (compact, compat))
@@ -251,5 +251,7 @@ def test_sentence_transformers_opens_what_was_written(world, tmp_path):
     records = [json.loads(line) for line in (world / "questions.jsonl").read_text().splitlines()]
     made = torch.tensor(theirs.encode([r["answer"] for r in records]))
     with torch.no_grad():
-        ours = pooled_hidden_states(load(tmp_path / "hf" / "compact").eval(), ctx.rows_by_name("both"), "mean").pooled
+        ours = pooled_hidden_states(
+            load(tmp_path / "hf" / "compact").eval(), ctx.tokenize_rows_once("both"), "mean"
+        ).pooled
     assert torch.allclose(normalize(ours, dim=-1), made, atol=1e-4)

@@ -78,7 +78,7 @@ def reading(form, op, limit, baseline=True, count=400, confidence=0.95):
 def test_a_ratio_that_is_clear_is_decided_before_all_rows_are_read(form, op, limit, outcome):
     result = reading(form, op, limit)
     assert result.verdict.outcome == outcome and result.verdict.rows < 400
-    assert result.row_count == f"{result.verdict.rows} of 400 rows"
+    assert result.row_count_text == f"{result.verdict.rows} of 400 rows"
     ratio = [end / result.original.value for end in result.interval]
     assert (ratio[1] <= limit) == ((op[0] == "<") == (outcome == "holds"))
     assert ratio[0] < result.score.value / result.original.value < ratio[1] or form == "share"
@@ -134,7 +134,11 @@ def test_seven_rows_are_too_few_to_decide_anything():
 
 def test_a_decided_bound_says_how_many_rows_that_took():
     held, missed = (gate(Bound(REF, "<=", limit, confidence=0.95)) for limit in (50.0, 2.0))
-    assert held.state == "ok" and held.decided_by == "decided by 24 of 400 rows" and not unmet_bound_diagnostics([held])
+    assert (
+        held.state == "ok"
+        and held.decided_by_text_or_empty == "decided by 24 of 400 rows"
+        and not unmet_bound_diagnostics([held])
+    )
     (error,) = unmet_bound_diagnostics([missed])
     assert (error.slug, error.note) == ("expectation-missed", "decided by 24 of 400 rows")
 
@@ -166,4 +170,4 @@ def test_metrics_of_a_model_are_decided_by_its_rows(tmp_path, name):
     op, limit = (">=", 0.5) if name == "agreement" else ("<=", 1e4)
     bound = Bound(MetricRef(name), op, limit, confidence=0.95)
     result = read_until_decided(bound, limit, metric, origin.load(), None, ctx)
-    assert (result.verdict.outcome, result.row_count) == ("holds", "24 of 60 rows")
+    assert (result.verdict.outcome, result.row_count_text) == ("holds", "24 of 60 rows")

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 from effc.compiler.inputs.data.chat import Chat
-from effc.compiler.inputs.data.choices import Choices, answer_index
+from effc.compiler.inputs.data.choices import Choices, answer_index_labels_first
 from effc.compiler.inputs.data.hub import Hub
 from effc.compiler.inputs.data.labels import Labels
 from effc.compiler.inputs.data.pairs import Pairs
@@ -335,9 +335,9 @@ def test_every_layout_of_choices_means_the_same(ctx, record, args):
 
 
 def test_true_and_false_are_answers():
-    assert answer_index(True, ["false", "true"], []) == 1
-    assert answer_index("C", ["x", "y"], []) is None and answer_index(-1, ["x", "y"], []) is None
-    assert answer_index("3", ["3", "2"], []) == 0, "a text wins over a number"
+    assert answer_index_labels_first(True, ["false", "true"], []) == 1
+    assert [answer_index_labels_first(answer, ["x", "y"], []) for answer in ("C", -1)] == [None, None]
+    assert answer_index_labels_first("3", ["3", "2"], []) == 0, "a text wins over a number"
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_what_a_model_writes_is_likelier_to_it_than_noise_and_the_same_every_tim
     assert written.shape == (6, 24) and len(set(map(tuple, written.tolist()))) == 6
     assert torch.equal(written, rows(Generated(count=6, length=24, seed=1), worlds.context(tmp_path, made.origin)))
     assert not torch.equal(written, rows(Generated(count=6, length=24, seed=2), made))
-    model, noise = made.origin.load(), torch.randint(made.origin.vocabulary, written.shape)
+    model, noise = made.origin.load(), torch.randint(made.origin.token_id_count, written.shape)
     with torch.no_grad():
         own, other = (model(input_ids=r, labels=r).loss.item() for r in (written, noise))
     assert own < 0.6 * other

@@ -228,7 +228,7 @@ def test_a_target_is_what_is_said_of_a_sound(folder):
     model = transformers.WhisperForConditionalGeneration.from_pretrained(folder / "whisper")
     opened = api.open_session(recipe_of(folder), settings=Settings(folder / "cache", threads=1))
     (recipe,) = opened.recipes()
-    rows = opened.context(recipe, recipe.pipelines["small"]).rows_by_name("heard")
+    rows = opened.context(recipe, recipe.pipelines["small"]).tokenize_rows_once("heard")
     (part,) = packed_input_parts(model)
     assert part.shape == (16, 100) and rows.shape == (6, 1600 + 10)
     wanted, counted = targets_and_prediction_mask(model, rows)

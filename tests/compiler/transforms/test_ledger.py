@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.analysis.planning import shrink
-from effc.compiler.analysis.planning.selection import searchable_groups_by_kind
+from effc.compiler.analysis.planning.selection import searchable_branch_groups_by_kind
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.transforms.search.branches import Branches
 from effc.compiler.transforms.search.importance import l1_importance
@@ -61,7 +61,7 @@ def test_cuts_at_random_take_what_they_count_on_out_of_the_model(data):
     program = capture(table.model("mobilevitv2"))
     size = shrink.param_count(skeleton_of(program))
     savings_table = SavingsTable(skeleton_of(program))
-    groups = searchable_groups_by_kind(skeleton_of(program), None)["channels"]
+    groups = searchable_branch_groups_by_kind(skeleton_of(program), None)["channels"]
     widths = Widths(program, groups, 8, savings_table, lambda group: l1_importance(program, group))
     blocks = Branches(program, skeleton_of(program).branches, savings_table)
     saved = 0.0

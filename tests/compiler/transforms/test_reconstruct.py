@@ -12,7 +12,7 @@ from effc.compiler.transforms.search.reconstruct import (
     Moments,
     Reconstruction,
     readers,
-    solve_takeover,
+    solve_takeover_if_any,
     zeroed_reader_weights,
 )
 from effc.dsl.syntax.diagnostics import Reject
@@ -29,7 +29,7 @@ IDS = torch.randint(3, 128, (4, 12), generator=torch.Generator().manual_seed(2))
 
 def repair_weight(weight, gram, zero_columns, columns_to_remove, damping):
     """The weight whose columns `columns_to_remove` are zero and whose others make up for them as well as they can."""
-    return solve_takeover(gram, zero_columns, columns_to_remove, damping).refitted_copy(weight)
+    return solve_takeover_if_any(gram, zero_columns, columns_to_remove, damping).refitted_copy(weight)
 
 
 def read(program, folder, ids=IDS):
@@ -82,7 +82,7 @@ def test_everything_is_computed_on_the_device_of_the_weights(tmp_path, name):
                 assert ranking.device.type == "cpu" and ranking.shape == (group.count,)
             for weights in (
                 zeroed_reader_weights(there.model, group, [1]),
-                Reconstruction(there, moments).refitted_reader_weights(group, {0}, [1]),
+                Reconstruction(there, moments).refitted_or_zeroed_reader_weights(group, {0}, [1]),
             ):
                 assert {w.device.type for w in weights.values()} == {"meta"}
 
@@ -174,16 +174,16 @@ def test_a_trial_and_its_cut_are_solved_once_and_give_the_same_bits(tmp_path):
     moments = Counting(tmp_path)
     first, second = [g for g in skeleton_of(program).groups if g.kind == "channels"][:2]
     repair = Reconstruction(program, moments)
-    trials = [repair.refitted_reader_weights(g, set(), [1, 3]) for g in (first, second)]
+    trials = [repair.refitted_or_zeroed_reader_weights(g, set(), [1, 3]) for g in (first, second)]
     assert moments.reads == 2
-    cuts = [repair.refitted_reader_weights(g, set(), [1, 3]) for g in (first, second)]
+    cuts = [repair.refitted_or_zeroed_reader_weights(g, set(), [1, 3]) for g in (first, second)]
     assert moments.reads == 2
     assert all(torch.equal(a[t], b[t]) for a, b in zip(trials, cuts, strict=True) for t in a)
     for items, dead in (([1, 2], set()), ([1, 3], {0}), ([1, 3], set())):  # only the newest is kept
-        fresh = Reconstruction(program, Moments(tmp_path)).refitted_reader_weights(first, dead, items)
-        found, before = repair.refitted_reader_weights(first, dead, items), moments.reads
+        fresh = Reconstruction(program, Moments(tmp_path)).refitted_or_zeroed_reader_weights(first, dead, items)
+        found, before = repair.refitted_or_zeroed_reader_weights(first, dead, items), moments.reads
         assert all(torch.equal(found[t], fresh[t]) for t in fresh)
-        repair.refitted_reader_weights(second, set(), [1, 3])
+        repair.refitted_or_zeroed_reader_weights(second, set(), [1, 3])
         assert moments.reads == before
     assert moments.reads == 5
 
@@ -192,11 +192,11 @@ def test_what_was_solved_holds_for_weights_that_changed_meanwhile(tmp_path):
     program = capture(tiny.model("llama"))
     moments, group = read(program, tmp_path), skeleton_of(program).groups[0]
     repair = Reconstruction(program, moments)
-    repair.refitted_reader_weights(group, set(), [1])
+    repair.refitted_or_zeroed_reader_weights(group, set(), [1])
     with torch.no_grad():
         program.model.get_parameter(readers(group)[0].tensor).mul_(2)
-    fresh = Reconstruction(program, moments).refitted_reader_weights(group, set(), [1])
-    assert all(torch.equal(w, fresh[t]) for t, w in repair.refitted_reader_weights(group, set(), [1]).items())
+    fresh = Reconstruction(program, moments).refitted_or_zeroed_reader_weights(group, set(), [1])
+    assert all(torch.equal(w, fresh[t]) for t, w in repair.refitted_or_zeroed_reader_weights(group, set(), [1]).items())
 
 
 PROBLEMS = {
@@ -293,7 +293,7 @@ def test_what_a_convolution_reads_is_made_up_for_by_least_squares(tmp_path, kind
         moments.collect_missing_and_count_passes(program, ["last"], lambda: program.model(x), 1 << 30)
         before = program.model(x)
         assert set(importance.ascending_indices(importance.obs_importance(program, group, moments))[:2]) == {1, 4}
-        for path, value in Reconstruction(program, moments).refitted_reader_weights(group, (), [4]).items():
+        for path, value in Reconstruction(program, moments).refitted_or_zeroed_reader_weights(group, (), [4]).items():
             program.model.get_parameter(path).data = value
         after = program.model(x)
     assert not program.model.last.weight[:, 4].any()

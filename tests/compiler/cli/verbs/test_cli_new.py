@@ -79,7 +79,7 @@ def test_what_writes_is_judged_by_perplexity_and_what_encodes_by_similarity():
 
 def read_by(config: dict) -> SimpleNamespace:
     positions = max_row_tokens(config)
-    return SimpleNamespace(tokenizer_identity="x", config=config, positions=positions, code=False, vocabulary=9)
+    return SimpleNamespace(tokenizer_identity="x", config=config, positions=positions, code=False, token_id_count=9)
 
 
 def test_random_rows_are_no_longer_than_the_positions_wherever_the_config_has_them():

@@ -82,8 +82,8 @@ def test_the_best_of_all_candidates_is_nearly_reached_by_looking_at_a_quarter_of
     for number in range(6):
         search = searched(tmp_path, f"model {number}")
         everything = {c: search.trials.simulate(c, 0) for c in search.candidates}
-        best = search.rank_candidates(everything)[0]
-        chosen = search.rank_candidates(search.finals)[0]
+        best = search.rank_measured_feasible_first(everything)[0]
+        chosen = search.rank_measured_feasible_first(search.finals)[0]
         assert not search.worst_bound_violation(search.finals[chosen]), "a candidate that misses a bound was chosen"
         losses.append(search.objective_costs(everything[chosen])[0] / search.objective_costs(everything[best])[0] - 1)
         shares.append(len(search.quick_trials) / len(search.candidates))
@@ -232,7 +232,7 @@ def test_of_a_candidate_that_time_ran_out_for_nobody_says_that_it_was_no_better(
     from effc.compiler.driver.tuning.tune import Tuned
 
     search = searched(tmp_path, "short", minutes=10)
-    best = search.rank_candidates(search.quick_trials, SLACK)[:FINALISTS]
+    best = search.rank_measured_feasible_first(search.quick_trials, SLACK)[:FINALISTS]
     first, *others = (c for c in best if not search.worst_bound_violation(search.quick_trials[c]))
     search.finals, search.out_of_time = {first: search.finals[first]}, True
     states = {row.name: row.state for row in table_rows(Tuned(search.wish, search))}
@@ -272,7 +272,7 @@ def test_the_mildest_quick_change_is_measured_first_and_then_the_smallest(tmp_pa
 
 def test_where_nothing_keeps_the_bounds_the_nearest_come_first(tmp_path):
     search = searched(tmp_path, "strict", limit=0.9)
-    ranked = search.rank_candidates(search.finals)
+    ranked = search.rank_measured_feasible_first(search.finals)
     violations = [search.worst_bound_violation(search.finals[c]) for c in ranked]
     assert violations == sorted(violations) and violations[0] > 0 and search.best is None
 
@@ -305,7 +305,7 @@ def test_a_combination_of_a_change_that_was_not_measured_is_not_foretold():
 
 @pytest.mark.parametrize("distance, tied", [(0.02, True), (0.3, False)])
 def test_a_finalist_whose_time_can_t_be_told_from_the_winner_s_is_named(tmp_path, distance, tied):
-    from effc.compiler.driver.tuning.summary import indistinguishable_finalists_text
+    from effc.compiler.driver.tuning.summary import indistinguishable_finalists_text_or_empty
     from effc.compiler.driver.tuning.tune import Compiled, Tuned
 
     search = searched(tmp_path, "ranges", minutes=10)
@@ -315,5 +315,7 @@ def test_a_finalist_whose_time_can_t_be_told_from_the_winner_s_is_named(tmp_path
         c: Trial({QUALITY: (10.0, 10.0), "decode.p50": (10.0, 20.0)}, ranges=r)
         for c, r in zip((first, second), ranges, strict=True)
     }
-    text = indistinguishable_finalists_text(Tuned(search.wish, search, {first: Compiled(tmp_path / "w.effspec", ())}))
+    text = indistinguishable_finalists_text_or_empty(
+        Tuned(search.wish, search, {first: Compiled(tmp_path / "w.effspec", ())})
+    )
     assert (second.name in text and "0.48 to 0.52" in text) == tied and bool(text) == tied
