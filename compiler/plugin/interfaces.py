@@ -215,6 +215,11 @@ class Metric(Plugin):
     compares: ClassVar[str] = "predictions"
     rowwise: ClassVar[bool] = False
 
+    def cannot_measure(self) -> "Mapping[str, str]":
+        if self.exact or self.timed:
+            return {}
+        return {"pruned caches": "it reads rows at once, and a cache is pruned while tokens are decoded"}
+
     def score_rows(
         self, model: "torch.nn.Module", ctx: "Context", indices: "Sequence[int] | None" = None
     ) -> "RowScores":

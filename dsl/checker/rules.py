@@ -65,6 +65,10 @@ class Rules:
         """Effects of earlier passes that a target refuses, each with a reason."""
         return {}
 
+    def cannot_measure(self) -> Mapping[str, str]:
+        """Effects of earlier passes that a metric's value leaves out, each with a reason."""
+        return {}
+
     def result_kind(self) -> str:
         """Kind of the result of a pass: "model", "adapters", "front" or "family"."""
         return "model"
