@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from hashlib import sha256
 from math import exp
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -34,10 +34,10 @@ from bench.foundation_arms import APPS, ARMS, CENTRAL, Runs
 from bench.foundation_data import SUBJECTS, write_questions, write_texts, write_verses
 from bench.foundation_retrieval import LAYOUTS, LIMITS, RANKS, measure_retrieval
 from bench.json_table import write_table
+from bench.paired import mean_and_half_width
 from bench.row_store import RowStore
 from bench.tables import markdown
 
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # half a 95 % interval in standard errors, by the number of seeds
 Row = dict[str, Any]
 Lines = list[dict[str, str]]
 
@@ -51,9 +51,10 @@ def spread(values: Sequence[float], form: str = ".2f") -> str:
 def difference(values: Sequence[float], baseline: Sequence[float], form: str = "+.3f") -> str:
     """Mean difference by seed, with half of its interval."""
     each = [a - b for a, b in zip(values, baseline, strict=True)]
-    if max(map(abs, each)) == 0 or len(each) not in STUDENT:
+    if max(map(abs, each)) == 0 or len(each) == 1:
         return ""
-    return f"{fmean(each):{form}} ± {STUDENT[len(each)] * stdev(each) / len(each) ** 0.5:{form.replace('+', '')}}"
+    mean, half_width = mean_and_half_width(each)
+    return f"{mean:{form}} ± {half_width:{form.replace('+', '')}}"
 
 
 def final_losses(row: Row) -> list[list[float]]:

@@ -38,6 +38,7 @@ from effc.compiler.apps.federation.declaration import Declaration
 from effc.compiler.core.fingerprint import machine_facts
 
 from bench.json_table import add_json_option, write_table
+from bench.paired import mean_and_half_width
 from bench.raffm import COVER, DEALS, Look, Update, run_federation, write_seed_rows
 from bench.reviews import Arm, compile_federation
 from bench.row_store import RowStore
@@ -46,7 +47,6 @@ from bench.tables import markdown
 SPEEDS, BUDGETS = (1.0, 1 / 2, 1 / 4, 1 / 8), (100, 75, 60, 50)  # percent of the parameters, the whole first
 MIXES = {"even": (0, 1, 2, 3), "slow": (0, 1, 1, 2, 2, 2, 3, 3, 3, 3)}  # classes of clients, repeated
 PER_ROUND, ROWS, PIECES, LAST = 10, 3200, 3000, 3
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % quantiles by the number of seeds
 WHOLE: dict[str, Any] = {"strategy": "fedavg", "sizes": (), "size_of": ()}
 
 
@@ -128,20 +128,11 @@ def emulated_course(row: dict[str, Any], mix: str, seconds: dict[int, float], by
     return Course([look.accuracy for look in looks], [look.bytes for look in looks], lengths)
 
 
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean with half of its 95 % interval by Student's t, infinity of one value."""
-    count = len(values)
-    if count == 1:
-        return values[0], math.inf
-    error = statistics.stdev(values) / count**0.5
-    return statistics.fmean(values), STUDENT[count] * error
-
-
 def ratio_text(values: Sequence[float], baseline: Sequence[float]) -> str:
     """Geometric mean of paired ratios with its interval, "" where the target was missed."""
     if any(map(math.isnan, (*values, *baseline))):
         return ""
-    mean, error = mean_and_error([math.log(value / base) for value, base in zip(values, baseline, strict=True)])
+    mean, error = mean_and_half_width([math.log(value / base) for value, base in zip(values, baseline, strict=True)])
     if math.isinf(error):
         return f"{math.exp(mean):.2f}"
     return f"{math.exp(mean):.2f} ({math.exp(mean - error):.2f} .. {math.exp(mean + error):.2f})"
@@ -149,7 +140,7 @@ def ratio_text(values: Sequence[float], baseline: Sequence[float]) -> str:
 
 def difference_text(values: Sequence[float], baseline: Sequence[float]) -> str:
     """Mean of paired differences with its interval."""
-    mean, error = mean_and_error([value - base for value, base in zip(values, baseline, strict=True)])
+    mean, error = mean_and_half_width([value - base for value, base in zip(values, baseline, strict=True)])
     return f"{mean:+.3f}" if math.isinf(error) else f"{mean:+.3f} ± {error:.3f}"
 
 

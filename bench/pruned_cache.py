@@ -3,11 +3,11 @@
     python -m bench.pruned_cache FOLDER [--rows 12] [--contexts 2048 7168] [--rounds 9] [--json FILE]
 
 FOLDER is that of bench.smol, which says what the texts are, and keeps measured rows in rows.json. A row of 768 tokens is
-read to its 512th, the other 256 are fed one by one, and their perplexity is counted; rows of both texts, most of them read
-by nobody's training here. `more` is how much higher it is than over the whole cache, with half of the 95 % interval over
-rows, which are compared one by one. The newest 64 tokens and the first 32 stay whole, as by default. Seconds of a token
-are of one sequence in torch, float32, one thread, behind contexts of so many tokens; contenders take turns, median of the
-ratios to the whole cache. The published kernel prunes a prompt's cache once and freezes it; this one goes on.
+read to its 512th, the other 256 are fed one by one, and their perplexity is counted. `more` is how much higher it is than
+over the whole cache, with half of the 95 % interval over rows, which are compared one by one. The newest 64 tokens and the
+first 32 stay whole, as by default. Seconds of a token are of one sequence in torch, float32, one thread, behind contexts of
+so many tokens; contenders take turns, median of the ratios to the whole cache. The published kernel prunes a prompt's cache
+once and freezes it; this one goes on.
 """
 
 import argparse
@@ -19,8 +19,7 @@ from typing import Any
 
 import torch
 from effc.compiler.core.fingerprint import machine_facts
-from effc.compiler.models.rows.decoding import cache_kwargs_of
-from effc.compiler.models.rows.forward import evaluating, logits_of_output, token_losses
+from effc.compiler.models.rows.decoding import cache_kwargs_of, decoded_row_nll
 
 from bench import smol
 from bench.json_table import add_json_option, write_table
@@ -60,14 +59,7 @@ def text_rows(folder: Path, row_count: int) -> dict[str, torch.Tensor]:
 
 def decoded_nats(model: Any, ids: torch.Tensor) -> list[float]:
     """Mean nats of the decoded tokens of each row of `ids` [rows, PROMPT + DECODED]."""
-    nats = []
-    with torch.inference_mode(), evaluating(model):
-        out = model(input_ids=ids[:, :PROMPT], use_cache=True)
-        for position in range(PROMPT, ids.shape[1]):
-            logits = logits_of_output(out)[:, -1].float()
-            nats.append(token_losses(logits, ids[:, position]).double())
-            out = model(input_ids=ids[:, position : position + 1], use_cache=True, **cache_kwargs_of(out))
-    return torch.stack(nats).mean(0).tolist()
+    return [nats / DECODED for nats in decoded_row_nll(model, ids, DECODED).nats]
 
 
 def quality_row(folder: Path, keys: int, values: int, texts: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -82,13 +74,13 @@ def seconds_of_tokens(folder: Path, context: int, rounds: int) -> dict[tuple[int
     models = {shares: model_with_cache(folder, *shares) for shares in (WHOLE, *TIMED)}
     seconds: dict[tuple[int, int], list[float]] = {shares: [] for shares in models}
     with torch.inference_mode():
-        outs = {shares: model(input_ids=ids, use_cache=True) for shares, model in models.items()}
+        caches = {shares: cache_kwargs_of(model(input_ids=ids, use_cache=True)) for shares, model in models.items()}
         for turn in range(rounds + 1):
             for shares, model in models.items():
                 start = time.perf_counter()
                 for _ in range(steps):
-                    out = model(input_ids=ids[:, :1], use_cache=True, **cache_kwargs_of(outs[shares]))
-                    outs[shares] = out
+                    out = model(input_ids=ids[:, :1], use_cache=True, **caches[shares])
+                    caches[shares] = cache_kwargs_of(out)
                 if turn:
                     seconds[shares].append((time.perf_counter() - start) / steps)
     return seconds

@@ -218,7 +218,8 @@ class Metric(Plugin):
     def cannot_measure(self) -> "Mapping[str, str]":
         if self.exact or self.timed:
             return {}
-        return {"pruned caches": "it reads rows at once, and a cache is pruned while tokens are decoded"}
+        remedy = "bound `perplexity(DATA, decoded: 32)`"
+        return {"pruned caches": f"it reads rows at once, and a cache is pruned while tokens are decoded: {remedy}"}
 
     def score_rows(
         self, model: "torch.nn.Module", ctx: "Context", indices: "Sequence[int] | None" = None

@@ -213,7 +213,7 @@ def report_unmeasured_effects(bounds: Iterable[Bound], build: PipelineBuild) -> 
     for bound in bounds:
         word = build.scope.session.vocabulary.words("metric")[bound.metric.name]
         reasons = word.rules(dict(bound.metric.args)).cannot_measure()
-        for stage in build.stages:
+        for stage in build.stages_up_to(bound.part) or build.stages:
             for effect in (e for e in stage.rules.effects() if e in reasons):
                 build.scope.report(
                     unmeasured(
@@ -221,7 +221,6 @@ def report_unmeasured_effects(bounds: Iterable[Bound], build: PipelineBuild) -> 
                         bound.span,
                         note=reasons[effect],
                         related=((stage.span, effect),),
-                        help="bound `perplexity(DATA, decoded: 32)`, which counts tokens that are fed one by one",
                     )
                 )
 

@@ -43,6 +43,9 @@ class Perplexity(Metric):
         unit="tokens",
     )
 
+    def min_row_tokens(self) -> int:
+        return 0 if self.decoded is None else self.decoded + 1
+
     def cannot_measure(self) -> Mapping[str, str]:
         return super().cannot_measure() if self.decoded is None else {}
 
@@ -58,21 +61,21 @@ class Perplexity(Metric):
         if self.decoded is None:
             nats, tokens = row_nll(model, rows, answers, prompts)
         else:
-            self._require_text_rows_longer_than_decoded(rows, is_text=answers is None)
+            self._require_text_rows_longer_than(self.decoded, rows, is_text=answers is None)
             nats, tokens = decoded_row_nll(model, rows, self.decoded)
         scores = RowScores(nats, tokens, "exp")
         finite(math.fsum(nats), "perplexity", self.data.name)
         finite(scores.value, "perplexity", self.data.name)
         return scores
 
-    def _require_text_rows_longer_than_decoded(self, rows: Tensor, is_text: bool) -> None:
+    def _require_text_rows_longer_than(self, n_decoded: int, rows: Tensor, is_text: bool) -> None:
         if not is_text or rows.dim() != 2 or rows.is_floating_point():
             raise invalid_rows(
-                f"`decoded` counts the last tokens of a text, and rows of `{self.data.name}` are none",
+                f"`decoded` counts the last tokens of texts, and rows of `{self.data.name}` are of another kind",
                 help="leave `decoded` out",
             ).rejection()
-        if self.decoded is not None and rows.shape[1] <= self.decoded:
+        if rows.shape[1] <= n_decoded:
             raise invalid_rows(
-                f"`decoded: {self.decoded}` leaves no prompt: rows of `{self.data.name}` have {rows.shape[1]} tokens",
+                f"`decoded: {n_decoded}` leaves no prompt: rows of `{self.data.name}` have {rows.shape[1]} tokens",
                 help=f"at most `decoded: {rows.shape[1] - 1}`",
             ).rejection()

@@ -46,7 +46,7 @@ def test_perplexity_while_decoding_needs_a_prompt_and_text(tmp_path):
     file = tmp_path / "pairs.jsonl"
     file.write_text(json.dumps({"prompt": "ask", "answer": "yes"}))
     pairs = worlds.context(tmp_path, origin, {"qa": ("pairs", {"path": str(file), "length": 24, "join": " "})})
-    with pytest.raises(Reject, match="rows of `qa` are none"):
+    with pytest.raises(Reject, match="rows of `qa` are of another kind"):
         measure(pairs, origin.load(), DataRef("qa"), 2)
 
 
