@@ -42,13 +42,13 @@ Row = dict[str, Any]
 Lines = list[dict[str, str]]
 
 
-def spread(values: Sequence[float], form: str = ".2f") -> str:
+def mean_and_range_text(values: Sequence[float], form: str = ".2f") -> str:
     if max(values) - min(values) < 1e-9:
         return f"{values[0]:{form}}"
     return f"{fmean(values):{form}} ({min(values):{form}} .. {max(values):{form}})"
 
 
-def difference(values: Sequence[float], baseline: Sequence[float], form: str = "+.3f") -> str:
+def difference_text(values: Sequence[float], baseline: Sequence[float], form: str = "+.3f") -> str:
     """Mean difference by seed, with half of its interval."""
     each = [a - b for a, b in zip(values, baseline, strict=True)]
     if max(map(abs, each)) == 0 or len(each) == 1:
@@ -88,12 +88,12 @@ def pretraining_table(arms: dict[str, list[Row]]) -> Lines:
         {
             "arm": arm,
             "rate": rate_text(rows[0]),
-            "perplexity of a client's text": spread([exp(loss) for loss in texts[arm]], ".1f"),
-            "of the worst client's": spread([exp(max(own_text_losses(row))) for row in rows], ".1f"),
-            "of all clients' texts": spread([exp(all_texts_loss(row)) for row in rows], ".1f"),
-            "of the Bible": spread([exp(loss) for loss in bible[arm]], ".1f"),
-            "a client's text, nats beside FedAvg": difference(texts[arm], texts["FedAvg"]),
-            "the Bible, nats beside FedAvg": difference(bible[arm], bible["FedAvg"]),
+            "perplexity of a client's text": mean_and_range_text([exp(loss) for loss in texts[arm]], ".1f"),
+            "of the worst client's": mean_and_range_text([exp(max(own_text_losses(row))) for row in rows], ".1f"),
+            "of all clients' texts": mean_and_range_text([exp(all_texts_loss(row)) for row in rows], ".1f"),
+            "of the Bible": mean_and_range_text([exp(loss) for loss in bible[arm]], ".1f"),
+            "a client's text, nats beside FedAvg": difference_text(texts[arm], texts["FedAvg"]),
+            "the Bible, nats beside FedAvg": difference_text(bible[arm], bible["FedAvg"]),
             "MiB up, client and round": f"{rows[0]['bytes_up'] / 2**20:.2f}" if trains_together(arm) else "",
         }
         for arm, rows in arms.items()
@@ -110,10 +110,14 @@ def prompts_table(arms: dict[str, list[Row]]) -> Lines:
             {
                 "arm": arm,
                 "rate": rate_text(rows[0]),
-                "loss": spread(means[arm], ".3f"),
-                "accuracy": spread([fmean(state["accuracy"] for state in row["scores"][-1]) for row in rows]),
-                "worst client's loss": spread([max(state[0] for state in final_losses(row)) for row in rows], ".3f"),
-                "nats beside FedAvg": difference(means[arm], means["FedAvg"], "+.4f"),
+                "loss": mean_and_range_text(means[arm], ".3f"),
+                "accuracy": mean_and_range_text(
+                    [fmean(state["accuracy"] for state in row["scores"][-1]) for row in rows]
+                ),
+                "worst client's loss": mean_and_range_text(
+                    [max(state[0] for state in final_losses(row)) for row in rows], ".3f"
+                ),
+                "nats beside FedAvg": difference_text(means[arm], means["FedAvg"], "+.4f"),
                 "KiB up, client and round": f"{rows[0]['bytes_up'] / 1024:.1f}" if trains_together(arm) else "",
                 "prompt beside FedAvg's, largest difference": "{:.0e} after a round, {:.0e} at the end".format(*peaks)
                 if any(peaks)
@@ -142,9 +146,9 @@ def streams_table(arms: dict[str, list[Row]]) -> Lines:
     baseline, lines = values["no anchor"], []
     for arm, of_arm in values.items():
         absent = () if "anchor" in arm else ("first task after it", "forgotten")
-        cells = {name: "" if name in absent else spread(losses) for name, losses in of_arm.items()}
+        cells = {name: "" if name in absent else mean_and_range_text(losses) for name, losses in of_arm.items()}
         compared = {
-            f"{name}, beside no anchor": "" if name in absent else difference(of_arm[name], baseline[name])
+            f"{name}, beside no anchor": "" if name in absent else difference_text(of_arm[name], baseline[name])
             for name in ("forgotten", "second task at the end", "mean of both")
         }
         lines.append({"arm": arm} | cells | compared)
@@ -160,10 +164,10 @@ def retrieval_table(rows: list[Row]) -> Lines:
             index = [arms["one index"]["recall@10"] for arms in of_layout]
             lines.append(
                 {"documents": layout, "arm": arm}
-                | {f"recall@{k}": spread(values[f"recall@{k}"], ".3f") for k in RANKS}
+                | {f"recall@{k}": mean_and_range_text(values[f"recall@{k}"], ".3f") for k in RANKS}
                 | {
-                    "recall@10 beside one index": difference(values["recall@10"], index),
-                    "of its 10 best": spread(values["of_one_index"], ".3f"),
+                    "recall@10 beside one index": difference_text(values["recall@10"], index),
+                    "of its 10 best": mean_and_range_text(values["of_one_index"], ".3f"),
                     "scores up a question": f"{values['scores'][0]}" if "scores" in values else "",
                     "bytes up": f"{fmean(values['bytes_up']):.0f}" if "bytes_up" in values else "",
                     "bytes down": f"{fmean(values['bytes_down']):.0f}" if "bytes_down" in values else "",

@@ -86,7 +86,7 @@ def seconds_of_tokens(folder: Path, context: int, rounds: int) -> dict[tuple[int
     return seconds
 
 
-def table(quality: list[dict[str, Any]], speed: dict[int, dict[tuple[int, int], list[float]]]) -> list[list[str]]:
+def table_rows(quality: list[dict[str, Any]], speed: dict[int, dict[tuple[int, int], list[float]]]) -> list[list[str]]:
     """Rows of cells, the head first."""
     whole = quality[0]
     head = ["keys kept", "values kept"]
@@ -131,7 +131,7 @@ def main() -> None:
             store.add(quality_row(folder, keys, values, texts))
         print(f"keys {keys}%, values {values}%: done", flush=True)
     speed = {context: seconds_of_tokens(folder, context, options.rounds) for context in options.contexts}
-    rows = table(store.rows, speed)
+    rows = table_rows(store.rows, speed)
     write_table(options.json, rows[0], rows[1:])
     print(markdown(rows))
 
