@@ -22,9 +22,10 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from effc.compiler.apps.federation.declaration import Declaration
+from effc.compiler.apps.federation.declaration import DataSet, Declaration
 
 from bench.reviews import (
     TASKS,
@@ -37,6 +38,9 @@ from bench.reviews import (
     write_untrained_classifier,
 )
 from bench.wire import protobuf_bytes
+
+if TYPE_CHECKING:
+    from effc.compiler.apps.federation.rows import Rows
 
 TESTS = 200
 REFT = Arm(intervention_steps(1), "trains: reft, strategy: abm, lr: 1e-2", ())
@@ -180,13 +184,18 @@ def test_accuracies(client_host, learner, states, test_files: list[str]) -> list
     return found
 
 
-def read_test_rows(client_host, folder: Path, name: str, test_file: str) -> torch.Tensor:
+def read_test_rows(client_host, folder: Path, name: str, test_file: str) -> "Rows":
     """Rows of another file, read as the declared ones are."""
-    from effc.compiler.apps.federation.client_host import ClientHost
-
     data = client_host.declared.data[0]
     body = json.loads(json.dumps(dict(data.args)).replace(f"{name}.jsonl", f"{test_file}.jsonl"))
-    other = client_host.declared.with_changes(data=(replace(data, args=body),))
+    return read_rows(client_host, folder, replace(data, args=body))
+
+
+def read_rows(client_host, folder: Path, data: DataSet) -> "Rows":
+    """Rows of a data set that the federation does not declare."""
+    from effc.compiler.apps.federation.client_host import ClientHost
+
+    other = client_host.declared.with_changes(data=(data,))
     (rows,) = ClientHost(other, client_host.model, folder, client_host.settings)._load_rows_by_source()
     return rows
 

@@ -1,10 +1,20 @@
 """Differences between models on equal questions, with paired intervals."""
 
+import math
 from collections.abc import Sequence
 from statistics import NormalDist, fmean, stdev
 from typing import Any
 
+from scipy.stats import t
+
 Z = NormalDist().inv_cdf(0.975)  # half a 95 % interval, in standard errors
+
+
+def mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
+    """Mean of independent values, and half of its 95 % interval by Student's t: infinity of one value."""
+    if len(values) == 1:
+        return values[0], math.inf
+    return fmean(values), float(t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
 
 
 def bits_text(right: Sequence[float]) -> str:

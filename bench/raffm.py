@@ -17,7 +17,9 @@ import json
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ import torch
 from bench.reviews import Arm, compile_federation, sample_rows, sst2, write_rows, write_untrained_classifier
 
 TESTS, KEPT = 300, 2000  # test rows; ids below are special tokens and single letters, and stay
+SPECIAL = 104  # ids below are special tokens
 DEALS = {"dirichlet": "split: dirichlet, beta: 0.5", "even": "split: even"}
 COVER = "trains: full, strategy: coverage"
 ARMS = {
@@ -37,22 +40,46 @@ ARMS = {
 
 
 @dataclass(frozen=True)
+class Update:
+    """Training of a client in a round: bytes of the arrays down and up, processor seconds."""
+
+    client: int
+    down: int
+    up: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Look:
-    """After a round: accuracy, bytes of all clients both ways, processor seconds of all and of the slowest."""
+    """Accuracy of the server's model after a round, and the round's updates."""
 
     accuracy: float
-    bytes: int
-    seconds: float
-    slowest: float
+    updates: tuple[Update, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(update.down + update.up for update in self.updates)
+
+    @property
+    def seconds(self) -> float:
+        return sum(update.seconds for update in self.updates)
+
+    @property
+    def slowest(self) -> float:
+        return max(update.seconds for update in self.updates)
 
 
-def trim_vocabulary(folder: Path, texts: list[str]) -> int:
-    """Leave of a classifier's vocabulary what these texts have; how many pieces that is."""
+def trim_vocabulary(folder: Path, texts: list[str], most: int = 0) -> int:
+    """Leave of a classifier's vocabulary what these texts have; number of pieces left.
+
+    most  pieces, the most frequent ones, that stay beside special tokens; single letters go, too. 0: all, and letters
+    """
     from transformers import AutoTokenizer, BertForSequenceClassification
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    used = {i for text in texts for i in tokenizer(text)["input_ids"] if i >= KEPT}
-    kept = [*range(KEPT), *sorted(used)]
+    first = SPECIAL if most else KEPT
+    used = Counter(i for text in texts for i in tokenizer(text)["input_ids"] if i >= first)
+    kept = [*range(first), *sorted(i for i, _ in used.most_common(most or None))]
     file = folder / "tokenizer.json"
     body = json.loads(file.read_text())
     words = {number: word for word, number in body["model"]["vocab"].items()}
@@ -67,21 +94,21 @@ def trim_vocabulary(folder: Path, texts: list[str]) -> int:
 
 
 class Clock:
-    """A client that tells the processor time of its training."""
+    """A client whose processor seconds of training are kept by its number."""
 
-    def __init__(self, seat, spent: list[float]):
-        self.seat, self.spent, self.learner, self.client = seat, spent, seat.learner, seat.client
+    def __init__(self, seat, seconds: dict[int, float]):
+        self.seat, self.seconds = seat, seconds
 
     def __call__(self, message, memory) -> Any:
         began = time.process_time()
         answer = self.seat(message, memory)
         if message.kind == "train":
-            self.spent.append(time.process_time() - began)
+            self.seconds[self.seat.client] = time.process_time() - began
         return answer
 
 
-def run_federation(app, data: Path, seed: int) -> list[Look]:
-    """What every round came to."""
+def run_federation(app, data: Path, seed: int, clients: Sequence[int] = ()) -> list[Look]:
+    """All rounds; of some clients, as many of them take part in a round as would of all."""
     from effc.compiler.apps.federation.client_host import ClientHost
     from effc.compiler.apps.federation.declaration import make_strategy
     from effc.compiler.apps.federation.grid import LocalGrid
@@ -91,21 +118,23 @@ def run_federation(app, data: Path, seed: int) -> list[Look]:
     from bench.clients import read_test_rows
 
     path, declared = app[0], app[1].with_changes(seed=seed)
-    place = ClientHost(declared, path / declared.folder, data, Settings(data / "cache", seed=seed, threads=1))
+    host = ClientHost(declared, path / declared.folder, data, Settings(data / "cache", seed=seed, threads=1))
     looks: list[Look] = []
-    spent: list[float] = []
-    with place.participants(list(range(declared.clients))) as seats:
+    seconds: dict[int, float] = {}
+    clients = clients or range(declared.clients)
+    share = declared.share * declared.clients / len(clients)
+    terms = replace(declared.make_round_terms(), clients=len(clients), share=share)
+    with host.participants(list(clients)) as seats:
         judge = seats[0].learner  # of the whole model
-        learns, judge_rows = judge.held_out, read_test_rows(place, data, declared.data[0].name, "test")
-        run = Federation(LocalGrid([Clock(s, spent) for s in seats]), make_strategy(declared), declared.terms())
+        learns, judge_rows = judge.held_out, read_test_rows(host, data, declared.data[0].name, "test")
+        run = Federation(LocalGrid([Clock(s, seconds) for s in seats]), make_strategy(declared), terms)
 
         def look(round_) -> None:
             judge.held_out = judge_rows
-            found = judge.evaluate(run.strategy.results()["global"], {})[1]
+            accuracy = judge.evaluate(run.strategy.results()["global"], {}).accuracy
             judge.held_out = learns
-            sent = sum(t.bytes_up + t.bytes_down for t in round_.updates.values())
-            looks.append(Look(found, sent, sum(spent), max(spent)))
-            spent.clear()
+            updates = [Update(k, u.bytes_down, u.bytes_up, seconds[k]) for k, u in sorted(round_.updates.items())]
+            looks.append(Look(accuracy, tuple(updates)))
 
         run.on_round = look
         run.run()
@@ -144,23 +173,26 @@ def main() -> None:
             )
 
 
-def write_seed_rows(args, folder: Path, seeds: list[int]) -> dict[int, Path]:
-    """The folder of every seed's sentences; the classifier lies in `folder`, whose own are the first seed's."""
+def write_seed_rows(args, folder: Path, seeds: Sequence[int], rows: int = 1600, pieces: int = 0) -> dict[int, Path]:
+    """Folder of every seed's sentences; the classifier lies in `folder`, which has the first seed's.
+
+    pieces  most frequent ones of the task's whole vocabulary that the classifier keeps; 0: those of these sentences
+    """
     from effc.compiler.models.checkpoints.model_folder import load_tokenizer
 
     write_untrained_classifier(args.model, folder / "classifier", args.data, args.layers, mean=args.layers < 6)
-    tokenizer = load_tokenizer(folder / "classifier", "the model", False)
+    tokenizer, train = load_tokenizer(folder / "classifier", "the model", False), sst2(args.data, "train")
     test = sample_rows(sst2(args.data, "test"), TESTS, 0, tokenizer)
-    parts = {seed: sample_rows(sst2(args.data, "train"), 1600, seed, tokenizer) for seed in seeds}
-    places = {seed: folder / f"seed-{seed}" if n else folder for n, seed in enumerate(seeds)}
-    for seed, place in places.items():
-        place.mkdir(exist_ok=True)
-        write_rows(test, place / "test.jsonl")
+    parts = {seed: sample_rows(train, rows, seed, tokenizer) for seed in seeds}
+    folders = {seed: folder / f"seed-{seed}" if n else folder for n, seed in enumerate(seeds)}
+    for seed, seed_folder in folders.items():
+        seed_folder.mkdir(exist_ok=True)
+        write_rows(test, seed_folder / "test.jsonl")
         for label in "01":
-            write_rows([row for row in parts[seed] if row["label"] == label], place / f"class{label}.jsonl")
-    kept = trim_vocabulary(folder / "classifier", [row["text"] for part in (test, *parts.values()) for row in part])
-    print(f"MiniLM with {kept:,} pieces of its vocabulary")
-    return places
+            write_rows([row for row in parts[seed] if row["label"] == label], seed_folder / f"class{label}.jsonl")
+    texts = [row["text"] for part in ((train,) if pieces else (test, *parts.values())) for row in part]
+    print(f"MiniLM with {trim_vocabulary(folder / 'classifier', texts, pieces):,} pieces of its vocabulary")
+    return folders
 
 
 def _table_row(name: str, runs: list[list[Look]], target: float) -> str:

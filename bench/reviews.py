@@ -147,21 +147,25 @@ def compile_federation(
     folder: Path, arm: Arm, data_names: list[str], artifact_name: str, settings: str, seed: int
 ) -> tuple[Path, "Declaration"]:
     """The artifact of a federation over data files `NAME.jsonl` of the folder, and its declaration."""
+    line = 'data {0} = labels("{0}.jsonl", classes: ["0", "1"], length: {1}, longer: drop)'
+    recipe = RECIPE.format(
+        data="\n".join(line.format(n, LENGTH) for n in data_names),
+        steps=arm.steps,
+        name=artifact_name,
+        names=", ".join(data_names),
+        more=", ".join(part for part in (arm.more, settings) if part),
+    )
+    return compile_recipe(folder, artifact_name, recipe, seed)
+
+
+def compile_recipe(folder: Path, artifact_name: str, recipe_text: str, seed: int) -> tuple[Path, "Declaration"]:
+    """The only artifact of a recipe, a federation, and its declaration."""
     from effc.compiler.apps.federation.app import PACKAGE
     from effc.compiler.apps.federation.declaration import read_declaration
     from effc.compiler.driver import api
 
     recipe = folder / f"{artifact_name}.effspec"
-    line = 'data {0} = labels("{0}.jsonl", classes: ["0", "1"], length: {1}, longer: drop)'
-    recipe.write_text(
-        RECIPE.format(
-            data="\n".join(line.format(n, LENGTH) for n in data_names),
-            steps=arm.steps,
-            name=artifact_name,
-            names=", ".join(data_names),
-            more=", ".join(part for part in (arm.more, settings) if part),
-        )
-    )
+    recipe.write_text(recipe_text)
     (result,) = api.compile(recipe, out=folder / "out", cache_dir=folder / "cache", seed=seed, threads=1, force=True)
     path = result.artifacts[0].path
     return path, read_declaration(path / PACKAGE / "federation.json")

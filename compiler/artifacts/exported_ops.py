@@ -1,10 +1,10 @@
 """Operators that a stored exported program may call.
 
 Of aten: public ones of tensors whose other arguments are numbers, sizes and types. That leaves out what reads or writes
-files, draws from generators, prints, or takes over another tensor's memory. Private ones, which trust callers to have
-looked at shapes, those that write into a tensor as `out`, those of TorchScript's numbers alone (a remainder of 0 ends
-the process), and families that trust what is in a tensor (quantised, sparse and nested ones, backends of one vendor)
-are left out. Of effc: its own kernels. Of Python: arithmetic.
+files, draws from generators, prints, or takes over another tensor's memory. Private ones and kernels behind
+`convolution`, which trust callers to have looked at shapes, those that write into a tensor as `out`, those of
+TorchScript's numbers alone (a remainder of 0 ends the process), and families that trust what is in a tensor (quantised,
+sparse and nested ones, backends of one vendor) are left out. Of effc: its own kernels. Of Python: arithmetic.
 """
 
 import re
@@ -38,7 +38,7 @@ _KINDS = re.compile(r"(Optional\[)?(List\[)?(Optional\[)?(Tensor|int|SymInt|floa
 _FAMILIES = re.compile(
     r".*(quant|mkldnn|cudnn|miopen|sparse|nested|fbgemm|vulkan|embedding_bag|rnn|lstm|gru|ctc|unsafe|storage|resize|"
     r"from_file|strided|set_data|backward|pin_memory|coalesce|histogramdd|hspmm|inverse|int_repr|overrideable|"
-    r"flatten_dense|retain|requires_grad|batch_norm_).*|_.*|q_.*|qscheme|set_?|data|renorm_"
+    r"flatten_dense|retain|requires_grad|batch_norm_|slow_conv|thnn_conv|conv_depthwise3d).*|_.*|q_.*|qscheme|set_?|data|renorm_"
 )
 
 

@@ -188,6 +188,8 @@ def fact_sentences(plugin: Word) -> Iterator[str]:
         yield f"Makes {effect}{condition}."
     for (effect, reason), condition in _answers_with_conditions(plugin, lambda rules: rules.cannot_hold().items()):
         yield f"Can't hold {effect}{condition}: {reason}."
+    for (effect, reason), condition in _answers_with_conditions(plugin, lambda rules: rules.cannot_measure().items()):
+        yield f"Leaves out {effect}{condition}: {reason}."
     for problem in plugin.problems:
         match problem:
             case Conflict(_, message, help):

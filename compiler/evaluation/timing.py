@@ -5,7 +5,6 @@ and compares within a round: the median of those ratios holds where two separate
 """
 
 import gc
-import inspect
 import math
 import statistics
 import time
@@ -24,17 +23,16 @@ from ..core.json_errors import is_out_of_memory
 from ..core.memory import fits_in_memory
 from ..models.checkpoints.origin import max_row_tokens
 from ..models.checkpoints.pretrained import pretrained
+from ..models.rows.decoding import cache_kwargs_of, no_cache, use_cache_kwargs
 from ..models.rows.forward import evaluating, logits_of_output
 from ..models.rows.inputs import decoder_inputs_of, device_of, is_encoder_decoder, vocabulary_size
 from ..plugin.clock import Clock, runtime_of
 
-no_cache = Fault("no-cache", "Decoding is timed with a cache of keys and values, and the model has none.")
 prompt_too_long = Fault(
     "timed-prompt-too-long", "A measure of time reads a prompt that the model has no positions for."
 )
 
 WARMUP = 3  # runs that are not counted: allocations, page faults, lazily built tables
-CACHES = ("cache", "past_key_values", "cache_params")  # newest name first; later ones may be its aliases
 
 
 def make_prompt_ids(model: nn.Module, batch: int, length: int) -> Tensor:
@@ -60,7 +58,7 @@ def make_prefill_step(model: nn.Module, length: int) -> Callable[[], float]:
     if runtime := runtime_of(model):
         return runtime.make_prefill_step(make_prompt_ids(model, 1, length)[0].tolist())
     ids, device = make_prompt_ids(model, 1, length), device_of(model)
-    inputs = {**_prompt_kwargs(model, ids), **_use_cache_kwargs(model)}
+    inputs = {**_prompt_kwargs(model, ids), **use_cache_kwargs(model)}
 
     def step() -> float:
         started = _synchronized_time_s(device)
@@ -89,7 +87,7 @@ def make_decode_step(model: nn.Module, length: int, batch: int = 1) -> Callable[
     """The next token after a prompt of `length` tokens, greedy, with the cache; the first step reads the prompt."""
     if runtime := runtime_of(model):
         return runtime.decode_step(make_prompt_ids(model, 1, length)[0].tolist(), batch)
-    caching, device = _use_cache_kwargs(model), device_of(model)
+    caching, device = use_cache_kwargs(model), device_of(model)
     if not caching:
         raise no_cache(
             f"the forward of {type(model).__name__} takes no `use_cache`", help="time it with `prefill`"
@@ -258,15 +256,3 @@ def _synchronized_time_s(device: torch.device) -> float:
     if device.type != "cpu":
         torch.accelerator.synchronize()
     return time.perf_counter()
-
-
-def _use_cache_kwargs(model: nn.Module) -> dict[str, Any]:
-    return {"use_cache": True} if "use_cache" in inspect.signature(model.forward).parameters else {}
-
-
-def cache_kwargs_of(output: Any) -> dict[str, Any]:
-    """The cache that a forward returned, as the next one takes it."""
-    name = next((n for n in CACHES if n in output), None)
-    if name is None:
-        raise no_cache(f"{type(output).__name__} holds none of {', '.join(CACHES)}").rejection()
-    return {name: output[name]}

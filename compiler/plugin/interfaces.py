@@ -215,6 +215,12 @@ class Metric(Plugin):
     compares: ClassVar[str] = "predictions"
     rowwise: ClassVar[bool] = False
 
+    def cannot_measure(self) -> "Mapping[str, str]":
+        if self.exact or self.timed:
+            return {}
+        remedy = "bound `perplexity(DATA, decoded: 32)`"
+        return {"pruned caches": f"it reads rows at once, and a cache is pruned while tokens are decoded: {remedy}"}
+
     def score_rows(
         self, model: "torch.nn.Module", ctx: "Context", indices: "Sequence[int] | None" = None
     ) -> "RowScores":

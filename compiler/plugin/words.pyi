@@ -292,10 +292,11 @@ class metrics:
         """Number of parameters of a model.
         """
     @staticmethod
-    def perplexity(data: str | Value = ...) -> Value:
+    def perplexity(data: str | Value = ..., *, decoded: int | Value | None = ...) -> Value:
         """Perplexity of a model on text, per token.
 
         data: Rows to predict.
+        decoded: Last tokens of each row, fed one by one over the cache, which alone are counted; where it is left out, all tokens, read at once.
         """
     @staticmethod
     def retrieval(data: str | Value = ..., *, score: Literal['recall', 'mrr'] | Value = ..., pooling: Literal['auto', 'mean', 'first', 'last', 'max', 'own'] | Value = ...) -> Value:

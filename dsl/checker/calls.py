@@ -23,6 +23,7 @@ other_kind_of_rows = Fault(
     "A data set has rows of another kind than a parameter reads.\n\n"
     "`choice` scores questions with options, which `choices` makes; `retrieval` compares texts, which `texts` makes.",
 )
+short_rows = Fault("short-rows", "Rows of a data set have fewer tokens than a metric needs.")
 too_many_arguments = Fault("too-many-arguments", "A call has more arguments without a name than the word takes.")
 
 NOUNS = {"pass": "pass", "target": "target", "metric": "metric", "data": "kind of data", "model": "model source"}
@@ -271,9 +272,26 @@ def metric_ref(expr: ast.Name | ast.Call, scope: Scope) -> MetricRef | Any:
     """A metric with the arguments that differ from their defaults, in order of declaration; or POISON."""
     call = expr if isinstance(expr, ast.Call) else ast.Call(expr, (), span=expr.span)
     word, invocation = check_plugin_call("metric", call, scope)
-    if word is None or invocation is None:
+    if word is None or invocation is None or _reported_short_rows(word, invocation, scope):
         return POISON
     non_default = tuple(
         (p.name, invocation.args[p.name]) for p in word.params if p.required or invocation.args[p.name] != p.default
     )
     return MetricRef(word.name, non_default)
+
+
+def _reported_short_rows(metric: Word, call: Invocation, scope: Scope) -> bool:
+    """Whether a metric is reported that needs longer rows than those its data set is declared with."""
+    data = call.args.get("data")
+    declared = scope.variant.data.get(data.name) if isinstance(data, DataRef) else None
+    length, needed = declared.args.get("length") if declared else None, metric.rules(call.args).min_row_tokens()
+    if not isinstance(length, int) or length >= needed:
+        return False
+    scope.report(
+        short_rows(
+            f"`{metric.name}` needs rows of {needed:,} tokens or more, and those of `{data.name}` have {length:,}",
+            call.span,
+            help=f"declare `{data.name}` with `length: {needed}`, or ask for fewer tokens",
+        )
+    )
+    return True

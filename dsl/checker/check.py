@@ -9,7 +9,13 @@ from ..syntax.source import Source, Span
 from .contradictions import report_contradicting_bounds
 from .declare import declare_all_names, declared_name
 from .demands import report_conflicting_arguments_and_missing_steps
-from .expectations import check_emit_calls, nothing_emitted, read_bound, report_invalid_artifact_paths
+from .expectations import (
+    check_emit_calls,
+    nothing_emitted,
+    read_bound,
+    report_invalid_artifact_paths,
+    report_unmeasured_effects,
+)
 from .judged_rows import report_judged_rows
 from .overrides import Overrides
 from .params import Argument, param_arguments_of_variants, variant_name
@@ -168,6 +174,7 @@ class _Result:
             )
         report_unaccepted_results(self.line)
         report_unknown_bound_parts(self.bounds, self.emits, self.line)
+        report_unmeasured_effects(self.bounds, self.line)
         report_unused_steps(self.line, {e.source for e in self.emits})
 
     def pipeline(self) -> Pipeline:

@@ -1,5 +1,6 @@
 """Checks of `expect` and `emit`."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from ..syntax import ast
@@ -21,6 +22,7 @@ invalid_bound = Fault("bad-bound", "A bound's operator and its limit don't belon
 invalid_path = Fault("bad-path", "An artifact would be written outside of the output folder, or nowhere.")
 path_clash = Fault("path-clash", "Two artifacts of a recipe would be written to one place.")
 cannot_hold = Fault("cannot-hold", "A target can't represent what a pass before it makes.")
+unmeasured = Fault("unmeasured", "A metric leaves out what a pass before it does to the outputs.", severity="warning")
 nothing_emitted = Fault("nothing-emitted", "A pipeline's result is not written anywhere.", severity="warning")
 
 _SIZES = {"B", "byte", "bytes", "KiB", "MiB", "GiB", "kB", "MB", "GB"}
@@ -204,6 +206,23 @@ def _report_effects_target_cannot_hold(plugin: Word, emit: Emit, build: Pipeline
                     )
                 )
                 return
+
+
+def report_unmeasured_effects(bounds: Iterable[Bound], build: PipelineBuild) -> None:
+    """Warn of bounds on metrics whose value an effect of a pass can't change."""
+    for bound in bounds:
+        word = build.scope.session.vocabulary.words("metric")[bound.metric.name]
+        reasons = word.rules(dict(bound.metric.args)).cannot_measure()
+        for stage in build.stages_up_to(bound.part) or build.stages:
+            for effect in (e for e in stage.rules.effects() if e in reasons):
+                build.scope.report(
+                    unmeasured(
+                        f"`{word.name}` leaves out the {effect} that `{stage.name}` makes",
+                        bound.span,
+                        note=reasons[effect],
+                        related=((stage.span, effect),),
+                    )
+                )
 
 
 def report_invalid_artifact_paths(emits: list[Emit], scope: Scope) -> None:

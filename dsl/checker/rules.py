@@ -65,6 +65,14 @@ class Rules:
         """Effects of earlier passes that a target refuses, each with a reason."""
         return {}
 
+    def min_row_tokens(self) -> int:
+        """Tokens that each row of a metric's `data` must have."""
+        return 0
+
+    def cannot_measure(self) -> Mapping[str, str]:
+        """Effects of earlier passes that a metric's value leaves out, each with a reason."""
+        return {}
+
     def result_kind(self) -> str:
         """Kind of the result of a pass: "model", "adapters", "front" or "family"."""
         return "model"

@@ -133,6 +133,7 @@ def test_a_compile_that_heals(tmp_path):
     (tmp_path / "r.effspec").write_text(RECIPE)
     out, cache = tmp_path / "out", tmp_path / "cache"
     words = ["compile", "r.effspec", "-o", "out", "--offline", "--no-progress"]
+    words.append("--force")  # killed after its last write it is there
 
     def sound():
         whole_or_absent(out / "healed")

@@ -131,6 +131,10 @@ class FederationTarget(CheckpointTarget):
             yield Conflict(
                 ("anchor",), "`anchor` holds fast to earlier tasks, and there is no stream of them", "`stream: true`"
             )
+        if self.anchor * self.lr >= 1:
+            yield Conflict(
+                ("anchor", "lr"), "each step would go all the way back, and learn nothing", "`anchor` below `1 / lr`"
+            )
         if self.stream and self.split == "distinct":
             yield Conflict(
                 ("stream", "split"), "`distinct` gives a client one data set, `stream` all in turn", "another `split`"

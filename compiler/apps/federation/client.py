@@ -142,7 +142,8 @@ class Participant:
             raise client_refuses(
                 f"training left a state that can't be used: {problem}", help="lower the learning rate"
             ).rejection()
-        memory["own"] = state
+        if "global" not in message.arrays or config.get("secure"):  # else nothing reads it again
+            memory["own"] = state
         loss, accuracy = self.learner.evaluate(state, added)
         memory["number"] = {"number": np.array([message.number])}
         sent = {} if config.get("secure") else {"own": {n: array for n, array in state.items() if n in names}}

@@ -21,12 +21,15 @@ T = TypeVar("T")
 def slice_state(state: State, index: Mapping[str, Index]) -> dict[str, np.ndarray]:
     """Part of a state that a client of that size has; arrays without an index are held whole."""
     return {
-        name: array[_open_mesh(index[name], array.shape)].copy() if name in index else array.copy()
+        name: array[_numpy_index(index[name], array.shape)].copy() if name in index else array.copy()
         for name, array in state.items()
     }
 
 
-def _open_mesh(index: Index, shape: Sequence[int]) -> tuple[np.ndarray, ...]:
+def _numpy_index(index: Index, shape: Sequence[int]) -> tuple[np.ndarray | slice, ...]:
+    """NumPy's index of what is kept. Slices of whole axes are several times as fast as all of their numbers."""
+    if sum(axis_index is not None for axis_index in index) < 2:
+        return tuple(slice(None) if axis_index is None else axis_index for axis_index in index)
     return np.ix_(
         *[np.arange(size) if axis_index is None else axis_index for axis_index, size in zip(index, shape, strict=True)]
     )
@@ -50,7 +53,7 @@ def coverage_mean(
         change, mass = np.zeros(array.shape), np.zeros(array.shape)
         for k in sorted(client_states):
             if weights[k] > 0:
-                at = _open_mesh(client_indices[k].get(name, (None,) * array.ndim), array.shape)
+                at = _numpy_index(client_indices[k].get(name, (None,) * array.ndim), array.shape)
                 change[at] += weights[k] * (client_states[k][name].astype(np.float64) - array[at])
                 mass[at] += weights[k]
         among = np.full(array.shape, all_of_them) if denominator == "all" else mass

@@ -14,7 +14,8 @@ from ....dsl.syntax.diagnostics import Reject
 from ...analysis.planning import cost, keys
 from ...artifacts.manifest import Measure
 from ...core.cache import Cache
-from ...evaluation.timing import WARMUP, InterleavedTimes, measure_interleaved, measure_single, no_cache
+from ...evaluation.timing import WARMUP, InterleavedTimes, measure_interleaved, measure_single
+from ...models.rows.decoding import no_cache
 from ...plugin.clock import reason_not_timed
 from ...plugin.context import Context
 from ...runtimes.model import DecoderModel

@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ...evaluation.timing import cache_kwargs_of
-from ...models.rows.forward import evaluating, finite, logits_of_output, token_losses
+from ...models.rows.decoding import logits_while_decoding
+from ...models.rows.forward import evaluating, finite, token_losses
 from ...plugin.row_checks import invalid_rows
 from .prediction_error import Accuracy
 
@@ -64,10 +65,6 @@ class OutputsBefore:
 
 def decode_logits(model: nn.Module, ids: Tensor, prompt_length: int, ctx: "Context", progress_label: str) -> Tensor:
     """Logits [b, length - prompt, vocab] float32 of every token behind a prompt, fed one by one."""
-    logits = []
     with evaluating(model):
-        out = model(input_ids=ids[:, :prompt_length], use_cache=True)
-        for position in ctx.each(range(prompt_length, ids.shape[1]), progress_label, ids.shape[1] - prompt_length):
-            out = model(input_ids=ids[:, position : position + 1], use_cache=True, **cache_kwargs_of(out))
-            logits.append(logits_of_output(out)[:, -1].float())
-    return torch.stack(logits, 1)
+        steps = islice(logits_while_decoding(model, ids, prompt_length), 1, None)
+        return torch.stack(list(ctx.each(steps, progress_label, ids.shape[1] - prompt_length)), 1)

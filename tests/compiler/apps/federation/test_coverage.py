@@ -49,6 +49,17 @@ def test_who_sends_back_what_it_was_sent_changes_nothing(counted, seed):
         np.testing.assert_allclose(made[name], whole[name], atol=1e-12)
 
 
+@given(st.integers(0, 99))
+def test_a_part_has_the_entries_whose_indices_it_names_along_each_axis(seed):
+    draw = np.random.default_rng(seed)
+    axes = [None if draw.random() < 0.4 else np.flatnonzero(draw.random(size) < 0.6) for size in (6, 4, 5)]
+    whole = draw.standard_normal((6, 4, 5))
+    rows, columns, depth = (range(n) if axis is None else axis for n, axis in zip((6, 4, 5), axes, strict=True))
+    part = slice_state({"x": whole}, {"x": tuple(axes)})["x"]
+    assert part.tolist() == [[[whole[i, j, k] for k in depth] for j in columns] for i in rows]
+    assert not np.shares_memory(part, whole)
+
+
 def test_what_one_client_holds_alone_moves_by_its_share_of_the_data_or_all_the_way():
     whole, corner = {"x": np.zeros(3)}, {"x": (np.arange(2),)}
     sent = {0: {"x": np.full(3, 8.0)}, 1: {"x": np.full(2, 4.0)}}

@@ -32,7 +32,7 @@ pytest.importorskip("peft")
 
 from effc.compiler.apps.federation.flower import FlowerGrid, time_limit
 
-from tests.compiler.apps.federation.test_flower_target import compiled, declared, run
+from tests.compiler.apps.federation.test_flower_target import ADAPTERS, compiled, declared, run
 
 ROOT = Path(__file__).parents[4]
 
@@ -167,11 +167,16 @@ def test_a_reply_is_of_the_node_that_was_asked_whoever_sends_it():
     not find_spec("ray") and "EFFC_FLOWER" not in os.environ,
     reason='needs ray: `pip install "flwr[simulation]"`, here or in the environment EFFC_FLOWER',
 )
-def test_the_same_app_runs_in_flowers_simulation_to_the_same_bits(artifact, tmp_path):
+@pytest.mark.parametrize(
+    ("trained", "options"),
+    [(ADAPTERS, "strategy: abm"), ("trains: full", "strategy: coverage, budgets: [100%, 80%, 60%], share: 67%")],
+)
+def test_the_same_app_runs_in_flowers_simulation_to_the_same_bits(trained, options, tmp_path):
     """With EFFC_FLOWER, an environment's `bin` that has flwr, Ray and effc, where this one lacks them."""
     bin_ = Path(os.environ.get("EFFC_FLOWER", Path(sys.executable).parent))
     from effc.compiler.apps.federation.results import write_results
 
+    artifact = compiled(tmp_path, options, trained)
     (port,), model = free_ports(1), artifact / "model"
     env = {**os.environ, **deployment.QUIET, "FLWR_HOME": str(tmp_path / "flower"), "OMP_NUM_THREADS": "1"}
     env |= {"FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port), "EFFC_CACHE_DIR": str(tmp_path / "cache")}
@@ -204,8 +209,8 @@ def test_the_same_app_runs_in_flowers_simulation_to_the_same_bits(artifact, tmp_
         terminate_live_processes([process])
     whole = run(artifact, tmp_path / "simulated")
     write_results(whole.strategy.results(), whole.course, declared(artifact), tmp_path / "wanted")
-    for client in range(3):
-        one, two = (
-            tmp_path / place / f"client-{client}" / "adapter_model.safetensors" for place in ("result", "wanted")
-        )
-        assert one.read_bytes() == two.read_bytes()
+    states = {
+        folder: {f.relative_to(folder): f.read_bytes() for f in folder.rglob("*.safetensors")}
+        for folder in (tmp_path / "result", tmp_path / "wanted")
+    }
+    assert states[tmp_path / "result"] and states[tmp_path / "result"] == states[tmp_path / "wanted"]

@@ -36,9 +36,10 @@ RECIPE = """effspec 1
 model base = zoo("tiny-llama")
 data words = text("ledger.txt", samples: 36, length: 32, seed: 7)
 pipeline shared(base) {{ }}
-emit shared {{ flower("fed", data: words, clients: 3, rounds: 2, steps: 3, batch: 4, on: "model.layers.0.*.{{q,v}}_proj",
-  rank: 2, hold: 25%, lr: 1e-2, {more}) }}
+emit shared {{ flower("fed", data: words, clients: 3, rounds: 2, steps: 3, batch: 4,
+  hold: 25%, lr: 1e-2, {trained}, {more}) }}
 """
+ADAPTERS = 'on: "model.layers.0.*.{q,v}_proj", rank: 2'
 
 
 def savings_table(folder: Path) -> None:
@@ -48,10 +49,10 @@ def savings_table(folder: Path) -> None:
     (folder / "ledger.txt").write_text("\n".join(lines))
 
 
-def compiled(folder: Path, more: str = "strategy: fedavg") -> Path:
-    """The artifact of a federation of three clients over one layer of the embedded model."""
+def compiled(folder: Path, more: str = "strategy: fedavg", trained: str = ADAPTERS) -> Path:
+    """The artifact of a federation of three clients over one layer of the embedded model, or what is trained of it."""
     savings_table(folder)
-    (folder / "fed.effspec").write_text(RECIPE.format(more=more))
+    (folder / "fed.effspec").write_text(RECIPE.format(more=more, trained=trained))
     (result,) = api.compile(folder / "fed.effspec", out=folder / "out", cache_dir=folder / "cache", force=True)
     return result.artifacts[0].path
 

@@ -223,6 +223,13 @@ def test_some_clients_take_part_in_a_round_and_the_seed_says_which():
     assert results(runs[0]) == results(runs[1])
 
 
+def test_clients_keep_a_state_in_memory_only_where_it_is_personal():
+    for name, is_personal in (("fedavg", False), ("abm mean", True)):
+        run = federation(STRATEGIES[name](), rounds=1)
+        run.run()
+        assert [("own" in memory) for memory in run.grid.memories.values()] == 4 * [is_personal]
+
+
 def test_stacking_leaves_the_exact_mean_of_what_was_learned():
     run = federation(STRATEGIES["stack"](), rounds=3)
     run.run()

@@ -96,6 +96,7 @@ def test_a_client_without_rows_of_a_task_sits_out_its_rounds_and_says_why():
         ("[a, b]", "stream: true, rounds: 1", "needs a round for each set"),
         ("a", "stream: true", "a stream of one data set"),
         ("[a, b]", "anchor: 1.0", "there is no stream"),
+        ("[a, b]", "stream: true, rounds: 2, anchor: 100, lr: 1e-2", "learn nothing"),
         ("[a, b]", "stream: true, split: distinct, clients: 2", "`stream` all in turn"),
     ],
 )

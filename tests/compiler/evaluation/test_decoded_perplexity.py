@@ -1,0 +1,55 @@
+"""Perplexity of tokens that are fed one by one over the cache."""
+
+import json
+
+import pytest
+import torch
+from effc.compiler.inputs.sources.hf import Hf
+from effc.dsl.checker.values import DataRef
+from effc.dsl.syntax.diagnostics import Reject
+
+from tests import tiny, worlds
+
+NOISE = DataRef("noise")
+torch.set_num_threads(1)
+
+
+def context_of(folder, kind: str):
+    tiny.model(kind).save_pretrained(folder / "m")
+    worlds.tokenizer(folder / "m")
+    origin = Hf(name="./m").resolve(worlds.context(folder))
+    return worlds.context(folder, origin, {"noise": ("synthetic", {"count": 5, "length": 12, "seed": 3})})
+
+
+def measure(ctx, model, data: DataRef, decoded: int) -> float:
+    return ctx.registry.import_plugin_class("metric", "perplexity")(data=data, decoded=decoded).measure(model, ctx)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mamba2"])
+def test_perplexity_while_decoding_is_that_of_the_last_tokens(tmp_path, kind):
+    ctx = context_of(tmp_path, kind)
+    model, rows = ctx.origin.load(), ctx.rows(NOISE)
+    with torch.no_grad():
+        said = model(rows, use_cache=False).logits.double().log_softmax(-1)
+    for decoded in (1, 4, 11):
+        nats = -said[:, -decoded - 1 : -1].gather(-1, rows[:, -decoded:, None])
+        assert measure(ctx, model, NOISE, decoded) == pytest.approx(nats.mean().exp().item(), rel=1e-4)
+
+
+def test_perplexity_while_decoding_needs_a_prompt_and_text(tmp_path):
+    ctx = context_of(tmp_path, "llama")
+    model = ctx.origin.load()
+    with pytest.raises(Reject, match="`decoded: 12` leaves no prompt: rows of `noise` have 12 tokens"):
+        measure(ctx, model, NOISE, 12)
+    worlds.tokenizer(worlds.llama(tmp_path / "bytes"))
+    origin = Hf(name="./bytes").resolve(worlds.context(tmp_path))
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(json.dumps({"prompt": "ask", "answer": "yes"}))
+    pairs = worlds.context(tmp_path, origin, {"qa": ("pairs", {"path": str(file), "length": 24, "join": " "})})
+    with pytest.raises(Reject, match="rows of `qa` are of another kind"):
+        measure(pairs, origin.load(), DataRef("qa"), 2)
+
+
+def test_perplexity_while_decoding_is_refused_without_a_cache(tmp_path):
+    ctx = context_of(tmp_path, "rwkv")
+    assert worlds.slug(lambda: measure(ctx, ctx.origin.load(), NOISE, 4)) == "no-cache"
