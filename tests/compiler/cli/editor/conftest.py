@@ -97,6 +97,10 @@ class Editor:
         self.say("textDocument/didChange", {"textDocument": document, "contentChanges": [{"text": text}]})
         return self.diagnostics(name)
 
+    def show(self, name: str, text: str) -> list[dict]:
+        """The diagnostics of a document with this text, which is opened unless it is open."""
+        return (self.change if name in self.versions else self.open)(name, text)
+
     def diagnostics(self, name: str) -> list[dict]:
         while True:
             found = self.heard("textDocument/publishDiagnostics")

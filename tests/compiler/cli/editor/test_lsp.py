@@ -59,14 +59,15 @@ def written(text: str, edits: list[dict]) -> str:
     return text
 
 
-def start(editor) -> None:
+@pytest.fixture(autouse=True)
+def recipe_is_open(editor):
+    """Each test begins with the recipe open as it is written above, whichever ran before it."""
     (editor.folder / "mine.effspec").write_text(MODULE)
     (editor.folder / "lean.effspec").write_text(RECIPE)
-    assert editor.open("lean.effspec", RECIPE) == []
+    assert editor.show("lean.effspec", RECIPE) == []
 
 
 def test_a_sound_recipe_has_no_diagnostics_and_a_changed_one_those_of_check_in_their_places(editor):
-    start(editor)
     (found,) = editor.change("lean.effspec", RECIPE.replace("prune.blocks", "prune.bloks"))
     assert (
         found["code"] == "unknown-word" and found["severity"] == 1 and "did you mean `prune.blocks`" in found["message"]
@@ -98,11 +99,9 @@ def test_places_are_counted_in_utf_16_whatever_stands_before_them(editor):
         moved = "effspec 1 # " + end + text.partition("\n")[2]
         found = next(d for d in editor.change("lean.effspec", moved) if d["message"].startswith("no step is called"))
         assert found["range"]["start"]["line"] == line
-    editor.change("lean.effspec", RECIPE)
 
 
 def test_diagnostics_of_a_change_come_within_a_tenth_of_a_second_without_torch(editor):
-    editor.change("lean.effspec", RECIPE)
     taken = []
     for i in range(15):
         begun = time.perf_counter()
@@ -113,7 +112,6 @@ def test_diagnostics_of_a_change_come_within_a_tenth_of_a_second_without_torch(e
     assert statistics.median(taken) < 2
     mapped = Path(f"/proc/{editor.process.pid}/maps")
     assert not mapped.exists() or "libtorch" not in mapped.read_text()
-    editor.change("lean.effspec", RECIPE)
 
 
 def test_hover_shows_the_page_of_a_word_what_it_comes_to_here_and_what_a_name_stands_for(editor):
@@ -161,14 +159,12 @@ def test_completion_knows_statements_words_parameters_values_and_names(editor):
     assert "./mine.effspec" in complete(editor, "./mine.effspec", "^")
     assert "mine.effspec" in complete(editor, "generated(8", 'text("^"')
     assert complete(editor, "profile laptop", "# a comment ^\nprofile laptop") == {}
-    editor.change("lean.effspec", RECIPE)
 
 
 def test_completion_offers_the_models_own_module_paths_inside_and_outside_of_quotes(editor):
     found = complete(editor, '"model.layers.*.mlp"', '"model.^"')
     assert {"model.layers.*.mlp", "model.layers.0.mlp"} <= set(found) and "model.layers.*.self_attn" not in found
     assert '"model.layers.*.mlp"' in complete(editor, '"model.layers.*.mlp"', "^")
-    editor.change("lean.effspec", RECIPE)
 
 
 def test_a_definition_is_found_across_use(editor):
@@ -189,7 +185,6 @@ def test_a_definition_is_found_across_use(editor):
     alias = editor.at("definition", "lean.effspec", *place(text, "text.calib", 2))
     assert alias["uri"] == editor.uri("lean.effspec") and alias["range"]["start"] == {"line": 1, "character": 8}
     assert editor.at("prepareRename", "lean.effspec", *place(text, "text.calib", 6)) is None
-    editor.change("lean.effspec", RECIPE)
 
 
 def test_a_name_is_changed_wherever_the_recipe_has_it_and_in_recipes_that_use_it(editor):
@@ -242,7 +237,6 @@ def test_a_document_is_written_as_effc_fmt_writes_it_and_a_torn_one_is_left(edit
     assert written(loose, edits) == format_source(Source("lean.effspec", RECIPE)) != loose
     editor.change("lean.effspec", loose.replace("remove:1", "remove 1 1"))
     assert editor.of("formatting", "lean.effspec", options={"tabSize": 2, "insertSpaces": True}) is None
-    editor.change("lean.effspec", RECIPE)
 
 
 def test_corrections_are_offered_sure_ones_first_and_all_at_once(editor):
@@ -262,7 +256,6 @@ def test_corrections_are_offered_sure_ones_first_and_all_at_once(editor):
     group = next(d for d in found if d["code"] == "out-of-range")
     (offer, *_) = editor.of("codeAction", "lean.effspec", range=group["range"], **asked)
     assert offer["title"] == "Write `32`" and not offer["isPreferred"]
-    editor.change("lean.effspec", RECIPE)
 
 
 def test_the_outline_has_statements_and_steps_and_blocks_fold(editor):
@@ -274,7 +267,7 @@ def test_the_outline_has_statements_and_steps_and_blocks_fold(editor):
 
 def test_faults_of_a_module_stand_at_its_use(editor):
     broken = MODULE.replace("75%", "75MB")
-    editor.change("mine.effspec", broken)
+    editor.show("mine.effspec", broken)
     found = next(d for d in editor.change("lean.effspec", RECIPE + "# again\n") if d["code"] == "wrong-unit")
     assert found["range"]["start"]["line"] == 1
     assert found["relatedInformation"][0]["location"]["uri"] == editor.uri("mine.effspec")
