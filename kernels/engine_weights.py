@@ -43,7 +43,7 @@ class WeightTable:
         )
         at, count = tensor.data_ptr(), tensor.numel() * tensor.element_size()
         if tensor.dtype is torch.uint8:
-            kernel = packed.kernel_of_or_empty(tensor)
+            kernel = packed.kernel_of(tensor)
             self.require(bool(kernel), f"weight `{name}` is not packed for any kernel")
             try:
                 packed.check_packed_weight(kernel, tensor, reads_all_bytes=self.deep)

@@ -64,10 +64,10 @@ def active_level_code() -> int:
 
 def available_levels() -> tuple[str, ...]:
     """The levels that can run here, lowest first."""
-    return tuple(name for name in NAMES if not level_unavailability_reason_or_empty(name))
+    return tuple(name for name in NAMES if not level_unavailability_reason(name))
 
 
-def level_unavailability_reason_or_empty(name: str) -> str:
+def level_unavailability_reason(name: str) -> str:
     """Why a level can't run here, as a sentence; "" where it can."""
     lib = load_library()
     if lib is None:
@@ -89,7 +89,7 @@ def resolve_level(name: str) -> str:
         return available_levels()[-1]
     if name not in NAMES:
         raise NoSuchLevel(f"EFFC_ISA is {name}, and the levels are {', '.join(NAMES)}")
-    reason = level_unavailability_reason_or_empty(name)
+    reason = level_unavailability_reason(name)
     if reason:
         raise NoSuchLevel(f"EFFC_ISA is {name}: {reason}; the levels here are {', '.join(available_levels())}")
     return name
@@ -103,7 +103,7 @@ def active_level_and_reason() -> str:
     family = FAMILIES["ARM" if platform.machine() in ("aarch64", "arm64") else "x86-64"]
     above = family[family.index(current) + 1 :] if current in family else ()
     return f"level {current}" + (
-        f"; not {above[0]}: {level_unavailability_reason_or_empty(above[0])}" if above else ", the highest"
+        f"; not {above[0]}: {level_unavailability_reason(above[0])}" if above else ", the highest"
     )
 
 
@@ -113,7 +113,7 @@ _forced: list[str] = []
 @contextmanager
 def at_forced_level(name: str) -> Iterator[None]:
     """Run kernels at a level that is available, or at `MODEL`, within a block: for tests and comparisons."""
-    assert not level_unavailability_reason_or_empty(name), f"{name}: {level_unavailability_reason_or_empty(name)}"
+    assert not level_unavailability_reason(name), f"{name}: {level_unavailability_reason(name)}"
     _forced.append(name)
     try:
         yield

@@ -125,7 +125,7 @@ def checked_aligned_copy(kernel: str, packed: Tensor, out_features: int) -> Tens
     return aligned
 
 
-def kernel_of_or_empty(packed: Tensor) -> str:
+def kernel_of(packed: Tensor) -> str:
     """The kernel that a buffer says it is packed for; "" where it says none."""
     if packed.dtype != torch.uint8 or packed.dim() != 1 or packed.numel() < 128:
         return ""
@@ -156,7 +156,7 @@ def _tensor_version_counter(packed: Tensor) -> int:
 def packed_facts(packed: Tensor) -> PackedFacts:
     """Kernel, sizes and density of a checked buffer."""
     head = Header.from_buffer_copy(bytes(packed[:128].numpy()))
-    return PackedFacts(kernel_of_or_empty(packed), head.n, head.k, head.kept, head.bytes, head.group & 0xFFFF)
+    return PackedFacts(kernel_of(packed), head.n, head.k, head.kept, head.bytes, head.group & 0xFFFF)
 
 
 def allocate_zero_bytes(count: int) -> Tensor:

@@ -24,7 +24,7 @@ class UnpackLinear(Kernel):
 
     @staticmethod
     def native(packed, n, k) -> torch.Tensor:
-        kernel = packing.kernel_of_or_empty(packed)
+        kernel = packing.kernel_of(packed)
         packing.check_packed_weight(kernel or "dense_linear", packed, n)
         weight = torch.empty((n, k))
         arguments = (

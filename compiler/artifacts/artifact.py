@@ -19,7 +19,7 @@ from stat import S_ISREG
 
 from ...dsl.syntax.diagnostics import Diagnostic, Fault
 from ..core.cache import fsync_path, write_atomic
-from ..core.process_start import process_start_text_or_empty
+from ..core.process_start import process_start_text
 from .card import model_card
 from .manifest import CARD, MEASURES, NAME, SBOM, Manifest, artifact_hash, hash_files, readable_json_bytes, verify_files
 from .sbom import cyclonedx_json
@@ -213,7 +213,7 @@ def _draft_suffix() -> str:
 
 def _process_start_digits(pid: int) -> str:
     """Start of a process as the name of a draft has it; "" when it is gone."""
-    return re.sub(r"\D", "", process_start_text_or_empty(pid))
+    return re.sub(r"\D", "", process_start_text(pid))
 
 
 @contextmanager

@@ -17,14 +17,14 @@ def model_card(manifest: Manifest) -> str:
         _yaml_front_matter(manifest),
         f"# {name}",
         _origin_sentence(manifest),
-        _how_to_load_section_or_empty(manifest),
-        _measures_section_or_empty(manifest),
-        _bounds_section_or_empty(manifest.expectations),
-        _divergence_section_or_empty(manifest.accounts),
-        _changes_section_or_empty(manifest),
-        _kernels_section_or_empty(manifest),
-        _reopened_forms_section_or_empty(manifest.checks),
-        _recipe_section_or_empty(manifest),
+        _how_to_load_section(manifest),
+        _measures_section(manifest),
+        _bounds_section(manifest.expectations),
+        _divergence_section(manifest.accounts),
+        _changes_section(manifest),
+        _kernels_section(manifest),
+        _reopened_forms_section(manifest.checks),
+        _recipe_section(manifest),
     ]
     return "\n\n".join(p for p in parts if p) + "\n"
 
@@ -41,7 +41,7 @@ def _origin_sentence(manifest: Manifest) -> str:
     return f"Compiled{source} by effc {manifest.effc} for the target `{manifest.kind}`, {size}."
 
 
-def _how_to_load_section_or_empty(manifest: Manifest) -> str:
+def _how_to_load_section(manifest: Manifest) -> str:
     folders = {n.split("/")[0] for n in manifest.files}
     header = target_facts(manifest.kind)
     lines = [f"- {text}" for folder, text in header.get("loads", {}).items() if folder in folders]
@@ -50,16 +50,11 @@ def _how_to_load_section_or_empty(manifest: Manifest) -> str:
     return "\n".join(["## Load", "", *lines]) if lines else ""
 
 
-def _measures_section_or_empty(manifest: Manifest) -> str:
+def _measures_section(manifest: Manifest) -> str:
     if not manifest.measures:
         return ""
     rows = [
-        [
-            f"`{m.metric}`",
-            _measure_text_or_empty(m.original, m.unit),
-            _compiled_value_text(m) or m.untimed,
-            _ratio_text(m),
-        ]
+        [f"`{m.metric}`", _measure_text(m.original, m.unit), _compiled_value_text(m) or m.untimed, _ratio_text(m)]
         for m in manifest.measures
     ]
     machine = manifest.machine
@@ -74,22 +69,17 @@ def _measures_section_or_empty(manifest: Manifest) -> str:
     )
 
 
-def _bounds_section_or_empty(expectations: tuple[Expectation, ...]) -> str:
+def _bounds_section(expectations: tuple[Expectation, ...]) -> str:
     if not expectations:
         return ""
     rows = [
-        [
-            f"`{e.text}`",
-            _measure_text_or_empty(e.value, ""),
-            e.limit,
-            f"{e.outcome} ({e.note})" if e.note else e.outcome,
-        ]
+        [f"`{e.text}`", _measure_text(e.value, ""), e.limit, f"{e.outcome} ({e.note})" if e.note else e.outcome]
         for e in expectations
     ]
     return "\n".join(["## Expected", "", _markdown_table(["bound", "value", "limit", "outcome"], rows)])
 
 
-def _divergence_section_or_empty(accounts: tuple[Account, ...]) -> str:
+def _divergence_section(accounts: tuple[Account, ...]) -> str:
     if not accounts:
         return ""
     head, *rows = account_rows(accounts)
@@ -100,7 +90,7 @@ def _divergence_section_or_empty(accounts: tuple[Account, ...]) -> str:
     )
 
 
-def _changes_section_or_empty(manifest: Manifest) -> str:
+def _changes_section(manifest: Manifest) -> str:
     if not manifest.steps:
         return ""
     rows = [[f"`{s.get('name', '')}`", f"`{s.get('word', '')}`", _step_summary(s)] for s in manifest.steps]
@@ -115,7 +105,7 @@ def _changes_section_or_empty(manifest: Manifest) -> str:
     return "\n".join(["## Changed", "", _markdown_table(["step", "pass", "change"], rows), *searched, *warned])
 
 
-def _kernels_section_or_empty(manifest: Manifest) -> str:
+def _kernels_section(manifest: Manifest) -> str:
     """Kernels of linear modules, one row for equal ones; the manifest lists each module."""
     groups: dict[tuple, list[dict]] = {}
     for step in manifest.steps:
@@ -153,7 +143,7 @@ def _step_summary(step) -> str:
     return "; ".join(texts) + (f"; {len(changes) - 8} more" if len(changes) > 8 else "")
 
 
-def _reopened_forms_section_or_empty(checks: tuple[Check, ...]) -> str:
+def _reopened_forms_section(checks: tuple[Check, ...]) -> str:
     if not checks:
         return ""
     forms: dict[str, list[Check]] = {}
@@ -177,7 +167,7 @@ def _reopened_forms_section_or_empty(checks: tuple[Check, ...]) -> str:
     )
 
 
-def _recipe_section_or_empty(manifest: Manifest) -> str:
+def _recipe_section(manifest: Manifest) -> str:
     text = str(manifest.recipe.get("text", "")).rstrip()
     if not text:
         return ""
@@ -208,10 +198,10 @@ def _ratio_text(measure: Measure) -> str:
 def _compiled_value_text(measure: Measure) -> str:
     if measure.interval and measure.ratio is None and measure.compiled is not None:
         return f"{interval_text(measure.compiled, measure.interval)} {measure.unit}".rstrip()
-    return _measure_text_or_empty(measure.compiled, measure.unit)
+    return _measure_text(measure.compiled, measure.unit)
 
 
-def _measure_text_or_empty(value: float | None, unit: str) -> str:
+def _measure_text(value: float | None, unit: str) -> str:
     if value is None:
         return ""
     if unit in ("B", "bytes"):

@@ -162,7 +162,7 @@ def _padding_to_config(program: Program, config: Any, max_numbers: int | None = 
     empty = empty_model_or_reason(type(pretrained(model)), config, model.dtype)
     if isinstance(empty, str):  # not even the config would load
         return Padding(config, {}, reasons=[empty])
-    if max_numbers is not None and (reason := _reason_against_narrowing_or_empty(model, empty, max_numbers)):
+    if max_numbers is not None and (reason := _reason_against_narrowing(model, empty, max_numbers)):
         return Padding(config, {}, reasons=[reason])
     try:
         stock = capture_without_weights(empty, partial(stock_model, type(pretrained(model)), config, model.dtype))
@@ -195,7 +195,7 @@ def _padding_to_config(program: Program, config: Any, max_numbers: int | None = 
     return plan
 
 
-def _reason_against_narrowing_or_empty(model: nn.Module, narrow_model: nn.Module, max_numbers: int) -> str:
+def _reason_against_narrowing(model: nn.Module, narrow_model: nn.Module, max_numbers: int) -> str:
     """Why a narrower model is not worth a capture, which takes much longer than this look at its shapes."""
     shapes = {name: tuple(t.shape) for name, t in distinct_tensors(narrow_model)}
     if sum(map(math.prod, shapes.values())) >= max_numbers:

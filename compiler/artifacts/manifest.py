@@ -344,7 +344,7 @@ def uncovered_files(artifact: Path) -> list[str]:
     return [p.as_posix() for p in hidden if not any(map(is_hidden, p.parts[:-1]))]
 
 
-def uncovered_files_text_or_empty(artifact: Path) -> str:
+def uncovered_files_text(artifact: Path) -> str:
     """Sentence about the files and folders of an artifact that no hash and no signature covers; "" without any."""
     names = uncovered_files(artifact)
     if not names:

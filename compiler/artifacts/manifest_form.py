@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any
 
-from ...dsl.syntax.control_characters import first_control_character_or_empty
+from ...dsl.syntax.control_characters import first_control_character
 from ...dsl.syntax.json_types import from_json, make_range_predicate
 
 _DEEPEST = 40
@@ -29,7 +29,7 @@ def is_plain_text(value: Any) -> bool:
         return all(map(is_plain_text, value)) and all(map(is_plain_text, value.values()))
     if isinstance(value, (list, tuple)):
         return all(map(is_plain_text, value))
-    return not isinstance(value, str) or not first_control_character_or_empty(value)
+    return not isinstance(value, str) or not first_control_character(value)
 
 
 Table = Mapping[str, Any]

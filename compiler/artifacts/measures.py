@@ -1,6 +1,6 @@
 """Measures of an artifact by metric, which print as a table."""
 
-from ..core.quantity import change_text_or_empty, measurement_text
+from ..core.quantity import change_text, measurement_text
 from .manifest import Measure
 
 
@@ -20,5 +20,5 @@ def _measure_cells(measure: Measure) -> tuple[str, str, str, str]:
     )
     change = ""
     if measure.original and measure.compiled is not None:
-        change = change_text_or_empty(measure.original, measure.compiled)
+        change = change_text(measure.original, measure.compiled)
     return measure.metric, original, compiled or measure.untimed, change

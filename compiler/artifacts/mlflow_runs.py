@@ -40,7 +40,7 @@ class StoredRun:
     added: bool
 
 
-def unusable_store_reason_or_empty(folder: str) -> str:
+def unusable_store_reason(folder: str) -> str:
     """Why a folder can't be MLflow's file store; "" where it is one, or would become one."""
     path = Path(folder)
     if not folder.strip():

@@ -84,7 +84,7 @@ def _lock_output(path: Path) -> Iterator[None]:
     if handle is None:
         remove_nested_folders_while_empty(created)
         raise output_busy(
-            f"another process compiles into {path} now{_holder_text_or_empty(file)}",
+            f"another process compiles into {path} now{_holder_text(file)}",
             help="wait for it, or name another folder with -o",
         ).rejection()
     try:
@@ -131,7 +131,7 @@ def _is_still_open_file(file: Path, fd: int) -> bool:
         return False
 
 
-def _holder_text_or_empty(file: Path) -> str:
+def _holder_text(file: Path) -> str:
     try:
         pid = file.read_bytes()[:20].strip()
     except OSError:

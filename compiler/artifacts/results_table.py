@@ -41,14 +41,14 @@ def results_table(reports: Sequence[ReportData]) -> list[tuple[str, ...]]:
                 one_line_or_empty(report.location),
                 one_line_or_empty(report.manifest.kind),
                 *(_compiled_value_text(row.get(name)) for name in metrics),
-                bounds_text_or_empty(report.manifest.expectations),
+                bounds_text(report.manifest.expectations),
             )
             for report, row in zip(reports, measures, strict=True)
         ),
     ]
 
 
-def bounds_text_or_empty(expectations: Sequence[Expectation]) -> str:
+def bounds_text(expectations: Sequence[Expectation]) -> str:
     """`3 hold`, `1 of 3 fails`; "" where nothing was expected."""
     outcomes = [e.outcome for e in expectations]
     for name, (one, many) in _OUTCOMES.items():

@@ -10,13 +10,13 @@ def search_summary_lines(steps: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line for every step that searched; decisions are untrusted, and what is no count is passed over."""
     lines = []
     for step in steps:
-        summary = search_summary_text_or_empty(step.get("decisions", ()))
+        summary = search_summary_text(step.get("decisions", ()))
         if summary:
             lines.append(f"{step.get('name', '')}: {summary}")
     return lines
 
 
-def search_summary_text_or_empty(decisions: Sequence[Any]) -> str:
+def search_summary_text(decisions: Sequence[Any]) -> str:
     """ "12 cuts, 40 scores; 96 candidates left out by estimates, of which 2 of 24 were too high"; "" of no search."""
     rounds = [d for d in decisions if isinstance(d, Mapping) and isinstance(d.get("scores"), Mapping)]
     if not rounds:

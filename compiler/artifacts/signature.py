@@ -29,7 +29,7 @@ from .signature_bundle import (
     json_field,
     read_bundle,
     read_statement,
-    signed_files_problem_or_empty,
+    signed_files_problem,
     write_bundle,
 )
 from .signing_keys import (
@@ -127,7 +127,7 @@ def find_valid_signer(artifact: Path, keys: Sequence[str]) -> str:
     for key in trusted.values():
         for signature in present:
             if signature.key == key.text and is_valid_signature(signature, artifact):
-                if not (objection := key.rejection_reason_or_empty(signature.signed)):
+                if not (objection := key.rejection_reason(signature.signed)):
                     return key.text
                 objections.append(objection)
     bundle, problem = read_bundle(artifact), ""
@@ -135,9 +135,9 @@ def find_valid_signer(artifact: Path, keys: Sequence[str]) -> str:
         if bundle is None or not bundle.is_signed_by(key.text):
             continue
         files = read_statement(bundle, artifact)
-        if problem := signed_files_problem_or_empty(artifact, files):
+        if problem := signed_files_problem(artifact, files):
             break
-        if not (objection := key.rejection_reason_or_empty(files.signed)):
+        if not (objection := key.rejection_reason(files.signed)):
             return key.text
         objections.append(objection)
     signers = [s.key for s in present] + ([f"the key {bundle.key_id}"] if bundle else [])

@@ -243,7 +243,7 @@ def check_signed_fields(signed: Any, note: Any, provenance: Any) -> None:
     readable_json_bytes(provenance)  # ValueError: it has no spelling that could be signed
 
 
-def signed_files_problem_or_empty(artifact: Path, files: SignedFiles) -> str:
+def signed_files_problem(artifact: Path, files: SignedFiles) -> str:
     """Fact about the first file that is not as a statement has it; "" where all are.
 
     Content that the manifest records is compared with the manifest alone, because `verify_files` reads those files.
@@ -252,18 +252,18 @@ def signed_files_problem_or_empty(artifact: Path, files: SignedFiles) -> str:
     for name in SIGNED:
         if (artifact / name).is_file() and name not in files.digests:
             return f"{BUNDLE} does not list {name}"
-        if name in files.digests and (problem := _content_problem_or_empty(artifact, name, *files.digests[name])):
+        if name in files.digests and (problem := _content_problem(artifact, name, *files.digests[name])):
             return problem
     recorded = read_manifest(artifact).files
     for name, (algorithm, digest) in files.digests.items():
         if algorithm == "sha256" and name in recorded and recorded[name][1] == digest:
             continue
-        if name not in SIGNED and (problem := _content_problem_or_empty(artifact, name, algorithm, digest)):
+        if name not in SIGNED and (problem := _content_problem(artifact, name, algorithm, digest)):
             return problem
     return ""
 
 
-def _content_problem_or_empty(artifact: Path, name: str, algorithm: str, digest: str) -> str:
+def _content_problem(artifact: Path, name: str, algorithm: str, digest: str) -> str:
     try:
         refuse_irregular_file(artifact / name, root=artifact)
         if (artifact / name).resolve() != artifact.resolve() / name:  # by links one file has any number of names

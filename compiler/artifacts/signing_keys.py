@@ -64,7 +64,7 @@ class TrustedKey:
         until, since = ([d for d in pair if d] for pair in ((self.until, other.until), (self.since, other.since)))
         return TrustedKey(self.text, min(until, default=None), max(since, default=None), self.revoked or other.revoked)
 
-    def rejection_reason_or_empty(self, signed_at: str) -> str:
+    def rejection_reason(self, signed_at: str) -> str:
         """Reason why a signature of that time, in ISO 8601, is not taken; "" where it is."""
         name = f"the key {key_id(self.text)}"
         if self.revoked:

@@ -10,10 +10,10 @@ from ...dsl.syntax.diagnostics import Reject
 from ...dsl.syntax.render import shorten_for_message
 from ..core.safe_read import MALFORMED, read_json
 from .load import folder_use_sentence
-from .manifest import Manifest, all_files, hashed_files, read_manifest, uncovered_files_text_or_empty, verify_files
+from .manifest import Manifest, all_files, hashed_files, read_manifest, uncovered_files_text, verify_files
 from .provenance import origin_text
 from .signature import is_valid_signature, read_signatures
-from .signature_bundle import Bundle, read_bundle, read_statement, signed_files_problem_or_empty
+from .signature_bundle import Bundle, read_bundle, read_statement, signed_files_problem
 
 _CODE = (".py", ".so", ".dll", ".dylib", ".pyd", ".sh", ".exe")
 _PICKLES = (".pkl", ".pickle")
@@ -38,7 +38,7 @@ def all_trust_checks(artifact: Path, check_forms: Callable[[Path, Manifest], lis
     manifest = read_manifest(artifact)
     signatures = list(_signature_checks(artifact))  # before any other file is read
     hashes = _hash_check(artifact, manifest)
-    uncovered = uncovered_files_text_or_empty(artifact)
+    uncovered = uncovered_files_text(artifact)
     checks = [
         *signatures,
         hashes,
@@ -94,7 +94,7 @@ def _bundle_checks(artifact: Path, bundle: Bundle) -> Iterator[TrustCheck]:
     """Checks of `model.sig`, which names its key where effc wrote it, and else the key's digest alone."""
     try:
         files = read_statement(bundle, artifact)
-        problem = signed_files_problem_or_empty(artifact, files)
+        problem = signed_files_problem(artifact, files)
     except Reject as rejection:
         yield TrustCheck("signature", rejection.diagnostics[0].message, "bad")
         return

@@ -37,7 +37,7 @@ from ..models.rows.packed_inputs import (
     main_input_name,
     media_shape,
     sound_shape,
-    token_input_name_or_empty,
+    token_input_name,
 )
 from ..plugin.target import Form
 from . import fork_server
@@ -208,7 +208,7 @@ def make_probe_inputs(model: nn.Module, seed: int = 0) -> dict[str, torch.Tensor
         words = vocabulary_size(model, decoder=True) or 1
         return {"media": media, "ids": torch.randint(0, words, (ROWS, LENGTH), generator=generator)}
     numbers = main_input_name(model) in SAMPLES or frames_per_video(model) or sound_shape(model)
-    if not isinstance(model, PreTrainedModel) or numbers or token_input_name_or_empty(model):
+    if not isinstance(model, PreTrainedModel) or numbers or token_input_name(model):
         return {f"{INPUT_PREFIX}{name}": x.contiguous() for name, x in sample_inputs(model).items()}
     images = main_input_name(model) == "pixel_values"
     # A source is filled up behind its text, as encoders' rows are: many number positions by the place in a row.

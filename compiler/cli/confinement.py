@@ -34,7 +34,7 @@ def confine_verb(argv: Sequence[str]) -> None:
     words += [word.partition("=")[2] for word in words]  # NAME=FOLDER
     paths = [Path(word) for word in words if word and os.path.exists(word)]
     folders = [path for path in paths if path.is_dir()]
-    trains = argv[0] == "run" and any(_target_name_in_manifest_or_empty(folder) == "flower" for folder in folders)
+    trains = argv[0] == "run" and any(_target_name_in_manifest(folder) == "flower" for folder in folders)
     elsewhere = trains or any(path.suffix == ".effspec" and path.is_file() for path in paths)
     elsewhere |= any(word.startswith("hf:") for word in words)  # they are fetched
     elsewhere |= _last_value_of_option(options, "--engine", "auto") not in _LOCAL_ENGINES
@@ -48,7 +48,7 @@ def confine_verb(argv: Sequence[str]) -> None:
     bases = [base for folder in folders for base in _base_folder_of_interventions(folder)]
     results = [path for folder in folders if not (path := Path(f"{folder}-result")).is_symlink()]  # of a federation
     roots = [
-        root for root in map(_artifact_or_repository_root, bases) if _target_name_in_manifest_or_empty(root)
+        root for root in map(_artifact_or_repository_root, bases) if _target_name_in_manifest(root)
     ]  # a manifest.json is not always an artifact's
     readable = [*paths, *map(_artifact_or_repository_root, folders), *bases, *roots, *results, _hub_cache()]
     if argv[0] == "serve" and "--reload" in options:
@@ -79,7 +79,7 @@ def _last_value_of_option(options: dict[str, list[str]], name: str, default: str
     return (options.get(name) or [default])[-1]
 
 
-def _target_name_in_manifest_or_empty(folder: Path) -> str:
+def _target_name_in_manifest(folder: Path) -> str:
     """Target that a folder's manifest names; "" where it names none."""
     from ..core.safe_read import MALFORMED, MANIFEST, read_json
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.checker.rules import Conflict, MissingStep, Rules, Unread
-from ...dsl.checker.type_phrases import expected_phrase, sample_value_text_or_empty
+from ...dsl.checker.type_phrases import expected_phrase, sample_value_text
 from ...dsl.checker.value_text import plain_value_text, value_text
 from ...dsl.checker.values import Bytes, Duration, MetricRef, Ratio
 from ...dsl.checker.vocabulary import Param, Vocabulary, Word
 from ...dsl.syntax.diagnostics import EXITS, Fault
-from ...dsl.syntax.nearest import nearest_name_help_or_empty
+from ...dsl.syntax.nearest import nearest_name_help
 from ..plugin.interfaces import Close
 from ..plugin.registry import SHELVES, Registry
 
@@ -82,8 +82,8 @@ def explain_page(name: str) -> str:
     names = [*recipes, *CHAPTERS, *(w.name for w in words)]
     raise unknown_page(
         f"nothing is called `{name}`",
-        help=nearest_name_help_or_empty(name, [*names, *known])
-        or nearest_name_help_or_empty(name, inner)
+        help=nearest_name_help(name, [*names, *known])
+        or nearest_name_help(name, inner)
         or "`effc passes --all` lists all words",
     ).rejection()
 
@@ -128,7 +128,7 @@ def default_text(param: Param) -> str:
 def type_text(param: Param) -> str:
     text = expected_phrase(param)
     if "shares" in param.types:
-        return f"{text}, like `{sample_value_text_or_empty(param)}`"
+        return f"{text}, like `{sample_value_text(param)}`"
     return f"{text} of {' or '.join(param.of)}" if param.of else text
 
 
@@ -229,7 +229,7 @@ def fault_page(fault: Fault) -> str:
         f"{fault.slug}, {'an' if fault.severity == 'error' else 'a'} {fault.severity}: {end}",
         sentence,
         body,
-        manual_section_or_empty(fault.slug),
+        manual_section(fault.slug),
     ]
     return "\n\n".join(b.strip("\n") for b in blocks if b.strip())
 
@@ -241,7 +241,7 @@ def manual_chapter_or_empty(name: str) -> str:
     return text.partition("\n## ")[0].strip()
 
 
-def manual_section_or_empty(title: str) -> str:
+def manual_section(title: str) -> str:
     """The text below a heading of the manual, "" where there is none."""
     for folder in _package_folders("dsl"):
         for page in sorted((folder / "suites").glob("*.md")):

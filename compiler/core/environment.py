@@ -60,7 +60,7 @@ def required_packages_with_state() -> list[Package]:
     for text in metadata.requires("effc") or ():
         name, version_range, group = _parse_requirement(text)
         if group not in ("test", "dev"):
-            result.append(Package(name, version_range, group, installed_version_or_empty(name)))
+            result.append(Package(name, version_range, group, installed_version(name)))
     return sorted(result, key=lambda p: p.group != "")
 
 
@@ -138,7 +138,7 @@ def _parse_requirement(requirement: str) -> tuple[str, str, str]:
     return need.name, ",".join(clauses), extra
 
 
-def installed_version_or_empty(distribution_name: str) -> str:
+def installed_version(distribution_name: str) -> str:
     """The version of a package; "" where it is missing."""
     try:
         return metadata.version(distribution_name)

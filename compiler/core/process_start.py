@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 
 
-def process_start_text_or_empty(pid: int) -> str:
+def process_start_text(pid: int) -> str:
     """When a process began, in the system's own words; "" where there is none that runs."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

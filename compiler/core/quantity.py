@@ -112,7 +112,7 @@ def _num_interval_decimals(low: float, high: float) -> int:
     return min(max(1 - math.floor(math.log10(abs(high - low) or 1.0)), 0), 8)
 
 
-def change_text_or_empty(before: float, after: float) -> str:
+def change_text(before: float, after: float) -> str:
     """`-20.4 %`, `+3.0 %`, `same`."""
     if before == after:
         return "same"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from ...dsl.checker.recipe import Bound, Invocation, Pipeline, Recipe
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.syntax.diagnostics import EXITS, Diagnostic, Fault, Reject, sorted_distinct_diagnostics
-from ...dsl.syntax.nearest import nearest_name_help_or_empty
+from ...dsl.syntax.nearest import nearest_name_help
 from ...dsl.syntax.overlap import hides_checker_error, is_at_or_around
 from ...dsl.syntax.parse import parse, read_source, unknown_edition
 from ...dsl.syntax.source import Source
@@ -145,8 +145,7 @@ class Session:
         known = [name for recipe in recipes for name in recipe.pipelines]
         unknown = [
             no_such_pipeline(
-                f"{self.path} has no pipeline `{name}`",
-                help=nearest_name_help_or_empty(name, known, "its pipelines are"),
+                f"{self.path} has no pipeline `{name}`", help=nearest_name_help(name, known, "its pipelines are")
             )
             for name in self.pipelines
             if name not in known

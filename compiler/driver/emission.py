@@ -270,7 +270,5 @@ def resolved_recipe(recipe: Recipe) -> dict[str, Any]:
 def expectation(verdict: BoundVerdict) -> Expectation:
     state = {"ok": "holds", "missed": "fails"}.get(verdict.state, verdict.state)
     line = verdict.bound.span.line if verdict.bound.span else 0
-    note = (
-        verdict.skipped or verdict.undecided or verdict.uncertainty_reason_or_empty or verdict.decided_by_text_or_empty
-    )
+    note = verdict.skipped or verdict.undecided or verdict.uncertainty_reason or verdict.decided_by_text
     return Expectation(bound_text(verdict.bound), verdict.value, verdict.limit, state, line, note)

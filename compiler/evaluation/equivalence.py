@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from ..ir.capture.sample import BATCH, LENGTH, PADDING, sample_inputs, sample_tokens
 from ..models.rows.forward import in_eval_mode, main_tensor_of_output
 from ..models.rows.inputs import is_encoder_decoder, vocabulary_size
-from ..models.rows.packed_inputs import is_media_encoder_decoder, token_input_name_or_empty
+from ..models.rows.packed_inputs import is_media_encoder_decoder, token_input_name
 
 _STEPS = 2
 _OTHER_BATCH = 3
@@ -35,7 +35,7 @@ def record_logits_of_sample_calls(
     with torch.no_grad(), in_eval_mode(model):
         if is_encoder_decoder(model):
             return _encoder_decoder_logits(model)
-        reads_more = bool(token_input_name_or_empty(model)) and not is_media_encoder_decoder(model)
+        reads_more = bool(token_input_name(model)) and not is_media_encoder_decoder(model)
         if "input_ids" not in names or reads_more or not isinstance(model, PreTrainedModel):
             return [main_tensor_of_output(model(**sample_inputs(model, batch))) for batch in (BATCH, _OTHER_BATCH)]
         vocab_size = vocab_size or vocabulary_size(model)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
-from ...dsl.syntax.nearest import nearest_name_help_or_empty
+from ...dsl.syntax.nearest import nearest_name_help
 from ..core.json_errors import reject_on_error
 from ..core.safe_read import parse_strict_json
 from .windows import read_text
@@ -71,7 +71,7 @@ def require_field(records: Iterable[Record], field: str, path: str | Path) -> No
         number, record = lacking[0]
         also = f", nor have {len(lacking) - 1} others" if len(lacking) > 1 else ""
         message = f"record {number} of {path} has no field `{field}`{also}"
-        raise no_field(message, help=nearest_name_help_or_empty(field, record, "it has")).rejection()
+        raise no_field(message, help=nearest_name_help(field, record, "it has")).rejection()
 
 
 def require_fields(records: Sequence[Record], fields: Iterable[str], path: str | Path) -> None:

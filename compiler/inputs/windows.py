@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.syntax.diagnostics import Fault
-from ...dsl.syntax.source_file import irregular_kind_of_path_or_empty
+from ...dsl.syntax.source_file import irregular_kind_of_path
 from ..core.cache import canonical_json_sha256
 from ..core.hashes import cached_file_hash
 from ..core.safe_read import DATA, read_regular_file
@@ -50,7 +50,7 @@ def find_files(paths: str | Sequence[str], folder: Path, relative_to: str = "the
         if os.path.isfile(path):
             result.append(path)
             continue
-        if kind := irregular_kind_of_path_or_empty(path):
+        if kind := irregular_kind_of_path(path):
             raise no_file(f"{path} is {kind}, where a file is needed", help=_INSTEAD.get(kind, _SAVED)).rejection()
         matched = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
         if not matched:
@@ -61,11 +61,11 @@ def find_files(paths: str | Sequence[str], folder: Path, relative_to: str = "the
 
 
 def _file_suggestion(path: Path, relative_to: str) -> str:
-    from ...dsl.syntax.nearest import nearest_name_or_empty
+    from ...dsl.syntax.nearest import nearest_name
 
     if not os.path.isdir(path.parent):
         return f"paths are relative to {relative_to}"
-    closest = nearest_name_or_empty(path.name, [f.name for f in path.parent.iterdir() if f.is_file()])
+    closest = nearest_name(path.name, [f.name for f in path.parent.iterdir() if f.is_file()])
     return f"did you mean `{closest}`?" if closest else f"paths are relative to {relative_to}"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from ...dsl.checker.recipe import Invocation, Recipe
 from ...dsl.checker.vocabulary import Vocabulary
 from ...dsl.syntax.diagnostics import Diagnostic, Fault
-from ...dsl.syntax.source_file import irregular_kind_of_path_or_empty
+from ...dsl.syntax.source_file import irregular_kind_of_path
 
 missing_file = Fault(
     "missing-file",
@@ -24,7 +24,7 @@ def missing_file_warnings(recipe: Recipe, vocabulary: Vocabulary, folder: Path) 
             value = call.args[name]
             for path in (value,) if isinstance(value, str) else value or ():
                 if path and path not in words and not _path_exists(beside, path, file_kind):
-                    kind = irregular_kind_of_path_or_empty(beside / path)
+                    kind = irregular_kind_of_path(beside / path)
                     message = (
                         f"`{path}` is {kind}, where a {file_kind} is needed"
                         if kind

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..core.quantity import change_text_or_empty, count_text, measurement_text
+from ..core.quantity import change_text, count_text, measurement_text
 from ..core.safe_read import read_json
 from .recipe_library import LibraryFile, library_folders
 
@@ -102,7 +102,7 @@ def _metric_changes_line(values: Mapping[str, MetricValue]) -> str:
             parts.append(f"{metric} {measurement_text(compiled, unit)}")
         else:
             before, after = (measurement_text(value, unit) for value in (original, compiled))
-            parts.append(f"{metric} {before} -> {after} ({change_text_or_empty(original, compiled)})")
+            parts.append(f"{metric} {before} -> {after} ({change_text(original, compiled)})")
     return ", ".join(parts)
 
 
@@ -140,11 +140,7 @@ def _metric_table_rows(values: Mapping[str, MetricValue], name: str) -> list[lis
     """A line for each metric: the original's, the compiled one's, how far they are apart."""
     rows = [[name, "original", "compiled", ""]]
     for metric, (unit, original, compiled) in values.items():
-        before = (
-            ["", ""]
-            if original is None
-            else [measurement_text(original, unit), change_text_or_empty(original, compiled)]
-        )
+        before = ["", ""] if original is None else [measurement_text(original, unit), change_text(original, compiled)]
         rows.append([metric, before[0], measurement_text(compiled, unit), before[1]])
     return rows
 

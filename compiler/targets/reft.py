@@ -68,7 +68,7 @@ class Reft(Target):
             ).rejection()
         folder = destination / reft.FOLDER
         folder.mkdir()
-        base = "" if self.base == "inside" else public_base_location_or_empty(program, ctx)
+        base = "" if self.base == "inside" else public_base_location(program, ctx)
         dtype = str(program.model.dtype).removeprefix("torch.")
         reft.write_reft_folder(program, folder, {"place": base, "config": ctx.origin.config, "dtype": dtype})
         if not base:
@@ -107,7 +107,7 @@ class Reft(Target):
         return (base if load_request.dtype is None else base.to(load_request.dtype)).eval(), None
 
 
-def public_base_location_or_empty(program: Program, ctx: Context) -> str:
+def public_base_location(program: Program, ctx: Context) -> str:
     """Public location of the base; "" where it is not the recipe's model, or has none."""
     origin = ctx.origin
     if origin.folder is None or model_weights_hash(origin.load()) != model_weights_hash(program.model):

@@ -18,7 +18,7 @@ from effc.compiler.cli.explain import (
     declared_fault,
     default_text,
     fact_sentences,
-    manual_section_or_empty,
+    manual_section,
     slug_and_call_of_all_faults,
     type_text,
 )
@@ -98,7 +98,7 @@ def faults() -> str:
         fault = declared_fault(call)
         end = f"exit code {EXITS[fault.exit]}" if fault.severity == "error" else f"a {fault.severity}"
         sentence, _, body = fault.doc.partition("\n\n")
-        blocks += [f"## `{slug}` {{ #{slug} }}", f"{sentence} *({end})*", body, manual_section_or_empty(slug)]
+        blocks += [f"## `{slug}` {{ #{slug} }}", f"{sentence} *({end})*", body, manual_section(slug)]
     return "\n\n".join(block.strip("\n") for block in blocks if block.strip()) + "\n"
 
 

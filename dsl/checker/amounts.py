@@ -308,9 +308,7 @@ def _illegal_heads_diagnostic(
     many, smaller = len(counts) > 1, [c for c in counts if c < group.count]
     bases = stage.word.param(name).of
     alternative = (
-        ""
-        if not group.per_block or "kv_heads" not in bases
-        else _kv_aligned_heads_text_or_empty(target, group, step, name)
+        "" if not group.per_block or "kv_heads" not in bases else _kv_aligned_heads_text(target, group, step, name)
     )
     if not smaller:
         heads = f"{group.count} {noun if group.count > 1 else noun[:-1]}"
@@ -336,7 +334,7 @@ def _illegal_heads_diagnostic(
     )
 
 
-def _kv_aligned_heads_text_or_empty(target: float, group: Group, step: int, name: str) -> str:
+def _kv_aligned_heads_text(target: float, group: Group, step: int, name: str) -> str:
     """The nearest number of query heads that removing whole KV heads leaves."""
     remaining = int(target / group.per_block + 0.5)
     if not 0 < remaining < step:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from ..syntax import ast
 from ..syntax.diagnostics import Diagnostic, Fault, Fix
-from ..syntax.nearest import nearest_name_help_or_empty, nearest_name_or_empty
+from ..syntax.nearest import nearest_name, nearest_name_help
 from ..syntax.source import Span
 from ..syntax.syntax_error import is_unit, unexpected_sign
 from .recipe import Invocation
@@ -65,7 +65,7 @@ def resolve_plugin_or_report(kind: str, name: ast.Name, scope: Scope) -> Word | 
     if kind == "metric" and (split_unit := _detached_unit_diagnostic(name)):
         scope.report(split_unit)
         return None
-    closest = nearest_name_or_empty(name.path, words)
+    closest = nearest_name(name.path, words)
     other = next((k for k in NOUNS if k != kind and name.path in scope.session.vocabulary.words(k)), None)
     note = f"`{name.path}` is a {NOUNS[other]}" if other else ""
     scope.report(
@@ -73,7 +73,7 @@ def resolve_plugin_or_report(kind: str, name: ast.Name, scope: Scope) -> Word | 
             f"no {NOUNS[kind]} is called `{name.path}`",
             name.span,
             note=note,
-            help=nearest_name_help_or_empty(name.path, words, "there is"),
+            help=nearest_name_help(name.path, words, "there is"),
             fix=Fix(name.span, closest) if closest else None,
         )
     )
@@ -104,7 +104,7 @@ def _reported_as_missing_module_pipeline(name: ast.Name, scope: Scope) -> bool:
         unknown_word(
             f"`{alias}` has no pipeline `{remainder}`",
             name.span,
-            help=nearest_name_help_or_empty(remainder, pipelines, "it has"),
+            help=nearest_name_help(remainder, pipelines, "it has"),
         )
     )
     return True
@@ -247,9 +247,9 @@ _OF_TRANSFORMERS = {  # arguments of `from_pretrained` that a recipe says elsewh
 
 def _report_unknown_parameter(plugin: Word, arg: ast.Arg, scope: Scope) -> bool:
     names = [p.name for p in plugin.params]
-    closest = nearest_name_or_empty(arg.name, names)
+    closest = nearest_name(arg.name, names)
     span = arg.name_span or arg.span
-    help = nearest_name_help_or_empty(arg.name, names, "it has") or "it takes no parameters"
+    help = nearest_name_help(arg.name, names, "it has") or "it takes no parameters"
     opposite = {"remove": "keep", "keep": "remove"}.get(arg.name, "")
     if opposite in names:  # the amount is another then: no fix of the name alone
         closest, help = "", f"`{opposite}` says what {'stays' if opposite == 'keep' else 'goes'}"

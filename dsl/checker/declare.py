@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from ..syntax import ast
 from ..syntax.diagnostics import Fault, Fix
-from ..syntax.nearest import nearest_name_help_or_empty, nearest_name_or_empty
+from ..syntax.nearest import nearest_name, nearest_name_help
 from ..syntax.source import Span
 from . import profiles
 from .calls import check_plugin_call
@@ -70,12 +70,12 @@ def _read_profile_entries(entries: tuple[ast.Entry, ...], scope: Scope) -> dict:
         param: Param | None = profiles.profile_key_param(name)
         if param is None:
             known = [k.name for k in profiles.KEYS]
-            closest = nearest_name_or_empty(name, known)
+            closest = nearest_name(name, known)
             scope.report(
                 unknown_key(
                     f"a profile has no `{name}`",
                     entry.name.span,
-                    help=nearest_name_help_or_empty(name, known, "it has"),
+                    help=nearest_name_help(name, known, "it has"),
                     fix=Fix(entry.name.span, closest) if closest else None,
                 )
             )

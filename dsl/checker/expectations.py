@@ -230,7 +230,7 @@ def report_invalid_artifact_paths(emits: list[Emit], scope: Scope) -> None:
     spans: dict[tuple[str, ...], Span | None] = {}
     for emit in emits:
         path, span = emit.call.args.get("path", ""), emit.call.argument_or_call_span("path")
-        if fault := _output_path_problem_or_empty(path):
+        if fault := _output_path_problem(path):
             scope.report(invalid_path(fault, span, help='write a path inside the output folder: "hf"'))
             continue
         parts = tuple(p for p in path.split("/") if p not in ("", "."))
@@ -254,7 +254,7 @@ def report_invalid_artifact_paths(emits: list[Emit], scope: Scope) -> None:
 _LONGEST = 200  # bytes of a name: systems have 255, and a draft's name is longer
 
 
-def _output_path_problem_or_empty(path: str) -> str:
+def _output_path_problem(path: str) -> str:
     """Why a path is none inside the output folder, or ""."""
     parts = [p for p in path.split("/") if p not in ("", ".")]
     if not parts:

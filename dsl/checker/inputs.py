@@ -65,7 +65,7 @@ def group_size_diagnostic(parts: Sequence[Part], group_size: int) -> Diagnostic 
     smaller = f"`group: {fits}`, or " if fits >= SMALLEST_GROUP else ""
     return incompatible_group(
         f"{misfits[0].path} has {width} inputs, which groups of {group_size} don't divide{_more_misfits_text(misfits)}",
-        help=f"write {smaller}`group: 0` for one scale an output{_excluding_selector_or_empty(misfits, parts)}",
+        help=f"write {smaller}`group: 0` for one scale an output{_excluding_selector(misfits, parts)}",
         argument="group",
     )
 
@@ -101,7 +101,7 @@ def sparsity_pattern_diagnostics(
             incompatible_pattern(
                 f"{misfits[0].path} has {in_features_of(misfits[0])} inputs, "
                 f"which groups of {of} don't divide{_more_misfits_text(misfits)}",
-                help=f"write `pattern: any`{_excluding_selector_or_empty(misfits, parts)}",
+                help=f"write `pattern: any`{_excluding_selector(misfits, parts)}",
                 argument="pattern",
             )
         )
@@ -112,7 +112,7 @@ def _more_misfits_text(misfits: Sequence[Part]) -> str:
     return f", and {len(misfits) - 1} more are like that" if len(misfits) > 1 else ""
 
 
-def _excluding_selector_or_empty(misfits: Sequence[Part], parts: Sequence[Part]) -> str:
+def _excluding_selector(misfits: Sequence[Part], parts: Sequence[Part]) -> str:
     """Selector that leaves them out: `; or leave it out: on: "layers.*" - "*.down_proj"`; "" where none is left."""
     names = list(dict.fromkeys(part.path.rpartition(".")[2] for part in misfits))
     fitting = {part.path for part in parts} - {part.path for part in misfits}

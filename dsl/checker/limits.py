@@ -5,7 +5,7 @@ from collections.abc import Callable
 from math import isfinite
 from typing import Any
 
-from ..syntax.control_characters import control_character_error, first_control_character_or_empty
+from ..syntax.control_characters import control_character_error, first_control_character
 from ..syntax.diagnostics import Diagnostic, Fault, Fix
 from ..syntax.source import Span
 from .units import comparable_number
@@ -34,7 +34,7 @@ def validate_or_report(value: Any, param: Param, span: Span, report: Callable[[D
     if isinstance(value, Shares):
         return _are_valid_shares_or_report(value, param, span, report)
     texts = [glob for _, glob in value.terms] if isinstance(value, Selector) else [value]
-    if isinstance(texts[0], str) and (character := first_control_character_or_empty("".join(texts), param.lines)):
+    if isinstance(texts[0], str) and (character := first_control_character("".join(texts), param.lines)):
         report(control_character_error(f"`{param.name}`", character, span))
         return False
     if isinstance(value, str) and len(value) > LONGEST:

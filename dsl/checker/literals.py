@@ -6,7 +6,7 @@ from typing import Any
 
 from ..syntax import ast
 from ..syntax.diagnostics import Diagnostic, Fault
-from ..syntax.nearest import nearest_name_or_empty
+from ..syntax.nearest import nearest_name
 from ..syntax.source import Span
 from .limits import out_of_range
 from .selectors import InvalidGlob, parse_glob
@@ -61,7 +61,7 @@ def _unit_help(digits: str, unit: str) -> str:
         return f"write `{value_text(Duration(seconds))}`"
     if unit == "m":
         return f"write `{digits}min` for minutes, or `{digits}M` for millions"
-    closest = nearest_name_or_empty(unit, ALL)
+    closest = nearest_name(unit, ALL)
     return f"did you mean `{digits}{closest}`?" if closest else f"units: {', '.join(ALL)}"
 
 

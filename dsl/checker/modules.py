@@ -123,7 +123,7 @@ def instantiate_module(file: ast.File, scope: Scope, alias: str, arguments: dict
 
 def module_call_arguments(call: ast.Call, file: ast.File, scope: Scope) -> dict | None:
     """Arguments of a call to a module's pipeline as values of its params; None where one is wrong."""
-    from ..syntax.nearest import nearest_name_help_or_empty
+    from ..syntax.nearest import nearest_name_help
     from .calls import unknown_parameter
     from .params import Argument, param_of_declaration
     from .scope import POISON
@@ -141,7 +141,7 @@ def module_call_arguments(call: ast.Call, file: ast.File, scope: Scope) -> dict 
                 unknown_parameter(
                     f"`{call.name.path}` {message}",
                     arg.name_span or arg.span,
-                    help=nearest_name_help_or_empty(arg.name, params, "it has"),
+                    help=nearest_name_help(arg.name, params, "it has"),
                 )
             )
             sound = False

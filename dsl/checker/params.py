@@ -6,7 +6,7 @@ from typing import Any
 
 from ..syntax import ast
 from ..syntax.diagnostics import Diagnostic, Fault
-from ..syntax.nearest import nearest_name_help_or_empty
+from ..syntax.nearest import nearest_name_help
 from ..syntax.source import Span
 from .limits import is_allowed_or_report
 from .literals import InvalidLiteral, parse_range_limits
@@ -67,7 +67,7 @@ def param_of_declaration(node: ast.Param, scope: Scope | None = None) -> Param |
                 unknown_type(
                     f"no type is called `{name}`",
                     node.type.span,
-                    help=nearest_name_help_or_empty(name, [*TYPES, *HANDLES], "types"),
+                    help=nearest_name_help(name, [*TYPES, *HANDLES], "types"),
                 )
             )
         return None
@@ -110,7 +110,7 @@ def param_arguments_of_variants(file: ast.File, session: CheckState) -> list[dic
                 unknown_override(
                     f"the recipe has no param `{override.name}`",
                     override.name_span,
-                    help=nearest_name_help_or_empty(override.name, params, "it has"),
+                    help=nearest_name_help(override.name, params, "it has"),
                 )
             )
         elif node.type.path in HANDLES:
@@ -172,7 +172,7 @@ def _matrix_values_by_param(
                     unknown_name(
                         f"no param is called `{name}`",
                         entry.name.span,
-                        help=nearest_name_help_or_empty(name, params, "there is")
+                        help=nearest_name_help(name, params, "there is")
                         or f"declare it above, as in `param {name}: ratio = 85%`, and use it in a step",
                     )
                 )

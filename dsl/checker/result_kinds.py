@@ -54,9 +54,9 @@ def report_unaccepted_results(build: PipelineBuild) -> None:
                         f"and `{name}` gives {result_label(kind)}",
                         _span_naming_result(stage, name, names_steps),
                         related=_related_spans_of_result(build, name),
-                        help=(_remedy_by_picking_one_model_or_empty(build, kind, accepted) if not names_steps else "")
+                        help=(_remedy_by_picking_one_model(build, kind, accepted) if not names_steps else "")
                         or _suitable_result_remedy(build, accepted, stage.name, names_steps)
-                        + _remedy_by_leaving_out_argument_or_empty(build, name, accepted),
+                        + _remedy_by_leaving_out_argument(build, name, accepted),
                     ),
                 )
 
@@ -71,10 +71,10 @@ def report_unholdable_result(plugin: Word, emit: Emit, build: PipelineBuild) -> 
                 f"and `{emit.source}` gives {result_label(kind)}",
                 emit.call.span,
                 related=_related_spans_of_result(build, emit.source),
-                help=_remedy_by_picking_one_model_or_empty(build, kind, holdable)
-                or _remedy_by_other_target_or_empty(build, kind)
+                help=_remedy_by_picking_one_model(build, kind, holdable)
+                or _remedy_by_other_target(build, kind)
                 + _suitable_result_remedy(build, holdable, "", False)
-                + _remedy_by_leaving_out_argument_or_empty(build, emit.source, holdable),
+                + _remedy_by_leaving_out_argument(build, emit.source, holdable),
             )
         )
 
@@ -103,7 +103,7 @@ def _span_naming_result(stage: Stage, name: str, is_explicit: bool) -> Span:
     return stage.origin or stage.span
 
 
-def _remedy_by_leaving_out_argument_or_empty(build: PipelineBuild, name: str, accepted: tuple[str, ...]) -> str:
+def _remedy_by_leaving_out_argument(build: PipelineBuild, name: str, accepted: tuple[str, ...]) -> str:
     """`, or leave `merge: false` out`, where the step would then give what is wanted."""
     stage = next((s for s in build.stages if s.name == name and s.word and s.call), None)
     for param in stage.call.spans if stage else ():
@@ -113,7 +113,7 @@ def _remedy_by_leaving_out_argument_or_empty(build: PipelineBuild, name: str, ac
     return ""
 
 
-def _remedy_by_picking_one_model_or_empty(build: PipelineBuild, kind: str, accepted: tuple[str, ...]) -> str:
+def _remedy_by_picking_one_model(build: PipelineBuild, kind: str, accepted: tuple[str, ...]) -> str:
     """Remedy for a result of several models: a pass that picks one, and targets that accept them; "" of other
     results."""
     if MODEL not in accepted:
@@ -128,7 +128,7 @@ def _remedy_by_picking_one_model_or_empty(build: PipelineBuild, kind: str, accep
     return ", or ".join(picked + emitted)
 
 
-def _remedy_by_other_target_or_empty(build: PipelineBuild, kind: str) -> str:
+def _remedy_by_other_target(build: PipelineBuild, kind: str) -> str:
     """Beginning of a remedy: the targets that hold a kind of result; "" where none does."""
     targets = build.scope.session.vocabulary.words("target").values()
     facts = [(w.name, w.facts) for w in targets if kind in w.facts.get("result_kinds", (MODEL,))]

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..syntax import ast
 from ..syntax.diagnostics import Diagnostic, Fault, Fix
-from ..syntax.nearest import nearest_name_help_or_empty, nearest_name_or_empty
+from ..syntax.nearest import nearest_name, nearest_name_help
 from ..syntax.source import Source, Span
 from .recipe import Invocation
 from .skeleton import Skeleton
@@ -206,17 +206,15 @@ class Scope:
             return
         accepted_kinds, known = tuple(accepted_kinds), self.entries_by_usable_name()
         fitting = [n for n, e in known.items() if e.kind in accepted_kinds]
-        if entry := known.get(nearest_name_or_empty(name.path, fitting)):
+        if entry := known.get(nearest_name(name.path, fitting)):
             entry.used = True  # or the typo would be reported a second time, as unused
-        closest = nearest_name_or_empty(name.path, [*fitting, *other_words])
+        closest = nearest_name(name.path, [*fitting, *other_words])
         text = f'write `"{name.path}"`' if is_string_accepted else value_help
         self.report(
             unknown_name(
                 f"no {noun} is called `{name.path}`",
                 name.span,
-                help=nearest_name_help_or_empty(
-                    name.path, [*fitting, *other_words], "" if is_string_accepted else "there is"
-                )
+                help=nearest_name_help(name.path, [*fitting, *other_words], "" if is_string_accepted else "there is")
                 or text,
                 offer=Fix(name.span, closest)
                 if closest

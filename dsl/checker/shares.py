@@ -6,7 +6,7 @@ from typing import Any
 
 from ..syntax import ast
 from ..syntax.diagnostics import Diagnostic, Fault, Fix
-from ..syntax.nearest import nearest_name_or_empty
+from ..syntax.nearest import nearest_name
 from ..syntax.source import Span
 from .literals import InvalidLiteral
 from .scope import POISON, Scope
@@ -51,7 +51,7 @@ def checked_named_shares(expr: ast.Expr, shares: Shares, param: Param) -> Shares
 def _unknown_share_diagnostic(name: str, span: Span, param: Param) -> Diagnostic | None:
     if not param.of or name in param.of:
         return None
-    closest = nearest_name_or_empty(name, param.of)
+    closest = nearest_name(name, param.of)
     return unknown_share(
         f"`{param.name}` has no share of `{name}`",
         span,
@@ -60,7 +60,7 @@ def _unknown_share_diagnostic(name: str, span: Span, param: Param) -> Diagnostic
 
 
 def _rename_fix(entry: ast.Entry, param: Param) -> Fix | None:
-    closest = nearest_name_or_empty(entry.name.path, param.of)
+    closest = nearest_name(entry.name.path, param.of)
     return Fix(entry.name.span, closest) if closest else None
 
 

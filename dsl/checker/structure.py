@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..syntax.diagnostics import Diagnostic, Fault, Fix
-from ..syntax.nearest import nearest_name_or_empty
+from ..syntax.nearest import nearest_name
 from ..syntax.source import Span
 from .amounts import report_invalid_amount
 from .inputs import report_incompatible_module_widths
@@ -176,11 +176,11 @@ def _absent_parts_diagnostic(stage: Stage, candidates: Selectable, skeleton: Ske
         f"`{stage.word.name}` works on {candidates.noun}, {lack}",
         stage.call.span,
         note=note,
-        help=_alternative_pass_text_or_empty(candidates, skeleton),
+        help=_alternative_pass_text(candidates, skeleton),
     )
 
 
-def _alternative_pass_text_or_empty(candidates: Selectable, skeleton: Skeleton) -> str:
+def _alternative_pass_text(candidates: Selectable, skeleton: Skeleton) -> str:
     """Alternative: passes for scans of the other kind, and for models without scans."""
     has = {g.kind for g in skeleton.groups}
     if candidates.kind == "ssm_heads" and "ssm_channels" in has:
@@ -222,7 +222,7 @@ def _no_match_diagnostic(
             help='drop it, or let `**` cross the dots: "layers.0.**"',
         )
     of = "" if unmatched.text == unmatched.glob else f" in `{unmatched.glob}`"
-    closest = _closest_glob_or_empty(unmatched, candidates.paths)
+    closest = _closest_glob(unmatched, candidates.paths)
     sample = f"there is `{candidates.paths[0]}`" + (
         f" and {len(candidates.paths) - 1} more" if len(candidates.paths) > 1 else ""
     )
@@ -230,7 +230,7 @@ def _no_match_diagnostic(
         f"`{unmatched.text}`{of} matches none of {len(candidates.paths)} {candidates.noun}",
         dead_span,
         help=f"did you mean `{closest}`?" if closest else f"{sample}; write `allow empty` if none may match",
-        note=_other_kind_note_or_empty(unmatched, candidates, skeleton),
+        note=_other_kind_note(unmatched, candidates, skeleton),
         fix=Fix(dead_span, closest) if closest and dead_span and dead_span != span else None,
     )
 
@@ -251,7 +251,7 @@ def _selector_span(span: Span | None, unmatched: UnmatchedPart) -> Span | None:
     )
 
 
-def _closest_glob_or_empty(unmatched: UnmatchedPart, paths: Sequence[str]) -> str:
+def _closest_glob(unmatched: UnmatchedPart, paths: Sequence[str]) -> str:
     """The glob or alternative that was probably meant: each name compared with those that the paths have."""
     known = {c for p in paths for c in p.split(".") if not c.isdigit()}
     if unmatched.text != unmatched.glob:
@@ -260,29 +260,29 @@ def _closest_glob_or_empty(unmatched: UnmatchedPart, paths: Sequence[str]) -> st
         tail = after.partition("}")[2].split(".", 1)[0]
         if set(head + tail) & set("*{}"):
             return ""
-        closest = nearest_name_or_empty(head + unmatched.text + tail, known)
+        closest = nearest_name(head + unmatched.text + tail, known)
         inner = (
             closest[len(head) : len(closest) - len(tail)] if closest.startswith(head) and closest.endswith(tail) else ""
         )
         return "" if inner in before.rpartition("{")[2].split(",") or inner in after.partition("}")[0] else inner
-    if below := _plainest_glob_below_or_empty(unmatched.glob, paths):
+    if below := _plainest_glob_below(unmatched.glob, paths):
         return below
     words = [
-        c if set(c) & set("*{}") or c.isdigit() or c in known else nearest_name_or_empty(c, known) or c
+        c if set(c) & set("*{}") or c.isdigit() or c in known else nearest_name(c, known) or c
         for c in unmatched.glob.split(".")
     ]
     guess = ".".join(words)
     return guess if guess != unmatched.glob and any(glob_matches_path(guess, p) for p in paths) else ""
 
 
-def _plainest_glob_below_or_empty(glob: str, paths: Sequence[str]) -> str:
+def _plainest_glob_below(glob: str, paths: Sequence[str]) -> str:
     """The plainest glob of what lies below the modules that a glob matches; "" where nothing does."""
     below = [p for p in paths if glob_matches_path(f"{glob}.**", p)]
     plain = f"{glob}*" if glob.endswith(".*") else f"{glob}.*"
     return (plain if [p for p in paths if glob_matches_path(plain, p)] == below else f"{glob}.**") if below else ""
 
 
-def _other_kind_note_or_empty(unmatched: UnmatchedPart, candidates: Selectable, skeleton: Skeleton) -> str:
+def _other_kind_note(unmatched: UnmatchedPart, candidates: Selectable, skeleton: Skeleton) -> str:
     """Note where the glob matches a module of another kind, or one whose channels form no group."""
     glob = unmatched.glob
     for path, reason in skeleton.facts.get("refused") or []:

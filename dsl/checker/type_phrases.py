@@ -62,15 +62,15 @@ def joined_with_and(names: tuple[str, ...]) -> str:
     return f"{', '.join(head)} and {last}" if head else last
 
 
-def example_remedy_or_empty(param: Param) -> str:
-    if text := sample_value_text_or_empty(param):
+def example_remedy(param: Param) -> str:
+    if text := sample_value_text(param):
         return f"write it like `{text}`"
     if declared := DECLARED.get(param.types[0].removeprefix("list[").removesuffix("]")):
         return f"declare it, like `{declared}`, and write its name here, without quotes"
     return ""
 
 
-def sample_value_text_or_empty(param: Param) -> str:
+def sample_value_text(param: Param) -> str:
     """A value of the first of the wanted types, "" where any would mislead."""
     first = param.types[0]
     if first.startswith("list["):

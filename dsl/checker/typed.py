@@ -6,13 +6,13 @@ from typing import Any
 
 from ..syntax import ast
 from ..syntax.diagnostics import Diagnostic, Fault, Fix
-from ..syntax.nearest import nearest_name_or_empty
+from ..syntax.nearest import nearest_name
 from ..syntax.quotes import missing_quotes_diagnostic
 from .limits import validate_or_report
 from .list_bounds import keeps_list_bounds_or_report
 from .literals import InvalidLiteral, literal_value, parse_range_limits, parse_selector
 from .scope import LABELS, POISON, Scope, ScopeEntry
-from .type_phrases import PHRASES, example_remedy_or_empty, expected_phrase, sample_value_text_or_empty
+from .type_phrases import PHRASES, example_remedy, expected_phrase, sample_value_text
 from .value_text import plain_value_text, shortest_decimal, value_text
 from .values import Bytes, DataRef, Duration, MetricRef, ModelRef, ProfileRef, Range, Ratio, Selector, Shares, StepRef
 from .vocabulary import Param
@@ -167,7 +167,7 @@ def with_ratio_base(expr: ast.Expr, ratio: Ratio, param: Param) -> Ratio:
                 help=f"write `{value_text(Ratio(ratio.value))}`",
             )
         )
-    closest = nearest_name_or_empty(ratio.of, param.of) or (param.of[0] if len(param.of) == 1 else "")
+    closest = nearest_name(ratio.of, param.of) or (param.of[0] if len(param.of) == 1 else "")
     raise InvalidLiteral(
         base_mismatch(
             f"`{param.name}` is a share of {bases}, not of {ratio.of}",
@@ -186,14 +186,14 @@ def type_mismatch_diagnostic(expr: ast.Expr, value: Any, param: Param) -> Diagno
     expected = expected_phrase(param)
     if value_type in NUMBERS and NUMBERS & set(param.types):
         fix = _certain_unit_fix(expr, value, param)
-        help = f"write `{fix.text}`" if fix else f"write it like `{sample_value_text_or_empty(param)}`"
+        help = f"write `{fix.text}`" if fix else f"write it like `{sample_value_text(param)}`"
         if value_type in ("int", "float") and "duration" in param.types:
             help = f"write `{value_text(value)}s`, `{value_text(value)}min` or another unit of time"
         return unit_mismatch(
             f"`{param.name}` is {value_text(value)}, {expected} is needed", expr.span, help=help, fix=fix
         )
     return type_mismatch(
-        f"`{param.name}` is {PHRASES[value_type]}, {expected} is needed", expr.span, help=example_remedy_or_empty(param)
+        f"`{param.name}` is {PHRASES[value_type]}, {expected} is needed", expr.span, help=example_remedy(param)
     )
 
 
@@ -209,7 +209,7 @@ def _certain_unit_fix(expr: ast.Expr, value: Any, param: Param) -> Fix | None:
 
 
 def _unknown_choice_diagnostic(expr: ast.Expr, text: str, param: Param) -> Diagnostic:
-    closest = nearest_name_or_empty(text, param.choices)
+    closest = nearest_name(text, param.choices)
     return unknown_choice(
         f"`{param.name}` is `{text}`, which is none of {', '.join(param.choices)}",
         expr.span,
@@ -287,7 +287,7 @@ def _report_not_a_value(
             metrics,
             expected,
             is_string_accepted=param is not None and "string" in param.types,
-            value_help=example_remedy_or_empty(param) if param is not None else "",
+            value_help=example_remedy(param) if param is not None else "",
         )
     else:
         scope.report(kind_mismatch_diagnostic(expr, entry, f", {expected} is needed"))
@@ -320,7 +320,7 @@ def _evaluate_shares(expr: ast.Pairs, param: Param, scope: Scope) -> Any:
         type_mismatch(
             f"`{param.name}` is {PHRASES['shares']}, {expected_phrase(param)} is needed",
             expr.span,
-            help=example_remedy_or_empty(param),
+            help=example_remedy(param),
         )
     )
 

@@ -28,7 +28,7 @@ BIDI_CONTROLS = (
 )  # (Boucher and Anderson, arXiv 2111.00169)
 
 
-def first_control_character_or_empty(text: str, allow_line_breaks: bool = False) -> str:
+def first_control_character(text: str, allow_line_breaks: bool = False) -> str:
     """The first control character of a text, "" where it has none.
 
     allow_line_breaks   whether tabs, line ends and what turns letters are none

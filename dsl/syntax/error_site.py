@@ -68,7 +68,7 @@ class ErrorSite:
         return self.tokens[min(self.at + 1, len(self.tokens) - 1)]
 
     @property
-    def statement_keyword_or_empty(self) -> str:
+    def statement_keyword(self) -> str:
         """The keyword of the statement that the broken item belongs to; empty between statements."""
         between = self.block is None and self.start == self.stop
         return "" if self.statement is None or between else str(self.tokens[self.statement])
@@ -86,7 +86,7 @@ class ErrorSite:
         return stack
 
     @property
-    def innermost_bracket_or_empty(self) -> str:
+    def innermost_bracket(self) -> str:
         """The innermost bracket open inside the item, as a kind of token: `LBRACE` holds shares; "" for none."""
         return (
             ""

@@ -66,11 +66,11 @@ def unexpected_token_mistake(error_site: ErrorSite) -> SyntaxMistake:
     else:
         message = f"`{token_label(token)}` stands where {expected} is expected"
     form = (
-        FORMS.get(error_site.statement_keyword_or_empty, "")
+        FORMS.get(error_site.statement_keyword, "")
         if error_site.block is None
-        else ITEMS[error_site.statement_keyword_or_empty][1]
+        else ITEMS[error_site.statement_keyword][1]
     )
-    form = SHARES if error_site.innermost_bracket_or_empty == "LBRACE" else form
+    form = SHARES if error_site.innermost_bracket == "LBRACE" else form
     return SyntaxMistake(syntax(message, span, help=f"write it like `{form}`" if form else ""))
 
 
@@ -80,8 +80,8 @@ def _expected_phrase(error_site: ErrorSite) -> str:
         return "a call"
     if len(error_site.expected & {head.upper() for head in HEADS}) > 1:
         return "a statement"
-    if error_site.block is not None and not error_site.innermost_bracket_or_empty and {"RBRACE", "NAME"} <= terminals:
-        names.append(ITEMS[error_site.statement_keyword_or_empty][0])
+    if error_site.block is not None and not error_site.innermost_bracket and {"RBRACE", "NAME"} <= terminals:
+        names.append(ITEMS[error_site.statement_keyword][0])
         terminals -= {"NAME"}
     elif len(terminals & VALUE) > 2:
         names.append("a value")

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 
-def nearest_name_or_empty(name: str, names: Iterable[str]) -> str:
+def nearest_name(name: str, names: Iterable[str]) -> str:
     """The known name closest to `name`, or "" where none is close."""
     from difflib import get_close_matches
 
@@ -19,10 +19,10 @@ def nearest_name_or_empty(name: str, names: Iterable[str]) -> str:
     return same_suffix[0] if len(same_suffix) == 1 else ""
 
 
-def nearest_name_help_or_empty(name: str, names: Iterable[str], listing: str = "") -> str:
+def nearest_name_help(name: str, names: Iterable[str], listing: str = "") -> str:
     """A help line: the nearest name, else what there is (at most eight of them)."""
     known = list(dict.fromkeys(names))
-    if closest := nearest_name_or_empty(name, known):
+    if closest := nearest_name(name, known):
         return f"did you mean `{closest}`?"
     if not known or not listing:
         return ""

@@ -180,11 +180,11 @@ class _Reader:
         if kind == token.type:
             return kind
         inside = self.block is not None or self.depth > 0
-        if (inside and token in HEADS) or (token == "on" and self.statement_keyword_or_empty() != "expect"):
+        if (inside and token in HEADS) or (token == "on" and self.statement_keyword() != "expect"):
             return "NAME"
         return kind if kind in self.parser.choices() else "NAME"
 
-    def statement_keyword_or_empty(self) -> str:
+    def statement_keyword(self) -> str:
         """The keyword of the statement being read."""
         return str(self.tokens[self.statement.at]) if self.statement else ""
 

@@ -32,7 +32,7 @@ def read_source(path: str | Path) -> Source:
             data = opened.read(LIMIT + 1)
         size = len(data) if len(data) <= LIMIT else fact.st_size
     except FileNotFoundError:
-        raise no_recipe(f"there is no file `{path}`", help=_similar_path_remedy_or_empty(file)).rejection() from None
+        raise no_recipe(f"there is no file `{path}`", help=_similar_path_remedy(file)).rejection() from None
     except IsADirectoryError:
         inside = sorted(p.name for p in file.glob("*.effspec"))[:3]
         raise recipe_is_folder(
@@ -64,7 +64,7 @@ def _irregular_kind(mode: int) -> str:
     return next((name for is_kind, name in known if is_kind(mode)), "a device")
 
 
-def irregular_kind_of_path_or_empty(path: Path) -> str:
+def irregular_kind_of_path(path: Path) -> str:
     """Kind of a path that is no regular file, as `a pipe`; "" for a file, and where nothing exists."""
     try:
         mode = path.stat().st_mode
@@ -91,7 +91,7 @@ def _not_utf8_diagnostic(name: str, data: bytes, error: UnicodeDecodeError) -> D
     )
 
 
-def _similar_path_remedy_or_empty(file: Path) -> str:
+def _similar_path_remedy(file: Path) -> str:
     """A remedy for a path that leads nowhere."""
     from difflib import get_close_matches
 

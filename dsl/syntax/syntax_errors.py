@@ -56,11 +56,7 @@ def _unclosed_bracket_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
     at_end = (
         token.type == "$END"
         or error_site.begins_statement(error_site.at)
-        or (
-            error_site.innermost_bracket_or_empty
-            and error_site.at > error_site.start
-            and error_site.begins_step(error_site.at)
-        )
+        or (error_site.innermost_bracket and error_site.at > error_site.start and error_site.begins_step(error_site.at))
     )
     crossed = (
         token.type in CLOSERS
@@ -113,7 +109,7 @@ def _nesting_depth_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
 
 def _equal_for_colon_mistake(error_site: ErrorSite) -> SyntaxMistake:
     name = error_site.previous
-    if error_site.statement_keyword_or_empty == "param":
+    if error_site.statement_keyword == "param":
         return SyntaxMistake(
             syntax(f"`{name}` has no type", error_site.span(name), help=f"write its type: `param {name}: ratio = ...`")
         )
@@ -143,7 +139,7 @@ def _equal_for_compare_mistake(error_site: ErrorSite) -> SyntaxMistake:
 
 
 def _missing_comma_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
-    if not error_site.innermost_bracket_or_empty:
+    if not error_site.innermost_bracket:
         return None
     unit = spaced_unit_mistake(error_site)
     if unit:
@@ -192,9 +188,9 @@ def _spaced_unit_in_block_mistake(error_site: ErrorSite) -> SyntaxMistake | None
 
 
 def _needless_comma_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
-    if error_site.innermost_bracket_or_empty:
+    if error_site.innermost_bracket:
         return None
-    item = ITEMS.get(error_site.statement_keyword_or_empty, ("", ""))[0].split(" ")[-1] or "statement"
+    item = ITEMS.get(error_site.statement_keyword, ("", ""))[0].split(" ")[-1] or "statement"
     return remove_text_mistake(
         error_site,
         error_site.span(error_site.token),
@@ -252,7 +248,7 @@ def _pattern_mistake(error_site: ErrorSite) -> SyntaxMistake:
 def _quoted_share_name_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
     """`{"blocks": 44}`, as in JSON."""
     text = error_site.token[1:-1]
-    if error_site.innermost_bracket_or_empty != "LBRACE" or not text.isidentifier() or not text.isascii():
+    if error_site.innermost_bracket != "LBRACE" or not text.isidentifier() or not text.isascii():
         return None
     return replace_token_mistake(
         error_site, "NAME", text, "names of shares stand without quotes", f"write `{text}`", foreign_spelling
@@ -261,10 +257,7 @@ def _quoted_share_name_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
 
 def _unquoted_braces_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
     """`{q,k}_proj`, whose braces look like shares."""
-    if error_site.innermost_bracket_or_empty != "LBRACE" or error_site.tokens[error_site.at - 2].type not in (
-        "LBRACE",
-        "COMMA",
-    ):
+    if error_site.innermost_bracket != "LBRACE" or error_site.tokens[error_site.at - 2].type not in ("LBRACE", "COMMA"):
         return None
     return SyntaxMistake(
         syntax(
@@ -299,7 +292,7 @@ def _unknown_statement_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
     from difflib import get_close_matches
 
     token, span = error_site.token, error_site.span(error_site.token)
-    if error_site.statement_keyword_or_empty:
+    if error_site.statement_keyword:
         return None
     close = get_close_matches(token.lower(), HEADS, n=1, cutoff=0.7)
     if token in ("import", "from", "include"):

@@ -5,7 +5,7 @@ import re
 from lark import Transformer, v_args
 
 from . import ast
-from .control_characters import control_character_error, first_control_character_or_empty
+from .control_characters import control_character_error, first_control_character
 from .diagnostics import Diagnostic, Fault
 from .source import Source, Span
 
@@ -155,10 +155,10 @@ class TreeBuilder(Transformer):
         value = _escape.sub(plain, token[quotes:-quotes])
         if unknown:
             self.report_unknown_escapes(unknown)
-        if character := first_control_character_or_empty(value, allow_line_breaks=True):
+        if character := first_control_character(value, allow_line_breaks=True):
             self.diagnostics.append(control_character_error("the text", character, span))
             value = "".join(
-                _UNSEEN if first_control_character_or_empty(c, allow_line_breaks=True) else c for c in value
+                _UNSEEN if first_control_character(c, allow_line_breaks=True) else c for c in value
             )  # reported once
         return ast.Text(value, span=span)
 

@@ -36,7 +36,7 @@ _bare = re.compile(r"[\w./~*?-]+")  # what paths and patterns are made of
 
 def unquoted_text_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
     """A path or a pattern among arguments, without its quotes: `hf(./m)`, `text(a/b.txt)`, `native(nat-2)`."""
-    if error_site.innermost_bracket_or_empty != "LPAR":
+    if error_site.innermost_bracket != "LPAR":
         return None
     at = error_site.token.start_pos
     match = next((m for m in _bare.finditer(error_site.source.text) if m.start() <= at < m.end()), None)
@@ -57,7 +57,7 @@ def single_quotes_mistake(error_site: ErrorSite) -> SyntaxMistake:
 
 def unknown_token_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
     token, span = error_site.token, error_site.span(error_site.token)
-    if token == ";" and error_site.innermost_bracket_or_empty and "COMMA" in error_site.expected:
+    if token == ";" and error_site.innermost_bracket and "COMMA" in error_site.expected:
         help = "arguments, items and shares are separated by `,`"
         return replace_token_mistake(error_site, "COMMA", ",", "`;` stands where `,` is meant", help, foreign_spelling)
     if token == ";" and error_site.expected & {"RBRACE", "$END"}:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.analysis.planning import shrink
 from ...compiler.analysis.planning.cost import token_or_image_count
-from ...compiler.analysis.planning.machine_profile import missing_isa_reason_or_empty
+from ...compiler.analysis.planning.machine_profile import missing_isa_reason
 from ...compiler.analysis.planning.selection import is_inside_layers, linear_parts
 from ...compiler.core.events import Said
 from ...compiler.core.fingerprint import usable_cpu_count
@@ -232,10 +232,10 @@ class SparseCpu(Pass):
     def _can_time_on_this_machine(self, ctx: Context) -> bool:
         """Whether this machine can tell how fast the kernels will be."""
         isa = self._isa(ctx)
-        is_local = (isa == "native" or not levels.level_unavailability_reason_or_empty(isa)) and self._threads(
+        is_local = (isa == "native" or not levels.level_unavailability_reason(isa)) and self._threads(
             ctx
         ) <= usable_cpu_count()
-        return is_local and not missing_isa_reason_or_empty(self.machine.name if self.machine else None, ctx)
+        return is_local and not missing_isa_reason(self.machine.name if self.machine else None, ctx)
 
     def _timing_source_text(self, ctx: Context) -> str:
         if self.format != "auto":

@@ -82,7 +82,7 @@ def _buffer(data: bytes, folder: Path) -> None:
     if data:
         tensor = packed.allocate_zero_bytes(len(data))
         tensor.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-        packed.check_packed_weight(packed.kernel_of_or_empty(tensor) or "dense_linear", tensor)
+        packed.check_packed_weight(packed.kernel_of(tensor) or "dense_linear", tensor)
 
 
 def _plans(kind: str) -> Callable[[Path], list[bytes]]:

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from effc.compiler.artifacts.load import verify_signature_and_files
 from effc.compiler.artifacts.manifest import read_manifest
 from effc.compiler.artifacts.signature import find_valid_signer, sign_artifact
-from effc.compiler.artifacts.signature_bundle import read_bundle, read_statement, signed_files_problem_or_empty
+from effc.compiler.artifacts.signature_bundle import read_bundle, read_statement, signed_files_problem
 from effc.compiler.artifacts.signing_keys import key_id, read_trusted_keys, write_key_pair
 from effc.dsl.syntax.diagnostics import Reject
 
@@ -337,7 +337,7 @@ def test_a_folder_that_links_to_itself_gives_no_file_a_second_name(signed):
     name = f"again/{next(iter(read_manifest(signed).files))}"
     files = read_statement(read_bundle(signed), signed)
     files = replace(files, digests={**files.digests, name: ("sha256", "0" * 64)})
-    assert signed_files_problem_or_empty(signed, files) == f"{name} is reached through a link"
+    assert signed_files_problem(signed, files) == f"{name} is reached through a link"
 
 
 def test_a_bundle_and_signatures_of_other_keys_stand_beside_each_other(effc, signed, key, tmp_path):  # noqa: F811

@@ -24,9 +24,9 @@ def emulated_library() -> Iterator[EmulatedLibrary]:
 @pytest.fixture(params=[*(n for n in levels.NAMES if n != "neon"), levels.MODEL, EMULATED])
 def level(request):
     """Kernels run at this level within the test."""
-    is_emulated = request.param == "neon" and bool(levels.level_unavailability_reason_or_empty("neon"))
+    is_emulated = request.param == "neon" and bool(levels.level_unavailability_reason("neon"))
     with kernels_of(request.getfixturevalue("emulated_library")) if is_emulated else nullcontext():
-        if reason := levels.level_unavailability_reason_or_empty(request.param):
+        if reason := levels.level_unavailability_reason(request.param):
             pytest.skip(f"{request.param}: {reason}")
         with levels.at_forced_level(request.param):
             yield request.param

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from effc.kernels.ops import KERNELS
-from effc.kernels.packed import kernel_of_or_empty
+from effc.kernels.packed import kernel_of
 from torch.nn import functional as F
 
 from tests.compiler.runtimes.native.naive import ACTS
@@ -42,7 +42,7 @@ SLOTS, SOURCE_SLOTS = "slots", "source slots"
 def _embedding(step, found, weights, ids):
     table = weights[step["table"]]
     if table.dtype is torch.uint8:
-        table = KERNELS[kernel_of_or_empty(table)].unpack(table)
+        table = KERNELS[kernel_of(table)].unpack(table)
     return table.float()[ids]
 
 
@@ -63,9 +63,7 @@ def _linear(step, found, weights, ids):
     packed = weights[step["weight"]]
     bias = None if step["bias"] is None else weights[step["bias"]]
     x = found[step["x"]]
-    return KERNELS[kernel_of_or_empty(packed)].reference(
-        x, packed, bias, KERNELS[kernel_of_or_empty(packed)].unpack(packed).shape[0]
-    )
+    return KERNELS[kernel_of(packed)].reference(x, packed, bias, KERNELS[kernel_of(packed)].unpack(packed).shape[0])
 
 
 def _columns(step, found, weights, ids):
@@ -223,10 +221,7 @@ def _route(step, found, weights, ids):
 def _experts(step, found, weights, ids):
     taken, numbers = found[step["chosen"]].chunk(2, -1)
     packed = [weights[name] for name in step["weights"]]
-    kernel, (n, k) = (
-        KERNELS[kernel_of_or_empty(packed[0])],
-        KERNELS[kernel_of_or_empty(packed[0])].unpack(packed[0]).shape,
-    )
+    kernel, (n, k) = (KERNELS[kernel_of(packed[0])], KERNELS[kernel_of(packed[0])].unpack(packed[0]).shape)
     x = found[step["x"]].unflatten(-1, (-1, k)).expand(-1, numbers.shape[1], k)
     bias = None if step["biases"] is None else weights[step["biases"]]
     y = torch.zeros(*numbers.shape, n)

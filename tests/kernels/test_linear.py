@@ -69,8 +69,8 @@ def test_one_or_two_rows_behind_a_whole_chunk_are_as_right_as_all_others(kernel,
 @pytest.mark.parametrize("kernel", ["dense_linear", "sparse_linear"])
 @pytest.mark.parametrize("level", [levels.MODEL, "amx"])
 def test_on_tiles_a_row_is_the_same_to_the_bit_whatever_stands_beside_it(kernel, level):
-    if levels.level_unavailability_reason_or_empty(level):
-        pytest.skip(levels.level_unavailability_reason_or_empty(level))
+    if levels.level_unavailability_reason(level):
+        pytest.skip(levels.level_unavailability_reason(level))
     w = weight(90, 700, 0.4)
     own = KERNELS[kernel].pack(w)
     x = torch.randn(40, 700, generator=torch.Generator().manual_seed(1))
@@ -101,7 +101,7 @@ def test_an_int8_weight_is_off_by_at_most_half_a_step_of_its_output(kernel, leve
 def test_equal_weights_pack_to_equal_bytes_at_every_level_and_thread_count(kernel):
     w = weight(130, 190, 0.5)
     found = []
-    for name in [n for n in (*levels.NAMES, levels.MODEL) if not levels.level_unavailability_reason_or_empty(n)]:
+    for name in [n for n in (*levels.NAMES, levels.MODEL) if not levels.level_unavailability_reason(n)]:
         with levels.at_forced_level(name):
             found += [KERNELS[kernel].pack(w, threads=t) for t in (1, 3)]
             strided = weight(260, 380, 0.5)[::2, ::2].copy_(w)
@@ -115,7 +115,7 @@ def test_int8_and_int4_give_the_same_bits_at_every_level(kernel):
     for rows in (1, 5, 15 if kernel == "dense_linear_int4" else 40):  # more rows of int4 are bfloat16 on AMX
         x = torch.randn(rows, 330, generator=torch.Generator().manual_seed(rows))
         found = []
-        for name in [n for n in (*levels.NAMES, levels.MODEL) if not levels.level_unavailability_reason_or_empty(n)]:
+        for name in [n for n in (*levels.NAMES, levels.MODEL) if not levels.level_unavailability_reason(n)]:
             with levels.at_forced_level(name):
                 found.append(run(kernel, x, own, None, 70))
         assert all(torch.equal(found[0], other) for other in found)

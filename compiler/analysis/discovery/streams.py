@@ -154,7 +154,7 @@ def _stream_roots(program: Program, labelling: Labelling, roots_by_claim: list[n
                 unknown[0] if unknown else f"not all layers share one: there are some of {sizes} channels"
             )
     channels = widest[0][2]
-    if reason := _stream_rejection_reason_or_empty(labelling, root, channels):
+    if reason := _stream_rejection_reason(labelling, root, channels):
         raise FixedStream(reason)
     return channels
 
@@ -163,7 +163,7 @@ def _unit_index_of_tensor(program: Program, tensor: str) -> int:
     return next((i for i, path in enumerate(program.units) if tensor.startswith(f"{path}.")), OUTSIDE)
 
 
-def _stream_rejection_reason_or_empty(labelling: Labelling, root: np.ndarray, channels: list[int]) -> str:
+def _stream_rejection_reason(labelling: Labelling, root: np.ndarray, channels: list[int]) -> str:
     """Why channels can't go; "" where they can."""
     on_stream = np.zeros(labelling.count, bool)
     on_stream[channels] = True

@@ -110,7 +110,7 @@ def _module_annotations(skeleton: Skeleton) -> dict[str, list[str]]:
     for branch in skeleton.branches:
         notes.setdefault(branch.site, []).append(_role(branch, skeleton))
     for group in skeleton.groups:
-        text = group_text_or_empty(group, skeleton)
+        text = group_text(group, skeleton)
         if text:
             notes.setdefault(group.site, []).append(text)
     return {site: [": ".join(texts[:2]), *texts[2:]] for site, texts in notes.items()}
@@ -121,7 +121,7 @@ def _role(branch: Branch, skeleton: Skeleton) -> str:
     return f"{branch.role}, parallel" if len(beside) > 1 else branch.role
 
 
-def group_text_or_empty(group: Group, skeleton: Skeleton) -> str:
+def group_text(group: Group, skeleton: Skeleton) -> str:
     """A group in words; "" where another group says it better."""
     if group.kind == "channels":
         return f"{group.count} channels"
@@ -271,15 +271,15 @@ def _getitem_expression(node: "fx.Node", texts: dict[Any, str]) -> str:
 
 def _comment(node: "fx.Node") -> str:
     shape, role = node.meta.get("shape"), node.meta.get("role", "")
-    return " ".join(x for x in (_tensor_shape_text_or_empty(shape), role if role in _LABELLED_KINDS else "") if x)
+    return " ".join(x for x in (_tensor_shape_text(shape), role if role in _LABELLED_KINDS else "") if x)
 
 
-def _tensor_shape_text_or_empty(shape: Any) -> str:
+def _tensor_shape_text(shape: Any) -> str:
     if not shape:
         return ""
     if all(isinstance(n, int) for n in shape):
         return f"[{', '.join(map(str, shape))}]"
-    return ", ".join(filter(None, map(_tensor_shape_text_or_empty, shape)))
+    return ", ".join(filter(None, map(_tensor_shape_text, shape)))
 
 
 def _called(node: "fx.Node") -> str:
@@ -337,7 +337,7 @@ def unit_as_dot(unit: "Unit") -> str:
     for node in unit.graph.nodes:
         if node in visible:
             label = node.name if node.op in ("placeholder", "output") else _called(node)
-            sizes = _tensor_shape_text_or_empty(node.meta.get("shape"))
+            sizes = _tensor_shape_text(node.meta.get("shape"))
             lines.append(f'  {node.name} [label="{label}{chr(92) + "n" + sizes if sizes else ""}"];')
             lines += [f"  {x.name} -> {node.name};" for x in node.all_input_nodes if x in visible]
     return "\n".join([*lines, "}"])

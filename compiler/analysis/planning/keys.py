@@ -9,7 +9,7 @@ from typing import Any
 from ....dsl.checker.recipe import Invocation, Recipe
 from ....dsl.checker.values import DataRef, MetricRef, ProfileRef, StepRef, references_in, value_to_json
 from ...core.cache import canonical_json_sha256
-from ...core.environment import installed_version_or_empty
+from ...core.environment import installed_version
 from ...core.error_location import diagnostics_located_at
 from ...core.fingerprint import machine_facts
 from ...core.hashes import cached_file_hash
@@ -84,7 +84,7 @@ def plugin_source_fingerprint(plugin_kind: str, name: str, ctx: Context) -> str:
 def library_versions(*extra_libraries: str) -> dict[str, str]:
     """Versions of the libraries that every result depends on, and of others; "" where one is missing."""
     return {name: metadata.version(name) for name in LIBRARIES} | {
-        name: installed_version_or_empty(name) for name in extra_libraries
+        name: installed_version(name) for name in extra_libraries
     }
 
 

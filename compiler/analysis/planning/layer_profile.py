@@ -96,7 +96,7 @@ def draw_layer_bars(before: Profile, after: Profile) -> str:
     head = ["layer", *(_title(name, before) for name in names)]
     rows = [head]
     for path, branches in sorted(before.items(), key=lambda item: natural_sort_key(item[0])):
-        cells = [_bar_cell_or_empty(branches.get(name), after.get(path, {}).get(name)) for name in names]
+        cells = [_bar_cell(branches.get(name), after.get(path, {}).get(name)) for name in names]
         rows.append([path.rpartition(".")[2], *cells])
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     return "\n".join(
@@ -122,7 +122,7 @@ def _width_kind(branch: Mapping[str, Any]) -> str | None:
     return next((kind for kind in _WIDTHS if kind in branch), None)
 
 
-def _bar_cell_or_empty(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
+def _bar_cell(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
     if before is None:
         return ""
     if after is None:

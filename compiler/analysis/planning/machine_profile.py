@@ -32,7 +32,7 @@ def refuse_other_machine_profiles(calls: Sequence[Invocation], ctx: "Context") -
         word = ctx.registry.vocabulary.word("pass", call.word)
         if word is not None and word.facts.get("elsewhere"):
             continue
-        reason = missing_isa_reason_or_empty(profile_named_by(call), ctx)
+        reason = missing_isa_reason(profile_named_by(call), ctx)
         if reason:
             with diagnostics_located_at(call.span):
                 raise another_machine(
@@ -40,7 +40,7 @@ def refuse_other_machine_profiles(calls: Sequence[Invocation], ctx: "Context") -
                 ).rejection()
 
 
-def missing_isa_reason_or_empty(profile_name: str | None, ctx: "Context") -> str:
+def missing_isa_reason(profile_name: str | None, ctx: "Context") -> str:
     """Why this machine is not the one that a profile describes; "" where it is."""
     if profile_name is None:
         return ""

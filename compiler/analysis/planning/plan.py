@@ -16,7 +16,7 @@ from ....dsl.syntax.diagnostics import Fault
 from ....dsl.syntax.source import Span
 from ...core.cache import Cache
 from ...core.error_location import diagnostics_located_at
-from ...core.quantity import change_text_or_empty, duration_text, si_count, size_text
+from ...core.quantity import change_text, duration_text, si_count, size_text
 from ...plugin.context import Context
 from ...plugin.interfaces import Pass
 from . import keys, shrink
@@ -354,7 +354,7 @@ def plan_text(plan: Plan, width: int = 100) -> str:
 def _stage_lines(index: int, stage: Stage, width: int) -> list[str]:
     before, after = (f"{hedge} ".lstrip() for hedge in stage.hedges)
     state = "cached" if stage.cached else f"to run: {stage.reason}"
-    change = f"({change_text_or_empty(stage.before.params, stage.after.params)})"
+    change = f"({change_text(stage.before.params, stage.after.params)})"
     if stage.before == stage.after and after == "at most ":
         change = "(known once it has run)"
     lines = [

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ....dsl.syntax.diagnostics import Fault
-from .state import Shapes, State, value_fault_or_empty
+from .state import Shapes, State, value_fault
 
 DAY = 86400.0  # seconds; a round may last as long even where its declaration says less
 WAYS = ("project", "align", "function")
@@ -77,7 +77,7 @@ class Bounds:
         limits = [size * (max_stacked_adapters if at == axis else 1) for at, size in enumerate(shape)]
         if array.ndim != len(shape) or any(n > size for n, size in zip(array.shape, limits, strict=True)):
             return f"`{name}` is {array.shape}, more than {tuple(limits)}"
-        return value_fault_or_empty(name, array)
+        return value_fault(name, array)
 
 
 def finite_or_nan(value: object) -> float:

@@ -22,7 +22,7 @@ from .masks import Keys, mean_of_others, to_fixed_point
 from .mixing import best_mix, mix
 from .rotations import with_orthonormal_rotations
 from .secure import LEAST
-from .state import State, shapes, state_fault_or_empty
+from .state import State, shapes, state_fault
 
 
 class Evaluation(NamedTuple):
@@ -138,7 +138,7 @@ class Participant:
         seed = seed_of(int(config["seed"]), message.number, self.client)
         until = started + float(config["deadline"])
         state = self.learner.train(state, names, added, seed, until)
-        if problem := state_fault_or_empty(state, shapes(state)):
+        if problem := state_fault(state, shapes(state)):
             raise client_refuses(
                 f"training left a state that can't be used: {problem}", help="lower the learning rate"
             ).rejection()

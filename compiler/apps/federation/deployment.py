@@ -28,7 +28,7 @@ from .processes import (
     accepts_connections,
     free_ports,
     is_port_in_use,
-    last_log_line_or_empty,
+    last_log_line,
     start_process,
     terminate_live_processes,
 )
@@ -249,7 +249,7 @@ def _wait_for_superlink(deployment: Deployment) -> None:
     until = time.monotonic() + 60
     while not accepts_connections(deployment.port):
         if deployment.stopped_processes or time.monotonic() > until:
-            reason = last_log_line_or_empty(deployment.processes[0].log)
+            reason = last_log_line(deployment.processes[0].log)
             raise deployment_failed(
                 f"the SuperLink did not come up: {reason}", help=f"see {deployment.processes[0].log}"
             ).rejection()

@@ -14,7 +14,7 @@ from .declaration import NAME, Declaration, read_declaration, refuse_other_base
 from .history import Round
 from .low_rank import lora_module_paths
 from .results import MARK, PREFIX, STATE
-from .state import State, state_fault_or_empty
+from .state import State, state_fault
 
 if TYPE_CHECKING:
     from torch import nn
@@ -112,7 +112,7 @@ def read_state(folder: Path, declaration: Declaration) -> State:
         if rank and rank[0]:
             expected[f"{path}.A"] = (rank[0], expected[f"{path}.A"][1])
             expected[f"{path}.B"] = (expected[f"{path}.B"][0], rank[0])
-    if problem := state_fault_or_empty(arrays, expected):
+    if problem := state_fault(arrays, expected):
         raise invalid_result(
             f"{folder} is no state of the federation: {problem}", help="run the federation again"
         ).rejection()

@@ -14,7 +14,7 @@ from typing import Annotated
 
 from ....dsl.syntax.diagnostics import Reject
 from ....dsl.syntax.json_types import make_range_predicate
-from ...core.process_start import process_start_text_or_empty
+from ...core.process_start import process_start_text
 from ...core.safe_read import open_regular
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # Flower's logs have it, whoever reads them
@@ -32,7 +32,7 @@ class Process:
 
     @property
     def is_alive(self) -> bool:
-        return self.started != "" and self.started == process_start_text_or_empty(self.pid)
+        return self.started != "" and self.started == process_start_text(self.pid)
 
 
 def start_process(name: str, command: Sequence[str], env: Mapping[str, str], log_folder: Path) -> Process:
@@ -48,7 +48,7 @@ def start_process(name: str, command: Sequence[str], env: Mapping[str, str], log
             env=dict(env),
             start_new_session=True,
         )
-    return Process(name, process.pid, process_start_text_or_empty(process.pid), str(log))
+    return Process(name, process.pid, process_start_text(process.pid), str(log))
 
 
 def terminate_live_processes(processes: Sequence[Process]) -> list[str]:
@@ -106,7 +106,7 @@ def accepts_connections(port: int) -> bool:
         return one.connect_ex(("127.0.0.1", port)) == 0
 
 
-def last_log_line_or_empty(log_path: str) -> str:
+def last_log_line(log_path: str) -> str:
     """Last line of a process's log file."""
     try:
         with open_regular(Path(log_path)) as file:

@@ -17,7 +17,7 @@ from .grid import SENTENCE, Grid, Message, Reply, send_and_receive
 from .history import ClientUpdate, History, Round
 from .masks import Keys
 from .secure import LEAST, make_masked_update_request, sum_of_masked_states
-from .state import State, state_fault_or_empty, value_count
+from .state import State, state_fault, value_count
 from .strategy import Strategy, TrainedState
 
 too_few_clients = Fault(
@@ -192,7 +192,7 @@ class Federation:
             for reply in send_and_receive(self.grid, [message], self.terms.deadline, self.terms.every):
                 try:
                     state = reply.arrays.get("own", {})
-                    reason = reply.error or state_fault_or_empty(state, self.strategy.full)
+                    reason = reply.error or state_fault(state, self.strategy.full)
                     if not reason:
                         return state
                 except Exception as error:
@@ -275,7 +275,7 @@ class Federation:
         if not finite_or_nan(reply.config.get("examples")) > 0:
             raise ValueError("it has no data")
         if not self.strategy.secure and (
-            reason := state_fault_or_empty(reply.arrays.get("own", {}), self.strategy.required_shapes(client))
+            reason := state_fault(reply.arrays.get("own", {}), self.strategy.required_shapes(client))
         ):
             raise ValueError(reason)
         return reply

@@ -15,7 +15,7 @@ from .bounds import client_refuses, finite_or_nan
 from .grid import Answer, Message, Reply, send_and_receive
 from .history import ClientUpdate, History, Round
 from .rounds import Federation, too_few_clients
-from .state import State, value_fault_or_empty
+from .state import State, value_fault
 from .strategy import Payload, Strategy, TrainedState
 
 
@@ -171,7 +171,7 @@ def _failure_reason(reply: Reply | None) -> str:
 def _question_vectors_or_none(reply: Reply | None) -> np.ndarray | None:
     """Vectors of a reply, where they are that."""
     vectors = reply.arrays.get("own", {}).get("questions") if reply and not reply.error else None
-    fits = isinstance(vectors, np.ndarray) and vectors.ndim == 2 and not value_fault_or_empty("questions", vectors)
+    fits = isinstance(vectors, np.ndarray) and vectors.ndim == 2 and not value_fault("questions", vectors)
     return vectors if fits else None
 
 
@@ -184,6 +184,4 @@ def _scores_and_indices_or_none(
     if not isinstance(scores, np.ndarray) or not isinstance(numbers, np.ndarray) or scores.shape != numbers.shape:
         return None
     fits = scores.ndim == 2 and len(scores) == n_questions and 1 <= scores.shape[1] <= count
-    return (
-        (scores, numbers) if fits and not value_fault_or_empty("scores", scores) and numbers.dtype == np.int64 else None
-    )
+    return (scores, numbers) if fits and not value_fault("scores", scores) and numbers.dtype == np.int64 else None

@@ -28,7 +28,7 @@ def value_count(state: State | Shapes) -> int:
     return sum(prod(value if isinstance(value, tuple) else value.shape) for value in state.values())
 
 
-def state_fault_or_empty(state: State, expected: Shapes) -> str:
+def state_fault(state: State, expected: Shapes) -> str:
     """Why a state can't be used, as a sentence; "" where it can."""
     if missing := sorted(expected.keys() - state.keys()):
         return f"`{missing[0]}` is missing"
@@ -38,12 +38,12 @@ def state_fault_or_empty(state: State, expected: Shapes) -> str:
         array = state[name]
         if array.shape != tuple(expected[name]):
             return f"`{name}` is {array.shape}, not {tuple(expected[name])}"
-        if reason := value_fault_or_empty(name, array):
+        if reason := value_fault(name, array):
             return reason
     return ""
 
 
-def value_fault_or_empty(name: str, array: np.ndarray) -> str:
+def value_fault(name: str, array: np.ndarray) -> str:
     """Why the numbers of an array can't be used; "" where they can: float32, and products of two stay finite."""
     if array.dtype != np.float32:
         return f"`{name}` holds {array.dtype}, not float32"

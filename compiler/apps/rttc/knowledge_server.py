@@ -88,7 +88,7 @@ class KnowledgeService:
             "matches": [{"sample": m.sample.to_json(), "score": round(m.score, 6)} for m in matches],
         }
 
-    def score_answers_or_error_response(self, request_body: ScoreQuery) -> dict[str, Any]:
+    def score_answers(self, request_body: ScoreQuery) -> dict[str, Any]:
         if self.reward is None:
             message = "this server scores no answers: the reward of its folder needs the client's model"
             raise ErrorResponse(404, message, code="no_reward")
@@ -113,7 +113,7 @@ def make_knowledge_application(service: KnowledgeService) -> FastAPI:
     @app.post("/v1/score")
     async def score(call: Call) -> Any:
         request_body = await parse_body(call, ScoreQuery)
-        return await asyncio.to_thread(service.score_answers_or_error_response, request_body)
+        return await asyncio.to_thread(service.score_answers, request_body)
 
     @app.get("/v1/knowledge")
     async def knowledge() -> Any:

@@ -59,7 +59,7 @@ class Elastic:
 
     def __init__(self, large: "Service", small: "Service", metrics: Metrics):
         self.small_name = small.name
-        if reason := _incompatibility_or_empty(large, small):
+        if reason := _incompatibility(large, small):
             raise no_elastic(
                 f"`{small.name}` {reason} than `{large.name}`", help="serve models of one kind"
             ).rejection()
@@ -76,13 +76,13 @@ class Elastic:
         elif 2 * (n_large + n_small) <= large.n_slots:
             self._is_down = False
         chosen = large
-        if self._is_down and small and n_small < small.capacity and not _incompatibility_or_empty(large, small):
+        if self._is_down and small and n_small < small.capacity and not _incompatibility(large, small):
             chosen = small
         self._answered_by[chosen.name].inc()
         return chosen
 
 
-def _incompatibility_or_empty(large: "Service", small: "Service") -> str:
+def _incompatibility(large: "Service", small: "Service") -> str:
     """Property by which one can't stand in for the other; "" where there is none."""
     if large.text_fingerprint != small.text_fingerprint:
         return "has another vocabulary or chat template"

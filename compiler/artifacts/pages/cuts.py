@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...core.quantity import count_text, si_count, significant_digits
-from ..search_summary import search_summary_text_or_empty
+from ..search_summary import search_summary_text
 from .chart import FIELD_LABELS, Chart, color_encoding, point_mark, quantitative_encoding, render_chart
 from .report_data import finite_number_or_none, mapping_or_empty, one_line_or_empty
 
@@ -53,7 +53,7 @@ def score_after_cuts_chart(decisions: Sequence[Mapping[str, Any]]) -> Chart | No
         f"{by} over what is saved, in {count_text(len(steps), 'cut')}: "
         f"{significant_digits(steps[0].score)} after the first, "
         f"{significant_digits(steps[-1].score)} after the last, with {steps[-1].saved:.1f} % saved: "
-        f"{search_summary_text_or_empty(decisions[:MAX_ROWS])}."
+        f"{search_summary_text(decisions[:MAX_ROWS])}."
     )
     listed = [
         (

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...core.quantity import change_text_or_empty, count_text, interval_text, measurement_text, size_text
+from ...core.quantity import change_text, count_text, interval_text, measurement_text, size_text
 from ..manifest import Check, Measure
 from .report_data import ReportData, finite_number_or_none, list_or_empty, mapping_or_empty, one_line_or_empty
 
@@ -52,14 +52,13 @@ def origin_facts(report: ReportData) -> list[tuple[str, str]]:
             ),
         ),
         ("Python", one_line_or_empty(machine.get("python"))),
-        ("Threads", _plain_value_text_or_empty(lock.get("threads"))),
+        ("Threads", _plain_value_text(lock.get("threads"))),
         ("Device", one_line_or_empty(lock.get("device"))),
-        ("Seed", _plain_value_text_or_empty(lock.get("seed"))),
+        ("Seed", _plain_value_text(lock.get("seed"))),
         (
             "Parameters",
             ", ".join(
-                f"{n} = {_plain_value_text_or_empty(v)}"
-                for n, v in mapping_or_empty(manifest.recipe.get("params")).items()
+                f"{n} = {_plain_value_text(v)}" for n, v in mapping_or_empty(manifest.recipe.get("params")).items()
             ),
         ),
         (
@@ -173,11 +172,9 @@ def measure_table_rows(report: ReportData) -> list[Row]:
                 one_line_or_empty(m.metric),
                 measurement_text(before, m.unit) if before is not None else "",
                 measurement_text(after, m.unit) if after is not None else one_line_or_empty(m.untimed),
-                change_text_or_empty(before, after).replace("-", "−")
-                if before is not None and after is not None
-                else "",
+                change_text(before, after).replace("-", "−") if before is not None and after is not None else "",
                 _better_or_worse(before, after, m.better) if _is_significant(m) else "",
-                _uncertainty_range_text_or_empty(m),
+                _uncertainty_range_text(m),
                 bounds,
                 (abs(before or 0.0) / scale, abs(after or 0.0) / scale),
             )
@@ -186,7 +183,7 @@ def measure_table_rows(report: ReportData) -> list[Row]:
         Row(
             one_line_or_empty(e.text),
             "",
-            _plain_value_text_or_empty(e.value),
+            _plain_value_text(e.value),
             "",
             "",
             "",
@@ -215,10 +212,10 @@ def _is_significant(measure: Measure) -> bool:
     return not any(ends and ends[0] < 1 < ends[1] for ends in ranges)
 
 
-def _uncertainty_range_text_or_empty(measure: Measure) -> str:
+def _uncertainty_range_text(measure: Measure) -> str:
     """Range of the ratio over rounds, or its interval over rows of data."""
     if measure.spread:
-        return " to ".join(change_text_or_empty(1.0, end).replace("-", "−") for end in measure.spread)
+        return " to ".join(change_text(1.0, end).replace("-", "−") for end in measure.spread)
     if measure.interval and measure.ratio is not None:
         return interval_text(measure.ratio, measure.interval)
     if measure.interval and measure.compiled is not None:
@@ -232,7 +229,7 @@ def _better_or_worse(before: float | None, after: float | None, better: str) -> 
     return "better" if (after < before) == (better == "lower") else "worse"
 
 
-def _plain_value_text_or_empty(value: Any) -> str:
+def _plain_value_text(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return "" if value is None else str(value).lower()
     if isinstance(value, (int, float)):

@@ -9,7 +9,7 @@ from lsprotocol import types as lsp
 from ....dsl.checker import profiles
 from ....dsl.checker.params import HANDLES, TYPES
 from ....dsl.checker.skeleton import Skeleton
-from ....dsl.checker.type_phrases import expected_phrase, sample_value_text_or_empty
+from ....dsl.checker.type_phrases import expected_phrase, sample_value_text
 from ....dsl.checker.units import BYTES, COUNTS, DURATIONS
 from ....dsl.checker.vocabulary import Param, Vocabulary, Word
 from ....dsl.syntax import ast
@@ -164,7 +164,7 @@ class _CompletionItems:
         if "ratio" in types:
             yield from (_item(f"85% of {base}", Kind.Value) for base in param.of)
         elif (
-            (text := sample_value_text_or_empty(param))
+            (text := sample_value_text(param))
             and not param.choices
             and types & {"bytes", "duration", "shares", "range"}
         ):

@@ -59,13 +59,13 @@ class Forecasts:
                 if self.closed or self.pending is None:
                     return
                 (reading, texts), self.pending = self.pending, None
-            answer = self._forecast_steps_or_empty({"id": 0, "path": str(reading.path), "texts": texts})
+            answer = self._forecast_steps({"id": 0, "path": str(reading.path), "texts": texts})
             if len(self.known) > 50:
                 self.known.clear()
             self.known[reading.path, reading.source.text] = answer
             self.on_change()
 
-    def _forecast_steps_or_empty(self, request: dict) -> list[dict]:
+    def _forecast_steps(self, request: dict) -> list[dict]:
         if self.process is None or self.process.poll() is not None:
             self.process = _start_forecast_process()
         assert self.process.stdin and self.process.stdout, "the process has pipes"

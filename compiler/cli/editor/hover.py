@@ -16,7 +16,7 @@ from .word_pages import page, parameter_text, parameter_values, plugin_calls, sp
 def make_hover(reading: Reading, offset: int, documents: OpenDocuments) -> lsp.Hover | None:
     for call, word in plugin_calls(reading.file, documents.vocabulary):
         if span_contains_offset(call.name.span, offset):
-            return _hover(reading, call.name.span, page(word) + _parameter_values_text_or_empty(word, call))
+            return _hover(reading, call.name.span, page(word) + _parameter_values_text(word, call))
         for arg in call.args:
             param = word.param(arg.name) if arg.name else None
             if param and span_contains_offset(arg.name_span, offset):
@@ -73,11 +73,11 @@ def _node_text(node, vocabulary: Vocabulary) -> str:
         markdown += f"\n\n{node.doc.value}"
     if isinstance(node, (ast.Declare, ast.Step)):
         word = vocabulary.word(node.kind if isinstance(node, ast.Declare) else "pass", node.call.name.path)
-        markdown += f"\n\n{word.summary}" + _parameter_values_text_or_empty(word, node.call) if word else ""
+        markdown += f"\n\n{word.summary}" + _parameter_values_text(word, node.call) if word else ""
     return markdown
 
 
-def _parameter_values_text_or_empty(plugin: Word, call: ast.Call) -> str:
+def _parameter_values_text(plugin: Word, call: ast.Call) -> str:
     """The parameters as they are here: what is given, and the defaults of the rest."""
     rows = parameter_values(plugin, call)
     if not rows:

@@ -80,12 +80,12 @@ def _globs_and_rest(items: Any) -> tuple[list[str], list[str]]:
     for item in listed:
         if item in ("Linear", "__ALL__", "__ALL_PRUNABLE__"):
             continue
-        glob = _regex_to_glob_or_empty(str(item))
+        glob = _regex_to_glob(str(item))
         (globs if glob else left).append(glob or str(item))
     return globs, left
 
 
-def _regex_to_glob_or_empty(text: str) -> str:
+def _regex_to_glob(text: str) -> str:
     """`**.*mlp*.**` of `re:.*mlp.*`; "" of a pattern that says more than globs do."""
     if not text.startswith("re:"):
         return text if re.fullmatch(r"[\w.]+", text) else ""

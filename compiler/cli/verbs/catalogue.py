@@ -137,13 +137,13 @@ def _copy_recipe_with_files(recipe: "LibraryFile", destination_folder: Path, sha
 
 
 def _find_recipe(name: str, recipes_by_name: "dict[str, LibraryFile]") -> "LibraryFile":
-    from ....dsl.syntax.nearest import nearest_name_help_or_empty
+    from ....dsl.syntax.nearest import nearest_name_help
 
     recipe = recipes_by_name.get(name) or recipes_by_name.get(f"{name}.effspec")
     if recipe is None:
         names = [n.removesuffix(".effspec") for n in recipes_by_name]
         raise unknown_recipe(
-            f"the library has no recipe `{name}`", help=nearest_name_help_or_empty(name, names, "it has")
+            f"the library has no recipe `{name}`", help=nearest_name_help(name, names, "it has")
         ).rejection()
     return recipe
 

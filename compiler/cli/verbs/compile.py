@@ -93,9 +93,9 @@ def print_compile_results(results: "Sequence[Result]", shared: SharedFlags, star
                 screen.answer(artifact_summary_text(a.path, a.manifest, screen) + "\n")
             for summary in result.reports:
                 screen.answer(screen.styled(f"{result.plan.pipeline.name} -> {summary.path}", "bold") + "\n")
-            if accounts := divergence_table_text_or_empty(result, screen):
+            if accounts := divergence_table_text(result, screen):
                 screen.answer(accounts + "\n")
-        if table := results_text_or_empty(results, screen):
+        if table := results_text(results, screen):
             screen.answer(table + "\n")
     screen.complain(missed, "compile", artifacts=rows)
     if not missed and screen.format == "text":
@@ -119,7 +119,7 @@ def manifest_summary_json(manifest: "Manifest") -> dict[str, Any]:
     }
 
 
-def divergence_table_text_or_empty(result: "Result", screen: "Screen") -> str:
+def divergence_table_text(result: "Result", screen: "Screen") -> str:
     """The original, the program in memory and every form of all artifacts, on the same tokens; "" of no language."""
     from ...artifacts.form_losses import account_rows, merge_accounts
 
@@ -133,7 +133,7 @@ def divergence_table_text_or_empty(result: "Result", screen: "Screen") -> str:
 UNCERTAIN = ", not certain"
 
 
-def results_text_or_empty(results: "Sequence[Result]", screen: "Screen") -> str:
+def results_text(results: "Sequence[Result]", screen: "Screen") -> str:
     """Table that compares pipelines and variants; "" of one."""
     from ...artifacts.pages.report_data import ReportData
     from ...artifacts.results_table import results_table, results_title
@@ -170,7 +170,7 @@ def _color_outcome(line: str, outcome: str, screen: "Screen") -> str:
 
 def measure_and_bound_rows(manifest: "Manifest") -> list[tuple[str, ...]]:
     """Metric, before, after, change, and the bound with what came of it."""
-    from ...core.quantity import change_text_or_empty, interval_text, measurement_text
+    from ...core.quantity import change_text, interval_text, measurement_text
 
     rows: list[tuple[str, ...]] = []
     left = list(manifest.expectations)
@@ -183,11 +183,11 @@ def measure_and_bound_rows(manifest: "Manifest") -> list[tuple[str, ...]]:
         elif m.untimed:
             after, difference = "not timed", ""
         if m.original is not None and m.compiled is not None:
-            difference = change_text_or_empty(m.original, m.compiled)
+            difference = change_text(m.original, m.compiled)
         bounds = [e for e in left if e.text.startswith(f"{m.metric} ")]
         left = [e for e in left if e not in bounds]
         if m.spread and difference:
-            difference += f" ({', '.join(change_text_or_empty(1.0, end).removesuffix(' %') for end in m.spread)})"
+            difference += f" ({', '.join(change_text(1.0, end).removesuffix(' %') for end in m.spread)})"
         if m.interval and m.ratio is not None:
             difference += f", {interval_text(m.ratio, m.interval)}"
         elif m.interval and m.compiled is not None:

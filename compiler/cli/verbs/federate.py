@@ -101,7 +101,7 @@ def _wait_and_print_status(deployment: "Deployment", shared: SharedFlags) -> Non
 
 def _print_status(deployment: "Deployment", shared: SharedFlags, status: "RunStatus | None" = None) -> None:
     from ...apps.federation.deployment import deployment_failed, run_status
-    from ...apps.federation.processes import last_log_line_or_empty
+    from ...apps.federation.processes import last_log_line
 
     if status is None and any(p.name == "superlink" for p in deployment.broken):
         raise _process_ended_error(deployment)  # and nobody else knows how the run goes
@@ -113,7 +113,7 @@ def _print_status(deployment: "Deployment", shared: SharedFlags, status: "RunSta
         shared.screen.answer_json("federate status", **body)
     else:
         rows = [
-            (p.name, str(p.pid), "lives" if p.is_alive else f"ended: {last_log_line_or_empty(p.log)}")
+            (p.name, str(p.pid), "lives" if p.is_alive else f"ended: {last_log_line(p.log)}")
             for p in deployment.processes
         ]
         shared.screen.answer(shared.screen.table([("process", "pid", ""), *rows], right=(1,)).rstrip("\n"))
@@ -137,11 +137,11 @@ def _traffic_sentence(status: "RunStatus", nodes: int) -> str:
 
 def _process_ended_error(deployment: "Deployment") -> Reject:
     from ...apps.federation.deployment import deployment_failed
-    from ...apps.federation.processes import last_log_line_or_empty
+    from ...apps.federation.processes import last_log_line
 
     process = deployment.broken[0]
     return deployment_failed(
-        f"{process.name} has ended: {last_log_line_or_empty(process.log)}",
+        f"{process.name} has ended: {last_log_line(process.log)}",
         note=f"see {process.log}",
         help="`effc federate down`, then `up`: the run goes on from its last round",
     ).rejection()

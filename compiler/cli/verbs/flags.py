@@ -171,13 +171,13 @@ class SharedFlags:
 
     @property
     def cache_folder(self) -> Path:
-        from ....dsl.syntax.source_file import irregular_kind_of_path_or_empty
+        from ....dsl.syntax.source_file import irregular_kind_of_path
         from ...core.cache import default_cache_folder
 
         folder = self.cache_dir or default_cache_folder()
         if folder.exists() and not folder.is_dir():
             raise typer.BadParameter(
-                f"the cache is a folder, and {folder} is {irregular_kind_of_path_or_empty(folder) or 'a file'}: "
+                f"the cache is a folder, and {folder} is {irregular_kind_of_path(folder) or 'a file'}: "
                 "name another by --cache-dir or EFFC_CACHE_DIR"
             )
         return folder
@@ -374,9 +374,9 @@ def _artifact_paths(name: str, value: Any) -> list[Path]:
 def note_uncovered_files(artifact: Path, screen: Screen) -> None:
     """Note which files of an artifact, or of that which a form belongs to, no hash covers."""
     from ...artifacts.load import artifact_of_form_or_point
-    from ...artifacts.manifest import uncovered_files_text_or_empty
+    from ...artifacts.manifest import uncovered_files_text
 
-    uncovered = uncovered_files_text_or_empty(artifact_of_form_or_point(artifact) or artifact)
+    uncovered = uncovered_files_text(artifact_of_form_or_point(artifact) or artifact)
     if uncovered:
         screen.note(f"{artifact}: {uncovered}")
 
@@ -386,12 +386,12 @@ SPOKEN = ("prompt", "sets")  # what a model is told, and values that the recipe'
 
 def _refuse_control_characters(arguments: Mapping[str, Any]) -> None:
     """Names and paths drive no terminal and end no line of ours; what a system can't spell in UTF-8 is no such mark."""
-    from ....dsl.syntax.control_characters import control_character_error, first_control_character_or_empty
+    from ....dsl.syntax.control_characters import control_character_error, first_control_character
 
     for name in arguments.keys() - set(SPOKEN):
         value = arguments[name]
         for text in value if isinstance(value, (list, tuple)) else [value]:
-            character = isinstance(text, (str, Path)) and first_control_character_or_empty(
+            character = isinstance(text, (str, Path)) and first_control_character(
                 os.fsencode(text).decode("utf-8", "replace")
             )
             if character:

@@ -96,7 +96,7 @@ def _escape_markdown(text: str) -> str:
 
 
 def _state_text(verdict: "BoundVerdict") -> str:
-    return f"{verdict.state}, not certain" if verdict.uncertainty_reason_or_empty else verdict.state
+    return f"{verdict.state}, not certain" if verdict.uncertainty_reason else verdict.state
 
 
 def junit_report(results: "Sequence[Tested]") -> str:
@@ -148,8 +148,8 @@ def _add_bound_case(suite: Any, verdict: "BoundVerdict", result: "Tested") -> No
         xml.SubElement(case, "failure", message=f"undecided: {verdict.undecided}").text = str(result.path)
     elif verdict.state == "skipped":
         xml.SubElement(case, "skipped", message=verdict.skipped)
-    elif verdict.uncertainty_reason_or_empty:
-        xml.SubElement(case, "system-out").text = verdict.uncertainty_reason_or_empty
+    elif verdict.uncertainty_reason:
+        xml.SubElement(case, "system-out").text = verdict.uncertainty_reason
 
 
 def _add_drift_case(suite: Any, drift: "Drift", result: "Tested") -> None:

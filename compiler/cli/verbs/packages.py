@@ -108,14 +108,13 @@ def _cached_or_vendored_folder(name: str, facts: dict[str, str], project: Path, 
 
 
 def _locked_packages_with_source(project: Path, name_or_empty: str) -> list[tuple[str, dict[str, str]]]:
-    from ....dsl.syntax.nearest import nearest_name_help_or_empty
+    from ....dsl.syntax.nearest import nearest_name_help
     from ...plugin import lockfile
 
     packages = lockfile.read_package_lock(project)["packages"]
     if name_or_empty and name_or_empty not in packages:
         raise unknown_package(
-            f"the lock has no package `{name_or_empty}`",
-            help=nearest_name_help_or_empty(name_or_empty, packages, "it has"),
+            f"the lock has no package `{name_or_empty}`", help=nearest_name_help(name_or_empty, packages, "it has")
         ).rejection()
     chosen = [(n, facts) for n, facts in packages.items() if not name_or_empty or n == name_or_empty]
     for called, facts in chosen:

@@ -69,11 +69,11 @@ def register(app: typer.Typer) -> None:
 
 def _checked_store_folder(folder: str) -> Path:
     """Folder of MLflow's file store. Raises BadParameter where it can't be one."""
-    from ...artifacts.mlflow_runs import unusable_store_reason_or_empty
+    from ...artifacts.mlflow_runs import unusable_store_reason
     from ...core.environment import check_modules
 
     check_modules(["mlflow"], "mlflow", "`effc report --mlflow`")
-    if problem := unusable_store_reason_or_empty(folder):
+    if problem := unusable_store_reason(folder):
         raise typer.BadParameter(f"`--mlflow {folder}` {problem}")
     return Path(folder)
 

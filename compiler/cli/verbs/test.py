@@ -156,7 +156,7 @@ def _print_test_summary(results: "Sequence[Tested]", shared: SharedFlags) -> Non
 
     states = [o.state for r in results for o in r.outcomes]
     parts = [f"{count_text(states.count('ok'), 'bound')} kept"] if "ok" in states else []
-    uncertain = sum(o.state == "ok" and bool(o.uncertainty_reason_or_empty) for r in results for o in r.outcomes)
+    uncertain = sum(o.state == "ok" and bool(o.uncertainty_reason) for r in results for o in r.outcomes)
     parts += [f"{uncertain} of them not certain"] if uncertain else []
     parts += [f"{states.count('missed')} missed"] if "missed" in states else []
     parts += [f"{states.count('skipped')} not for this machine"] if "skipped" in states else []

@@ -310,8 +310,8 @@ def print_preview(wish: "Wish", candidate: str, shared: SharedFlags) -> int:
 def print_tuned(tuned: "Tuned", shared: SharedFlags) -> int:
     """Table of the artifact, then of the candidates; the exit code."""
     from ...driver.tuning.summary import (
-        indistinguishable_finalists_text_or_empty,
-        measured_twice_text_or_empty,
+        indistinguishable_finalists_text,
+        measured_twice_text,
         metric_names,
         reason_of_unmeasured,
         table_rows,
@@ -332,13 +332,13 @@ def print_tuned(tuned: "Tuned", shared: SharedFlags) -> int:
     for compiled in tuned.chosen.values():
         for artifact in (a for result in compiled.results for a in result.artifacts):
             screen.answer(artifact_summary_text(artifact.path, artifact.manifest, screen) + "\n")
-    if sentence := measured_twice_text_or_empty(tuned):
+    if sentence := measured_twice_text(tuned):
         screen.answer(sentence)
     head = ("candidate", *metric_names(tuned.search), "")
     width = len(head) - 2
     table = [head, *((r.name, *(r.cells or ("",) * width), r.state) for r in table_rows(tuned))]
     screen.answer(screen.table(table, right=tuple(range(1, width + 1)), indent="  "))
-    for sentence in filter(None, (*trade_off_sentences(tuned), indistinguishable_finalists_text_or_empty(tuned))):
+    for sentence in filter(None, (*trade_off_sentences(tuned), indistinguishable_finalists_text(tuned))):
         screen.answer(sentence)
     screen.complain(tuned.unmet, "tune")
     if not tuned.unmet:

@@ -19,7 +19,7 @@ from ...analysis.planning import keys
 from ...artifacts.manifest import Measure
 from ...core.cache import write_atomic
 from ...core.fingerprint import machine_facts
-from ...core.quantity import change_text_or_empty, distinguishable_value_texts, measurement_text, significant_digits
+from ...core.quantity import change_text, distinguishable_value_texts, measurement_text, significant_digits
 from ...core.safe_read import MALFORMED, MIB, read_json
 from ...evaluation.confidence import median_interval
 from .gate import metric_label
@@ -379,7 +379,7 @@ def drift_diagnostics(
         if d.state not in ("worse", "undecided") or d.then is None or d.now is None or d.limit is None:
             continue
         prefix = "the ratio of " if d.clocked else ""
-        difference = change_text_or_empty(d.then, d.now)
+        difference = change_text(d.then, d.now)
         previous, current = (
             (significant_digits(d.then), significant_digits(d.now))
             if d.clocked

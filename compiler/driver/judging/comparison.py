@@ -21,7 +21,7 @@ from ...plugin.context import Context
 from ...runtimes.model import DecoderModel
 from .gate import BoundVerdict, Known, measure_and_judge_bounds, metric_label
 from .scores import Score, measure_score
-from .timed_bounds import SECONDS, interval_decides, undecided_reason_or_empty
+from .timed_bounds import SECONDS, interval_decides, undecided_reason
 
 if TYPE_CHECKING:
     from ...analysis.planning.plan import Plan
@@ -140,7 +140,7 @@ def mark_undecided(
     if bound.metric not in timings or bound.profile or bound.baseline not in (None, model_name):
         return verdict
     timing = timings[bound.metric]
-    reason = undecided_reason_or_empty(bound, timing, timing.values["original"], verdict.unit)
+    reason = undecided_reason(bound, timing, timing.values["original"], verdict.unit)
     return replace(verdict, passed=False, undecided=reason) if reason else verdict
 
 

@@ -13,7 +13,7 @@ from ....dsl.checker.recipe import Bound, Pipeline
 from ....dsl.checker.value_text import bound_text, value_text
 from ....dsl.checker.values import Bytes, Duration, MetricRef, Range, Ratio
 from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
-from ...analysis.planning.machine_profile import missing_isa_reason_or_empty, torch_threads_of_profile
+from ...analysis.planning.machine_profile import missing_isa_reason, torch_threads_of_profile
 from ...core.error_location import diagnostics_located_at
 from ...core.quantity import BYTES_PER, SECONDS_PER, measurement_text, range_text
 from ...plugin.clock import reason_not_timed
@@ -112,7 +112,7 @@ class BoundVerdict:
         return "ok" if self.passed else "missed"
 
     @property
-    def uncertainty_reason_or_empty(self) -> str:
+    def uncertainty_reason(self) -> str:
         """Why rows like these leave open what was judged by its value, "" where they don't."""
         if not self.rows or self.bound.confidence is not None or self.state not in ("ok", "missed"):
             return ""
@@ -124,7 +124,7 @@ class BoundVerdict:
         return f"not certain: {self.rows} leave {interval}, the limit is {limit}"
 
     @property
-    def decided_by_text_or_empty(self) -> str:
+    def decided_by_text(self) -> str:
         """Rows that decided a bound with confidence: `decided by 48 of 512 rows`; "" of others."""
         sure = self.bound.confidence is not None and self.state in ("ok", "missed")
         return f"decided by {self.rows}" if sure else ""
@@ -153,7 +153,7 @@ class BoundVerdict:
             "undecided": self.undecided,
             "rows": self.rows,
             "interval": self.interval and [finite(end) for end in self.interval],
-            "uncertain": self.uncertainty_reason_or_empty,
+            "uncertain": self.uncertainty_reason,
         }
 
 
@@ -218,7 +218,7 @@ def measure_and_judge_bounds(
     baseline_values = {} if baseline_values is None else baseline_values
     scores: dict[tuple[MetricRef, str | None], tuple[Score, str]] = {}
     untimed: dict[tuple[MetricRef, str | None], str] = {}
-    skipped_bounds = {b: reason for b in pipeline.expects if (reason := missing_isa_reason_or_empty(b.profile, ctx))}
+    skipped_bounds = {b: reason for b in pipeline.expects if (reason := missing_isa_reason(b.profile, ctx))}
     judged_bounds = [b for b in pipeline.expects if b not in skipped_bounds]
     readings = {}
     for bound in ctx.each(judged_bounds, "expect", len(judged_bounds)):
@@ -256,7 +256,7 @@ def measure_and_judge_bounds(
         score, unit = scores[bound.metric, bound.profile]
         original = baseline_values[_baseline_key(bound)] if bound.baseline else None
         outcome = judge_bound(bound, None if original is None else original.value, score.value, unit)
-        outcomes.append(replace(outcome, rows=score.row_count_text_or_empty, interval=score.interval(original)))
+        outcomes.append(replace(outcome, rows=score.row_count_text, interval=score.interval(original)))
     return outcomes
 
 
@@ -342,12 +342,12 @@ def unmet_bound_diagnostics(verdicts: Sequence[BoundVerdict], undecided_policy: 
             )
         elif not o.passed:
             diagnostics.append(_missed_bound_diagnostic(o))
-        elif o.uncertainty_reason_or_empty:
+        elif o.uncertainty_reason:
             diagnostics.append(
                 bound_uncertain(
                     f"`{bound_text(o.bound)}` holds on these {o.rows}{(f' of `{o.where}`' if o.where else '')}",
                     o.bound.span,
-                    note=o.uncertainty_reason_or_empty,
+                    note=o.uncertainty_reason,
                     help="measure on more rows",
                 )
             )
@@ -375,7 +375,7 @@ def _missed_bound_diagnostic(verdict: BoundVerdict) -> Diagnostic:
         if verdict.original is not None
         else []
     )
-    notes += [reason] if (reason := verdict.uncertainty_reason_or_empty or verdict.decided_by_text_or_empty) else []
+    notes += [reason] if (reason := verdict.uncertainty_reason or verdict.decided_by_text) else []
     return expectation_missed(message, verdict.bound.span, note="; ".join(notes))
 
 

@@ -22,7 +22,7 @@ class Score:
     rows: RowScores | None = None
 
     @property
-    def row_count_text_or_empty(self) -> str:
+    def row_count_text(self) -> str:
         """`60 questions`; "" where there are no rows."""
         return "" if self.rows is None else count_text(len(self.rows.sums), self.rows.noun)
 

@@ -27,7 +27,7 @@ def interval_decides(bound: Bound, timings: InterleavedTimes, original: float, u
     return bounds is not None and is_decided(bound, original if bound.baseline else None, bounds, unit)
 
 
-def undecided_reason_or_empty(bound: Bound, timings: InterleavedTimes, baseline_value: float, unit: str) -> str:
+def undecided_reason(bound: Bound, timings: InterleavedTimes, baseline_value: float, unit: str) -> str:
     """Why a bound is left open, as a sentence; "" where it is decided."""
     if interval_decides(bound, timings, baseline_value, unit):
         return ""

@@ -12,7 +12,7 @@ from ....dsl.checker.skeleton import Skeleton
 from ....dsl.checker.value_text import value_text
 from ....dsl.checker.values import MetricRef
 from ....dsl.syntax.diagnostics import Fault
-from ....dsl.syntax.nearest import nearest_name_help_or_empty
+from ....dsl.syntax.nearest import nearest_name_help
 from .wish import Wish
 
 REMOVED = (5, 10, 15, 20, 30)  # percent of the parameters
@@ -113,7 +113,7 @@ def candidate_named(name: str, candidates: Sequence[Candidate]) -> Candidate:
             return candidate
     names = [c.name for c in candidates]
     raise unknown_candidate(
-        f"no candidate is called `{name}`", help=nearest_name_help_or_empty(name, names, "there is")
+        f"no candidate is called `{name}`", help=nearest_name_help(name, names, "there is")
     ).rejection()
 
 

@@ -8,7 +8,7 @@ from ....dsl.checker.recipe import Pipeline, Recipe
 from ....dsl.checker.value_text import bound_text
 from ....dsl.checker.values import DataRef, references_in
 from ....dsl.syntax.diagnostics import Diagnostic, Fault
-from ....dsl.syntax.nearest import nearest_name_help_or_empty
+from ....dsl.syntax.nearest import nearest_name_help
 from .alternatives import Alternative, all_alternatives
 from .wish import Wish, is_open, model_emits, not_open
 
@@ -73,7 +73,7 @@ def _ineffective_pattern_faults(wish: Wish) -> Iterator[Diagnostic]:
         if not matching:
             words = sorted({word for a in alternatives for word in a.words})
             message = f"`{pattern}` names nothing that `{target}` can be tuned by"
-            yield unmatched_pattern(message, span, help=nearest_name_help_or_empty(pattern, words, "there is"))
+            yield unmatched_pattern(message, span, help=nearest_name_help(pattern, words, "there is"))
         elif not any(wish.allows_all(a.words) for a in matching):
             nearest = min(matching, key=lambda a: len(_words_not_allowed(wish, a)))
             unnamed = " and ".join(f'`"{word}"`' for word in _words_not_allowed(wish, nearest))

@@ -18,8 +18,8 @@ from ...core.cache import write_atomic
 from ...core.quantity import count_text, duration_text
 from .summary import (
     Row,
-    indistinguishable_finalists_text_or_empty,
-    measured_twice_text_or_empty,
+    indistinguishable_finalists_text,
+    measured_twice_text,
     metric_names,
     reason_of_unmeasured,
     table_rows,
@@ -40,7 +40,7 @@ def write_html_page(tuned: Tuned, path: Path) -> None:
         f"{measured} of {len(search.candidates)} measured in {duration_text(search.seconds)}; "
         f"{reason_of_unmeasured(search)}. "
         "Values beside the original's, on rows that no bound reads; of a first look, on 8 rows, the change alone. "
-    ) + measured_twice_text_or_empty(tuned)
+    ) + measured_twice_text(tuned)
     reports = {c: a.report for c, compiled in tuned.chosen.items() for r in compiled.results for a in r.artifacts[:1]}
     caption = f"The best at {heads[0]} among candidates that keep all bounds."
     if tuned.unmet:
@@ -58,7 +58,7 @@ def write_html_page(tuned: Tuned, path: Path) -> None:
         chosen=[(c.name, measure_table_rows(report)) for c, report in reports.items() if report],
         facts=next((origin_facts(report) for report in reports.values() if report), []),
         charts=_charts(tuned, table),
-        neighbours=list(filter(None, (*trade_off_sentences(tuned), indistinguishable_finalists_text_or_empty(tuned)))),
+        neighbours=list(filter(None, (*trade_off_sentences(tuned), indistinguishable_finalists_text(tuned)))),
         head=("candidate", *heads, ""),
         rows=[(r.name, *(r.cells or ("",) * len(heads)), r.state) for r in table],
         recipes=[(c.name, compiled.recipe.read_text()) for c, compiled in tuned.chosen.items()],

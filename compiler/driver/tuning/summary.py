@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ....dsl.checker.values import DataRef
-from ...core.quantity import change_text_or_empty, count_text, measurement_text
+from ...core.quantity import change_text, count_text, measurement_text
 from .alternatives import Candidate
 from .search import Search
 from .trials import Trial
@@ -42,7 +42,7 @@ def reason_of_unmeasured(search: Search) -> str:
     return f"{rejected} refused by the target or a pass; {sentence}" if search.refused_count else sentence
 
 
-def measured_twice_text_or_empty(tuned: Tuned) -> str:
+def measured_twice_text(tuned: Tuned) -> str:
     """Sentence on why the table of candidates has other figures of what was compiled; "" where nothing was."""
     sentence = "Figures of the search, on its rows and in its races; the compiled artifact was measured again."
     return sentence if tuned.compiled else ""
@@ -69,7 +69,7 @@ def _row(tuned: Tuned, candidate: Candidate, trial: Trial) -> Row:
     return Row(
         candidate.name,
         cells,
-        _candidate_state_text_or_empty(tuned, candidate, trial),
+        _candidate_state_text(tuned, candidate, trial),
         trial,
         tuple(trial.ratio_to_original(n) for n in names),
     )
@@ -77,13 +77,13 @@ def _row(tuned: Tuned, candidate: Candidate, trial: Trial) -> Row:
 
 def _value_and_change_text(value: float, original: float, unit: str, num_quick_rows: int) -> str:
     """Value and change; of a first look the change alone, as its rows are fewer than those of others."""
-    change = change_text_or_empty(original, value) if original else ""
+    change = change_text(original, value) if original else ""
     if num_quick_rows and change:
         return change
     return measurement_text(value, unit) + (f" ({change})" if change else "")
 
 
-def _candidate_state_text_or_empty(tuned: Tuned, candidate: Candidate, trial: Trial) -> str:
+def _candidate_state_text(tuned: Tuned, candidate: Candidate, trial: Trial) -> str:
     compiled = tuned.compiled.get(candidate)
     if compiled:
         return f"compiled: {compiled.missed}" if compiled.missed else "chosen"
@@ -109,12 +109,12 @@ def trade_off_sentences(tuned: Tuned) -> Iterator[str]:
         better = {c: t for c, t in trials.items() if _signed_relative_change(search, t, chosen, gain) < -BETTER}
         cheapest = min(better, key=lambda c: _signed_relative_change(search, better[c], chosen, price), default=None)
         if cheapest is not None:
-            won = change_text_or_empty(chosen.ratio_to_original(gain), better[cheapest].ratio_to_original(gain))
-            cost = change_text_or_empty(chosen.ratio_to_original(price), better[cheapest].ratio_to_original(price))
+            won = change_text(chosen.ratio_to_original(gain), better[cheapest].ratio_to_original(gain))
+            cost = change_text(chosen.ratio_to_original(price), better[cheapest].ratio_to_original(price))
             yield f"{gain} {won} costs {price} {cost}: {cheapest.name}"
 
 
-def indistinguishable_finalists_text_or_empty(tuned: Tuned) -> str:
+def indistinguishable_finalists_text(tuned: Tuned) -> str:
     """Sentence on finalists that timing can't tell from the chosen one; "" where there is none, and of a front."""
     search, name = tuned.search, tuned.search.objectives[0]
     chosen = next((search.finals.get(c) for c in tuned.chosen), None)
@@ -159,7 +159,7 @@ def to_json(tuned: Tuned) -> dict[str, Any]:
         "out_of_time": tuned.search.out_of_time,
         "not_measured": len(tuned.search.candidates) - tuned.search.measured_count,
         "neighbours": list(trade_off_sentences(tuned)),
-        "tied": indistinguishable_finalists_text_or_empty(tuned),
+        "tied": indistinguishable_finalists_text(tuned),
     }
 
 

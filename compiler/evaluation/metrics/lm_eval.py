@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from ....dsl.syntax.diagnostics import Fault
-from ....dsl.syntax.nearest import nearest_name_help_or_empty
+from ....dsl.syntax.nearest import nearest_name_help
 from ...core.environment import check_modules
 from ...core.json_errors import first_line
 from ...inputs.windows import require_tokenizer
@@ -55,7 +55,7 @@ class LmEval(Metric):
         if self.score not in values:
             raise unknown_task(
                 f"the task `{self.task}` has no score `{self.score}`",
-                help=nearest_name_help_or_empty(self.score, values, "it has"),
+                help=nearest_name_help(self.score, values, "it has"),
             ).rejection()
         return finite(values[self.score], f"lm_eval `{self.task}`")
 
@@ -67,7 +67,7 @@ class LmEval(Metric):
         manager = TaskManager(include_path=str(ctx.folder / self.tasks) if self.tasks else None)
         if self.task not in manager.all_tasks:
             raise unknown_task(
-                f"the harness has no task `{self.task}`", help=nearest_name_help_or_empty(self.task, manager.all_tasks)
+                f"the harness has no task `{self.task}`", help=nearest_name_help(self.task, manager.all_tasks)
             ).rejection()
         tokenizer = require_tokenizer(ctx.tokenizer, ctx)
         try:

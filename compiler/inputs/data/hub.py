@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from ....dsl.syntax.diagnostics import Fault
-from ....dsl.syntax.nearest import nearest_name_help_or_empty
+from ....dsl.syntax.nearest import nearest_name_help
 from ...core.cache import canonical_json_sha256
 from ...core.environment import check_modules
 from ...core.json_errors import first_line
@@ -72,7 +72,7 @@ class Hub(Data):
         if self.field not in dataset.column_names:
             raise no_field(
                 f"`{self.name}` has no field `{self.field}`",
-                help=nearest_name_help_or_empty(self.field, dataset.column_names, "it has"),
+                help=nearest_name_help(self.field, dataset.column_names, "it has"),
             ).rejection()
         texts = dataset[self.field][:]
         if not all(isinstance(t, str) for t in texts):

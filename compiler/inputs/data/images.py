@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from ....dsl.syntax.nearest import nearest_name_help_or_empty
+from ....dsl.syntax.nearest import nearest_name_help
 from ...models.checkpoints.safetensors_header import read_safetensors_header
 from ...plugin.context import Context
 from ...plugin.interfaces import param
@@ -47,9 +47,7 @@ class Images(SampledRows):
         (path,) = self.files(ctx)
         slots = read_safetensors_header(path).slots
         if name not in slots:
-            raise no_field(
-                f"{path} has no tensor `{name}`", help=nearest_name_help_or_empty(name, slots, "it has")
-            ).rejection()
+            raise no_field(f"{path} has no tensor `{name}`", help=nearest_name_help(name, slots, "it has")).rejection()
         slot = slots[name]
         if slot.dtype not in dtypes or len(slot.shape) != ndim or min(slot.shape) < 1:
             raise invalid_record(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ....dsl.syntax.diagnostics import Fault
-from ....dsl.syntax.nearest import nearest_name_help_or_empty
+from ....dsl.syntax.nearest import nearest_name_help
 from ...plugin.context import Context
 from ...plugin.interfaces import param
 from ..records import Record, drop_or_refuse_too_long, field_text, parse_each
@@ -84,6 +84,6 @@ class Labels(SampledRows):
         if label not in self.classes:
             raise unknown_class(
                 f"the label of record {line_number} of {path} is `{label}`",
-                help=nearest_name_help_or_empty(label, self.classes, "`classes` has"),
+                help=nearest_name_help(label, self.classes, "`classes` has"),
             ).rejection()
         return self.classes.index(label)

@@ -64,7 +64,7 @@ class Synthetic(Data):
         import torch
 
         from ...ir.capture.sample import sample_inputs
-        from ...models.rows.packed_inputs import packed_input_parts, token_input_name_or_empty
+        from ...models.rows.packed_inputs import packed_input_parts, token_input_name
 
         with torch.device("meta"):
             model: Any = ctx.origin.build().to("meta")
@@ -72,7 +72,7 @@ class Synthetic(Data):
         if words is not None and not several and getattr(model, "main_input_name", TOKENS) == TOKENS:
             return Layout(words)
         if several and all(part.dtype.is_floating_point for part in several):
-            words = vocabulary_size(model, decoder=True) if token_input_name_or_empty(model) else None
+            words = vocabulary_size(model, decoder=True) if token_input_name(model) else None
             return Layout(words, (sum(part.size for part in several),), model)
         with torch.device("meta"):
             inputs = list(sample_inputs(model).values())

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ....dsl.syntax.nearest import nearest_name_help_or_empty
+from ....dsl.syntax.nearest import nearest_name_help
 from ...models.checkpoints.safetensors_header import Header, read_safetensors_header
 from ...plugin.context import Context
 from ...plugin.interfaces import param
@@ -56,14 +56,14 @@ def _input_shapes(ctx: Context) -> dict[str, tuple[int, ...] | None]:
     import torch
 
     from ...ir.capture.sample import sample_inputs
-    from ...models.rows.packed_inputs import packed_input_parts, token_input_name_or_empty
+    from ...models.rows.packed_inputs import packed_input_parts, token_input_name
 
     with torch.device("meta"):
         model = ctx.origin.build().to("meta")
         inputs = {name: x for name, x in sample_inputs(model).items() if isinstance(x, torch.Tensor)}
     several = {part.name: part.shape for part in packed_input_parts(model)}
     if several:
-        return several | ({token_input_name_or_empty(model): None} if token_input_name_or_empty(model) else {})
+        return several | ({token_input_name(model): None} if token_input_name(model) else {})
     name, first = next(iter(inputs.items()))
     return {name: None if name == "input_ids" else tuple(first.shape[1:])}
 
@@ -73,7 +73,7 @@ def _checked_tensor_names(header: Header, expected: Mapping[str, Any], path: Pat
     for name in expected:
         if name not in header.slots:
             raise no_field(
-                f"{path} has no tensor `{name}`", help=nearest_name_help_or_empty(name, header.slots, "it has")
+                f"{path} has no tensor `{name}`", help=nearest_name_help(name, header.slots, "it has")
             ).rejection()
     unknown = sorted(set(header.slots) - set(expected))
     if unknown:

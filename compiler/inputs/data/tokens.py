@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ....dsl.syntax.nearest import nearest_name_help_or_empty
+from ....dsl.syntax.nearest import nearest_name_help
 from ...models.checkpoints.safetensors_header import Header, read_safetensors_header
 from ...plugin.context import Context
 from ...plugin.interfaces import param
@@ -56,6 +56,6 @@ class Tokens(SampledRows):
         if self.tensor is None or self.tensor not in header.slots:
             fact = f"has no tensor `{self.tensor}`" if self.tensor else f"has {len(header.slots)} tensors"
             raise no_field(
-                f"{path} {fact}", help=nearest_name_help_or_empty(self.tensor or "", header.slots, "it has")
+                f"{path} {fact}", help=nearest_name_help(self.tensor or "", header.slots, "it has")
             ).rejection()
         return self.tensor

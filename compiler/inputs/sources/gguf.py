@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ....dsl.syntax.diagnostics import Fault
-from ....dsl.syntax.source_file import irregular_kind_of_path_or_empty
+from ....dsl.syntax.source_file import irregular_kind_of_path
 from ...core.cache import canonical_json_sha256, write_atomic_if_permitted
 from ...core.environment import check_modules
 from ...core.hashes import cached_file_hash
@@ -67,7 +67,7 @@ class Gguf(Source):
         check_modules(self.requires, self.extra, "model source gguf")
         path = ctx.folder / Path(self.path).expanduser()
         label = f'gguf("{self.path}")'
-        if kind := irregular_kind_of_path_or_empty(path):
+        if kind := irregular_kind_of_path(path):
             raise no_model(f"{label}: {path} is {kind}, where a file is needed", help="name a file").rejection()
         if not os.path.isfile(path):
             raise no_model(f"{label}: there is no file {path}", help="paths are relative to the recipe").rejection()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ....dsl.syntax.diagnostics import Fault
-from ....dsl.syntax.source_file import irregular_kind_of_path_or_empty
+from ....dsl.syntax.source_file import irregular_kind_of_path
 from ...core.cache import canonical_json_sha256
 from ...core.json_errors import first_line, reject_on_error
 from ...core.safe_read import CONFIG, read_json
@@ -52,7 +52,7 @@ class Module(Source):
                 f"{label} does not name a file and a function", help='write it as "./file.py:make"'
             ).rejection()
         file = ctx.folder / Path(name).expanduser()
-        if kind := irregular_kind_of_path_or_empty(file):
+        if kind := irregular_kind_of_path(file):
             raise user_module(f"{label}: {file} is {kind}, where a file is needed", help="name a file").rejection()
         if not os.path.isfile(file):
             raise user_module(f"{label}: there is no file {file}", help="paths are relative to the recipe").rejection()

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from ....dsl.syntax.diagnostics import Fault
-from ....dsl.syntax.nearest import nearest_name_help_or_empty
+from ....dsl.syntax.nearest import nearest_name_help
 from ...models.checkpoints.model_folder import origin_of_folder
 from ...models.checkpoints.origin import Origin
 from ...plugin.context import Context
@@ -31,7 +31,7 @@ class Zoo(Source):
         known = zoo_folders_by_name()
         if self.name not in known:
             raise unknown_model(
-                f"the zoo has no `{self.name}`", help=nearest_name_help_or_empty(self.name, known, "it has")
+                f"the zoo has no `{self.name}`", help=nearest_name_help(self.name, known, "it has")
             ).rejection()
         return origin_of_folder(known[self.name], f'zoo("{self.name}")', "auto", ctx.settings)
 

@@ -23,7 +23,7 @@ from ...models.rows.packed_inputs import (
     parameter_names,
     prepend_placeholders,
     sound_shape,
-    token_input_name_or_empty,
+    token_input_name,
 )
 
 unknown_inputs = Fault(
@@ -68,7 +68,7 @@ def sample_inputs(
             f"{type(model).__name__} takes patches of images with `spatial_shapes`, and effc makes whole images",
             help=_WRAP,
         ).rejection()
-    if token_input_name_or_empty(model):
+    if token_input_name(model):
         return _media_with_tokens(model, batch, length, padding_per_row)
     if main in PICTURES:
         return {main: sample_images(model, batch, device).to(dtype_of(model))}

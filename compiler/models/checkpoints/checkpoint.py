@@ -124,12 +124,12 @@ def config_and_model_class(
     config: Mapping[str, Any],
 ) -> "tuple[transformers.PreTrainedConfig, type[transformers.PreTrainedModel]]":
     """The config object and the model class; causal language models where `architectures` is silent."""
-    from ....dsl.syntax.nearest import nearest_name_or_empty
+    from ....dsl.syntax.nearest import nearest_name
 
     known = transformers.models.auto.configuration_auto.CONFIG_MAPPING
     model_type = config["model_type"]
     if model_type not in known:
-        closest = nearest_name_or_empty(model_type, list(known))
+        closest = nearest_name(model_type, list(known))
         raise unknown_architecture(
             f"transformers {transformers.__version__} does not know the model type `{model_type}`",
             help=f"nearest is `{closest}`" if closest else "a newer transformers may know it",

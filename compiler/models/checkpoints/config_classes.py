@@ -81,7 +81,7 @@ def model_class_from_architectures(model_type: str, architectures: Any) -> "type
     return None
 
 
-def fallback_class_note_or_empty(config: Mapping[str, Any]) -> str:
+def fallback_class_note(config: Mapping[str, Any]) -> str:
     """Note for the user where a config names no class that transformers has, and another is taken; else "".
 
     Modeling files are looked into first: torch, which the tables of classes need, is slow to import.

@@ -12,13 +12,13 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from ....dsl.syntax.diagnostics import Fault
-from ....dsl.syntax.source_file import irregular_kind_of_path_or_empty
+from ....dsl.syntax.source_file import irregular_kind_of_path
 from ...core.cache import canonical_json_sha256
 from ...core.json_errors import describe_json_error
 from ...core.safe_read import CONFIG, TOKENIZER, read_json, refuse_irregular_file
 from ...core.settings import Settings
 from .config_bounds import invalid_config, refuse_excessive_config_numbers
-from .config_classes import fallback_class_note_or_empty
+from .config_classes import fallback_class_note
 from .mamba_rescale import NOTE, rescales_residual_weights
 from .origin import Origin
 from .safetensors_header import FLOATS
@@ -67,7 +67,7 @@ SLOW_FLOAT16 = (
 def origin_of_folder(folder: Path, label: str, dtype: str, settings: Settings, help: str = "") -> Origin:
     """The origin of a local folder. `dtype` "auto" keeps what the files hold."""
     if not os.path.isdir(folder):  # false of a name that is too long for the system, too
-        message = f"{folder} is {irregular_kind_of_path_or_empty(folder) or 'a file'}, where a folder is needed"
+        message = f"{folder} is {irregular_kind_of_path(folder) or 'a file'}, where a folder is needed"
         message = message if os.path.exists(folder) else f"there is no folder {folder}"
         raise no_model(f"{label}: {message}", help=help).rejection()
     for name in ("config.json", *COMPANIONS):
@@ -104,7 +104,7 @@ def origin_of_folder(folder: Path, label: str, dtype: str, settings: Settings, h
 
 
 def _model_notes(config: Mapping[str, Any], dtype: str, device: str, trusted: bool) -> tuple[str, ...]:
-    class_note = "" if trusted else fallback_class_note_or_empty(config)
+    class_note = "" if trusted else fallback_class_note(config)
     notes = {
         SLOW_FLOAT16: dtype == "float16" and device == "cpu",
         NOTE: rescales_residual_weights(config),
@@ -123,7 +123,7 @@ def no_tokenizer() -> None:
 def read_model_config(config_path: Path, label: str) -> dict[str, Any]:
     """config.json as it is, checked to be an object that says what the model is."""
     if not os.path.isfile(config_path):
-        kind = irregular_kind_of_path_or_empty(config_path)
+        kind = irregular_kind_of_path(config_path)
         message = (
             f"{config_path} is {kind}, where a file is needed"
             if kind

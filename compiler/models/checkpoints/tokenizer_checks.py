@@ -92,18 +92,18 @@ def _max_characters_per_character(row: Sequence[Mapping[str, Any]]) -> int:
 def _growth_factor(component: Mapping[str, Any]) -> int:
     kind = component.get("type")
     if kind == "Replace":
-        text, content = _replaced_text_or_empty(component), len(component["content"])
+        text, content = _replaced_text(component), len(component["content"])
         return max(1, -(-content // len(text))) if text else content + 1  # an expression may meet nothing
     return {"Precompiled": _FORMS_GROWTH, "ByteLevel": _BYTES_GROWTH, "Metaspace": 2}.get(str(kind), 1)
 
 
 def _matches_output_of(component: Mapping[str, Any], previous: Mapping[str, Any]) -> bool:
     """Whether a step may act on what one before it wrote."""
-    text = _replaced_text_or_empty(component)
+    text = _replaced_text(component)
     return not text or previous.get("type") != "Replace" or bool(set(text) & set(previous["content"]))
 
 
-def _replaced_text_or_empty(component: Mapping[str, Any]) -> str:
+def _replaced_text(component: Mapping[str, Any]) -> str:
     """Text that a step replaces, "" where it is no fixed text."""
     pattern = component.get("pattern")
     return str(pattern.get("String") or "") if component.get("type") == "Replace" and isinstance(pattern, dict) else ""

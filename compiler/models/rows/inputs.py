@@ -22,7 +22,7 @@ from .packed_inputs import (
     other_parts,
     packed_input_parts,
     parameter_names,
-    token_input_name_or_empty,
+    token_input_name,
     unpack_inputs_and_tokens,
 )
 
@@ -55,7 +55,7 @@ def forward_args_and_kwargs(model: nn.Module, rows: Tensor) -> tuple[tuple[Any, 
 def _packed_arguments(model: nn.Module, rows: Tensor) -> dict[str, Tensor]:
     """Arguments of a model for rows that pack several inputs."""
     named, tokens = unpack_inputs_and_tokens(model, rows)
-    if not token_input_name_or_empty(model):
+    if not token_input_name(model):
         return named
     if is_media_encoder_decoder(model):
         return named | {"decoder_input_ids": decoder_inputs_of(model, tokens)}
@@ -168,7 +168,7 @@ def _attention_mask_kwargs(rows: Tensor, pad_id: int | None) -> dict[str, Tensor
 
 def targets_and_prediction_mask(model: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor | None]:
     """Targets of a model's logits for rows, [b, p], and the mask of those that count, [b, p]: None for all."""
-    tokens = unpack_inputs_and_tokens(model, rows)[1] if token_input_name_or_empty(model) else rows
+    tokens = unpack_inputs_and_tokens(model, rows)[1] if token_input_name(model) else rows
     if not is_encoder_decoder(model):
         return tokens[:, 1:], None
     target = tokens if is_media_encoder_decoder(model) else source_and_target(rows)[1]

@@ -51,10 +51,10 @@ class PackedInput:
 
 def is_media_encoder_decoder(model: nn.Module) -> bool:
     """Whether a model is an encoder of sounds or images with a decoder of tokens."""
-    return token_input_name_or_empty(model) == "decoder_input_ids"
+    return token_input_name(model) == "decoder_input_ids"
 
 
-def token_input_name_or_empty(model: nn.Module) -> str:
+def token_input_name(model: nn.Module) -> str:
     """The name of the tokens that a row ends with; "" where it has none."""
     if not main_input_name(model):  # a plain module
         return ""
@@ -127,7 +127,7 @@ def has_start_token_for_generate(model: Any) -> bool:
 
 def packed_input_parts(model: nn.Module) -> tuple[PackedInput, ...]:
     """Inputs at the start of a packed row; empty for models with one input."""
-    if token_input_name_or_empty(model):
+    if token_input_name(model):
         main = main_input_name(model)
         name = main if media_shape(model) else PICTURES[0]
         return (PackedInput(name, media_shape(model) or image_shape(model.config), torch.float32),)
@@ -151,7 +151,7 @@ class Placeholders(NamedTuple):
 
 def placeholders_of(model: nn.Module) -> Placeholders | None:
     """Placeholders of a model whose config says how many vectors there are (`num_query_tokens`); else None."""
-    if token_input_name_or_empty(model) != "input_ids" or not (name := _placeholder_id_field(model.config)):
+    if token_input_name(model) != "input_ids" or not (name := _placeholder_id_field(model.config)):
         return None
     config = pretrained(model).config
     count, token = getattr(config, "num_query_tokens", None), getattr(config, name)
@@ -200,12 +200,12 @@ def pack_inputs(inputs: Mapping[str, Tensor], order: tuple[str, ...]) -> Tensor:
 
 
 def _refuse_rows_of_other_layout(model: nn.Module, layout: tuple[PackedInput, ...], rows: Tensor) -> None:
-    size, has_tokens = sum(part.size for part in layout), bool(token_input_name_or_empty(model))
+    size, has_tokens = sum(part.size for part in layout), bool(token_input_name(model))
     fits = (
         rows.is_floating_point() and rows.dim() == 2 and (rows.shape[1] > size if has_tokens else rows.shape[1] == size)
     )
     if not fits:
-        names = [*(part.name for part in layout), *([token_input_name_or_empty(model)] if has_tokens else [])]
+        names = [*(part.name for part in layout), *([token_input_name(model)] if has_tokens else [])]
         expected = ", ".join(f"`{name}`" for name in names)
         raise other_parts(
             f"{type(model).__name__} {'hears sounds: it ' if sound_shape(model) else ''}"

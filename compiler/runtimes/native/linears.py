@@ -95,7 +95,7 @@ class Stacked:
 
 def holds_rows_of_table(packed: Tensor, table: Tensor) -> bool:
     """Whether a packed weight has exactly the rows of a table, so that they can be read from it."""
-    if packing.kernel_of_or_empty(packed) != DENSE["bf16"].kernel:
+    if packing.kernel_of(packed) != DENSE["bf16"].kernel:
         return False
     return torch.equal(unpack_packed_weight(packed).to(table.dtype), table)
 

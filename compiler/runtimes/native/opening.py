@@ -126,7 +126,7 @@ def verify_weight_contents(
 def _check_packed(tensor: "Tensor") -> None:
     from ....kernels import packed as packing
 
-    packing.check_packed_weight(packing.kernel_of_or_empty(tensor) or "dense_linear", tensor)
+    packing.check_packed_weight(packing.kernel_of(tensor) or "dense_linear", tensor)
 
 
 def _hash_checks_of_pieces(tensor: "Tensor", hashes: Any) -> "list[Callable[[], None]]":

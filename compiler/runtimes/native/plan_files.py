@@ -146,7 +146,7 @@ def read_plan(folder: Path) -> NativePlanFile:
         raise _damaged(file, f"is for another processor: {problem}", help="compile on a machine of this kind")
     size = _checked_weights_size(folder / WEIGHTS)
     for name, entry in stored.entries.items():
-        if problem := _entry_problem_or_empty(entry, size):
+        if problem := _entry_problem(entry, size):
             raise _damaged(file, f"has an entry `{name}` {problem}")
     return stored
 
@@ -157,7 +157,7 @@ def _isa_problem(isa: Any) -> str:
 
     if not isinstance(isa, str) or isa not in levels.NAMES:
         return f"it asks for the instruction set {isa!r:.40}, which this effc does not know"
-    return levels.level_unavailability_reason_or_empty(isa)
+    return levels.level_unavailability_reason(isa)
 
 
 def _checked_weights_size(file: Path) -> int:
@@ -179,7 +179,7 @@ def _checked_weights_size(file: Path) -> int:
     return size
 
 
-def _entry_problem_or_empty(entry: Mapping[str, Any], size: int) -> str:
+def _entry_problem(entry: Mapping[str, Any], size: int) -> str:
     """Error of an entry of the table; "" where it is valid."""
     if not {"at", "bytes", "kind", "shape"} <= entry.keys():
         return "of another form"

@@ -8,7 +8,7 @@ from torch import fx
 
 from ....dsl.checker.inputs import wide_rank_diagnostic
 from ....dsl.syntax.diagnostics import Fault
-from ....dsl.syntax.nearest import nearest_name_help_or_empty
+from ....dsl.syntax.nearest import nearest_name_help
 from ...ir.layers.reft import FORMS, Reft, interventions, share_prompt_positions
 from ...ir.program import Program
 from .rewrite import Rewriter
@@ -97,7 +97,7 @@ def make_interventions(
     for path, width in hidden_widths_or_reject(program, layer_paths).items():
         if rank > width:
             raise wide_rank_diagnostic(rank, width, f" of {path}").rejection()
-        assert form in FORMS, nearest_name_help_or_empty(form, FORMS, "there is")
+        assert form in FORMS, nearest_name_help(form, FORMS, "there is")
         spec = {
             "form": form,
             "width": width,

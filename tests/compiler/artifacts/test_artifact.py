@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from effc.compiler.artifacts.artifact import artifact_hash
-from effc.compiler.artifacts.card import _reopened_forms_section_or_empty
+from effc.compiler.artifacts.card import _reopened_forms_section
 from effc.compiler.artifacts.diff import diff_artifacts
 from effc.compiler.artifacts.manifest import (
     NAME,
@@ -84,7 +84,7 @@ def test_the_hash_is_of_what_was_decided_not_of_what_was_measured(tmp_path):
 
 def test_the_card_shows_a_difference_beside_the_limit_that_it_was_held_against():
     checks = (Check("compact, 0: logits", 0.25, 0.5), Check("compact, 1: logits", 0.2, 0.24))
-    assert "| `compact` | 2 | 0.2 | 0.24 |" in _reopened_forms_section_or_empty(checks)
+    assert "| `compact` | 2 | 0.2 | 0.24 |" in _reopened_forms_section(checks)
 
 
 def test_the_card_may_be_edited(tmp_path):

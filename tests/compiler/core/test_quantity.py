@@ -36,9 +36,9 @@ def test_seconds_are_said_in_the_unit_that_fits(value, text):
 
 
 def test_a_change_is_a_share_of_what_was():
-    assert quantity.change_text_or_empty(100, 80) == "-20.0 %"
-    assert quantity.change_text_or_empty(5, 5) == "same"
-    assert quantity.change_text_or_empty(0, 5) == ""
+    assert quantity.change_text(100, 80) == "-20.0 %"
+    assert quantity.change_text(5, 5) == "same"
+    assert quantity.change_text(0, 5) == ""
 
 
 def test_a_count_has_its_noun():

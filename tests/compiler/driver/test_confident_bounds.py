@@ -136,7 +136,7 @@ def test_a_decided_bound_says_how_many_rows_that_took():
     held, missed = (gate(Bound(REF, "<=", limit, confidence=0.95)) for limit in (50.0, 2.0))
     assert (
         held.state == "ok"
-        and held.decided_by_text_or_empty == "decided by 24 of 400 rows"
+        and held.decided_by_text == "decided by 24 of 400 rows"
         and not unmet_bound_diagnostics([held])
     )
     (error,) = unmet_bound_diagnostics([missed])

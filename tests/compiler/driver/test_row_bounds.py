@@ -31,7 +31,7 @@ def answers(*right):
 
 def judged(bound, score, original=None):
     outcome = judge_bound(bound, original and original.value, score.value)
-    return replace(outcome, rows=score.row_count_text_or_empty, interval=score.interval(original))
+    return replace(outcome, rows=score.row_count_text, interval=score.interval(original))
 
 
 def test_forty_questions_at_chance_hold_and_are_not_certain():
@@ -41,15 +41,11 @@ def test_forty_questions_at_chance_hold_and_are_not_certain():
     assert outcome.state == "ok"
     low, high = (end / base.value for end in outcome.interval)
     assert (
-        outcome.uncertainty_reason_or_empty
+        outcome.uncertainty_reason
         == f"not certain: 40 questions leave {low:.1f} to {high:.1f}, the limit is 0.8 * base"
     )
     (warning,) = unmet_bound_diagnostics([outcome])
-    assert (warning.slug, warning.severity, warning.note) == (
-        "bound-uncertain",
-        "warning",
-        outcome.uncertainty_reason_or_empty,
-    )
+    assert (warning.slug, warning.severity, warning.note) == ("bound-uncertain", "warning", outcome.uncertainty_reason)
 
 
 def test_a_bound_that_holds_on_too_few_rows_is_warned_of_and_not_missed():
@@ -62,9 +58,9 @@ def test_a_bound_that_holds_on_too_few_rows_is_warned_of_and_not_missed():
 def test_one_question_of_sixty_is_no_loss_of_three_percent_for_certain():
     base, small = answers(*[True] * 60), answers(*[True] * 58, False, False)
     outcome = judged(Bound(CHOICE, ">=", 0.97, "base"), small, base)
-    assert outcome.state == "missed" and "60 questions leave 0.89 to 1.02" in outcome.uncertainty_reason_or_empty
+    assert outcome.state == "missed" and "60 questions leave 0.89 to 1.02" in outcome.uncertainty_reason
     (error,) = unmet_bound_diagnostics([outcome])
-    assert error.slug == "expectation-missed" and outcome.uncertainty_reason_or_empty in error.note
+    assert error.slug == "expectation-missed" and outcome.uncertainty_reason in error.note
 
 
 @pytest.mark.parametrize(
@@ -90,12 +86,12 @@ def test_a_bound_is_certain_where_all_of_its_interval_gets_one_verdict(bound, ce
         )
     )
     outcome = judged(bound, small, base if bound.baseline else None)
-    assert (outcome.uncertainty_reason_or_empty == "") == certain
+    assert (outcome.uncertainty_reason == "") == certain
 
 
 def test_a_few_rows_are_said_to_be_too_few():
     outcome = judged(Bound(CHOICE, ">=", 0.5), answers(*[True] * 7))
-    assert outcome.uncertainty_reason_or_empty == "not certain: 7 questions are too few to say"
+    assert outcome.uncertainty_reason == "not certain: 7 questions are too few to say"
 
 
 @pytest.mark.parametrize(("right", "lost"), [(0.9, 0.05), (0.5, 0.1), (0.98, 0.02)])
@@ -118,7 +114,7 @@ def test_scores_of_rows_are_kept_and_a_value_that_lacks_them_is_measured_again()
 
 def test_a_profiled_count_and_a_time_have_no_rows():
     outcome = judged(Bound(MetricRef("params"), "<=", 5.0), Score(4.0))
-    assert outcome.interval is None and outcome.uncertainty_reason_or_empty == ""
+    assert outcome.interval is None and outcome.uncertainty_reason == ""
 
 
 @pytest.mark.parametrize(
@@ -152,25 +148,19 @@ def test_terminal_card_page_and_reports_say_one_thing_of_a_bound_that_is_not_cer
 
     outcome, manifest = uncertain_manifest()
     ratio = "0.98 (0.92 to 1.03)"
-    assert outcome.state == "ok" and outcome.uncertainty_reason_or_empty.startswith(
+    assert outcome.state == "ok" and outcome.uncertainty_reason.startswith(
         "not certain: 60 questions leave 0.92 to 1.03"
     )
     terminal = artifact_summary_text("out", manifest, Screen())
     assert ratio in terminal and terminal.endswith("holds, not certain")
     card = model_card(manifest)
-    assert ratio in card and f"holds ({outcome.uncertainty_reason_or_empty})" in card
+    assert ratio in card and f"holds ({outcome.uncertainty_reason})" in card
     (row,) = measure_table_rows(ReportData("small", manifest))
-    assert (
-        row.spread == ratio and row.good == "" and row.bounds[0][2:] == ("holds", outcome.uncertainty_reason_or_empty)
-    )
+    assert row.spread == ratio and row.good == "" and row.bounds[0][2:] == ("holds", outcome.uncertainty_reason)
     assert _worst_verdict(manifest.expectations).text == "The expectation holds, not certain"
     assert ratio in verdict_value_text(outcome)
     body = outcome.to_json()
-    assert (body["state"], body["rows"], body["uncertain"]) == (
-        "ok",
-        "60 questions",
-        outcome.uncertainty_reason_or_empty,
-    )
+    assert (body["state"], body["rows"], body["uncertain"]) == ("ok", "60 questions", outcome.uncertainty_reason)
 
 
 def test_an_artifact_keeps_intervals_and_one_without_them_is_read():

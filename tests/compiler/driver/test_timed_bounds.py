@@ -6,11 +6,7 @@ import random
 import pytest
 from effc.compiler.driver.judging.comparison import original_and_result_values
 from effc.compiler.driver.judging.gate import BoundVerdict, judge_bound, unmet_bound_diagnostics
-from effc.compiler.driver.judging.timed_bounds import (
-    interval_decides,
-    metric_confidence_interval,
-    undecided_reason_or_empty,
-)
+from effc.compiler.driver.judging.timed_bounds import interval_decides, metric_confidence_interval, undecided_reason
 from effc.compiler.evaluation.confidence import CONFIDENCE, STUDENT_99, median_interval
 from effc.compiler.evaluation.timing import InterleavedTimes
 from effc.dsl.checker.recipe import Bound
@@ -69,7 +65,7 @@ def test_rounds_on_both_sides_leave_a_bound_open_and_say_how_far_they_lie():
     seen = turns([0.3, 0.4, 0.45, 0.55, 0.6, 0.9])
     assert not interval_decides(HALF, seen, 10.0, "ms")
     said = "after 6 rounds it lies between 3.0 ms and 9.0 ms with 95% confidence; the limit is 5.0 ms"
-    assert undecided_reason_or_empty(HALF, seen, 10.0, "ms") == said
+    assert undecided_reason(HALF, seen, 10.0, "ms") == said
 
 
 def test_one_slow_round_among_many_decides_nothing_else():

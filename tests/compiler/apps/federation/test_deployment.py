@@ -22,7 +22,7 @@ from effc.compiler.apps.federation.processes import (
     accepts_connections,
     free_ports,
     is_port_in_use,
-    last_log_line_or_empty,
+    last_log_line,
     start_process,
     terminate_live_processes,
 )
@@ -94,7 +94,7 @@ def test_a_process_is_known_by_its_start_and_ended_with_what_it_started(tmp_path
     code = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); print('up', flush=True); time.sleep(60)"
     made = start_process("one", [sys.executable, "-c", code], os.environ, tmp_path)
     until = time.monotonic() + 20
-    while last_log_line_or_empty(made.log) != "up" and time.monotonic() < until:
+    while last_log_line(made.log) != "up" and time.monotonic() < until:
         time.sleep(0.05)
     assert made.is_alive
     other = Process("other", made.pid, "123", made.log)  # its id was given to another process since
@@ -109,8 +109,8 @@ def test_a_process_is_known_by_its_start_and_ended_with_what_it_started(tmp_path
 def test_what_a_process_said_last_is_told_without_its_colours(tmp_path):
     (tmp_path / "log").write_bytes(b"first\n\x1b[93mWARNING \x1b[0m:   trying again\n\n")
     assert (
-        last_log_line_or_empty(str(tmp_path / "log")) == "WARNING :   trying again"
-        and last_log_line_or_empty(str(tmp_path / "none")) == ""
+        last_log_line(str(tmp_path / "log")) == "WARNING :   trying again"
+        and last_log_line(str(tmp_path / "none")) == ""
     )
 
 

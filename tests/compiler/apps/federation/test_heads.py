@@ -16,7 +16,7 @@ from effc.compiler.apps.federation.outcomes import read_state
 from effc.compiler.apps.federation.products import PaddedAverage, StackedAverage, TruncatedAverage
 from effc.compiler.apps.federation.results import write_results
 from effc.compiler.apps.federation.simulation import simulate_federation
-from effc.compiler.apps.federation.state import state_fault_or_empty
+from effc.compiler.apps.federation.state import state_fault
 from effc.compiler.apps.federation.strategy import TrainedState
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
@@ -150,11 +150,11 @@ def test_unequal_ranks_over_classes_compile_and_a_client_that_sends_no_head_is_l
     assert declared.ranks == UNEQUAL and set(declared.full) >= HEAD
     required = make_strategy(declared).required_shapes(0)
     state = {name: np.zeros(shape, np.float32) for name, shape in required.items()}
-    assert state_fault_or_empty(state, required) == ""
+    assert state_fault(state, required) == ""
     without = {name: array for name, array in state.items() if name not in HEAD}
-    assert state_fault_or_empty(without, required) == "`classifier.bias` is missing"
+    assert state_fault(without, required) == "`classifier.bias` is missing"
     wide = state | {"classifier.weight": np.zeros((3, 3), np.float32)}
-    assert "`classifier.weight` is (3, 3)" in state_fault_or_empty(wide, required)
+    assert "`classifier.weight` is (3, 3)" in state_fault(wide, required)
 
 
 FULL = {"q.A": (3, 5), "q.B": (4, 3), "head.weight": (2, 4), "head.bias": (2,)}

@@ -16,7 +16,7 @@ from effc.compiler.artifacts.pages.report_data import ReportData
 from effc.compiler.artifacts.pages.ways import accuracy_against_seconds_chart
 from effc.compiler.artifacts.results_table import results_table
 from effc.compiler.cli.main import main
-from effc.compiler.cli.verbs.compile import results_text_or_empty
+from effc.compiler.cli.verbs.compile import results_text
 from effc.compiler.cli.verbs.output import Screen
 from effc.compiler.driver.emission import Artifact
 from effc.compiler.driver.pipeline import Result
@@ -272,8 +272,8 @@ def test_the_table_of_results_has_measures_in_columns_and_what_came_of_bounds():
     assert original == ("original", "", "", "1.84 M", "", "20.0 ms", "")
     assert first[3:] == ("1.55 M", "", "18.0 ms", "1 of 2 undecided")
     results = [Result(None, [Artifact(Path(s.location), s.manifest, ())]) for s in (small, large)]
-    assert "2 artifacts of 2 results" in results_text_or_empty(results, Screen("text", "never"))
-    assert results_text_or_empty(results[:1], Screen("text", "never")) == ""
+    assert "2 artifacts of 2 results" in results_text(results, Screen("text", "never"))
+    assert results_text(results[:1], Screen("text", "never")) == ""
     assert second[0] == "large" and second[3:] == ("", "2.00 KiB", "", "")
 
 

@@ -305,7 +305,7 @@ def test_a_combination_of_a_change_that_was_not_measured_is_not_foretold():
 
 @pytest.mark.parametrize("distance, tied", [(0.02, True), (0.3, False)])
 def test_a_finalist_whose_time_can_t_be_told_from_the_winner_s_is_named(tmp_path, distance, tied):
-    from effc.compiler.driver.tuning.summary import indistinguishable_finalists_text_or_empty
+    from effc.compiler.driver.tuning.summary import indistinguishable_finalists_text
     from effc.compiler.driver.tuning.tune import Compiled, Tuned
 
     search = searched(tmp_path, "ranges", minutes=10)
@@ -315,7 +315,5 @@ def test_a_finalist_whose_time_can_t_be_told_from_the_winner_s_is_named(tmp_path
         c: Trial({QUALITY: (10.0, 10.0), "decode.p50": (10.0, 20.0)}, ranges=r)
         for c, r in zip((first, second), ranges, strict=True)
     }
-    text = indistinguishable_finalists_text_or_empty(
-        Tuned(search.wish, search, {first: Compiled(tmp_path / "w.effspec", ())})
-    )
+    text = indistinguishable_finalists_text(Tuned(search.wish, search, {first: Compiled(tmp_path / "w.effspec", ())}))
     assert (second.name in text and "0.48 to 0.52" in text) == tied and bool(text) == tied

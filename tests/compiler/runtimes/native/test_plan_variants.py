@@ -13,7 +13,7 @@ from effc.compiler.transforms.editing.scan_removal import drop_scan
 from effc.dsl.checker.values import Ratio
 from effc.dsl.syntax.diagnostics import Reject
 from effc.kernels.native import KernelError
-from effc.kernels.packed import kernel_of_or_empty
+from effc.kernels.packed import kernel_of
 from effc.kernels.packed_linear import unpack_packed_weight
 
 from tests import mixers, tiny
@@ -201,7 +201,7 @@ def test_inputs_of_16_bits_are_those_of_all_int8_layers_which_hold_the_bytes_tha
         stored[inputs] = {n: e.make() for n, e in plan.entries.items() if e.kind == "packed"}
     assert stored["int8"].keys() == stored["int16"].keys() and len(stored["int8"]) > 1
     for name, packed in stored["int16"].items():
-        assert kernel_of_or_empty(packed) == "dense_linear_int8_int16"
+        assert kernel_of(packed) == "dense_linear_int8_int16"
         assert torch.equal(packed[128:], stored["int8"][name][128:])  # behind the header
 
 
