@@ -41,8 +41,8 @@ def read_bound(node: ast.Bound, scope: Scope) -> Bound | None:
         node, limit, metric.name, scope
     ):
         return None
-    part = node.part.path if node.part else ""
-    return Bound(metric, node.op, limit, baseline, profile, part, node.span, confidence)
+    part, part_span = (node.part.path, node.part.span) if node.part else ("", None)
+    return Bound(metric, node.op, limit, baseline, profile, part, node.span, confidence, part_span)
 
 
 def _read_confidence(node: ast.Bound, metric: str, scope: Scope) -> Any:

@@ -50,6 +50,7 @@ class Bound:
     part: str = ""
     span: Span | None = field(default=None, compare=False, repr=False)
     confidence: float | None = None
+    part_span: Span | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -88,9 +88,8 @@ def report_unknown_bound_parts(bounds: Iterable[Bound], emits: Iterable[Emit], b
         known = sorted(targets | points | (set(POINTS) if fronts else set()))
         if bound.part and bound.part not in known:
             help_text = f"there is {', '.join(known)}" if known else "emit the pipeline's result to a target first"
-            build.scope.report(
-                unknown_part(f"`{bound.part}` is no part of what this pipeline emits", bound.span, help=help_text)
-            )
+            message = f"`{bound.part}` is no part of what this pipeline emits"
+            build.scope.report(unknown_part(message, bound.part_span or bound.span, help=help_text))
 
 
 def _span_naming_result(stage: Stage, name: str, is_explicit: bool) -> Span:
