@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from ..syntax import ast
 from ..syntax.diagnostics import Diagnostic, Fault, sorted_distinct_diagnostics
 from ..syntax.source import Source, Span
-from .contradictions import report_contradicting_bounds
+from .contradictions import report_bounds_on_worse_side, report_contradicting_bounds
 from .declare import declare_all_names, declared_name
 from .demands import report_conflicting_arguments_and_missing_steps
 from .expectations import (
@@ -119,6 +119,7 @@ def _check_matrix_variant(
             report_conflicting_arguments_and_missing_steps(result.line, result.emits)
             report_judged_rows(result.line, result.bounds, result.emits)
             report_contradicting_bounds(result.bounds, scope)
+            report_bounds_on_worse_side(result.bounds, scope)
     unresolved = _check_steps_by_skeletons([r.line for r in results.values() if r.line], scope)
     params = {
         n: e.value for n, e in scope.names.items() if e.kind == "param" and not isinstance(e.value, DataRef | MetricRef)

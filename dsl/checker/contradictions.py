@@ -24,6 +24,11 @@ unreachable_bound = Fault(
 )
 
 
+worse_side = Fault(
+    "worse-side", "A bound keeps a metric from being better, and nothing keeps it from being worse.", severity="warning"
+)
+
+
 class _End(NamedTuple):
     """End of the values that keep a bound; of a highest one its negative, so that the greater end is the stricter."""
 
@@ -62,6 +67,19 @@ def report_contradicting_bounds(bounds: Sequence[Bound], scope: Scope) -> None:
         reports += 1
         if reports == MAX_REPORTS:
             return
+
+
+def report_bounds_on_worse_side(bounds: Sequence[Bound], scope: Scope) -> None:
+    """Warn of `perplexity(text) >= 20` and `accuracy(rows) <= 0.8` where nothing bounds the other side."""
+    better_sides = {"lower": (">=", ">"), "higher": ("<=", "<")}
+    for bound in bounds:
+        better = scope.session.vocabulary.words("metric")[bound.metric.name].facts.get("better")
+        operators = {b.op for b in bounds if b.metric == bound.metric}
+        if not operators.issubset(better_sides.get(better, ())):
+            continue
+        opposite = bound.op.translate(str.maketrans("<>", "><"))
+        message = f"`{bound.metric.name}` is better the {better} it is, and this bound holds where it is worse"
+        scope.report(worse_side(message, bound.span, help=f"write `{opposite}`, or add a bound with it"))
 
 
 def _is_unreachable_and_reported(bound: Bound, scope: Scope) -> bool:
