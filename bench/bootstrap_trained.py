@@ -78,7 +78,7 @@ class Comparison:
 
     def context(self, name: str, model: nn.Module, word: str, args: dict[str, Any]) -> tuple[Any, Any]:
         """A context with a folder of its own, and the pass."""
-        folder = self.folder / f"{name}-{self.seed}"
+        folder = self.folder / f"{name}-{self.options.steps}-{self.options.evals}-{self.seed}"
         folder.mkdir(exist_ok=True)
         for part in PARTS:
             if not (link := folder / f"{part}.safetensors").exists():
