@@ -70,9 +70,10 @@ def _file_suggestion(path: Path, relative_to: str) -> str:
 
 
 def read_text(path: Path) -> str:
+    """Text of a UTF-8 file, lines ended by "\\n" whatever ends them in the file, as Python's `open` reads it."""
     data = read_regular_file(path, DATA)
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "latin1")
         is_binary = encoding == "latin1" and b"\0" in data

@@ -125,9 +125,14 @@ class Context:
             values = getattr(self.data(ref), method)(self.tokenizer, self.relative_to(call))
             return None if values is None else list(values)
 
-    def answers(self, ref: DataRef) -> "torch.Tensor | None":
-        """Mask of the answer's tokens in rows of a prompt and its answer, [rows, length] bool; None of others."""
-        return None if self.prompts(ref) is None else self.assistant_masks(ref)
+    def counted_tokens(self, ref: DataRef) -> "torch.Tensor | None":
+        """Mask of tokens that a loss counts, [rows, length] bool: answers, or all but padding; None for all tokens."""
+        import torch
+
+        if (lengths := self.prompts(ref)) is None:
+            return None
+        answers = self.assistant_masks(ref)
+        return torch.arange(self.rows(ref).shape[1]) < lengths[:, None] if answers is None else answers
 
     def result(self, ref: StepRef) -> "KeyedProgram":
         """The key of another step's result, and the program that it gave."""

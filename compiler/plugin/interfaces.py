@@ -170,6 +170,10 @@ class Pass(Plugin):
         """Data on which it compares with the original, whose words compiler/evaluation/reference.py keeps."""
         return ()
 
+    def required_modules(self) -> tuple[str, ...]:
+        """Modules that it imports with these arguments: `plan` refuses it where one is missing."""
+        return self.requires
+
     def reads_clock(self) -> bool:
         """Whether what it decides depends on how fast this machine is: then the machine is part of the key."""
         return False

@@ -159,7 +159,7 @@ class _Result:
     line: PipelineBuild | None
     bounds: list[Bound] = field(default_factory=list)
     emits: list[Emit] = field(default_factory=list)
-    emitted: bool = False
+    emitted: set[str] = field(default_factory=set)  # names of its targets, of those with faults too
 
     def report_unused_results(self, has_misnamed_emit: bool) -> None:
         """Report what nothing uses; `has_misnamed_emit` where an emit names no pipeline, and may have meant this
@@ -174,7 +174,7 @@ class _Result:
                 )
             )
         report_unaccepted_results(self.line)
-        report_unknown_bound_parts(self.bounds, self.emits, self.line)
+        report_unknown_bound_parts(self.bounds, self.emitted, self.line)
         report_unmeasured_effects(self.bounds, self.line)
         report_unused_steps(self.line, {e.source for e in self.emits})
 
@@ -205,7 +205,7 @@ def _read_pipeline_expect_or_emit(statement: ast.Statement, scope: Scope, result
         if result:
             result.bounds += bounds
     elif result:
-        result.emitted |= bool(statement.targets)
+        result.emitted |= {call.name.path for call in statement.targets}
         result.emits += check_emit_calls(result.node, statement.targets, line) if line else []
 
 

@@ -34,7 +34,8 @@ def report_judged_rows(line: PipelineBuild, bounds: Sequence[Bound], emits: Sequ
     words = line.scope.session.vocabulary.words("target")
     writers = [_Reader(e.call.word, e.call, word.facts) for e in emits if (word := words.get(e.call.word))]
     for bound in bounds:
-        seen_by = [*readers, *(w for w in writers if w.facts.get("calibrates") and bound.part in ("", w.name))]
+        judged = [w for w in writers if bound.part == w.name or (not bound.part and not w.facts.get("later"))]
+        seen_by = [*readers, *(writer for writer in judged if writer.facts.get("calibrates"))]
         for ref in references_in(bound.metric, DataRef):
             fault = next((f for reader in seen_by for f in _shared_rows_faults(bound, ref, reader, line)), None)
             if fault is not None and (bound.metric, ref) not in reported:

@@ -1,6 +1,6 @@
 """Kinds of results that steps accept and return and that targets accept, checked before anything runs."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 from ..syntax.diagnostics import Fault
 from ..syntax.source import Span
@@ -79,9 +79,8 @@ def report_unholdable_result(plugin: Word, emit: Emit, build: PipelineBuild) -> 
         )
 
 
-def report_unknown_bound_parts(bounds: Iterable[Bound], emits: Iterable[Emit], build: PipelineBuild) -> None:
-    """Report bounds that name neither an emitted target nor a point of a front."""
-    targets = {e.call.word for e in emits}
+def report_unknown_bound_parts(bounds: Iterable[Bound], targets: Set[str], build: PipelineBuild) -> None:
+    """Report bounds that name neither one of the emitted targets nor a point of a front."""
     fronts = [s for s in build.stages if s.rules.result_kind() == "front"]
     points = {ref.name for s in fronts for ref in references_in(s.call.args, StepRef)}
     for bound in bounds:

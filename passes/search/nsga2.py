@@ -3,12 +3,10 @@
 import random
 from typing import ClassVar
 
-from ...compiler.core.environment import check_modules
 from ...compiler.plugin.interfaces import param
 from ...compiler.transforms.supernet.explorer import Explorer
 from ...compiler.transforms.supernet.genetic import run_nsga2
 from ...compiler.transforms.supernet.search_pass import Method
-from ...dsl.checker.skeleton import Skeleton
 
 
 class Nsga2(Method):
@@ -32,11 +30,6 @@ class Nsga2(Method):
 
     evals: int = param("Choices that are evaluated, at most.", default=200, ge=1, unit="choices")
     population: int = param("Choices of a generation.", default=20, ge=4, unit="choices")
-
-    def forecast(self, skeleton: Skeleton) -> Skeleton:
-        """Unchanged shapes. A missing pymoo is reported here, before anything is searched."""
-        check_modules(self.requires, self.extra, "`search.nsga2`")
-        return skeleton
 
     def explore(self, explorer: Explorer, rng: random.Random) -> None:
         run_nsga2(explorer, rng, self.population)

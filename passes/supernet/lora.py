@@ -6,7 +6,6 @@ import torch
 
 from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.analysis.planning.selection import linear_parts
-from ...compiler.core.environment import check_modules
 from ...compiler.ir.outcome import Model, Outcome
 from ...compiler.models.rows.forward import total_nll
 from ...compiler.plugin.context import Context
@@ -111,8 +110,7 @@ class Lora(Learner):
         return Grid(self.bits, self.group, self.zero == "middle", search=True) if self.bits else None
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
-        """Unchanged shapes. Impossible ranks, and a missing peft, are reported here, before any weight is read."""
-        check_modules(self.requires, self.extra, "`supernet.lora`")
+        """Unchanged shapes. Impossible ranks are reported here, before any weight is read."""
         refuse_too_large_ranks(self.ranks, self._chosen(skeleton))
         if self.bits:
             refuse_indivisible_groups(self._chosen(skeleton), self.group)
@@ -132,12 +130,12 @@ class Lora(Learner):
     ) -> TrainingState:
         program = outcome.program
         model, rows = program.model, ctx.rows(self.data)
-        lesson = Objective(model, rows, learned=ctx.answers(self.data))
+        lesson = Objective(model, rows, learned=ctx.counted_tokens(self.data))
 
         def judge() -> float:
             sampler.activate(sampler.space.choice("middle"))
             assert self.held_out is not None, "judged by no rows"
-            nats, tokens = total_nll(model, ctx.rows(self.held_out), ctx.answers(self.held_out))
+            nats, tokens = total_nll(model, ctx.rows(self.held_out), ctx.counted_tokens(self.held_out))
             return nats / tokens
 
         return run_training(

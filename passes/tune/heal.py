@@ -9,7 +9,6 @@ from torch import nn
 from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.analysis.planning import shrink
 from ...compiler.analysis.planning.selection import linear_parts
-from ...compiler.core.environment import check_modules
 from ...compiler.evaluation import reference, similarity
 from ...compiler.inputs.data.chat import no_speakers
 from ...compiler.ir.outcome import Model, Outcome
@@ -107,7 +106,7 @@ class Heal(Learner):
     def result_of(self, outcome: Outcome, ctx: Context) -> Outcome:
         if self.merge:
             return super().result_of(outcome, ctx)
-        self._require_packages_and_other_rows(ctx)
+        refuse_validation_on_training_rows(self.data, self.held_out, ctx)
         assert isinstance(outcome, Model), f"healed: {outcome.kind}"
         program, shape = outcome.program, AdapterShape(self.rank, self.alpha, self.dropout)
         paths = require_adaptable_modules(program, self.on, "method: full")
@@ -119,7 +118,7 @@ class Heal(Learner):
         return UnmergedAdapters(program, None, shape, tensors)
 
     def run(self, program: Program, ctx: Context) -> None:
-        self._require_packages_and_other_rows(ctx)
+        refuse_validation_on_training_rows(self.data, self.held_out, ctx)
         if self.method == "full":
             weights = self._trainable_weights(program)
             course = self._train_and_restore_best(
@@ -158,10 +157,8 @@ class Heal(Learner):
     def originals(self) -> tuple[DataRef, ...]:
         return (self.data,) if self.distill.value else ()
 
-    def forecast(self, skeleton: Skeleton) -> Skeleton:
-        """Unchanged shapes. A missing peft is reported here, before any weight is read."""
-        self._require_packages()
-        return skeleton
+    def required_modules(self) -> tuple[str, ...]:
+        return self.requires if self.method == "lora" else ()
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
         chosen = linear_parts(skeleton, self.on)
@@ -186,7 +183,7 @@ class Heal(Learner):
         output_kind = output_kind_of(model, rows[:1])
         if output_kind == "states":
             return self._train_towards_hidden_states(program, ctx, weights, weight_masks)
-        loss_mask = self._loss_mask_or_none(self.data, ctx)
+        loss_mask = None if output_kind == "classes" else self._loss_mask_or_none(self.data, ctx)
         share = self.distill.value if output_kind == "tokens" else 1.0
         original = reference.load_or_make_reference(ctx, self.data) if share else None
         lesson = Objective(model, rows, original, share, self.temperature, loss_mask)
@@ -259,7 +256,7 @@ class Heal(Learner):
     def _loss_mask_or_none(self, data_ref: DataRef, ctx: Context) -> torch.Tensor | None:
         """Mask of the tokens that count: None for all."""
         if self.learn == "all":
-            return ctx.answers(data_ref)
+            return ctx.counted_tokens(data_ref)
         loss_mask = ctx.assistant_masks(data_ref)
         if loss_mask is None or not loss_mask[:, 1:].any():
             who = "has rows without a speaker" if loss_mask is None else "holds rows in which no assistant speaks"
@@ -281,13 +278,3 @@ class Heal(Learner):
         }
         name_of = {id(p): name for name, p in reversed(named.items())}
         return {name: p for name, p in named.items() if name_of[id(p)] == name}
-
-    # -- what is refused -------------------------------------------------------------------------------------
-
-    def _require_packages(self) -> None:
-        if self.method == "lora":
-            check_modules(self.requires, self.extra, "`tune.heal` with `method: lora`")
-
-    def _require_packages_and_other_rows(self, ctx: Context) -> None:
-        self._require_packages()
-        refuse_validation_on_training_rows(self.data, self.held_out, ctx)

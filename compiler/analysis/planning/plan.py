@@ -15,6 +15,7 @@ from ....dsl.checker.values import is_value_json, value_from_json
 from ....dsl.syntax.diagnostics import Fault
 from ....dsl.syntax.source import Span
 from ...core.cache import Cache
+from ...core.environment import check_modules
 from ...core.error_location import diagnostics_located_at
 from ...core.quantity import change_text, duration_text, si_count, size_text
 from ...plugin.context import Context
@@ -218,6 +219,8 @@ def _plan_stage(
     tokens = effort.tokens + (forwards * _token_count_of_arguments(call, ctx) if forwards else 0)
     key = keys.key_of_parts(parts)
     cached = store.is_step_complete(key)
+    if not cached:
+        check_modules(pass_.required_modules(), pass_.extra, f"`{call.word}`")
     stage = Stage(
         name,
         call,

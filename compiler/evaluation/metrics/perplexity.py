@@ -22,7 +22,7 @@ class Perplexity(Metric):
     predicted. The loss is taken in float32 whatever the model computes in, sums in float64.
 
     Of rows of `pairs` the answers alone are counted, with the end token after them, as `tune.reft` learns them: prompts
-    are given, and what fills a row up is no text. Interventions act on the prompts.
+    are given, and padding, here and in rows of `texts` and `labels`, is no text. Interventions act on the prompts.
 
     With `decoded`, the last tokens of each row are fed one by one behind the others, as in generation, and they
     alone are counted: what a cache of keys and values forgets or rounds shows there, and nowhere else.
@@ -53,15 +53,15 @@ class Perplexity(Metric):
         return value * math.exp(min(log_increase, 80.0))
 
     def score_rows(self, model: nn.Module, ctx: Context, indices: Sequence[int] | None = None) -> RowScores:
-        rows, answers, prompts = ctx.rows(self.data), ctx.answers(self.data), ctx.prompts(self.data)
+        rows, counted, prompts = ctx.rows(self.data), ctx.counted_tokens(self.data), ctx.prompts(self.data)
         if indices is not None:
             some = list(indices)
             rows = rows[some]
-            answers, prompts = (None if part is None else part[some] for part in (answers, prompts))
+            counted, prompts = (None if part is None else part[some] for part in (counted, prompts))
         if self.decoded is None:
-            nats, tokens = row_nll(model, rows, answers, prompts)
+            nats, tokens = row_nll(model, rows, counted, prompts)
         else:
-            self._require_text_rows_longer_than(self.decoded, rows, is_text=answers is None)
+            self._require_text_rows_longer_than(self.decoded, rows, is_text=counted is None)
             nats, tokens = decoded_row_nll(model, rows, self.decoded)
         scores = RowScores(nats, tokens, "exp")
         finite(math.fsum(nats), "perplexity", self.data.name)
@@ -71,8 +71,9 @@ class Perplexity(Metric):
     def _require_text_rows_longer_than(self, n_decoded: int, rows: Tensor, is_text: bool) -> None:
         if not is_text or rows.dim() != 2 or rows.is_floating_point():
             raise invalid_rows(
-                f"`decoded` counts the last tokens of texts, and rows of `{self.data.name}` are of another kind",
-                help="leave `decoded` out",
+                f"`decoded` counts the last tokens of whole rows of text, and rows of `{self.data.name}` are of "
+                "another kind, or padded",
+                help="leave `decoded` out, or read the file by `text`",
             ).rejection()
         if rows.shape[1] <= n_decoded:
             raise invalid_rows(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from ...plugin.context import Context
 from ...plugin.interfaces import param
 from ..sampled_rows import SampledRows
-from ..windows import encode, read_text, require_tokenizer, start_token_id, token_windows
+from ..windows import encode, read_text, require_tokenizer, start_token_id, token_windows, too_short
 
 
 class Text(SampledRows):
@@ -37,7 +37,10 @@ class Text(SampledRows):
 
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         tokenizer = require_tokenizer(tokenizer, ctx)
-        ids = [i for file in self.files(ctx) for i in encode(read_text(file), tokenizer)]
+        texts = [read_text(file) for file in self.files(ctx)]
+        if not any(map(str.strip, texts)):
+            raise too_short("there is nothing but white space to read", help="name a file of text").rejection()
+        ids = [i for text in texts for i in encode(text, tokenizer)]
         start = start_token_id(tokenizer, self.start)
         upto = None if self.samples is None else self.skip + self.samples
         return islice(token_windows(ids, self.length, start, upto, self.sampling_seed(ctx)), self.skip, None)

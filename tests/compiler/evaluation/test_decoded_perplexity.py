@@ -46,8 +46,31 @@ def test_perplexity_while_decoding_needs_a_prompt_and_text(tmp_path):
     file = tmp_path / "pairs.jsonl"
     file.write_text(json.dumps({"prompt": "ask", "answer": "yes"}))
     pairs = worlds.context(tmp_path, origin, {"qa": ("pairs", {"path": str(file), "length": 24, "join": " "})})
-    with pytest.raises(Reject, match="rows of `qa` are of another kind"):
+    with pytest.raises(Reject, match="rows of `qa` are of another kind, or padded"):
         measure(pairs, origin.load(), DataRef("qa"), 2)
+
+
+def test_perplexity_of_padded_texts_is_that_of_each_text_alone(tmp_path):
+    worlds.tokenizer(worlds.llama(tmp_path / "bytes"))
+    origin = Hf(name="./bytes").resolve(worlds.context(tmp_path))
+    (tmp_path / "t.txt").write_text("short\na longer line than that\nmid line\n")
+    (tmp_path / "l.jsonl").write_text('{"text": "short", "label": 0}\n{"text": "a longer line", "label": 1}\n')
+    data = {
+        "lines": ("texts", {"path": str(tmp_path / "t.txt"), "length": 40}),
+        "classes": ("labels", {"path": str(tmp_path / "l.jsonl"), "classes": ("0", "1"), "length": 24}),
+    }
+    ctx, model = worlds.context(tmp_path, origin, data), origin.load()
+    for name in data:
+        rows, lengths = ctx.rows(DataRef(name)), ctx.prompts(DataRef(name)).tolist()
+        assert min(lengths) < rows.shape[1]
+        with torch.no_grad():
+            texts = [row[None, :n] for row, n in zip(rows, lengths, strict=True)]
+            losses = [model(text, labels=text).loss * (text.shape[1] - 1) for text in texts]
+        alone = (sum(losses) / (sum(lengths) - len(lengths))).exp().item()
+        metric = ctx.registry.import_plugin_class("metric", "perplexity")(data=DataRef(name))
+        assert metric.measure(model, ctx) == pytest.approx(alone, rel=1e-4)
+        with pytest.raises(Reject, match=f"rows of `{name}` are of another kind, or padded"):
+            measure(ctx, model, DataRef(name), 2)
 
 
 def test_perplexity_while_decoding_is_refused_without_a_cache(tmp_path):

@@ -67,6 +67,7 @@ class Flower(FederationTarget):
         "`flwr run` runs whatever they are"
     }
     later = "it speaks of what the federation gives: `effc run`, then `effc test`"
+    calibrates: ClassVar[bool] = True  # clients learn from its `data`
     extra: ClassVar[str] = "tune"
     requires: ClassVar[tuple[str, ...]] = ("peft",)
 

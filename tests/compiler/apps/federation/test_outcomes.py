@@ -28,6 +28,7 @@ pytest.importorskip("peft")
 RECIPE = """effspec 1
 model base = zoo("tiny-llama")
 data words = {data}
+data judged = {judged}
 pipeline shared(base) {{ {steps} }}
 expect shared {{
   params <= 1.1 * base
@@ -39,14 +40,17 @@ TEXT = 'text("ledger.txt", samples: 24, length: 24, seed: 7)'
 PAIRS = 'pairs("p.jsonl", join: " ", length: 24)'
 
 
-def compiled(folder: Path, more: str, bound="perplexity(words) <= 0.9 * base", data=TEXT, steps=""):
+def compiled(folder: Path, more: str, bound="perplexity(judged) <= 0.9 * base", data=TEXT, steps=""):
     folder.mkdir(exist_ok=True)
     goods = ("apples", "nails", "ropes", "candles", "jars")
-    lines = [f"Ann pays {n * 7 % 13} coins for {goods[n % 5]}." for n in range(300)]
-    (folder / "ledger.txt").write_text("\n".join(lines))
-    records = [{"prompt": f"Ann pays {n % 7} coins for", "answer": goods[n % 5]} for n in range(48)]
-    (folder / "p.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    (folder / "r.effspec").write_text(RECIPE.format(bound=bound, data=data, steps=steps, more=more))
+    for name, pairs, buyer in (("ledger.txt", "p.jsonl", "Ann"), ("judged.txt", "q.jsonl", "Bob")):
+        lines = [f"{buyer} pays {n * 7 % 13} coins for {goods[n % 5]}." for n in range(300)]
+        (folder / name).write_text("\n".join(lines))
+        records = [{"prompt": f"{buyer} pays {n % 7} coins for", "answer": goods[n % 5]} for n in range(48)]
+        (folder / pairs).write_text("".join(json.dumps(r) + "\n" for r in records))
+    judged = data.replace("ledger", "judged").replace("p.jsonl", "q.jsonl")
+    recipe = RECIPE.format(bound=bound, data=data, judged=judged, steps=steps, more=more)
+    (folder / "r.effspec").write_text(recipe)
     (result,) = api.compile(folder / "r.effspec", out=folder / "out", cache_dir=folder / "cache", force=True)
     return result.artifacts[0].path, result
 
@@ -85,7 +89,7 @@ def test_every_state_is_judged_and_the_worst_of_them_decides(alone):
     made = judged(path)
     assert made.passed and {o.state for o in made.outcomes} == {"ok"}
     values = {m.metric: m.compiled for m in made.compared.measures if m.metric.startswith("perplexity")}
-    assert sorted(values) == [f"perplexity(words) of client-{k}" for k in range(3)]
+    assert sorted(values) == [f"perplexity(judged) of client-{k}" for k in range(3)]
     assert len(set(values.values())) == 3  # three states, not one three times
     text = (path.parents[1] / "r.effspec").read_text()
     limit = sorted(values.values())[1] / made.outcomes[1].original  # one state is worse
@@ -94,7 +98,7 @@ def test_every_state_is_judged_and_the_worst_of_them_decides(alone):
     (missed,) = [
         o for o in retest.remeasure_artifact(path, session, api.plan_all_pipelines(session))[0].outcomes if not o.passed
     ]
-    assert missed.where == max(values, key=values.get).removeprefix("perplexity(words) of ")
+    assert missed.where == max(values, key=values.get).removeprefix("perplexity(judged) of ")
 
 
 def test_states_are_read_back_to_the_bit_and_those_of_another_federation_refused(alone, tmp_path):
@@ -133,7 +137,7 @@ def test_inspect_draws_the_clients_their_bytes_and_how_it_went(alone):
 )
 @pytest.mark.heavy
 def test_whatever_is_trained_comes_back_as_a_model_that_does_what_its_client_saw(more, data, steps, tmp_path):
-    path, _ = compiled(tmp_path / "x", more, "perplexity(words) <= 10 * base", data, steps)
+    path, _ = compiled(tmp_path / "x", more, "perplexity(judged) <= 10 * base", data, steps)
     run, declared = ran(path)
     (outcome,) = [o for o in judged(path).outcomes if o.bound.metric.name == "perplexity"]
     assert outcome.passed and np.log(outcome.value) == pytest.approx(run.course.rounds[-1].loss, abs=1.0)
