@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import safe_open
@@ -137,24 +137,17 @@ def mean_kl_divergence(
     model: nn.Module, rows: Tensor, reference: OriginalOutputs, metric_name: str, data_name: str = ""
 ) -> float:
     """Mean over all predictions of KL(reference || model), in nats."""
-    sums, count = row_kl_divergence(model, rows, reference, metric_name)
-    return finite(math.fsum(sums) / (len(sums) * count), metric_name, data_name)
+    return finite(kl_divergences(model, rows, reference, metric_name).mean().item(), metric_name, data_name)
 
 
-class RowDivergences(NamedTuple):
-    nats: list[float]
-    predictions_per_row: int
-
-
-def row_kl_divergence(model: nn.Module, rows: Tensor, reference: OriginalOutputs, metric_name: str) -> RowDivergences:
-    """KL(reference || model) over the predictions of each row, in nats, and how many predictions a row has."""
+def kl_divergences(model: nn.Module, rows: Tensor, reference: OriginalOutputs, metric_name: str) -> Tensor:
+    """KL(reference || model) of the predictions of each row, in nats: [rows, predictions] float64."""
     divergences = []
     for logits_new, logits_original in iterate_logits_beside_reference(model, rows, reference, metric_name):
         q, p = logits_new.log_softmax(-1), logits_original.log_softmax(-1)  # [c, vocab]
         divergences.append(nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(-1).cpu().double())
-    by_row = torch.cat(divergences).view(len(rows), -1)
     # Rounding of float32 sums may fall below 0, which no divergence does.
-    return RowDivergences(by_row.sum(1).clamp(min=0.0).tolist(), by_row.shape[1])
+    return torch.cat(divergences).view(len(rows), -1).clamp(min=0.0)
 
 
 def iterate_logits_beside_reference(

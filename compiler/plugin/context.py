@@ -134,6 +134,16 @@ class Context:
         answers = self.assistant_masks(ref)
         return torch.arange(self.rows(ref).shape[1]) < lengths[:, None] if answers is None else answers
 
+    def text_lengths(self, ref: DataRef) -> "torch.Tensor | None":
+        """Number of tokens of each row in front of its padding, [rows] int64; None where no row is padded."""
+        import torch
+
+        counted, prompts = self.counted_tokens(ref), self.prompts(ref)
+        if counted is None or prompts is None:
+            return None
+        positions = torch.arange(1, counted.shape[1] + 1)
+        return torch.maximum(torch.where(counted, positions, 0).amax(1), prompts)
+
     def result(self, ref: StepRef) -> "KeyedProgram":
         """The key of another step's result, and the program that it gave."""
         assert self.results is not None, f"no pipeline runs that could have a step {ref.name}"

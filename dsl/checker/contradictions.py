@@ -71,7 +71,7 @@ def report_contradicting_bounds(bounds: Sequence[Bound], scope: Scope) -> None:
 
 def report_bounds_on_worse_side(bounds: Sequence[Bound], scope: Scope) -> None:
     """Warn of `perplexity(text) >= 20` and `accuracy(rows) <= 0.8` where nothing bounds the other side."""
-    better_sides = {"lower": (">=", ">"), "higher": ("<=", "<")}
+    better_sides: dict[Any, tuple[str, ...]] = {"lower": (">=", ">"), "higher": ("<=", "<")}
     for bound in bounds:
         better = scope.session.vocabulary.words("metric")[bound.metric.name].facts.get("better")
         operators = {b.op for b in bounds if b.metric == bound.metric}

@@ -10,7 +10,7 @@ from ....dsl.checker.values import DataRef
 from ...models.rows.forward import evaluating, finite, logits, memory_batches
 from ...plugin.context import Context
 from ...plugin.interfaces import Metric, param
-from ...plugin.row_scores import RowScores
+from ...plugin.row_scores import RowScores, sums_and_counts
 from ..reference import load_or_make_reference
 
 
@@ -33,16 +33,21 @@ class Agreement(Metric):
     data: DataRef = param("Rows to predict.", positional=True)
 
     def score_rows(self, model: nn.Module, ctx: Context, indices: Sequence[int] | None = None) -> RowScores:
-        rows, top = ctx.rows(self.data), load_or_make_reference(ctx, self.data).top
+        rows, top, lengths = (
+            ctx.rows(self.data),
+            load_or_make_reference(ctx, self.data).top,
+            ctx.text_lengths(self.data),
+        )
         if indices is not None:
             rows, top = rows[list(indices)], top[list(indices)]
-        same: list[float] = []
+            lengths = None if lengths is None else lengths[list(indices)]
+        same, at = [], 0
         with evaluating(model):
             for batch in memory_batches(model, rows):
                 values = logits(model, batch)  # [b, t, vocab]
                 best, token = values.max(-1)
                 finite(best.float().sum().item(), "agreement", self.data.name)
-                at = len(same)
-                same += (token.cpu() == top[at : at + len(batch)]).sum(1, dtype=torch.float64).tolist()
-        each = top[0].numel()
-        return RowScores(same, [each] * len(same), "mean" if each > 1 else "share")
+                same.append(token.cpu() == top[at : at + len(batch)])  # [b, t]
+                at += len(batch)
+        sums, counts = sums_and_counts(torch.cat(same).double(), rows.shape[1], lengths)
+        return RowScores(sums, counts, "mean" if top[0].numel() > 1 else "share")

@@ -10,8 +10,8 @@ from ....dsl.checker.values import DataRef
 from ...models.rows.forward import finite
 from ...plugin.context import Context
 from ...plugin.interfaces import Metric, param
-from ...plugin.row_scores import RowScores
-from ..reference import load_or_make_reference, row_kl_divergence
+from ...plugin.row_scores import RowScores, sums_and_counts
+from ..reference import kl_divergences, load_or_make_reference
 
 
 class Divergence(Metric):
@@ -34,8 +34,10 @@ class Divergence(Metric):
 
     def score_rows(self, model: nn.Module, ctx: Context, indices: Sequence[int] | None = None) -> RowScores:
         rows, reference = ctx.rows(self.data), load_or_make_reference(ctx, self.data)
+        lengths = ctx.text_lengths(self.data)
         if indices is not None:
             rows, reference = rows[list(indices)], reference.of_rows(indices)
-        sums, count = row_kl_divergence(model, rows, reference, "divergence")
+            lengths = None if lengths is None else lengths[list(indices)]
+        sums, counts = sums_and_counts(kl_divergences(model, rows, reference, "divergence"), rows.shape[1], lengths)
         finite(math.fsum(sums), "divergence", self.data.name)
-        return RowScores(sums, [count] * len(sums))
+        return RowScores(sums, counts)

@@ -1,4 +1,4 @@
-"""Perplexity of tokens that are fed one by one over the cache."""
+"""Tokens that metrics count: those behind a cache, and none of the padding of rows."""
 
 import json
 
@@ -71,6 +71,31 @@ def test_perplexity_of_padded_texts_is_that_of_each_text_alone(tmp_path):
         assert metric.measure(model, ctx) == pytest.approx(alone, rel=1e-4)
         with pytest.raises(Reject, match=f"rows of `{name}` are of another kind, or padded"):
             measure(ctx, model, DataRef(name), 2)
+
+
+def test_predictions_behind_a_text_are_not_compared_with_the_originals(tmp_path):
+    worlds.tokenizer(worlds.llama(tmp_path / "bytes"))
+    origin = Hf(name="./bytes").resolve(worlds.context(tmp_path))
+    (tmp_path / "t.txt").write_text("short\na longer line than that\n")
+    ctx = worlds.context(tmp_path, origin, {"lines": ("texts", {"path": str(tmp_path / "t.txt"), "length": 40})})
+    original, model, data = origin.load(), origin.load(), DataRef("lines")
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.3 * p.std())
+    rows, lengths = ctx.rows(data), ctx.prompts(data).tolist()
+    nats, same = [], []
+    with torch.no_grad():
+        for row, length in zip(rows, lengths, strict=True):
+            p, q = (m(row[None, :length]).logits[0].double().log_softmax(-1) for m in (original, model))
+            nats += (p.exp() * (p - q)).sum(-1).tolist()
+            same += (p.argmax(-1) == q.argmax(-1)).tolist()
+    divergence, agreement = (
+        ctx.registry.import_plugin_class("metric", name)(data=data).measure(model, ctx)
+        for name in ("divergence", "agreement")
+    )
+    assert divergence == pytest.approx(sum(nats) / len(nats), rel=1e-3)
+    assert agreement == pytest.approx(sum(same) / len(same)) and 0 < agreement < 1
 
 
 def test_perplexity_while_decoding_is_refused_without_a_cache(tmp_path):
