@@ -9,7 +9,7 @@ from .recipe import Bound
 from .scope import Scope
 from .units import comparable_number
 from .value_text import bound_text, value_text
-from .values import Bytes, Duration, Range
+from .values import Bytes, Duration, MetricRef, Range
 
 MAX_REPORTS = 50  # of a pipeline
 
@@ -72,10 +72,12 @@ def report_contradicting_bounds(bounds: Sequence[Bound], scope: Scope) -> None:
 def report_bounds_on_worse_side(bounds: Sequence[Bound], scope: Scope) -> None:
     """Warn of `perplexity(text) >= 20` and `accuracy(rows) <= 0.8` where nothing bounds the other side."""
     better_sides: dict[Any, tuple[str, ...]] = {"lower": (">=", ">"), "higher": ("<=", "<")}
+    operators: dict[MetricRef, set[str]] = {}
     for bound in bounds:
+        operators.setdefault(bound.metric, set()).add(bound.op)
+    for bound in {b.metric: b for b in bounds}.values():
         better = scope.session.vocabulary.words("metric")[bound.metric.name].facts.get("better")
-        operators = {b.op for b in bounds if b.metric == bound.metric}
-        if not operators.issubset(better_sides.get(better, ())):
+        if not operators[bound.metric].issubset(better_sides.get(better, ())):
             continue
         opposite = bound.op.translate(str.maketrans("<>", "><"))
         message = f"`{bound.metric.name}` is better the {better} it is, and this bound holds where it is worse"

@@ -38,7 +38,7 @@ class Text(SampledRows):
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         tokenizer = require_tokenizer(tokenizer, ctx)
         texts = [read_text(file) for file in self.files(ctx)]
-        if not any(map(str.strip, texts)):
+        if any(texts) and not any(map(str.strip, texts)):
             raise too_short("there is nothing but white space to read", help="name a file of text").rejection()
         ids = [i for text in texts for i in encode(text, tokenizer)]
         start = start_token_id(tokenizer, self.start)
