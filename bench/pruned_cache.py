@@ -6,12 +6,14 @@ FOLDER is that of bench.smol, which says what the texts are, and keeps measured 
 read to its 512th, the other 256 are fed one by one, and their perplexity is counted. `more` is how much higher it is than
 over the whole cache, with half of the 95 % interval over rows, which are compared one by one. The newest 64 tokens and the
 first 32 stay whole, as by default. Seconds of a token are of one sequence in torch, float32, one thread, behind contexts of
-so many tokens; contenders take turns, median of the ratios to the whole cache. The published kernel prunes a prompt's cache
-once and freezes it; this one goes on.
+so many tokens; contenders take turns, median of the ratios to the whole cache in transformers' StaticCache, which has room for all
+tokens from the start; its default cache copies itself at each token ("grows by copies"). The published kernel prunes a
+prompt's cache once and freezes it; this one goes on.
 """
 
 import argparse
 import math
+import os
 import statistics
 import time
 from pathlib import Path
@@ -31,6 +33,7 @@ PROMPT, DECODED = 512, 256  # tokens of a row
 SHARES = ((100, 100), (70, 70), (50, 50), (30, 30), (100, 50), (50, 100), (100, 30), (30, 100))  # of keys, of values
 TIMED = ((70, 70), (50, 50), (30, 30))
 WHOLE = (100, 100)
+COPIED = "grows by copies"
 
 
 def model_with_cache(folder: Path, keys: int, values: int) -> Any:
@@ -67,26 +70,35 @@ def quality_row(folder: Path, keys: int, values: int, texts: dict[str, torch.Ten
     return {"keys": keys, "values": values, **{name: decoded_nats(model, ids) for name, ids in texts.items()}}
 
 
-def seconds_of_tokens(folder: Path, context: int, rounds: int) -> dict[tuple[int, int], list[float]]:
+def seconds_of_tokens(folder: Path, context: int, rounds: int) -> dict[Any, list[float]]:
     """Seconds of a decoded token behind `context` tokens, by shares; contenders take turns."""
+    from transformers import StaticCache
+
     steps = 8
     ids = torch.randint(1000, (1, context), generator=torch.Generator().manual_seed(0))
-    models = {shares: model_with_cache(folder, *shares) for shares in (WHOLE, *TIMED)}
-    seconds: dict[tuple[int, int], list[float]] = {shares: [] for shares in models}
+    models: dict[Any, Any] = {shares: model_with_cache(folder, *shares) for shares in (WHOLE, *TIMED)}
+    models[COPIED] = models[WHOLE]
+    static = StaticCache(config=models[WHOLE].config, max_cache_len=context + steps * (rounds + 1))
+    seconds: dict[Any, list[float]] = {name: [] for name in models}
     with torch.inference_mode():
-        caches = {shares: cache_kwargs_of(model(input_ids=ids, use_cache=True)) for shares, model in models.items()}
+        torch.set_num_threads(os.cpu_count() or 1)  # the prompt is not timed
+        caches = {
+            name: cache_kwargs_of(model(input_ids=ids, use_cache=True, **({"cache": static} if name == WHOLE else {})))
+            for name, model in models.items()
+        }
+        torch.set_num_threads(1)
         for turn in range(rounds + 1):
-            for shares, model in models.items():
+            for name, model in models.items():
                 start = time.perf_counter()
                 for _ in range(steps):
-                    out = model(input_ids=ids[:, :1], use_cache=True, **caches[shares])
-                    caches[shares] = cache_kwargs_of(out)
+                    out = model(input_ids=ids[:, :1], use_cache=True, **caches[name])
+                    caches[name] = cache_kwargs_of(out)
                 if turn:
-                    seconds[shares].append((time.perf_counter() - start) / steps)
+                    seconds[name].append((time.perf_counter() - start) / steps)
     return seconds
 
 
-def table_rows(quality: list[dict[str, Any]], speed: dict[int, dict[tuple[int, int], list[float]]]) -> list[list[str]]:
+def table_rows(quality: list[dict[str, Any]], speed: dict[int, dict[Any, list[float]]]) -> list[list[str]]:
     """Rows of cells, the head first."""
     whole = quality[0]
     head = ["keys kept", "values kept"]
@@ -101,15 +113,19 @@ def table_rows(quality: list[dict[str, Any]], speed: dict[int, dict[tuple[int, i
             changes = [nats - before for nats, before in zip(row[name], whole[name], strict=True)]
             more, width = math.expm1(statistics.mean(changes)), half_width(changes)
             cells.append("" if row is whole else f"{more:+.1%} ± {(1 + more) * width:.1%}")
-        for seconds in speed.values():
-            if shares not in seconds:
-                cells.append("")
-                continue
-            ratios = [ours / base for ours, base in zip(seconds[shares], seconds[WHOLE], strict=True)]
-            ms = statistics.median(seconds[shares]) * 1e3
-            cells.append(f"{ms:.0f} ms" if shares == WHOLE else f"{ms:.0f} ms ({1 / statistics.median(ratios):.2f}x)")
-        rows.append(cells)
+        rows.append(cells + [_time_text(seconds, shares) for seconds in speed.values()])
+    blank = [""] * (len(head) - 2)
+    rows.append(["100%", f"100%, {COPIED}", *blank, *(_time_text(seconds, COPIED) for seconds in speed.values())])
     return rows
+
+
+def _time_text(seconds: dict[Any, list[float]], name: Any) -> str:
+    """Milliseconds of a token, and how many times as fast as over the whole static cache; "" where it was not timed."""
+    if name not in seconds:
+        return ""
+    ratios = [base / ours for ours, base in zip(seconds[name], seconds[WHOLE], strict=True)]
+    text = f"{statistics.median(seconds[name]) * 1e3:.0f} ms"
+    return text if name == WHOLE else f"{text} ({statistics.median(ratios):.2f}x)"
 
 
 def main() -> None:
