@@ -41,7 +41,9 @@ class Rows:
 def rows_of(name: str, ctx: "Context") -> Rows:
     """Rows of a data set of a recipe."""
     ref = DataRef(name)
-    return Rows(ctx.rows(ref), ctx.prompts(ref), ctx.assistant_masks(ref), ctx.labels(ref))
+    speech = ctx.assistant_masks(ref)
+    learned = ctx.counted_tokens(ref) if speech is None else speech
+    return Rows(ctx.rows(ref), ctx.prompts(ref), learned, ctx.labels(ref))
 
 
 def concatenate_rows(batches: Sequence[Rows]) -> Rows:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from effc.compiler.apps.federation.rows import rows_of
 from effc.compiler.inputs.sources.hf import Hf
 from effc.dsl.checker.values import DataRef
 from effc.dsl.syntax.diagnostics import Reject
@@ -63,6 +64,7 @@ def test_perplexity_of_padded_texts_is_that_of_each_text_alone(tmp_path):
     for name in data:
         rows, lengths = ctx.rows(DataRef(name)), ctx.prompts(DataRef(name)).tolist()
         assert min(lengths) < rows.shape[1]
+        assert rows_of(name, ctx).speech.sum(1).tolist() == lengths, "clients of a federation learn no padding"
         with torch.no_grad():
             texts = [row[None, :n] for row, n in zip(rows, lengths, strict=True)]
             losses = [model(text, labels=text).loss * (text.shape[1] - 1) for text in texts]
