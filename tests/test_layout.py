@@ -243,7 +243,7 @@ EVERYDAY = frozenset(
         "hands",
     ]
 )
-OF_10_000 = 24  # may only fall
+OF_10_000 = 23  # may only fall
 RIDDLES = ("What ", "The same ", "How ", "Where ", "Which ", "Those ", "That ")
 
 

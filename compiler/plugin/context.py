@@ -125,7 +125,7 @@ class Context:
             values = getattr(self.data(ref), method)(self.tokenizer, self.relative_to(call))
             return None if values is None else list(values)
 
-    def counted_tokens(self, ref: DataRef) -> "torch.Tensor | None":
+    def loss_mask(self, ref: DataRef) -> "torch.Tensor | None":
         """Mask of tokens that a loss counts, [rows, length] bool: answers, or all but padding; None for all tokens."""
         import torch
 
@@ -138,11 +138,11 @@ class Context:
         """Number of tokens of each row in front of its padding, [rows] int64; None where no row is padded."""
         import torch
 
-        counted, prompts = self.counted_tokens(ref), self.prompts(ref)
-        if counted is None or prompts is None:
+        loss_mask, prompts = self.loss_mask(ref), self.prompts(ref)
+        if loss_mask is None or prompts is None:
             return None
-        positions = torch.arange(1, counted.shape[1] + 1)
-        return torch.maximum(torch.where(counted, positions, 0).amax(1), prompts)
+        positions = torch.arange(1, loss_mask.shape[1] + 1)
+        return torch.maximum(torch.where(loss_mask, positions, 0).amax(1), prompts)
 
     def result(self, ref: StepRef) -> "KeyedProgram":
         """The key of another step's result, and the program that it gave."""

@@ -312,7 +312,7 @@ class Elastic(Learner):
         rows, labels = ctx.rows(self.data), ctx.labels(self.data)
         if labels is None:
             refuse_unlabelled_images(rows, self.data.name)
-            return Tokens(model, rows, learned=ctx.counted_tokens(self.data))
+            return Tokens(model, rows, learned=ctx.loss_mask(self.data))
         return ClassificationObjective(model, rows, ctx.prompts(self.data), labels, self.data.name)
 
     def _activate_middle_and_measure_validation_loss(
@@ -326,6 +326,6 @@ class Elastic(Learner):
         assert validation is not None, "judged by no rows"
         rows, labels = ctx.rows(validation), ctx.labels(validation)
         if labels is None:
-            nats, tokens = total_nll(model, rows, ctx.counted_tokens(validation))
+            nats, tokens = total_nll(model, rows, ctx.loss_mask(validation))
             return nats / tokens
         return classification_loss_and_accuracy(model, rows, ctx.prompts(validation), labels, validation.name)[0]

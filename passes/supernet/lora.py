@@ -130,12 +130,12 @@ class Lora(Learner):
     ) -> TrainingState:
         program = outcome.program
         model, rows = program.model, ctx.rows(self.data)
-        lesson = Objective(model, rows, learned=ctx.counted_tokens(self.data))
+        lesson = Objective(model, rows, learned=ctx.loss_mask(self.data))
 
         def judge() -> float:
             sampler.activate(sampler.space.choice("middle"))
             assert self.held_out is not None, "judged by no rows"
-            nats, tokens = total_nll(model, ctx.rows(self.held_out), ctx.counted_tokens(self.held_out))
+            nats, tokens = total_nll(model, ctx.rows(self.held_out), ctx.loss_mask(self.held_out))
             return nats / tokens
 
         return run_training(

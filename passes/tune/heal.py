@@ -256,7 +256,7 @@ class Heal(Learner):
     def _loss_mask_or_none(self, data_ref: DataRef, ctx: Context) -> torch.Tensor | None:
         """Mask of the tokens that count: None for all."""
         if self.learn == "all":
-            return ctx.counted_tokens(data_ref)
+            return ctx.loss_mask(data_ref)
         loss_mask = ctx.assistant_masks(data_ref)
         if loss_mask is None or not loss_mask[:, 1:].any():
             who = "has rows without a speaker" if loss_mask is None else "holds rows in which no assistant speaks"

@@ -36,7 +36,7 @@ def test_adapters_are_judged_by_the_answers_alone(tmp_path, step):
     build = built(tmp_path, step)
     build.run_step_unless_cached(build.plan.stages[0])
     (note,) = [n for n in build.results.outcome.program.notes if "held_out" in n]
-    ids, said = (getattr(build.ctx, part)(DataRef("dev")) for part in ("rows", "counted_tokens"))
+    ids, said = (getattr(build.ctx, part)(DataRef("dev")) for part in ("rows", "loss_mask"))
     assert 0.1 < said.float().mean() < 0.7
     with torch.no_grad():  # what starts is the original
         values = build.ctx.origin.load()(input_ids=ids).logits[:, :-1][said[:, 1:]]
@@ -49,7 +49,7 @@ def test_widths_are_learned_from_the_answers_alone(tmp_path):
     step = build.ctx.registry.make("pass", build.plan.stages[0].call)
     model = build.ctx.origin.load()
     lesson = step._make_objective(model, build.ctx)
-    ids, said = (getattr(build.ctx, part)(DataRef("rows")) for part in ("rows", "counted_tokens"))
+    ids, said = (getattr(build.ctx, part)(DataRef("rows")) for part in ("rows", "loss_mask"))
     with torch.no_grad():
         values = model(input_ids=ids).logits[:, :-1][said[:, 1:]]
     expected = torch.nn.functional.cross_entropy(values, ids[:, 1:][said[:, 1:]]).item()

@@ -42,7 +42,7 @@ def rows_of(name: str, ctx: "Context") -> Rows:
     """Rows of a data set of a recipe."""
     ref = DataRef(name)
     speech = ctx.assistant_masks(ref)
-    learned = ctx.counted_tokens(ref) if speech is None else speech
+    learned = ctx.loss_mask(ref) if speech is None else speech
     return Rows(ctx.rows(ref), ctx.prompts(ref), learned, ctx.labels(ref))
 
 

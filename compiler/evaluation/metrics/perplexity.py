@@ -53,15 +53,15 @@ class Perplexity(Metric):
         return value * math.exp(min(log_increase, 80.0))
 
     def score_rows(self, model: nn.Module, ctx: Context, indices: Sequence[int] | None = None) -> RowScores:
-        rows, counted, prompts = ctx.rows(self.data), ctx.counted_tokens(self.data), ctx.prompts(self.data)
+        rows, loss_mask, prompts = ctx.rows(self.data), ctx.loss_mask(self.data), ctx.prompts(self.data)
         if indices is not None:
             some = list(indices)
             rows = rows[some]
-            counted, prompts = (None if part is None else part[some] for part in (counted, prompts))
+            loss_mask, prompts = (None if part is None else part[some] for part in (loss_mask, prompts))
         if self.decoded is None:
-            nats, tokens = row_nll(model, rows, counted, prompts)
+            nats, tokens = row_nll(model, rows, loss_mask, prompts)
         else:
-            self._require_text_rows_longer_than(self.decoded, rows, is_text=counted is None)
+            self._require_text_rows_longer_than(self.decoded, rows, is_text=loss_mask is None)
             nats, tokens = decoded_row_nll(model, rows, self.decoded)
         scores = RowScores(nats, tokens, "exp")
         finite(math.fsum(nats), "perplexity", self.data.name)
