@@ -67,7 +67,7 @@ class Reading:
 # The child: one contestant, who does what is asked for
 
 
-def answer_stdin_requests(folder: Path, name: str, threads: int) -> None:
+def print_decode_seconds_per_stdin_line(folder: Path, name: str, threads: int) -> None:
     """Open the contestant, say what that took, then answer requests, a line of JSON each."""
     torch.set_num_threads(threads)
     rows = json.loads((folder / "rows.json").read_text())
@@ -294,7 +294,7 @@ def main() -> None:
     add_json_option(parser)
     asked = parser.parse_args()
     if asked.child:
-        answer_stdin_requests(asked.keep, asked.child, asked.threads)
+        print_decode_seconds_per_stdin_line(asked.keep, asked.child, asked.threads)
         return
     with contextlib.ExitStack() as stack:
         folder = asked.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -249,7 +249,7 @@ def set_real_time_priority(enabled: bool) -> None:
             os.sched_setscheduler(int(thread), policy, parameter)
 
 
-def answer_stdin_requests(name: str, folder: Path, out: Path, threads: int) -> None:
+def print_decode_seconds_per_stdin_line(name: str, folder: Path, out: Path, threads: int) -> None:
     torch.set_num_threads(threads)
     rows = json.loads((folder / "rows.json").read_text())
     contestant = RIVALS[name][0](out, threads)
@@ -275,7 +275,7 @@ def main(verb: str, name: str, folder: str, out: str, threads: str = "") -> None
     if verb == "write":
         write_rival_model(name, Path(folder), Path(out))
     else:
-        answer_stdin_requests(name, Path(folder), Path(out), int(threads))
+        print_decode_seconds_per_stdin_line(name, Path(folder), Path(out), int(threads))
 
 
 if __name__ == "__main__":

@@ -97,7 +97,8 @@ def time_layer_and_last_gradients(program, ids: torch.Tensor) -> GradientSeconds
     prefix.measure_from(run)
     sweep, grads = GradientSweep(prefix, 0), []
     behind = print_and_get_processor_seconds(
-        "gradients of what the last layer gives", lambda: grads.extend(sweep._last_layer_gradients_and_token_count()[0])
+        "gradients of what the last layer gives",
+        lambda: grads.extend(sweep._last_layer_output_gradients_and_token_count()[0]),
     )
     last = len(program.units) - 1
     layer = print_and_get_processor_seconds(

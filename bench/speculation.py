@@ -1,7 +1,7 @@
 """Print what drafts of a text's own n-grams save: the same answers with and without them, taking turns.
 
     python -m bench.speculation [--threads 1] [--rounds 7] [--new 160] [--chat FILE] [--models tiny,135m] [--tasks NAME,...]
-        [--contenders plain,steady,drafts,transformers] [--json FILE]
+        [--contenders plain,batch_invariant,drafts,transformers] [--json FILE]
 
 `tiny` is `zoo:tiny-llama` in bfloat16: "own" is what it says by itself, greedily, behind passages of its held-out text. `135m`
 has the shape of SmolLM2-135M in int8 and random weights, which say nothing of worth; its answers, and the other ones of
@@ -15,8 +15,8 @@ engine's and what is accepted is the text's. Words and punctuation are its token
     chat         answers to questions, of --chat: JSON lines with `question` and `answer`, or a file in which AlpacaEval
                  keeps a model's answers (results/MODEL/model_outputs.json), of which it takes twelve, evenly spread
 
-A time is that of `generate` behind a prompt that has been read before. `plain` is an engine that is not `steady`, as
-`effc run --no-speculation` has it; `steady` and `drafts` are the engine of `effc run` and `effc serve`; `transformers` is the
+A time is that of `generate` behind a prompt that has been read before. `plain` is an engine that is not `batch_invariant`, as
+`effc run --no-speculation` has it; `batch_invariant` and `drafts` are the engine of `effc run` and `effc serve`; `transformers` is the
 assisted loop of transformers over the same engine. Ratios are medians over rounds of ratios within a round, of all texts of a task.
 """
 
@@ -45,7 +45,7 @@ from transformers import AutoTokenizer, GenerationMixin, LlamaForCausalLM, Logit
 from bench.engine import Shape
 
 Text = tuple[list[int], list[int]]  # prompt, answer; an empty one is the model's own
-CONTENDERS = ("plain", "steady", "drafts", "transformers")
+CONTENDERS = ("plain", "batch_invariant", "drafts", "transformers")
 
 
 class Script(LogitsProcessor):
@@ -130,17 +130,22 @@ def tasks(encode: Callable[[str], list[int]], new: int, chat: Path | None, count
 
 def engines(plan: dict, weights: dict[str, torch.Tensor], threads: int) -> dict[str, DecoderModel]:
     models = {
-        steady: DecoderModel(
-            Engine(plan, weights, threads, sequences=1, steady=steady),
+        batch_invariant: DecoderModel(
+            Engine(plan, weights, threads, sequences=1, batch_invariant=batch_invariant),
             plan,
             weights,
             {},
             sequences=1,
             prefix_tokens=1 << 16,
         )
-        for steady in (False, True)
+        for batch_invariant in (False, True)
     }
-    return {"plain": models[False], "steady": models[True], "drafts": models[True], "transformers": models[True]}
+    return {
+        "plain": models[False],
+        "batch_invariant": models[True],
+        "drafts": models[True],
+        "transformers": models[True],
+    }
 
 
 class Counted:
@@ -189,14 +194,19 @@ def measure(models: dict[str, DecoderModel], texts: list[Text], rounds: int, max
             for name in contenders if turn % 2 else contenders[::-1]:
                 took, said[name, number] = answer_seconds_and_ids(models[name], name, prompt, answer, max_new_tokens)
                 sums[name] += took
-        same &= all(said["drafts", n] == said["steady", n] for n in range(len(texts)))
-        tokens = sum(len(said["steady", n]) for n in range(len(texts)))
+        same &= all(said["drafts", n] == said["batch_invariant", n] for n in range(len(texts)))
+        tokens = sum(len(said["batch_invariant", n]) for n in range(len(texts)))
         if turn:  # the first round warms up
             for name in contenders:
                 seconds[name].append(sums[name])
     ratio = {
         f"{base}/{name}": median(b / a for a, b in zip(seconds[name], seconds[base], strict=True))
-        for base, name in (("steady", "drafts"), ("plain", "drafts"), ("plain", "steady"), ("steady", "transformers"))
+        for base, name in (
+            ("batch_invariant", "drafts"),
+            ("plain", "drafts"),
+            ("plain", "batch_invariant"),
+            ("batch_invariant", "transformers"),
+        )
         if base in seconds and name in seconds
     }
     return {

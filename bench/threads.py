@@ -16,7 +16,7 @@ from pathlib import Path
 STEPS, REST = 24, 0.03  # tokens of a turn; seconds before it: threads of the one before spin for some milliseconds
 
 
-def answer_stdin_requests(folder: Path, threads: int) -> None:
+def print_decode_seconds_per_stdin_line(folder: Path, threads: int) -> None:
     """Answer every line of stdin with seconds a token."""
     from bench.decoders import Own
 
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        return answer_stdin_requests(options.folder, options.threads[0])
+        return print_decode_seconds_per_stdin_line(options.folder, options.threads[0])
     print(", ".join(f"{k} {v}" for k, v in machine_facts().items()), flush=True)
     command = [sys.executable, "-m", "bench.threads", str(options.folder), "--serve", "--threads"]
     players = {n: subprocess.Popen([*command, str(n)], stdin=-1, stdout=-1, text=True) for n in options.threads}

@@ -26,10 +26,10 @@ class DenseLinearInt8Int16(PackedLinearInt8):
 
     @classmethod
     def reference(cls, x, packed, bias, n) -> Tensor:
-        return matmul_with_rounded_inputs(x, cls.unpack(packed), bias, common_magnitude(x.float()))
+        return matmul_with_rounded_inputs(x, cls.unpack(packed), bias, clipping_threshold(x.float()))
 
 
-def common_magnitude(x: Tensor) -> Tensor:
+def clipping_threshold(x: Tensor) -> Tensor:
     """Magnitude that at most one input in 96 of a row exceeds, [..., k] -> [..., 1]; a row's step is a 127th of it.
 
     Found by halving the upper 16 bits of float32 between the largest and its 257th, down to an eighth of an octave;

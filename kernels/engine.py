@@ -44,7 +44,7 @@ class Engine:
     context     tokens of a sequence; at most, and by default, the model's limit
     copy_weights   move the weights to huge pages of their own, which are read a quarter faster than a file's
     compares_checksums   compare the checksums of packed weights, which reads them whole
-    steady      a sequence's logits depend, to the bit, neither on what else a call computes nor on threads
+    batch_invariant      a sequence's logits depend, to the bit, neither on what else a call computes nor on threads
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Engine:
         context: int | None = None,
         copy_weights: bool = True,
         compares_checksums: bool = False,
-        steady: bool = False,
+        batch_invariant: bool = False,
     ):
         self._handle, self._users, self._free = ctypes.c_void_p(), 0, threading.Condition()
         for name, value in {"threads": threads, "sequences": sequences, "tokens of context": context}.items():
@@ -81,16 +81,26 @@ class Engine:
         self._adapters: dict[int, AdapterLayout] = {}
         self._adapters_change = threading.Lock()  # numbers here and in C++ change together
         self._weights = self._copy_into_one_block(layout.weights) if copy_weights else weights
-        c_plan = self._ctypes_plan(layout, self.context, int(steady))
+        c_plan = self._ctypes_plan(layout, self.context, int(batch_invariant))
         native.call_or_raise("engine_create", ctypes.byref(c_plan), ctypes.byref(self._handle), label="the engine")
 
-    def _ctypes_plan(self, layout: Layout, context: int, steady: int) -> Plan:
+    def _ctypes_plan(self, layout: Layout, context: int, batch_invariant: int) -> Plan:
         """A plan as C++ reads it, with that of its encoder, if it has one; it keeps what it points to."""
         steps, widths = _array(Step, layout.steps), _array(ctypes.c_int32, layout.widths)
         weights, slots = _array(Weight, layout.weights), _array(Slot, layout.slots)
-        inner = layout.encoder and ctypes.pointer(self._ctypes_plan(layout.encoder, layout.encoder.context, steady))
+        inner = layout.encoder and ctypes.pointer(
+            self._ctypes_plan(layout.encoder, layout.encoder.context, batch_invariant)
+        )
         counts = (len(part) for part in (steps, widths, weights, slots))
-        constants = (layout.logits, levels.active_level_code(), self.threads, self.sequences, steady, 0, context)
+        constants = (
+            layout.logits,
+            levels.active_level_code(),
+            self.threads,
+            self.sequences,
+            batch_invariant,
+            0,
+            context,
+        )
         return Plan(steps, widths, weights, slots, *counts, *constants, inner)
 
     def _copy_into_one_block(self, weights: list[Weight]) -> Tensor:

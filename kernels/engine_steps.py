@@ -120,7 +120,7 @@ Plan._fields_ = [
     *(
         (name, ctypes.c_int32)
         for name in """
-            step_count register_count weight_count slot_count logits level threads sequences steady
+            step_count register_count weight_count slot_count logits level threads sequences batch_invariant
             """.split()
     ),
     ("zero", ctypes.c_int32),

@@ -35,7 +35,7 @@ class LoadOptions(TypedDict, total=False):
     check: Literal["sha256", "size", "auto"]
     threads: int | None
     sequences: int | None
-    steady: bool
+    batch_invariant: bool
     kernels: bool
     mapped: bool | None
     base: Any
@@ -51,7 +51,7 @@ def load(
     check: Literal["sha256", "size", "auto"] = "auto",
     threads: int | None = None,
     sequences: int | None = None,
-    steady: bool = False,
+    batch_invariant: bool = False,
     kernels: bool = True,
     mapped: bool | None = None,
     base: Any = None,
@@ -71,7 +71,8 @@ def load(
                 of `native`, whose checksums the engine compares
     threads     that run the native engine; as many as torch has by default
     sequences   that the native engine keeps at once; 16 by default
-    steady      the native engine gives the same logits to the bit whatever other sequences it computes in a call
+    batch_invariant
+                the native engine gives the same logits to the bit whatever other sequences it computes in a call
     kernels     state-space scans run on effc's kernels where those are compiled; False: where the recipe says so
     mapped      weights of the native engine stay on disk, mapped and checked in place: no copy is made, and processes
                 share them; the files must stay as they are, and computing is slower where the system caches files in
@@ -86,7 +87,13 @@ def load(
     """
     stored = isinstance(dtype, str) and dtype == "auto"  # as transformers spells it
     values = {"path": path, "device": device, "dtype": None if stored else dtype, "check": check, "threads": threads}
-    values |= {"sequences": sequences, "steady": steady, "kernels": kernels, "mapped": mapped, "on_event": on_event}
+    values |= {
+        "sequences": sequences,
+        "batch_invariant": batch_invariant,
+        "kernels": kernels,
+        "mapped": mapped,
+        "on_event": on_event,
+    }
     return _load_checked(base=base, **options.apply_option_rules({**values, "signed_by": signed_by}, _option_rules()))
 
 
@@ -136,7 +143,7 @@ def _option_rules() -> dict[str, options.Rule]:
         "check": options.choice_rule("sha256", "size", "auto"),
         "threads": options.optional_rule(options.integer_rule(1, MAX_THREADS)),
         "sequences": options.optional_rule(options.integer_rule(1, MAX_SEQUENCES)),
-        "steady": options.boolean_rule,
+        "batch_invariant": options.boolean_rule,
         "kernels": options.boolean_rule,
         "mapped": options.optional_rule(options.boolean_rule),
         "on_event": options.listener_rule,

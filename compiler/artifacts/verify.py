@@ -128,7 +128,7 @@ def verify_forms(
             )
             form_checks = compare_form(form, rounding=rounded)
             if rounded is not None and not routes and not all(check.holds for check in form_checks):
-                rounding = half_precision_error(model, inputs, form.steps, reference)
+                rounding = bfloat16_rounding_error(model, inputs, form.steps, reference)
                 hard = replace(form, reason=f"torch's own bfloat16 is off by {rounding:.2g} of root mean squares")
                 if rounding:
                     form_checks = compare_form(hard, rounding=min(COARSEST, rounded + 2 * rounding))
@@ -174,7 +174,7 @@ def _outputs_of_model_in_memory(
     return expected, plain
 
 
-def half_precision_error(
+def bfloat16_rounding_error(
     model: nn.Module, inputs: dict[str, torch.Tensor], steps: int, reference: Mapping[str, torch.Tensor]
 ) -> float:
     """Error of the model in torch's bfloat16 against float32, as a share of root mean squares: numbers that no rounding

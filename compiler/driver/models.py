@@ -148,11 +148,11 @@ def open_model(
     location: str,
     settings: "Settings",
     *,
-    steady: bool = False,
+    batch_invariant: bool = False,
     mapped: bool | None = None,
     needs_tokenizer: bool = False,
 ) -> NamedModel:
-    """The model with its weights, ready to run; `steady` and `mapped` as `load` has them.
+    """The model with its weights, ready to run; `batch_invariant` and `mapped` as `load` has them.
 
     One that `needs_tokenizer` has a tokenizer: Reject (no-words) otherwise, before an artifact's weights are read.
     """
@@ -161,7 +161,7 @@ def open_model(
 
         torch.set_num_threads(settings.threads)  # the native engine takes as many as torch has when it opens
     with MemoryWatch(settings.max_memory) as watch:
-        opened = _open_artifact_or_source(location, settings, steady, mapped, needs_tokenizer)
+        opened = _open_artifact_or_source(location, settings, batch_invariant, mapped, needs_tokenizer)
     max_bytes = settings.max_memory
     if max_bytes is not None and watch.peak > max_bytes:
         message = (
@@ -172,7 +172,7 @@ def open_model(
 
 
 def _open_artifact_or_source(
-    location: str, settings: "Settings", steady: bool, mapped: bool | None, needs_tokenizer: bool
+    location: str, settings: "Settings", batch_invariant: bool, mapped: bool | None, needs_tokenizer: bool
 ) -> NamedModel:
     path = Path(location)
     if path.is_dir() and is_artifact(path):
@@ -182,7 +182,9 @@ def _open_artifact_or_source(
         tokenizer = _load_tokenizer_or_none(folder)
         if needs_tokenizer and tokenizer is None:
             raise _no_tokenizer_rejection(location)
-        model = load(path, device=settings.device, steady=steady, mapped=mapped, on_event=settings.on_event)
+        model = load(
+            path, device=settings.device, batch_invariant=batch_invariant, mapped=mapped, on_event=settings.on_event
+        )
         return NamedModel(location, model, tokenizer, folder)
     origin = resolve_origin(location, settings)
     tokenizer = origin.tokenizer()

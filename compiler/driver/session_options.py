@@ -56,11 +56,15 @@ class Options(TypedDict, total=False):
     on_event: Listener
 
 
+_RENAMED_OPTIONS = {"tell": "on_event", "steady": "batch_invariant"}  # names until 0.2, which 0.3 drops
+
+
 def with_current_names(options: Any) -> Any:
     """Options under the names that they have now."""
-    if "tell" in options:
-        warnings.warn("`tell` is `on_event` now; the old name goes with 0.3", DeprecationWarning, stacklevel=4)
-    return {"on_event" if name == "tell" else name: value for name, value in options.items()}
+    for old in _RENAMED_OPTIONS.keys() & options.keys():
+        message = f"`{old}` is `{_RENAMED_OPTIONS[old]}` now; the old name goes with 0.3"
+        warnings.warn(message, DeprecationWarning, stacklevel=4)
+    return {_RENAMED_OPTIONS.get(name, name): value for name, value in options.items()}
 
 
 def with_device_of_map(values: Mapping[str, Any]) -> dict[str, Any]:

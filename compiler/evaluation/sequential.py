@@ -55,7 +55,7 @@ class PairedBound:
     ):
         self.rows, self.limit, self.extremes = rows, limit, extremes
         self.looks = look_sizes(rows)
-        self.quantile = pocock_quantile(self.looks, 1 - confidence) if self.looks else math.inf
+        self.quantile = pocock_critical_value(self.looks, 1 - confidence) if self.looks else math.inf
         self.verdict: Verdict | None = None
         self._sums: list[float] = []
         self._counts: list[float] = []
@@ -121,15 +121,15 @@ def look_sizes(n_rows: int) -> tuple[int, ...]:
 
 
 @lru_cache
-def pocock_quantile(looks: tuple[int, ...], level: float) -> float:
-    """Standard errors that the mean of growing samples leaves at any look with probability `level`.
+def pocock_critical_value(looks: tuple[int, ...], alpha: float) -> float:
+    """Standard errors that the mean of growing samples leaves at any look with probability `alpha`.
 
     By recursive integration of the density of what has not left yet (Armitage, McPherson and Rowe 1969).
     """
-    low, high = (normal_quantile(1 - level / 2 / tests) for tests in (1, len(looks)))  # one look; independent ones
+    low, high = (normal_quantile(1 - alpha / 2 / tests) for tests in (1, len(looks)))  # one look; independent ones
     while high - low > 1e-3:
         middle = (low + high) / 2
-        low, high = (middle, high) if _crossing_probability(looks, middle) > level else (low, middle)
+        low, high = (middle, high) if _crossing_probability(looks, middle) > alpha else (low, middle)
     return high
 
 

@@ -195,12 +195,12 @@ def unshare_config(model: nn.Module) -> None:
 
 def path_of_governing_config(model: nn.Module, path: str) -> str:
     """Path of the config that governs a module, from the root: `config` or `config.text_config`."""
-    config_name = path_of_saved_config(model, path)
+    config_name = saved_config_path_of_owner(model, path)
     assert config_name is not None, "the layers' config is neither the model's nor a part of it"
     return config_name
 
 
-def path_of_saved_config(model: nn.Module, path: str) -> str | None:
+def saved_config_path_of_owner(model: nn.Module, path: str) -> str | None:
     """`path_of_governing_config` of a config that a module reads; None where it is a copy that is not saved with the
     model, as each stack of a T5 has."""
     while True:

@@ -257,11 +257,13 @@ class Data(Plugin):
     """Rows of tokens from somewhere.
 
     prompted   a row is a prompt and its answer, or its class: `prompts` says where the one ends
+    padded     rows of unlike lengths are padded to one
     rows_kind  of effc's own `choices` and `texts`: "questions with options" or "texts", which `choice` and `retrieval`
                read of those alone
     """
 
     prompted: ClassVar[bool] = False
+    padded: ClassVar[bool] = False
     rows_kind: ClassVar[str] = ""
 
     @abstractmethod

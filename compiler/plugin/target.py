@@ -74,7 +74,7 @@ class LoadRequest:
     base: Any = None
     threads: int | None = None
     sequences: int | None = None
-    steady: bool = False
+    batch_invariant: bool = False
     kernels: bool = True
     mapped: bool | None = None
 

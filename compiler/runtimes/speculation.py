@@ -2,7 +2,7 @@
 
 A draft's tokens go through the model in the call of the text's last token, and those are accepted that the model
 chooses by itself, one after another. The tokens of a text are therefore those that it has without drafts, drawn ones
-too, wherever logits of a call do not depend on its number of rows (`steady` of the engine).
+too, wherever logits of a call do not depend on its number of rows (`batch_invariant` of the engine).
 """
 
 from collections.abc import Sequence

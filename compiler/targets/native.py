@@ -244,5 +244,9 @@ class Native(Target):
             ).rejection()
         options: dict[str, Any] = {} if load_request.sequences is None else {"sequences": load_request.sequences}
         return open_native(
-            folder, threads=load_request.threads, steady=load_request.steady, mapped=load_request.mapped, **options
+            folder,
+            threads=load_request.threads,
+            batch_invariant=load_request.batch_invariant,
+            mapped=load_request.mapped,
+            **options,
         ), None

@@ -132,7 +132,7 @@ def _may_be_changed_by_earlier_step(stage: Stage, kind: str, build: PipelineBuil
         s.word is None
         or not s.word.facts.get("foreseeable", True)
         or (s.word.facts.get("acts_on") in same and _amount_argument_of_step(s))
-        for s in build.stages_up_to(stage.name)[:-1]
+        for s in build.source_chain_of(stage.name)[:-1]
     )
 
 

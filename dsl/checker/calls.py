@@ -24,6 +24,11 @@ other_kind_of_rows = Fault(
     "`choice` scores questions with options, which `choices` makes; `retrieval` compares texts, which `texts` makes.",
 )
 short_rows = Fault("short-rows", "Rows of a data set have fewer tokens than a metric needs.")
+padded_rows = Fault(
+    "padded-rows",
+    "Rows of a data set are padded to one length, and a metric needs rows that are text to their end.\n\n"
+    "Rows of `text` are; those of `pairs`, `labels` and `texts` end in padding.",
+)
 too_many_arguments = Fault("too-many-arguments", "A call has more arguments without a name than the word takes.")
 
 NOUNS = {"pass": "pass", "target": "target", "metric": "metric", "data": "kind of data", "model": "model source"}
@@ -272,7 +277,7 @@ def metric_ref(expr: ast.Name | ast.Call, scope: Scope) -> MetricRef | Any:
     """A metric with the arguments that differ from their defaults, in order of declaration; or POISON."""
     call = expr if isinstance(expr, ast.Call) else ast.Call(expr, (), span=expr.span)
     word, invocation = check_plugin_call("metric", call, scope)
-    if word is None or invocation is None or _reported_short_rows(word, invocation, scope):
+    if word is None or invocation is None or _reported_short_or_padded_rows(word, invocation, scope):
         return POISON
     non_default = tuple(
         (p.name, invocation.args[p.name]) for p in word.params if p.required or invocation.args[p.name] != p.default
@@ -280,11 +285,23 @@ def metric_ref(expr: ast.Name | ast.Call, scope: Scope) -> MetricRef | Any:
     return MetricRef(word.name, non_default)
 
 
-def _reported_short_rows(metric: Word, call: Invocation, scope: Scope) -> bool:
-    """Whether a metric is reported that needs longer rows than those its data set is declared with."""
-    data = call.args.get("data")
+def _reported_short_or_padded_rows(metric: Word, call: Invocation, scope: Scope) -> bool:
+    """Whether a metric is reported that needs longer rows than those its data set has, or rows without padding."""
+    data, needed = call.args.get("data"), metric.rules(call.args).min_row_tokens()
     declared = scope.variant.data.get(data.name) if isinstance(data, DataRef) else None
-    length, needed = declared.args.get("length") if declared else None, metric.rules(call.args).min_row_tokens()
+    if declared is None or not needed:
+        return False
+    if scope.session.vocabulary.words("data")[declared.word].facts.get("padded"):
+        scope.report(
+            padded_rows(
+                f"`{metric.name}` counts the last tokens of each row here, and rows of `{data.name}` end in padding",
+                call.span,
+                note=f"rows of `{declared.word}` are padded to one length",
+                help="name rows of `text`",
+            )
+        )
+        return True
+    length = declared.args.get("length")
     if not isinstance(length, int) or length >= needed:
         return False
     scope.report(

@@ -7,7 +7,7 @@ from ..syntax import ast
 from ..syntax.diagnostics import Diagnostic, Fault, sorted_distinct_diagnostics
 from ..syntax.source import Source, Span
 from .contradictions import report_bounds_on_worse_side, report_contradicting_bounds
-from .declare import declare_all_names, declared_name
+from .declare import declare_names_in_order, declared_name
 from .demands import report_conflicting_arguments_and_missing_steps
 from .expectations import (
     check_emit_calls,
@@ -109,7 +109,7 @@ def _check_matrix_variant(
     """Check one variant of a recipe; the recipe, and the models without a skeleton. Faults go to the session."""
     scope = Scope(session, Variant(), arguments=arguments)
     results: dict[str, _Result] = {}
-    declare_all_names(file, scope, lambda statement: _read_pipeline_expect_or_emit(statement, scope, results))
+    declare_names_in_order(file, scope, lambda statement: _read_pipeline_expect_or_emit(statement, scope, results))
     unnamed_emit = any(isinstance(s, ast.Emit) and s.pipeline.path not in scope.names for s in file.statements)
     report_invalid_artifact_paths([e for r in results.values() for e in r.emits], scope)
     if not session.broken:

@@ -17,16 +17,16 @@ from .vocabulary import Param
 unknown_key = Fault("unknown-key", "A profile says something that profiles don't have.")
 
 
-def declare_all_names(
-    file: ast.File, scope: Scope, visit_statement: Callable[[ast.Statement], None] = lambda _: None
+def declare_names_in_order(
+    file: ast.File, scope: Scope, after_each_statement: Callable[[ast.Statement], None] = lambda _: None
 ) -> None:
-    """Add every name of a file to the scope; `visit_statement` sees each statement with the names known by then."""
+    """Add every name of a file to the scope; `after_each_statement` sees each statement with the names known then."""
     scope.later = {name.path: name.span for s in file.statements if (name := declared_name(s))}
     for statement in file.statements:
         if name := declared_name(statement):
             scope.later.pop(name.path, None)
         _declare_statement_name(statement, scope, file)
-        visit_statement(statement)
+        after_each_statement(statement)
 
 
 def declared_name(statement: ast.Statement) -> ast.Name | None:

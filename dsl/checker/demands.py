@@ -22,6 +22,7 @@ no_prompts = Fault(
     "A step learns from answers to prompts, and the rows that it is to learn from don't say where a prompt ends.\n\n"
     "`pairs` makes rows of a prompt and its answer each.",
 )
+too_few_samples = Fault("too-few-samples", "The data of a target have fewer rows than it divides among its clients.")
 missing_step = Fault("missing-step", "A pass or a target needs what another pass makes, and no step before it does.")
 
 
@@ -30,11 +31,11 @@ def report_conflicting_arguments_and_missing_steps(build: PipelineBuild, emits: 
     scope = build.scope
     for stage in build.stages:
         if stage.word and stage.call and stage.sound:
-            for fault in combination_faults(stage.word, stage.call, build.stages_up_to(stage.name)[:-1], scope):
+            for fault in combination_faults(stage.word, stage.call, build.source_chain_of(stage.name)[:-1], scope):
                 build.report(stage, fault)
     for emit in emits:
         word = scope.session.vocabulary.words("target")[emit.call.word]
-        for fault in combination_faults(word, emit.call, build.stages_up_to(emit.source), scope):
+        for fault in combination_faults(word, emit.call, build.source_chain_of(emit.source), scope):
             scope.report(fault)
 
 
@@ -44,6 +45,7 @@ def combination_faults(plugin: Word, call: Invocation, earlier_stages: list[Stag
     faults = [
         *_faults_by_plugin_rules(plugin, call, earlier_stages, scope),
         *_faults_of_rows_without_prompts(plugin, call, scope),
+        *_faults_of_few_rows(plugin, call, scope),
     ]
     for judge, taught in plugin.facts.get("disjoint", {}).items():
         learned = {ref.name: data.get(ref.name, ref) for ref in references_in(args[taught], DataRef)}
@@ -106,6 +108,22 @@ def _values_left_out_text(argument_names: Sequence[str], call: Invocation) -> st
 def _has_no_earlier_pass(pass_name: str, earlier_stages: list[Stage], scope: Scope) -> bool:
     """Whether no earlier step runs the pass `pass_name`; False after syntax errors, since steps may be unread."""
     return not scope.session.broken and all(s.word and s.word.name != pass_name for s in earlier_stages)
+
+
+def _faults_of_few_rows(plugin: Word, call: Invocation, scope: Scope) -> Iterator[Diagnostic]:
+    """Data whose `samples` are together fewer than the rows that the word needs of them."""
+    needed = plugin.rules(call.args).min_rows()
+    declared = (
+        [scope.variant.data.get(ref.name) for ref in references_in(call.args.get("data"), DataRef)] if needed else []
+    )
+    samples = [rows.args.get("samples") if rows else None for rows in declared]
+    n_rows = sum(n for n in samples if isinstance(n, int))
+    if samples and n_rows < needed and all(isinstance(n, int) for n in samples):
+        yield too_few_samples(
+            f"`{plugin.name}` needs {needed:,} rows or more here, and `data` has {n_rows:,}",
+            call.argument_or_call_span("data"),
+            help="declare `data` with more `samples`",
+        )
 
 
 def _faults_of_rows_without_prompts(plugin: Word, call: Invocation, scope: Scope) -> Iterator[Diagnostic]:

@@ -194,7 +194,7 @@ def check_emit_calls(pipeline: ast.Pipeline, calls: tuple[ast.Call, ...], build:
 def _report_effects_target_cannot_hold(plugin: Word, emit: Emit, build: PipelineBuild) -> None:
     """A target says what it can't hold, a pass what it makes: the two meet here."""
     reasons = plugin.rules(emit.call.args).cannot_hold()
-    for stage in build.stages_up_to(emit.source):
+    for stage in build.source_chain_of(emit.source):
         for effect in stage.rules.effects():
             if effect in reasons:
                 build.scope.report(
@@ -213,7 +213,7 @@ def report_unmeasured_effects(bounds: Iterable[Bound], build: PipelineBuild) -> 
     for bound in bounds:
         word = build.scope.session.vocabulary.words("metric")[bound.metric.name]
         reasons = word.rules(dict(bound.metric.args)).cannot_measure()
-        for stage in build.stages_up_to(bound.part) or build.stages:
+        for stage in build.source_chain_of(bound.part) or build.stages:
             for effect in (e for e in stage.rules.effects() if e in reasons):
                 build.scope.report(
                     unmeasured(

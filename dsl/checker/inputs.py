@@ -34,7 +34,8 @@ def report_incompatible_module_widths(
     """Report groups or a rank that modules are too narrow for; after a step that may narrow them, nothing is known."""
     facts, args = stage.word.facts, stage.call.args
     if any(
-        s.word is None or s.word.facts.get("acts_on") not in ("", "linear") for s in build.stages_up_to(stage.name)[:-1]
+        s.word is None or s.word.facts.get("acts_on") not in ("", "linear")
+        for s in build.source_chain_of(stage.name)[:-1]
     ):
         return
     group, rank = args.get(facts.get("divides", "")), args.get(facts.get("rank_param", ""))

@@ -25,7 +25,7 @@ _PARTS = ("path", "name", "config", "split", "revision")  # what says where rows
 def report_judged_rows(line: PipelineBuild, bounds: Sequence[Bound], emits: Sequence[Emit]) -> None:
     """Report bounds on rows that a step of an emitted result learned from, was chosen by, or may have seen."""
     emitted = {emit.source for emit in emits} or ({line.stages[-1].name} if line.stages else set())
-    names = {stage.name for end in emitted for stage in line.stages_up_to(end)}
+    names = {stage.name for end in emitted for stage in line.source_chain_of(end)}
     stages = [stage for stage in line.stages if stage.name in names and stage.sound]
     reported = set()
     readers = [

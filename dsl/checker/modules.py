@@ -103,7 +103,7 @@ def _parse_module(node: ast.Use, name: str, scope: Scope) -> ast.File | None:
 
 def instantiate_module(file: ast.File, scope: Scope, alias: str, arguments: dict, instance: str) -> Scope:
     """The names of a module's file, under `alias.`; `arguments` sets its params."""
-    from .declare import declare_all_names
+    from .declare import declare_names_in_order
 
     session = scope.session
     inner = Scope(session, scope.variant, prefix=f"{scope.prefix}{alias}.", instance=instance, arguments=arguments)
@@ -116,7 +116,7 @@ def instantiate_module(file: ast.File, scope: Scope, alias: str, arguments: dict
             )
         return inner
     session.open.append(file.source.name)
-    declare_all_names(file, inner)
+    declare_names_in_order(file, inner)
     session.open.pop()
     return inner
 

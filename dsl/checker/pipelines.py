@@ -49,7 +49,7 @@ class PipelineBuild:
     scope: Scope
     stages: list[Stage] = field(default_factory=list)
 
-    def stages_up_to(self, name: str) -> list[Stage]:
+    def source_chain_of(self, name: str) -> list[Stage]:
         """The stages that a step's result went through, first to last, its own included."""
         by_name = {s.name: s for s in self.stages}
         out: list[Stage] = []
@@ -185,7 +185,7 @@ def _report_wrong_pass_order(build: PipelineBuild) -> None:
     """Headers say which pass must come later than which; each pair is looked for along every branch."""
     reported = set()
     for end in build.stages:
-        before = build.stages_up_to(end.name)
+        before = build.source_chain_of(end.name)
         for i, early in enumerate(before):
             rules = early.word.facts.get("after", {}) if early.word else {}
             for late in before[i + 1 :]:

@@ -66,7 +66,11 @@ class Rules:
         return {}
 
     def min_row_tokens(self) -> int:
-        """Tokens that each row of a metric's `data` must have."""
+        """Tokens of text that each row of a metric's `data` must have, without padding; 0 where any rows will do."""
+        return 0
+
+    def min_rows(self) -> int:
+        """Rows that a target's `data` must have together."""
         return 0
 
     def cannot_measure(self) -> Mapping[str, str]:

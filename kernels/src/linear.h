@@ -205,20 +205,20 @@ namespace {
 // few(Rows<M>) with the least M that holds the lines of these rows, many() if there is none. Steady: the sums of a row
 // run in one chain, few or many, so they do not depend on how many rows there are.
 template <class Format, class Few, class Many>
-int32_t by_rows(int64_t rows, bool steady, Few few, Many many) {
+int32_t by_rows(int64_t rows, bool batch_invariant, Few few, Many many) {
   const int64_t lines = rows * Format::kLines;
 #if EFFC_TILES
   if constexpr (Format::kTilesFrom <= Format::kLines) return many();
-  if (lines >= Format::kTilesFrom || steady) return many();
+  if (lines >= Format::kTilesFrom || batch_invariant) return many();
 #endif
   if constexpr (Format::kLines == 1)
-    if (lines == 1 && !steady) return few(Rows<1>());
-  if (lines == 2 && !steady) return few(Rows<2>());
-  if (lines <= 4 && !steady) return few(Rows<4>());
+    if (lines == 1 && !batch_invariant) return few(Rows<1>());
+  if (lines == 2 && !batch_invariant) return few(Rows<2>());
+  if (lines <= 4 && !batch_invariant) return few(Rows<4>());
 #if EFFC_LEVEL == 3 || EFFC_TILES
-  if (lines <= 6 && steady) return few(Rows<6>());
+  if (lines <= 6 && batch_invariant) return few(Rows<6>());
 #endif
-  if (lines <= 8 && (!steady || chains_for<Format>(8) == 1)) return few(Rows<8>());
+  if (lines <= 8 && (!batch_invariant || chains_for<Format>(8) == 1)) return few(Rows<8>());
 #if EFFC_LEVEL == 3 || EFFC_TILES
   if (lines <= 12) return few(Rows<12>());
   if (lines <= kFewRows) return few(Rows<kFewRows>());
@@ -323,7 +323,7 @@ void read_row(const LinearPart& own, const Packed& packed) {
 
 template <class Format, class Tiles = Format>
 int32_t linear_part(const LinearPart& own) {
-  constexpr bool kSame = std::is_same_v<Format, Tiles>;  // else few rows and many differ, in what steady ones must not
+  constexpr bool kSame = std::is_same_v<Format, Tiles>;  // else few rows differ from many, and batch-invariant ones must not
   const Packed packed(own.call.packed);
   if (own.stage == kReadRow) {
     if constexpr (Format::kGrouped)
@@ -333,13 +333,13 @@ int32_t linear_part(const LinearPart& own) {
     return kOk;
   }
   return by_rows<Format>(
-      own.call.rows, own.steady != 0 && kSame,
+      own.call.rows, own.batch_invariant != 0 && kSame,
       [&](auto rows) { return few_part<Format, decltype(rows)::kCount>(own, packed); },
       [&] {
         if constexpr (kSame)
           return many_part<Format>(own, packed);
         else
-          return own.steady ? part_by_part<Format>(own, packed) : many_part<Tiles>(own, Tiles::of(packed));
+          return own.batch_invariant ? part_by_part<Format>(own, packed) : many_part<Tiles>(own, Tiles::of(packed));
       });
 }
 

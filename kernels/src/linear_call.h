@@ -40,6 +40,6 @@ struct LinearPart {
   float* scales;          // likewise, one for each
   uint8_t* panels;        // kPanelBytes for each part
   int64_t row;            // kReadRow: the output whose weights go to y, float32
-  int32_t steady;         // a row's sums do not depend on how many rows there are
+  int32_t batch_invariant;  // a row's sums do not depend on how many rows there are
 };
 constexpr int64_t kLinearRows = 512, kPanelBytes = 315392;

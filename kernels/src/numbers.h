@@ -146,8 +146,8 @@ inline int64_t count_above(const uint16_t* bits, int64_t count, uint16_t limit) 
 
 // A magnitude from `least` to `most` that at most `rare` of the numbers exceed: the smallest such one, or one of them
 // within an eighth of an octave of it. `bits`: memory for as many numbers.
-inline float common_magnitude(const void* x, int32_t x_float, int64_t at, int64_t count, int64_t rare, float least,
-                              float most, uint16_t* bits) {
+inline float clipping_threshold(const void* x, int32_t x_float, int64_t at, int64_t count, int64_t rare, float least,
+                                float most, uint16_t* bits) {
   const auto magnitude = [&](int64_t i) {
     const float value = element(x, x_float, at + i);
     return word(&value) & 0x7fffffffu;
@@ -185,8 +185,8 @@ struct Int8Int16 : Int8 {
       std::memset(into, kZeroByte, 2 * bytes);
       return most - most;
     }
-    const float common = common_magnitude(x, x_float, at, k, (k + kRare - 1) / kRare, most * (127.0f / kMostCode), most,
-                                          reinterpret_cast<uint16_t*>(into));
+    const float common = clipping_threshold(x, x_float, at, k, (k + kRare - 1) / kRare, most * (127.0f / kMostCode),
+                                            most, reinterpret_cast<uint16_t*>(into));
     std::memset(into, kZeroByte, 2 * bytes);
     halves(x, x_float, at, k, 127.0f / common, kZeroByte, into, into + bytes);
     return common / 127.0f;

@@ -278,10 +278,10 @@ def test_steady_logits_do_not_depend_on_what_else_a_call_computes(kernel, level)
     prompts = [ids_of(built, n, seed=n) for n in (40, 3, 17, 66, 1, 9)]
     alone = []
     for prompt in prompts:
-        own = engine(built, threads=1, steady=True)
+        own = engine(built, threads=1, batch_invariant=True)
         first = prompt[:-1] or [0]
         alone.append(torch.cat([own.run(first, [0] * len(first)), own.run(prompt[-1:], [0])]))
-    own = engine(built, sequences=6, steady=True)
+    own = engine(built, sequences=6, batch_invariant=True)
     flat = [(t, i) for i, p in enumerate(prompts) for t in p[:-1] or [0]]
     found = own.run([t for t, _ in flat], [i for _, i in flat])
     last = own.run([p[-1] for p in prompts], range(6))

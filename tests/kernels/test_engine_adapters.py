@@ -80,7 +80,7 @@ def test_tokens_with_an_intervention_are_those_that_name_it(threads, level):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_sequences_of_several_adapters_and_of_none_are_each_as_alone(kernel, threads):
     built = llama(kernel, hidden=80, heads=5, kv=5, context=700)
-    own = engine(built, threads, sequences=8, steady=True)
+    own = engine(built, threads, sequences=8, batch_invariant=True)
     numbers = [-1, own.add_adapter(lora(built, 4, 1)), own.add_adapter(intervention(built, 2, 2)), -1]
     numbers.append(own.add_adapter(lora(built, 17, 3, every=3)))
     prompts = [ids_of(built, length, seed) for seed, length in enumerate((150, 260, 12, 5, 140))]
@@ -91,7 +91,7 @@ def test_sequences_of_several_adapters_and_of_none_are_each_as_alone(kernel, thr
     ).split([len(ids) for ids in prompts])
     steps = [own.run([7] * 5, range(5), adapter_of_token=numbers) for _ in range(3)]
     for sequence, (ids, number) in enumerate(zip(prompts, numbers, strict=True)):
-        alone = engine(built, 1, steady=True)
+        alone = engine(built, 1, batch_invariant=True)
         for updates in (lora(built, 4, 1), intervention(built, 2, 2), lora(built, 17, 3, every=3)):
             alone.add_adapter(updates)
         named = None if number < 0 else [number] * len(ids)

@@ -13,7 +13,7 @@ from tests.kernels.test_engine import engine, ids_of
 def test_steady_logits_of_tokens_at_once_are_those_one_by_one_also_behind_rejected_ones(kernel, window, level):
     built = llama(kernel, hidden=64, heads=4, kv=2, window=window)
     ids = ids_of(built, 100)
-    single, several = (engine(built, threads, steady=True) for threads in (1, 2))
+    single, several = (engine(built, threads, batch_invariant=True) for threads in (1, 2))
     single.run(ids[:20], [0] * 20, [])
     several.run(ids[:20], [0] * 20, [])
     at = 20

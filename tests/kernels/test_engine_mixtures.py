@@ -46,12 +46,12 @@ def test_a_router_chooses_as_torch_does(name, level):
     rows=st.integers(1, 70),
     threads=st.integers(1, 5),
     biases=st.booleans(),
-    steady=st.booleans(),
+    batch_invariant=st.booleans(),
 )
-def test_any_shape_of_a_mixture_is_what_torch_computes(experts, count, inner, rows, threads, biases, steady):
+def test_any_shape_of_a_mixture_is_what_torch_computes(experts, count, inner, rows, threads, biases, batch_invariant):
     built = mixture(experts=experts, count=min(count, experts), inner=inner, layers=1, biases=biases)
     ids = ids_of(built, rows)
-    found = engine(built, threads, steady=steady).run(ids, [0] * rows)
+    found = engine(built, threads, batch_invariant=batch_invariant).run(ids, [0] * rows)
     assert_near(found, wanted_logits(built, ids), 2**-5)
 
 
@@ -76,8 +76,8 @@ def test_sequences_of_different_lengths_choose_for_themselves(count):
 def test_steady_logits_of_a_mixture_do_not_depend_on_what_else_a_call_computes(level):
     built = mixture("dense_linear_int8")
     prompts = [ids_of(built, n, seed=n) for n in (40, 3, 17)]
-    alone = [engine(built, 1, steady=True).run(p, [0] * len(p), [len(p) - 1])[0] for p in prompts]
-    own = engine(built, 3, sequences=3, steady=True)
+    alone = [engine(built, 1, batch_invariant=True).run(p, [0] * len(p), [len(p) - 1])[0] for p in prompts]
+    own = engine(built, 3, sequences=3, batch_invariant=True)
     last = [sum(map(len, prompts[: i + 1])) - 1 for i in range(3)]
     found = own.run([t for p in prompts for t in p], [i for i, p in enumerate(prompts) for _ in p], last)
     assert torch.equal(found, torch.stack(alone))

@@ -44,9 +44,9 @@ def test_steady_logits_of_a_long_prompt_are_the_same_to_the_bit_with_any_threads
     monkeypatch.setattr("effc.kernels.engine.usable_cores", lambda: 64)
     built = llama(kernel, hidden=64, d=16, context=400)
     ids = ids_of(built, 390)
-    alone = engine(built, 1, steady=True).run(ids, [0] * 390)
+    alone = engine(built, 1, batch_invariant=True).run(ids, [0] * 390)
     for threads in (2, 3):
-        assert torch.equal(engine(built, threads, steady=True).run(ids, [0] * 390), alone)
+        assert torch.equal(engine(built, threads, batch_invariant=True).run(ids, [0] * 390), alone)
 
 
 def test_a_text_whose_tokens_come_in_two_runs_of_one_call_has_the_keys_of_both():

@@ -83,7 +83,7 @@ def test_steady_logits_depend_neither_on_neighbours_nor_on_threads():
     source, ids = ids_of(40), ids_of(12, 1)
 
     def said(threads: int, sequences: int) -> torch.Tensor:
-        own = engine(BUILT, threads, sequences=sequences, steady=True)
+        own = engine(BUILT, threads, sequences=sequences, batch_invariant=True)
         own.encode(source * sequences, [n for n in range(sequences) for _ in source])
         return own.run(ids * sequences, [n for n in range(sequences) for _ in ids])[-12:]
 

@@ -53,8 +53,8 @@ def test_neither_chunks_nor_neighbours_nor_threads_change_a_bit(make, threads, m
     monkeypatch.setattr("effc.kernels.engine.usable_cores", lambda: 64)
     built = make()
     ids, other = ids_of(built, 70), ids_of(built, 70, seed=1)
-    wanted = engine(built, 1, steady=True).run(ids, [0] * 70)
-    own, at, found = engine(built, threads, sequences=2, steady=True), 0, []
+    wanted = engine(built, 1, batch_invariant=True).run(ids, [0] * 70)
+    own, at, found = engine(built, threads, sequences=2, batch_invariant=True), 0, []
     for size in (1, 2, 3, 9, 1, 20, 34):
         # The other sequence lies between this one's tokens, too.
         part, half = ids[at : at + size], size // 2
@@ -94,8 +94,8 @@ def test_a_cancelled_call_leaves_states_as_they_were(make):
     built = make()
     built.plan["context"] = 200_000
     ids = ids_of(built, 40)
-    wanted = engine(built, 1, steady=True).run(ids, [0] * 40)
-    own = engine(built, steady=True)
+    wanted = engine(built, 1, batch_invariant=True).run(ids, [0] * 40)
+    own = engine(built, batch_invariant=True)
     own.run(ids[:20], [0] * 20, [])
     done = threading.Event()
 

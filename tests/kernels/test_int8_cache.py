@@ -141,11 +141,11 @@ def test_sequences_of_different_lengths_do_not_see_each_other(count):
 def test_steady_logits_do_not_depend_on_what_else_a_call_computes(level):
     built = on_int8(llama())
     prompts = [ids_of(built, n, seed=n) for n in (40, 3, 17, 66, 2, 9)]
-    own = engine(built, sequences=6, steady=True)
+    own = engine(built, sequences=6, batch_invariant=True)
     own.run([t for p in prompts for t in p[:-1]], [i for i, p in enumerate(prompts) for _ in p[:-1]], [])
     together = own.run([p[-1] for p in prompts], range(6))
     for prompt, row in zip(prompts, together, strict=True):
-        alone = engine(built, threads=1, steady=True)
+        alone = engine(built, threads=1, batch_invariant=True)
         alone.run(prompt[:-1], [0] * (len(prompt) - 1), [])
         assert torch.equal(alone.run(prompt[-1:], [0])[0], row)
 

@@ -85,6 +85,9 @@ class FederationTarget(CheckpointTarget):
     noise: float = param("Deviation of the noise, in units of `clip`.", default=0.0, ge=0)
     delta: float = param("For which epsilon is told.", default=1e-5, gt=0, lt=1)
 
+    def min_rows(self) -> int:
+        return self.clients
+
     def problems(self) -> Iterator[Problem]:
         yield from self._rank_and_budget_problems()
         yield from self._stream_and_selector_problems()

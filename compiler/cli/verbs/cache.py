@@ -30,11 +30,11 @@ NAMED = 3  # damaged files that are named; a broken disk damages hundreds
 def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Look after the cache of finished steps.", no_args_is_help=True, rich_markup_mode=None)
     app.add_typer(group, name="cache")
-    _register_listing(group)
+    _register_ls_and_why(group)
     _register_gc_and_verify(group)
 
 
-def _register_listing(group: typer.Typer) -> None:
+def _register_ls_and_why(group: typer.Typer) -> None:
     @make_verb(group, flag_panels=("cache",))
     def ls(shared: SharedFlags) -> None:
         """List finished steps, last used first."""

@@ -73,7 +73,7 @@ class ModelOpener:
         source, options = self._sources[name], self._options
         folders = parse_adapter_options(source.adapters)
         opened = open_model(
-            source.location, self._shared.settings(), steady=True, mapped=options.mapped, needs_tokenizer=True
+            source.location, self._shared.settings(), batch_invariant=True, mapped=options.mapped, needs_tokenizer=True
         )
         if not folders and is_headless_encoder(opened.model):
             return self._embedding_service(opened, name)

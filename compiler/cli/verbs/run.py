@@ -96,7 +96,7 @@ def _run_chat(
     from ...runtimes.model import DecoderModel
 
     folders = parse_adapter_options(adapters)
-    opened = open_model(location, shared.settings(), steady=speculation, mapped=mapped, needs_tokenizer=True)
+    opened = open_model(location, shared.settings(), batch_invariant=speculation, mapped=mapped, needs_tokenizer=True)
     refuse_without_generate(opened.model)
     draft_tokens = opened.model.draft_tokens if isinstance(opened.model, DecoderModel) else 0
     models = {"": opened.model, **model_copies_with_adapters(opened.model, opened.label, folders)}

@@ -103,7 +103,7 @@ def remeasure_recipe(
         ).rejection()
     if stale:
         raise Reject(*stale)
-    results = _remeasure_artifacts(artifacts, session, write_baselines)
+    results = _remeasure_bounded_artifacts(artifacts, session, compare_with_baseline=not write_baselines)
     if write_baselines:
         baseline.write_baseline(session.path, results, lambda plan: session.context(plan.recipe, plan.pipeline))
     return results
@@ -158,11 +158,11 @@ def remeasure_artifact(path: Path, session: "Session", plans: "Sequence[Plan]") 
             f"{session.path} has no pipeline `{manifest.name}` any more",
             help="name the recipe of the artifact with --recipe",
         ).rejection()
-    return _remeasure_artifacts([(path, matching[0])], session)
+    return _remeasure_bounded_artifacts([(path, matching[0])], session)
 
 
-def _remeasure_artifacts(
-    artifacts: "list[tuple[Path, Plan]]", session: "Session", write_baselines: bool = False
+def _remeasure_bounded_artifacts(
+    artifacts: "list[tuple[Path, Plan]]", session: "Session", compare_with_baseline: bool = True
 ) -> list[Tested]:
     if not any(plan.pipeline.expects for _, plan in artifacts):
         raise nothing_expected(
@@ -176,7 +176,7 @@ def _remeasure_artifacts(
         ).rejection()
     from . import baseline
 
-    body = None if write_baselines else baseline.read_baseline(session.path)
+    body = baseline.read_baseline(session.path) if compare_with_baseline else None
     if body is None:
         return [_remeasure_one(path, plan, session) for path, plan in spoken]
     entries = [

@@ -168,7 +168,7 @@ class Search:
         singles = [c for c in self.candidates if c.changes <= 1]
         plans = {c: p for c in singles if (p := self._plan(c)) is not None}
         planned = self._planned_seconds(plans)
-        first = self._measure_quick_trial(self.unchanged, plans.get(self.unchanged))
+        first = self._known_or_measured_quick_trial(self.unchanged, plans.get(self.unchanged))
         if first.refused:
             raise not_measurable(f"the unchanged model: {first.refused}", self.wish.emit.call.span).rejection()
         shortest = min((planned[c] for c in plans if c != self.unchanged), default=0.0)
@@ -183,7 +183,7 @@ class Search:
         for candidate in self._single_changes_in_order(plans, planned):
             fits = self.seconds + self._actual_to_planned_seconds * planned[candidate] <= SINGLES * self.wish.seconds
             if fits or not any(c.changes and not t.refused for c, t in self.quick_trials.items()):
-                self._measure_quick_trial(candidate, plans[candidate])
+                self._known_or_measured_quick_trial(candidate, plans[candidate])
             elif candidate not in self.quick_trials:
                 self.out_of_time = True
 
@@ -213,7 +213,7 @@ class Search:
                 self.out_of_time = True
                 return
             tried += predicted[0] > 0
-            self._measure_quick_trial(candidate, plan)
+            self._known_or_measured_quick_trial(candidate, plan)
 
     def _predictions_of_promising(
         self, satisfying: Sequence[Trial]
@@ -290,7 +290,7 @@ class Search:
             self.quick_trials[candidate] = Trial(refused="; ".join(d.message for d in rejection.diagnostics))
             return None
 
-    def _measure_quick_trial(self, candidate: Candidate, plan: Plan | None) -> Trial:
+    def _known_or_measured_quick_trial(self, candidate: Candidate, plan: Plan | None) -> Trial:
         if candidate not in self.quick_trials and plan is not None:
             self.quick_trials |= self._read_or_measure_trials({candidate: plan}, QUICK_ROWS)
             self.trials.keep_artifacts(

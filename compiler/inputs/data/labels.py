@@ -28,6 +28,7 @@ class Labels(SampledRows):
     """
 
     prompted = True
+    padded = True
 
     path: str | tuple[str, ...] = param("JSONL, JSON, CSV or TSV file, glob, or list of them.", positional=True)
     text: str = param("Field of the text.", default="text")

@@ -44,6 +44,7 @@ class Pairs(SampledRows):
     """
 
     prompted = True
+    padded = True
 
     path: str | tuple[str, ...] = param("JSONL, JSON, CSV or TSV file, glob, or list of them.", positional=True)
     prompt: str = param("Field of the prompt.", default="prompt")

@@ -34,7 +34,7 @@ class Tensors(SampledRows):
         from ...models.rows.packed_inputs import pack_inputs
 
         (path,) = self.files(ctx)
-        header, expected = read_safetensors_header(path), _input_shapes(ctx)
+        header, expected = read_safetensors_header(path), _row_shape_by_input(ctx)
         names = _checked_tensor_names(header, expected, path)
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in names}
@@ -51,7 +51,7 @@ class Tensors(SampledRows):
         return self.sample(rows_tensor, ctx)
 
 
-def _input_shapes(ctx: Context) -> dict[str, tuple[int, ...] | None]:
+def _row_shape_by_input(ctx: Context) -> dict[str, tuple[int, ...] | None]:
     """The shape of each input in a row, in the order of a packed row; None for tokens, of any number."""
     import torch
 

@@ -25,6 +25,7 @@ class Texts(SampledRows):
     """
 
     rows_kind = "texts"
+    padded = True
 
     path: str | tuple[str, ...] = param("File, glob, or list of them, relative to the recipe.", positional=True)
     fields: tuple[str, ...] = param("Fields of the text, one or two.", default=("text",))

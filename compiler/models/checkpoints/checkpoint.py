@@ -62,9 +62,10 @@ def build_model_from_config(config: Mapping[str, Any], dtype: str, code: Path | 
     if code is not None:
         with without_library_logs(), remote_code_errors_as_diagnostics(code):
             parsed = transformers.AutoConfig.from_pretrained(code, trust_remote_code=True)
-            return transformers.AutoModelForCausalLM.from_config(
+            module = transformers.AutoModelForCausalLM.from_config(
                 parsed, dtype=getattr(torch, dtype), trust_remote_code=True
             )
+        return module.eval()
     parsed, kind = config_and_model_class(config)
     with without_library_logs(), transformers_errors_as_invalid_config(f"a `{config['model_type']}`"):
         module = kind._from_config(

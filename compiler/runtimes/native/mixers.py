@@ -67,7 +67,7 @@ def _unrolled_recurrences(module: nn.Module, graph: fx.Graph) -> dict[fx.Node, _
     for name, part in module.named_children():
         inside = [node for node in graph.nodes if name in node.meta.get("scope", ())]
         results = [node for node in inside if any(user not in inside for user in node.users)]
-        if len(results) != 1 or recurrences.recognise_recurrence(part) is None:
+        if len(results) != 1 or recurrences.recognise_rg_lru(part) is None:
             continue
         outside = dict.fromkeys(x for node in inside for x in node.all_input_nodes if x not in inside)
         rows = [x for x in outside if x.meta.get("shape") == results[0].meta.get("shape")]

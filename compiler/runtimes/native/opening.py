@@ -33,7 +33,7 @@ def open_native(
     sequences: int = SEQUENCES,
     mapped: bool | None = None,
     skip_checks: bool = False,
-    steady: bool = False,
+    batch_invariant: bool = False,
     prefix_tokens: int = 0,
 ) -> DecoderModel:
     """The model of a folder that the target `native` wrote.
@@ -44,7 +44,7 @@ def open_native(
                     where the system caches files in small pages; they must stay as they are for as long as the model is
                     open. By default those are mapped that take more than a quarter of the machine's memory
     skip_checks     do not hold weights against their checksums, which reads each whole
-    steady          logits of a sequence are the same to the bit whatever else a call computes
+    batch_invariant          logits of a sequence are the same to the bit whatever else a call computes
     prefix_tokens   tokens of earlier prompts that are held, for prompts that begin alike; sums are then rounded in
                     another order than of a prompt that is read whole
     """
@@ -59,7 +59,12 @@ def open_native(
         if not skip_checks:
             verify_weight_contents(weights, plan_file.entries, threads)
         engine = Engine(
-            plan_file.plan, weights, threads=threads, sequences=sequences, copy_weights=False, steady=steady
+            plan_file.plan,
+            weights,
+            threads=threads,
+            sequences=sequences,
+            copy_weights=False,
+            batch_invariant=batch_invariant,
         )
         _check_vocabulary_size(plan_file, engine)
     start = plan_file.facts.get("start")
@@ -68,7 +73,7 @@ def open_native(
     kind = Seq2SeqModel if engine.sources else NativeEncoder if "gives" in plan_file.facts else DecoderModel
     generation = read_generation_config(folder)
     model = kind(engine, plan_file.plan, weights, plan_file.facts, sequences, generation, prefix_tokens=prefix_tokens)
-    if kind is DecoderModel and steady and engine.backward:
+    if kind is DecoderModel and batch_invariant and engine.backward:
         model.draft_tokens = DRAFT_TOKENS
     model.name_or_path = model.config._name_or_path = str(folder)
     return model.eval()

@@ -59,7 +59,7 @@ class Recurrence:
 
 
 @torch.no_grad()
-def recognise_recurrence(module: nn.Module) -> Recurrence | None:
+def recognise_rg_lru(module: nn.Module) -> Recurrence | None:
     """The recurrence that a module (x [1, t, channels], positions [1, t]) computes, or None."""
     parameters = [p.detach() for p in module.parameters(recurse=False)]
     vectors = [p for p in parameters if p.dim() == 1]
@@ -98,7 +98,7 @@ def lower_recurrence(builder: PlanBuilder, call: NodeCall) -> Rows | NotImplemen
     args = call.args
     if call.kwargs or len(args) != 2 or not isinstance(args[0], Rows) or not isinstance(args[1], Positional):
         return NotImplemented
-    form = recognise_recurrence(call.module) if call.module is not None and args[0].index.dim() == 3 else None
+    form = recognise_rg_lru(call.module) if call.module is not None and args[0].index.dim() == 3 else None
     if form is None:
         return NotImplemented
     return _append_recurrence_steps(builder, call.node, form, builder.materialised(args[0]))

@@ -124,7 +124,7 @@ class Rewriter:
     def _reason_config_cannot_lose_layer(self, layer_path: str) -> str | None:
         """Why the config can't say that a layer is gone. `num_hidden_layers` of two stacks is the encoder's alone."""
         model = self.program.model
-        where = surgery.path_of_saved_config(model, surgery.split_parent_and_name(layer_path)[0])
+        where = surgery.saved_config_path_of_owner(model, surgery.split_parent_and_name(layer_path)[0])
         if where is None or (isinstance(model, PreTrainedModel) and is_encoder_decoder(model)):
             return "effc keeps no number of layers for each stack of such a model"
         if not isinstance(getattr(surgery.attribute_at(model, where), "num_hidden_layers", None), int):
@@ -297,7 +297,9 @@ class Rewriter:
             return dict.fromkeys(program.units, slots.UNIFORM)
         if not program.edits.kinds:
             first = next(iter(program.units), "")
-            where = surgery.path_of_saved_config(program.model, first)  # none of a copy, as some layers of CANINE have
+            where = surgery.saved_config_path_of_owner(
+                program.model, first
+            )  # none of a copy, as some layers of CANINE have
             config = surgery.attribute_at(program.model, where) if where is not None else None
             kinds = getattr(config, _LAYER_TYPES, None) or ()
             if len(kinds) != len(program.units):
@@ -317,7 +319,7 @@ class Rewriter:
         surgery.write_cache_slots(program.model, slot_by_path)
         if not paths or not isinstance(program.model, PreTrainedModel):
             return
-        where = surgery.path_of_saved_config(program.model, paths[0])
+        where = surgery.saved_config_path_of_owner(program.model, paths[0])
         if where is None:
             return
         config = surgery.attribute_at(program.model, where)

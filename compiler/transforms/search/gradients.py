@@ -67,7 +67,9 @@ class GradientSweep:
         count = len(units)
         with _without_weight_gradients(program.model):
             grads, tokens = (
-                self._last_layer_gradients_and_token_count() if prefix.chain and count and by_layer else (None, 0)
+                self._last_layer_output_gradients_and_token_count()
+                if prefix.chain and count and by_layer
+                else (None, 0)
             )
             if grads is None:
                 return
@@ -81,7 +83,7 @@ class GradientSweep:
                     grads = [self._backpropagate_through_layer(layer, call, grad) for call, grad in enumerate(grads)]
                     prefix.layers_run += 2 + self.draws
 
-    def _last_layer_gradients_and_token_count(self) -> tuple[list[Tensor] | None, int]:
+    def _last_layer_output_gradients_and_token_count(self) -> tuple[list[Tensor] | None, int]:
         """Gradients of the summed losses by what the last layer gives, in every call [1 + draws, b, t, h]; tokens."""
         prefix, gradients, tokens = self.prefix, [], 0
         generator = torch.Generator().manual_seed(self.seed)

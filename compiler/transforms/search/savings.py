@@ -76,7 +76,7 @@ class SavingsTable:
         self.original_branch_savings = cache(self._of_branch)
         self.savings_per_step = cache(self._savings_per_step)
         self.layer_savings = cache(self._layer)
-        self._crossed = cache(self._savings_across_same_tensor)
+        self._crossed = cache(self._savings_from_dropping_steps)
 
     @property
     def budget_kinds(self) -> tuple[str, ...]:
@@ -120,7 +120,7 @@ class SavingsTable:
         )
         return self._crossed((site, kind), step_count, quantity, kin, missing)
 
-    def _savings_across_same_tensor(
+    def _savings_from_dropping_steps(
         self,
         group_key: Key,
         step_count: int,

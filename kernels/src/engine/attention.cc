@@ -291,7 +291,7 @@ void attend_item(const AttendCall& call, const Item& item, int64_t from, int64_t
                  const int64_t (&parts)[2]) {
   // The number of rows decides in how many chains a sum runs: of a prompt's last item it is that of the items before it.
   const bool follows = item.first > 0 && item.run->count > 1;
-  const int64_t rows = call.steady || follows ? kItemRows : item.count;
+  const int64_t rows = call.batch_invariant || follows ? kItemRows : item.count;
 #if EFFC_TILES
   if (on_tiles(call) && rows > kFewRows)
     return Attend<engine::kMostItemRows>(call, item).run(from, until, parts[0], parts[1]);
@@ -311,7 +311,7 @@ void attend(const AttendCall& call) {
   items(call, [&](const Item& item, int64_t before) {
     const int64_t end = before + item.until - item.from;
     if (end <= from || before >= until) return;
-    if (call.steady) {  // whole items, to the part that has the first block
+    if (call.batch_invariant) {  // whole items, to the part that has the first block
       if (before >= from) attend_item(call, item, item.from, item.until, {0, 0});
       return;
     }

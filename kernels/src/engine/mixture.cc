@@ -111,7 +111,7 @@ void Engine::experts(const Turn& turn, const Step& step) const {
       part.words = prepared + mixture_.prepared;
       part.scales = scales;
       part.panels = panels_.at() + turn.thread * kPanelBytes;
-      part.steady = plan_.steady;
+      part.batch_invariant = plan_.batch_invariant;
       for (const Stage stage : {kPrepare, kMultiply}) {
         part.stage = stage;
         linear_at_[weights_[step.weight + e].form](part);

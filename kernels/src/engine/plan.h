@@ -67,7 +67,7 @@ struct Plan {
   int32_t step_count, register_count, weight_count, slot_count;
   int32_t logits;         // register
   int32_t level, threads, sequences;
-  int32_t steady;         // a row's logits do not depend on the rows beside it
+  int32_t batch_invariant;  // a row's logits do not depend on the rows beside it
   int64_t context;
   const Plan* encoder;    // whose keys and values are recalled, of sources; null: none. Its logits are -1
 };

@@ -49,7 +49,7 @@ struct AttendCall {
   int64_t head_bytes, block_bytes;
   int32_t numbers;        // a KvNumbers
   Pieces pieces;
-  int32_t append, steady, part, parts;
+  int32_t append, batch_invariant, part, parts;
 };
 
 }  // namespace engine

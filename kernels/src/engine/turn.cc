@@ -266,7 +266,7 @@ void Engine::linear(const Turn& turn, const Task& task, int64_t lot, const LotPa
   part.words = reinterpret_cast<uint8_t*>(prepared + each + own.begin * row);
   part.scales = prepared + 2 * each + own.begin;
   part.panels = panels_.at() + (own.parts == 1 ? turn.thread * kPanelBytes : 0);  // of all parts
-  part.steady = plan_.steady;
+  part.batch_invariant = plan_.batch_invariant;
   part.part = own.part;
   part.parts = own.parts;
   linear_at_[weight.form](part);
@@ -296,7 +296,7 @@ void Engine::attention(const Turn& turn, const Task& task) const {
   call.numbers = own.slots_[step.slot].numbers;
   call.pieces = {pieces_.floats(), const_cast<Pieces::Count*>(counts_.data())};
   call.append = task.work == Work::kAppend;
-  call.steady = plan_.steady;
+  call.batch_invariant = plan_.batch_invariant;
   call.parts = plan_.threads;
   for (call.part = turn.first_part; call.part <= turn.last_part; ++call.part) attend_at_(call);
 }

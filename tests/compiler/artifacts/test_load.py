@@ -320,7 +320,7 @@ UNFIT = [
     ("threads", 0),
     ("sequences", -1),
     ("sequences", 2.5),
-    ("steady", "yes"),
+    ("batch_invariant", "yes"),
     ("kernels", "bogus"),
     ("mapped", "x"),
     ("signed_by", "release.key.pub"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from effc.compiler.evaluation.confidence import ratio_interval
-from effc.compiler.evaluation.sequential import PairedBound, look_sizes, pocock_quantile, row_order
+from effc.compiler.evaluation.sequential import PairedBound, look_sizes, pocock_critical_value, row_order
 
 from bench import sequential
 
@@ -92,8 +92,8 @@ def test_an_interval_of_95_percent_misses_the_mean_of_skewed_rows_one_time_in_tw
 
 
 def test_one_look_takes_the_quantile_of_one_test():
-    assert pocock_quantile((100,), 0.05) == pytest.approx(1.96, abs=1e-3)
-    assert pocock_quantile((10, 20), 0.05) == pytest.approx(2.178, abs=2e-3)  # Pocock 1977, table 1
+    assert pocock_critical_value((100,), 0.05) == pytest.approx(1.96, abs=1e-3)
+    assert pocock_critical_value((10, 20), 0.05) == pytest.approx(2.178, abs=2e-3)  # Pocock 1977, table 1
 
 
 def test_an_order_holds_every_row_once_and_follows_from_its_seed():

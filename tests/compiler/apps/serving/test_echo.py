@@ -28,7 +28,7 @@ def logprobs(artifact, tokenizer):
     """Of each token of the prompt but the first, by the model itself."""
     ids = torch.tensor([tokenizer(PROMPT)["input_ids"]])
     assert ids.shape[1] > 70  # more than one call reads
-    return effc.load(artifact, steady=True, threads=1)(ids).logits[0].log_softmax(-1)
+    return effc.load(artifact, batch_invariant=True, threads=1)(ids).logits[0].log_softmax(-1)
 
 
 @pytest.mark.parametrize("max_tokens", [0, 1])

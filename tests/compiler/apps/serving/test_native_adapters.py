@@ -69,7 +69,7 @@ def torch_models(options, tmp_path_factory):
 
 
 def opened(artifact, **more):
-    return open_model(str(artifact), Settings(artifact.parent / "cache"), steady=True, **more)
+    return open_model(str(artifact), Settings(artifact.parent / "cache"), batch_invariant=True, **more)
 
 
 def off(found: torch.Tensor, wanted: torch.Tensor) -> float:

@@ -53,7 +53,7 @@ def quiet(server) -> bool:
 
 
 def test_a_completion_is_what_the_artifact_generates(server, artifact):
-    model, tokenizer = effc.load(artifact, steady=True), AutoTokenizer.from_pretrained(artifact / "native")
+    model, tokenizer = effc.load(artifact, batch_invariant=True), AutoTokenizer.from_pretrained(artifact / "native")
     ids = tokenizer("And it came to pass", return_tensors="pt")["input_ids"]
     wanted = model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
     found = server.complete()

@@ -75,7 +75,7 @@ def test_predictions_diverge_by_less_than_a_hundredth_of_a_nat(folders, model, r
 
 
 def test_a_prompt_at_once_and_token_by_token_are_the_same_text(folders, rows):
-    opened = open_native(folders["int8"], threads=1, steady=True)
+    opened = open_native(folders["int8"], threads=1, batch_invariant=True)
     assert torch.equal(token_by_token(opened, rows), opened(rows).logits[:, rows.shape[1] // 2 :])
 
 
@@ -95,15 +95,15 @@ def test_as_many_bytes_hold_nearly_twice_the_tokens():
 
 @pytest.mark.parametrize("mode", [{}, {"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 3}], ids=str)
 def test_beams_and_batches_read_the_rows_that_they_go_on_from(folders, rows, mode):
-    opened = open_native(folders["int8"], threads=1, steady=True)
+    opened = open_native(folders["int8"], threads=1, batch_invariant=True)
     ids = rows[:2, :40]
     uncached = seeded(opened, ids, use_cache=False, **mode)
     assert torch.equal(seeded(opened, ids, **mode), uncached)
 
 
 def test_a_prompt_that_begins_as_another_did_goes_on_from_it(folders, rows):
-    fresh = open_native(folders["int8"], threads=1, steady=True)
-    opened = open_native(folders["int8"], threads=1, steady=True, prefix_tokens=512)
+    fresh = open_native(folders["int8"], threads=1, batch_invariant=True)
+    opened = open_native(folders["int8"], threads=1, batch_invariant=True, prefix_tokens=512)
     seeded(opened, rows[:1, :100])
     longer = torch.cat([rows[:1, :90], rows[1:2, :20]], 1)
     assert torch.equal(seeded(opened, longer), seeded(fresh, longer))
