@@ -45,8 +45,8 @@ def combination_faults(plugin: Word, call: Invocation, earlier_stages: list[Stag
     faults = [
         *_faults_by_plugin_rules(plugin, call, earlier_stages, scope),
         *_faults_of_rows_without_prompts(plugin, call, scope),
-        *_faults_of_few_rows(plugin, call, scope),
     ]
+    faults = faults or [*_faults_of_few_samples(plugin, call, scope)]  # where the number of clients has no other fault
     for judge, taught in plugin.facts.get("disjoint", {}).items():
         learned = {ref.name: data.get(ref.name, ref) for ref in references_in(args[taught], DataRef)}
         for ref in references_in(args[judge], DataRef):
@@ -110,7 +110,7 @@ def _has_no_earlier_pass(pass_name: str, earlier_stages: list[Stage], scope: Sco
     return not scope.session.broken and all(s.word and s.word.name != pass_name for s in earlier_stages)
 
 
-def _faults_of_few_rows(plugin: Word, call: Invocation, scope: Scope) -> Iterator[Diagnostic]:
+def _faults_of_few_samples(plugin: Word, call: Invocation, scope: Scope) -> Iterator[Diagnostic]:
     """Data whose `samples` are together fewer than the rows that the word needs of them."""
     needed = plugin.rules(call.args).min_rows()
     declared = (
