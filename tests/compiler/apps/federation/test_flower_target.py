@@ -354,7 +354,7 @@ def test_interventions_that_no_step_inserts_are_asked_for_by_check(tmp_path):
 @pytest.mark.parametrize(
     ("more", "slug", "blamed", "says"),
     [
-        ("clients: 50", "empty-client", "", "of 50 would have none"),
+        ("split: dirichlet, beta: 0.01", "empty-client", "", "of 4 would have none"),
         ("hold: 99%", "empty-client", "hold", "judge itself by 8 of its 9 rows and learn from 1"),
         ("trains: prompt, tokens: 5000", "unfit-strategy", "tokens", "made for 512"),
         ("strategy: coverage, trains: full, budgets: [100%, 1%, 50%, 50%]", "budget-too-small", "budgets", "smallest"),
