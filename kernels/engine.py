@@ -44,7 +44,8 @@ class Engine:
     context     tokens of a sequence; at most, and by default, the model's limit
     copy_weights   move the weights to huge pages of their own, which are read a quarter faster than a file's
     compares_checksums   compare the checksums of packed weights, which reads them whole
-    batch_invariant      a sequence's logits depend, to the bit, neither on what else a call computes nor on threads
+    batch_invariant
+                a sequence's logits depend, to the bit, neither on what else a call computes nor on threads
     """
 
     def __init__(

@@ -59,12 +59,15 @@ class Options(TypedDict, total=False):
 _RENAMED_OPTIONS = {"tell": "on_event", "steady": "batch_invariant"}  # names until 0.2, which 0.3 drops
 
 
-def with_current_names(options: Any) -> Any:
-    """Options under the names that they have now."""
-    for old in _RENAMED_OPTIONS.keys() & options.keys():
-        message = f"`{old}` is `{_RENAMED_OPTIONS[old]}` now; the old name goes with 0.3"
-        warnings.warn(message, DeprecationWarning, stacklevel=4)
-    return {_RENAMED_OPTIONS.get(name, name): value for name, value in options.items()}
+def with_current_names(values: Any) -> Any:
+    """Options under the names that they have now. Raises Reject (bad-option) for one under both names."""
+    for old in _RENAMED_OPTIONS.keys() & values.keys():
+        new = _RENAMED_OPTIONS[old]
+        if new in values:
+            fact = f"`{old}` and `{new}` are given, which are one option"
+            raise options.invalid_option(fact, help=f"leave out `{old}`, its old name").rejection()
+        warnings.warn(f"`{old}` is `{new}` now; the old name goes with 0.3", DeprecationWarning, stacklevel=4)
+    return {_RENAMED_OPTIONS.get(name, name): value for name, value in values.items()}
 
 
 def with_device_of_map(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,8 +26,7 @@ other_kind_of_rows = Fault(
 short_rows = Fault("short-rows", "Rows of a data set have fewer tokens than a metric needs.")
 padded_rows = Fault(
     "padded-rows",
-    "Rows of a data set are padded to one length, and a metric needs rows that are text to their end.\n\n"
-    "Rows of `text` are; those of `pairs`, `labels` and `texts` end in padding.",
+    "Rows of a data set are padded to one length, and a metric needs rows that are text to their end, as of `text`.",
 )
 too_many_arguments = Fault("too-many-arguments", "A call has more arguments without a name than the word takes.")
 

@@ -44,7 +44,7 @@ def open_native(
                     where the system caches files in small pages; they must stay as they are for as long as the model is
                     open. By default those are mapped that take more than a quarter of the machine's memory
     skip_checks     do not hold weights against their checksums, which reads each whole
-    batch_invariant          logits of a sequence are the same to the bit whatever else a call computes
+    batch_invariant logits of a sequence are the same to the bit whatever else a call computes
     prefix_tokens   tokens of earlier prompts that are held, for prompts that begin alike; sums are then rounded in
                     another order than of a prompt that is read whole
     """

@@ -297,9 +297,7 @@ class Rewriter:
             return dict.fromkeys(program.units, slots.UNIFORM)
         if not program.edits.kinds:
             first = next(iter(program.units), "")
-            where = surgery.saved_config_path_of_owner(
-                program.model, first
-            )  # none of a copy, as some layers of CANINE have
+            where = surgery.saved_config_path_of_owner(program.model, first)  # None of a copy, as CANINE has
             config = surgery.attribute_at(program.model, where) if where is not None else None
             kinds = getattr(config, _LAYER_TYPES, None) or ()
             if len(kinds) != len(program.units):
