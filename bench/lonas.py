@@ -225,6 +225,13 @@ def table_of(rows: list[dict[str, Any]], tasks: list[str]) -> list[tuple[str, ..
     return lines
 
 
+def lonas_beside_pruned(rows: list[dict[str, Any]], tasks: list[str], size: str) -> str:
+    """Mean over tasks of LoNAS' accuracy less that of pruning at equal cost, paired by rows and seeds."""
+    arms = [[row for row in rows if row["name"] == f"{arm}, {size}"] for arm in ("LoNAS", "pruned")]
+    lonas, pruned = ([[row for row in arm if row["task"] == task] for task in tasks] for arm in arms)
+    return mean_over_tasks(list(zip(lonas, pruned, strict=True)))
+
+
 def task_cell(rows: list[dict[str, Any]], lora: list[dict[str, Any]]) -> str:
     """Mean accuracy over seeds, and the difference from LoRA."""
     if not rows:
@@ -266,6 +273,8 @@ def main() -> None:
         print(f"{time.monotonic() - began:.0f} s, of CPU {time.process_time():.0f} s", flush=True)
     columns, *lines = table_of(store.rows, list(sources))
     print(markdown([columns, *lines]))
+    for size in SIZES[1:]:
+        print(f"LoNAS beside pruned, {size}: {lonas_beside_pruned(store.rows, list(sources), size)}")
     write_table(options.json, columns, lines)
 
 
