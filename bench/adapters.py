@@ -48,7 +48,7 @@ def median_seconds(calls: dict[str, Callable[[], None]], rounds: int) -> dict[st
 
 
 def engine_calls(folder: Path, rank: int, n_sequences: int, threads: int) -> dict[str, Callable[[], None]]:
-    model = open_native(folder, threads=threads, sequences=n_sequences + 1, batch_invariant=True)
+    model = open_native(folder, threads=threads, max_sequences=n_sequences + 1, batch_invariant=True)
     engine, start = model.engine, time.perf_counter()
     assert isinstance(engine, Engine)
     numbers = [

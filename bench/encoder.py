@@ -28,7 +28,7 @@ def open_native_encoder(model, weights: str, threads: int) -> Any:
     plan = Reader(capture(model), weights).build_plan()
     with tempfile.TemporaryDirectory() as folder:
         write_plan(plan, Path(folder), native_artifact_facts(model, weights, plan.output))
-        return open_native(Path(folder), threads=threads, sequences=max(BATCHES))
+        return open_native(Path(folder), threads=threads, max_sequences=max(BATCHES))
 
 
 def median_seconds(forward, ids) -> float:

@@ -29,7 +29,7 @@ def open_model(folder: Path, threads: int, mode: str) -> tuple[Any, float]:
 
     torch.set_num_threads(threads)
     started = time.perf_counter()
-    model = open_native(folder, threads=threads, mapped=MODES[mode], sequences=1)
+    model = open_native(folder, threads=threads, mapped=MODES[mode], max_sequences=1)
     return model, time.perf_counter() - started
 
 

@@ -131,11 +131,11 @@ def tasks(encode: Callable[[str], list[int]], new: int, chat: Path | None, count
 def engines(plan: dict, weights: dict[str, torch.Tensor], threads: int) -> dict[str, DecoderModel]:
     models = {
         batch_invariant: DecoderModel(
-            Engine(plan, weights, threads, sequences=1, batch_invariant=batch_invariant),
+            Engine(plan, weights, threads, max_sequences=1, batch_invariant=batch_invariant),
             plan,
             weights,
             {},
-            sequences=1,
+            max_sequences=1,
             prefix_tokens=1 << 16,
         )
         for batch_invariant in (False, True)

@@ -40,7 +40,8 @@ class Engine:
     plan        as `engine_steps.py` lists its steps
     weights     by name: packed ones as rows of bytes, others float32 or bfloat16
     threads     of its own; at most as many as there are cores for
-    sequences   that it remembers at once
+    max_sequences
+                that it remembers at once
     context     tokens of a sequence; at most, and by default, the model's limit
     copy_weights   move the weights to huge pages of their own, which are read a quarter faster than a file's
     compares_checksums   compare the checksums of packed weights, which reads them whole
@@ -53,25 +54,25 @@ class Engine:
         plan: Mapping,
         weights: Mapping[str, Tensor],
         threads: int,
-        sequences: int = 1,
+        max_sequences: int = 1,
         context: int | None = None,
         copy_weights: bool = True,
         compares_checksums: bool = False,
         batch_invariant: bool = False,
     ):
         self._handle, self._users, self._free = ctypes.c_void_p(), 0, threading.Condition()
-        for name, value in {"threads": threads, "sequences": sequences, "tokens of context": context}.items():
+        for name, value in {"threads": threads, "sequences": max_sequences, "tokens of context": context}.items():
             if value is not None and (not isinstance(value, int) or not 1 <= value < 2**31):
                 raise KernelError(f"an engine with {value} {name} can't be made")
         _refuse_stale_kernels()
-        if sequences > MAX_SEQUENCES:
-            raise KernelError(f"an engine remembers at most {MAX_SEQUENCES} sequences, not {sequences}")
+        if max_sequences > MAX_SEQUENCES:
+            raise KernelError(f"an engine remembers at most {MAX_SEQUENCES} sequences, not {max_sequences}")
         layout = check_plan_and_weights(plan, weights, compares_checksums)
         if context is not None and context > layout.context:
             raise KernelError(
                 f"the model's limit is {layout.context} tokens of a sequence, and {context} are asked for"
             )
-        self.context, self.sequences = context or layout.context, sequences
+        self.context, self.max_sequences = context or layout.context, max_sequences
         self.vocabulary, self.width = layout.vocabulary, layout.widths[layout.logits]
         self.bidirectional = layout.bidirectional
         self.sources = layout.encoder.context if layout.encoder else 0  # tokens of a source at most; 0: it reads none
@@ -97,7 +98,7 @@ class Engine:
             layout.logits,
             levels.active_level_code(),
             self.threads,
-            self.sequences,
+            self.max_sequences,
             batch_invariant,
             0,
             context,
@@ -227,9 +228,9 @@ class Engine:
             return
         if min(ids) < 0 or max(ids) >= vocabulary:
             raise KernelError(f"tokens {min(ids)}..{max(ids)} are not all among the {vocabulary} that the model knows")
-        if min(owners) < 0 or max(owners) >= self.sequences:
+        if min(owners) < 0 or max(owners) >= self.max_sequences:
             raise KernelError(
-                f"sequences {min(owners)}..{max(owners)} are not all among this engine's {self.sequences}"
+                f"sequences {min(owners)}..{max(owners)} are not all among this engine's {self.max_sequences}"
             )
 
     def _refuse_invalid_batch(self, ids: array, sequences: array, output_rows: array) -> None:

@@ -34,7 +34,7 @@ class LoadOptions(TypedDict, total=False):
     dtype: "torch.dtype | str | None"
     check: Literal["sha256", "size", "auto"]
     threads: int | None
-    sequences: int | None
+    max_sequences: int | None
     batch_invariant: bool
     kernels: bool
     mapped: bool | None
@@ -50,7 +50,7 @@ def load(
     dtype: "torch.dtype | str | None" = None,
     check: Literal["sha256", "size", "auto"] = "auto",
     threads: int | None = None,
-    sequences: int | None = None,
+    max_sequences: int | None = None,
     batch_invariant: bool = False,
     kernels: bool = True,
     mapped: bool | None = None,
@@ -70,7 +70,8 @@ def load(
     check       what of the files is compared with the manifest; "size" skips reading them all, "auto" skips the weights
                 of `native`, whose checksums the engine compares
     threads     that run the native engine; as many as torch has by default
-    sequences   that the native engine keeps at once; 16 by default
+    max_sequences
+                that the native engine keeps at once; 16 by default
     batch_invariant
                 the native engine gives the same logits to the bit whatever other sequences it computes in a call
     kernels     state-space scans run on effc's kernels where those are compiled; False: where the recipe says so
@@ -88,7 +89,7 @@ def load(
     stored = isinstance(dtype, str) and dtype == "auto"  # as transformers spells it
     values = {"path": path, "device": device, "dtype": None if stored else dtype, "check": check, "threads": threads}
     values |= {
-        "sequences": sequences,
+        "max_sequences": max_sequences,
         "batch_invariant": batch_invariant,
         "kernels": kernels,
         "mapped": mapped,
@@ -142,7 +143,7 @@ def _option_rules() -> dict[str, options.Rule]:
         "dtype": options.optional_rule(options.checked_float_dtype),
         "check": options.choice_rule("sha256", "size", "auto"),
         "threads": options.optional_rule(options.integer_rule(1, MAX_THREADS)),
-        "sequences": options.optional_rule(options.integer_rule(1, MAX_SEQUENCES)),
+        "max_sequences": options.optional_rule(options.integer_rule(1, MAX_SEQUENCES)),
         "batch_invariant": options.boolean_rule,
         "kernels": options.boolean_rule,
         "mapped": options.optional_rule(options.boolean_rule),

@@ -56,7 +56,8 @@ class Options(TypedDict, total=False):
     on_event: Listener
 
 
-_RENAMED_OPTIONS = {"tell": "on_event", "steady": "batch_invariant"}  # names until 0.2, which 0.3 drops
+# names until 0.2, which 0.3 drops
+_RENAMED_OPTIONS = {"tell": "on_event", "steady": "batch_invariant", "sequences": "max_sequences"}
 
 
 def with_current_names(values: Any) -> Any:

@@ -73,7 +73,7 @@ class LoadRequest:
     device: Any = None
     base: Any = None
     threads: int | None = None
-    sequences: int | None = None
+    max_sequences: int | None = None
     batch_invariant: bool = False
     kernels: bool = True
     mapped: bool | None = None

@@ -11,12 +11,13 @@ from torch import Tensor
 class Decoder(Protocol):
     """Sequences that grow by tokens: what a runtime has to be for `DecoderModel` and the server.
 
-    sequences    that can be open at once, numbered from 0
+    max_sequences
+                 that can be open at once, numbered from 0
     context      tokens that a sequence can have
     vocabulary   logits of a token
     """
 
-    sequences: int
+    max_sequences: int
     context: int
     vocabulary: int
 
@@ -70,15 +71,16 @@ class SourceDecoder(Decoder, Protocol):
 class BatchedRun(ABC):
     """A `Decoder` over one method that computes logits of rows of equal length.
 
-    sequences    that can be open at once
+    max_sequences
+                 that can be open at once
     context      tokens that a sequence can have
     vocabulary   logits of a token
     """
 
     backward = True
 
-    def __init__(self, sequences: int, context: int, vocabulary: int):
-        self.sequences, self.context, self.vocabulary = sequences, context, vocabulary
+    def __init__(self, max_sequences: int, context: int, vocabulary: int):
+        self.max_sequences, self.context, self.vocabulary = max_sequences, context, vocabulary
 
     @abstractmethod
     def length(self, sequence: int) -> int:

@@ -108,7 +108,7 @@ class DecoderModel(GenerationMixin, nn.Module):
         plan: Mapping[str, Any],
         weights: Mapping[str, Tensor],
         facts: Mapping[str, Any],
-        sequences: int,
+        max_sequences: int,
         generation: Mapping[str, Any] | None = None,
         prefix_tokens: int = 0,
     ):
@@ -126,7 +126,7 @@ class DecoderModel(GenerationMixin, nn.Module):
         self.name_or_path = ""
         self.n_params: int | None = facts.get("params")
         self.call_costs = CallCosts()
-        self._pool = SequencePool(engine, sequences, prefix_tokens)
+        self._pool = SequencePool(engine, max_sequences, prefix_tokens)
         self._lock = ProcessLock()
 
     def can_generate(self) -> bool:
@@ -165,7 +165,7 @@ class DecoderModel(GenerationMixin, nn.Module):
             if len(prompts) > self.num_free_sequences:
                 raise too_many_sequences(
                     f"{len(prompts)} more sequences are asked for, and {self.num_free_sequences} are free",
-                    help="load the artifact with a larger `sequences=`, or close what is open",
+                    help="load the artifact with a larger `max_sequences=`, or close what is open",
                 ).rejection()
             return [self._pool.acquire_slot(prompt if self.reuses_prompts else (), self.owner) for prompt in prompts]
 

@@ -242,7 +242,8 @@ class Native(Target):
             raise other_kind(
                 f"{folder} holds packed weights, which have no other dtype", help="load it without `dtype`"
             ).rejection()
-        options: dict[str, Any] = {} if load_request.sequences is None else {"sequences": load_request.sequences}
+        limit = load_request.max_sequences
+        options: dict[str, Any] = {} if limit is None else {"max_sequences": limit}
         return open_native(
             folder,
             threads=load_request.threads,

@@ -107,7 +107,7 @@ def _plan(kind: str) -> Callable[[bytes, Path], None]:
             found.plan, plan_files.load_weights(folder, found, mapped=True), compares_checksums=True
         )
         if "EFFC_KERNELS" in os.environ:  # a build that is watched: what was taken must compute, too
-            opening.open_native(folder, threads=1, sequences=1)(torch.tensor([[1, 2, 3]]))
+            opening.open_native(folder, threads=1, max_sequences=1)(torch.tensor([[1, 2, 3]]))
 
     return plan
 

@@ -56,7 +56,7 @@ def test_exact_sums_are_those_of_this_machine_to_the_bit(kernel, emulated_librar
 
 def greedy(folder) -> tuple[list[int], torch.Tensor]:
     """Tokens that the engine chooses behind the prompt, and the logits of all positions."""
-    model = open_native(folder, threads=1, sequences=1)
+    model = open_native(folder, threads=1, max_sequences=1)
     logits = [model.engine.run(PROMPT, [0] * len(PROMPT))]
     tokens: list[int] = []
     for _ in range(TOKENS):

@@ -105,7 +105,7 @@ def test_chunks_of_any_size_are_one_prompt(sizes):
 def test_sequences_of_different_lengths_do_not_see_each_other(kernel, count):
     built = llama(kernel)
     prompts = [ids_of(built, 2 + 5 * i % 17, seed=i) for i in range(count)]
-    own = engine(built, sequences=count)
+    own = engine(built, max_sequences=count)
     own.run([t for p in prompts for t in p[:-1]], [i for i, p in enumerate(prompts) for _ in p[:-1]], [])
     found = own.run([p[-1] for p in prompts], range(count))
     for row, prompt in zip(found, prompts, strict=True):
@@ -281,7 +281,7 @@ def test_steady_logits_do_not_depend_on_what_else_a_call_computes(kernel, level)
         own = engine(built, threads=1, batch_invariant=True)
         first = prompt[:-1] or [0]
         alone.append(torch.cat([own.run(first, [0] * len(first)), own.run(prompt[-1:], [0])]))
-    own = engine(built, sequences=6, batch_invariant=True)
+    own = engine(built, max_sequences=6, batch_invariant=True)
     flat = [(t, i) for i, p in enumerate(prompts) for t in p[:-1] or [0]]
     found = own.run([t for t, _ in flat], [i for _, i in flat])
     last = own.run([p[-1] for p in prompts], range(6))
@@ -294,7 +294,7 @@ def test_steady_logits_do_not_depend_on_what_else_a_call_computes(kernel, level)
 def test_a_text_that_is_seen_whole_is_what_torch_gives_among_others(window, level):
     built = llama(whole=True, window=window)
     texts = [ids_of(built, count, seed=count) for count in (1, 3, 33, 70, 9)]
-    own = engine(built, sequences=len(texts))
+    own = engine(built, max_sequences=len(texts))
     found = own.run([t for text in texts for t in text], [i for i, text in enumerate(texts) for _ in text])
     for rows, text in zip(found.split([len(text) for text in texts]), texts, strict=True):
         assert_near(rows, wanted_logits(built, text))
@@ -308,7 +308,7 @@ def test_a_whole_text_longer_than_a_chunk_is_one_text():
 
 
 def test_a_text_that_is_to_be_seen_whole_comes_at_once():
-    own = engine(llama(whole=True), sequences=2)
+    own = engine(llama(whole=True), max_sequences=2)
     with pytest.raises(KernelError, match="lie apart"):
         own.run([1, 2, 3], [0, 1, 0])
     own.run([1, 2], [0, 0])

@@ -80,7 +80,7 @@ def test_tokens_with_an_intervention_are_those_that_name_it(threads, level):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_sequences_of_several_adapters_and_of_none_are_each_as_alone(kernel, threads):
     built = llama(kernel, hidden=80, heads=5, kv=5, context=700)
-    own = engine(built, threads, sequences=8, batch_invariant=True)
+    own = engine(built, threads, max_sequences=8, batch_invariant=True)
     numbers = [-1, own.add_adapter(lora(built, 4, 1)), own.add_adapter(intervention(built, 2, 2)), -1]
     numbers.append(own.add_adapter(lora(built, 17, 3, every=3)))
     prompts = [ids_of(built, length, seed) for seed, length in enumerate((150, 260, 12, 5, 140))]
@@ -111,7 +111,7 @@ def test_an_adapter_acts_beside_states_too():
 
 def test_the_rows_whose_logits_are_wanted_have_the_adapters_of_their_tokens():
     built = llama()
-    ids, own = ids_of(built, 20), engine(built, sequences=2)
+    ids, own = ids_of(built, 20), engine(built, max_sequences=2)
     numbers = [own.add_adapter(lora(built, 3, seed)) for seed in (0, 1)]
     pairs = [(token, sequence) for token in ids for sequence in (0, 1)]
     every, owners = [token for token, _ in pairs], [sequence for _, sequence in pairs]

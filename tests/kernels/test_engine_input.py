@@ -155,7 +155,7 @@ GPT2 = gpt2(layers=1)
     ],
 )
 def test_tokens_that_do_not_fit_are_refused_before_anything_is_computed(ids, sequences, wanted, sentence):
-    own = Engine(BUILT.plan, BUILT.weights, 1, sequences=2, context=8)
+    own = Engine(BUILT.plan, BUILT.weights, 1, max_sequences=2, context=8)
     own.run([3], [1])
     with pytest.raises(KernelError, match=sentence):
         own.run(ids, sequences, wanted)
@@ -166,8 +166,8 @@ def test_tokens_that_do_not_fit_are_refused_before_anything_is_computed(ids, seq
     "arguments, sentence",
     [
         ({"threads": 0}, "0 threads"),
-        ({"threads": 1, "sequences": 0}, "0 sequences"),
-        ({"threads": 1, "sequences": 65537}, "at most 65536 sequences"),
+        ({"threads": 1, "max_sequences": 0}, "0 sequences"),
+        ({"threads": 1, "max_sequences": 65537}, "at most 65536 sequences"),
         ({"threads": 1, "context": -3}, "-3 tokens of context"),
         ({"threads": 1, "context": 129}, "limit is 128"),
     ],
@@ -333,7 +333,7 @@ def test_what_is_not_a_number_stays_in_its_sequence():
     x = b.step("embedding", 48, table=table)
     q, k, v = (b.linear(x, 48) for _ in range(3))
     b.linear(b.attention(q, k, v, 3, 3, 16), 60)
-    own = Engine(b.plan, b.weights, 2, sequences=2)
+    own = Engine(b.plan, b.weights, 2, max_sequences=2)
     found = own.run([1, 7, 1, 2], [0, 0, 1, 1])
     assert found[1].isnan().any() and not found[2:].isnan().any()
     own.forget(0, 1)

@@ -66,7 +66,7 @@ def test_more_rows_than_meet_an_expert_at_once_are_met_in_parts():
 def test_sequences_of_different_lengths_choose_for_themselves(count):
     built = mixture()
     prompts = [ids_of(built, 2 + 5 * i % 17, seed=i) for i in range(count)]
-    own = engine(built, sequences=count)
+    own = engine(built, max_sequences=count)
     own.run([t for p in prompts for t in p[:-1]], [i for i, p in enumerate(prompts) for _ in p[:-1]], [])
     found = own.run([p[-1] for p in prompts], range(count))
     for row, prompt in zip(found, prompts, strict=True):
@@ -77,7 +77,7 @@ def test_steady_logits_of_a_mixture_do_not_depend_on_what_else_a_call_computes(l
     built = mixture("dense_linear_int8")
     prompts = [ids_of(built, n, seed=n) for n in (40, 3, 17)]
     alone = [engine(built, 1, batch_invariant=True).run(p, [0] * len(p), [len(p) - 1])[0] for p in prompts]
-    own = engine(built, 3, sequences=3, batch_invariant=True)
+    own = engine(built, 3, max_sequences=3, batch_invariant=True)
     last = [sum(map(len, prompts[: i + 1])) - 1 for i in range(3)]
     found = own.run([t for p in prompts for t in p], [i for i, p in enumerate(prompts) for _ in p], last)
     assert torch.equal(found, torch.stack(alone))
@@ -86,7 +86,7 @@ def test_steady_logits_of_a_mixture_do_not_depend_on_what_else_a_call_computes(l
 def test_what_is_not_a_number_chooses_experts_that_are_there():
     built = mixture()
     built.weights[built.plan["steps"][0]["table"]][7] = float("nan")
-    found = engine(built, sequences=2).run([1, 7, 1, 2], [0, 0, 1, 1])
+    found = engine(built, max_sequences=2).run([1, 7, 1, 2], [0, 0, 1, 1])
     assert found[1].isnan().any() and not found[2:].isnan().any()
 
 

@@ -17,7 +17,7 @@ def test_two_long_texts_in_one_call_give_what_torch_gives(kernel, threads, monke
     monkeypatch.setattr("effc.kernels.engine.usable_cores", lambda: 64)
     built = llama(kernel, context=300)
     first, second = ids_of(built, FIRST + 1), ids_of(built, SECOND + 1, seed=1)
-    own = engine(built, threads, sequences=2)
+    own = engine(built, threads, max_sequences=2)
     logits = own.run(first[:-1] + second[:-1], [0] * FIRST + [1] * SECOND)
     following = own.run([first[-1], second[-1]], [0, 1])
     for text, found, last in ((first, logits[:FIRST], 0), (second, logits[FIRST:], 1)):
@@ -52,7 +52,7 @@ def test_steady_logits_of_a_long_prompt_are_the_same_to_the_bit_with_any_threads
 def test_a_text_whose_tokens_come_in_two_runs_of_one_call_has_the_keys_of_both():
     built = llama(context=400)
     text, other = ids_of(built, 301), ids_of(built, 20, seed=1)
-    own, whole = engine(built, 2, sequences=2), engine(built, 2)
+    own, whole = engine(built, 2, max_sequences=2), engine(built, 2)
     runs = [*text[:137], *other, *text[137:300]]
     own.run(runs, [0] * 137 + [1] * 20 + [0] * 163, [])
     whole.run(text[:300], [0] * 300, [])

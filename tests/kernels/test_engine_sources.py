@@ -44,7 +44,7 @@ def test_tokens_recall_a_source_of_any_length(kernel, length, level):
 
 def test_sources_of_one_call_do_not_see_each_other():
     sources, targets = [ids_of(n, n) for n in (5, 1, 64, 17)], [ids_of(n, n) for n in (3, 7, 1, 20)]
-    own = engine(BUILT, sequences=4)
+    own = engine(BUILT, max_sequences=4)
     own.encode([*chain(*sources)], [n for n, source in enumerate(sources) for _ in source])
     found = own.run([*chain(*targets)], [n for n, ids in enumerate(targets) for _ in ids])
     for source, ids, part in zip(sources, targets, found.split([len(t) for t in targets]), strict=True):
@@ -83,7 +83,7 @@ def test_steady_logits_depend_neither_on_neighbours_nor_on_threads():
     source, ids = ids_of(40), ids_of(12, 1)
 
     def said(threads: int, sequences: int) -> torch.Tensor:
-        own = engine(BUILT, threads, sequences=sequences, batch_invariant=True)
+        own = engine(BUILT, threads, max_sequences=sequences, batch_invariant=True)
         own.encode(source * sequences, [n for n in range(sequences) for _ in source])
         return own.run(ids * sequences, [n for n in range(sequences) for _ in ids])[-12:]
 
@@ -106,7 +106,7 @@ def test_steady_logits_depend_neither_on_neighbours_nor_on_threads():
 )
 def test_calls_that_do_not_fit_are_refused_before_anything_is_computed(call, said):
     with pytest.raises(KernelError, match=said):
-        call(engine(BUILT, sequences=2))
+        call(engine(BUILT, max_sequences=2))
 
 
 def test_an_engine_without_an_encoder_reads_no_sources():

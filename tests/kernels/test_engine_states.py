@@ -54,7 +54,7 @@ def test_neither_chunks_nor_neighbours_nor_threads_change_a_bit(make, threads, m
     built = make()
     ids, other = ids_of(built, 70), ids_of(built, 70, seed=1)
     wanted = engine(built, 1, batch_invariant=True).run(ids, [0] * 70)
-    own, at, found = engine(built, threads, sequences=2, batch_invariant=True), 0, []
+    own, at, found = engine(built, threads, max_sequences=2, batch_invariant=True), 0, []
     for size in (1, 2, 3, 9, 1, 20, 34):
         # The other sequence lies between this one's tokens, too.
         part, half = ids[at : at + size], size // 2
@@ -77,7 +77,7 @@ def test_a_prompt_longer_than_a_chunk_goes_on_with_its_state(make):
 def test_a_sequence_is_forgotten_whole_and_not_cut_back(make):
     built = make()
     ids, other = ids_of(built, 30), ids_of(built, 30, seed=9)
-    own = engine(built, sequences=2)
+    own = engine(built, max_sequences=2)
     own.run(ids[:20] + other[:5], [0] * 20 + [1] * 5, [])
     with pytest.raises(KernelError, match="can't be cut back to fewer; only 0 and all are possible"):
         own.forget(0, 19)

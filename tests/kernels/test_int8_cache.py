@@ -103,7 +103,7 @@ def test_one_large_number_spoils_no_more_than_the_32_beside_it():
 def test_what_is_forgotten_leaves_no_trace():
     built = on_int8(llama())
     ids, other = ids_of(built, 70), ids_of(built, 70, seed=9)
-    own, fresh = engine(built, sequences=2), engine(built)
+    own, fresh = engine(built, max_sequences=2), engine(built)
     own.run(ids[:37] + other[:33], [0] * 70, [])
     for length in (37, 32, 5):
         own.forget(0, length)
@@ -121,7 +121,7 @@ def test_what_is_not_a_number_stays_in_its_sequence_and_goes_with_what_is_forgot
     x = b.step("embedding", 48, table=table)
     q, k, v = (b.linear(x, 48) for _ in range(3))
     b.linear(b.attention(q, k, v, 3, 3, 16), 60)
-    own = engine(on_int8(b), sequences=2)
+    own = engine(on_int8(b), max_sequences=2)
     rows = own.run([1, 7, 1, 2], [0, 0, 1, 1])
     assert rows[1].isnan().all() and not rows[2:].isnan().any()
     own.forget(0, 1)
@@ -132,7 +132,7 @@ def test_what_is_not_a_number_stays_in_its_sequence_and_goes_with_what_is_forgot
 def test_sequences_of_different_lengths_do_not_see_each_other(count):
     built = on_int8(llama())
     prompts = [ids_of(built, 2 + 5 * i % 47, seed=i) for i in range(count)]
-    own = engine(built, sequences=count)
+    own = engine(built, max_sequences=count)
     own.run([t for p in prompts for t in p[:-1]], [i for i, p in enumerate(prompts) for _ in p[:-1]], [])
     for row, prompt in zip(own.run([p[-1] for p in prompts], range(count)), prompts, strict=True):
         assert_near(row, wanted_logits(built, prompt)[-1])
@@ -141,7 +141,7 @@ def test_sequences_of_different_lengths_do_not_see_each_other(count):
 def test_steady_logits_do_not_depend_on_what_else_a_call_computes(level):
     built = on_int8(llama())
     prompts = [ids_of(built, n, seed=n) for n in (40, 3, 17, 66, 2, 9)]
-    own = engine(built, sequences=6, batch_invariant=True)
+    own = engine(built, max_sequences=6, batch_invariant=True)
     own.run([t for p in prompts for t in p[:-1]], [i for i, p in enumerate(prompts) for _ in p[:-1]], [])
     together = own.run([p[-1] for p in prompts], range(6))
     for prompt, row in zip(prompts, together, strict=True):

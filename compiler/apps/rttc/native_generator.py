@@ -63,7 +63,7 @@ def open_native_generator(
     """
     sequences = _SEQUENCES * (2 if adaptable else 1)
     bare = open_native(
-        folder, threads=threads, sequences=sequences, batch_invariant=True, prefix_tokens=sequences * _REMEMBERED
+        folder, threads=threads, max_sequences=sequences, batch_invariant=True, prefix_tokens=sequences * _REMEMBERED
     )  # an answer is the same to the bit, whatever is held of its prompt
     return NativeGenerator(bare, EngineStates(bare, adaptable) if adaptable else None)
 

@@ -36,7 +36,7 @@ class CachedModel:
 
     backward = False  # whole sequences are forgotten
 
-    def __init__(self, model: Any, sequences: int = MAX_SEQUENCES, adapters: Mapping[str, Any] | None = None):
+    def __init__(self, model: Any, max_sequences: int = MAX_SEQUENCES, adapters: Mapping[str, Any] | None = None):
         from ...ir.layers.reft import interventions
 
         config = model.config.get_text_config(decoder=True)
@@ -44,8 +44,8 @@ class CachedModel:
         self._edited = {name: any(True for _ in interventions(model_of)) for name, model_of in self._models.items()}
         self._chosen: dict[int, str] = {}  # what sequences run on, where that is not the model itself
         self._caches: dict[int, Any] = {}
-        self._lengths = [0] * sequences
-        self.sequences = sequences
+        self._lengths = [0] * max_sequences
+        self.max_sequences = max_sequences
         self.context = getattr(config, "max_position_embeddings", None) or 1 << 20
         self.vocabulary = config.vocab_size
 

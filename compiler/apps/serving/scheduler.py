@@ -73,7 +73,7 @@ class Scheduler:
         self._draft_tokens, self._costs = draft_tokens, CallCosts()
         self._runner, self._tokenizer, self.eos_ids = runner, tokenizer, tuple(eos_ids)
         self._max_waiting = max_waiting
-        self.n_slots = min(max_running, runner.sequences)
+        self.n_slots = min(max_running, runner.max_sequences)
         self._free = SequencePool(runner, self.n_slots, prefix_cache_tokens)
         self._waiting: list[Job] = []
         self._seen: dict[str, float] = {}  # the last two clients, and when each asked last

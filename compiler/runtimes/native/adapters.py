@@ -127,7 +127,7 @@ class AdaptedEngine:
     def __init__(self, engine: "Engine", adapters: Mapping[str, EngineAdapter], default: str = ""):
         self.engine, self._adapters, self._default = engine, {"": EngineAdapter(), **adapters}, default
         self._chosen: dict[int, str] = {}
-        self.sequences, self.context, self.vocabulary = engine.sequences, engine.context, engine.vocabulary
+        self.max_sequences, self.context, self.vocabulary = engine.max_sequences, engine.context, engine.vocabulary
 
     @property
     def backward(self) -> bool:

@@ -30,7 +30,7 @@ def open_native(
     folder: Path,
     *,
     threads: int | None = None,
-    sequences: int = SEQUENCES,
+    max_sequences: int = SEQUENCES,
     mapped: bool | None = None,
     skip_checks: bool = False,
     batch_invariant: bool = False,
@@ -39,7 +39,7 @@ def open_native(
     """The model of a folder that the target `native` wrote.
 
     threads         that compute; as many as torch has by default
-    sequences       that can be open at once
+    max_sequences   that can be open at once
     mapped          leave weights on disk, mapped: no copy is made, processes share the memory, and computing is slower
                     where the system caches files in small pages; they must stay as they are for as long as the model is
                     open. By default those are mapped that take more than a quarter of the machine's memory
@@ -62,7 +62,7 @@ def open_native(
             plan_file.plan,
             weights,
             threads=threads,
-            sequences=sequences,
+            max_sequences=max_sequences,
             copy_weights=False,
             batch_invariant=batch_invariant,
         )
@@ -72,7 +72,8 @@ def open_native(
         raise native_damaged("plan.json names no token that a target begins with", help="compile again").rejection()
     kind = Seq2SeqModel if engine.sources else NativeEncoder if "gives" in plan_file.facts else DecoderModel
     generation = read_generation_config(folder)
-    model = kind(engine, plan_file.plan, weights, plan_file.facts, sequences, generation, prefix_tokens=prefix_tokens)
+    plan, facts = plan_file.plan, plan_file.facts
+    model = kind(engine, plan, weights, facts, max_sequences, generation, prefix_tokens=prefix_tokens)
     if kind is DecoderModel and batch_invariant and engine.backward:
         model.draft_tokens = DRAFT_TOKENS
     model.name_or_path = model.config._name_or_path = str(folder)

@@ -125,8 +125,9 @@ def test_a_device_map_that_splits_a_model_or_names_no_device_is_refused(tmp_path
 
 
 def test_an_old_name_of_an_option_warns_and_is_refused_beside_the_new_one(tmp_path):
-    with pytest.warns(DeprecationWarning, match="`steady` is `batch_invariant`"), pytest.raises(Reject, match="yes"):
-        api.load(tmp_path / "nowhere", steady="yes")
+    for old, new in (("steady", "batch_invariant"), ("sequences", "max_sequences")):
+        with pytest.warns(DeprecationWarning, match=f"`{old}` is `{new}`"), pytest.raises(Reject, match="yes"):
+            api.load(tmp_path / "nowhere", **{old: "yes"})
     with pytest.raises(Reject, match="`steady` and `batch_invariant`"):
         api.load(tmp_path / "nowhere", steady=True, batch_invariant=True)
 

@@ -57,10 +57,10 @@ def original():
 def decoder(request, original):
     if request.param == "graph":
         sizes = {"vocabulary": original.config.vocab_size, "context": 24}
-        return PaddedModel(PaddedRows(Graph(original), sizes), sizes, {}, {}, sequences=6).eval()
+        return PaddedModel(PaddedRows(Graph(original), sizes), sizes, {}, {}, max_sequences=6).eval()
     plan = Reader(capture(original), "bf16").build_plan()
     weights = {name: entry.make() for name, entry in plan.live_weight_entries().items()}
-    return DecoderModel(Naive(plan.to_json(), weights), plan.to_json(), weights, {}, sequences=6).eval()
+    return DecoderModel(Naive(plan.to_json(), weights), plan.to_json(), weights, {}, max_sequences=6).eval()
 
 
 @pytest.fixture

@@ -161,9 +161,9 @@ def native(original):
     plan = Reader(capture(original), "bf16").build_plan()
     weights = {name: entry.make() for name, entry in plan.live_weight_entries().items()}
     body = plan.to_json()
-    engine = Calls(body, weights, 1, sequences=2, batch_invariant=True)
+    engine = Calls(body, weights, 1, max_sequences=2, batch_invariant=True)
     engine.counts = []
-    model = DecoderModel(engine, body, weights, {}, sequences=2, prefix_tokens=400)
+    model = DecoderModel(engine, body, weights, {}, max_sequences=2, prefix_tokens=400)
     model.call_costs = KnownCosts()
     return model
 
@@ -292,8 +292,8 @@ def test_a_processor_that_breaks_in_a_draft_leaves_no_rejected_token_in_what_is_
 def unread_copy(native):
     """A model of the same weights that has read nothing."""
     weights = {name.replace("/", "."): tensor for name, tensor in native.weights.named_buffers()}
-    engine = Engine(native.plan, weights, 1, sequences=1, batch_invariant=True)
-    model = DecoderModel(engine, native.plan, weights, {}, sequences=1, prefix_tokens=400)
+    engine = Engine(native.plan, weights, 1, max_sequences=1, batch_invariant=True)
+    model = DecoderModel(engine, native.plan, weights, {}, max_sequences=1, prefix_tokens=400)
     model.call_costs = KnownCosts()
     return model
 

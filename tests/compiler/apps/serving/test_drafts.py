@@ -46,7 +46,7 @@ def schedulers(folder, plan_and_weights):
     """One without drafts and one with them, which starts nothing that is not asked of it."""
     both = []
     for draft_tokens in (0, DRAFT_TOKENS):
-        engine = Calls(*plan_and_weights, 1, sequences=4, batch_invariant=True)
+        engine = Calls(*plan_and_weights, 1, max_sequences=4, batch_invariant=True)
         engine.counts = []
         both.append(
             Scheduler(

@@ -163,7 +163,9 @@ def test_a_model_with_a_state_answers_the_same_alone_and_among_others(tokenizer)
     model = made("bamba")
     plan = Reader(capture(model), "bf16").build_plan()
     weights = {name: entry.make() for name, entry in plan.live_weight_entries().items()}
-    scheduler = Scheduler(Engine(plan.to_json(), weights, 1, sequences=3, batch_invariant=True), tokenizer, eos_ids=())
+    scheduler = Scheduler(
+        Engine(plan.to_json(), weights, 1, max_sequences=3, batch_invariant=True), tokenizer, eos_ids=()
+    )
     scheduler.start()
     prompts = [range(3, 3 + length) for length in (2, 60, 9, 31, 1)]
     alone, texts = [], []

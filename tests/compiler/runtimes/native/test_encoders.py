@@ -59,7 +59,7 @@ def pair(request, tmp_path):
 def opened(model, folder, weights="bf16"):
     plan = Reader(capture(model), weights).build_plan()
     write_plan(plan, folder, native_artifact_facts(model, weights, plan.output))
-    return open_native(folder, threads=1, sequences=2)
+    return open_native(folder, threads=1, max_sequences=2)
 
 
 def test_texts_of_any_length_give_what_torch_gives_each_alone(pair):

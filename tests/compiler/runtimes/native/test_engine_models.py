@@ -20,11 +20,13 @@ SHARE = 2**-4  # of the largest logit
 STEPS = 64
 
 
-def native_of(model, weights="bf16", sequences=3, threads=1):
+def native_of(model, weights="bf16", max_sequences=3, threads=1):
     plan = Reader(capture(model), weights).build_plan()
     tensors = {name: entry.make() for name, entry in plan.live_weight_entries().items()}
     body = plan.to_json()
-    return DecoderModel(Engine(body, tensors, threads=threads, sequences=sequences), body, tensors, {}, sequences)
+    return DecoderModel(
+        Engine(body, tensors, threads=threads, max_sequences=max_sequences), body, tensors, {}, max_sequences
+    )
 
 
 def assert_near(found, wanted, share=SHARE):

@@ -35,7 +35,7 @@ def native(original):
     plan = Reader(capture(original), "bf16").build_plan()
     weights = {name: entry.make() for name, entry in plan.live_weight_entries().items()}
     body = plan.to_json()
-    return DecoderModel(Naive(body, weights), body, weights, {}, sequences=3)
+    return DecoderModel(Naive(body, weights), body, weights, {}, max_sequences=3)
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def roomy(original):
     """As `native`, with a sequence for each beam."""
     plan = Reader(capture(original), "bf16").build_plan()
     weights = {name: entry.make() for name, entry in plan.live_weight_entries().items()}
-    return DecoderModel(Naive(plan.to_json(), weights), plan.to_json(), weights, {}, sequences=6)
+    return DecoderModel(Naive(plan.to_json(), weights), plan.to_json(), weights, {}, max_sequences=6)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -176,7 +176,7 @@ def test_states_that_cannot_be_cut_back_are_computed_again_for_beams_and_take_no
     engine = Naive(plan.to_json(), weights)
     engine.backward = False
     engine.forget = lambda sequence, length=0: Naive.forget(engine, sequence, 0 if length == 0 else 1 / 0)
-    model, ids = DecoderModel(engine, plan.to_json(), weights, {}, sequences=3), batch[0][:1]
+    model, ids = DecoderModel(engine, plan.to_json(), weights, {}, max_sequences=3), batch[0][:1]
     assert torch.equal(seeded(model, ids, num_beams=3), seeded(original, ids, num_beams=3))
     with pytest.raises(Reject, match="bad-sampling"):
         model.generate(ids, prompt_lookup_num_tokens=2, max_new_tokens=5)

@@ -78,7 +78,7 @@ def test_it_keeps_as_many_sequences_as_it_is_loaded_for(tmp_path):
     folder, _ = emitted(tmp_path, tiny.model("llama"))
     assert (
         load(folder / "native").num_free_sequences == 16
-        and load(folder / "native", sequences=3, threads=1).num_free_sequences == 3
+        and load(folder / "native", max_sequences=3, threads=1).num_free_sequences == 3
     )
 
 

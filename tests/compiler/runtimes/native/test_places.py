@@ -104,7 +104,7 @@ def pair(request):
     weights = {name: entry.make() for name, entry in plan.live_weight_entries().items()}
 
     def opened(remembers):
-        engine = Engine(plan.to_json(), weights, 1, sequences=2, batch_invariant=True)
+        engine = Engine(plan.to_json(), weights, 1, max_sequences=2, batch_invariant=True)
         return DecoderModel(engine, plan.to_json(), {}, {}, 2, prefix_tokens=remembers).eval()
 
     return opened(0), opened(300)

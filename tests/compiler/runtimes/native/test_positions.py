@@ -119,7 +119,7 @@ def test_a_row_that_holds_the_token_that_is_not_counted_is_refused_where_it_is_c
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     plan = Reader(capture(model), "bf16").build_plan()
     write_plan(plan, tmp_path, native_artifact_facts(model, "bf16", plan.output))
-    native = open_native(tmp_path, threads=1, sequences=2)
+    native = open_native(tmp_path, threads=1, max_sequences=2)
     ids = torch.randint(5, 128, (2, 12), generator=torch.Generator().manual_seed(1))
     ids[0, 4] = ids[1, 7] = config.pad_token_id
     with pytest.raises(Reject, match="it counts all but 1"):

@@ -271,7 +271,7 @@ def test_a_level_that_is_not_here_is_one_sentence_and_its_exit_code(whole, tmp_p
 
 
 def test_two_threads_share_a_model_one_after_the_other(whole, tmp_path):
-    model = open_native(put(tmp_path, *whole), sequences=3)
+    model = open_native(put(tmp_path, *whole), max_sequences=3)
     ids = torch.arange(3, 103)[None]
     wanted, found = model(ids).logits, []
     threads = [threading.Thread(target=lambda: found.extend(model(ids).logits for _ in range(30))) for _ in range(3)]

@@ -66,8 +66,8 @@ def made(name, **more):
     return model
 
 
-def opened(model, folder, weights="bf16", sequences=3):
-    return open_native(emitted(folder, model, weights=weights)[0] / "native", threads=1, sequences=sequences)
+def opened(model, folder, weights="bf16", max_sequences=3):
+    return open_native(emitted(folder, model, weights=weights)[0] / "native", threads=1, max_sequences=max_sequences)
 
 
 def sources(length, seed=0):
@@ -202,7 +202,7 @@ def test_rules_of_a_generation_config_hold_as_in_transformers(rules, tmp_path):
     model = made("marian")
     for name, value in rules.items():
         setattr(model.generation_config, name, value)
-    native = opened(copy.deepcopy(model), tmp_path, sequences=9)
+    native = opened(copy.deepcopy(model), tmp_path, max_sequences=9)
     ids = sources(10)[0][: 1 if "prompt_lookup_num_tokens" in rules else 3]
     options = {} if "max_length" in rules else {"max_new_tokens": 12}
     torch.manual_seed(3)
@@ -286,7 +286,7 @@ def test_a_plan_with_another_value_anywhere_never_breaks_the_process(whole, tmp_
             (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / PLAN).write_text(json.dumps(body))
     try:
-        model = open_native(tmp_path, threads=1, sequences=2)
+        model = open_native(tmp_path, threads=1, max_sequences=2)
     except Reject as refusal:
         assert all(d.fault.slug == "native-damaged" for d in refusal.diagnostics)
         return
