@@ -90,7 +90,9 @@ def couple_sinks_and_biases_to_heads(rules: "NodeRules", name: str, value: Any, 
     so that the next one meets them. One from outside of the graph can't follow.
     """
     source = rules.node.kwargs.get(name, rules.node.args[4] if len(rules.node.args) > 4 else None)
-    outside = isinstance(source, fx.Node) and source.op == "placeholder" and source.name not in rules.run.arguments
+    outside = (
+        isinstance(source, fx.Node) and source.op == "placeholder" and source.name not in rules.interpreter.arguments
+    )
     for x in tensors_in(value):
         if x.ndim == 1 and len(x) == len(heads):
             rules.out.couple(x, heads)

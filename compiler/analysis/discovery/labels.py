@@ -45,14 +45,19 @@ _MISFITS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, Key
 def label_graph(graph: fx.Graph, root: nn.Module, stream: str | None, out: Labelling | None = None) -> Labelling:
     """Run the graph of the unit `root` on labels; `stream` names the placeholder of the residual stream, if any."""
     out = out or Labelling()
-    result = GraphRun(out, root, stream=stream).run(graph)
+    result = LabelInterpreter(out, root, stream=stream).run(graph)
     label_sets = [x.numpy().ravel() for x in tensors_in(result)]
     out.output = np.unique(np.concatenate(label_sets)) if label_sets else out.output
     return out
 
 
-class GraphRun:
-    """A run over one graph. `prefix` is where its root lies below the unit, `given` what its placeholders hold."""
+class LabelInterpreter:
+    """Interpreter of one graph on labels, as `fx.Interpreter` is of one on tensors.
+
+    prefix     path of the graph's root below the unit
+    arguments  labels of placeholders, by name
+    stream     the placeholder of the residual stream
+    """
 
     def __init__(
         self,
@@ -81,21 +86,21 @@ class GraphRun:
         """The labels that come out of a module that was opened, given its call's arguments."""
         names = [n.name for n in graph.nodes if n.op == "placeholder"]
         arguments = {**dict(zip(names, args, strict=False)), **kwargs}
-        return GraphRun(self.out, module, arguments, path).run(graph)
+        return LabelInterpreter(self.out, module, arguments, path).run(graph)
 
 
 class NodeRules:
     """One node of a run: its arguments as labels, and the rules."""
 
-    def __init__(self, out: Labelling, root: nn.Module, node: fx.Node, run: GraphRun | None = None):
-        self.out, self.root, self.node, self.run = out, root, node, run or GraphRun(out, root)
+    def __init__(self, out: Labelling, root: nn.Module, node: fx.Node, interpreter: LabelInterpreter | None = None):
+        self.out, self.root, self.node, self.interpreter = out, root, node, interpreter or LabelInterpreter(out, root)
         # Labels, sizes, modules: whatever the call is given when it runs. A rule that expects others has a misfit.
         self.args: tuple[Any, ...] = tuple(fx.map_arg(node.args, out.values.__getitem__))
         self.kwargs: dict[str, Any] = dict(fx.map_arg(node.kwargs, out.values.__getitem__))
 
     def submodule_path(self, path: str) -> str:
         """A path below the root of this graph, as one below the unit."""
-        return ".".join(part for part in (self.run.prefix, path) if part)
+        return ".".join(part for part in (self.interpreter.prefix, path) if part)
 
     @property
     def path(self) -> str:
@@ -105,7 +110,7 @@ class NodeRules:
     def label_node(self, stream: str | None) -> Any:
         node = self.node
         if node.op == "placeholder":
-            argument = self.run.arguments.get(node.name)
+            argument = self.interpreter.arguments.get(node.name)
             labels = unlabelled_like(node.meta.get("shape")) if argument is None else argument
             return labels.fill_(STREAM) if node.name == stream else labels
         if node.op == "get_attr":
@@ -238,11 +243,11 @@ class NodeRules:
         if self.node.meta.get("role") == "rotary_embedding":
             return attention_rules.label_mask(self)
         if (inner := self.out.inner_graphs.get(self.path)) is not None:
-            return self.run.label_opened_module(inner, module, self.path, self.args, self.kwargs)
+            return self.interpreter.label_opened_module(inner, module, self.path, self.args, self.kwargs)
         if self.node.meta.get("role") in ("experts", "router") or overrides_forward_of_torch_layer(module):
             graph, reason = trace_leaf_module(module, self.node, self.args, self.kwargs)
             if graph is not None:
-                return self.run.label_opened_module(graph, module, self.path, self.args, self.kwargs)
+                return self.interpreter.label_opened_module(graph, module, self.path, self.args, self.kwargs)
         if isinstance(module, KernelLinear):
             self.out.rejected.append((self.path, "its weight is packed for a kernel"))
         elif next(module.parameters(), None) is not None:

@@ -28,7 +28,7 @@ from .table import HEAD, round_line
 
 if TYPE_CHECKING:
     from flwr.app import Context
-    from flwr.app import Message as Letter
+    from flwr.app import Message as FlowerMessage
     from flwr.serverapp import Grid
 
 unsupported_adapter = Fault(
@@ -59,11 +59,11 @@ class FlowerGrid:
         return [name for name in ids if name]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Reply]:
-        letters = list(self.grid.pull_messages(list(message_ids)))
-        return [self._parse_reply(letter) for letter in letters if letter.metadata.reply_to_message_id in self.nodes]
+        replies = list(self.grid.pull_messages(list(message_ids)))
+        return [self._parse_reply(reply) for reply in replies if reply.metadata.reply_to_message_id in self.nodes]
 
-    def _parse_reply(self, flower_message: "Letter") -> Reply:
-        """A letter that can't be read is its client's mistake, whatever reading it raised."""
+    def _parse_reply(self, flower_message: "FlowerMessage") -> Reply:
+        """A message that can't be read is its client's mistake, whatever reading it raised."""
         to = flower_message.metadata.reply_to_message_id
         node = self.nodes.pop(to)
         try:
@@ -84,16 +84,18 @@ def _last_line_of_traceback(reason: str) -> str:
     return lines[-1][:SENTENCE] if lines else "the client failed and said nothing"
 
 
-def _to_flower_message(message: Message) -> "Letter":
+def _to_flower_message(message: Message) -> "FlowerMessage":
     from flwr.app import ConfigRecord, MessageType, RecordDict
-    from flwr.app import Message as Letter
+    from flwr.app import Message as FlowerMessage
 
     content = RecordDict(
         {f"{_PREFIX}config": ConfigRecord({"kind": message.kind, "round": message.number, **message.config})}
     )
     for name, state in message.arrays.items():
         content[f"{_PREFIX}arrays.{name}"] = _to_array_record(state)
-    return Letter(content, dst_node_id=message.node, message_type=MessageType.TRAIN, group_id=str(message.number))
+    return FlowerMessage(
+        content, dst_node_id=message.node, message_type=MessageType.TRAIN, group_id=str(message.number)
+    )
 
 
 def _to_array_record(state: State) -> Any:
@@ -148,14 +150,14 @@ def _log_line(text: str) -> None:
 # -- a client --------------------------------------------------------------------------------------------------
 
 
-def respond(letter: "Letter", context: "Context", declaration_path: Path) -> "Letter":
+def respond(flower_message: "FlowerMessage", context: "Context", declaration_path: Path) -> "FlowerMessage":
     """A client's answer to one message; its memory is the context's state."""
     from flwr.app import ConfigRecord, RecordDict
-    from flwr.app import Message as Reply_
+    from flwr.app import Message as FlowerMessage
 
-    config = _config_of_record(letter.content)
+    config = _config_of_record(flower_message.content)
     kind, number = str(config.pop("kind")), int(config.pop("round"))
-    message = Message(0, kind, number, _parse_states(letter.content), config)
+    message = Message(0, kind, number, _parse_states(flower_message.content), config)
     declared = read_declaration(declaration_path).with_changes(clients=int(context.run_config["clients"]))
     node = context.node_config
     local_data = "data" in node
@@ -175,7 +177,7 @@ def respond(letter: "Letter", context: "Context", declaration_path: Path) -> "Le
     content = RecordDict({f"{_PREFIX}config": ConfigRecord(dict(answer.config))})
     for name, state in answer.arrays.items():
         content[f"{_PREFIX}arrays.{name}"] = _to_array_record(state)
-    return Reply_(content, reply_to=letter)
+    return FlowerMessage(content, reply_to=flower_message)
 
 
 @contextmanager

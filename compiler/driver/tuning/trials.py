@@ -62,6 +62,13 @@ class Trial:
         return value / original if original else value
 
 
+class OpenedModel(NamedTuple):
+    """A candidate that is ready to be measured, and the seconds that building and opening it took."""
+
+    model: Any
+    seconds: float
+
+
 class TrialArtifact(NamedTuple):
     """Folder of an artifact, and the first form in it, which is the one that is opened."""
 
@@ -113,7 +120,7 @@ class Trials:
         Of a candidate that can't be built or measured the trial says why.
         """
         trials: dict[Candidate, Trial] = {}
-        opened: dict[Candidate, tuple[Any, float]] = {}  # models, and the seconds that they took
+        opened: dict[Candidate, OpenedModel] = {}
         for candidate, plan in plans.items():
             started = time.monotonic()
             try:
@@ -122,7 +129,7 @@ class Trials:
                 message = "; ".join(d.message for d in rejection.diagnostics)
                 trials[candidate] = Trial(seconds=time.monotonic() - started, refused=message)
             else:
-                opened[candidate] = model, time.monotonic() - started
+                opened[candidate] = OpenedModel(model, time.monotonic() - started)
         if opened:
             trials |= self._trials_beside_original(
                 opened, self._plan_with_bound_on_each_metric(next(iter(plans.values())), num_rows), num_rows
@@ -176,7 +183,7 @@ class Trials:
         return TrialArtifact(folder, forms[0])
 
     def _trials_beside_original(
-        self, opened: Mapping[Candidate, tuple[Any, float]], plan: Plan, num_rows: int
+        self, opened: Mapping[Candidate, OpenedModel], plan: Plan, num_rows: int
     ) -> dict[Candidate, Trial]:
         """Trials of opened models beside the original."""
         ctx = self.wish.session.context(plan.recipe, plan.pipeline)
@@ -187,23 +194,23 @@ class Trials:
         rejected: dict[Candidate, str] = {}
         values: dict[Candidate, dict[str, tuple[float, float]]] = {candidate: {} for candidate in opened}
         ranges: dict[Candidate, dict[str, tuple[float, float]]] = {candidate: {} for candidate in opened}
-        seconds = {candidate: spent for candidate, (_, spent) in opened.items()}
+        seconds = {candidate: entry.seconds for candidate, entry in opened.items()}
         for text, ref in refs.items():
             metric, key = ctx.metric(ref), (plan.pipeline.model, ref)
             if metric.timed:
                 continue
             if key not in known:
                 known[key] = measure_score(metric, original, ctx)
-            for candidate, (model, _) in opened.items():
+            for candidate, entry in opened.items():
                 started = time.monotonic()
                 try:
-                    values[candidate][text] = measure_score(metric, model, ctx).value, known[key].value
+                    values[candidate][text] = measure_score(metric, entry.model, ctx).value, known[key].value
                 except Reject as rejection:  # logits that are no numbers
                     rejected[candidate] = "; ".join(d.message for d in rejection.diagnostics)
                 seconds[candidate] += time.monotonic() - started
         store_original_values(known, {}, plan, self.cache, ctx)
         for text, ref in refs.items():
-            models = {c.name: model for c, (model, _) in opened.items() if c not in rejected}
+            models = {c.name: entry.model for c, entry in opened.items() if c not in rejected}
             if ctx.metric(ref).timed and models:
                 started = time.monotonic()
                 limit = QUICK_SECONDS if num_rows else PRECISE_SECONDS
