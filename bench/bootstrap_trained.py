@@ -12,7 +12,8 @@ smaller ones by distillation. `search.nsga2` selects by accuracy on 1,000 valida
 front those choices are compared that have the fewest operations and lose at most 0.01, 0.03 and 0.06 of the trained
 net's accuracy on these rows. Each is trained alone, too: cut from the trained net, for `--steps` passes, so that three
 sizes cost as many passes as the super-network; and from random weights, for `--base` + `--steps` passes.
-Accuracy is that of the 10,000 test rows, which no decision reads; "beside" is paired, with a 95 % interval of images.
+Accuracy is that of the 10,000 test rows, which no decision reads; "beside" is paired, with a 95 % interval of images, for
+these seeds.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ from bench.tables import markdown
 
 BATCH, LR = 64, 1e-3
 LOSSES = (0.01, 0.03, 0.06)  # of accuracy on validation rows, beside the trained net
-TRAINED = "the trained net"
+TRAINED, CUT = "the trained net", "cut, trained alone"
 ELASTIC = {
     "channels": [Ratio(1.0), Ratio(0.75), Ratio(0.5)],
     "kernels": [3],
@@ -150,7 +151,7 @@ class Comparison:
                         "super-network", size, 3 * steps, family.program.model, macs, shrink.param_count(skeleton)
                     )
         sizes = [size for size in choices if size not in ("whole", "the smallest")]
-        cut, fresh = ("cut, trained alone", steps), ("random weights, trained alone", self.options.base + steps)
+        cut, fresh = (CUT, steps), ("random weights, trained alone", self.options.base + steps)
         arms = [(size, *arm) for arm in (cut, fresh) for size in reversed(sizes)] + [("whole", *cut)]
         for size, arm, passes in arms:
             if self.lacks(arm, size):
@@ -199,21 +200,36 @@ def setting(options: argparse.Namespace) -> dict[str, int]:
 
 
 def table_lines(rows: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
-    """A line for each arm and size, the means of its seeds."""
+    """A line for each arm and size: means of its seeds, and their range where there are several."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["size"], row["arm"]), []).append(row)
     sizes = list(dict.fromkeys(row["size"] for row in rows))
     for (size, arm), group in sorted(groups.items(), key=lambda item: sizes.index(item[0][0])):
-        seeds = [row["seed"] for row in group]
-        base = [row for row in groups["whole", TRAINED] if row["seed"] in seeds]
-        answers = ([bits_of(row["right"], 10_000) for row in side] for side in (group, base))
-        mean, error = paired_difference(*answers)
-        share, params = (statistics.fmean(row[name] for row in group) for name in ("share", "params"))
-        accuracy = f"{100 * statistics.fmean(row['accuracy'] for row in group):.2f}"
-        beside = "" if arm == TRAINED else f"{100 * mean:+.2f} ± {100 * Z * error:.2f}"
+        shares, counts, accuracies = ([row[name] for row in group] for name in ("share", "params", "accuracy"))
+        beside = "" if arm == TRAINED else paired_text(group, groups["whole", TRAINED])
+        alone = paired_text(group, groups.get((size, CUT), [])) if arm == "super-network" else ""
         passes = f"{group[0]['passes']:,}" if group[0]["passes"] else ""
-        yield size, arm, f"{share:.1%}", f"{params / 1e6:.2f} M", accuracy, beside, passes
+        share, params = percent_text(shares, 1), f"{statistics.fmean(counts) / 1e6:.2f} M"
+        yield size, arm, str(len(group)), share, params, percent_text(accuracies, 2), beside, alone, passes
+
+
+def percent_text(shares: Sequence[float], digits: int) -> str:
+    """The mean in per cent, and the range where it is wider than nothing."""
+    low, high = (f"{100 * share:.{digits}f}" for share in (min(shares), max(shares)))
+    return f"{100 * statistics.fmean(shares):.{digits}f}" + ("" if low == high else f" ({low}–{high})")
+
+
+def paired_text(group: list[dict[str, Any]], others: list[dict[str, Any]]) -> str:
+    """Points of accuracy that a group is ahead of others on the same images, by seed; empty where these are none."""
+    by_seed = {row["seed"]: row for row in others}
+    pairs = [(row, by_seed[row["seed"]]) for row in group if row["seed"] in by_seed]
+    if not pairs:
+        return ""
+    mean, error = paired_difference(
+        *([bits_of(row["right"], 10_000) for row in side] for side in zip(*pairs, strict=True))
+    )
+    return f"{100 * mean:+.2f} ± {100 * Z * error:.2f}"
 
 
 def main() -> None:
@@ -238,7 +254,8 @@ def main() -> None:
     for seed in options.seeds:
         Comparison(folder, seed, options, rows).run()
         print(f"seed {seed}: {time.process_time() - began:.0f} s of one core so far", flush=True)
-    columns = ("size", "", "operations", "parameters", "accuracy, %", "beside the trained net", "passes")
+    columns = ("size", "", "seeds", "operations, %", "parameters", "accuracy, %")
+    columns += ("beside the trained net", "beside that size trained alone", "passes")
     lines = list(table_lines([row for row in rows if setting(options).items() <= row.items()]))
     print(markdown([columns, *lines]))
     write_table(options.json, columns, lines)
