@@ -7,6 +7,7 @@ from ....dsl.checker.skeleton import Branch, Skeleton
 from ....dsl.syntax.diagnostics import Reject
 from ...analysis.discovery.structure import cache_skeleton, cached_skeleton, shipped_skeleton, skeleton_key_of
 from ...analysis.planning import shrink
+from ...core.events import tick
 from ...core.settings import Settings
 from ...models.checkpoints.origin import Origin
 
@@ -33,8 +34,11 @@ def _discover_skeleton(origin: Origin) -> Skeleton:
     from ...analysis.discovery.streams import skeleton_with_stream
     from ...ir.capture.meta_capture import capture_on_meta  # torch, which a kept skeleton does without
 
+    tick("capturing the model's graph")
     program = capture_on_meta(origin)
+    tick("discovering what can be pruned")
     skeleton = skeleton_with_stream(program)
+    tick("trying which branches can go")
     if stays := unremovable_branch_reasons(program):
         return replace(skeleton, facts={**skeleton.facts, "stays": [[site, reason] for site, reason in stays.items()]})
     return skeleton

@@ -28,7 +28,7 @@ def test_compile_ends_with_a_table_and_the_line_that_was_missed(compiled):
 
 def test_progress_is_plain_lines_where_there_is_no_terminal(compiled):
     _, run = compiled
-    first = next(line for line in run.err.splitlines() if "thin" in line)
+    first = next(line for line in run.err.splitlines() if "thin" in line and "…" not in line)  # no heartbeat
     assert first.split()[:3] == ["1/2", "thin", "prune.channels"] and " params  " in first
     assert "\x1b" not in run.err and "\r" not in run.err
 
