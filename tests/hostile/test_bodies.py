@@ -119,7 +119,7 @@ def test_crafted_bodies_are_answered_or_refused_and_the_next_is_answered(servers
 class Nonsense:
     """A model whose logits are of another shape than it says."""
 
-    sequences, context, vocabulary = 2, 64, 9
+    max_sequences, context, vocabulary = 2, 64, 9
 
     def __init__(self, rows: int, wide: int):
         self.rows, self.wide = rows, wide
