@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from bench.bootstrap import context, train
 from bench.fashion import PARTS, channels_last, imagenet_lite0, write_splits
 from bench.json_table import add_json_option, write_table
-from bench.paired import Z, bits_of, bits_text, paired_difference
+from bench.paired import bits_text, difference_text
 from bench.tables import markdown
 
 BATCH, LR = 64, 1e-3
@@ -125,6 +125,7 @@ class Comparison:
         row |= {
             "params": params,
             "accuracy": statistics.fmean(right),
+            "questions": len(right),
             "right": bits_text(right),
             **setting(self.options),
         }
@@ -207,8 +208,8 @@ def table_lines(rows: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
     sizes = list(dict.fromkeys(row["size"] for row in rows))
     for (size, arm), group in sorted(groups.items(), key=lambda item: sizes.index(item[0][0])):
         shares, counts, accuracies = ([row[name] for row in group] for name in ("share", "params", "accuracy"))
-        beside = "" if arm == TRAINED else paired_text(group, groups["whole", TRAINED])
-        alone = paired_text(group, groups.get((size, CUT), [])) if arm == "super-network" else ""
+        beside = "" if arm == TRAINED else difference_text(group, groups["whole", TRAINED], in_points=True)
+        alone = difference_text(group, groups.get((size, CUT), []), in_points=True) if arm == "super-network" else ""
         passes = f"{group[0]['passes']:,}" if group[0]["passes"] else ""
         share, params = percent_text(shares, 1), f"{statistics.fmean(counts) / 1e6:.2f} M"
         yield size, arm, str(len(group)), share, params, percent_text(accuracies, 2), beside, alone, passes
@@ -218,18 +219,6 @@ def percent_text(shares: Sequence[float], digits: int) -> str:
     """The mean in per cent, and the range where it is wider than nothing."""
     low, high = (f"{100 * share:.{digits}f}" for share in (min(shares), max(shares)))
     return f"{100 * statistics.fmean(shares):.{digits}f}" + ("" if low == high else f" ({low}–{high})")
-
-
-def paired_text(group: list[dict[str, Any]], others: list[dict[str, Any]]) -> str:
-    """Points of accuracy that a group is ahead of others on the same images, by seed; empty where these are none."""
-    by_seed = {row["seed"]: row for row in others}
-    pairs = [(row, by_seed[row["seed"]]) for row in group if row["seed"] in by_seed]
-    if not pairs:
-        return ""
-    mean, error = paired_difference(
-        *([bits_of(row["right"], 10_000) for row in side] for side in zip(*pairs, strict=True))
-    )
-    return f"{100 * mean:+.2f} ± {100 * Z * error:.2f}"
 
 
 def main() -> None:

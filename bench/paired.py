@@ -52,10 +52,12 @@ def paired_rows(
     return [both[0][seed] for seed in seeds], [both[1][seed] for seed in seeds]
 
 
-def difference_text(rows: Sequence[dict[str, Any]], baseline: Sequence[dict[str, Any]]) -> str:
-    """Difference from the baseline with its 95 % interval, "" where no seed has both."""
+def difference_text(rows: Sequence[dict[str, Any]], baseline: Sequence[dict[str, Any]], in_points: bool = False) -> str:
+    """Difference from the baseline with its 95 % interval, "" where no seed has both; `in_points` of a hundredth."""
     pairs = paired_rows(rows, baseline)
     if not pairs[0]:
         return ""
     mean, error = paired_difference(*pairs)
+    if in_points:
+        return f"{100 * mean:+.2f} ± {100 * Z * error:.2f}"
     return f"{mean:+.3f} ± {Z * error:.3f}"
