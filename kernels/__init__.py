@@ -10,8 +10,6 @@ if __name__ == "kernels":
 
     root = Path(__file__).resolve().parents[1]
     spec = PathFinder.find_spec(__name__, [entry for entry in sys.path if Path(entry).resolve() != root])
-    if (
-        spec is not None and spec.loader is not None
-    ):  # else transformers sees no version, and leaves it
+    if spec is not None and spec.loader is not None:  # else transformers sees no version, and leaves it
         sys.modules[__name__] = module_from_spec(spec)
         spec.loader.exec_module(sys.modules[__name__])
