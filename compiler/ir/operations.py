@@ -15,6 +15,7 @@ import torch
 
 from ..core.safe_read import Unlisted
 from .layers import leaves
+from .layers.hub_kernels import unwrap_kernel_module
 
 
 def _words(text: str) -> frozenset[str]:
@@ -113,7 +114,9 @@ def allowlisted_function(name: str) -> Any:
         if prefix == table and suffix in listed:
             return getattr(owner, suffix)
     library = _LIBRARY.fullmatch(name)
-    function = library and vars(sys.modules.get(name.rpartition(".")[0], types)).get(library.group(2))
+    function = library and unwrap_kernel_module(
+        vars(sys.modules.get(name.rpartition(".")[0], types)).get(library.group(2))
+    )
     if function and is_whole_library_function(original := getattr(function, "__effc_original__", function)):
         return original
     raise Unlisted(f"the function {name[:80]}")

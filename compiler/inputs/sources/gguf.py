@@ -216,7 +216,12 @@ def _convert_to_safetensors(path: Path, destination: Path, label: str) -> None:
         bars = redirect_stderr(io.StringIO())  # a progress bar of its own that nothing turns off
         with without_library_logs(), tokenizer_panics_as_diagnostics(label), _isolated_folder(path) as folder, bars:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, gguf_file=FILE, dtype=torch.float32, output_loading_info=True, **OFFLINE_OPTIONS
+                folder,
+                gguf_file=FILE,
+                dtype=torch.float32,
+                output_loading_info=True,
+                use_kernels=False,
+                **OFFLINE_OPTIONS,
             )
             model, info = loaded  # a pair, which its annotation does not know
             AutoTokenizer.from_pretrained(folder, gguf_file=FILE, **OFFLINE_OPTIONS).save_pretrained(destination)

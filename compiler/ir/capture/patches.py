@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 from transformers.modeling_utils import AttentionInterface
 
 from ..layers import leaves
+from ..layers.hub_kernels import unwrap_kernel_module
 from .proxy import Value
 
 # Torch functions without a tensor argument: an int proxy would not reach `__torch_function__`.
@@ -125,10 +126,13 @@ def _patch_source_file(tracer: Any, source: Any, exit_stack: ExitStack) -> None:
     # Proxies must not claim to be tensors to torch's C++ (it would read them as such), only to model source.
     _patch_attribute(exit_stack, source, "isinstance", lambda x, kind: isinstance(_concrete_value(x), kind))
     for name, value in list(vars(source).items()):
+        function = unwrap_kernel_module(value)
         if name == leaves.ROTARY:
-            _patch_attribute(exit_stack, source, name, _recording_rotary_wrapper(tracer, value))
-        elif leaves.is_library_leaf(value) and not name.startswith("__"):
-            _patch_attribute(exit_stack, source, name, _recording_wrapper(tracer, value))
+            _patch_attribute(exit_stack, source, name, _recording_rotary_wrapper(tracer, function))
+        elif leaves.is_library_leaf(function) and not name.startswith("__"):
+            _patch_attribute(exit_stack, source, name, _recording_wrapper(tracer, function))
+        elif function is not value:
+            _patch_attribute(exit_stack, source, name, function)
 
 
 def _patch_bound_graph(tracer: Any, module: nn.Module, exit_stack: ExitStack) -> None:

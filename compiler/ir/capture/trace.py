@@ -23,6 +23,7 @@ from ..surgery import dict_attributes
 from ..traced_integers import LayerIndex, TracedInt, with_traced_integers
 from .patches import patch_for_tracing
 from .proxy import Method, Value
+from .unchanged import unchanged_operand
 
 _PLAIN = (type(None), bool, str, torch.dtype, torch.layout, torch.memory_format)
 _DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout)
@@ -137,6 +138,9 @@ class Tracer(TracerBase):
             kwargs = {**kwargs, "training": self.attribute(path, kwargs["training"])}
         if target in _ADDS and len(args) == 2 and any(map(self.may_be_none, args)):
             target, args = leaves.masked, args if self.may_be_none(args[1]) else args[::-1]
+        unchanged = unchanged_operand(target, args, kwargs)
+        if unchanged is not None:
+            return unchanged
         value = self.run_untraced(kind, target, args, kwargs)
         if isinstance(value, _PLAIN) and target is not operator.setitem:
             return value

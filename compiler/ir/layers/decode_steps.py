@@ -19,6 +19,7 @@ from ....kernels.row_product import MAX_ROWS, RowProduct
 from ....kernels.selective_step import SelectiveStep
 from ....kernels.sequences import FLOATS
 from ....kernels.ssd_step import SsdStep
+from .cached_positions import count_positions
 
 if TYPE_CHECKING:
     from .mixer import MixerCall
@@ -68,7 +69,10 @@ def step_or_full_forward(call: "MixerCall") -> Any:
     if call.mixer not in _proven:
         return _full_forward_and_prove_step(call, states)
     step = _proven[call.mixer]
-    return call.full_result() if step is None else step(call.mixer, call.hidden, *states)
+    if step is None:
+        return call.full_result()
+    count_positions(call.cache, vars(call.mixer)["layer_idx"], 1)
+    return step(call.mixer, call.hidden, *states)
 
 
 def _full_forward_and_prove_step(call: "MixerCall", states: tuple[Tensor, Tensor]) -> Any:

@@ -18,6 +18,7 @@ from torch import nn
 
 from ....kernels import levels
 from . import leaves
+from .hub_kernels import unwrap_kernel_module
 
 MARK = "cpu_scan"  # the attribute by which edits say that a module was quickened
 DECAY = "A_log"
@@ -142,14 +143,28 @@ def _global_names_of_bound_graph(module: nn.Module) -> dict[str, Any] | None:
 
 @functools.cache
 def _kernel_functions_called(mixer_class: type[nn.Module]) -> frozenset[str]:
-    """Names of functions with a kernel that a class's forward calls."""
+    """Names of functions with a kernel that a class's forward calls, or a function of its source file that it calls."""
     from . import functions
 
-    function = _innermost_wrapped_function(mixer_class.forward)
-    code, names = getattr(function, "__code__", None), getattr(function, "__globals__", {})
-    if code is None or not mixer_class.__module__.startswith("transformers."):
+    if not mixer_class.__module__.startswith("transformers."):
         return frozenset()
-    return frozenset(name for name in code.co_names if name in functions.QUICK and name in names)
+    return frozenset(_source_functions_called(mixer_class.forward) & functions.QUICK.keys())
+
+
+def _source_functions_called(forward: Callable[..., Any]) -> set[str]:
+    """Names of the functions of its source file that a forward calls, those that they call among them."""
+    inner = _innermost_wrapped_function(forward)
+    source: dict[str, Any] = getattr(inner, "__globals__", {})
+    names: set[str] = set()
+    pending = [inner]
+    while pending:
+        code = getattr(pending.pop(), "__code__", None)
+        for name in set(code.co_names if code else ()) - names:
+            function = _innermost_wrapped_function(unwrap_kernel_module(source.get(name)))
+            if isinstance(function, types.FunctionType) and function.__globals__ is source:
+                names.add(name)
+                pending.append(function)
+    return names
 
 
 # -- running -------------------------------------------------------------------------------------------------
@@ -212,8 +227,12 @@ def _forward_with_kernels(mixer_class: type[nn.Module]) -> Callable[..., Any]:
     inner = _innermost_wrapped_function(mixer_class.forward)
     names = dict(inner.__globals__)
     cached: type = mixer_class
-    for name in _kernel_functions_called(cached):
-        names[name] = functions.wrap_with_kernel(name, names[name])
+    on_kernels = _kernel_functions_called(cached)
+    for name in _source_functions_called(mixer_class.forward) - on_kernels:
+        called = unwrap_kernel_module(names[name])
+        names[name] = _with_global_names(called, _innermost_wrapped_function(called), names)
+    for name in on_kernels:
+        names[name] = functions.wrap_with_kernel(name, unwrap_kernel_module(names[name]))
     return _with_global_names(mixer_class.forward, inner, names)
 
 

@@ -20,6 +20,7 @@ from ....kernels.sequences import FLOATS
 from ....kernels.ssd_scan import SsdScan
 from ....kernels.ssd_step import SsdStep
 from . import leaves
+from .cached_positions import count_positions
 
 PACKED = ("seq_idx", "cu_seqlens", "cu_seq_lens_q")  # several sequences in one row are the library's matter
 _SILU = ("silu", "swish")
@@ -198,6 +199,7 @@ def causal_conv_leaf_on_kernel(
     if length == 1 and cache is not None and not cache.is_recording_past(layer_idx):
         state = cache.get_conv_state(layer_idx)
         if state is not None and _need_no_gradient(x, weight, bias):
+            count_positions(cache, layer_idx, 1)
             y = apply_kernel(CausalConvStep, x[:, :, 0], state, weight, bias, activation in _SILU)
             return y[:, :, None]
     inputs = x if cache is None else cache.update_conv_state(x, layer_idx, conv_kernel_size=k)

@@ -18,6 +18,8 @@ from transformers.activations import ACT2FN
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .hub_kernels import unwrap_kernel_module
+
 _ROOT = __name__.partition(".")[0]
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -27,7 +29,7 @@ _tracers: list[Any] = []
 _FUNCTION_ROLES = (
     (re.compile(r"create_\w*masks?(_for_generate)?"), "mask"),
     (re.compile(r"apply_\w*rotary\w*"), "rotary"),
-    (re.compile(r"causal_conv1d_\w+"), "ssm_conv"),
+    (re.compile(r"causal_conv1d_(fn|update)"), "ssm_conv"),
     (re.compile(r"\w*(_scan|_state_update|_scan_combined|_inner_fn|delta_rule|delta_attention)"), "ssm_scan"),
     (re.compile(r"apply_mask_to_padding_states"), "padding"),
     (re.compile(r"slice_logits_to_keep"), "slice_logits"),
@@ -213,7 +215,7 @@ LEAF_FUNCTIONS = {
 def module_function(module: nn.Module, name: str, *, optional: bool = False) -> Any:
     """The function `name` of the source file in which the module's class, or a base of it, is written."""
     for base in type(module).__mro__:
-        function = getattr(sys.modules.get(base.__module__), name, None)
+        function = unwrap_kernel_module(getattr(sys.modules.get(base.__module__), name, None))
         if function is not None:
             return getattr(function, "__effc_original__", function)
     assert optional, f"{type(module).__name__} comes from a file without {name}"

@@ -19,6 +19,7 @@ from torch.nn.functional import linear
 from ....kernels.causal_conv import CausalConv
 from ....kernels.selective_scan import SelectiveScan
 from ....kernels.ssd_scan import SsdScan
+from .cached_positions import count_positions
 from .decode_steps import Filtered, Selective, Ssd, allclose, normalize_dt_b_c
 from .functions import PACKED
 
@@ -58,6 +59,7 @@ def scan_in_chunks_or_whole(call: "MixerCall") -> Any:
     if call.cache is not None:
         call.cache.update_conv_state(last.window, mixer.layer_idx)
         call.cache.update_recurrent_state(last.state, mixer.layer_idx)
+        count_positions(call.cache, mixer.layer_idx, call.hidden.shape[1] - last.window.shape[2])
     return out
 
 

@@ -293,7 +293,8 @@ def from_pretrained_with_weights(
             f"{folder}: a `{config.model_type}` has weights in {', '.join(extra)} as well, which effc does not read",
             help="take a model whose weights lie in model.safetensors, or in shards that an index names",
         ).rejection()
-    read = model_class.from_pretrained(None, config=config, state_dict=tensors, **options)
+    # From 5.25 on transformers fetches kernels from the hub, and runs them unless `use_kernels` says no.
+    read = model_class.from_pretrained(None, config=config, state_dict=tensors, use_kernels=False, **options)
     model = read[0] if isinstance(read, tuple) else read
     if model.can_generate():
         has_generation = (folder / GENERATION).is_file()

@@ -45,8 +45,8 @@ def test_a_package_outside_its_range_is_refused_with_exit_5(monkeypatch):
     with pytest.raises(Reject) as caught:
         refuse_missing_packages()
     (fault,) = caught.value.diagnostics
-    assert fault.message == "transformers 5.23.0 is installed, effc needs >=5.24,<5.25"
-    assert fault.help == 'pip install "transformers>=5.24,<5.25"' and caught.value.exit == 5
+    assert fault.message == "transformers 5.23.0 is installed, effc needs >=5.24,<6"
+    assert fault.help == 'pip install "transformers>=5.24,<6"' and caught.value.exit == 5
 
 
 def test_a_missing_module_is_refused_with_its_group():
