@@ -161,3 +161,8 @@ def loss(made: torch.nn.Module) -> float:
     with torch.no_grad():
         values = made(input_ids=ids, use_cache=False).logits[:, :-1].reshape(-1, 128)
     return torch.nn.functional.cross_entropy(values, ids[:, 1:].reshape(-1)).item()
+
+
+def counted_positions(cache) -> list[int]:
+    """Layer by layer; transformers counts them in layers with a state from 5.25 on."""
+    return [int(getattr(layer, "cumulative_length_linear", 0)) for layer in cache.layers]

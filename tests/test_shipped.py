@@ -1,6 +1,7 @@
 """What ships with effc is what its own tools make."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,21 @@ from effc.dsl.syntax.render import render
 from tests.worlds import context
 
 
+def without_what_a_release_of_transformers_calls_otherwise(skeleton: Skeleton) -> Skeleton:
+    """Releases differ in the lines of a file that reasons quote, and in the name of Mamba-2's gated norm."""
+    parts = tuple(
+        replace(part, kind=part.kind.replace("Mamba2RMSNormGated", "MambaRMSNormGated")) for part in skeleton.parts
+    )
+    opaque = tuple((path, reason.partition(" at modeling_")[0]) for path, reason in skeleton.opaque)
+    return replace(skeleton, parts=parts, opaque=opaque)
+
+
 @pytest.mark.parametrize("name", sorted(zoo_folders_by_name()))
 def test_the_shipped_skeleton_is_the_one_that_is_discovered(tmp_path, name):
-    shipped = json.loads((zoo_folders_by_name()[name] / "skeleton.json").read_text())
-    found = discover_skeleton_without_weights(resolve_origin(f"zoo:{name}", context(tmp_path).settings))
-    assert Skeleton.from_json(shipped) == found
+    shipped = Skeleton.from_json(json.loads((zoo_folders_by_name()[name] / "skeleton.json").read_text()))
+    actual = discover_skeleton_without_weights(resolve_origin(f"zoo:{name}", context(tmp_path).settings))
+    same = without_what_a_release_of_transformers_calls_otherwise
+    assert same(shipped) == same(actual)
 
 
 LIBRARY = library_files()

@@ -48,7 +48,7 @@ class SequenceCache:
     def is_croppable(self) -> bool:
         return self._model.engine.backward
 
-    def activate_past_recording(self) -> None:
+    def activate_past_recording(self, recurrent_states_to_keep: int | None = None) -> None:
         """Nothing to do: an engine keeps what it can cut back to."""
 
     def crop(self, length: int) -> None:

@@ -259,6 +259,11 @@ def test_kernels_and_other_files_are_not_the_configs_choice(folder, changes):
     assert "org/" not in json.dumps(model.config.to_dict(), default=str)
 
 
+def test_no_kernel_is_fetched_for_a_model(folder):
+    """transformers would do so from 5.25 on, for every model."""
+    assert not opened(folder).use_kernels
+
+
 def test_keys_of_code_are_taken_out_at_any_depth():
     deep = {"a": [{"auto_map": 1, "b": {"quantization_config": 2, "c": 3}}], "limit": {"__float__": "Infinity"}}
     assert drop_unsafe_config_keys(deep) == {"a": [{"b": {"c": 3}}], "limit": float("inf")}
