@@ -9,6 +9,8 @@ class P50(Decode):
     Greedy decoding with the KV cache after a prompt of random tokens, batch 1, after warm-up steps; one time
     per token, in milliseconds. It is the wait between two tokens.
 
+    The original is timed as transformers runs it, an artifact as `effc.load` opens it: with effc's kernels.
+
     Source: own.
     Example: decode.p50 <= 0.75 * base
     """

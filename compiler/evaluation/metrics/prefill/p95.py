@@ -9,6 +9,8 @@ class P95(Prefill):
     One forward over a prompt of random tokens that fills the KV cache, batch 1, after warm-up runs, repeated;
     in milliseconds. It is the wait before the first token.
 
+    The original is timed as transformers runs it, an artifact as `effc.load` opens it: with effc's kernels.
+
     Source: own.
     Example: prefill.p95 <= 0.75 * base
     """
