@@ -102,7 +102,7 @@ class Comparison:
         channels_last(family.program.model)
         return family
 
-    def selected_choices(self, family: Family) -> dict[str, Mapping[str, int]]:
+    def search_choices(self, family: Family) -> dict[str, Mapping[str, int]]:
         """The largest choice, and by the accuracy that may be lost on validation rows those with the fewest operations."""
         args = {"measure": MEASURES, "evals": self.options.evals, "population": 20}
         ctx, step = self.context("search", family.program.model, "search.nsga2", args)
@@ -141,7 +141,7 @@ class Comparison:
         if self.lacks(TRAINED, "whole"):
             self.add_row(TRAINED, "whole", 0, self.base, self.macs, count(self.base))
         family, steps = self.family(), self.options.steps
-        choices = self.selected_choices(family)
+        choices = self.search_choices(family)
         choices["the smallest"] = family.space.choice("smallest")
         for size, choice in choices.items():
             if self.lacks("super-network", size):

@@ -34,7 +34,7 @@ def write_texts(folder: Path, data: Path) -> None:
     (folder / "bible-test.txt").write_text((ZOO / "heldout.txt").read_text("utf-8"), "utf-8")
 
 
-def write_verses(folder: Path) -> None:
+def write_verse_labels(folder: Path) -> None:
     """Verses for each client, as many of speech as `SPEECH_OF_50` has; `verses-test`, and `verses-wrong` of other answers."""
     lines = (ZOO / "speech-train.jsonl").read_text("utf-8").splitlines()
     rows = [json.loads(line) for line in lines]

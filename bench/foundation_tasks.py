@@ -31,7 +31,7 @@ import torch
 from effc.compiler.core.fingerprint import machine_facts
 
 from bench.foundation_arms import APPS, ARMS, CENTRAL, Runs
-from bench.foundation_data import SUBJECTS, write_questions, write_texts, write_verses
+from bench.foundation_data import SUBJECTS, write_questions, write_texts, write_verse_labels
 from bench.foundation_retrieval import LAYOUTS, LIMITS, RANKS, measure_retrieval
 from bench.json_table import write_table
 from bench.paired import mean_and_half_width
@@ -201,7 +201,7 @@ def main() -> None:
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     write_texts(folder, options.data)
-    write_verses(folder)
+    write_verse_labels(folder)
     write_questions(folder, options.data, [0, *options.seeds])
     store = RowStore(folder / "rows.json", {"setting": sha256(repr((APPS, CENTRAL)).encode()).hexdigest()[:8]})
     for task in options.tasks:

@@ -143,11 +143,11 @@ def selectable_parts_of_step(stage: Stage, skeleton: Skeleton) -> Selectable:
     return _selectable_of_kinds(args["order"], skeleton)
 
 
-def _selectable_of_kinds(order: Sequence[str], skeleton: Skeleton) -> Selectable:
+def _selectable_of_kinds(cut_kinds: Sequence[str], skeleton: Skeleton) -> Selectable:
     """Parts of a step that cuts any of several kinds: branches, or groups where the model has no branches."""
     if skeleton.branches:
         return Selectable("branches", tuple(b.site for b in skeleton.branches))
-    kinds = {kind for name in order for kind in _GROUPS_OF.get(name, (name,))}
+    kinds = {kind for name in cut_kinds for kind in _GROUPS_OF.get(name, (name,))}
     sites = tuple(dict.fromkeys(g.site for g in skeleton.groups if g.kind in kinds))
     return Selectable("parts", sites)
 

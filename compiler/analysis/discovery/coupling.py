@@ -167,10 +167,10 @@ class _Search:
             for index, owner in self.owner.items():
                 item = item_of[owner]
                 if (index in self.reads) is is_read and (item >= 0).any():
-                    yield Member(*index, member_segments(item, len(items), index[0]))
+                    yield Member(*index, segments_of_first_item(item, len(items), index[0]))
 
 
-def member_segments(item_of_index: np.ndarray, n_items: int, tensor_name: str) -> tuple[tuple[int, int], ...]:
+def segments_of_first_item(item_of_index: np.ndarray, n_items: int, tensor_name: str) -> tuple[tuple[int, int], ...]:
     """Segments (start, length) of a `Member` in one item, from the item of each index (-1: none).
 
     Raises IrregularLayout where items have other numbers of indices, or lie in no regular pattern.

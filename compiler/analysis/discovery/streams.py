@@ -16,7 +16,7 @@ from ....dsl.syntax.diagnostics import Reject
 from ...ir.capture.capture import full_model_unit
 from ...ir.capture.patches import patch_module_calls
 from ...ir.program import Program
-from .coupling import IrregularLayout, member_segments, module_path_of_tensor
+from .coupling import IrregularLayout, module_path_of_tensor, segments_of_first_item
 from .dependent_integers import Baked, attribute_changes_per_item
 from .discover import names_of_tied_parameters, skeleton_of
 from .experts import with_width_multiple
@@ -107,7 +107,7 @@ def _stream_members(
         if (items >= 0).any():
             tensor = first.get(claim.tensor, claim.tensor)
             try:
-                member = Member(tensor, claim.axis, member_segments(items, len(roots), tensor))
+                member = Member(tensor, claim.axis, segments_of_first_item(items, len(roots), tensor))
             except IrregularLayout as error:
                 raise FixedStream(str(error)) from error
             by_axis[claim.reads].setdefault((tensor, claim.axis), member)

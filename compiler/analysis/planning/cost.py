@@ -95,7 +95,7 @@ def estimate_emission(
     if target.describes_artifacts:
         return Emission(emit.call, emit.source, 1.0, 0, 1 << 20)
     uniform = _layers_still_uniform_after(emit.source, pipeline, ctx)
-    weights = shrink.size_estimate_weights(current, original, uniform, sidecar_bytes(ctx.origin))
+    weights = shrink.stored_weight_specs(current, original, uniform, sidecar_bytes(ctx.origin))
     file_bytes, packing = target.files(weights)
     read = (PROBES + ROWS) * (model_bytes + file_bytes) + ROWS * shrink.param_bytes(original)
     tokens = sum(

@@ -28,7 +28,7 @@ def param_bytes(skeleton: Skeleton) -> int:
     return param_count(skeleton) * _ITEMSIZE.get(skeleton.facts.get("dtype", "float32"), 4)
 
 
-def size_estimate_weights(
+def stored_weight_specs(
     current: Skeleton, original: Skeleton, uniform_layers: bool = True, sidecar_bytes: int = 0
 ) -> Weights:
     """Weights from which targets estimate the size of their files."""

@@ -86,13 +86,13 @@ def _front_manifest(location: str) -> "Manifest | None":
     return manifest if manifest and manifest.members else None
 
 
-def _print_front_points(front: "Manifest", location: str, graph: str | None, shared: SharedFlags) -> None:
+def _print_front_points(front: "Manifest", location: str, layer: str | None, shared: SharedFlags) -> None:
     """A row for every point and a column for every measure, in the recipe's order."""
     from ...artifacts.front_kinds import latency_table_error, members_with_interleaved_times
     from ...core.front_chart import ascii_scatter_plot, svg_scatter_plot
     from ...core.quantity import measurement_text
 
-    if graph is not None:
+    if layer is not None:
         raise unknown_layer(
             f"{location} holds {len(front.members)} models", help="inspect one of them: `effc pick` takes it out"
         ).rejection()

@@ -211,13 +211,13 @@ def _fetch_commit(source: str, destination: Path) -> str:
     return _run_git(destination, "rev-parse", "FETCH_HEAD").strip()
 
 
-def _refuse_large_tree(folder: Path, source: str) -> None:
+def _refuse_large_tree(repository: Path, source: str) -> None:
     """Reject what was fetched where it has more files than a package may, before one is written: a dozen objects can
     stand for as many as one likes."""
     from ...plugin.recipe_packages import MAX_BYTES, MAX_FILES, invalid_package, too_large_diagnostic
 
     count, bytes = 0, 0
-    command = _git_command(folder, "ls-tree", "-r", "-l", "-z", "FETCH_HEAD")
+    command = _git_command(repository, "ls-tree", "-r", "-l", "-z", "FETCH_HEAD")
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as listing:
         assert listing.stdout is not None, "it is a pipe"
         partial = b""

@@ -106,15 +106,17 @@ def _append_route_step(
 ) -> ExpertChoice:
     plan, path, tensors = builder.plan, router.path, routers.named_tensors(router.module, router.extra)
     weight, experts = plan.add_vector(f"{path}.{rule.weight}", tensors[rule.weight]), len(tensors[rule.weight])
-    bias, shift = (
+    bias, correction_bias = (
         None if name is None else plan.add_vector(f"{path}.{name}", tensors[name].flatten())
-        for name in (rule.bias, rule.shift)
+        for name in (rule.bias, rule.correction_bias)
     )
     scores = plan.append_step(
         "scores", experts, x=_register_in_token_order(builder, router.x), weight=weight, bias=bias
     )
-    groups = {"groups": rule.groups, "kept": rule.n_groups_chosen, "judges": rule.judges}
-    register = plan.append_step("route", 2 * rule.count, x=scores, bias=shift, count=rule.count, **groups, **fields)
+    groups = {"groups": rule.groups, "kept": rule.n_groups_chosen, "judges": rule.scores_per_group}
+    register = plan.append_step(
+        "route", 2 * rule.count, x=scores, bias=correction_bias, count=rule.count, **groups, **fields
+    )
     return ExpertChoice(register, rule.count, experts)
 
 

@@ -18,22 +18,22 @@ _KINDS = ("softmax", "sigmoid", "logits")
 class Routing:
     """The `count` experts of the largest share, of the groups that are kept, and their shares, scaled.
 
-    weight, bias   names of the router's tensors that make the logits
-    shift          name of what is added to a share to choose by it, and to that alone
-    judges         the best so many of a group are summed to choose groups
-    kind           "softmax" or "sigmoid" shares; "logits": it chooses by logits, and weighs by their sigmoid
-    eps            kind "near": one expert after another is chosen, by its share among those that are less than `eps` of
-                   their size below it; else it is added to a sum of weights
+    weight, bias       names of the router's tensors that make the logits
+    correction_bias    name of what is added to a share to choose by it, and to that alone (DeepSeek-V3's term)
+    scores_per_group   number of a group's largest scores whose sum ranks the group
+    kind               "softmax" or "sigmoid" shares; "logits": it chooses by logits, and weighs by their sigmoid
+    eps                kind "near": one expert after another is chosen, by its share among those that are less than
+                       `eps` of their size below it; else it is added to a sum of weights
     """
 
     weight: str
     bias: str | None
-    shift: str | None
+    correction_bias: str | None
     kind: str
     count: int
     groups: int = 1
     n_groups_chosen: int = 1
-    judges: int = 1
+    scores_per_group: int = 1
     normal: bool = False
     scale: float = 1.0
     eps: float = 1e-20
@@ -41,7 +41,15 @@ class Routing:
     @property
     def choice(self) -> tuple[object, ...]:
         """Parts of the rule that choose, whatever the weights are."""
-        return self.weight, self.bias, self.shift, self.count, self.groups, self.n_groups_chosen, self.judges
+        return (
+            self.weight,
+            self.bias,
+            self.correction_bias,
+            self.count,
+            self.groups,
+            self.n_groups_chosen,
+            self.scores_per_group,
+        )
 
     def shares(self, logits: Tensor) -> Tensor:
         return logits.softmax(-1) if self.kind == "softmax" else logits.sigmoid()
@@ -57,13 +65,13 @@ class Routing:
             left = left.scatter(-1, number, -torch.inf)
         return torch.cat(weights, -1), torch.cat(numbers, -1)
 
-    def top_k_experts(self, logits: Tensor, shift: Tensor | None) -> Tensor:
+    def top_k_experts(self, logits: Tensor, correction_bias: Tensor | None) -> Tensor:
         """[n, count] numbers of experts, ascending."""
         scores = logits if self.kind == "logits" else self.shares(logits)
-        scores = scores if shift is None else scores + shift
+        scores = scores if correction_bias is None else scores + correction_bias
         if self.groups > 1:
             parts = scores.unflatten(-1, (self.groups, -1))
-            best = parts.topk(self.judges, -1).values.sum(-1).topk(self.n_groups_chosen, -1).indices
+            best = parts.topk(self.scores_per_group, -1).values.sum(-1).topk(self.n_groups_chosen, -1).indices
             away = torch.ones_like(parts[..., 0], dtype=torch.bool).scatter(-1, best, False)
             scores = parts.masked_fill(away[..., None], -torch.inf).flatten(-2)
         return scores.topk(self.count, -1).indices.sort(-1).values
@@ -129,8 +137,8 @@ def infer_routing(module: nn.Module, sample: RoutingSample) -> Routing | None:
     """The rule by which a sample was chosen, of logits that a matrix makes; or None."""
     for logits, form in _candidate_logits(sample):
         for kind, groups in product(_KINDS, _candidate_expert_groups(module, logits.shape[-1])):
-            for shift in (None, *_vectors(sample, logits.shape[-1])):
-                rule = Routing(*form, shift, kind, sample.numbers.shape[-1], *groups)
+            for correction_bias in (None, *_vectors(sample, logits.shape[-1])):
+                rule = Routing(*form, correction_bias, kind, sample.numbers.shape[-1], *groups)
                 fitted_rule = _with_fitted_weights(rule, logits, sample)
                 if fitted_rule is not None:
                     return fitted_rule
@@ -157,7 +165,9 @@ def _with_fitted_weights(rule: Routing, logits: Tensor, sample: RoutingSample) -
     """The rule with weights as the sample has them, where it chooses the same experts."""
     if rule.groups > 1 and rule.count > rule.n_groups_chosen * (logits.shape[-1] // rule.groups):
         return None
-    chosen = rule.top_k_experts(logits, None if rule.shift is None else sample.tensors[rule.shift].flatten())
+    chosen = rule.top_k_experts(
+        logits, None if rule.correction_bias is None else sample.tensors[rule.correction_bias].flatten()
+    )
     expected_numbers, order = sample.numbers.sort(-1)
     if not torch.equal(chosen, expected_numbers):
         return None

@@ -76,7 +76,7 @@ def read_checked_onnx(folder: Path, file_stem: str = NAME) -> OnnxFile:
     except Exception as error:  # what protobuf raises is of its own kind
         raise _rejected(path, f"is no ONNX: {first_line(error)}") from error
     _refuse_content_effc_never_writes(path, model)
-    foreign = _unsupported_domains(model)
+    foreign = _unsupported_operator_texts(model)
     if foreign or model.functions:
         raise _rejected(path, f"calls ops of {', '.join(foreign) or 'its own functions'}, not of ONNX")
     problem = nbits_problem(model.graph, nodes(model))
@@ -120,7 +120,7 @@ def _refuse_content_effc_never_writes(path: Path, model: Any) -> None:
                 raise _rejected(path, "holds names that are not UTF-8")
 
 
-def _unsupported_domains(model: Any) -> list[str]:
+def _unsupported_operator_texts(model: Any) -> list[str]:
     """Domains of ops that effc does not write, each with the op where others of the domain are written."""
     foreign = {o.domain for o in model.opset_import if o.domain not in DOMAINS and o.domain not in RUNTIME}
     for node in nodes(model):

@@ -65,7 +65,9 @@ class Scaling:
     def of(model: nn.Module, grid: Grid, sums: InputStatistics, paths: Sequence[str], in_int8: bool) -> "Scaling":
         return Scaling(model, grid, sums, {p: weight_of(model.get_submodule(p)).float() for p in paths}, in_int8)
 
-    def output_error(self, module_path: str, input_factors: Tensor, output_factors: Tensor, grid: Grid) -> float:
+    def squared_output_error_sum(
+        self, module_path: str, input_factors: Tensor, output_factors: Tensor, grid: Grid
+    ) -> float:
         """Squared error of a module's outputs over all tokens, in the size that they had; 0 of one that was not run."""
         gram, weight = self.sums.grams.finite_gram_or_none(module_path), self.weights[module_path]
         if gram is None:
@@ -87,12 +89,14 @@ class Scaling:
         for reader in fold.readers:
             if reader.path in self.weights:
                 factors = fold.input_factors_of(reader, channel_factors, len(self.inputs[reader.path]))
-                total += self.output_error(
+                total += self.squared_output_error_sum(
                     reader.path, self.inputs[reader.path] * factors, self.outputs[reader.path], grid
                 )
         if fold.writer in self.weights:
             less = self._output_divisors(fold, channel_factors)
-            total += self.output_error(fold.writer, self.inputs[fold.writer], self.outputs[fold.writer] * less, grid)
+            total += self.squared_output_error_sum(
+                fold.writer, self.inputs[fold.writer], self.outputs[fold.writer] * less, grid
+            )
         return total
 
     def _output_divisors(self, fold: Fold, factors: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from .....dsl.checker.skeleton import Group, Kind, Member
 from ....ir.traced_integers import evaluate_expression
-from ..coupling import IrregularLayout, member_segments
+from ..coupling import IrregularLayout, segments_of_first_item
 from ..dependent_integers import Baked, Name, Need, literal_needs, read_attribute
 from ..labels import NO_LABEL, STREAM
 from .mixer_labels import Scan, ScanLabelling, Span, label_mixer
@@ -84,7 +84,7 @@ class _Mixer:
         for claim in self.labelling.claims:
             item = item_of[self.root[claim.labels]]
             if claim.reads is is_read and (item >= 0).any():
-                yield Member(claim.tensor, claim.axis, member_segments(item, len(items), claim.tensor))
+                yield Member(claim.tensor, claim.axis, segments_of_first_item(item, len(items), claim.tensor))
 
     # -- integers that follow --------------------------------------------------------------------------------
 

@@ -149,7 +149,7 @@ def test_the_size_of_its_file_is_foreseen_with_tables_that_are_and_are_not_share
     program = capture(model)
     target = Registry().make("target", Invocation("native", {"path": "a", "weights": weights}))
     now = discover(program)
-    planned = target.weight_bytes(shrink.size_estimate_weights(now, now))
+    planned = target.weight_bytes(shrink.stored_weight_specs(now, now))
     numbers = NumberFormats.from_target_arguments(weights, "int8", 64, "auto")
     write_plan(Reader(program, numbers).build_plan(), tmp_path, {"class": "X", "model_type": "llama", "params": 1})
     stored = json.loads((tmp_path / PLAN).read_text())["entries"].values()
