@@ -30,6 +30,10 @@ unchecked_form = Fault(
     exit="environment",
 )
 
+prompt_not_utf8 = Fault(
+    "prompt-not-utf-8", "A prompt is text in an encoding other than UTF-8, or no text.", exit="usage"
+)
+
 
 @dataclass(frozen=True)
 class Form:
@@ -119,8 +123,18 @@ class RunRequest:
     def text(self) -> str | None:
         """The prompt, or all of a pipe; None where a person writes."""
         if self.prompt is None and not sys.stdin.isatty():
-            return sys.stdin.read().rstrip("\n")
+            return read_utf8_prompt(sys.stdin.read, "the text of the pipe").rstrip("\n")
         return self.prompt
+
+
+def read_utf8_prompt(read: Callable[[], str], label: str) -> str:
+    """The text that `read` takes from stdin. Raises Reject where its bytes are none of UTF-8."""
+    try:
+        text = read()
+        text.encode()  # fails on bytes that Python has kept as lone surrogates
+    except UnicodeError as error:
+        raise prompt_not_utf8(f"{label} is not UTF-8", help="a prompt is text").rejection() from error
+    return text
 
 
 class ArtifactSummary(Protocol):

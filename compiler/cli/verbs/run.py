@@ -142,6 +142,7 @@ def _raise_if_reply_was_stopped(reply) -> None:
 
 def run_chat_loop(chat_session, label: str, shared: SharedFlags) -> None:
     """A chat: Ctrl-C stops the answer, Ctrl-D ends."""
+    from ...plugin.target import read_utf8_prompt
     from .interrupt import only_raise_on_interrupt
 
     screen = shared.screen
@@ -151,9 +152,12 @@ def run_chat_loop(chat_session, label: str, shared: SharedFlags) -> None:
     with only_raise_on_interrupt():
         while True:
             try:
-                line = input(mark)
+                line = read_utf8_prompt(lambda: input(mark), "the line")
             except KeyboardInterrupt:
                 print()
+                continue
+            except Reject as rejection:
+                screen.complain(rejection.diagnostics, "run")
                 continue
             except EOFError:
                 print()

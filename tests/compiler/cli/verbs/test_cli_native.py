@@ -120,6 +120,19 @@ def test_a_prompt_that_is_no_text_and_a_folder_that_is_not_there_are_said_to_be_
     assert missing.code == 5 and "there is no folder `nothere`" in missing.err
 
 
+@pytest.mark.parametrize("locale", ["C.UTF-8", "C"])
+def test_a_pipe_that_brings_no_text_is_said_to_do_so(artifact, locale):
+    """Python keeps its bytes as lone surrogates, which no tokenizer takes."""
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT, "run", str(artifact[0])],
+        input=b"a \xff\xfe",
+        env={**os.environ, "LC_ALL": locale},
+        capture_output=True,
+        timeout=120,
+    )
+    assert run.returncode == 2 and b"error[prompt-not-utf-8]: the text of the pipe is not UTF-8" in run.stderr
+
+
 def test_run_answers_as_text_and_as_json(effc, artifact):
     path, _ = artifact
     told = effc("run", path, "-p", "In the beginning", "-n", "12")
