@@ -43,10 +43,10 @@ PAIRS = 'pairs("p.jsonl", join: " ", length: 24)'
 def compiled(folder: Path, more: str, bound="perplexity(judged) <= 0.9 * base", data=TEXT, steps=""):
     folder.mkdir(exist_ok=True)
     goods = ("apples", "nails", "ropes", "candles", "jars")
-    for name, pairs, buyer in (("ledger.txt", "p.jsonl", "Ann"), ("judged.txt", "q.jsonl", "Bob")):
-        lines = [f"{buyer} pays {n * 7 % 13} coins for {goods[n % 5]}." for n in range(300)]
+    for name, pairs, first in (("ledger.txt", "p.jsonl", 0), ("judged.txt", "q.jsonl", 31)):  # like text, other rows
+        lines = [f"Ann pays {n * 7 % 13} coins for {goods[n % 5]}." for n in range(first, first + 300)]
         (folder / name).write_text("\n".join(lines))
-        records = [{"prompt": f"{buyer} pays {n % 7} coins for", "answer": goods[n % 5]} for n in range(48)]
+        records = [{"prompt": f"Ann pays {n % 7} coins for", "answer": goods[n % 5]} for n in range(first, first + 48)]
         (folder / pairs).write_text("".join(json.dumps(r) + "\n" for r in records))
     judged = data.replace("ledger", "judged").replace("p.jsonl", "q.jsonl")
     recipe = RECIPE.format(bound=bound, data=data, judged=judged, steps=steps, more=more)
