@@ -17,9 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from stat import S_ISREG
 
+from safetensors import SafetensorError
+
 from ...dsl.syntax.diagnostics import Diagnostic, Fault
 from ..core.cache import fsync_path, write_atomic
 from ..core.process_start import process_start_text
+from ..core.resource_errors import RAISE_FILE_LIMIT, disk_full_errno
 from .card import model_card
 from .manifest import CARD, MEASURES, NAME, SBOM, Manifest, artifact_hash, hash_files, readable_json_bytes, verify_files
 from .sbom import cyclonedx_json
@@ -32,7 +35,6 @@ output_exists = Fault("output-exists", "The place where an artifact should go is
 output_unwritable = Fault("output-unwritable", "This user can't write where an artifact should go.", exit="environment")
 disk_full = Fault("disk-full", "The file system has no room, or allows no file that large.", exit="resources")
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
 _DRAFT = re.compile(r"\.(.+)\.effc-(\d+)-(\d+)(\.old)?")  # name, process, its start time
 
@@ -132,7 +134,7 @@ def _is_writable_folder(existing: Path) -> bool:
     try:
         os.rmdir(tempfile.mkdtemp(prefix=".trial-", suffix=_draft_suffix(), dir=existing))
     except OSError as error:
-        return error.errno in _FULL
+        return disk_full_errno(error) is not None
     return True
 
 
@@ -221,14 +223,15 @@ def filesystem_errors_as_diagnostics(destination: Path) -> Iterator[None]:
     """Turn errors of the file system into diagnostics."""
     try:
         yield
-    except OSError as error:
-        if error.errno in _FULL:
+    except (OSError, SafetensorError) as error:
+        if (code := disk_full_errno(error)) is not None:
             free = shutil.disk_usage(next(p for p in destination.parents if p.exists())).free
+            remedy = RAISE_FILE_LIMIT if code == errno.EFBIG else "make room"
             raise disk_full(
-                f"{destination} could not be written whole: {error.strerror}, {free} bytes are free there",
-                help="make room, or name a folder on another disk; nothing was left behind",
+                f"{destination} could not be written whole: {os.strerror(code)}, {free} bytes are free there",
+                help=f"{remedy}, or name a folder on another disk; nothing was left behind",
             ).rejection() from error
-        if error.errno in _CLOSED:
+        if isinstance(error, OSError) and error.errno in _CLOSED:
             raise output_unwritable(
                 f"{error.filename or destination}: {error.strerror}", help="name an output folder that you can write to"
             ).rejection() from error

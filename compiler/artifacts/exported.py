@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from ...dsl.syntax.diagnostics import Fault, Reject
-from ..core.json_errors import first_line, is_out_of_memory, reject_on_error
+from ..core.json_errors import first_line, reject_on_error
+from ..core.resource_errors import is_out_of_memory
 from ..core.safe_read import Unlisted, parse_strict_json, read_regular_file, refuse_irregular_file
 from ..ir.layers.linear import count_params as count_plain_params
 from ..models.checkpoints.generation_config import read_generation_config

@@ -12,7 +12,6 @@ from .safe_read import MALFORMED
 
 _ANNOUNCES = re.compile(r"(Class v|V)alidation error for ")  # of huggingface_hub, what is wrong stands below
 _KIND = re.compile(r"^(Type|Value)Error: (?=.)")
-_EMPTY = ("can't allocate memory", "not enough memory", "CUDA out of memory")
 
 FILE_ERRORS = (OSError, SafetensorError, *MALFORMED)
 
@@ -44,12 +43,6 @@ def describe_json_error(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"it has no `{str(error.args[0])[:80]}`"
     return "it is nested too deep" if isinstance(error, RecursionError) else first_line(error)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a library ran out of memory, by its class or its words."""
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or any(text in str(error) for text in _EMPTY)
 
 
 def first_line(error: BaseException) -> str:

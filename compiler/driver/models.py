@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from ...dsl.checker.recipe import Invocation
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
-from ..core.json_errors import first_line, is_out_of_memory
+from ..core.json_errors import first_line
 from ..core.memory import MemoryWatch, memory_bound
 from ..core.quantity import size_text
+from ..core.resource_errors import is_out_of_memory
 
 if TYPE_CHECKING:
     from ..core.settings import Settings
@@ -33,7 +34,7 @@ model_breaks = Fault(
     exit="environment",
 )
 
-no_words = Fault("no-words", "A model was asked to answer and has no tokenizer beside its weights.", exit="usage")
+no_words = Fault("no-words", "A model was asked to answer and has no tokenizer beside its weights.", exit="environment")
 
 
 @dataclass

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from ...dsl.syntax.diagnostics import Fault
 from ...kernels.native import KernelError
 from ..core.events import iterate_and_report
-from ..core.json_errors import is_out_of_memory
 from ..core.memory import fits_in_memory
+from ..core.resource_errors import is_out_of_memory
 from ..models.checkpoints.origin import max_row_tokens
 from ..models.checkpoints.pretrained import pretrained
 from ..models.rows.decoding import cache_kwargs_of, no_cache, use_cache_kwargs

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from ....dsl.syntax.diagnostics import EXITS, Diagnostic, Fault, Reject
-from ...core.json_errors import is_out_of_memory
+from ...core.resource_errors import RAISE_FILE_LIMIT, disk_full_errno, is_out_of_memory
 from .interrupt import stop_sentence
 
 if TYPE_CHECKING:
@@ -46,7 +46,9 @@ no_memory = Fault(
 )
 no_space = Fault(
     "no-space",
-    "A disk is full.\n\n`effc cache gc` frees what is no longer used; `--cache-dir` moves the cache.",
+    "A disk is full, or a file would be larger than the system allows.\n\n"
+    "`effc cache gc` frees what is no longer used, and `--cache-dir` moves the cache; `ulimit -f` shows the limit on "
+    "the size of a file.",
     exit="resources",
 )
 no_access = Fault("no-access", "A file or folder can't be read or written.", exit="environment")
@@ -90,7 +92,6 @@ MEANINGS = {
 }
 
 _NETWORK = ("huggingface_hub", "requests", "httpx", "httpcore", "urllib3")
-_FULL = ("No space left on device", "os error 28")
 
 
 class VerbException(Exception):
@@ -115,8 +116,8 @@ def diagnostics_of_exception(
     text = str(error)
     if is_out_of_memory(error):
         return [_out_of_memory_diagnostic(error)]
-    if getattr(error, "errno", None) == errno.ENOSPC or any(t in text for t in _FULL):
-        return [_no_space_diagnostic(_file_name_of_error(error), cache)]
+    if (code := disk_full_errno(error)) is not None:
+        return [_no_space_diagnostic(code, _file_name_of_error(error), cache)]
     if type(error).__module__.split(".")[0] in _NETWORK:
         return [
             no_network(
@@ -150,15 +151,22 @@ def _has_class_named(error: BaseException, name: str) -> bool:
     return any(c.__name__ == name for c in type(error).__mro__)
 
 
-def _no_space_diagnostic(file: str, cache: Path | None) -> Diagnostic:
+def _no_space_diagnostic(code: int, file: str, cache: Path | None) -> Diagnostic:
     """Only what lies in the cache is freed by its verb; of a file that somebody named, the disk is theirs."""
     from ...core.cache import default_cache_folder
 
+    where = f" at {file}" if file else ""
+    if code == errno.EFBIG:
+        return no_space(f"a file is larger than this system allows{where}", help=RAISE_FILE_LIMIT)
     cache_folder = os.path.abspath(cache or default_cache_folder())
-    help = "`effc cache gc` frees what is no longer used"
-    if file and not Path(os.path.abspath(file)).is_relative_to(cache_folder):
-        help = "make room on its disk, or name a file on another one"
-    return no_space(f"the disk is full{f' at {file}' if file else ''}", help=help)
+    free_cache, free_disk = "`effc cache gc` frees what is no longer used", "make room on its disk"
+    if not file:
+        help = f"{free_disk}; if the cache is on it, {free_cache}"
+    elif Path(os.path.abspath(file)).is_relative_to(cache_folder):
+        help = free_cache
+    else:
+        help = f"{free_disk}, or name a file on another one"
+    return no_space(f"the disk is full{where}", help=help)
 
 
 def _out_of_memory_diagnostic(error: BaseException) -> Diagnostic:

@@ -15,7 +15,8 @@ from ....dsl.syntax.source_file import irregular_kind_of_path
 from ...core.cache import canonical_json_sha256, write_atomic_if_permitted
 from ...core.environment import check_modules
 from ...core.hashes import cached_file_hash
-from ...core.json_errors import first_line, is_out_of_memory
+from ...core.json_errors import first_line
+from ...core.resource_errors import is_out_of_memory
 from ...core.safe_read import refuse_irregular_file
 from ...core.sealed_json import cache_damaged, read_self_named_record, sealed_json_bytes
 from ...models.checkpoints.config_bounds import refuse_excessive_config_numbers

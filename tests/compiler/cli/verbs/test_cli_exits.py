@@ -51,6 +51,8 @@ def test_the_help_lists_every_exit_code(effc):
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes."), "no-memory", 6),
         (OSError(errno.ENOSPC, "No space left on device", "/x/y"), "no-space", 6),
         (RuntimeError("I/O error: No space left on device (os error 28)"), "no-space", 6),
+        (RuntimeError("I/O error: File too large (os error 27)"), "no-space", 6),
+        (OSError(errno.EFBIG, "File too large"), "no-space", 6),
         (PermissionError(errno.EACCES, "Permission denied", "/x/y"), "no-access", 5),
         (IsADirectoryError(errno.EISDIR, "Is a directory", "/x/y"), "no-access", 5),
     ],
@@ -148,7 +150,10 @@ def test_a_full_disk_is_exit_6(process, write):
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", SCRIPT, "passes"], stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 6
-    assert done.stderr == "error[no-space]: the disk is full\nhelp: `effc cache gc` frees what is no longer used\n"
+    assert done.stderr == (
+        "error[no-space]: the disk is full\n"
+        "help: make room on its disk; if the cache is on it, `effc cache gc` frees what is no longer used\n"
+    )
 
 
 def test_a_reader_that_leaves_is_no_error():
