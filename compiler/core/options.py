@@ -62,6 +62,14 @@ def integer_rule(minimum: int, maximum: int) -> Rule:
     return rule
 
 
+def share_rule(value: Any) -> float:
+    """Rule of numbers from 0 to 1."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= 1:  # a NaN is none, too
+        raise OptionError("is out of range", "give a number from 0 to 1")
+    return float(value)
+
+
 def choice_rule(*names: str) -> Rule:
     """Rule of a few texts."""
 

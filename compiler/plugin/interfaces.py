@@ -86,6 +86,10 @@ class Plugin(Rules, ABC):
         super().__init_subclass__(**kwargs)
         dataclass(frozen=True, kw_only=True)(cls)
 
+    def required_modules(self) -> tuple[str, ...]:
+        """Modules that it imports with these arguments: `plan` refuses it where one is missing."""
+        return self.requires
+
 
 @dataclass(frozen=True)
 class Effort:
@@ -169,10 +173,6 @@ class Pass(Plugin):
     def originals(self) -> "tuple[DataRef, ...]":
         """Data on which it compares with the original, whose words compiler/evaluation/reference.py keeps."""
         return ()
-
-    def required_modules(self) -> tuple[str, ...]:
-        """Modules that it imports with these arguments: `plan` refuses it where one is missing."""
-        return self.requires
 
     def reads_clock(self) -> bool:
         """Whether what it decides depends on how fast this machine is: then the machine is part of the key."""

@@ -204,8 +204,12 @@ class Target(Plugin):
         """Tokens that its artifact continues at most; None where the model decides."""
         return None
 
+    def check_requirements(self, ctx: "Context") -> None:
+        """Raise Reject for what no step changes, such as the model's architecture: asked before passes run."""
+
     def foresee(self, ctx: "Context") -> None:
-        """Raise Reject where it could not write the recipe's model, whatever its weights: asked before passes run."""
+        """Raise Reject where it could not write the recipe's model as it is, whatever its weights: asked before passes
+        run, and only a warning where a step may remove modules."""
 
     def foresee_shapes(self, skeleton: "Skeleton", ctx: "Context") -> None:
         """Raise Reject where it could not write a model of the shapes that a plan forecasts of its steps."""

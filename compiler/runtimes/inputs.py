@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.loss.loss_utils import ForCausalLMLoss, ForMaskedLMLoss, ForSequenceClassificationLoss
 
 from ...dsl.syntax.diagnostics import Fault
-from ..core.options import apply_option_rules, integer_rule
+from ..core.options import apply_option_rules, integer_rule, share_rule
 from ..core.quantity import with_article
 from .generation import invalid_sampling
 
@@ -27,6 +27,7 @@ _RULES = {
     **dict.fromkeys(("num_beams", "num_return_sequences", "max_new_tokens", "max_length"), integer_rule(1, _LIMIT)),
     **dict.fromkeys(("prompt_lookup_num_tokens", "max_matching_ngram_size"), integer_rule(1, _LIMIT)),
     **dict.fromkeys(("min_length", "min_new_tokens"), integer_rule(0, _LIMIT)),
+    "top_p": share_rule,  # transformers takes what is beyond 1 as 1
     "seed": integer_rule(-(2**63), 2**64 - 1),  # of a generator of torch
 }
 

@@ -195,12 +195,17 @@ class Gguf(Target):
         packing = "grid" if self.type in FILE_TYPES else "pack"
         return self.weight_bytes(weights) + _TOKEN * tokens + weights.sidecars, {packing: weights.numbers_to_pack}
 
+    def check_requirements(self, ctx: Context) -> None:
+        from ..models.checkpoints.meta_init import without_storage
+
+        if self.type in FILE_TYPES:
+            check_modules(("llama_cpp",), "llama", f"the target `gguf` with `type: {self.type}`")
+        with without_storage():
+            refuse_unknown_architecture(ctx.origin.build())
+
     def foresee(self, ctx: Context) -> None:
         from ..models.checkpoints.meta_init import without_storage
 
-        check_modules(self.requires, self.extra, "the target `gguf`")
-        if self.type in FILE_TYPES:
-            check_modules(("llama_cpp",), "llama", f"the target `gguf` with `type: {self.type}`")
         with without_storage():
             refuse_gguf_unwritable_config(ctx.origin.build())
 
@@ -277,14 +282,22 @@ class Gguf(Target):
         return summarise_gguf(folder)
 
 
-def refuse_gguf_unwritable_config(model: "nn.Module") -> None:
-    """Raise Reject of a model whose config alone says that no GGUF is written of it."""
-    from ..runtimes.gguf.families import refuse_unsupported_config
+def refuse_unknown_architecture(model: "nn.Module") -> None:
+    """Raise Reject (cannot-write-gguf) of a model that is no language model, or of a type that has no GGUF here."""
+    from ..runtimes.gguf.families import family_of
     from ..runtimes.gguf.refusal import INSTEAD, cannot_write_gguf
-    from ..runtimes.gguf.shapes import refuse_weights_without_gguf_name
 
     if not hasattr(model, "config") or not hasattr(model, "lm_head"):
         kind = type(model).__name__
         raise cannot_write_gguf(f"{kind} is no causal language model with a head", help=INSTEAD).rejection()
+    family_of(model.config)
+
+
+def refuse_gguf_unwritable_config(model: "nn.Module") -> None:
+    """Raise Reject of a model whose config alone says that no GGUF is written of it."""
+    from ..runtimes.gguf.families import refuse_unsupported_config
+    from ..runtimes.gguf.shapes import refuse_weights_without_gguf_name
+
+    refuse_unknown_architecture(model)
     refuse_unsupported_config(model.config)
     refuse_weights_without_gguf_name(model)

@@ -131,7 +131,7 @@ class Hf(CheckpointTarget):
 
         return weights.stored(size)
 
-    def foresee(self, ctx: Context) -> None:
+    def check_requirements(self, ctx: Context) -> None:
         if self.format == "compressed":
             check_modules(("compressed_tensors",), "compressed", "`format: compressed` of `hf`")
             refuse_missing_packages(("compressed-tensors",))

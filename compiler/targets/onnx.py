@@ -150,7 +150,6 @@ class Onnx(Target):
     def foresee(self, ctx: Context) -> None:
         from ..runtimes.onnx.export_support import refuse_unsupported_model
 
-        check_modules(self.requires, self.extra, "the target `onnx`")
         refuse_unsupported_model(ctx)
 
     def lacks(self, earlier_passes: Sequence[Pass]) -> Diagnostic | None:

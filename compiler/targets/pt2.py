@@ -123,15 +123,19 @@ class Pt2(Target):
     def context_tokens(self) -> int | None:
         return self.context
 
-    def foresee(self, ctx: Context) -> None:
+    def check_requirements(self, ctx: Context) -> None:
         from ..evaluation.results import refuse_encoder_decoder
         from ..models.checkpoints.meta_init import without_storage
 
         with without_storage():
-            model = ctx.origin.build()
-        refuse_encoder_decoder(model, cannot_export)
+            refuse_encoder_decoder(ctx.origin.build(), cannot_export)
+
+    def foresee(self, ctx: Context) -> None:
+        from ..models.checkpoints.meta_init import without_storage
+
         if self.context:
-            _refuse_incompatible_context(model, self.context)
+            with without_storage():
+                _refuse_incompatible_context(ctx.origin.build(), self.context)
 
     def forms(self) -> tuple[Form, ...]:
         generates, steps = bool(self.context), 32 if self.context else 8

@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from ..artifacts.pages.chart import check_packages
 from ..artifacts.pages.page import render_html
 from ..core.cache import write_atomic
-from ..plugin.context import Context
 from ..plugin.target import Target
 
 if TYPE_CHECKING:
@@ -31,9 +29,6 @@ class Report(Target):
     result_kinds = ("model", "front", "adapters")
     describes_artifacts = True
     use = "open it in a browser"
-
-    def foresee(self, ctx: Context) -> None:
-        check_packages()
 
     def write_about(self, reports: "Sequence[ReportData]", file: Path) -> None:
         write_atomic(file, render_html(reports).encode())

@@ -136,7 +136,7 @@ def test_targets_of_one_program_refuse_them_before_any_pass_runs(tmp_path, word)
     ctx = context(model, tmp_path, "bart")
     ctx = replace(ctx, origin=replace(ctx.origin, build=lambda: type(model)(model.config)))
     with pytest.raises(Reject) as refused:
-        ctx.registry.import_plugin_class("target", word)(path="x").foresee(ctx)
+        ctx.registry.import_plugin_class("target", word)(path="x").check_requirements(ctx)
     (found,) = refused.value.diagnostics
     assert (
         "an encoder with a decoder" in found.message

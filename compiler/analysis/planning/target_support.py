@@ -7,6 +7,7 @@ from ....dsl.checker.recipe import Emit, Invocation, Pipeline
 from ....dsl.checker.skeleton import Skeleton
 from ....dsl.checker.value_text import value_text
 from ....dsl.syntax.diagnostics import Fault, Reject
+from ...core.environment import check_modules
 from ...core.error_location import diagnostics_located_at
 from ...core.events import Warned
 from ...core.warned import may_be_refused
@@ -38,6 +39,8 @@ def refuse_unsupported_targets(pipeline: Pipeline, ctx: Context, forecasts_by_st
         with diagnostics_located_at(emit.call):
             target = ctx.registry.make("target", emit.call)
             _refuse_bounds_beyond_context(target, emit, pipeline, ctx)
+            check_modules(target.required_modules(), target.extra, f"the target `{emit.call.word}`")
+            target.check_requirements(ctx)
             _refuse_or_warn_model(target, emit, pipeline, ctx)
             _refuse_or_warn_missing_steps(target, emit, pipeline, ctx)
             _refuse_or_warn_shapes(target, emit, *forecasts_by_step[emit.source], ctx)

@@ -162,13 +162,18 @@ FAMILIES = {
 _ACTIVATIONS = {"silu": ("silu", "swish"), "gelu": ("gelu_pytorch_tanh", "gelu_new")}
 
 
-def refuse_unsupported_config(config: Any) -> None:
-    """Raise Reject where a config, whatever the weights, says what llama.cpp does not compute as we write it."""
-    family = FAMILIES.get(config.model_type)
-    if family is None:
+def family_of(config: Any) -> Family:
+    """Family of a model by its config's type. Raises Reject (cannot-write-gguf) of a type that has none."""
+    if config.model_type not in FAMILIES:
         raise cannot_write_gguf(
             f"effc writes no GGUF of `{config.model_type}`: it knows {', '.join(FAMILIES)}", help=INSTEAD
         ).rejection()
+    return FAMILIES[config.model_type]
+
+
+def refuse_unsupported_config(config: Any) -> None:
+    """Raise Reject where a config, whatever the weights, says what llama.cpp does not compute as we write it."""
+    family = family_of(config)
     rope, windows = rope_parameters_of(config), has_window_by_layer(config)
     act = getattr(config, "hidden_activation", None) or config.hidden_act
     unsupported = {

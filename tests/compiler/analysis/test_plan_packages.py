@@ -1,4 +1,4 @@
-"""Optional packages of passes: a plan says which is missing, before any weight is read."""
+"""Optional packages of passes and targets: a plan says which is missing, before any weight is read."""
 
 import sys
 
@@ -35,6 +35,17 @@ def test_a_pass_whose_package_is_missing_is_refused_at_its_place(tmp_path, monke
     assert fault.slug == "package-missing" and caught.value.exit == 5
     assert fault.message == f"`{step.partition('(')[0]}` needs {module}, not installed here"
     assert f"effc[{extra}]" in fault.help and fault.span.text.startswith(step.partition("(")[0])
+
+
+@pytest.mark.parametrize("target", ["gguf", "onnx"])
+def test_a_target_whose_package_is_missing_is_refused_at_its_place_whatever_steps_remove(tmp_path, monkeypatch, target):
+    monkeypatch.setitem(sys.modules, target, None)
+    with pytest.raises(Reject) as caught:
+        plans(tmp_path, "prune.blocks(remove: 1, score: perplexity(calib))", target)
+    (fault,) = caught.value.diagnostics
+    assert fault.slug == "package-missing" and caught.value.exit == 5
+    assert fault.message == f"the target `{target}` needs {target}, not installed here"
+    assert f"effc[{target}]" in fault.help and fault.span.text == f'{target}("out")'
 
 
 def test_a_pass_that_needs_no_package_as_it_is_called_is_planned(tmp_path, monkeypatch):

@@ -118,6 +118,18 @@ def test_changed_files_are_refused_and_read_nothing_beyond_their_end(slim, tmp_p
         read_gguf(path)
 
 
+def test_a_type_of_model_that_has_no_gguf_is_refused_in_plan_whatever_steps_remove(tmp_path):
+    recipe = tmp_path / "r.effspec"
+    recipe.write_text(
+        'effspec 1\nmodel base = zoo("tiny-mamba2")\ndata rows = generated(2, length: 32)\n'
+        "pipeline p(base) { slim = prune.blocks(remove: 1, score: perplexity(rows)) }\n"
+        'emit p { gguf("llamacpp") }\n'
+    )
+    with pytest.raises(Reject, match="effc writes no GGUF of `mamba2`") as refused:
+        api.plan(recipe, cache_dir=tmp_path / "cache")
+    assert refused.value.diagnostics[0].span.text == 'gguf("llamacpp")'
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "words"),
     [
@@ -131,13 +143,6 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused_before_passes_run(tmp
     with pytest.raises(Reject, match=words) as refused:
         Gguf(path="g").foresee(context_of(tmp_path, model, recipe_of([])))
     assert "hold it" in refused.value.diagnostics[0].help
-
-
-def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
-    monkeypatch.setattr(Gguf, "requires", ("no_such_package",))
-    with pytest.raises(Reject) as refused:
-        Gguf(path="g").foresee(context_of(tmp_path, tiny.model("llama"), recipe_of([])))
-    assert refused.value.diagnostics[0].help == 'pip install "effc[gguf]"'
 
 
 @pytest.mark.parametrize(("kind", "bits"), [("q8_0", 8.5), ("f16", 16)])

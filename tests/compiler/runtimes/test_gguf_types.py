@@ -193,7 +193,7 @@ def test_errors_are_shares_of_root_mean_squares_that_importance_weights():
 def test_a_missing_llama_cpp_is_named_with_its_extra_before_passes_run(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "llama_cpp" else find_spec(name))
     with pytest.raises(Reject) as refused:
-        Gguf(path="g", type="q4_k").foresee(context_of(tmp_path, tiny.model("llama"), recipe_of([])))
+        Gguf(path="g", type="q4_k").check_requirements(context_of(tmp_path, tiny.model("llama"), recipe_of([])))
     (fault,) = refused.value.diagnostics
     assert (fault.slug, fault.help) == ("package-missing", 'pip install "effc[llama]"')
     assert "`gguf` with `type: q4_k`" in fault.message

@@ -213,14 +213,6 @@ def test_a_state_space_mixer_is_refused_by_name_before_passes_run(tmp_path):
         Onnx(path="o").foresee(context_of(tmp_path, model, recipe_of([])))
 
 
-def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
-    monkeypatch.setattr(Onnx, "requires", ("onnx", "no_such_package"))
-    with pytest.raises(Reject) as refused:
-        Onnx(path="o").foresee(context_of(tmp_path, tiny.model("llama"), recipe_of([])))
-    (diagnostic,) = refused.value.diagnostics
-    assert diagnostic.slug == "package-missing" and diagnostic.help == 'pip install "effc[onnx]"'
-
-
 @pytest.mark.heavy
 @pytest.mark.parametrize("name", ["gpt2", "qwen2", "gemma2", "gemma3_text", "phi3", "opt", "bloom", "mixtral"])
 def test_decoders_of_many_kinds_compute_the_same_in_onnx_runtime(tmp_path, name):

@@ -76,7 +76,7 @@ class Flower(FederationTarget):
         from ..declaration import base_hash
         from ..request import check_and_get_state_shapes, make_declaration, sub_network_per_client
 
-        self.foresee(ctx)  # what no step can change is refused here, whatever a plan said of it
+        self.check_requirements(ctx)
         full, sizes = check_and_get_state_shapes(self, program, ctx), sub_network_per_client(self, program, ctx)
         folder = self._write_model(program, destination, ctx)
         declared = make_declaration(
@@ -84,12 +84,12 @@ class Flower(FederationTarget):
         )
         write_flower_app(declared, Path(self.path).name, destination)
 
-    def foresee(self, ctx: Context) -> None:
-        from ....core.environment import check_modules
+    def required_modules(self) -> tuple[str, ...]:
+        return self.requires if self.trains == "lora" else ()
+
+    def check_requirements(self, ctx: Context) -> None:
         from ..request import refuse_incompatible_rows
 
-        if self.trains == "lora":
-            check_modules(self.requires, self.extra, "`flower` with `trains: lora`")
         refuse_incompatible_rows(self, ctx)
 
     def forms(self) -> tuple[Form, ...]:

@@ -159,11 +159,13 @@ class Rttc(CheckpointTarget):
         }
 
     def foresee(self, ctx: Context) -> None:
+        if self.generation == "native":
+            Native(path=self.path).foresee(ctx)
+
+    def check_requirements(self, ctx: Context) -> None:
         from ..sample import read_samples
         from ..scorer import read_labelled_answers
 
-        if self.generation == "native":
-            Native(path=self.path).foresee(ctx)
         for _ in read_samples(ctx.folder / self.knowledge):
             pass
         self._read_dev_samples(ctx)
