@@ -135,10 +135,15 @@ class Session:
 
     def recipes(self, *, resolve: bool = False) -> tuple[Recipe, ...]:
         """The checked variants; raises Reject with all faults."""
+        return self.recipes_and_warnings(resolve=resolve)[0]
+
+    def recipes_and_warnings(self, *, resolve: bool = False) -> tuple[tuple[Recipe, ...], tuple[Diagnostic, ...]]:
+        """The checked variants, and what the checker warns of; raises Reject with all faults."""
         checked = self.check(resolve=resolve)
         if any(d.severity == "error" for d in checked.diagnostics):
             raise Reject(*checked.diagnostics)
-        return self._with_named_pipelines(checked.recipes) if self.pipelines else checked.recipes
+        recipes = self._with_named_pipelines(checked.recipes) if self.pipelines else checked.recipes
+        return recipes, tuple(d for d in checked.diagnostics if d.severity == "warning")
 
     def _with_named_pipelines(self, recipes: tuple[Recipe, ...]) -> tuple[Recipe, ...]:
         """Recipes with the named pipelines alone. Raises Reject (no-such-pipeline)."""
@@ -288,7 +293,7 @@ def plan_all_pipelines(session: Session) -> "list[Plan]":
     from ..analysis.planning import lock
     from ..analysis.planning.plan import plan_pipeline
 
-    recipes, result = session.recipes(resolve=True), []
+    (recipes, warnings), result = session.recipes_and_warnings(resolve=True), []
     if session.settings.locked:
         session.settings = lock.with_locked_threads(session.path, session.settings)
     refuse_unusable_device(session.settings.device)
@@ -307,6 +312,8 @@ def plan_all_pipelines(session: Session) -> "list[Plan]":
     for origin in session.origins.values():
         for note in origin.notes:
             session.settings.on_event(Warned(model_remark(f"{origin.label}: {note}")))
+    for warning in warnings:
+        session.settings.on_event(Warned(warning))
     return result
 
 

@@ -23,6 +23,7 @@ base_mismatch = Fault("wrong-base", "A ratio is a share of something that the pa
 missing_base = Fault("missing-base", "A ratio doesn't say what it is a share of, and there are several answers.")
 unknown_choice = Fault("unknown-choice", "A word is none of those that the parameter lets you choose from.")
 
+_COUNT_WORDS = {"K": "thousand", "M": "million", "B": "billion", "T": "trillion"}
 CLASSES = {
     bool: "bool",
     int: "int",
@@ -189,6 +190,9 @@ def type_mismatch_diagnostic(expr: ast.Expr, value: Any, param: Param) -> Diagno
         help = f"write `{fix.text}`" if fix else f"write it like `{sample_value_text(param)}`"
         if value_type in ("int", "float") and "duration" in param.types:
             help = f"write `{value_text(value)}s`, `{value_text(value)}min` or another unit of time"
+        if value_type in ("int", "float") and "bytes" in param.types and expr.span.text[-1:] in _COUNT_WORDS:
+            unit = expr.span.text[-1]
+            help = f"`{unit}` is a {_COUNT_WORDS[unit]} here; write a size with KB, MB, GB or KiB, MiB, GiB"
         return unit_mismatch(
             f"`{param.name}` is {value_text(value)}, {expected} is needed", expr.span, help=help, fix=fix
         )

@@ -50,10 +50,10 @@ def _ratio_text(ratio: Ratio) -> str:
 
 
 def _bytes_text(size: Bytes) -> str:
-    for unit in ("TiB", "GiB", "MiB", "KiB", "TB", "GB", "MB", "KB"):
-        if size.value and size.value % BYTES[unit] == 0:
-            return f"{size.value // BYTES[unit]}{unit}"
-    return f"{shortest_decimal(size.value / 1024)}KiB"
+    """In the unit that gives the shortest whole number; binary units and large ones first among equals."""
+    units = ("TiB", "GiB", "MiB", "KiB", "TB", "GB", "MB", "KB")
+    whole = [f"{size.value // BYTES[unit]}{unit}" for unit in units if size.value and size.value % BYTES[unit] == 0]
+    return min(whole, key=lambda text: len(text.rstrip("TGMKiB")), default=f"{shortest_decimal(size.value / 1024)}KiB")
 
 
 def _duration_text(duration: Duration) -> str:

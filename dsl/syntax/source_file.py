@@ -96,8 +96,8 @@ def _similar_path_remedy(file: Path) -> str:
     from difflib import get_close_matches
 
     try:
-        names = [p.name for p in file.parent.glob("*.effspec") if p.is_file()][:500]
+        stems = [p.stem for p in file.parent.glob("*.effspec") if p.is_file()][:500]
     except OSError:
-        names = []
-    close = get_close_matches(file.name, names, n=1) or get_close_matches(file.name + ".effspec", names, n=1)
-    return f"did you mean `{file.parent / close[0]}`?" if close else ""
+        stems = []
+    close = get_close_matches(file.stem, stems, n=1)  # without the ending, which all of them share
+    return f"did you mean `{file.parent / close[0]}.effspec`?" if close else ""

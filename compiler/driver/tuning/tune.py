@@ -12,7 +12,7 @@ from ...artifacts.artifact import refuse_output_path
 from ...artifacts.manifest import read_manifest
 from ...artifacts.output_lock import OutputPath, check_outputs, output_paths
 from ...core.cache import Cache
-from ...core.events import Said
+from ...core.events import Event, Listener, Said, Warned
 from ...core.quantity import count_text, measurement_text
 from ...core.stopping import before_stopping
 from ..api import build
@@ -154,6 +154,17 @@ def _compile_front(tuned: Tuned, outputs: Outputs) -> None:
         tuned.unmet = missed[0]
 
 
+def _drop_repeated_warnings(wish: Wish) -> Listener:
+    """The session's listener without the warnings of the wish, which its candidates have as well."""
+    repeated, on_event = {Warned(d).message for d in wish.warnings}, wish.session.settings.on_event
+
+    def forward(event: Event) -> None:
+        if not (isinstance(event, Warned) and event.message in repeated):
+            on_event(event)
+
+    return forward
+
+
 def _compile_candidate(
     tuned: Tuned, candidate: Candidate, outputs: Outputs, suffix: str, may_replace: bool = False
 ) -> list[Diagnostic]:
@@ -162,6 +173,7 @@ def _compile_candidate(
     path, text = outputs.recipe_path(suffix), tuned.search.trials.recipe_text(candidate, suffix)
     outputs.journal.write_recipe(path, text)
     session = replace(tuned.wish.session_with_text(text, path), pipelines=(tuned.wish.pipeline.name,))
+    session.settings = replace(session.settings, on_event=_drop_repeated_warnings(tuned.wish))
     results = build(session, outputs.out, force=may_replace)
     for page in (page for result in results for page in result.reports):
         outputs.journal.note_written(page.path.read_text(encoding="utf-8"))

@@ -12,10 +12,11 @@ from ....dsl.checker.recipe import Bound, Emit, Invocation, Pipeline, Recipe, St
 from ....dsl.checker.value_text import quoted, value_text
 from ....dsl.checker.values import DataRef, MetricRef, references_in
 from ....dsl.syntax import ast
-from ....dsl.syntax.diagnostics import Fault
+from ....dsl.syntax.diagnostics import Diagnostic, Fault
 from ....dsl.syntax.format import format_source
 from ....dsl.syntax.parse import parse
 from ....dsl.syntax.source import Source, Span
+from ...core.events import Warned
 from ...plugin.context import Context
 
 if TYPE_CHECKING:
@@ -33,8 +34,9 @@ not_open = Fault(
 class Wish:
     """One pipeline with open steps.
 
-    step   the open one
-    emit   the target whose arguments are open as far as they are not written
+    step       the open one
+    emit       the target whose arguments are open as far as they are not written
+    warnings   those of the checker, which were emitted
     """
 
     session: "Session"
@@ -42,6 +44,7 @@ class Wish:
     pipeline: Pipeline
     step: Step
     emit: Emit
+    warnings: tuple[Diagnostic, ...] = ()
 
     @property
     def objectives(self) -> tuple[MetricRef, ...]:
@@ -173,7 +176,7 @@ def _metric_text_on_data(metric: MetricRef, data: DataRef) -> str:
 
 def read_wish(session: "Session") -> Wish:
     """The wish in a recipe. Raises Reject (not-open) for one without open steps, or with several."""
-    recipes = session.recipes(resolve=True)
+    recipes, warnings = session.recipes_and_warnings(resolve=True)
     opened = [(r, p, s) for r in recipes for p in r.pipelines.values() for s in p.steps if is_open(s)]
     if not opened:
         raise not_open(
@@ -188,7 +191,9 @@ def read_wish(session: "Session") -> Wish:
         also_open = tuple((s.call.span, "here, too") for _, _, s in opened[1:] if s.call.span)
         message = "steps are open in several places"
         raise not_open(message, step.call.span, related=also_open, help="name one by `--pipeline`").rejection()
-    return Wish(session, recipe, pipeline, step, model_emits(session, pipeline)[0])
+    for warning in warnings:
+        session.settings.on_event(Warned(warning))
+    return Wish(session, recipe, pipeline, step, model_emits(session, pipeline)[0], warnings)
 
 
 def _spans_of_open_step_and_target(source: Source, pipeline: str, step: str, target: Invocation) -> tuple[Span, Span]:

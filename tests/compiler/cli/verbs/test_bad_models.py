@@ -300,8 +300,9 @@ def test_a_result_that_computes_no_numbers_is_not_emitted(effc, here):
     (here / "r.effspec").write_text(RECIPE.replace(", score: perplexity(rows)", ""))
     run = effc("compile", "r.effspec", "--no-progress")
     assert run.code == 1
+    error = "error[not-a-number]: the result computes NaN or infinity for ordinary tokens\n  --> r.effspec:7:14\n"
     assert run.err.startswith(
-        "error[not-a-number]: the result computes NaN or infinity for ordinary tokens\n  --> r.effspec:7:14\n"
+        f"warning[unused-name]: data `rows` is never used; drop the line, or use the name\n{error}"
     )
     assert "Traceback" not in run.err and not (here / "out" / "small").exists()
 

@@ -53,3 +53,11 @@ def test_the_manifest_the_card_and_the_page_tell_a_warning(effc, warns):
         MIN_SAMPLES in (warns / "out/small/README.md").read_text()
         and MIN_SAMPLES in (warns / "out/page.html").read_text()
     )
+
+
+@pytest.mark.parametrize("verb", ["plan", "compile"])
+def test_the_checker_s_warnings_are_told_once_by_whatever_works_on_the_recipe(effc, here, verb):
+    (here / "r.effspec").write_text(SMALL + "expect small { bytes >= 1KB }\n")
+    run = effc(verb, "r.effspec", "--no-progress", "--format", "json")
+    (warning,) = (d for d in json.loads(run.out)["diagnostics"] if d["slug"] == "worse-side")
+    assert run.code == 0 and warning["severity"] == "warning" and run.err.count("warning[worse-side]: `bytes` ") == 1

@@ -56,8 +56,10 @@ def test_the_smallest_format_within_the_bound_is_chosen_and_its_recipe_compiles_
 
 def test_a_front_of_formats_is_compiled_point_by_point_and_each_recipe_compiles_to_the_same_bytes(tmp_path, capsys):
     file, out = written(tmp_path, optimize="bytes, against: divergence(dev)", more=NARROW), tmp_path / "out"
+    file.write_text(file.read_text() + "expect fast { bytes >= 1KB }\n")
     assert tuned(file, out, tmp_path / "cache", "--format", "json") == 0
     answer = json.loads(capsys.readouterr().out)
+    assert [d["slug"] for d in answer["diagnostics"]] == ["worse-side"], "each point's recipe repeats the warning"
     ratios = {c["name"]: tuple(c["ratios"].values()) for c in answer["candidates"]}
     points = [ratios[point["name"]] for point in answer["front"]]
     assert len(points) > 1 and points == sorted(points), points
