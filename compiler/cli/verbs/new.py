@@ -132,13 +132,20 @@ def register(app: typer.Typer) -> None:
         path = output or Path(f"{short or 'model'}-{goal}.effspec")
         if path.exists():
             raise file_exists(f"{path} exists", help="name another file with -o").rejection()
-        text = make_checked_recipe(source, goal, short or "model", path, shared)
         from ...core.cache import write_atomic
 
-        write_atomic(path, text.encode())
         base = path.parent / _knowledge_file_name(short or "model")
-        if goal == "rttc" and not base.exists():
+        is_new_base = goal == "rttc" and not base.exists()
+        if is_new_base:  # before the recipe, whose plan reads it
             write_atomic(base, SAMPLES.encode())
+        try:
+            text = make_checked_recipe(source, goal, short or "model", path, shared)
+        except BaseException:
+            if is_new_base:
+                base.unlink()
+            raise
+        write_atomic(path, text.encode())
+        if is_new_base:
             shared.screen.note(f"{base} holds three samples: put yours there")
         if shared.format == "json":
             return shared.screen.answer_json("new", path=str(path), goal=goal, model=source.text)

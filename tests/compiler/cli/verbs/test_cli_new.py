@@ -61,6 +61,7 @@ def test_code_is_run_only_where_that_is_allowed_and_goals_of_text_need_a_tokeniz
     assert run.code == 5 and run.err.startswith("error[remote-code]") and not list(tmp_path.glob("*.effspec"))
     run = effc("new", "mine", "--goal", "rttc")
     assert run.code == 5 and "goals for it are smaller, faster, gentle, search" in run.err
+    assert not list(tmp_path.rglob("*knowledge*")), "a recipe that is refused leaves no knowledge base"
 
 
 def test_a_gguf_file_is_named_as_one(tmp_path, monkeypatch):
