@@ -1,5 +1,6 @@
 """Number of rows per forward, and retries with fewer rows when a device is out of memory."""
 
+import gc
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -37,6 +38,7 @@ def retry_with_smaller_batches_on_oom(function: Callable[[], T], device: str, on
             return function()
         except torch.OutOfMemoryError:
             pass  # what the traceback holds is let go before it begins again
+        gc.collect()  # models of earlier steps may be in reference cycles, which a full device does not collect
         empty_device_cache(device)
         current = max_rows_per_forward()
         if current == 1:
