@@ -1,12 +1,13 @@
 """Adapters on half of a model's weights (Shears, SQFT) beside adapters on all of it, on questions with answers to choose.
 
     python -m bench.shears DATA FOLDER [--task ARC-Easy] [--seeds 0 1 2] [--steps 200] [--train 800] [--dev 48]
-                                 [--test 200] [--sparsity 50] [--model 'gguf("...")'] [--json FILE]
+                                 [--test 200] [--sparsity 50] [--model 'gguf("...")'] [--rows FILE] [--json FILE]
 
 DATA     a folder of LLM-Adapters' tasks: TASK/train.json and TASK/test.json, "instruction" and "answer"; or of GSM8K:
          train.jsonl and test.jsonl with `--task gsm8k`, "question" and "answer"; or of SST-2: train.tsv and test.tsv
          with `--task sst2`, "sentence" and "label"
-FOLDER   keeps what is done: steps in its cache, measured models with the answer to every question in rows.json
+FOLDER   keeps what is done in its cache
+--rows   the file of measured models with the answer to every question, to which a later run adds (FOLDER/rows.json)
 
 Of commonsense tasks the accuracy on test questions, an answer chosen by likelihood; of GSM8K the perplexity of worked
 solutions behind their questions, as 135 M parameters solve next to none. Seeds choose what is learned and in which
@@ -182,16 +183,17 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--only", nargs="+", default=list(ROUTES), choices=list(ROUTES))
     parser.add_argument("--model", default="")
+    parser.add_argument("--rows", type=Path)
     add_json_option(parser)
     options = parser.parse_args()
+    setting = {name: getattr(options, name) for name in ("model", "task", "steps", "train", "dev", "test", "sparsity")}
     options.model = options.model or f'gguf("{smol.gguf_path()}")'
     folder, began = options.folder.resolve(), time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     write_splits(options.data, folder, options.task)
     torch.set_num_threads(1)
     print(", ".join(f"{k} {v}" for k, v in machine_facts().items()), flush=True)
-    setting = {name: getattr(options, name) for name in ("model", "task", "steps", "train", "dev", "test", "sparsity")}
-    store = RowStore(folder / "rows.json", setting)
+    store = RowStore(options.rows or folder / "rows.json", setting)
     done = {(row["route"], row["seed"]) for row in store.rows}
     for seed, route in ((s, r) for s in options.seeds for r in options.only if (r, s) not in done):
         row = {"route": route, "seed": seed} | measured_row(*run_route(folder, route, options, seed), options.task)
