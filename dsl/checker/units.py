@@ -28,11 +28,11 @@ def parse_number_with_unit(digits: str, unit: str) -> Any:
     Powers of ten move into the exponent: 0.7% and 0.1B are the nearest floats, not a rounded product.
     """
     if unit == "%":
-        return Ratio(_parse_times_power_of_ten(digits, -2))
+        return Ratio(parse_times_power_of_ten(digits, -2))
     if unit in COUNTS:
         if digits.lstrip("+-").isdigit():
             return int(digits) * 10 ** COUNTS[unit]
-        value = _parse_times_power_of_ten(digits, COUNTS[unit])
+        value = parse_times_power_of_ten(digits, COUNTS[unit])
         return int(value) if unit and value.is_integer() else value
     if unit in BYTES:
         size = float(digits) * BYTES[unit]
@@ -42,7 +42,7 @@ def parse_number_with_unit(digits: str, unit: str) -> Any:
     return None
 
 
-def _parse_times_power_of_ten(digits: str, power: int) -> float:
+def parse_times_power_of_ten(digits: str, power: int) -> float:
     mantissa, _, exponent = digits.lower().partition("e")
     return float(f"{mantissa}e{int(exponent or 0) + power}")
 

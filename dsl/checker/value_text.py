@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .recipe import Bound
-from .units import BYTES, DURATIONS
+from .units import BYTES, DURATIONS, parse_times_power_of_ten
 from .values import Bytes, DataRef, Duration, MetricRef, ModelRef, ProfileRef, Range, Ratio, Selector, Shares, StepRef
 
 
@@ -46,7 +46,8 @@ def quoted(text: str) -> str:
 
 
 def _ratio_text(ratio: Ratio) -> str:
-    return f"{shortest_decimal(round(ratio.value * 100, 10))}%" + (f" of {ratio.of}" if ratio.of else "")
+    percent = parse_times_power_of_ten(repr(ratio.value), 2)
+    return f"{shortest_decimal(round(percent, 10))}%" + (f" of {ratio.of}" if ratio.of else "")
 
 
 def _bytes_text(size: Bytes) -> str:
